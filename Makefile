@@ -1,0 +1,45 @@
+# make demo    install, then run the whole pipeline on the embedded sample
+# make test    install, then run the tests
+# make lint    formatting, lint, types, import rules
+# EXTRAS=dev,gpu adds CUDA for JAX; PYTHON=python3.12 chooses the interpreter; TORCH=any: see .ci/install
+VENV    ?= .venv
+EXTRAS  ?= dev
+STAMP   := $(VENV)/.installed-$(EXTRAS)
+BIN     := $(VENV)/bin
+
+.PHONY: demo test lint format install constraints clean
+
+demo: $(STAMP)
+	$(BIN)/jora run
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# The ignored warning is pyright's question to the npm registry whether it is the newest; the version is pinned.
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install
+	.ci/install "$(VENV)" "$(EXTRAS)"
+	@touch "$(STAMP)"
+
+# Resolves pyproject.toml anew for every supported Python. The CUDA libraries of the Linux torch are left out: its own
+# wheel pins them, and the CPU wheel has none.
+constraints: $(STAMP)
+	grep '^#' constraints.txt > constraints.new
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
+	    --extra dev --extra scale --constraints - pyproject.toml \
+	    | grep -vE '^(nvidia-|cuda-|triton==)' >> constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf "$(VENV)" build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
