@@ -1,8 +1,9 @@
 """Run one command of the training core as a child process: ``python -m jora_core.<module> --spec SPEC.json``.
 
-Device memory is given back when the child ends, a crash or an out-of-memory cannot take the pipeline with it, and
-this process never imports JAX. The child runs under :mod:`flows.child_main` in a session of its own; it is killed
-with all its helpers when this call ends for whatever reason, and when this process is killed with -9.
+Device memory is given back when the child ends, a crash or an out-of-memory cannot take the pipeline with
+it, and this process never imports JAX. The child runs under :mod:`flows.child_main` in a session of its
+own; it is killed with all its helpers when this call ends for whatever reason, and when this process is
+killed with -9.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,18 +21,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from flows import processes
 from flows.errors import InputError
 
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
-POLL_SECONDS = 0.2
 KILLED_STATUSES = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
 OUT_OF_MEMORY_MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError")
 
 logger = logging.getLogger("jora.child")
 _stop_all = threading.Event()
-_running: set[int] = set()
-_lock = threading.Lock()
+_running: list[processes.Supervised] = []
 
 
 class Spec(Protocol):
@@ -67,7 +66,7 @@ class ChildFailed(ChildError):
 
 
 class ChildKilled(ChildError):
-    """The child was ended from outside (SIGTERM after a checkpoint, or SIGKILL): worth a retry, which resumes."""
+    """The child was ended from outside (SIGTERM, SIGKILL): worth a retry, which resumes where it was."""
 
 
 class ChildInputError(InputError):
@@ -83,10 +82,11 @@ def run_child(
     on_line: Callable[[str], None] | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> dict[str, Any]:
-    """Run ``python -m jora_core.<module>`` (a dotted name is taken as it is) on ``spec``; return its ``result.json``.
+    """Run ``python -m jora_core.<module>`` on ``spec`` and return its ``result.json``.
 
-    On a terminal the child draws its progress bars there; elsewhere each of its lines goes to ``on_line`` (default:
-    the Prefect run's logger inside a run, the ``jora.child`` logger outside). ``env`` is added to the environment.
+    A dotted ``module`` is taken as it is. On a terminal the child draws its progress bars there; elsewhere
+    each of its lines goes to ``on_line`` (default: the Prefect run's logger inside a run, the
+    ``jora.child`` logger outside). ``env`` is added to the environment.
 
     Raises:
         ChildInputError: the child refused its input.
@@ -100,7 +100,7 @@ def run_child(
     spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     target = module if "." in module else f"jora_core.{module}"
     status, tail = _supervised(
-        [sys.executable, "-P", "-m", target, "--spec", str(spec_path)],
+        processes.python_module(target, "--spec", str(spec_path)),
         env=env or {},
         on_line=on_line or _log_line(),
         grace_seconds=grace_seconds,
@@ -127,8 +127,8 @@ def stopping() -> bool:
 def children_end_with_block() -> Iterator[None]:
     """End the children of every thread when the block is left by an exception.
 
-    A signal interrupts the main thread only: without this a task's thread would go on waiting for its child, and
-    the interpreter for the thread. Each child gets SIGTERM and the time for a checkpoint.
+    A signal interrupts the main thread only: without this a task's thread would go on waiting for its
+    child, and the interpreter for the thread. Each child gets SIGTERM and the time for a checkpoint.
     """
     _stop_all.clear()
     try:
@@ -136,87 +136,38 @@ def children_end_with_block() -> Iterator[None]:
     except BaseException:
         _stop_all.set()
         while _running:
-            time.sleep(POLL_SECONDS / 4)
+            time.sleep(processes.POLL_SECONDS)
         raise
 
 
 def _supervised(
     command: list[str], env: dict[str, str], on_line: Callable[[str], None], grace_seconds: float
 ) -> tuple[int, str]:
-    """Run ``command`` under the supervisor; return its exit status (128 + n for signal n) and its last lines."""
-    lifeline_read, lifeline_write = os.pipe()
-    output_read, output_write, terminal = _output_channel()
-    supervisor = [sys.executable, "-P", "-m", "flows.child_main", "--lifeline", str(lifeline_read)]
+    """Run ``command`` supervised; return its exit status (128 + n for signal n) and its last lines."""
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    process: subprocess.Popen[bytes] | None = None
-    reader: threading.Thread | None = None
+    output_read, output_write, terminal = _output_channel()
+    reader = threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)
     try:
-        process = subprocess.Popen(
-            [*supervisor, "--parent", str(os.getpid()), "--", *command],
-            env=_environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=output_write,
-            stderr=output_write,
-            pass_fds=(lifeline_read,),
-            start_new_session=True,
-        )
-        with _lock:
-            _running.add(process.pid)
-        os.close(output_write)
-        os.close(lifeline_read)
-        output_write = lifeline_read = -1
-        reader = threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)
-        reader.start()
-        while not _ended(process.pid):
-            if _stop_all.wait(POLL_SECONDS):
-                _end_group(process.pid, grace_seconds)
-    finally:
-        if process is not None:
-            _end_group(process.pid, grace_seconds)
-            # Not reaped yet, so the group's number is still ours: whatever the child left behind goes with it.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            with _lock:
-                _running.discard(process.pid)
-        for descriptor in (lifeline_read, lifeline_write, output_write):
-            if descriptor >= 0:
-                os.close(descriptor)
-        if reader is not None:
+        try:
+            child = processes.start(command, env, output_write)
+        finally:
+            os.close(output_write)
+        _running.append(child)
+        try:
+            reader.start()
+            while not child.ended() and not _stop_all.wait(processes.POLL_SECONDS):
+                pass
+        finally:
+            status = child.end(grace_seconds)
+            _running.remove(child)
             reader.join(timeout=5)
+    finally:
         os.close(output_read)
-    status = process.returncode
-    return (status if status >= 0 else 128 - status), "\n".join(tail)
-
-
-def _ended(pid: int) -> bool:
-    """Whether process ``pid`` has ended, without reaping it."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _end_group(pid: int, grace_seconds: float) -> None:
-    """End process group ``pid``: SIGTERM, up to ``grace_seconds`` for a checkpoint, then SIGKILL."""
-    if _ended(pid):
-        return
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGTERM)
-    deadline = time.monotonic() + grace_seconds
-    while not _ended(pid):
-        if time.monotonic() > deadline:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        time.sleep(POLL_SECONDS / 4)
-
-
-def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return the child's environment: ours, with this checkout importable whatever the working directory holds."""
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root, **extra}
+    return status, "\n".join(tail)
 
 
 def _output_channel() -> tuple[int, int, bool]:
-    """Return (read end, write end, is a terminal) of the child's output: a pseudo-terminal where ours is a terminal."""
+    """Return (read end, write end, is a terminal) of the child's output: a terminal where ours is one."""
     if not sys.stderr.isatty():
         return *os.pipe(), False
     import fcntl

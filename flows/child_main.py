@@ -1,14 +1,15 @@
 """Supervisor between the pipeline and one training process, so that neither outlives the other.
 
-``python -m flows.child_main --lifeline FD -- COMMAND…`` runs COMMAND in the supervisor's own process group and
-leaves with its exit status (``128 + n`` after signal *n*). Two ways of dying must not leave an orphan on the
-accelerator:
+``python -m flows.child_main --lifeline FD -- COMMAND…`` runs COMMAND in the supervisor's own process group
+and leaves with its exit status (``128 + n`` after signal *n*). Two ways of dying must not leave an orphan
+on the accelerator:
 
-- The pipeline is killed with -9. Linux's parent-death signal would fire when the *thread* that forked ends, and
-  Prefect runs tasks in worker threads; so the supervisor holds the read end of a pipe instead, whose end of file
-  says that the pipeline is gone, and kills the whole process group, helpers of the child included.
-- The supervisor is killed with -9. The child was forked from its only thread, so there the parent-death signal
-  is exact.
+- The pipeline is killed with -9. Linux's parent-death signal would fire when the *thread* that forked ends,
+  and Prefect runs tasks in worker threads; so the supervisor holds the read end of a pipe instead, whose
+  end of file says that the pipeline is gone, and kills the whole process group, helpers of the child
+  included.
+- The supervisor is killed with -9. The child was forked from its only thread, so there the parent-death
+  signal is exact.
 
 It imports the standard library only: it must start in milliseconds and hold no memory beside a training run.
 """
@@ -29,7 +30,7 @@ POLL_SECONDS = 1.0
 
 
 def die_with_parent(parent: int) -> Callable[[], None]:
-    """Return a function for the forked child that ties its life to process ``parent`` (Linux; elsewhere a no-op)."""
+    """Return what a forked child calls to be killed with process ``parent`` (Linux; elsewhere a no-op)."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def tie() -> None:
@@ -44,12 +45,13 @@ def die_with_parent(parent: int) -> Callable[[], None]:
 
 
 def supervise(command: list[str], lifeline: int, parent: int) -> int:
-    """Run ``command`` until it ends or ``lifeline`` reads end of file; return its exit status, 128 + n for signal n."""
+    """Run ``command`` until it ends or ``lifeline`` does; return its exit status, 128 + n for signal n."""
     os.set_inheritable(lifeline, False)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM to checkpoint.
+    # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM to
+    # checkpoint.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(name, lambda *_: None)
 

@@ -93,7 +93,7 @@ def test_crash_tells_its_last_lines(tmp_path: Path) -> None:
     assert crash.value.status == 1 and "Traceback" in crash.value.tail
     with pytest.raises(ChildFailed, match="tokens_per_batch"):
         run(tmp_path, "memory")
-    with pytest.raises(ChildFailed, match="result.json"):
+    with pytest.raises(ChildFailed, match="left no readable"):
         run(tmp_path, "no-result")
 
 

@@ -1,4 +1,4 @@
-"""A child command of the tests: ``python -m tests.flows.toy_child --spec FILE`` does what ``act`` in the spec says."""
+"""A child command of the tests: it does what ``act`` in its spec says."""
 
 from __future__ import annotations
 

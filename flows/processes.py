@@ -1,0 +1,88 @@
+"""Processes that cannot outlive the pipeline, started under :mod:`flows.child_main`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A supervised command in a session of its own; closing ``lifeline`` (as our death does) kills it."""
+
+    process: subprocess.Popen[bytes]
+    lifeline: int
+
+    @property
+    def pid(self) -> int:
+        """Process id, and process group, of the supervisor."""
+        return self.process.pid
+
+    def ended(self) -> bool:
+        """Whether the command has ended; it is not reaped, so its process group's number stays ours."""
+        if self.process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def end(self, grace_seconds: float) -> int:
+        """End the whole group: SIGTERM, up to ``grace_seconds`` to leave by itself, then SIGKILL.
+
+        Returns the exit status of the command, 128 + n after signal n.
+        """
+        if self.process.returncode is None:
+            self._signal(signal.SIGTERM)
+            deadline = time.monotonic() + grace_seconds
+            while not self.ended() and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            # Also after a good end: helpers that the command left behind.
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+            os.close(self.lifeline)
+        status = self.process.wait()
+        return status if status >= 0 else 128 - status
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def start(command: list[str], env: dict[str, str], output: int) -> Supervised:
+    """Start ``command`` with our environment plus ``env``, its output and errors going to file ``output``."""
+    lifeline_read, lifeline_write = os.pipe()
+    supervisor = [sys.executable, "-P", "-m", "flows.child_main", "--lifeline", str(lifeline_read)]
+    try:
+        process = subprocess.Popen(
+            [*supervisor, "--parent", str(os.getpid()), "--", *command],
+            env={**os.environ, **_importable(), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(lifeline_read,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(lifeline_write)
+        raise
+    finally:
+        os.close(lifeline_read)
+    return Supervised(process, lifeline_write)
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Return the command of ``python -m module``; ``-P`` keeps a stray file of the working directory out."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def _importable() -> dict[str, str]:
+    """Make this checkout importable in the child whatever its working directory is."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
