@@ -1,0 +1,34 @@
+"""The training core on JAX: model, LoRA, sharding, weights, data, training, prediction, export.
+
+Importing this package imports nothing heavy: the names of the public face are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from jora_core.errors import InputError
+
+if TYPE_CHECKING:
+    from jora_core.paper import AlpacaDataset, ParallamaConfig, generate_alpaca_dataset, train_lora
+
+# The paper's face (listing 1 of the JORA paper) lives in `paper`; it pulls in JAX, so only on first use.
+_LAZY = {
+    "AlpacaDataset": "jora_core.paper",
+    "ParallamaConfig": "jora_core.paper",
+    "generate_alpaca_dataset": "jora_core.paper",
+    "train_lora": "jora_core.paper",
+}
+
+__all__ = ["AlpacaDataset", "InputError", "ParallamaConfig", "generate_alpaca_dataset", "train_lora"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

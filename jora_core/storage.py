@@ -1,0 +1,173 @@
+"""Files of this core: safetensors read by slice, and writers that leave a whole file or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jora_core.config import read_json_object
+from jora_core.errors import InputError
+
+_DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it is fsynced and renamed to it, on failure removed.
+
+    Raises:
+        InputError: the folder cannot be made or written to, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as err:
+        raise InputError(
+            f"cannot write {path}: {err.strerror or err}; free space or choose another folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON, indented, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write one safetensors file atomically; the metadata says "pt", which `transformers` asks for."""
+    import safetensors.numpy
+    from safetensors import SafetensorError
+
+    with atomic_path(path) as temporary:
+        whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        try:
+            safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
+        except SafetensorError as err:
+            raise InputError(f"cannot write {path}: {err}; free space or choose another folder") from None
+
+
+class TensorStore:
+    """Named tensors of one safetensors file, or of a model folder with one file or an index of shards.
+
+    Only headers are read until a slice is asked for. Every problem is an InputError naming tensor and file.
+    """
+
+    def __init__(self, files: Mapping[str, Path], handles: Mapping[Path, Any]) -> None:
+        self._files = dict(files)
+        self._handles = dict(handles)
+
+    @classmethod
+    def of_file(cls, path: Path | str) -> TensorStore:
+        """Open one file."""
+        path = Path(path)
+        handle = _open(path)
+        return cls({name: path for name in handle.keys()}, {path: handle})  # noqa: SIM118 - not a dict
+
+    @classmethod
+    def of_model(cls, folder: Path | str) -> TensorStore:
+        """Open ``model.safetensors`` of a model folder, or all shards that its index names."""
+        folder = Path(folder)
+        index = folder / "model.safetensors.index.json"
+        if (folder / "model.safetensors").exists() or not index.exists():
+            return cls.of_file(folder / "model.safetensors")
+        weight_map = read_json_object(index, f"model folder {folder}").get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} has no weight_map; expected tensor names and their files")
+        handles = {folder / name: _open(folder / name) for name in sorted(set(weight_map.values()))}
+        files = {}
+        for name, shard in weight_map.items():
+            if name not in handles[folder / shard].keys():  # noqa: SIM118 - not a dict
+                raise InputError(f"{folder / shard} has no tensor {name}, which {index.name} says it holds")
+            files[name] = folder / shard
+        return cls(files, handles)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], ignore: frozenset[str] = frozenset()) -> None:
+        """Compare names and shapes with what the config asks for; names in `ignore` may be there or not.
+
+        Raises:
+            InputError: a missing, unexpected or misshaped tensor, or one that does not hold floats.
+        """
+        where = ", ".join(sorted({path.name for path in self._handles})[:3])
+        folder = next(iter(self._handles)).parent
+        missing = [name for name in expected if name not in self._files]
+        if missing:
+            raise InputError(f"{folder}: tensor {missing[0]} is missing from {where}{_more(missing)}")
+        extra = [
+            n for n in self._files if n not in expected and n not in ignore and not n.endswith("inv_freq")
+        ]
+        if extra:
+            raise InputError(f"{self._files[extra[0]]}: unexpected tensor {extra[0]}{_more(extra)}")
+        for name, shape in expected.items():
+            found = self.shape(name)
+            if found != shape:
+                raise InputError(f"{self._files[name]}: tensor {name} has shape {found}, expected {shape}")
+            if self.dtype(name) not in _DTYPE_NAMES.values():
+                raise InputError(f"{self._files[name]}: tensor {name} is {self.dtype(name)}, expected floats")
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Type of a tensor as numpy names it, from the header."""
+        raw = str(self._slice(name).get_dtype())
+        return _DTYPE_NAMES.get(raw, raw)
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Read a tensor or a part of it.
+
+        Raises:
+            InputError: the part holds NaN or infinity.
+        """
+        part = self._slice(name)
+        value = part[index if index else (slice(None),) * len(part.get_shape())]
+        # A sum is finite exactly if no element is NaN or infinite (short of overflow), and needs no mask array.
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(np.sum(value, dtype=np.float32)) or bool(np.isfinite(value).all())
+        if not finite:
+            raise InputError(f"{self._files[name]}: tensor {name} holds NaN or infinite values")
+        return value
+
+    def sha256(self, name: str) -> str:
+        """Digest of a tensor's bytes, little-endian and row-major as stored."""
+        return hashlib.sha256(self.read(name).tobytes()).hexdigest()
+
+    def _slice(self, name: str) -> Any:
+        return self._handles[self._files[name]].get_slice(name)
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists() and list(path.parent.glob("*.bin")):
+        raise InputError(f"{path.parent} holds weights in pickle files only; save them as safetensors first")
+    try:
+        return safe_open(path, "numpy")
+    except FileNotFoundError:
+        raise InputError(f"weights file {path} does not exist") from None
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror or err}") from None
+    except SafetensorError as err:
+        raise InputError(f"{path} is truncated or not a safetensors file ({err}); fetch it again") from None
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
