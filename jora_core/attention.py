@@ -1,8 +1,8 @@
 """The one attention of the core: grouped-query, masked by example and by suffix.
 
 Training, packing, scoring of choices and generation all go through :func:`attention`, so a blockwise or fused
-kernel replaces it in one place. The mask rule (one row holds several segments, a segment one shared prefix and
-its suffixes)::
+kernel replaces it in one place. The mask rule (one row holds several segments, a segment one shared prefix
+and its suffixes)::
 
     allowed(q, k) = k <= q and segment[k] == segment[q] > 0 and (suffix[k] == 0 or suffix[k] == suffix[q])
 

@@ -1,7 +1,8 @@
-"""What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec, exit codes, progress lines.
+"""What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec, exit codes, progress
+lines.
 
-Exit codes: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself returns,
-such as 143 after an orderly stop.
+Exit codes: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
+returns, such as 143 after an orderly stop.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import errno
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -22,8 +22,17 @@ from jora_core.spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-# What the user can mend: a folder that is not writable, a disk that is full. Anything else is a failure of ours.
-_USER_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+# What the user can mend: a folder that is not writable, a disk that is full. Anything else is a failure of
+# ours.
+_USER_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
 
 
 def run_command(
@@ -32,11 +41,12 @@ def run_command(
     """Run one command and end the process with its exit code.
 
     Args:
-        model: the spec's class; fields `output_dir` and `compilation_cache_dir` are honoured where it has them.
-        function: does the work; an int that it returns is the exit code, None is 0.
-        argv: arguments without the program's name; the process's own if None.
+        model: the spec's class; fields `output_dir` and `compilation_cache_dir` are honoured where it has
+        them. function: does the work; an int that it returns is the exit code, None is 0. argv: arguments
+        without the program's name; the process's own if None.
     """
-    parser = argparse.ArgumentParser(description=(sys.modules[function.__module__].__doc__ or "").split("\n")[0])
+    summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--spec", required=True, type=Path, help=f"JSON file with a {model.__name__}")
     path = parser.parse_args(argv).spec
     try:
@@ -71,7 +81,8 @@ def check_writable(folder: Path) -> None:
 
 def set_compilation_cache(folder: Path | None) -> None:
     """Keep compiled programs in `folder`, or where ``JAX_COMPILATION_CACHE_DIR`` says, so that the next start
-    compiles nothing. Every program counts: on a small model the many short compilations are the start-up time.
+    compiles nothing. Every program counts: on a small model the many short compilations are the start-up
+    time.
     """
     import jax
 
@@ -79,33 +90,6 @@ def set_compilation_cache(folder: Path | None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere, both on stderr."""
-
-    def __init__(self, label: str, total: int, seconds_between_lines: float = 10.0) -> None:
-        self._label, self._total, self._pause = label, total, seconds_between_lines
-        self._tty = sys.stderr.isatty()
-        self._start = time.monotonic()
-        self._last = self._start
-
-    def update(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total is done; drawing is throttled, the last step is always shown."""
-        now = time.monotonic()
-        pause = 0.1 if self._tty else self._pause
-        if done < self._total and now - self._last < pause:
-            return
-        self._last = now
-        rate = done / max(now - self._start, 1e-9)
-        left = f", {(self._total - done) / rate:.0f} s left" if 0 < done < self._total else ""
-        text = f"{self._label}: {done}/{self._total} ({rate:.1f}/s{left}){' ' + note if note else ''}"
-        if self._tty:
-            filled = 24 * done // max(self._total, 1)
-            end = "\n" if done >= self._total else ""
-            print(f"\r\x1b[K[{'#' * filled}{'.' * (24 - filled)}] {text}", end=end, file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
 
 def _refuse(message: str) -> NoReturn:

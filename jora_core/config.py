@@ -1,7 +1,7 @@
 """The shape of a model, read from and written to a Hugging Face ``config.json``.
 
-Only the Llama architecture is known. Whatever a config asks for that this decoder would compute differently is
-refused by name: a model that loads is a model that is computed exactly.
+Only the Llama architecture is known. Whatever a config asks for that this decoder would compute differently
+is refused by name: a model that loads is a model that is computed exactly.
 """
 
 from __future__ import annotations

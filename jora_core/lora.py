@@ -1,8 +1,8 @@
 """Low-rank adapters over a frozen base: y = x Wᵀ + scale · (dropout(x) Aᵀ) Bᵀ, scale = alpha / r.
 
-Shapes are PEFT's (A [R, in], B [out, R]), stacked over layers, so a saved folder is read by ``peft`` and one of
-``peft``'s is read here. LoRA: Hu et al. 2021, arXiv:2106.09685. The update is always ``(x Aᵀ) Bᵀ``; ``B A`` is
-formed only to merge.
+Shapes are PEFT's (A [R, in], B [out, R]), stacked over layers, so a saved folder is read by ``peft`` and
+one of ``peft``'s is read here. LoRA: Hu et al. 2021, arXiv:2106.09685. The update is always ``(x Aᵀ) Bᵀ``;
+``B A`` is formed only to merge.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def load_adapter(
     """Read a PEFT LoRA folder made for a model of this shape.
 
     Raises:
-        InputError: missing files, another PEFT method, an option this core would compute differently, missing,
+        InputError: missing files, another PEFT method, an option this core would compute differently,
+            missing,
             unexpected or misshaped tensors, NaN.
     """
     folder = Path(folder)
@@ -133,7 +134,8 @@ def load_adapter(
 
 
 def _lora_spec(path: Path, data: dict[str, Any]) -> LoraSpec:
-    """The LoRA settings of an ``adapter_config.json``, refused by name where they mean another computation."""
+    """The LoRA settings of an ``adapter_config.json``, refused by name where they mean another
+    computation."""
     if data.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type {data.get('peft_type')} is not supported; expected LORA")
     neutral = {"bias": "none", "fan_in_fan_out": False, "use_dora": False, "use_rslora": False}

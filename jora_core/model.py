@@ -220,7 +220,8 @@ def _scaled_frequency(frequency: jax.Array, scaling: RopeScaling | None) -> jax.
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Zero elements of x with probability `rate` (to 1/65,536) and scale the rest up.
 
-    Two 16-bit draws come from each random word: the generator is the larger part of an adapter's cost on a CPU.
+    Two 16-bit draws come from each random word: the generator is the larger part of an adapter's cost on a
+    CPU.
     """
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
     draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]

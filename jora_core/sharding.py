@@ -1,12 +1,12 @@
 """Where every array lives: one mesh with the axes data and tensor, one table of rules.
 
-Axis names appear in this file only. Weights follow Megatron's layout (arXiv:1909.08053): the first matrix of each
-block is split by its outputs, the second by its inputs, so a block costs one all-reduce. Embedding and head are
-split by vocabulary. Key/value heads fewer than the tensor axis are replicated.
+Axis names appear in this file only. Weights follow Megatron's layout (arXiv:1909.08053): the first matrix
+of each block is split by its outputs, the second by its inputs, so a block costs one all-reduce. Embedding
+and head are split by vocabulary. Key/value heads fewer than the tensor axis are replicated.
 
 Axes are Auto: the model stays free of sharding types and one source runs on one device and on many; XLA
-propagates from the weights and from the few `constrain` marks. Enter the mesh with ``jax.set_mesh(mesh)`` around
-tracing: outside of one, `constrain` does nothing.
+propagates from the weights and from the few `constrain` marks. Enter the mesh with ``jax.set_mesh(mesh)``
+around tracing: outside of one, `constrain` does nothing.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
             )
     if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
         raise InputError(
-            f"mesh.tensor={tensor} neither divides num_key_value_heads={config.num_kv_heads} nor is a multiple of it"
+            f"mesh.tensor={tensor} neither divides num_key_value_heads={config.num_kv_heads} "
+            "nor is a multiple of it; choose another tensor axis"
         )
 
 

@@ -32,7 +32,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as err:
         raise InputError(
             f"cannot write {path}: {err.strerror or err}; free space or choose another folder"
@@ -75,7 +75,7 @@ class TensorStore:
         """Open one file."""
         path = Path(path)
         handle = _open(path)
-        return cls({name: path for name in handle.keys()}, {path: handle})  # noqa: SIM118 - not a dict
+        return cls(dict.fromkeys(handle.keys(), path), {path: handle})
 
     @classmethod
     def of_model(cls, folder: Path | str) -> TensorStore:
@@ -139,7 +139,8 @@ class TensorStore:
         """
         part = self._slice(name)
         value = part[index if index else (slice(None),) * len(part.get_shape())]
-        # A sum is finite exactly if no element is NaN or infinite (short of overflow), and needs no mask array.
+        # A sum is finite exactly if no element is NaN or infinite (short of overflow), and needs no mask
+        # array.
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(np.sum(value, dtype=np.float32)) or bool(np.isfinite(value).all())
         if not finite:

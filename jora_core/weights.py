@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jora_core.config import ModelConfig, read_json_object
-from jora_core.errors import InputError
+from jora_core.config import ModelConfig
 from jora_core.model import LayerParams, Params
 from jora_core.sharding import make_mesh, param_shardings
 from jora_core.storage import TensorStore, write_json, write_tensors
+from jora_core.tokenize import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
     ignore = frozenset({_ROWS["head"].name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
-    check_tokenizer(folder, config)
+    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        load_tokenizer(Path(folder), config.vocab_size)
     return store
 
 
@@ -121,7 +122,8 @@ def load_params(
     """Read a model's weights into their places on the mesh (one device if None).
 
     Raises:
-        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more tokens in
+        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
+            tokens in
             the tokenizer than rows in the embedding; a mesh that cannot split this model.
     """
     store = open_checkpoint(folder, config)
@@ -163,25 +165,6 @@ def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.
         else:
             tensors[row.name()] = host
     return tensors
-
-
-def check_tokenizer(folder: Path | str, config: ModelConfig) -> None:
-    """Refuse a ``tokenizer.json`` with ids beyond the embedding; more rows than tokens are usual padding."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.exists():
-        return
-    data = read_json_object(path, f"model folder {folder}")
-    try:
-        vocab = data["model"]["vocab"]
-        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-        size = 1 + max([*ids, *(token["id"] for token in data.get("added_tokens", []))])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} is not a tokenizers file: no vocabulary in it") from None
-    if size > config.vocab_size:
-        raise InputError(
-            f"{path} has {size} tokens but the embedding has only {config.vocab_size} rows (config.json vocab_size); "
-            "use the tokenizer that belongs to these weights"
-        )
 
 
 def _read_layers(
