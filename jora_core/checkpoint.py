@@ -1,0 +1,134 @@
+"""Training state on disk: Orbax checkpoints that belong to one order and survive a kill at any moment.
+
+A checkpoint is written under a temporary name and renamed, so one that a kill cut short is never read; the two
+newest are kept. Each carries a digest of the order and of its input files: state of another order is never
+resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jora_core.errors import InputError
+from jora_core.spec import TrainSpec
+from jora_core.step import TrainState
+
+_KEEP = 2
+# Where results go and how programs are cached does not change what is computed.
+_NOT_COMPUTED = {"output_dir", "checkpoint_dir", "compilation_cache_dir", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: steps done and the next microbatch."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one order in one folder."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        """Open a folder; checkpoints of another order, and remains of a kill, are removed.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        # Orbax reports each of its phases; what a person needs to know is said by the loop.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.fresh_because: str | None = None
+        self._folder = Path(folder).absolute()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            owner = self._folder / "digest"
+            if owner.exists() and owner.read_text().strip() != digest:
+                self.fresh_because = "its checkpoints belong to another order or to other input files"
+                shutil.rmtree(self._folder / "steps", ignore_errors=True)
+                (self._folder / "metrics.jsonl").unlink(missing_ok=True)
+            temporary = owner.with_name("digest.tmp")
+            temporary.write_text(digest + "\n")
+            temporary.replace(owner)
+        except OSError as err:
+            raise InputError(f"cannot write checkpoint_dir {folder}: {err.strerror or err}") from None
+        self._manager = ocp.CheckpointManager(
+            self._folder / "steps",
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=_KEEP, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Write a checkpoint; returns when the state has been copied, the disk may take longer."""
+        if position.step in self._manager.all_steps():
+            return
+        self._manager.save(
+            position.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_as_dict(state)),  # type: ignore[call-arg]
+                position=ocp.args.JsonSave(vars(position)),  # type: ignore[call-arg]
+            ),
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
+        """The newest checkpoint, placed as `like` is, or None."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),  # type: ignore[call-arg]
+                position=ocp.args.JsonRestore(),  # type: ignore[call-arg]
+            ),
+        )
+        leaves = [found["state"][name] for name in sorted(found["state"])]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return state, Position(**found["position"])
+
+    def close(self) -> None:
+        """Wait until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def run_digest(spec: TrainSpec) -> str:
+    """SHA-256 of what decides a run's result: the order, the records, the tokenizer, and the weights' headers.
+
+    Weights are identified by name, size and safetensors header instead of content: reading 140 GB to decide
+    whether to resume would cost more than most resumes save.
+    """
+    order = spec.model_dump(mode="json", exclude=_NOT_COMPUTED)
+    # Content, not names: a run may go on after its inputs moved.
+    del order["model"], order["data"]["records"]
+    parts: dict[str, Any] = {"spec": order | {"adapter": spec.adapter is not None}}
+    files = {"records": spec.data.records}
+    files |= {name: spec.model / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+    if spec.adapter is not None:
+        files |= {n: spec.adapter / n for n in ("adapter_config.json", "adapter_model.safetensors")}
+    for role, file in files.items():
+        if file.is_file():
+            with file.open("rb") as stream:
+                parts[role] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if spec.init == "pretrained":
+        for file in sorted(spec.model.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                head = stream.read(min(int.from_bytes(stream.read(8), "little"), 1 << 26))
+            parts[file.name] = [file.stat().st_size, hashlib.sha256(head).hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _as_dict(state: TrainState) -> dict[str, jax.Array]:
+    """A flat dict, so that the files do not depend on how the classes of optimizer and model nest."""
+    return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}

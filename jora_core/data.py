@@ -1,0 +1,255 @@
+"""Training data: a Parquet file of records becomes groups of tokenised examples.
+
+Two kinds of file are read, told apart by their columns:
+
+* Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): the prompt's text
+  comes from a template, only the answer and EOS have loss;
+* weighted text (``segments``: list of {text, weight}; optional ``suffixes``: list of such lists that each follow
+  the row's segments): every token has its segment's weight. This is what a base model is trained from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jora_core.errors import InputError
+from jora_core.groups import Example, Group, Piece, plain_group, share_contexts, suffix_groups
+from jora_core.prompt import fill_template, shorten_prompt
+from jora_core.spec import DataSpec
+from jora_core.tokenize import TextTokenizer
+
+RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
+_READ_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Groups to train on, groups kept for validation, and what happened on the way."""
+
+    train: tuple[Group, ...]
+    validation: tuple[Group, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def load_groups(
+    spec: DataSpec, tokenizer: TextTokenizer, seed: int = 0, log: Callable[[str], None] = lambda line: None
+) -> TrainData:
+    """Read, tokenise and group the records that a spec selects.
+
+    Examples longer than `max_seq_len` are shortened in their context, never in their answer; how many is logged
+    and counted.
+
+    Raises:
+        InputError: no such file, not Parquet, a column missing, or nothing left to train on.
+    """
+    counts = {"records": 0, "shortened": 0, "dropped": 0}
+    columns = _columns(spec)
+    rows = _read_rows(spec, columns)
+    limit = most_slots(spec)
+    train: list[Group] = []
+    validation: list[Group] = []
+    for held_out, chunk in _by_context(rows, spec, seed):
+        counts["records"] += len(chunk)
+        if "segments" in columns:
+            groups = _weighted_groups(chunk, spec, tokenizer, limit, counts)
+        else:
+            groups = _record_groups(chunk, spec, tokenizer, limit, counts)
+        (validation if held_out else train).extend(groups)
+    if not train:
+        raise InputError(
+            f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
+            f"({counts['records']} records read, {counts['dropped']} dropped); check data.split and data.tasks"
+        )
+    counts["groups"] = len(train)
+    counts["validation_groups"] = len(validation)
+    counts["slots"] = sum(g.slots for g in train)
+    counts["slots_apart"] = sum(
+        sum(len(g.prefix) + len(s) - 1 for s in g.suffixes) if g.suffixes else g.slots for g in train
+    )
+    log(
+        f"data: {counts['records']} records, {len(train)} groups to train on, {len(validation)} for validation, "
+        f"{counts['slots']} token slots ({counts['slots_apart']} without sharing)"
+    )
+    if counts["shortened"] or counts["dropped"]:
+        log(
+            f"data: {counts['shortened']} examples longer than {spec.max_seq_len} tokens had their context "
+            f"shortened, {counts['dropped']} had answers that alone are longer and were dropped"
+        )
+    return TrainData(tuple(train), tuple(validation), counts)
+
+
+def most_slots(spec: DataSpec) -> int:
+    """Longest row of a batch: room for a group that shares a context, within the budget of a microbatch."""
+    return min(spec.tokens_per_batch, 2 * spec.max_seq_len)
+
+
+def _columns(spec: DataSpec) -> list[str]:
+    """The file's columns to read, after checking that it has those it needs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(spec.records).names
+    except FileNotFoundError:
+        raise InputError(
+            f"no records file {spec.records}; build the context first or correct data.records"
+        ) from None
+    except OSError as err:
+        raise InputError(f"cannot read {spec.records}: {err.strerror or err}") from None
+    except pa.ArrowInvalid as err:
+        raise InputError(f"{spec.records} is not a Parquet file: {str(err).splitlines()[0]}") from None
+    if "segments" in names:
+        needed = ["segments", *(["task"] if spec.tasks is not None else [])]
+        optional = ["suffixes", "id", "task", "split", "context_id"]
+    else:
+        needed = list(RECORD_COLUMNS)
+        optional = ["context_ids", "oracle_ids"]
+    if missing := [name for name in needed if name not in names]:
+        raise InputError(
+            f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(needed)} "
+            "(records) or segments (weighted text)"
+        )
+    return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
+
+
+def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    taken = 0
+    number = -1
+    try:
+        with pq.ParquetFile(spec.records) as file:
+            for batch in file.iter_batches(batch_size=_READ_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    if row.get("split", spec.split) != spec.split:
+                        continue
+                    if spec.tasks is not None and row.get("task") not in spec.tasks:
+                        continue
+                    if taken == spec.max_records:
+                        return
+                    taken += 1
+                    row.setdefault("id", f"row {number}")
+                    row.setdefault("context_id", "")
+                    _check_row(row, number, spec.records, columns)
+                    yield row
+    except (OSError, pa.ArrowInvalid) as err:
+        raise InputError(f"cannot read {spec.records}: {str(err).splitlines()[0]}") from None
+
+
+def _check_row(row: dict[str, Any], number: int, path: Path, columns: list[str]) -> None:
+    texts = ("segments",) if "segments" in columns else ("id", "instruction", "input", "output")
+    for name in texts:
+        if row[name] is None:
+            raise InputError(f"{path}, row {number}: {name} is null; every record needs one")
+
+
+def _by_context(
+    rows: Iterator[dict[str, Any]], spec: DataSpec, seed: int
+) -> Iterator[tuple[bool, list[dict[str, Any]]]]:
+    """Chunks of whole contexts, a large one at a time, marked if they are kept for validation.
+
+    A context is kept or not by the hash of its name, so that a context is never on both sides.
+    """
+    chunks: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    last = None
+    for row in rows:
+        name = row["context_id"] or row["id"]
+        held_out = spec.validation_share > 0 and _share_of(f"{seed}:{name}") < spec.validation_share
+        if len(chunks[held_out]) >= _READ_ROWS and name != last:
+            yield held_out, chunks[held_out]
+            chunks[held_out] = []
+        chunks[held_out].append(row)
+        last = name
+    yield from ((held_out, chunk) for held_out, chunk in chunks.items() if chunk)
+
+
+def _share_of(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
+
+
+def _record_groups(
+    rows: list[dict[str, Any]], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
+) -> list[Group]:
+    texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
+    prompts = tokenizer.encode_batch(texts)
+    answers = tokenizer.encode_batch([row["output"] for row in rows])
+    bos = _bos(tokenizer)
+    examples = []
+    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
+        answer = np.append(answer, np.int32(tokenizer.eos_id))
+        budget = spec.max_seq_len - len(bos) - len(answer)
+        if budget < 1:
+            counts["dropped"] += 1
+            continue
+        if len(prompt) > budget:
+            counts["shortened"] += 1
+            prompt = shorten_prompt(
+                tokenizer, spec.prompt_template, row["instruction"], row["input"], budget, _oracle_lines(row)
+            )
+        examples.append(Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer))
+    if spec.sharing == "off":
+        return [plain_group(example) for example in examples]
+    return share_contexts(examples, limit)
+
+
+def _oracle_lines(row: dict[str, Any]) -> set[int]:
+    """Context lines that hold the answer, where the context has one line per retrieved id."""
+    ids = row.get("context_ids") or []
+    oracle = set(row.get("oracle_ids") or [])
+    lines = row["input"].rpartition("\n\n")[0].split("\n")
+    return {i for i, id in enumerate(ids) if id in oracle} if len(lines) == len(ids) else set()
+
+
+def _weighted_groups(
+    rows: list[dict[str, Any]], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
+) -> list[Group]:
+    texts = [s["text"] for row in rows for s in row["segments"]]
+    texts += [s["text"] for row in rows for suffix in row.get("suffixes") or [] for s in suffix]
+    encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    bos = _bos(tokenizer)
+    groups: list[Group] = []
+    for row in rows:
+        suffixes = [_piece(suffix, encoded, tokenizer) for suffix in row.get("suffixes") or [] if suffix]
+        prefix = Piece(bos, np.zeros(len(bos), np.float32)) + (
+            _piece(row["segments"], encoded, None)
+            if suffixes
+            else _piece(row["segments"], encoded, tokenizer)
+        )
+        room = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
+        if room <= len(bos):
+            counts["dropped"] += 1
+            continue
+        if len(prefix) > room:
+            counts["shortened"] += 1
+            prefix = prefix[: len(bos)] + prefix[len(prefix) - (room - len(bos)) :]
+        if suffixes:
+            groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
+        elif len(prefix) > 1:
+            groups.append(Group((row["id"],), prefix))
+    return groups
+
+
+def _piece(
+    segments: list[dict[str, Any]], encoded: dict[str, np.ndarray], tokenizer: TextTokenizer | None
+) -> Piece:
+    """Tokens of a list of segments, each with its segment's weight; EOS at the end if a tokenizer is given."""
+    parts = [encoded[s["text"]] for s in segments]
+    weights = [np.full(len(encoded[s["text"]]), s["weight"], np.float32) for s in segments]
+    if tokenizer is not None:
+        parts.append(np.asarray([tokenizer.eos_id], np.int32))
+        weights.append(np.asarray([segments[-1]["weight"] if segments else 0.0], np.float32))
+    if not parts:
+        return Piece(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return Piece(np.concatenate(parts), np.concatenate(weights))
+
+
+def _bos(tokenizer: TextTokenizer) -> np.ndarray:
+    return np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)

@@ -1,0 +1,120 @@
+"""One JSON line a step, kept in step with the checkpoints, and the progress a person sees."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from jora_core.errors import InputError
+
+
+class MetricsLog:
+    """``metrics.jsonl`` in the output folder, with a copy beside the checkpoints that outlives the former.
+
+    A resumed run starts from the copy, cut back to the checkpoint's step, so that no step stands there twice.
+    """
+
+    def __init__(self, output: Path, kept: Path, steps_done: int) -> None:
+        rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.rows: list[dict[str, Any]] = rows
+        self._files: list[IO[str]] = []
+        for path in (kept, output):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(path)
+                self._files.append(path.open("a", encoding="utf-8"))
+            except OSError as err:
+                raise InputError(f"cannot write {path}: {err.strerror or err}") from None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; readers see whole lines as they are made."""
+        self.rows.append(row)
+        for file in self._files:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last line of a killed run may be half there
+            break
+    return rows
+
+
+class Progress:
+    """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
+
+    def __init__(self, total: int, done: int, clock: Callable[[], float], every: float = 10.0) -> None:
+        self._total = total
+        self._clock = clock
+        self._every = every
+        self._next = 0.0
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("training", total=total, completed=done, text="")
+            self._bar.start()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Show one row of metrics."""
+        text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
+        if "validation_loss" in row:
+            text += f"  validation {row['validation_loss']:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], text=text)
+        elif self._clock() >= self._next or row["step"] == self._total or "validation_loss" in row:
+            self._next = self._clock() + self._every
+            self.say(f"step {row['step']}/{self._total}  {text}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def peak_memory_bytes() -> int:
+    """Most memory in use so far: of the busiest device where it says so, else of this process."""
+    import jax
+
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(peaks):
+        return max(peaks)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
