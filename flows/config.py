@@ -1,9 +1,10 @@
 """The one configuration of a pipeline: what `jora run CONFIG` reads and the Prefect form shows.
 
-Relative paths of the file count from `root`, and `root` itself from the file's own folder (default: that folder),
-so a configuration means the same from any working directory. Two things count from the working directory instead:
-`store`, because what a run writes belongs to whoever runs it, and paths given with `--set`, because they are typed
-there. `${NAME}` and `${NAME:-default}` in a path are replaced from the environment.
+Relative paths of the file count from `root`, and `root` itself from the file's own folder (default: that
+folder), so a configuration means the same from any working directory. Two things count from the working
+directory instead: `store`, because what a run writes belongs to whoever runs it, and paths given with
+`--set`, because they are typed there. `${NAME}` and `${NAME:-default}` in a path are replaced from the
+environment.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The base model."""
 
-    path: str = Field(title="Model folder", description="Hugging Face layout: config.json, safetensors, tokenizer")
-    dtype: Dtype = Field("float32", title="Weight type", description="Type of the frozen base weights in memory")
+    path: str = Field(
+        title="Model folder", description="Hugging Face layout: config.json, safetensors, tokenizer"
+    )
+    dtype: Dtype = Field(
+        "float32", title="Weight type", description="Type of the frozen base weights in memory"
+    )
 
 
 class PhaseConfig(Section):
@@ -46,46 +51,58 @@ class PhaseConfig(Section):
     stage: PhaseStage = Field(title="Stage", description="Which of the two fine-tuning stages this is")
     tasks: list[Task] = Field(min_length=1, title="Tasks", description="Which records it trains on")
     lora: LoraSpec = Field(
-        default_factory=lambda: LoraSpec.model_validate({}),
+        default_factory=LoraSpec,
         title="LoRA",
         description="Adapter shape; the second phase takes the first one's",
     )
     optim: OptimSpec = Field(
-        default_factory=lambda: OptimSpec.model_validate({}), title="Optimizer", description="AdamW and its schedule"
+        default_factory=OptimSpec,
+        title="Optimizer",
+        description="AdamW and its schedule",
     )
     max_steps: int | None = Field(None, ge=1, title="Steps", description="Optimizer steps; or give n_epochs")
-    n_epochs: float | None = Field(None, gt=0, title="Epochs", description="Passes over the records; or max_steps")
+    n_epochs: float | None = Field(
+        None, gt=0, title="Epochs", description="Passes over the records; or max_steps"
+    )
     max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens of prompt and answer")
     tokens_per_batch: int = Field(
-        8192, ge=8, title="Tokens of a microbatch", description="Padded tokens computed at once; bounds the memory"
+        8192,
+        ge=8,
+        title="Tokens of a microbatch",
+        description="Padded tokens computed at once; bounds the memory",
     )
     gradient_accumulation_steps: int = Field(
         1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
     )
-    max_records: int | None = Field(None, ge=1, title="Most records", description="Train on at most this many")
+    max_records: int | None = Field(
+        None, ge=1, title="Most records", description="Train on at most this many"
+    )
     sharing: Literal["auto", "off"] = Field(
         "auto", title="Shared context", description="Compute a context once for all of its questions"
     )
     remat: Literal["none", "full"] = Field(
         "none", title="Recompute", description="full: less memory, about a third more time"
     )
-    checkpoint_every: int = Field(100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill")
+    checkpoint_every: int = Field(
+        100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
         if (self.max_steps is None) == (self.n_epochs is None):
             raise ValueError("give exactly one of max_steps and n_epochs")
         if self.max_seq_len > self.tokens_per_batch:
-            raise ValueError(
-                f"tokens_per_batch ({self.tokens_per_batch}) must be at least max_seq_len ({self.max_seq_len})"
-            )
+            longest, budget = self.max_seq_len, self.tokens_per_batch
+            raise ValueError(f"tokens_per_batch ({budget}) must be at least max_seq_len ({longest})")
         return self
 
 
 class EvaluateConfig(Section):
     """How the held-out records are answered and scored. A task without records in the context is left out."""
 
-    mode: Mode = Field("choice", title="Mode", description="Choose among the valid answers, write freely, or both")
+    mode: Mode = Field(
+        "choice", title="Mode", description="Choose among the valid answers, write freely, or both"
+    )
     max_records: int | None = Field(
         None, ge=0, title="Most thread records", description="Held-out replies to score; empty: all, 0: none"
     )
@@ -93,22 +110,31 @@ class EvaluateConfig(Section):
         0, ge=0, title="Most table records", description="Held-out table questions to answer freely; 0: none"
     )
     qa_max_records: int = Field(
-        0, ge=0, title="Most document records", description="Held-out document questions to answer freely; 0: none"
+        0,
+        ge=0,
+        title="Most document records",
+        description="Held-out document questions to answer freely; 0: none",
     )
     bootstrap_samples: int = Field(
         1000, ge=10, title="Bootstrap samples", description="Resamplings behind each interval, by thread"
     )
     max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens of prompt and answer")
-    tokens_per_batch: int = Field(8192, ge=8, title="Tokens of a batch", description="Padded tokens computed at once")
+    tokens_per_batch: int = Field(
+        8192, ge=8, title="Tokens of a batch", description="Padded tokens computed at once"
+    )
     max_new_tokens: int = Field(32, ge=1, title="Longest answer", description="Tokens written at most")
 
 
 class ExportConfig(Section):
     """What the exported model looks like."""
 
-    dtype: Dtype | None = Field(None, title="Weight type", description="Of the merged weights; empty: as the base")
+    dtype: Dtype | None = Field(
+        None, title="Weight type", description="Of the merged weights; empty: as the base"
+    )
     verify: bool = Field(
-        True, title="Verify", description="Reload with transformers and peft (where torch is) and compare logits"
+        True,
+        title="Verify",
+        description="Reload with transformers and peft (where torch is) and compare logits",
     )
 
 
@@ -116,14 +142,18 @@ class RetryConfig(Section):
     """What happens when a stage fails for a reason that may pass."""
 
     max_retries: int = Field(2, ge=0, title="Retries", description="Further attempts of one stage")
-    delay_seconds: float = Field(10, ge=0, title="Delay", description="Before the first retry; doubles each time")
+    delay_seconds: float = Field(
+        10, ge=0, title="Delay", description="Before the first retry; doubles each time"
+    )
     jitter: float = Field(0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 
 class ScheduleConfig(Section):
     """When `jora serve` starts the pipeline by itself."""
 
-    cron: str | None = Field(None, title="Cron", description="Five fields, for example '0 2 * * *'; empty: never")
+    cron: str | None = Field(
+        None, title="Cron", description="Five fields, for example '0 2 * * *'; empty: never"
+    )
     timezone: str = Field("UTC", title="Time zone", description="IANA name that the cron fields count in")
 
 
@@ -131,7 +161,9 @@ class PipelineConfig(Section):
     """From raw corpora to an exported model."""
 
     root: str = Field(".", title="Root", description="Folder that relative paths count from")
-    store: str = Field("runs", title="Store", description="Folder of the artifacts, from the working directory")
+    store: str = Field(
+        "runs", title="Store", description="Folder of the artifacts, from the working directory"
+    )
     seed: int = Field(0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters")
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
@@ -139,19 +171,29 @@ class PipelineConfig(Section):
         min_length=1, max_length=2, title="Phases", description="Structure first, then the task itself"
     )
     mesh: MeshSpec = Field(
-        default_factory=lambda: MeshSpec.model_validate({}), title="Mesh", description="Devices and their axes"
+        default_factory=MeshSpec,
+        title="Mesh",
+        description="Devices and their axes",
     )
     evaluate: EvaluateConfig = Field(
-        default_factory=lambda: EvaluateConfig.model_validate({}), title="Evaluation", description="Held-out scoring"
+        default_factory=EvaluateConfig,
+        title="Evaluation",
+        description="Held-out scoring",
     )
     export: ExportConfig = Field(
-        default_factory=lambda: ExportConfig.model_validate({}), title="Export", description="The merged model"
+        default_factory=ExportConfig,
+        title="Export",
+        description="The merged model",
     )
     retries: RetryConfig = Field(
-        default_factory=lambda: RetryConfig.model_validate({}), title="Retries", description="Of a failed stage"
+        default_factory=RetryConfig,
+        title="Retries",
+        description="Of a failed stage",
     )
     schedule: ScheduleConfig = Field(
-        default_factory=lambda: ScheduleConfig.model_validate({}), title="Schedule", description="Of `jora serve`"
+        default_factory=ScheduleConfig,
+        title="Schedule",
+        description="Of `jora serve`",
     )
 
     @model_validator(mode="before")
@@ -165,21 +207,27 @@ class PipelineConfig(Section):
             raw["context"] = {"seed": raw.get("seed", 0), **raw["context"]}
         phases = raw.get("phases")
         if isinstance(phases, list) and len(phases) == 2 and all(isinstance(phase, dict) for phase in phases):
-            if "lora" in phases[0]:
-                raw["phases"] = [phases[0], {"lora": phases[0]["lora"], **phases[1]}]
+            shape = {"lora": phases[0]["lora"]} if "lora" in phases[0] else {}
+            raw["phases"] = [phases[0], {**shape, **phases[1]}]
         return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:
         stages = [phase.stage for phase in self.phases]
         if stages not in (list(PHASE_STAGES), *([stage] for stage in PHASE_STAGES)):
-            raise ValueError(f"phases must be {' then '.join(PHASE_STAGES)}, or one of them; got {', '.join(stages)}")
+            raise ValueError(
+                f"phases must be {' then '.join(PHASE_STAGES)}, or one of them; got {', '.join(stages)}"
+            )
         if self.phases[-1].lora != self.phases[0].lora:
-            raise ValueError("phases.1.lora must equal phases.0.lora: the second phase continues the first's adapter")
+            raise ValueError(
+                "phases.1.lora must equal phases.0.lora: the second phase continues the first's adapter"
+            )
         for index, phase in enumerate(self.phases):
             missing = [task for task in phase.tasks if getattr(self.context, task) is None]
             if missing:
-                raise ValueError(f"phases.{index}.tasks names {missing[0]}, but context.{missing[0]} is not given")
+                raise ValueError(
+                    f"phases.{index}.tasks names {missing[0]}, but context.{missing[0]} is not given"
+                )
         return self
 
     def resolved(self) -> PipelineConfig:
@@ -194,14 +242,15 @@ class PipelineConfig(Section):
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read a configuration (the embedded sample's if `path` is None) and change it by `key.path=value` overrides.
+    """Read a configuration (the embedded sample's if `path` is None) and change it by `key.path=value`
+    overrides.
 
     Values of overrides are YAML. A list is entered by number or, for phases, by stage:
     `phases.finetune-task.max_steps=10`.
 
     Raises:
-        InputError: no such file, broken YAML (with the line), an unknown key (with the nearest known one), a value
-            of the wrong type, an environment variable that is not set.
+        InputError: no such file, broken YAML (with the line), an unknown key (with the nearest known one),
+            a value of the wrong type, an environment variable that is not set.
     """
     file = SAMPLE_CONFIG if path is None else Path(path)
     folder = file.resolve().parent

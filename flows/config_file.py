@@ -42,14 +42,18 @@ _EXPECTED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-4` is a number, and a key given twice is an error, not the last one's value."""
+    """YAML as people write it: `1e-4` is a number, and a key given twice is an error, not the last one's
+    value.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
             if key_node.tag != "tag:yaml.org,2002:merge":
                 seen.add(key)
         return super().construct_mapping(node, deep)
@@ -114,13 +118,13 @@ def resolve_paths(
         dotted = ".".join(key)
         if key in (("store",), ("root",)):
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
-            return os.path.abspath(base / expand_variables(value, f"{source}: {dotted}"))
+            return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
         if _is_one_of(key, PATH_KEYS):
-            return os.path.abspath(root / Path(expand_variables(value, f"{source}: {dotted}")).expanduser())
+            return _absolute(root / Path(expand_variables(value, f"{source}: {dotted}")).expanduser())
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
-            return os.path.abspath(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
+            return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
         return value
 
     return visit(raw, ())
@@ -137,7 +141,9 @@ def expand_variables(text: str, where: str) -> str:
         name = match[1] or match[2]
         found = os.environ.get(name, match[3])
         if found is None:
-            raise InputError(f"{where}: environment variable {name} is not set; run `export {name}=FOLDER` first")
+            raise InputError(
+                f"{where}: environment variable {name} is not set; run `export {name}=FOLDER` first"
+            )
         return found
 
     return _VARIABLE.sub(value, text)
@@ -172,7 +178,9 @@ def apply_overrides(
 def describe_error(
     error: ValidationError, model: type[BaseModel], source: str, overridden: Sequence[tuple[str, ...]] = ()
 ) -> str:
-    """One line for the first problem: source, key path, what was expected, what stands there, nearest known key."""
+    """One line for the first problem: source, key path, what was expected, what stands there, nearest known
+    key.
+    """
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     where = ".".join(location)
@@ -237,7 +245,9 @@ def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tupl
             target[key] = {}
         target = target[key]
         if not isinstance(target, (dict, list)):
-            raise InputError(f"--set {override}: {'.'.join(path)} is a plain value ({_short(target)}), it has no keys")
+            raise InputError(
+                f"--set {override}: {'.'.join(path)} is a plain value ({_short(target)}), it has no keys"
+            )
     return tuple(path)
 
 
@@ -264,6 +274,11 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _copy(child) for name, child in value.items()}
     return [_copy(child) for child in value] if isinstance(value, list) else value
+
+
+def _absolute(path: Path) -> str:
+    """`path` without `..`; links stay, because a corpus is known by the name that it was given."""
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 def _short(value: Any) -> str:

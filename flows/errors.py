@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# The rooms below raise their own class of the same name; this one serves the pipeline and the training core, so
-# that an order refused while it is built and one refused by the child look alike to whoever catches them.
+# The rooms below raise their own class of the same name; this one serves the pipeline and the training
+# core, so that an order refused while it is built and one refused by the child look alike to whoever
+# catches them.
 from jora_core.errors import InputError
 
 __all__ = ["InputError", "StageFailed", "is_input_error", "one_line_os_errors"]

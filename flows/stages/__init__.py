@@ -1,7 +1,7 @@
 """The six stages, each one file: what it reads, what it runs, what it writes.
 
-`STAGES` is in the order in which they run. A configuration without one of the fine-tuning phases leaves its stage
-out: `stages_of(config)`.
+`STAGES` is in the order in which they run. A configuration without one of the fine-tuning phases leaves its
+stage out: `stages_of(config)`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from flows.config import PipelineConfig
 from flows.errors import InputError
-from flows.stages.base import Input, Stage, StageContext, Upstream
+from flows.stages.base import Stage, StageContext, Upstream
 from flows.stages.context import BUILD_CONTEXT
 from flows.stages.convert import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
@@ -22,7 +22,7 @@ STAGES: Mapping[str, Stage] = {
     for stage in (BUILD_CONTEXT, CONVERT_MODEL, FINETUNE_STRUCTURE, FINETUNE_TASK, EVALUATE, EXPORT)
 }
 
-__all__ = ["STAGES", "Input", "Stage", "StageContext", "Upstream", "stage_named", "stages_of"]
+__all__ = ["STAGES", "Stage", "StageContext", "Upstream", "stage_named", "stages_of"]
 
 
 def stages_of(config: PipelineConfig, registry: Mapping[str, Stage] = STAGES) -> list[Stage]:

@@ -1,14 +1,14 @@
 """What a stage is: a name, what it reads, which code it runs, and a function that fills a folder.
 
-Everything that decides a stage's output is declared here and goes into its key (:mod:`flows.keys`): settings,
-input files, upstream artifacts, code. What does not decide it (paths, retries, how often to write a checkpoint)
-stays out, so that changing it runs nothing again.
+Everything that decides a stage's output is declared here and goes into its key (:mod:`flows.keys`):
+settings, input files, upstream artifacts, code. What does not decide it (paths, retries, how often to write
+a checkpoint) stays out, so that changing it runs nothing again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,6 @@ from flows.config import PipelineConfig
 # The name of a phase's result among the evaluated systems.
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file or folder outside the store that a stage reads; `name` is its key in the configuration.
-
-    `suffixes` limits a folder to the files of its top level with one of these endings.
-    """
-
-    name: str
-    path: Path
-    suffixes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,9 @@ class Upstream:
 class StageContext:
     """What a running stage gets.
 
-    `output_dir` becomes the artifact when the stage returns; `work_dir` is the same folder at every attempt with
-    the same key (checkpoints, specs) and goes away after success; `upstream` maps stage names to artifact folders.
+    `output_dir` becomes the artifact when the stage returns; `work_dir` is the same folder at every attempt
+    with the same key (checkpoints, specs) and goes away after success; `upstream` maps stage names to
+    artifact folders.
     """
 
     config: PipelineConfig
@@ -56,22 +45,23 @@ class StageContext:
     work_dir: Path
     cache_dir: Path
     upstream: Mapping[str, Path]
-    lineage: Mapping[str, Any] = field(default_factory=dict)
+    manifests: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline.
 
-    `settings` returns the part of the configuration that decides the output, nested as in the configuration and
-    without paths; `sources` returns the files of code by repository path; `run` fills `output_dir` and returns its
-    metrics (JSON values).
+    `settings` returns the part of the configuration that decides the output, nested as in the configuration
+    and without paths; `inputs` returns the files that it reads outside the store, by a name that stays the
+    same when a corpus moves; `sources` returns the files of code by repository path; `run` fills
+    `output_dir` and returns its metrics (JSON values).
     """
 
     name: str
     version: int
     settings: Callable[[PipelineConfig], dict[str, Any]]
-    inputs: Callable[[PipelineConfig], tuple[Input, ...]]
+    inputs: Callable[[PipelineConfig], Mapping[str, Path]]
     upstream: Callable[[PipelineConfig], tuple[Upstream, ...]]
     sources: Callable[[], Mapping[str, Path]]
     run: Callable[[StageContext], dict[str, Any]]

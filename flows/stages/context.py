@@ -1,0 +1,53 @@
+"""`build-context`: corpora → retrieval-augmented records (`records.parquet`) and rankings, in a child
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.build_context import BuildContextSpec
+from flows.child import run_child
+from flows.config import PipelineConfig
+from flows.sources import stage_sources
+from flows.stages.base import Stage, StageContext
+
+NAME = "build-context"
+RECORDS = "records.parquet"
+RANKINGS = "rankings.parquet"
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    """The context section without paths; an embedder known by a public name stands here, a folder in
+    `inputs`.
+    """
+    from retrieval.sources import embedder_folder
+
+    settings = config.context.fingerprint()
+    if embedder_folder(config.context.embedder) is None:
+        settings["embedder"] = config.context.embedder
+    return {"context": settings}
+
+
+def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
+    from retrieval.sources import input_files
+
+    return dict(input_files(config.context))
+
+
+def _run(context: StageContext) -> dict[str, Any]:
+    spec = BuildContextSpec(context=context.config.context, output_dir=context.output_dir)
+    return run_child("flows.build_context", spec, context.work_dir)
+
+
+BUILD_CONTEXT = Stage(
+    name=NAME,
+    version=1,
+    settings=_settings,
+    inputs=_inputs,
+    upstream=lambda config: (),
+    sources=lambda: stage_sources(__file__, "retrieval.build"),
+    run=_run,
+)

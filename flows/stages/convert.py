@@ -1,0 +1,59 @@
+"""`convert-model`: read the base model once, check every tensor, write down what was read (`model.json`).
+
+The weights stay where they are: the core reads safetensors shard by shard, so there is no second copy of
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.child import run_child
+from flows.config import PipelineConfig
+from flows.errors import InputError, one_line_os_errors
+from flows.sources import stage_sources
+from flows.stages.base import Stage, StageContext
+from jora_core.spec import ConvertSpec
+
+NAME = "convert-model"
+MODEL_CARD = "model.json"
+# Of the files of a model folder, those that decide what the model computes.
+SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {"model": {"dtype": config.model.dtype}, "mesh": config.mesh.model_dump(mode="json")}
+
+
+def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
+    folder = Path(config.model.path)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "there is no folder"
+        raise InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
+    with one_line_os_errors("read", folder):
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+    return {f"model/{path.name}": path for path in files}
+
+
+def _run(context: StageContext) -> dict[str, Any]:
+    config = context.config
+    spec = ConvertSpec(
+        model=Path(config.model.path),
+        dtype=config.model.dtype,
+        mesh=config.mesh,
+        output_dir=context.output_dir,
+    )
+    return run_child("convert", spec, context.work_dir)
+
+
+CONVERT_MODEL = Stage(
+    name=NAME,
+    version=1,
+    settings=_settings,
+    inputs=_inputs,
+    upstream=lambda config: (),
+    sources=lambda: stage_sources(__file__, "jora_core.convert"),
+    run=_run,
+)

@@ -1,0 +1,102 @@
+"""`finetune-structure` and `finetune-task`: train one phase's LoRA adapter in a child process.
+
+The second phase goes on from the first one's adapter. Checkpoints live in the stage's work folder, which
+belongs to its key: a run that was killed goes on from the newest one, and no other run ever sees it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.child import run_child
+from flows.config import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
+from flows.sources import stage_sources
+from flows.stages import context as build_context
+from flows.stages import convert
+from flows.stages.base import Stage, StageContext, Upstream
+from jora_core.spec import DataSpec, TrainSpec
+
+ADAPTER = "adapter_model.safetensors"
+# How often a checkpoint is written does not change what is trained.
+_NO_SETTING = {"checkpoint_every"}
+
+
+def phase_index(config: PipelineConfig, stage: str) -> int | None:
+    """Position of a fine-tuning stage among the configuration's phases; None if it is not one of them."""
+    return next((index for index, phase in enumerate(config.phases) if phase.stage == stage), None)
+
+
+def _phase(config: PipelineConfig, stage: str) -> tuple[int, PhaseConfig]:
+    index = phase_index(config, stage)
+    assert index is not None, f"{stage} is not part of this configuration"
+    return index, config.phases[index]
+
+
+def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
+    index, phase = _phase(config, stage)
+    return {
+        "seed": config.seed,
+        "model": {"dtype": config.model.dtype},
+        "mesh": config.mesh.model_dump(mode="json"),
+        "phases": {str(index): phase.model_dump(mode="json", exclude=_NO_SETTING)},
+    }
+
+
+def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
+    index, _ = _phase(config, stage)
+    earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
+    return (
+        Upstream(build_context.NAME, (build_context.RECORDS,)),
+        Upstream(convert.NAME, (convert.MODEL_CARD,)),
+        *earlier,
+    )
+
+
+def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
+    """The order for the child that trains one phase."""
+    config = context.config
+    index, phase = _phase(config, stage)
+    return TrainSpec(
+        model=Path(config.model.path),
+        adapter=context.upstream[config.phases[index - 1].stage] if index else None,
+        lora=phase.lora,
+        optim=phase.optim,
+        data=DataSpec(
+            records=context.upstream[build_context.NAME] / build_context.RECORDS,
+            tasks=list(phase.tasks),
+            max_seq_len=phase.max_seq_len,
+            tokens_per_batch=phase.tokens_per_batch,
+            max_records=phase.max_records,
+            sharing=phase.sharing,
+            validation_share=phase.validation_share,
+            curriculum=phase.curriculum,
+        ),
+        max_steps=phase.max_steps,
+        n_epochs=phase.n_epochs,
+        gradient_accumulation_steps=phase.gradient_accumulation_steps,
+        mesh=config.mesh,
+        dtype=config.model.dtype,
+        remat=phase.remat,
+        seed=config.seed,
+        checkpoint_every=phase.checkpoint_every,
+        output_dir=context.output_dir,
+        checkpoint_dir=context.work_dir / "checkpoints",
+        compilation_cache_dir=context.cache_dir / "jax",
+    )
+
+
+def _stage(name: PhaseStage) -> Stage:
+    return Stage(
+        name=name,
+        version=1,
+        settings=lambda config: _settings(config, name),
+        inputs=lambda config: {},
+        upstream=lambda config: _upstream(config, name),
+        sources=lambda: stage_sources(__file__, "jora_core.train"),
+        run=lambda context: run_child("train", train_spec(context, name), context.work_dir),
+        applies=lambda config: phase_index(config, name) is not None,
+    )
+
+
+FINETUNE_STRUCTURE, FINETUNE_TASK = (_stage(name) for name in PHASE_STAGES)
