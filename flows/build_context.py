@@ -51,13 +51,16 @@ def _build(spec: BuildContextSpec) -> None:
     bars: dict[str, Progress] = {}
 
     def show(label: str, done: int, total: int) -> None:
-        bars.setdefault(label, Progress(label, total)).update(done)
+        if total:
+            bars.setdefault(label, Progress(label, total)).update(done)
 
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     metrics = build_context(spec.context, spec.output_dir, show)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = json.dumps({**metrics, "peak_memory_bytes": peak}, indent=1, sort_keys=True)
-    (spec.output_dir / "result.json").write_text(result, encoding="utf-8")
+    # Settings and input digests stand in the manifest already.
+    result = {name: metrics[name] for name in ("records", "tasks")}
+    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    text = json.dumps(result, indent=1, sort_keys=True)
+    (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

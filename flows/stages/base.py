@@ -14,7 +14,8 @@ from typing import Any
 
 from flows.config import PipelineConfig
 
-# The name of a phase's result among the evaluated systems.
+# Names of the evaluated systems: the model as it was, after the first phase, after both.
+BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
 

@@ -1,0 +1,135 @@
+"""What the `jora` command prints: the plan, what ran, and the evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.plan import PlannedStage
+from flows.runner import ArtifactRef
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.doctor import Finding
+
+KEY_LENGTH = 12
+PLAIN_WIDTH = 120  # where no terminal says its own
+
+
+def print_plan(lines: Sequence[PlannedStage]) -> None:
+    """One line a stage: what would happen, under which key, why."""
+    table = _grid("stage", "would", "key", "because")
+    for line in lines:
+        style = "green" if line.action == "cached" else "yellow"
+        table.add_row(line.name, f"[{style}]{line.action}[/]", line.key[:KEY_LENGTH], _plain(line.reason))
+    _console().print(table)
+
+
+def print_reference(reference: ArtifactRef) -> None:
+    """One line of one stage: cached or ran, seconds, key."""
+    what = "cached" if reference.cached else "ran"
+    key = reference.key[:KEY_LENGTH]
+    print(
+        f"{reference.stage:<20} {what:<7} {reference.seconds:>8.1f} s  {key}  {reference.reason}".rstrip(),
+        flush=True,
+    )
+
+
+def print_outcome(references: Sequence[ArtifactRef], report: Path | None) -> None:
+    """A line a stage, the evaluation's table, and where to find things."""
+    for reference in references:
+        print_reference(reference)
+    print_results(references)
+    if report:
+        print(f"report: {report}")
+
+
+def print_results(references: Sequence[ArtifactRef]) -> None:
+    """The evaluation's table and the exported model's path, of those stages that are among the references."""
+    scores = evaluation_of(references)
+    if scores:
+        print()
+        print_scores(scores)
+        print()
+    for reference in references:
+        if reference.stage == "export":
+            print(f"exported model: {Path(reference.path) / 'model'}")
+            print(f"exported adapter: {Path(reference.path) / 'adapter'}")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """Systems as rows, metrics as columns, each value with its 95 % interval."""
+    systems: dict[str, Any] = scores["systems"]
+    metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
+    table = _grid("system", *metrics)
+    for name, values in systems.items():
+        table.add_row(name, *(_interval(values.get(metric)) for metric in metrics))
+    for name, values in scores.get("generated", {}).get("systems", {}).items():
+        table.add_row(f"{name}, written freely", *(_interval(values.get(metric)) for metric in metrics))
+    console = _console()
+    console.print(table)
+    counts = {
+        metric: values[metric]["n"] for values in systems.values() for metric in metrics if metric in values
+    }
+    said = ", ".join(f"{metric} n={count}" for metric, count in counts.items() if "|" not in metric)
+    console.print(f"95 % intervals, bootstrap by context; {said}", highlight=False, style="dim", markup=False)
+
+
+def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
+    """The scores that the evaluation among the references wrote; None if there is none."""
+    for reference in references:
+        if reference.stage == "evaluate":
+            return json.loads((Path(reference.path) / "metrics.json").read_text(encoding="utf-8"))
+    return None
+
+
+def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> dict[str, Any]:
+    """What a run left, for other programs."""
+    exported = [str(Path(item.path) / "model") for item in references if item.stage == "export"]
+    return {
+        "stages": [reference.model_dump(mode="json") for reference in references],
+        "evaluation": evaluation_of(references),
+        "model": exported[0] if exported else None,
+        "report": str(report) if report else None,
+    }
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line a check of `jora doctor`."""
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = _grid("check", "", "found")
+    for finding in findings:
+        table.add_row(finding.name, f"[{styles[finding.state]}]{finding.state}[/]", _plain(finding.detail))
+    _console().print(table)
+
+
+def _interval(value: dict[str, Any] | None) -> str:
+    if value is None or value["value"] is None:
+        return "-"
+    return f"{value['value']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _grid(*headers: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
+    return console
