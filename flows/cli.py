@@ -61,10 +61,11 @@ def run(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Run the pipeline; finished stages are taken from the store, a killed one goes on where it was.
+    """Run the pipeline, or a part of it.
 
-    Uses the Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own,
-    which ends with the run.
+    Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses the
+    Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which ends with
+    the run.
     """
     from flows import show
     from flows.run import run as run_flow
@@ -103,10 +104,10 @@ def plan(
 
 @app.command()
 def serve(config: Config = None, overrides: Set = None) -> None:
-    """Start the web UI (if none answers), the deployments of CONFIG and a worker; prints the URL; Ctrl-C
-    ends it.
+    """Start web UI, deployments and worker.
 
-    The pipeline and every stage get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
+    Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every stage
+    get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
     """
     from flows.serve import serve as serve_forever
 
@@ -117,7 +118,10 @@ def serve(config: Config = None, overrides: Set = None) -> None:
 def context(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
-    """Build the records from the corpora (stage build-context), without Prefect."""
+    """Build the records (stage build-context).
+
+    Reads the corpora, retrieves, and writes training and held-out records; without Prefect.
+    """
     _run_stages(["build-context"], _load(config, overrides), force, as_json)
 
 
@@ -125,7 +129,10 @@ def context(
 def convert(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
-    """Check the base model tensor by tensor (stage convert-model), without Prefect."""
+    """Check the base model (stage convert-model).
+
+    Reads every tensor once and writes down what was read; without Prefect.
+    """
     _run_stages(["convert-model"], _load(config, overrides), force, as_json)
 
 
@@ -137,8 +144,9 @@ def train(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune, all phases or `--only` one, without Prefect; needs the records (jora context, jora
-    convert).
+    """Fine-tune, in all phases or one.
+
+    The stages finetune-structure and finetune-task, without Prefect; `jora context` and `jora convert` first.
     """
     settings = _load(config, overrides)
     names: list[str] = [phase.stage for phase in settings.phases]
@@ -153,13 +161,19 @@ def train(
 def evaluate(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
-    """Score base model and adapters on the held-out records (stage evaluate), without Prefect."""
+    """Score held-out records (stage evaluate).
+
+    The base model, the model after each phase, and baselines without a model; without Prefect.
+    """
     _run_stages(["evaluate"], _load(config, overrides), force, as_json)
 
 
 @app.command()
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:
-    """Write the merged Hugging Face model and the PEFT adapter (stage export), without Prefect."""
+    """Write model and adapter (stage export).
+
+    A merged Hugging Face model, the PEFT adapter and a model card with the lineage; without Prefect.
+    """
     _run_stages(["export"], _load(config, overrides), force, as_json)
 
 
@@ -179,7 +193,9 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
 ) -> None:
-    """Answer one prompt with the fine-tuned model of CONFIG, or with any model and adapter.
+    """Answer one prompt.
+
+    With the fine-tuned model of CONFIG, or with any model and adapter; greedily.
 
     \b
     Example:
@@ -201,7 +217,10 @@ def merge(
         str | None, typer.Option("--dtype", help="float32 or bfloat16; else as the base.")
     ] = None,
 ) -> None:
-    """Merge an adapter into its base model: a Hugging Face folder that `transformers` loads."""
+    """Merge an adapter into its base model.
+
+    The new folder is in Hugging Face layout; `transformers` loads it.
+    """
     from flows.commands import merge_adapter
 
     print(merge_adapter(huggingface_path, jax_path, save_path, dtype))
@@ -209,7 +228,11 @@ def merge(
 
 @app.command()
 def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
-    """Check this machine: Python, packages, devices, Prefect server, disk, rights, and CONFIG's inputs."""
+    """Check this machine.
+
+    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if something
+    is missing that a run needs.
+    """
     from dataclasses import asdict
 
     from flows import show
