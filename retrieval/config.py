@@ -1,0 +1,158 @@
+"""What the user may say about building records; the same models are the form in the orchestrator's UI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Leg = Literal["bm25", "dense", "recency", "mention"]
+
+#: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
+#: gives the same bytes; the digests of the files' contents stand there instead.
+PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Task(_Model):
+    max_records: int | None = Field(
+        None,
+        ge=1,
+        title="Most training records",
+        description="Keeps whole contexts, chosen by seed; empty: all.",
+    )
+    max_test_records: int | None = Field(
+        None, ge=1, title="Most test records", description="Spread over all contexts by seed; empty: all."
+    )
+
+
+class TablesTask(_Task):
+    """Questions over tables (phase 1 of the paper)."""
+
+    source: str = Field(
+        title="Tables", description="Folder in WikiTableQuestions' layout, or one of its .tsv files."
+    )
+    test_source: str | None = Field(
+        None,
+        title="Test tables",
+        description="A second .tsv or folder that is the test split; empty: by seed.",
+    )
+    format: Literal["wikitables"] = Field("wikitables", title="Format", description="Layout of the source.")
+    n_contexts: int = Field(1, ge=1, title="Tables a prompt", description="1 is the right table alone.")
+    oracle_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training tables whose prompt holds the right one; for two or more tables.",
+    )
+    max_rows: int | None = Field(
+        None, ge=1, title="Most rows", description="Longer tables are dropped and counted; empty: no limit."
+    )
+
+
+class ThreadsTask(_Task):
+    """Which earlier post does a comment reply to (phase 2 of the paper)."""
+
+    source: str = Field(title="Threads", description="File, folder or glob of threads.")
+    test_source: str | None = Field(
+        None,
+        title="Test threads",
+        description="File, folder or glob that is the test split; empty: train/dev folders, else by seed.",
+    )
+    format: Literal["4chan", "irc"] = Field("4chan", title="Format", description="Layout of the source.")
+    n_contexts: int = Field(
+        10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."
+    )
+    window: int = Field(
+        100, ge=1, title="Window", description="How many posts before the comment are candidates."
+    )
+    legs: list[Leg] = Field(
+        default=["bm25", "dense", "recency"],
+        min_length=1,
+        title="Retriever legs",
+        description="Rankings that are fused: bm25, dense, recency, mention.",
+    )
+    rrf_k: int = Field(
+        5,
+        ge=0,
+        title="Fusion constant",
+        description="k of reciprocal rank fusion; small favours first ranks.",
+    )
+    missing_parents: Literal["error", "drop"] = Field(
+        "error",
+        title="Links to missing posts",
+        description="An in-thread link to a post that is not there: refuse it, or drop and count it.",
+    )
+
+
+class QaTask(_Task):
+    """Questions over documents."""
+
+    source: str = Field(title="Documents", description="File, folder or glob of .jsonl or .parquet.")
+    questions: str = Field(title="Questions", description="File, folder or glob of .jsonl or .parquet.")
+    n_contexts: int = Field(3, ge=1, title="Documents a prompt", description="How many documents it holds.")
+    oracle_share: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training records whose prompt holds the right document (P of the RAFT paper).",
+    )
+    legs: list[Literal["bm25", "dense"]] = Field(
+        default=["bm25", "dense"],
+        min_length=1,
+        title="Retriever legs",
+        description="Rankings that are fused: bm25, dense.",
+    )
+    rrf_k: int = Field(
+        5,
+        ge=0,
+        title="Fusion constant",
+        description="k of reciprocal rank fusion; small favours first ranks.",
+    )
+
+
+class ContextConfig(_Model):
+    """Everything `build_context` reads."""
+
+    seed: int = Field(0, ge=0, title="Seed", description="Decides splits, samples and orders.")
+    test_share: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        title="Test share",
+        description="Share of the contexts held out, where no test source is given.",
+    )
+    embedder: str | None = Field(
+        None,
+        title="Embedder",
+        description="sentence-transformers model for the dense leg: a folder or a public name.",
+    )
+    bm25_backend: Literal["csr", "rank_bm25"] = Field(
+        "csr",
+        title="BM25 backend",
+        description="Sparse postings, or the rank_bm25 library (same scores, for small corpora only).",
+    )
+    tables: TablesTask | None = Field(None, title="Tables", description="Table questions, if wanted.")
+    threads: ThreadsTask | None = Field(None, title="Threads", description="Reply questions, if wanted.")
+    qa: QaTask | None = Field(None, title="Documents", description="Document questions, if wanted.")
+
+    @model_validator(mode="after")
+    def _some_task(self) -> ContextConfig:
+        if self.tables is None and self.threads is None and self.qa is None:
+            raise ValueError("no task: give at least one of tables, threads, qa")
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The config as JSON values without the fields that only say where files lie."""
+        return _without_paths(self.model_dump(mode="json"))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_paths(v) for k, v in value.items() if k not in PATH_FIELDS}
+    return value

@@ -1,0 +1,82 @@
+"""What the readers yield: plain frozen values, independent of the file format they came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Post:
+    """One post of a thread; `parents` are ids of earlier or later posts of the same thread, in link order.
+
+    `text` is clean (no HTML, no quotelinks, no quoted lines, single spaces) and may be empty.
+    `row` is the post's line or position in its source, `asks` says whether its own parents are known.
+    """
+
+    id: str
+    author: str
+    text: str
+    parents: tuple[str, ...] = ()
+    row: int = 0
+    asks: bool = True
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread in time order; every post is a candidate parent. `split` is "" where the source does not say."""
+
+    id: str
+    posts: tuple[Post, ...]
+    source: str
+    row: int = 0
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `header` and `rows` hold folded one-line cells, every row as wide as the header."""
+
+    id: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a question corpus; `row` is 1-based in its source file."""
+
+    id: str
+    title: str
+    text: str
+    source: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one context (a table's or document's id) with its accepted answers."""
+
+    id: str
+    context_id: str
+    text: str
+    answers: tuple[str, ...]
+    source: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of what was read and of what was dropped, by reason; nothing is skipped without a count here."""
+
+    read: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Both counters with sorted keys and without zeros, ready for JSON."""
+        return {"read": _positive(self.read), "dropped": _positive(self.dropped)}
+
+
+def _positive(counter: Counter[str]) -> dict[str, int]:
+    return {key: int(count) for key, count in sorted(counter.items()) if count}

@@ -1,0 +1,65 @@
+"""The exact words around every example; the tiny base model is pretrained on these line formats.
+
+Every `input` ends with the paragraph that varies (comment or question) and begins with the context, so that
+the examples of one context share a token prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+THREADS_INSTRUCTION = "Read the posts and say which post the comment replies to."
+TABLES_INSTRUCTION = "Answer the question from the table."
+QA_INSTRUCTION = "Answer the question from the documents."
+
+NO_TEXT = "(no text)"
+ANONYMOUS = "Anonymous"
+ANSWER_SEPARATOR = ", "
+CELL_SEPARATOR = " | "
+
+
+def post_label(author: str, number: int) -> str:
+    """The answer that names post `number` (1-based within the prompt), such as `Marta #3`."""
+    return f"{author} #{number}"
+
+
+def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
+    """The prompt body of a thread example: `posts` are (author, text) in thread order."""
+    lines = [f"#{n} {name}: {text or NO_TEXT}" for n, (name, text) in enumerate(posts, start=1)]
+    return "\n".join(lines) + f"\n\nComment by {author}: {comment}"
+
+
+def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """One table as text: an optional title line, the header line, then a line a row."""
+    lines = [f"Table: {title}"] if title else []
+    lines.append(CELL_SEPARATOR.join(header))
+    lines.extend(CELL_SEPARATOR.join(row) for row in rows)
+    return "\n".join(lines)
+
+
+def tables_input(blocks: Sequence[str], question: str) -> str:
+    """The prompt body of a table example: the tables apart by a blank line, the question last."""
+    return "\n\n".join([*blocks, f"Question: {question}"])
+
+
+def document_line(number: int, title: str, text: str) -> str:
+    """One document as a line: `[1] title. text`."""
+    return f"[{number}] {titled(title, text)}"
+
+
+def titled(title: str, text: str) -> str:
+    """Title and text as one run of sentences, without a doubled full stop."""
+    if not title:
+        return text
+    return f"{title} {text}" if title[-1] in ".!?:" else f"{title}. {text}"
+
+
+def qa_input(documents: Sequence[tuple[str, str]], question: str) -> str:
+    """The prompt body of a question over documents: `documents` are (title, text) in prompt order."""
+    lines = [document_line(n, title, text) for n, (title, text) in enumerate(documents, start=1)]
+    return "\n".join(lines) + f"\n\nQuestion: {question}"
+
+
+def thread_document(author: str, text: str) -> str:
+    """What the indexes hold of a post: as the model sees it, the author's name included."""
+    return f"{author} {text}"

@@ -1,0 +1,191 @@
+"""From what the config calls a source to files: expansion, stable names, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrieval.config import ContextConfig, TablesTask, ThreadsTask
+from retrieval.errors import InputError
+
+_GLOB = re.compile(r"[*?\[]")
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+THREAD_SUFFIXES = (".ndjson", ".jsonl", ".json", ".ndjson.gz", ".jsonl.gz", ".json.gz")
+IRC_SUFFIX = ".ascii.txt"
+IRC_ANNOTATION_SUFFIX = ".annotation.txt"
+TABULAR_SUFFIXES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read; `name` is its path below the source and stays the same when the corpus moves."""
+
+    path: Path
+    name: str
+
+
+def expand_path(text: str, field: str) -> str:
+    """`~` and `$VARIABLES` filled in.
+
+    Raises:
+        InputError: the text is empty or names a variable that is not set.
+    """
+    expanded = os.path.expandvars(text.strip())
+    left = _VARIABLE.search(expanded)
+    if left:
+        name = left[1].strip("{}")
+        raise InputError(
+            f"{field}: environment variable {name} in {text!r} is not set; set it or write the path"
+        )
+    if not expanded:
+        raise InputError(f"{field}: the path is empty; give a file, folder or glob")
+    return str(Path(expanded).expanduser())
+
+
+def find_files(source: str, suffixes: Sequence[str], field: str) -> list[SourceFile]:
+    """The files of a source (file, folder, or glob), sorted by name.
+
+    A folder is searched to any depth for `suffixes`; a file named outright may end in anything.
+    Raises:
+        InputError: nothing is there.
+    """
+    text = expand_path(source, field)
+    path = Path(text)
+    if path.is_file():
+        return [SourceFile(path, path.name)]
+    if path.is_dir():
+        root, found = path, (p for p in path.rglob("*") if p.name.endswith(tuple(suffixes)))
+    elif _GLOB.search(text):
+        root = _fixed_root(path)
+        found = root.glob(path.relative_to(root).as_posix())
+    else:
+        raise InputError(f"{field}: {text} does not exist; expected a file, folder or glob")
+    files = sorted(
+        (SourceFile(p, p.relative_to(root).as_posix()) for p in found if p.is_file()), key=lambda f: f.name
+    )
+    if not files:
+        kinds = ", ".join(suffixes)
+        raise InputError(f"{field}: no file found in {text}; expected files ending in {kinds}")
+    return files
+
+
+def _fixed_root(pattern: Path) -> Path:
+    parts: list[str] = []
+    for part in pattern.parts[:-1]:
+        if _GLOB.search(part):
+            break
+        parts.append(part)
+    return Path(*parts) if parts else Path()
+
+
+def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
+    """(split, root, tsv) of a table task; split is "" where the seed decides.
+
+    Raises:
+        InputError: the folder or its .tsv is missing.
+    """
+    wanted = [("train" if task.test_source else "", task.source, "tables.source")]
+    if task.test_source:
+        wanted.append(("test", task.test_source, "tables.test_source"))
+    out = []
+    for split, source, field in wanted:
+        path = Path(expand_path(source, field))
+        tsv = path / "data" / "training.tsv" if path.is_dir() else path
+        if not tsv.is_file():
+            raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
+        out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))
+    return out
+
+
+def thread_files(task: ThreadsTask) -> list[tuple[str, SourceFile]]:
+    """(split, file) of a thread task; split is "" where folder names or the seed decide."""
+    suffixes = (IRC_SUFFIX,) if task.format == "irc" else THREAD_SUFFIXES
+    split = "train" if task.test_source else ""
+    files = [(split, f) for f in find_files(task.source, suffixes, "threads.source")]
+    if task.test_source:
+        files += [("test", f) for f in find_files(task.test_source, suffixes, "threads.test_source")]
+    return files
+
+
+def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
+    """Every file that a build reads, with a stable label; what a stage key should digest.
+
+    Raises:
+        InputError: a source is missing.
+    """
+    if config.tables:
+        for split, root, tsv in table_files(config.tables):
+            role = f"tables{'.' + split if split else ''}"
+            yield f"{role}/{tsv.name}", tsv
+            for path in sorted((root / "csv").rglob("*.csv")):
+                yield f"{role}/{path.relative_to(root).as_posix()}", path
+    if config.threads:
+        for split, file in thread_files(config.threads):
+            role = f"threads{'.' + split if split else ''}"
+            yield f"{role}/{file.name}", file.path
+            if config.threads.format == "irc":
+                note = annotation_path(file.path)
+                if note.is_file():
+                    yield f"{role}/{annotation_path(Path(file.name)).as_posix()}", note
+    if config.qa:
+        for file in find_files(config.qa.source, TABULAR_SUFFIXES, "qa.source"):
+            yield f"qa.documents/{file.name}", file.path
+        for file in find_files(config.qa.questions, TABULAR_SUFFIXES, "qa.questions"):
+            yield f"qa.questions/{file.name}", file.path
+    folder = embedder_folder(config.embedder)
+    if folder is not None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            yield f"embedder/{path.relative_to(folder).as_posix()}", path
+
+
+def annotation_path(log: Path) -> Path:
+    """Where the annotations of an IRC log lie."""
+    return log.with_name(log.name.removesuffix(IRC_SUFFIX) + IRC_ANNOTATION_SUFFIX)
+
+
+def embedder_folder(embedder: str | None) -> Path | None:
+    """The embedder's folder, or None where it is a public name (or not given).
+
+    Raises:
+        InputError: the text is a path by its form, and no folder is there.
+    """
+    if not embedder:
+        return None
+    path = Path(expand_path(embedder, "embedder"))
+    if path.is_dir():
+        return path
+    looks_like_path = path.is_absolute() or embedder.startswith((".", "~", "$")) or embedder.count("/") > 1
+    if looks_like_path:
+        raise InputError(
+            f"embedder: folder {path} does not exist; give a sentence-transformers folder or name"
+        )
+    return None
+
+
+def input_digests(config: ContextConfig) -> dict[str, str]:
+    """SHA-256 of every input file by label; a model given by public name appears under that name."""
+    digests = {}
+    for label, path in input_files(config):
+        digests[label] = file_digest(path)
+    if config.embedder and embedder_folder(config.embedder) is None:
+        digests["embedder"] = config.embedder
+    return digests
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes as hex.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+        ) from error

@@ -1,0 +1,137 @@
+"""Table records: answer a question from its table, with retrieved tables beside it if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval import guards, prompts
+from retrieval.bm25 import build_index, top_k
+from retrieval.config import ContextConfig, TablesTask
+from retrieval.corpus import Question, Table, Tally
+from retrieval.errors import InputError
+from retrieval.readers.wikitables import read_tables
+from retrieval.report import Progress, TaskReport
+from retrieval.sources import table_files
+from retrieval.text import duplicate_key, seeded_hash, seeded_share, tokenize
+
+
+@dataclass(frozen=True)
+class _Ask:
+    question: Question
+    table: Table
+    split: str
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The tables of one prompt; all questions of a table share it, and so share a token prefix."""
+
+    ids: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+
+def table_records(config: ContextConfig, report: TaskReport, progress: Progress) -> Iterator[dict[str, Any]]:
+    """A record a question, in source order.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
+    task = config.tables
+    assert task is not None
+    progress("tables: read", 0, 0)
+    asks = _asks(config, task, report.tally)
+    content = {id(ask.table): _content(ask.table) for ask in asks}
+    asks = guards.drop_across_splits(
+        asks, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
+    )
+    asks = guards.cap(
+        asks,
+        lambda a: a.split,
+        lambda a: a.table.id,
+        lambda a: a.question.id,
+        (task.max_records, task.max_test_records),
+        config.seed,
+        report.tally,
+    )
+    contexts = _contexts(config, task, asks, content)
+    for number, ask in enumerate(asks):
+        if number % 500 == 0:
+            progress("tables: records", number, len(asks))
+        yield _record(ask, contexts[ask.split, ask.table.id])
+    progress("tables: records", len(asks), len(asks))
+
+
+def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
+    asks = []
+    splits: dict[str, str] = {}
+    for split, root, tsv in table_files(task):
+        tables, questions = read_tables(root, tsv, tally, tsv.name)
+        for key in tables:
+            splits[f"{split}:{key}"] = split or guards.split_of(config.seed, key, config.test_share)
+        for question in questions:
+            table = tables[question.context_id]
+            if task.max_rows is not None and len(table.rows) > task.max_rows:
+                tally.dropped["table_over_max_rows"] += 1
+            else:
+                asks.append(_Ask(question, table, splits[f"{split}:{table.id}"]))
+    guards.require_training(splits.values(), "tables", "tables")
+    if not asks:
+        raise InputError(f"tables: no table has at most {task.max_rows} rows; raise tables.max_rows")
+    return asks
+
+
+def _block(table: Table) -> str:
+    return prompts.table_block(table.header, table.rows, table.title)
+
+
+def _content(table: Table) -> bytes:
+    return duplicate_key(_block(table))
+
+
+def _contexts(
+    config: ContextConfig, task: TablesTask, asks: list[_Ask], content: dict[int, bytes]
+) -> dict[tuple[str, str], _Context]:
+    """The context of every table: alone, or among the tables of its own split most like it."""
+    out: dict[tuple[str, str], _Context] = {}
+    for split in ("train", "test"):
+        tables = list({ask.table.id: ask.table for ask in asks if ask.split == split}.values())
+        blocks = [_block(table) for table in tables]
+        if task.n_contexts == 1:
+            out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
+            continue
+        tokens = [tokenize(block) for block in blocks]
+        index = build_index(tokens, config.bm25_backend)
+        for place, table in enumerate(tables):
+            with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
+            ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
+            # A table equal to the right one would be a second right answer, not a distractor.
+            own = content[id(table)]
+            others = [i for i in ranked if i != place and content[id(tables[i])] != own]
+            chosen = ([place] if with_oracle else []) + others
+            chosen = chosen[: task.n_contexts]
+            chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
+            ids = tuple(tables[i].id for i in chosen)
+            out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
+    return out
+
+
+def _record(ask: _Ask, context: _Context) -> dict[str, Any]:
+    question = ask.question
+    return {
+        "id": f"tables:{question.id}",
+        "instruction": prompts.TABLES_INSTRUCTION,
+        "input": prompts.tables_input(context.blocks, question.text),
+        "output": prompts.ANSWER_SEPARATOR.join(question.answers),
+        "task": "tables",
+        "split": ask.split,
+        "context_id": ask.table.id,
+        "context_ids": list(context.ids),
+        "oracle_ids": [ask.table.id],
+        "oracle_in_context": ask.table.id in context.ids,
+        "gold": list(question.answers),
+        "choices": [],
+        "source": question.source,
+        "source_row": question.row,
+    }
