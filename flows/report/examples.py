@@ -1,0 +1,66 @@
+"""Records and predictions as a person reads them: the context, the question, who answered what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.report.blocks import Answer, Block, Columns, Example, Line, Mark
+from flows.report.data import EXAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
+from flows.report.wording import system_name
+
+NOT_RETRIEVED = "(the right post was not retrieved, so it is not in the prompt)"
+
+
+def records(facts: RunFacts) -> list[Block]:
+    """A few training records, whole."""
+    examples: list[Example] = []
+    for row in facts.samples(EXAMPLES):
+        context, question = _split(row["input"])
+        lines = tuple(Line(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
+        answers = (Answer("instruction", row["instruction"]), Answer("answer", row["output"]))
+        examples.append(Example(f"{row['task']} · {row['id']}", lines, question, answers))
+    return [Columns(tuple(examples))] if examples else []
+
+
+def predictions(facts: RunFacts, *, right: bool) -> list[Block]:
+    """A few held-out comments that the shown system answered right, or wrong, with what the others said."""
+    examples = tuple(_judged_example(facts, item) for item in facts.judged if item.right == right)
+    return [Columns(examples)] if examples else []
+
+
+def _judged_example(facts: RunFacts, item: Judged) -> Example:
+    row = item.record
+    context, question = _split(row["input"])
+    shown = facts.shown_system or ""
+    given = item.answers.get(shown, "")
+    lines = tuple(Line(text, _line_mark(text, row["gold"], given)) for text in context)
+    reference = " or ".join(row["gold"]) or NOT_RETRIEVED
+    named = [name for name in (*TRAINED_FIRST, "bm25") if name in item.answers]
+    answers = tuple(
+        Answer(
+            system_name(name), item.answers[name], "right" if means_gold(item.answers[name], row) else "wrong"
+        )
+        for name in named
+    )
+    return Example(str(row["id"]), lines, question, (Answer("Right answer", reference), *answers))
+
+
+def _line_mark(text: str, gold: Sequence[str], given: str) -> Mark:
+    if _is_post(text, gold):
+        return "right"
+    return "wrong" if _is_post(text, [given]) else ""
+
+
+def _is_post(line: str, answers: Sequence[str]) -> bool:
+    """Whether a context line like `#3 Marta: …` is the post that an answer like `Marta #3` names."""
+    for answer in answers:
+        author, mark, number = answer.rpartition(" #")
+        if mark and line.startswith(f"#{number} {author}:"):
+            return True
+    return False
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """The context's lines, and the question: it is always the last paragraph."""
+    context, _, question = text.rpartition("\n\n")
+    return context.split("\n"), question

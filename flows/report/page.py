@@ -1,0 +1,99 @@
+"""A report as text: one self-contained HTML page, and the same content as markdown for the orchestrator.
+
+What is said stands in `flows.report.sections`. The page needs no script, no network and no other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.config import PipelineConfig
+from flows.errors import one_line_os_errors
+from flows.report.blocks import Section, to_markdown
+from flows.report.charts import STYLE
+from flows.report.data import RunFacts
+from flows.report.sections import sections
+from flows.runner import ArtifactRef
+from flows.store import Store
+
+REPORTS = "reports"
+LATEST = "report.html"
+TITLE = "Retrieval-augmented fine-tuning"
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def write_report(store: Store, config: PipelineConfig, references: Sequence[ArtifactRef]) -> Path:
+    """Write `<store>/reports/<digest of the keys>.html` and a copy, `<store>/report.html`; return the copy.
+
+    `references` are the artifacts to tell of, in the order in which their stages run.
+
+    Raises:
+        InputError: the store cannot be written, or the disk is full.
+    """
+    facts = RunFacts.read(config, references)
+    page = render_html(facts).encode("utf-8")
+    keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
+    name = hashlib.sha256(keys.encode()).hexdigest()[:16]
+    latest = store.root / LATEST
+    with one_line_os_errors("write report", latest):
+        (store.root / REPORTS).mkdir(parents=True, exist_ok=True)
+        for path in (store.root / REPORTS / f"{name}.html", latest):
+            _write(path, page)
+    return latest
+
+
+def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef]) -> dict[str, str]:
+    """Return the report's sections as markdown, by name (lower case, dashes); charts are embedded images."""
+    facts = RunFacts.read(config, references)
+    return {section.name: to_markdown(section) for section in sections(facts)}
+
+
+def render_html(facts: RunFacts) -> str:
+    """Render the whole page."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["inline"] = _inline
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    parts: list[Section] = sections(facts)
+    return template.render(
+        title=TITLE, subtitle=_subtitle(facts), sections=parts, chart_style=STYLE, footer=_footer(facts)
+    )
+
+
+def _subtitle(facts: RunFacts) -> str:
+    model = Path(facts.config.model.path).name
+    tasks = [name for name in ("tables", "threads", "qa") if getattr(facts.config.context, name) is not None]
+    ended = max((manifest["ended"] for manifest in facts.manifests.values()), default="")
+    moment = f" · {ended[:16].replace('T', ' ')} UTC" if ended else ""
+    return f"{model} on {', '.join(tasks)}{moment}"
+
+
+def _footer(facts: RunFacts) -> str:
+    last = list(facts.manifests.values())[-1:]
+    return f"JORA-RAFT · `{last[0]['stage']}` `{last[0]['key']}`" if last else "JORA-RAFT"
+
+
+def _inline(text: str) -> Any:
+    """Escape text for HTML, and turn `backticks` into code."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text)))
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

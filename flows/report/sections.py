@@ -1,0 +1,285 @@
+"""What the report says: one function a section, from the facts of a run to blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
+from flows.report.charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
+from flows.report.data import TRAINED_FIRST, Row, RunFacts
+from flows.report.examples import predictions, records
+from flows.report.lineage import configuration, lineage
+from flows.report.wording import (
+    LEG_NAMES,
+    byte_size,
+    duration,
+    leg_name,
+    percent,
+    score_note,
+    score_text,
+    score_value,
+    system_name,
+)
+
+METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
+DEPTHS = (1, 3, 5, 10, 20)
+BASELINES = ("random", "opening_post", "previous_post", "bm25")
+METRIC_NAMES = {
+    "reply@1": "the right post",
+    "target@1": "the right author",
+    "joint": "both right",
+    "p(reply|target)": "right post given right author",
+}
+OTHER_METRICS = {
+    "denotation_accuracy": "Table questions, denotation accuracy",
+    "exact_match": "Document questions, exact match",
+    "f1": "Document questions, F1 of words",
+}
+PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
+
+
+def sections(facts: RunFacts) -> list[Section]:
+    """All sections that this run has something to say in, in reading order."""
+    return [
+        Section(name, title, tuple(blocks))
+        for name, title, blocks in (
+            ("summary", "Summary", summary(facts)),
+            ("evaluation", "Evaluation", evaluation(facts)),
+            ("retrieval", "Retrieval", retrieval(facts)),
+            ("training", "Training", training(facts)),
+            ("right", "Predictions that were right", predictions(facts, right=True)),
+            ("wrong", "Predictions that were wrong", predictions(facts, right=False)),
+            ("records", "Training records", records(facts)),
+            ("resources", "Time and memory", resources(facts)),
+            ("lineage", "Lineage", lineage(facts)),
+            ("configuration", "Configuration", configuration(facts)),
+        )
+        if blocks
+    ]
+
+
+def summary(facts: RunFacts) -> list[Block]:
+    """The numbers to read first."""
+    items: list[Fact] = []
+    shown = facts.shown_system
+    if shown:
+        score = facts.systems[shown].get("reply@1", {})
+        items.append(Fact(f"{system_name(shown)}: the right post", score_value(score), score_note(score)))
+        rival = _best_baseline(facts)
+        if rival:
+            other = facts.systems[rival]["reply@1"]
+            apart = "intervals do not overlap" if _apart(score, other) else "intervals overlap"
+            items.append(
+                Fact(
+                    f"Best baseline: {system_name(rival)}",
+                    score_value(other),
+                    f"{score_note(other)}; {apart}",
+                )
+            )
+        if shown != "base" and "base" in facts.systems:
+            before = facts.systems["base"].get("reply@1", {})
+            items.append(Fact("Before fine-tuning", score_value(before), score_note(before)))
+    counts = [task["records"] for task in facts.context.values() if "records" in task]
+    if counts:
+        train, test = (sum(count[split] for count in counts) for split in ("train", "test"))
+        items.append(Fact("Records", f"{train + test:,}", f"{train:,} to train on, {test:,} held out"))
+    if facts.manifests:
+        seconds = sum(manifest["seconds"] for manifest in facts.manifests.values())
+        items.append(Fact("Work in this result", duration(seconds), f"over {len(facts.manifests)} stages"))
+    blocks: list[Block] = [Facts(tuple(items))] if items else []
+    if "export" in facts.folders:
+        blocks.append(Prose(f"The exported model: `{facts.folders['export'] / 'model'}`."))
+    return blocks
+
+
+def evaluation(facts: RunFacts) -> list[Block]:
+    """How often each system names the right post and the right author, beside the baselines."""
+    systems = [name for name in (*BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
+    systems += [name for name in facts.systems if name not in systems]
+    blocks: list[Block] = []
+    if systems:
+        n = facts.evaluation.get("n") or facts.systems[systems[0]].get("reply@1", {}).get("n")
+        contexts = facts.evaluation.get("contexts")
+        where = f" in {contexts:,} threads" if contexts else ""
+        blocks.append(
+            Prose(
+                f"{n:,} held-out comments{where}: which earlier post does each one answer? Every comment "
+                "counts, also where retrieval missed the right post. Whiskers and brackets are 95 % "
+                "intervals, from resampling whole threads."
+            )
+        )
+        figures = [_score_chart(facts, metric, systems) for metric in METRICS]
+        blocks.append(Columns(tuple(figure for figure in figures if figure)))
+        rows = tuple(
+            (system_name(name), *(score_text(facts.systems[name].get(metric)) for metric in METRICS))
+            for name in systems
+        )
+        strong = tuple(index for index, name in enumerate(systems) if name == facts.shown_system)
+        blocks.append(Table("Scores with 95 % intervals", ("System", *METRICS), rows, strong_rows=strong))
+    for metric, title in OTHER_METRICS.items():
+        scores = {name: facts.systems[name][metric] for name in systems if metric in facts.systems[name]}
+        if scores:
+            n = max(score["n"] for score in scores.values())
+            rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
+            blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
+    written = facts.evaluation.get("generated", {}).get("systems", {})
+    if written:
+        rows = tuple(
+            (system_name(name), *(score_text(scores.get(metric)) for metric in METRICS))
+            for name, scores in written.items()
+        )
+        blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
+    return blocks
+
+
+def retrieval(facts: RunFacts) -> list[Block]:
+    """How often each leg puts the right post or document among its first k."""
+    blocks: list[Block] = []
+    for task, metrics in facts.context.items():
+        legs = {
+            leg: found
+            for leg, found in metrics.get("retrieval", {}).get("test", {}).items()
+            if found.get("n") and found.get("recall@1") is not None
+        }
+        if not legs:
+            continue
+        named = [leg for leg in LEG_NAMES if leg in legs] + [leg for leg in legs if leg not in LEG_NAMES]
+        lines = [
+            Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
+            for leg in named
+        ]
+        best = max(named, key=lambda leg: legs[leg]["recall@10"])
+        chart = line_chart(
+            f"Recall at k, {task}",
+            f"Share of the right {_unit(task)} among the first k, by leg. {leg_name(best)} is best at 10: "
+            f"{percent(legs[best]['recall@10'])}.",
+            lines,
+            "first k retrieved",
+            "recall",
+            y_range=(0.0, 1.0),
+            y_format=lambda value: f"{100 * value:.0f} %",
+            x_categories=[str(k) for k in DEPTHS],
+        )
+        rows = tuple(
+            (leg_name(leg), *(percent(legs[leg][f"recall@{k}"]) for k in DEPTHS), f"{legs[leg]['mrr']:.3f}")
+            for leg in named
+        )
+        n = legs[named[0]]["n"]
+        headers = ("Leg", *(f"@{k}" for k in DEPTHS), "MRR")
+        figure = Figure(f"Recall at k, {task}", chart, _ceiling_note(metrics))
+        table = Table(f"Held-out {task} records, n\u00a0=\u00a0{n:,}", headers, rows)
+        blocks.append(Columns((figure, table)))
+            Columns((figure, Table(f"Held-out {task} records, n\u00a0=\u00a0{n:,}", headers, rows)))
+        )
+    return blocks
+
+
+def training(facts: RunFacts) -> list[Block]:
+    """The loss curve of each phase, and what the phase did."""
+    figures: list[Figure] = []
+    rows: list[tuple[str, ...]] = []
+    for stage, title in PHASE_NAMES.items():
+        steps = facts.training(stage)
+        if not steps:
+            continue
+        raw = tuple((float(row["step"]), float(row["loss"])) for row in steps)
+        lines = [Series("each step", thin(raw), raw=True), Series("moving mean", thin(smooth(raw)))]
+        held_out = tuple(
+            (float(row["step"]), float(row["validation_loss"])) for row in steps if "validation_loss" in row
+        )
+        if held_out:
+            lines.append(Series("held out", held_out))
+        words = f"Loss over {len(steps):,} steps, from {raw[0][1]:.3f} to {lines[1].points[-1][1]:.3f}."
+        chart = line_chart(f"{title}, loss", words, lines, "step", "loss per answer token")
+        figures.append(Figure(f"{title}, loss", chart))
+        result = facts.manifests[stage]["metrics"] if stage in facts.manifests else {}
+        tokens, seconds = sum(row["tokens"] for row in steps), float(result.get("seconds", 0))
+        rows.append(
+            (
+                title,
+                f"{len(steps):,}",
+                f"{result.get('mean_loss_last_10', raw[-1][1]):.4f}",
+                f"{tokens:,}",
+                f"{sum(row['supervised_tokens'] for row in steps):,}",
+                f"{tokens / seconds:,.0f}" if seconds else "",
+                duration(seconds) if seconds else "",
+            )
+        )
+    if not figures:
+        return []
+    headers = ("Phase", "Steps", "Loss, last 10", "Tokens", "Answer tokens", "Tokens/s", "Time")
+    return [Columns(tuple(figures)), Table("What was trained", headers, tuple(rows))]
+
+
+def resources(facts: RunFacts) -> list[Block]:
+    """Wall time and peak memory of the work behind each artifact."""
+    if not facts.manifests:
+        return []
+    rows = []
+    for name, manifest in facts.manifests.items():
+        peak = manifest["metrics"].get("peak_memory_bytes")
+        size = sum(output["size"] for output in manifest["outputs"].values())
+        rows.append((name, duration(manifest["seconds"]), byte_size(peak) if peak else "", byte_size(size)))
+    bars = [Bar(name, manifest["seconds"]) for name, manifest in facts.manifests.items()]
+    slowest = max(facts.manifests, key=lambda name: facts.manifests[name]["seconds"])
+    chart = bar_chart(
+        "Wall time of each stage",
+        f"{slowest} took longest: {duration(facts.manifests[slowest]['seconds'])}.",
+        bars,
+        value_format=duration,
+    )
+    return [
+        Figure(
+            "Wall time of each stage",
+            chart,
+            "Of the run that made the artifact; a cached stage costs nothing.",
+        ),
+        Table("By stage", ("Stage", "Time", "Peak memory", "Artifact"), tuple(rows)),
+    ]
+
+
+def _score_chart(facts: RunFacts, metric: str, systems: Sequence[str]) -> Figure | None:
+    scores = [(name, facts.systems[name].get(metric, {})) for name in systems]
+    bars = [
+        Bar(system_name(name), score["value"], score["low"], score["high"], _kind(facts, name))
+        for name, score in scores
+        if score.get("value") is not None
+    ]
+    if not bars:
+        return None
+    said = "; ".join(f"{bar.label} {percent(bar.value)}" for bar in bars)
+    title = f"{metric}: {METRIC_NAMES[metric]}"
+    return Figure(title, bar_chart(title, f"{said}.", bars, x_range=(0.0, 1.0)))
+
+
+def _best_baseline(facts: RunFacts) -> str | None:
+    scores = {
+        name: facts.systems[name]["reply@1"]["value"]
+        for name in BASELINES
+        if facts.systems.get(name, {}).get("reply@1", {}).get("value") is not None
+    }
+    return max(scores, key=lambda name: scores[name], default=None)
+
+
+def _apart(one: Row, other: Row) -> bool:
+    return None not in (one.get("low"), other.get("high")) and (
+        one["low"] > other["high"] or other["low"] > one["high"]
+    )
+
+
+def _kind(facts: RunFacts, name: str) -> BarKind:
+    if name in BASELINES:
+        return "baseline"
+    return "final" if name == facts.shown_system else "model"
+
+
+def _unit(task: str) -> str:
+    return "posts" if task == "threads" else "documents"
+
+
+def _ceiling_note(metrics: Mapping[str, Any]) -> str:
+    share = metrics.get("oracle_in_context", {}).get("test")
+    if share is None:
+        return ""
+    return f"The right answer is in {percent(share)} of the held-out prompts: no model can name the others."

@@ -1,0 +1,441 @@
+"""The report: made from synthetic artifacts in the store's real layout, and compared with what was put in."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.config import PipelineConfig
+from flows.report import markdown_sections, write_report
+from flows.report.charts import Bar, Series, bar_chart, line_chart, nice_ticks, smooth, standalone, thin
+from flows.runner import ArtifactRef
+from flows.store import Store
+
+STAGES = ("build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export")
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "build-context": (),
+    "convert-model": (),
+    "finetune-structure": ("build-context", "convert-model"),
+    "finetune-task": ("build-context", "convert-model", "finetune-structure"),
+    "evaluate": ("build-context", "convert-model", "finetune-structure", "finetune-task"),
+    "export": ("build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate"),
+}
+NAMES = ("Marta", "Lena", "Jonas", "Aylin", "Pavel", "Ines")
+VALUES = {
+    "random": 0.11,
+    "opening_post": 0.17,
+    "previous_post": 0.19,
+    "bm25": 0.44,
+    "base": 0.12,
+    "phase1": 0.14,
+    "both_phases": 0.61,
+}
+# Text that would break a page or a table if it were not escaped.
+NASTY = '<script>alert(1)</script> a | b `tick` & "quote"'
+
+
+def key_of(stage: str) -> str:
+    return (stage.encode().hex() * 8)[:64]
+
+
+def thread_record(number: int, split: str) -> dict[str, Any]:
+    posts = [f"#{i + 1} {NAMES[(number + i) % 6]}: I moved the tomatoes to pot {i}" for i in range(6)]
+    choices = [f"{NAMES[(number + i) % 6]} #{i + 1}" for i in range(6)]
+    gold = [choices[number % 6]] if number % 9 else []
+    question = f"Comment by Rosa: which pot, {number}? {NASTY if number % 4 == 0 else ''}"
+    return {
+        "id": f"threads:{number}",
+        "instruction": "Read the posts and say which post the comment replies to.",
+        "input": "\n".join(posts) + f"\n\n{question}",
+        "output": choices[number % 6],
+        "task": "threads",
+        "split": split,
+        "context_id": f"t{number // 4}",
+        "context_ids": [f"p{i}" for i in range(6)],
+        "oracle_ids": [f"p{number % 6}"],
+        "oracle_in_context": bool(gold),
+        "gold": gold,
+        "choices": choices,
+        "source": "threads.ndjson",
+        "source_row": number,
+    }
+
+
+def table_record(number: int) -> dict[str, Any]:
+    return thread_record(number, "train") | {
+        "id": f"tables:{number}",
+        "instruction": "Answer the question from the table.",
+        "input": "town | people\nKiel | 246,000\nJena | 111,000\n\nQuestion: which town has more people?",
+        "output": "Kiel",
+        "task": "tables",
+        "gold": ["Kiel"],
+        "choices": [],
+    }
+
+
+def score(value: float, n: int = 1200) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.024, "high": value + 0.026, "n": n}
+
+
+def fill(stage: str, folder: Path) -> dict[str, Any]:
+    """Write a stage's files; return its metrics."""
+    if stage == "build-context":
+        held_out = [thread_record(number, "test") for number in range(60)]
+        rows = [thread_record(number, "train") for number in range(100, 140)]
+        rows += [table_record(number) for number in range(40)]
+        pq.write_table(pa.Table.from_pylist(held_out + rows), folder / "records.parquet")
+        rankings = [{"id": row["id"], "bm25": [f"p{n % 7}", "p1"]} for n, row in enumerate(held_out)]
+        pq.write_table(pa.Table.from_pylist(rankings), folder / "rankings.parquet")
+        legs = {
+            leg: {"n": 1200, "mrr": start}
+            | {f"recall@{k}": start + 0.2 * math.log10(k) for k in (1, 3, 5, 10, 20)}
+            for leg, start in (("bm25", 0.44), ("dense", 0.31), ("recency", 0.19), ("fused", 0.52))
+        }
+        task = {"records": {"train": 40, "test": 60}, "oracle_in_context": {"train": 1.0, "test": 0.88}}
+        metrics = {
+            "tasks": {
+                "tables": {"records": {"train": 40, "test": 0}, "retrieval": {}},
+                "threads": task | {"retrieval": {"test": legs}},
+            }
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return metrics | {"peak_memory_bytes": 612_000_000}
+    if stage.startswith("finetune"):
+        rows = [
+            {
+                "step": step,
+                "loss": 0.3 + 2.5 * math.exp(-step / 90) + 0.12 * math.sin(step * 1.7),
+                "tokens": 4096,
+                "supervised_tokens": 60,
+                "learning_rate": 1e-3,
+            }
+            for step in range(1, 401)
+        ]
+        for row in rows[49::50]:
+            row["validation_loss"] = row["loss"] + 0.1
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"seconds": 80.0, "mean_loss_last_10": 0.31, "peak_memory_bytes": 1_480_000_000}
+    if stage == "evaluate":
+        systems = {
+            name: {
+                "reply@1": score(v),
+                "target@1": score(v + 0.08),
+                "joint": score(v - 0.01),
+                "p(reply|target)": score(v + 0.2, 700),
+            }
+            for name, v in VALUES.items()
+        }
+        systems["both_phases"]["denotation_accuracy"] = score(0.2, 200)
+        systems["base"]["denotation_accuracy"] = score(0.05, 200)
+        scores = {
+            "systems": systems,
+            "n": 1200,
+            "contexts": 140,
+            "generated": {"systems": {"base": systems["base"]}},
+        }
+        (folder / "metrics.json").write_text(json.dumps(scores))
+        rows = [
+            {
+                "id": f"threads:{number}",
+                "system": system,
+                "choice": f"{NAMES[(number + pick) % 6]} #{pick + 1}",
+                "choice_logprob": -0.3,
+                "text": "",
+            }
+            for number in range(60)
+            for system, pick in (("base", 0), ("phase1", 1), ("both_phases", number % 6 if number % 2 else 2))
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "predictions.parquet")
+        return {"peak_memory_bytes": 900_000_000}
+    (folder / "README.md").write_text(f"what {stage} wrote")
+    return {"peak_memory_bytes": 700_000_000}
+
+
+def commit(store: Store, stage: str) -> ArtifactRef:
+    key = key_of(stage)
+    metrics = fill(stage, store.begin(stage, key))
+    inputs = {
+        "build-context": {
+            f"threads/{n}": {"path": f"data/sample/{n}.ndjson", "sha256": "ab" * 32} for n in range(15)
+        },
+        "convert-model": {"model/config.json": {"path": "data/tiny-llama/config.json", "sha256": "cd" * 32}},
+    }.get(stage, {})
+    manifest = {
+        "stage": stage,
+        "key": key,
+        "version": 1,
+        "config": {"seed": 0, "note": NASTY},
+        "inputs": inputs,
+        "upstream": {
+            name: {"key": key_of(name), "digest": "ef" * 32, "reads": ["*"]} for name in UPSTREAM[stage]
+        },
+        "code": {f"flows/{stage}.py": "12" * 32},
+        "metrics": metrics,
+        "started": "2030-01-02T03:04:05+00:00",
+        "ended": "2030-01-02T03:14:05+00:00",
+        "seconds": 12.5 * (STAGES.index(stage) + 1),
+        "environment": {"python": "3.11.9", "jax": "0.10.2"},
+    }
+    path = store.commit(stage, key, manifest)
+    return ArtifactRef(stage=stage, key=key, path=str(path), cached=False, seconds=1.0, reason="")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+    root = tmp_path_factory.mktemp("project")
+    return PipelineConfig.model_validate(
+        {
+            "root": str(root),
+            "model": {"path": str(root / "data/tiny-llama")},
+            "context": {
+                "embedder": str(root / "data/tiny-embedder"),
+                "threads": {"source": str(root / "data/sample/threads.ndjson")},
+                "tables": {"source": str(root / "data/sample/tables")},
+            },
+            "phases": [
+                {"stage": "finetune-structure", "tasks": ["tables"], "max_steps": 400},
+                {"stage": "finetune-task", "tasks": ["threads"], "max_steps": 400},
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> list[ArtifactRef]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    return [commit(store, stage) for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def page(config: PipelineConfig, references: list[ArtifactRef]) -> str:
+    store = Store(Path(references[0].path).parents[1])
+    path = write_report(store, config, references)
+    assert path == store.root / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """Which elements a page has, whether they are closed in order, and what it refers to."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("href", "src") and value:
+                self.links.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_page_is_well_formed_and_needs_nothing_else(page: str, outline: Outline) -> None:
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids)), "an id is given twice"
+    assert not {"script", "link", "img", "iframe"} & set(outline.seen)
+    assert all(link.startswith("#") and link[1:] in outline.ids for link in outline.links)
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_data_is_escaped(page: str) -> None:
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_page_says_what_the_artifacts_say(outline: Outline) -> None:
+    text = " ".join(" ".join(outline.text).split())
+    for name in (
+        "Random post",
+        "Opening post",
+        "Previous post",
+        "BM25",
+        "Base model",
+        "Phase 1 only",
+        "Both phases",
+    ):
+        assert name in text
+    assert "61.0 % (58.6–63.6)" in text
+    assert "1,200 held-out comments in 140 threads" in text
+    assert "Best baseline: BM25 44.0 %" in text and "intervals do not overlap" in text
+    assert "88.0 % of the held-out prompts" in text
+    assert "Denotation accuracy".lower() in text.lower()
+    for stage in STAGES:
+        assert stage in text and key_of(stage)[:12] in text
+    assert "1 min 15 s" in text and "1.4 GiB" in text  # export's time, training's memory
+    assert "and 3 more" in text  # of build-context's 15 input files
+
+
+def test_every_chart_has_a_title_and_a_description(page: str) -> None:
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(charts) == 4 + 1 + 2 + 1 + 1  # scores, recall, losses, time, lineage
+    for chart in charts:
+        root = ET.fromstring(chart)
+        ids = {element.get("id"): element.text for element in root if element.get("id")}
+        assert root.get("role") == "img"
+        assert all(ids[name] for name in str(root.get("aria-labelledby")).split())
+
+
+def test_examples_show_five_right_and_five_wrong(
+    config: PipelineConfig, references: list[ArtifactRef]
+) -> None:
+    parts = markdown_sections(config, references)
+    right, wrong, records = (parts[name].split("\n**")[1:] for name in ("right", "wrong", "records"))
+    assert (len(right), len(wrong), len(records)) == (5, 5, 5)
+    assert all("Both phases" in example and "✓" in _answer(example, "Both phases") for example in right)
+    assert all("✗" in _answer(example, "Both phases") for example in wrong)
+    assert all("Right answer" in example and "BM25" in example for example in right + wrong)
+    assert {example.split(" ")[0] for example in records} == {"tables", "threads"}
+    for example in right:  # the marked line is the right answer's
+        author, number = re.findall(r"Right answer: `(\w+) #(\d)`", example)[0]
+        assert f"✓ #{number} {author}:" in example
+
+
+def _answer(example: str, who: str) -> str:
+    return next(line for line in example.splitlines() if line.startswith(f"- {who}"))
+
+
+def test_markdown_has_the_same_sections_and_embedded_charts(
+    config: PipelineConfig, references: list[ArtifactRef], outline: Outline
+) -> None:
+    parts = markdown_sections(config, references)
+    assert [name for name in outline.ids if name in parts] == list(parts)
+    assert all(re.fullmatch(r"[a-z-]+", name) for name in parts)
+    images = re.findall(r"\(data:image/svg\+xml;base64,([^)]*)\)", "".join(parts.values()))
+    assert len(images) == 9
+    for image in images:
+        ET.fromstring(base64.b64decode(image))
+    for line in parts["evaluation"].splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (6, 3)  # five columns, or two
+
+
+def test_report_does_not_depend_on_where_and_when_it_is_written(
+    config: PipelineConfig, references: list[ArtifactRef], page: str, tmp_path: Path
+) -> None:
+    again = [item.model_copy(update={"cached": True, "seconds": 0.0}) for item in references]
+    assert write_report(Store(tmp_path / "elsewhere"), config, again).read_text(encoding="utf-8") == page
+    assert len(list((tmp_path / "elsewhere/reports").iterdir())) == 1
+    assert config.root not in page.replace(str(Path(references[-1].path)), "")
+
+
+@pytest.mark.parametrize("present", [(), ("build-context",), ("convert-model", "finetune-task"), STAGES[:5]])
+def test_report_of_a_part_of_the_pipeline(
+    config: PipelineConfig, references: list[ArtifactRef], present: tuple[str, ...], tmp_path: Path
+) -> None:
+    some = [item for item in references if item.stage in present]
+    text = write_report(Store(tmp_path), config, some).read_text(encoding="utf-8")
+    parser = Outline()
+    parser.feed(text)
+    assert parser.open == []
+    assert ("evaluation" in parser.ids) == ("evaluate" in present)
+    assert ("lineage" in parser.ids) == bool(present)
+
+
+def test_report_leaves_out_what_could_not_be_scored(config: PipelineConfig, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    reference = commit(store, "build-context")
+    folder = store.begin("evaluate", "0" * 64)
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    systems = {"bm25": {"reply@1": nothing}, "base": {"reply@1": score(0.2), "p(reply|target)": nothing}}
+    (folder / "metrics.json").write_text(json.dumps({"systems": systems}))
+    manifest = {"stage": "evaluate", "key": "0" * 64, "inputs": {}, "upstream": {}, "code": {}, "config": {}}
+    manifest |= {"metrics": {}, "seconds": 1.0, "ended": "2030-01-02T03:14:05+00:00", "environment": {}}
+    path = store.commit("evaluate", "0" * 64, manifest)
+    evaluate = ArtifactRef(
+        stage="evaluate", key="0" * 64, path=str(path), cached=False, seconds=1.0, reason=""
+    )
+    text = write_report(store, config, [reference, evaluate]).read_text("utf-8")
+    assert "none" in text and "20.0 %" in text
+
+
+def test_a_store_that_cannot_be_written_is_one_line(config: PipelineConfig, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.root.write_text("a file")
+    with pytest.raises(ValueError, match="cannot write report") as caught:
+        write_report(store, config, [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (0, 0.61, [0, 0.2, 0.4, 0.6, 0.8]), (1, 400, [0, 100, 200, 300, 400])],
+)
+def test_ticks_are_round_and_cover_the_range(low: float, high: float, expected: list[float]) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high
+    steps = {round(b - a, 9) for a, b in pairwise(ticks)}
+    assert len(steps) == 1 and str(steps.pop()).strip("0.") in ("1", "2", "25", "5")
+    assert ticks == pytest.approx(expected)
+
+
+def test_ticks_of_an_empty_range() -> None:
+    assert nice_ticks(3.0, 3.0) == [3.0, 4.0]
+    assert len(nice_ticks(0.0, math.inf)) == 2
+
+
+def test_thinning_and_smoothing_keep_the_mean() -> None:
+    points = [(float(x), float(x % 7)) for x in range(700)]
+    few = thin(points, 100)
+    assert len(few) == 100
+    assert sum(y for _, y in few) / 100 == pytest.approx(3.0)
+    smoothed = smooth(points)
+    assert len(smoothed) == 700
+    assert all(y == pytest.approx(3.0, abs=0.4) for _, y in smoothed)
+    assert thin([]) == () and smooth([]) == ()
+
+
+def test_bars_and_lines_stand_where_their_numbers_say() -> None:
+    svg = ET.fromstring(bar_chart("t", "d", [Bar("a", 0.25), Bar("b", 0.5, 0.4, 0.6)], x_range=(0, 1)))
+    widths = [float(element.get("width", 0)) for element in svg.iter() if element.tag.endswith("rect")]
+    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
+    whisker = next(e for e in svg.iter() if e.get("class") == "whisker")
+    assert float(whisker.get("x2", 0)) - float(whisker.get("x1", 0)) == pytest.approx(
+        widths[1] * 0.4, abs=0.2
+    )
+
+    chart = line_chart("t", "d", [Series("l", ((1.0, 0.0), (2.0, math.nan), (3.0, 2.0)))], "x", "y")
+    points = next(e for e in ET.fromstring(chart).iter() if e.tag.endswith("polyline")).get("points", "")
+    assert len(points.split()) == 2 and "nan" not in chart
+
+
+def test_one_point_and_constant_series_can_be_drawn() -> None:
+    for points in (((1.0, 0.0),), ((1.0, 0.5), (2.0, 0.5)), ((5.0, 0.0), (6.0, 0.0))):
+        ET.fromstring(standalone(line_chart("t", "d", [Series("l", points)], "x", "y")))
+    ET.fromstring(bar_chart("t", "d", [Bar("zero", 0.0)]))
