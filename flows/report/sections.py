@@ -170,8 +170,6 @@ def retrieval(facts: RunFacts) -> list[Block]:
         figure = Figure(f"Recall at k, {task}", chart, _ceiling_note(metrics))
         table = Table(f"Held-out {task} records, n\u00a0=\u00a0{n:,}", headers, rows)
         blocks.append(Columns((figure, table)))
-            Columns((figure, Table(f"Held-out {task} records, n\u00a0=\u00a0{n:,}", headers, rows)))
-        )
     return blocks
 
 
