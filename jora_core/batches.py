@@ -20,7 +20,7 @@ import numpy as np
 from jora_core.groups import Group, layout
 
 ROW_STEP = 64
-MAX_ROW_LENGTHS = 4
+MAX_ROW_LENGTHS = 3
 # Shares of a batch's slots that the gathered supervised positions are padded to.
 _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 # Groups planned together: the wider the window, the fuller the rows and the less local the order.

@@ -51,7 +51,32 @@ def batch_loss(
     return weighted_cross_entropy(logits, batch["targets"], batch["weights"])
 
 
+@jax.custom_vjp
 def weighted_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum of weight times -log p(target): logits float32 [..., V], targets int [...], weights [...]."""
+    """Sum of weight times -log p(target): logits float32 [..., V], targets int [...], weights [...].
+
+    The gradient is written out: derived, it holds a second [..., V] of probabilities and scatters into a third,
+    which costs a quarter more on a CPU and the memory anywhere.
+    """
+    return _cross_entropy(logits, targets, weights)[0]
+
+
+def _cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
-    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - chosen))
+    return jnp.sum(weights * (total - chosen)), total
+
+
+def _cross_entropy_forward(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple:
+    value, total = _cross_entropy(logits, targets, weights)
+    return value, (logits, total, targets, weights)
+
+
+def _cross_entropy_backward(saved: tuple, upstream: jax.Array) -> tuple:
+    logits, total, targets, weights = saved
+    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    change = jnp.exp(logits - total[..., None]) - hit
+    return change * (weights * upstream)[..., None], None, None
+
+
+weighted_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

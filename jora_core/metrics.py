@@ -59,7 +59,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Progress:
+class StepProgress:
     """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
 
     def __init__(self, total: int, done: int, clock: Callable[[], float], every: float = 10.0) -> None:

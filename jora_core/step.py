@@ -19,14 +19,14 @@ from jax.sharding import Mesh
 
 from jora_core.batches import Batch
 from jora_core.config import ModelConfig
-from jora_core.lora import Adapter
 from jora_core.loss import Arrays, batch_loss
 from jora_core.model import Params
 from jora_core.optim import Schedule, make_optimizer
 from jora_core.sharding import adapter_shardings, batch_sharding, param_shardings, replicated
 from jora_core.spec import TrainSpec
 
-Trainable = Adapter | Params
+# The fields of a `Batch` that go to the device, all with rows (or blocks of rows) first.
+BATCH_ARRAYS = ("tokens", "positions", "segment_ids", "suffix_ids", "index", "targets", "weights")
 
 
 @flax.struct.dataclass
@@ -147,18 +147,7 @@ def build_step(
     rows = batch_sharding(mesh)
 
     def place(batch: Batch) -> Arrays:
-        arrays = {
-            name: getattr(batch, name)
-            for name in (
-                "tokens",
-                "positions",
-                "segment_ids",
-                "suffix_ids",
-                "index",
-                "targets",
-                "weights",
-            )
-        }
+        arrays = {name: getattr(batch, name) for name in BATCH_ARRAYS}
         return jax.device_put(arrays, rows)
 
     return TrainStep(

@@ -28,7 +28,7 @@ from jora_core.config import ModelConfig
 from jora_core.data import TrainData, load_groups
 from jora_core.errors import InputError
 from jora_core.lora import Adapter, init_adapter, load_adapter, save_adapter
-from jora_core.metrics import MetricsLog, Progress, peak_memory_bytes
+from jora_core.metrics import MetricsLog, StepProgress, peak_memory_bytes
 from jora_core.model import Params, init_params
 from jora_core.optim import make_schedule
 from jora_core.sharding import adapter_shardings, make_mesh, param_shardings
@@ -175,7 +175,7 @@ def _loop(run: Run, state: TrainState, lines: list[str]) -> tuple[TrainState, di
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
     log = MetricsLog(spec.output_dir / "metrics.jsonl", spec.checkpoint_dir / "metrics.jsonl", position.step)
-    progress = Progress(run.steps, position.step, time.monotonic)
+    progress = StepProgress(run.steps, position.step, time.monotonic)
     for line in lines:
         progress.say(line)
     if checkpoints.fresh_because:
@@ -254,7 +254,7 @@ def _validation_loss(run: Run, state: TrainState) -> float | None:
 class _Meter:
     """Turns finished steps into rows of metrics, and stops the run when the loss is no number."""
 
-    def __init__(self, log: MetricsLog, progress: Progress) -> None:
+    def __init__(self, log: MetricsLog, progress: StepProgress) -> None:
         self._log = log
         self._progress = progress
         self._last = time.perf_counter()

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jora_core.batches import BatchStream, choose_row_lengths
+from jora_core.data import load_groups
+from jora_core.errors import InputError
+from jora_core.groups import Example, Group, Piece, layout, plain_group, share_contexts, suffix_groups
+from jora_core.prompt import shorten_prompt
+from jora_core.spec import ALPACA_SHORT, DataSpec
+from jora_core.tokenize import load_tokenizer
+
+
+def spec(records: Path, **changes) -> DataSpec:
+    return DataSpec(**({"records": records, "max_seq_len": 128, "tokens_per_batch": 512} | changes))
+
+
+def chains(group: Group) -> list[tuple[list[int], list[float]]]:
+    """Every example of a group as the token chain and weights that training it apart would use."""
+    if not group.suffixes:
+        return [(group.prefix.tokens.tolist(), group.prefix.weights.tolist())]
+    whole = [group.prefix + s for s in group.suffixes]
+    return [(w.tokens.tolist(), w.weights.tolist()) for w in whole]
+
+
+def test_record_is_bos_prompt_answer_eos(tiny_model, alpaca_rows, write_rows, tmp_path):
+    rows = alpaca_rows(contexts=2, questions=1)
+    tokenizer = load_tokenizer(tiny_model)
+    data = load_groups(spec(write_rows(tmp_path / "r.parquet", rows)), tokenizer)
+    for row, group in zip(rows, data.train, strict=True):
+        prompt = tokenizer.encode(ALPACA_SHORT.format(**{k: row[k] for k in ("instruction", "input")}))
+        answer = tokenizer.encode(row["output"])
+        expected = [tokenizer.bos_id, *prompt, *answer, tokenizer.eos_id]
+        ((tokens, weights),) = chains(group)
+        assert tokens == expected
+        assert weights == [0.0] * (1 + len(prompt)) + [1.0] * (len(answer) + 1)
+        assert tokenizer.decode(tokens).endswith(row["output"])
+
+
+def test_sharing_keeps_every_chain(tiny_model, alpaca_rows, write_rows, tmp_path):
+    path = write_rows(tmp_path / "r.parquet", alpaca_rows())
+    tokenizer = load_tokenizer(tiny_model)
+    apart = load_groups(spec(path, sharing="off"), tokenizer)
+    shared = load_groups(spec(path), tokenizer)
+    assert len(shared.train) < len(apart.train)
+    assert shared.counts["slots"] < 0.6 * shared.counts["slots_apart"]
+    assert shared.counts["slots_apart"] == apart.counts["slots"]
+    found = [chain for group in shared.train for chain in chains(group)]
+    assert found == [chain for group in apart.train for chain in chains(group)]
+    assert [i for g in shared.train for i in g.ids] == [i for g in apart.train for i in g.ids]
+    for group in shared.train:
+        assert all(s.weights[0] == 0 for s in group.suffixes)
+
+
+def test_groups_split_beyond_the_budget():
+    prompt = np.arange(40, dtype=np.int32)
+    examples = [
+        Example(str(i), "c", np.append(prompt, 100 + i).astype(np.int32), np.asarray([7, 1], np.int32))
+        for i in range(20)
+    ]
+    groups = share_contexts(examples, 64)
+    assert all(g.slots <= 64 for g in groups)
+    assert [i for g in groups for i in g.ids] == [str(i) for i in range(20)]
+    assert len(groups) == 2
+
+
+def test_over_long_context_is_cut_and_the_answer_stays(tiny_model, alpaca_rows, write_rows, tmp_path):
+    rows = alpaca_rows(contexts=3, questions=2, lines=30)
+    path = write_rows(tmp_path / "r.parquet", rows)
+    tokenizer = load_tokenizer(tiny_model)
+    lines: list[str] = []
+    data = load_groups(spec(path, sharing="off"), tokenizer, log=lines.append)
+    assert data.counts["shortened"] == len(rows)
+    assert any("6 examples longer than 128 tokens" in line for line in lines)
+    for row, group in zip(rows, data.train, strict=True):
+        assert len(group.prefix) <= 128
+        text = tokenizer.decode(group.prefix.tokens)
+        assert text.startswith("### Instruction:\nSay which line it is.\n\n### Input:\n#1 ")
+        assert text.endswith(row["input"].split("\n\n")[1] + "\n\n### Response:\n" + row["output"])
+        picked = int(row["output"].split()[1])
+        assert row["input"].split("\n")[picked - 1] in text, "the line that holds the answer was dropped"
+
+
+@pytest.mark.parametrize("budget", [5, 20, 40, 60, 100])
+def test_any_budget_is_kept(tiny_model, budget):
+    tokenizer = load_tokenizer(tiny_model)
+    question = "Question: which one is the lamp in the garden by the river?"
+    tokens = shorten_prompt(tokenizer, ALPACA_SHORT, "Do it.", "copper " * 80 + "\n\n" + question, budget)
+    assert len(tokens) <= budget
+    if budget == 100:
+        assert question in tokenizer.decode(tokens)
+
+
+def test_an_answer_longer_than_the_limit_is_dropped_and_counted(
+    tiny_model, alpaca_rows, write_rows, tmp_path
+):
+    rows = alpaca_rows(contexts=2, questions=1)
+    rows[0]["output"] = "lamp " * 300
+    data = load_groups(spec(write_rows(tmp_path / "r.parquet", rows)), load_tokenizer(tiny_model))
+    assert data.counts["dropped"] == 1 and len(data.train) == 1
+
+
+def test_weighted_text(tiny_model, write_rows, tmp_path):
+    segments = [{"text": "river copper", "weight": 0.5}, {"text": " seven", "weight": 1.0}]
+    suffixes = [[{"text": " lamp", "weight": 0.0}, {"text": " bread", "weight": 1.0}]] * 2
+    rows = [
+        {"id": "plain", "segments": segments, "suffixes": []},
+        {"id": "shared", "segments": [{"text": "market " * 20, "weight": 0.5}], "suffixes": suffixes},
+    ]
+    tokenizer = load_tokenizer(tiny_model)
+    data = load_groups(spec(write_rows(tmp_path / "r.parquet", rows)), tokenizer)
+    plain, shared = data.train
+    first, second = tokenizer.encode("river copper"), tokenizer.encode(" seven")
+    assert plain.prefix.tokens.tolist() == [tokenizer.bos_id, *first, *second, tokenizer.eos_id]
+    assert plain.prefix.weights.tolist() == [0.0] + [0.5] * len(first) + [1.0] * (len(second) + 1)
+    assert len(shared.suffixes) == 2
+    assert shared.suffixes[0].tokens[-1] == tokenizer.eos_id and shared.suffixes[0].weights[-1] == 1.0
+    slots = layout(shared)
+    assert slots.positions[slots.suffix_ids == 2].tolist() == list(
+        range(len(shared.prefix), len(shared.prefix) + len(shared.suffixes[1]) - 1)
+    )
+
+
+def test_suffixes_that_start_supervised_get_a_slot_each():
+    prefix = Piece(np.arange(20, dtype=np.int32), np.full(20, 0.25, np.float32))
+    suffixes = [Piece(np.asarray([50 + i, 1], np.int32), np.ones(2, np.float32)) for i in range(3)]
+    (group,) = suffix_groups("x", prefix, suffixes, 64, shared=True)
+    slots = layout(group)
+    supervised = Counter(slots.targets[slots.weights == 1.0].tolist())
+    assert supervised == {50: 1, 51: 1, 52: 1, 1: 3}
+    # The prefix's own weight counts once: 19 predicted tokens of 0.25.
+    assert slots.weights.sum() == pytest.approx(19 * 0.25 + 6)
+    split = suffix_groups("x", prefix, suffixes, 24, shared=True)
+    assert len(split) == 2
+    assert sum(layout(g).weights.sum() for g in split) == pytest.approx(19 * 0.25 + 6)
+    apart = suffix_groups("x", prefix, suffixes, 24, shared=False)
+    assert sum(layout(g).weights.sum() for g in apart) == pytest.approx(19 * 0.25 + 6)
+
+
+def some_groups(n: int = 300, seed: int = 0) -> list[Group]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 200, n)
+    return [
+        plain_group(Example(f"e{i}", "", rng.integers(0, 99, k).astype(np.int32), np.asarray([7, 1], np.int32)))
+        for i, k in enumerate(lengths)
+    ]
+
+
+def test_an_epoch_holds_every_group_once_in_fixed_shapes():
+    groups = some_groups()
+    stream = BatchStream(groups, 512, seed=3)
+    batches = [stream.build(plan) for plan in stream.plan(1)]
+    assert Counter(i for b in batches for i in b.ids) == Counter(g.ids[0] for g in groups)
+    assert sum(b.slots for b in batches) == sum(g.slots for g in groups)
+    assert len({b.tokens.shape for b in batches}) <= 3
+    assert sum(b.slots for b in batches) / sum(b.tokens.size for b in batches) > 0.85
+    assert all(b.tokens.size <= 512 for b in batches)
+    assert sum(b.weights.sum() for b in batches) == 2 * len(groups)
+
+
+def test_order_follows_from_seed_and_epoch_and_resumes_anywhere():
+    groups = some_groups()
+    stream = BatchStream(groups, 512, seed=3)
+    walk = stream.walk()
+    seen = [next(walk) for _ in range(len(stream.plan(0)) + 5)]
+    at = len(stream.plan(0)) + 1
+    resumed = BatchStream(groups, 512, seed=3).walk(*seen[at - 1][0])
+    for position, batch in seen[at:]:
+        again_position, again = next(resumed)
+        assert again_position == position and again.ids == batch.ids
+        np.testing.assert_array_equal(again.tokens, batch.tokens)
+    assert stream.plan(0) != stream.plan(1) != BatchStream(groups, 512, seed=4).plan(1)
+
+
+def test_curriculum_starts_short():
+    stream = BatchStream(some_groups(3000), 512, seed=0, curriculum="length")
+
+    def lengths(epoch: int) -> list[float]:
+        batches = [stream.build(plan) for plan in stream.plan(epoch)]
+        return [b.slots / len(b.ids) for b in batches]
+
+    first, second = lengths(0), lengths(1)
+    tenth = len(first) // 10
+    assert np.mean(first[:tenth]) < 0.25 * np.mean(first[-tenth:])
+    assert np.mean(second[:tenth]) > 0.8 * np.mean(second[-tenth:])
+
+
+def test_row_lengths_cover_all_and_are_few():
+    sizes = np.asarray([30] * 50 + [100] * 50 + [500])
+    lengths = choose_row_lengths(sizes, 1024)
+    assert len(lengths) <= 3 and lengths[-1] == 512 and all(length % 64 == 0 for length in lengths)
+    assert choose_row_lengths(np.asarray([10]), 50) == (50,)
+
+
+def test_validation_keeps_whole_contexts(tiny_model, alpaca_rows, write_rows, tmp_path):
+    path = write_rows(tmp_path / "r.parquet", alpaca_rows(contexts=40))
+    data = load_groups(spec(path, validation_share=0.3), load_tokenizer(tiny_model))
+    sides = [{i.split("-")[0] for g in side for i in g.ids} for side in (data.train, data.validation)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 40
+
+
+def test_bad_files_are_named(tiny_model, alpaca_rows, write_rows, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    with pytest.raises(InputError, match=r"no records file .*absent"):
+        load_groups(spec(tmp_path / "absent.parquet"), tokenizer)
+    rows = alpaca_rows(contexts=1)
+    for row in rows:
+        del row["output"]
+    path = write_rows(tmp_path / "r.parquet", rows)
+    with pytest.raises(InputError, match=r"r\.parquet: column 'output' is missing"):
+        load_groups(spec(path), tokenizer)
+    (tmp_path / "broken.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        load_groups(spec(tmp_path / "broken.parquet"), tokenizer)
+    path = write_rows(tmp_path / "r.parquet", alpaca_rows(contexts=1))
+    with pytest.raises(InputError, match="no examples with split='test'"):
+        load_groups(spec(path, split="test"), tokenizer)
+    with pytest.raises(InputError, match="bad field 'nothing'"):
+        load_groups(spec(path, prompt_template="{nothing}"), tokenizer)
