@@ -1,0 +1,119 @@
+"""What `jora run` does: answer from the store where everything is current, else run the flow.
+
+Starting a Prefect server takes seconds (a fresh database up to 18), verifying artifacts does not. So a run
+that has nothing to do says so without a server and leaves no flow run behind; anything that runs goes
+through :mod:`flows.pipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from flows.config import PipelineConfig
+from flows.errors import is_input_error
+from flows.keys import identify
+from flows.plan import make_plan
+from flows.runner import ArtifactRef
+from flows.server import prefect_api, prepare_environment
+from flows.stages import STAGES
+from flows.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: a reference for each selected stage, and the report's path where there is one."""
+
+    references: list[ArtifactRef]
+    report: Path | None
+
+
+def run(
+    config: PipelineConfig,
+    only: str | None = None,
+    start: str | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Run the selected stages of a pipeline (all; `only` one; one and those after it, `start`).
+
+    Raises:
+        InputError: wrong input, of the pipeline or of a stage (of any room). StageFailed: a stage cannot be
+        finished, or no Prefect server could be started; a stage's own error passes.
+    """
+    begun = time.monotonic()
+    store = Store(config.store)
+    plan = make_plan(config, store, only, start, force, STAGES)
+    if all(stage.action == "cached" for stage in plan):
+        references = [_verified(stage.name, stage.key, store) for stage in plan]
+        say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
+        return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
+    prepare_environment()
+    with prefect_api(say):
+        from flows import pipeline
+
+        with _refusals_without_traceback():
+            stage = cast("pipeline.StageName | None", only)
+            from_stage = cast("pipeline.StageName | None", start)
+            result = pipeline.raft_pipeline(config, only=stage, from_stage=from_stage, force=force)
+    references = [ArtifactRef.model_validate(item) for item in result["stages"]]
+    return Outcome(references, Path(result["report"]) if result["report"] else None)
+
+
+def report_of(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef] | None) -> Path | None:
+    """Write the report of a `whole` pipeline and return its path; no report of anything less."""
+    if whole is None:
+        return None
+    from flows.report import write_report
+
+    return write_report(store, config, whole)
+
+
+def pipeline_references(
+    config: PipelineConfig, store: Store, references: Sequence[ArtifactRef]
+) -> list[ArtifactRef] | None:
+    """Add the stages outside the selection to `references`; None if one of them has no whole artifact."""
+    known = {item.stage: item for item in references}
+    whole: list[ArtifactRef] = []
+    for name, identity in identify(config, STAGES).items():
+        if name not in known and not store.check(name, identity.key).whole:
+            return None
+        whole.append(known.get(name) or _verified(name, identity.key, store))
+    return whole
+
+
+def _verified(stage: str, key: str, store: Store) -> ArtifactRef:
+    """Return the reference of an artifact that is there and whole."""
+    return ArtifactRef(
+        stage=stage, key=key, path=str(store.path(stage, key)), cached=True, seconds=0.0, reason=""
+    )
+
+
+@contextmanager
+def _refusals_without_traceback() -> Iterator[None]:
+    """Keep Prefect's report of a wrong input off the console: the caller prints its one line."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or not is_input_error(error)
+
+    from prefect.logging.configuration import setup_logging
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    setup_logging()  # before the first flow run does, which would put new handlers in place
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    consoles = {
+        handler for one in loggers for handler in one.handlers if isinstance(handler, PrefectConsoleHandler)
+    }
+    for console in consoles:
+        console.addFilter(passes)
+    try:
+        yield
+    finally:
+        for console in consoles:
+            console.removeFilter(passes)
