@@ -19,13 +19,16 @@ class _Model(BaseModel):
 
 class _Task(_Model):
     max_records: int | None = Field(
-        None,
+        default=None,
         ge=1,
         title="Most training records",
         description="Keeps whole contexts, chosen by seed; empty: all.",
     )
     max_test_records: int | None = Field(
-        None, ge=1, title="Most test records", description="Spread over all contexts by seed; empty: all."
+        default=None,
+        ge=1,
+        title="Most test records",
+        description="Spread over all contexts by seed; empty: all.",
     )
 
 
@@ -36,21 +39,28 @@ class TablesTask(_Task):
         title="Tables", description="Folder in WikiTableQuestions' layout, or one of its .tsv files."
     )
     test_source: str | None = Field(
-        None,
+        default=None,
         title="Test tables",
         description="A second .tsv or folder that is the test split; empty: by seed.",
     )
-    format: Literal["wikitables"] = Field("wikitables", title="Format", description="Layout of the source.")
-    n_contexts: int = Field(1, ge=1, title="Tables a prompt", description="1 is the right table alone.")
+    format: Literal["wikitables"] = Field(
+        default="wikitables", title="Format", description="Layout of the source."
+    )
+    n_contexts: int = Field(
+        default=1, ge=1, title="Tables a prompt", description="1 is the right table alone."
+    )
     oracle_share: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         le=1,
         title="Oracle share",
         description="Share of training tables whose prompt holds the right one; for two or more tables.",
     )
     max_rows: int | None = Field(
-        None, ge=1, title="Most rows", description="Longer tables are dropped and counted; empty: no limit."
+        default=None,
+        ge=1,
+        title="Most rows",
+        description="Longer tables are dropped and counted; empty: no limit.",
     )
 
 
@@ -59,16 +69,18 @@ class ThreadsTask(_Task):
 
     source: str = Field(title="Threads", description="File, folder or glob of threads.")
     test_source: str | None = Field(
-        None,
+        default=None,
         title="Test threads",
         description="File, folder or glob that is the test split; empty: train/dev folders, else by seed.",
     )
-    format: Literal["4chan", "irc"] = Field("4chan", title="Format", description="Layout of the source.")
+    format: Literal["4chan", "irc"] = Field(
+        default="4chan", title="Format", description="Layout of the source."
+    )
     n_contexts: int = Field(
-        10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."
+        default=10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."
     )
     window: int = Field(
-        100, ge=1, title="Window", description="How many posts before the comment are candidates."
+        default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
     legs: list[Leg] = Field(
         default=["bm25", "dense", "recency"],
@@ -77,13 +89,13 @@ class ThreadsTask(_Task):
         description="Rankings that are fused: bm25, dense, recency, mention.",
     )
     rrf_k: int = Field(
-        5,
+        default=5,
         ge=0,
         title="Fusion constant",
         description="k of reciprocal rank fusion; small favours first ranks.",
     )
     missing_parents: Literal["error", "drop"] = Field(
-        "error",
+        default="error",
         title="Links to missing posts",
         description="An in-thread link to a post that is not there: refuse it, or drop and count it.",
     )
@@ -94,9 +106,11 @@ class QaTask(_Task):
 
     source: str = Field(title="Documents", description="File, folder or glob of .jsonl or .parquet.")
     questions: str = Field(title="Questions", description="File, folder or glob of .jsonl or .parquet.")
-    n_contexts: int = Field(3, ge=1, title="Documents a prompt", description="How many documents it holds.")
+    n_contexts: int = Field(
+        default=3, ge=1, title="Documents a prompt", description="How many documents it holds."
+    )
     oracle_share: float = Field(
-        0.8,
+        default=0.8,
         ge=0,
         le=1,
         title="Oracle share",
@@ -109,7 +123,7 @@ class QaTask(_Task):
         description="Rankings that are fused: bm25, dense.",
     )
     rrf_k: int = Field(
-        5,
+        default=5,
         ge=0,
         title="Fusion constant",
         description="k of reciprocal rank fusion; small favours first ranks.",
@@ -119,27 +133,29 @@ class QaTask(_Task):
 class ContextConfig(_Model):
     """Everything `build_context` reads."""
 
-    seed: int = Field(0, ge=0, title="Seed", description="Decides splits, samples and orders.")
+    seed: int = Field(default=0, ge=0, title="Seed", description="Decides splits, samples and orders.")
     test_share: float = Field(
-        0.2,
+        default=0.2,
         ge=0,
         lt=1,
         title="Test share",
         description="Share of the contexts held out, where no test source is given.",
     )
     embedder: str | None = Field(
-        None,
+        default=None,
         title="Embedder",
         description="sentence-transformers model for the dense leg: a folder or a public name.",
     )
     bm25_backend: Literal["csr", "rank_bm25"] = Field(
-        "csr",
+        default="csr",
         title="BM25 backend",
         description="Sparse postings, or the rank_bm25 library (same scores, for small corpora only).",
     )
-    tables: TablesTask | None = Field(None, title="Tables", description="Table questions, if wanted.")
-    threads: ThreadsTask | None = Field(None, title="Threads", description="Reply questions, if wanted.")
-    qa: QaTask | None = Field(None, title="Documents", description="Document questions, if wanted.")
+    tables: TablesTask | None = Field(default=None, title="Tables", description="Table questions, if wanted.")
+    threads: ThreadsTask | None = Field(
+        default=None, title="Threads", description="Reply questions, if wanted."
+    )
+    qa: QaTask | None = Field(default=None, title="Documents", description="Document questions, if wanted.")
 
     @model_validator(mode="after")
     def _some_task(self) -> ContextConfig:

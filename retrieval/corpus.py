@@ -24,7 +24,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread in time order; every post is a candidate parent. `split` is "" where the source does not say."""
+    """A thread in time order; every post may be a parent. `split` is "" where the source is silent."""
 
     id: str
     posts: tuple[Post, ...]

@@ -1,4 +1,4 @@
-"""Guards against leakage: splits by context, duplicates across splits, labels left in the text, seeded caps."""
+"""Guards against leakage: splits by context, duplicates across splits, labels in the text, seeded caps."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _find_word(text: str, name: str) -> int:
 
 
 def reciprocal_rank_fusion(rankings: Mapping[str, np.ndarray], n: int, k: int) -> np.ndarray:
-    """int64[n]: all candidates by the sum over legs of 1/(k + rank), ranks from 1, ties by the earlier one."""
+    """int64[n]: all candidates by the sum over legs of 1/(k + rank), ranks from 1, ties by the earlier."""
     scores = np.zeros(n)
     for ranking in rankings.values():
         scores[ranking] += 1.0 / (k + 1.0 + np.arange(len(ranking)))

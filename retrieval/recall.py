@@ -19,7 +19,7 @@ class RankTally:
     counts: list[int] = field(default_factory=list)
 
     def add(self, ranking: np.ndarray, gold: np.ndarray, absent: int = 0) -> None:
-        """Adds a record: `ranking` and `gold` are places; `absent` counts gold items that were no candidates."""
+        """Adds a record: `ranking` and `gold` are places; `absent` counts gold that was no candidate."""
         for place in gold.tolist():  # nearly always one: a loop beats `isin`, which sorts
             found = np.flatnonzero(ranking == place)
             self.ranks.append(int(found[0]) + 1 if len(found) else MISSING)

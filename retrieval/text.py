@@ -15,7 +15,7 @@ def fold(text: str) -> str:
 
 
 def tokenize(text: str) -> list[str]:
-    """Words of index and query alike: Unicode-compatible form, case folded, runs of letters, digits and `_`."""
+    """Words of index and query alike: NFKC, case folded, runs of letters, digits and `_`."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())

@@ -46,8 +46,8 @@ def parse_json(text: str, path: Path, line: int, expected: str) -> Any:
     except json.JSONDecodeError as error:
         row, column = line + error.lineno - 1, error.colno
         raise InputError(
-            f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; mend or remove "
-            "the line"
+            f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; mend or "
+            "remove the line"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}:{line}: unusable JSON ({error}); expected {expected}") from error

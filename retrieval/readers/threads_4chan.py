@@ -207,7 +207,7 @@ def _string(raw: dict[str, Any], field: str, where: str) -> str:
 
 
 def _author(raw: dict[str, Any], where: str) -> str:
-    """The name; nameless posts go by the poster id where the dump has one, for then people can be told apart."""
+    """The name; nameless posts go by the dump's poster id, so that people can be told apart."""
     name = parse_comment(_string(raw, "name", where), "").text
     if name and name != prompts.ANONYMOUS:
         return name

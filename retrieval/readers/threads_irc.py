@@ -38,7 +38,7 @@ def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tall
 
 
 def _folder_split(file: SourceFile) -> str:
-    """The split by the innermost folder whose name says one; a log named outright counts by its own folder."""
+    """The split by the innermost folder whose name says one; a log named outright goes by its own folder."""
     name = PurePosixPath(file.name)
     folders = name.parent.parts or (file.path.resolve().parent.name,)
     return next((_SPLIT_FOLDERS[part] for part in reversed(folders) if part in _SPLIT_FOLDERS), "")

@@ -25,7 +25,7 @@ RANKING_DEPTH = 20
 
 @dataclass(frozen=True)
 class _Ask:
-    """A comment to be asked about: places within its thread, and where the thread starts in the flat corpus."""
+    """A comment to ask about: places within its thread, and where the thread starts in the flat corpus."""
 
     thread: Thread
     split: str
