@@ -20,7 +20,7 @@ from typing import Literal
 from flows.report.wording import percent, short_number
 
 # Inner width of every chart. Chosen so that 14-unit text is still over 10 px on a 360 px wide phone.
-WIDTH = 480
+WIDTH = 420
 
 _LIGHT = (
     "--ink:#1b2330;--muted:#55606e;--grid:#dde2e8;--surface:#ffffff;"
@@ -178,8 +178,12 @@ def bar_chart(
     *,
     x_range: tuple[float, float] | None = None,
     value_format: Callable[[float], str] = percent,
+    axis: bool = True,
 ) -> str:
-    """Draw horizontal bars from zero, each with its value and, where given, its interval as a whisker."""
+    """Draw horizontal bars from zero, each with its value and, where given, its interval as a whisker.
+
+    Without `axis` only the zero line is drawn: the values beside the bars say enough.
+    """
     ticks = nice_ticks(*(x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))), count=5)
     left = 16 + int(7.4 * max(len(bar.label) for bar in bars))
     right = 12 + int(7.8 * max(len(value_format(bar.value)) for bar in bars))
@@ -193,9 +197,10 @@ def bar_chart(
 
     body = []
     for tick in ticks:
-        body.append(_line(px(tick), top, px(tick), bottom, "axis" if tick == 0 else "grid"))
-        name = value_format(tick).replace(".0 %", " %")
-        body.append(_text(px(tick), bottom + 18, name))
+        if axis:
+            body.append(_line(px(tick), top, px(tick), bottom, "grid"))
+            body.append(_text(px(tick), bottom + 18, value_format(tick).replace(".0 %", " %")))
+    body.append(_line(px(0), top, px(0), bottom, "axis"))
     for index, bar in enumerate(bars):
         centre = top + row * index + row / 2
         weight = " strong" if bar.kind == "final" else ""
@@ -209,7 +214,7 @@ def bar_chart(
             low, high = px(bar.low), px(bar.high)
             body.append(_line(low, centre, high, centre, "whisker"))
             body += [_line(x, centre - 5, x, centre + 5, "whisker") for x in (low, high)]
-    return _svg(title, description, bottom + 26, body)
+    return _svg(title, description, bottom + (26 if axis else 4), body)
 
 
 def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[tuple[str, str]]) -> str:

@@ -18,7 +18,7 @@ def records(facts: RunFacts) -> list[Block]:
         context, question = _split(row["input"])
         lines = tuple(Line(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
         answers = (Answer("instruction", row["instruction"]), Answer("answer", row["output"]))
-        examples.append(Example(f"{row['task']} · {row['id']}", lines, question, answers))
+        examples.append(Example(f"{row['task']}: {row['id']}", lines, question, answers))
     return [Columns(tuple(examples))] if examples else []
 
 

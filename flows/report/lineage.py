@@ -30,9 +30,9 @@ def lineage(facts: RunFacts) -> list[Block]:
         Figure("From the input files to the result", _picture(facts)),
         Table(
             "Artifacts",
-            ("Stage", "Key", "Settings, code and inputs", "Made"),
+            ("Stage", "Key", "Made from", "Finished (UTC)"),
             tuple(_artifact_row(facts, name) for name in facts.manifests),
-            text_columns=(1, 2, 3),
+            text_columns=(1, 2),
         ),
         Table("Input files", ("File", "SHA-256", "Read by"), tuple(_input_rows(facts)), text_columns=(1, 2)),
         Table("Output files", ("File", "SHA-256", "Bytes"), tuple(_output_rows(facts)), text_columns=(1,)),
@@ -143,4 +143,4 @@ def _relative(value: object, root: str) -> object:
 
 def _moment(manifest: Manifest) -> str:
     """When an artifact was finished, to the minute, in UTC."""
-    return manifest["ended"][:16].replace("T", " ") + " UTC"
+    return manifest["ended"][:16].replace("T", " ")

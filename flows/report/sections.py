@@ -219,22 +219,18 @@ def resources(facts: RunFacts) -> list[Block]:
         peak = manifest["metrics"].get("peak_memory_bytes")
         size = sum(output["size"] for output in manifest["outputs"].values())
         rows.append((name, duration(manifest["seconds"]), byte_size(peak) if peak else "", byte_size(size)))
-    bars = [Bar(name, manifest["seconds"]) for name, manifest in facts.manifests.items()]
     slowest = max(facts.manifests, key=lambda name: facts.manifests[name]["seconds"])
     chart = bar_chart(
         "Wall time of each stage",
         f"{slowest} took longest: {duration(facts.manifests[slowest]['seconds'])}.",
-        bars,
+        [Bar(name, manifest["seconds"]) for name, manifest in facts.manifests.items()],
         value_format=duration,
+        axis=False,
     )
-    return [
-        Figure(
-            "Wall time of each stage",
-            chart,
-            "Of the run that made the artifact; a cached stage costs nothing.",
-        ),
-        Table("By stage", ("Stage", "Time", "Peak memory", "Artifact"), tuple(rows)),
-    ]
+    note = "Of the run that made the artifact; a cached stage costs nothing."
+    figure = Figure("Wall time of each stage", chart, note)
+    table = Table("By stage", ("Stage", "Time", "Peak memory", "Artifact"), tuple(rows))
+    return [Columns((figure, table))]
 
 
 def _score_chart(facts: RunFacts, metric: str, systems: Sequence[str]) -> Figure | None:

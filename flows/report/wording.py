@@ -44,10 +44,12 @@ def short_number(value: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+        text = f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
+    else:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return text.replace(" ", "\u00a0")
 
 
 def byte_size(count: float) -> str:

@@ -321,7 +321,7 @@ def test_examples_show_five_right_and_five_wrong(
     assert all("Both phases" in example and "✓" in _answer(example, "Both phases") for example in right)
     assert all("✗" in _answer(example, "Both phases") for example in wrong)
     assert all("Right answer" in example and "BM25" in example for example in right + wrong)
-    assert {example.split(" ")[0] for example in records} == {"tables", "threads"}
+    assert {example.split(":")[0] for example in records} == {"tables", "threads"}
     for example in right:  # the marked line is the right answer's
         author, number = re.findall(r"Right answer: `(\w+) #(\d)`", example)[0]
         assert f"✓ #{number} {author}:" in example
