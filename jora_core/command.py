@@ -1,5 +1,4 @@
-"""What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec, exit codes, progress
-lines.
+"""What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec and exit codes.
 
 Exit codes: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
 returns, such as 143 after an orderly stop.
@@ -22,8 +21,7 @@ from jora_core.spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-# What the user can mend: a folder that is not writable, a disk that is full. Anything else is a failure of
-# ours.
+# What the user can mend: a folder that is not writable, a full disk. The rest is a failure of ours.
 _USER_ERRNO = {
     errno.EACCES,
     errno.EPERM,
@@ -41,9 +39,9 @@ def run_command(
     """Run one command and end the process with its exit code.
 
     Args:
-        model: the spec's class; fields `output_dir` and `compilation_cache_dir` are honoured where it has
-        them. function: does the work; an int that it returns is the exit code, None is 0. argv: arguments
-        without the program's name; the process's own if None.
+        model: the spec's class; its `output_dir` and `compilation_cache_dir` are honoured where it has them.
+        function: does the work; an int that it returns is the exit code, None is 0.
+        argv: arguments without the program's name; the process's own if None.
     """
     summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(description=summary)

@@ -147,14 +147,16 @@ def projector(
     """The function (name, x [..., in]) → [..., out] of one layer: base weight plus its low-rank update."""
 
     def project(name: str, x: jax.Array) -> jax.Array:
-        out = x @ getattr(weights, name).T
+        # Two axes only: the weight gradient of a [B, T, in] input would go through a materialised transpose.
+        lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        out = (x @ getattr(weights, name).T).reshape(*lead, -1)
         if adapter is None or name not in lora:
             return out
         pair = lora[name]
         if key is not None and adapter.dropout > 0:
             x = dropout(x, adapter.dropout, jax.random.fold_in(key, LORA_TARGETS.index(name)))
         update = (x @ pair.a.astype(x.dtype).T) @ pair.b.astype(x.dtype).T
-        return out + update * adapter.scale
+        return out + (update * adapter.scale).reshape(out.shape)
 
     return project
 
@@ -180,7 +182,7 @@ def decoder_layer(
     mixed = attend(q, k, v).reshape(*x.shape[:2], -1)
     x = constrain(x + project("o_proj", mixed), BATCH, None, None)
     y = rms_norm(x, weights.mlp_norm, config.norm_eps)
-    gated = jax.nn.silu(project("gate_proj", y)) * project("up_proj", y)
+    gated = swiglu(project("gate_proj", y), project("up_proj", y))
     return constrain(x + project("down_proj", constrain(gated, BATCH, None, TENSOR)), BATCH, None, None)
 
 
@@ -189,6 +191,29 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype) * weight
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, elementwise."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    # Sigmoid once, and both results made before anything uses them: left alone, XLA's CPU compiler repeats this
+    # arithmetic inside each of the four products that consume it (62 ms against 45 for a block's backward pass).
+    sigmoid = jax.lax.optimization_barrier(jax.nn.sigmoid(gate))
+    silu = gate * sigmoid
+    grads = grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu
+    return jax.lax.optimization_barrier(grads)
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
