@@ -6,12 +6,9 @@ What is said stands in `flows.report.sections`. The page needs no script, no net
 from __future__ import annotations
 
 import hashlib
-import html
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flows.config import PipelineConfig
 from flows.errors import one_line_os_errors
@@ -59,7 +56,6 @@ def render_html(facts: RunFacts) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["inline"] = _inline
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     parts: list[Section] = sections(facts)
     return template.render(
@@ -78,13 +74,6 @@ def _subtitle(facts: RunFacts) -> str:
 def _footer(facts: RunFacts) -> str:
     last = list(facts.manifests.values())[-1:]
     return f"JORA-RAFT · `{last[0]['stage']}` `{last[0]['key']}`" if last else "JORA-RAFT"
-
-
-def _inline(text: str) -> Any:
-    """Escape text for HTML, and turn `backticks` into code."""
-    import markupsafe
-
-    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text)))
 
 
 def _write(path: Path, data: bytes) -> None:
