@@ -63,9 +63,9 @@ def run(
 ) -> None:
     """Run the pipeline, or a part of it.
 
-    Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses the
-    Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which ends with
-    the run.
+    Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses
+    the Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which
+    ends with the run.
     """
     from flows import show
     from flows.run import run as run_flow
@@ -106,8 +106,8 @@ def plan(
 def serve(config: Config = None, overrides: Set = None) -> None:
     """Start web UI, deployments and worker.
 
-    Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every stage
-    get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
+    Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every
+    stage get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
     """
     from flows.serve import serve as serve_forever
 
@@ -199,12 +199,11 @@ def generate(
 
     \b
     Example:
-      jora generate -i "Answer the question from the table." -t "name | points\\nAnn | 3\\n\\nQuestion: who
-      won?"
+      jora generate -i "Answer the question from the documents." -t - < prompt.txt
     """
     from flows.commands import generate_answer
 
-    source = sys.stdin.read() if text == "-" else text.replace("\\n", "\n")
+    source = sys.stdin.read() if text == "-" else text
     print(generate_answer(_load(config, overrides), instruction, source, model, adapter, max_new_tokens))
 
 
@@ -230,8 +229,8 @@ def merge(
 def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
     """Check this machine.
 
-    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if something
-    is missing that a run needs.
+    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
+    something is missing that a run needs.
     """
     from dataclasses import asdict
 

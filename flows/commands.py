@@ -67,10 +67,6 @@ def generate_answer(
         )
         run_child("predict", spec, folder, on_line=lambda line: None)
         rows = pq.read_table(folder / "answer" / "predictions.parquet").to_pylist()
-    if not rows:
-        raise InputError(
-            f"the prompt does not fit into evaluate.max_seq_len={longest} tokens; raise it with --set"
-        )
     return rows[0]["text"]
 
 

@@ -83,6 +83,16 @@ class PhaseConfig(Section):
     remat: Literal["none", "full"] = Field(
         "none", title="Recompute", description="full: less memory, about a third more time"
     )
+    curriculum: Literal["none", "length"] = Field(
+        "none", title="Curriculum", description="length: short examples first during the first epoch"
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Validation share",
+        description="Share of training contexts kept for a validation loss",
+    )
     checkpoint_every: int = Field(
         100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pathlib import Path
 # catches them.
 from jora_core.errors import InputError
 
-__all__ = ["InputError", "StageFailed", "is_input_error", "one_line_os_errors"]
+__all__ = ["DISK_FULL", "InputError", "StageFailed", "is_input_error", "one_line_os_errors"]
 
 # What the user can mend: space, rights, a path that is not what it should be. Anything else is a failure.
 _MENDABLE = {
@@ -27,6 +27,8 @@ _MENDABLE = {
     errno.ENOENT: "create it, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+# The part of it that can happen at any write, wherever it is.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class StageFailed(RuntimeError):
@@ -43,8 +45,12 @@ def is_input_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def one_line_os_errors(action: str, path: Path | str) -> Iterator[None]:
+def one_line_os_errors(
+    action: str, path: Path | str, numbers: Collection[int] = frozenset(_MENDABLE)
+) -> Iterator[None]:
     """Turn a full disk or a missing right inside the block into one line: ``cannot <action> <path>: …``.
+
+    Only errors with one of `numbers` (of `errno`) are meant; all that a user can mend if not given.
 
     Raises:
         InputError: in place of the operating system's error.
@@ -52,8 +58,7 @@ def one_line_os_errors(action: str, path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _MENDABLE.get(error.errno or 0)
-        if advice is None:
+        if error.errno not in numbers:
             raise
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot {action} {path}: {reason}; {advice}") from error
+        raise InputError(f"cannot {action} {path}: {reason}; {_MENDABLE[error.errno]}") from error

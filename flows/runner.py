@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.config import PipelineConfig
-from flows.errors import StageFailed, is_input_error, one_line_os_errors
+from flows.errors import DISK_FULL, StageFailed, is_input_error, one_line_os_errors
 from flows.keys import Identity, digest_inputs, digest_reads, identify
 from flows.plan import assess, missing_upstream, select
 from flows.stages import STAGES, stage_named
-from flows.stages.base import Stage, StageContext
+from flows.stages.base import CHECKPOINTS, Stage, StageContext
 from flows.store import Check, Store
 
 MANIFEST_FORMAT = 1
@@ -63,9 +63,8 @@ def execute_stage(
     stage.
 
     Raises:
-        InputError: wrong input, an upstream artifact that is missing or damaged, a store that cannot be
-        written. StageFailed: the stage could not finish. Errors of its child process pass through as they
-        are.
+        InputError: wrong input, an upstream artifact missing or damaged, a store that cannot be written.
+        StageFailed: the stage could not finish. Errors of its child process pass through as they are.
     """
     started = time.monotonic()
     say = on_start or (lambda line: None)
@@ -73,16 +72,24 @@ def execute_stage(
     identities = identify(config, registry, until=name)
     identity = identities[name]
     key = identity.key
-    with store.lock(name, key, on_wait=lambda: say("waiting for another run that makes the same artifact")):
+
+    def look() -> tuple[dict[str, Check], str]:
         checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
         reason = assess(identity, checks, store) or ("forced" if force else "")
-        if reason:
-            for upstream in identity.upstream:
-                if not checks[upstream].whole:
-                    raise missing_upstream(name, upstream, checks[upstream])
-            say(reason)
-            _run(stage, identity, config, store, checks)
-        store.finish_work(name, key)
+        for upstream in identity.upstream if reason else ():
+            if not checks[upstream].whole:
+                raise missing_upstream(name, upstream, checks[upstream])
+        return checks, reason
+
+    _, reason = look()  # needs neither a lock nor the right to write
+    if reason:
+        with store.lock(
+            name, key, on_wait=lambda: say("waiting for another run that makes the same artifact")
+        ):
+            checks, reason = look()
+            if reason:
+                say(reason)
+                _run(stage, identity, config, store, checks)
     return ArtifactRef(
         stage=name,
         key=key,
@@ -137,7 +144,7 @@ def _run(
     begun = datetime.now(UTC)
     clock = time.monotonic()
     try:
-        with one_line_os_errors("write to store", store.root):
+        with one_line_os_errors("write to store", store.root, DISK_FULL):
             metrics = stage.run(context)
         after = digest_inputs(stage.inputs(config))
         if moved := [name for name in identity.inputs if after.get(name) != identity.inputs[name]]:
@@ -146,10 +153,8 @@ def _run(
             )
     except BaseException as error:
         store.abandon(stage.name, key)
-        if is_input_error(error):
-            store.finish_work(
-                stage.name, key
-            )  # the next attempt starts from a mended input, under another key
+        if is_input_error(error) and not (context.work_dir / CHECKPOINTS).exists():
+            store.finish_work(stage.name, key)  # nothing to go on from: leave nothing behind
         raise
     store.commit(
         stage.name,
@@ -173,6 +178,7 @@ def _run(
             "environment": _environment(),
         },
     )
+    store.finish_work(stage.name, key)
 
 
 def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def reachable_sources(
 
     Imports inside functions count, except those of a package's own `__init__`: there they make a public
     face lazy, and the stage does not use it. Keys are paths relative to `root` with forward slashes.
+
+    Raises:
+        FileNotFoundError: an entry is no module.
     """
     found: dict[str, Path] = {}
     waiting = [(name, True) for name in entries]

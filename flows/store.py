@@ -84,13 +84,13 @@ class Store:
                 return Check(damage=name)
         names = sorted(outputs)
         try:
-            for name, digest in zip(names, digest_files([folder / name for name in names]), strict=True):
-                if digest != outputs[name]["sha256"]:
-                    return Check(damage=name)
+            digests = digest_files([folder / name for name in names])
         except OSError as error:
-            return Check(
-                damage=f"{Path(str(error.filename)).name} ({(error.strerror or 'unreadable').lower()})"
-            )
+            unreadable = Path(error.filename or folder).relative_to(folder).as_posix()
+            return Check(damage=f"{unreadable} ({(error.strerror or 'unreadable').lower()})")
+        for name, digest in zip(names, digests, strict=True):
+            if digest != outputs[name]["sha256"]:
+                return Check(damage=name)
         return Check(manifest=manifest)
 
     def newest_manifest(self, stage: str) -> Manifest | None:
@@ -109,10 +109,8 @@ class Store:
         Raises:
             InputError: the store cannot be written.
         """
-        path = self.root / ".locks" / f"{stage}-{key}"
         with one_line_os_errors("write to store", self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._open_lock(f"{stage}-{key}")
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,6 +189,11 @@ class Store:
                 if time.time() - _newest_change(folder) > ABANDONED_SECONDS:
                     self._remove_if_free(folder, f"{stage.name}-{folder.name}")
 
+    def _open_lock(self, name: str) -> int:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
     def _folders(self, name: str) -> list[Path]:
         folder = self.root / name
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
@@ -198,7 +201,7 @@ class Store:
     def _remove_if_free(self, folder: Path, name: str) -> None:
         """Remove `folder` unless a living process holds the lock called `name`."""
         try:
-            descriptor = os.open(self.root / ".locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._open_lock(name)
         except OSError:
             return  # a store that we may only read
         try:

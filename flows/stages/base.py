@@ -18,6 +18,8 @@ from flows.config import PipelineConfig
 BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
+# Folder of a stage's work folder that a killed or stopped run goes on from.
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

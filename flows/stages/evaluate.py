@@ -73,7 +73,9 @@ def _run(context: StageContext) -> dict[str, Any]:
         raise InputError(
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
-    records = _test_records(context.upstream[build_context.NAME] / build_context.RECORDS)
+    from retrieval.records import read_records
+
+    records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}}
     answered: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
@@ -96,13 +98,6 @@ def _run(context: StageContext) -> dict[str, Any]:
     return {"predict": results, **({"peak_memory_bytes": max(peaks)} if peaks else {})}
 
 
-def _test_records(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, filters=[("split", "==", "test")])
-    return table.to_pylist()
-
-
 def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list[dict[str, Any]]:
     """At most `most` rows, drawn by seed so that they spread over all contexts; in the order of the file."""
     if most is None or len(rows) <= most:
@@ -121,12 +116,13 @@ def _predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from retrieval.records import RECORD_COLUMNS, schema
+
     config = context.config
     folder = context.work_dir / part.task
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / "records.parquet"
-    schema = pq.read_schema(context.upstream[build_context.NAME] / build_context.RECORDS)
-    pq.write_table(pa.Table.from_pylist(list(chosen), schema=schema), records)
+    pq.write_table(pa.Table.from_pylist(list(chosen), schema=schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
         model=Path(config.model.path),
         systems=systems_of(context),
@@ -146,6 +142,7 @@ def _predict(
 
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    from retrieval.records import read_rankings
     from retrieval.scoring import qa_scores, tables_scores
 
     options: dict[str, Any] = {
@@ -153,18 +150,13 @@ def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequ
         "resamples": context.config.evaluate.bootstrap_samples,
     }
     if part.task == "threads":
-        rankings = _rankings(context, {row["id"] for row in chosen})
+        path = context.upstream[build_context.NAME] / build_context.RANKINGS
+        ids = {row["id"] for row in chosen}
+        rankings = [row for row in read_rankings(path, "threads", "test") if row["id"] in ids]
         return _thread_scores(part.mode, chosen, rows, rankings, options)
     judge = tables_scores if part.task == "tables" else qa_scores
     said = _answers(rows, "text")
     return {"systems": {name: judge(by_id, chosen, **options) for name, by_id in said.items()}}
-
-
-def _rankings(context: StageContext, ids: set[str]) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(context.upstream[build_context.NAME] / build_context.RANKINGS)
-    return [row for row in table.to_pylist() if row["id"] in ids and row["task"] == "threads"]
 
 
 def _thread_scores(

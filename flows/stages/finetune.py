@@ -14,7 +14,7 @@ from flows.config import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.sources import stage_sources
 from flows.stages import context as build_context
 from flows.stages import convert
-from flows.stages.base import Stage, StageContext, Upstream
+from flows.stages.base import CHECKPOINTS, Stage, StageContext, Upstream
 from jora_core.spec import DataSpec, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         seed=config.seed,
         checkpoint_every=phase.checkpoint_every,
         output_dir=context.output_dir,
-        checkpoint_dir=context.work_dir / "checkpoints",
+        checkpoint_dir=context.work_dir / CHECKPOINTS,
         compilation_cache_dir=context.cache_dir / "jax",
     )
 
