@@ -98,6 +98,12 @@ def kv_repeats(config: ModelConfig) -> int:
     return 1 if mesh.empty else max(1, mesh.shape[TENSOR] // config.num_kv_heads)
 
 
+def data_shards() -> int:
+    """Size of the current mesh's data axis: batches have a multiple of it as rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[BATCH]
+
+
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
     """A `Params` tree of NamedSharding for a model of this shape."""
     from jora_core.model import LayerParams, Params

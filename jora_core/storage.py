@@ -122,6 +122,10 @@ class TensorStore:
         """All tensor names, sorted."""
         return sorted(self._files)
 
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(self._handles)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
         return tuple(self._slice(name).get_shape())

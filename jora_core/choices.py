@@ -1,0 +1,140 @@
+"""Which of a record's choices does the model find likeliest: all of them scored in one pass over the prompt.
+
+The choices of a record are suffixes of one prompt (see `jora_core.attention`), so the prompt is computed
+once. A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "Ann #1" is
+not preferred to "Ann #12" for being its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.batches import Batch, BatchStream
+from jora_core.config import ModelConfig
+from jora_core.groups import Group, Piece
+from jora_core.lora import Adapter
+from jora_core.model import Params, forward, unembed
+from jora_core.progress import Progress
+from jora_core.sharding import BATCH, constrain
+
+# Logits of one chunk of scored positions: bounds memory at large vocabularies.
+_CHUNK_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record to answer: prompt int32 [T] with BOS, and each choice's tokens with EOS."""
+
+    id: str
+    prompt: np.ndarray
+    choices: tuple[str, ...]
+    choice_tokens: tuple[np.ndarray, ...]
+
+
+def score_choices(
+    params: Params,
+    config: ModelConfig,
+    questions: Sequence[Question],
+    *,
+    tokens_per_batch: int,
+    blocks: int = 1,
+    adapter: Adapter | None = None,
+    label: str = "choose",
+) -> list[np.ndarray]:
+    """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each."""
+    groups, owners = _choice_groups(questions, tokens_per_batch)
+    scores = [np.zeros(len(question.choices)) for question in questions]
+    if not groups:
+        return scores
+    stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
+    plans = stream.plan(0)
+    progress = Progress(label, len(plans))
+    for number, plan in enumerate(plans):
+        batch = stream.build(plan)
+        values = np.asarray(_token_logprobs(params, adapter, _device_arrays(batch), config), np.float64)
+        for group, suffix, value in _per_choice(batch, values):
+            question, first = owners[group]
+            scores[question][first + suffix - 1] += value
+        progress.update(number + 1)
+    return scores
+
+
+def _choice_groups(
+    questions: Sequence[Question], most_slots: int
+) -> tuple[list[Group], list[tuple[int, int]]]:
+    """One group a question, or more where its choices do not fit into one row, and what each group holds:
+    the question's number and that of its first choice. A group's id is its number.
+    """
+    groups: list[Group] = []
+    owners: list[tuple[int, int]] = []
+    for number, question in enumerate(questions):
+        # The prompt's last token opens every suffix: each needs a slot of its own to predict its first token.
+        prefix = Piece(question.prompt[:-1], np.zeros(len(question.prompt) - 1, np.float32))
+        last = question.prompt[-1:]
+        start = 0
+        suffixes: list[Piece] = []
+        for i, tokens in enumerate(question.choice_tokens):
+            weights = np.concatenate([np.zeros(1, np.float32), np.ones(len(tokens), np.float32)])
+            suffix = Piece(np.concatenate([last, tokens]), weights)
+            used = len(prefix) + sum(len(s) - 1 for s in suffixes)
+            if suffixes and used + len(suffix) - 1 > most_slots:
+                groups.append(Group((str(len(groups)),), prefix, tuple(suffixes)))
+                owners.append((number, start))
+                start, suffixes = i, []
+            suffixes.append(suffix)
+        if suffixes:
+            groups.append(Group((str(len(groups)),), prefix, tuple(suffixes)))
+            owners.append((number, start))
+    return groups, owners
+
+
+def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    names = ("tokens", "positions", "segment_ids", "suffix_ids", "index", "targets")
+    return {name: getattr(batch, name) for name in names}
+
+
+@partial(jax.jit, static_argnames="config")
+def _token_logprobs(
+    params: Params, adapter: Adapter | None, batch: dict[str, jax.Array], config: ModelConfig
+) -> jax.Array:
+    """Log-probability of each gathered position's target: float32 [G, M]."""
+    places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
+    hidden = forward(params, config, *places, adapter=adapter)
+    index, targets = batch["index"], batch["targets"]
+    rows = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
+    picked = jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
+    picked = constrain(picked, BATCH, None, None)
+
+    def logprob(position: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, target = position
+        logits = unembed(params, config, hidden)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    if index.size * config.vocab_size <= _CHUNK_LOGITS:
+        return logprob((picked, targets))
+    chunk = max(1, _CHUNK_LOGITS // (config.vocab_size * index.shape[0]))
+    columns = (picked.swapaxes(0, 1), targets.swapaxes(0, 1))
+    return jax.lax.map(logprob, columns, batch_size=chunk).swapaxes(0, 1)
+
+
+def _per_choice(batch: Batch, values: np.ndarray) -> list[tuple[int, int, float]]:
+    """Sums of token values per (group number, suffix number) of a batch."""
+    blocks, _ = batch.index.shape
+    height, length = batch.tokens.shape
+    segments_before = np.concatenate([[0], np.cumsum(batch.segment_ids.max(axis=1))[:-1]])
+    flat = batch.index + np.arange(blocks)[:, None] * (height // blocks) * length
+    real = batch.weights > 0
+    row, column = np.divmod(flat[real], length)
+    order = segments_before[row] + batch.segment_ids[row, column] - 1
+    suffix = batch.suffix_ids[row, column]
+    most = int(suffix.max()) + 1
+    sums = np.bincount(order * most + suffix, weights=values[real], minlength=len(batch.ids) * most)
+    found = np.unique(order * most + suffix)
+    return [(int(batch.ids[key // most]), int(key % most), float(sums[key])) for key in found.tolist()]

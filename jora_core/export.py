@@ -1,0 +1,195 @@
+"""Write what leaves the house: a merged Hugging Face model, the PEFT adapter, and a card that says where both
+come from.
+
+``python -m jora_core.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and generation
+settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the written
+model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token ids and
+logits, so that another library can be held against them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.command import run_command
+from jora_core.config import ModelConfig, read_json_object
+from jora_core.errors import InputError
+from jora_core.lora import Adapter, load_adapter, merge_adapter
+from jora_core.model import Params, forward, unembed
+from jora_core.spec import ExportSpec, LoraSpec
+from jora_core.storage import atomic_path, write_json, write_tensors
+from jora_core.weights import expected_tensors, hf_tensors, load_params, open_checkpoint
+
+# Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Merging adds W and scale·BA before the product instead of after it: equal but for rounding.
+_TOLERANCE = 1e-3
+
+
+def export(spec: ExportSpec) -> dict[str, Any]:
+    """Do what a spec orders.
+
+    Returns:
+        What ``result.json`` says.
+
+    Raises:
+        InputError: the base model or the adapter cannot be used, or the folder not written.
+        RuntimeError: the written model does not compute what base and adapter do.
+    """
+    began = time.perf_counter()
+    config = ModelConfig.from_hf(spec.model)
+    adapter, lora = load_adapter(spec.adapter, config)
+    store = open_checkpoint(spec.model, config)
+    dtype = jnp.dtype(spec.dtype or store.dtype(next(iter(expected_tensors(config)))))
+    base = load_params(spec.model, config, jnp.float32)
+    write_model(merge_adapter(base, adapter), config, spec.model, spec.output_dir / "model", dtype)
+    for name in _ADAPTER_FILES:
+        _copy(spec.adapter / name, spec.output_dir / "adapter" / name)
+    result: dict[str, Any] = {"dtype": dtype.name, "parameters": sum(x.size for x in jax.tree.leaves(base))}
+    if spec.verify:
+        result["largest_logit_difference"] = _verify(spec, config, base, adapter, dtype)
+    result["files"] = {
+        str(path.relative_to(spec.output_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("model", "adapter")
+        for path in sorted((spec.output_dir / folder).iterdir())
+    }
+    card = model_card(spec, config, lora, result)
+    with atomic_path(spec.output_dir / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    result["seconds"] = round(time.perf_counter() - began, 3)
+    write_json(spec.output_dir / "result.json", result)
+    return result
+
+
+def write_model(params: Params, config: ModelConfig, base: Path, folder: Path, dtype: Any) -> None:
+    """Write a Hugging Face folder: these weights, and everything else as in the `base` folder.
+
+    The base's config.json is kept field by field, except for the type of the weights.
+    """
+    write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
+    fields = read_json_object(base / "config.json", f"model folder {base}")
+    # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
+    name = "dtype" if "dtype" in fields else "torch_dtype"
+    write_json(folder / "config.json", fields | {name: jnp.dtype(dtype).name})
+    for pattern in _COMPANIONS:
+        for path in sorted(base.glob(pattern)):
+            if path.is_file():
+                _copy(path, folder / path.name)
+
+
+def model_card(spec: ExportSpec, config: ModelConfig, lora: LoraSpec, result: dict[str, Any]) -> str:
+    """The README.md of an export: how to load it, how it was made, digests of all files."""
+    base = spec.model.name
+    verified = ""
+    if "largest_logit_difference" in result:
+        verified = (
+            f"Read back after writing; largest difference of a logit from base plus adapter: "
+            f"{result['largest_logit_difference']:.2e}.\n"
+        )
+    files = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in result["files"].items())
+    return f"""---
+base_model: {json.dumps(base)}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lora, raft, jora-raft]
+---
+
+# {base}, fine-tuned
+
+{result["parameters"]:,} parameters in {result["dtype"]}: a Llama decoder of {config.num_layers} layers and
+hidden width {config.hidden_size}, fine-tuned with a LoRA adapter (rank {lora.r}, alpha {lora.lora_alpha:g},
+dropout {lora.lora_dropout:g}, on {", ".join(lora.target_modules)}).
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")  # the adapter is merged in
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+
+or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.
+
+{verified}
+## Origin
+
+```json
+{json.dumps(spec.lineage, indent=2, sort_keys=True, ensure_ascii=False)}
+```
+
+## Files
+
+| File | SHA-256 |
+|---|---|
+{files}
+"""
+
+
+def _verify(spec: ExportSpec, config: ModelConfig, base: Params, adapter: Adapter, dtype: Any) -> float:
+    """Compare the written model with base plus adapter on seeded token ids; keep ids and logits.
+
+    Returns:
+        Largest difference between two logits: of the order of rounding in float32; in a narrower type, where
+        rounding the weights moves logits, it is reported and not judged.
+    """
+    length = min(24, config.max_positions)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
+    if config.bos_token_id is not None:
+        tokens[:, 0] = config.bos_token_id
+    written = load_params(spec.output_dir / "model", config, jnp.float32)
+    merged = np.asarray(_logits(written, config, tokens, None))
+    difference = float(np.abs(merged - np.asarray(_logits(base, config, tokens, adapter))).max())
+    if dtype == jnp.float32 and not difference <= _TOLERANCE:
+        raise RuntimeError(
+            f"the merged model's logits differ from base plus adapter by {difference:.2e}, "
+            f"more than {_TOLERANCE}"
+        )
+    write_tensors(spec.output_dir / "reference.safetensors", {"tokens": tokens, "logits": merged})
+    return difference
+
+
+def _logits(params: Params, config: ModelConfig, tokens: np.ndarray, adapter: Adapter | None) -> jax.Array:
+    def compute(params: Params, adapter: Adapter | None) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        one = jnp.ones_like(positions)
+        hidden = forward(params, config, jnp.asarray(tokens), positions, one, 0 * one, adapter=adapter)
+        return unembed(params, config, hidden)
+
+    return jax.jit(compute)(params, adapter)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise InputError(f"{source} does not exist; give a folder in PEFT layout")
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _main(spec: ExportSpec) -> None:
+    export(spec)
+
+
+if __name__ == "__main__":
+    run_command(ExportSpec, _main)
