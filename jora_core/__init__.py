@@ -11,17 +11,37 @@ from typing import TYPE_CHECKING, Any
 from jora_core.errors import InputError
 
 if TYPE_CHECKING:
-    from jora_core.paper import AlpacaDataset, ParallamaConfig, generate_alpaca_dataset, train_lora
+    from jora_core.paper import (
+        AlpacaDataset,
+        ParagemmaConfig,
+        ParallamaConfig,
+        generate_alpaca_dataset,
+        generate_alpaca_dataset_gemma,
+        train_lora,
+        train_lora_gemma,
+    )
 
 # The paper's face (listing 1 of the JORA paper) lives in `paper`; it pulls in JAX, so only on first use.
 _LAZY = {
     "AlpacaDataset": "jora_core.paper",
+    "ParagemmaConfig": "jora_core.paper",
     "ParallamaConfig": "jora_core.paper",
     "generate_alpaca_dataset": "jora_core.paper",
+    "generate_alpaca_dataset_gemma": "jora_core.paper",
     "train_lora": "jora_core.paper",
+    "train_lora_gemma": "jora_core.paper",
 }
 
-__all__ = ["AlpacaDataset", "InputError", "ParallamaConfig", "generate_alpaca_dataset", "train_lora"]
+__all__ = [
+    "AlpacaDataset",
+    "InputError",
+    "ParagemmaConfig",
+    "ParallamaConfig",
+    "generate_alpaca_dataset",
+    "generate_alpaca_dataset_gemma",
+    "train_lora",
+    "train_lora_gemma",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """Microbatches of fixed shapes from groups of any length, in an order that (seed, epoch) decides.
 
-A row of T slots holds several groups, told apart by segment ids; a microbatch holds as many rows as fit into its
-token budget. Few row lengths are used (each is one compiled program), chosen for the data at hand. The plan of an
-epoch is made from lengths alone, so a run that goes on at (epoch, index) builds exactly the batches it would have
-built, without reading those before.
+A row of T slots holds several groups, told apart by segment ids; a microbatch holds as many rows as fit into
+its token budget. Few row lengths are used (each is one compiled program), chosen for the data at hand. The
+plan of an epoch is made from lengths alone, so a run that goes on at (epoch, index) builds exactly the
+batches it would have built, without reading those before.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class BatchStream:
         shuffle: bool = True,
     ) -> None:
         """Args:
-        blocks: size of the mesh's data axis; rows are padded to a multiple of it, and supervised positions are
-            gathered within each block, so that no hidden state crosses devices.
+        blocks: size of the mesh's data axis; rows are padded to a multiple of it, and supervised positions
+            are gathered within each block, so that no hidden state crosses devices.
         """
         self._groups = groups
         self._slots = np.asarray([g.slots for g in groups], np.int64)
@@ -168,7 +168,7 @@ class BatchStream:
         return index, picked_targets, picked_weights
 
     def _supervised_floors(self) -> dict[int, int]:
-        """Most supervised positions of a microbatch of each row length in the first epoch: one program each."""
+        """Most supervised positions of a microbatch in the first epoch, per row length: one program each."""
         floors = dict.fromkeys(self.row_lengths, 0)
         for plan in self.plan(0):
             count = int(sum(self._supervised[list(row)].sum() for row in plan.rows))
@@ -259,7 +259,9 @@ def _last_batches(
 def _pack(
     numbers: np.ndarray, slots: np.ndarray, lengths: tuple[int, ...]
 ) -> dict[int, list[tuple[int, ...]]]:
-    """Best-fit decreasing: each group goes where it leaves the least room, else opens the shortest row it fits."""
+    """Best-fit decreasing: each group goes where it leaves the least room, else opens the shortest row it
+    fits.
+    """
     rows: list[tuple[int, list[int]]] = []
     room: list[tuple[int, int]] = []  # (free slots, row), sorted
     for number in numbers[np.argsort(-slots[numbers], kind="stable")].tolist():

@@ -1,8 +1,8 @@
 """Training state on disk: Orbax checkpoints that belong to one order and survive a kill at any moment.
 
-A checkpoint is written under a temporary name and renamed, so one that a kill cut short is never read; the two
-newest are kept. Each carries a digest of the order and of its input files: state of another order is never
-resumed.
+A checkpoint is written under a temporary name and renamed, so one that a kill cut short is never read; the
+two newest are kept. Each carries a digest of the order and of its input files: state of another order is
+never resumed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Checkpoints:
 
 
 def run_digest(spec: TrainSpec) -> str:
-    """SHA-256 of what decides a run's result: the order, the records, the tokenizer, and the weights' headers.
+    """SHA-256 of what decides a result: the order, the records, the tokenizer, and the weights' headers.
 
     Weights are identified by name, size and safetensors header instead of content: reading 140 GB to decide
     whether to resume would cost more than most resumes save.

@@ -2,10 +2,10 @@
 
 Two kinds of file are read, told apart by their columns:
 
-* Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): the prompt's text
-  comes from a template, only the answer and EOS have loss;
-* weighted text (``segments``: list of {text, weight}; optional ``suffixes``: list of such lists that each follow
-  the row's segments): every token has its segment's weight. This is what a base model is trained from.
+* Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): the prompt's
+  text comes from a template, only the answer and EOS have loss;
+* weighted text (``segments``: list of {text, weight}; optional ``suffixes``: list of such lists that each
+  follow the row's segments): every token has its segment's weight. This is what a base model is trained from.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def load_groups(
 ) -> TrainData:
     """Read, tokenise and group the records that a spec selects.
 
-    Examples longer than `max_seq_len` are shortened in their context, never in their answer; how many is logged
-    and counted.
+    Examples longer than `max_seq_len` are shortened in their context, never in their answer; how many is
+    logged and counted.
 
     Raises:
         InputError: no such file, not Parquet, a column missing, or nothing left to train on.
@@ -64,7 +64,7 @@ def load_groups(
     if not train:
         raise InputError(
             f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
-            f"({counts['records']} records read, {counts['dropped']} dropped); check data.split and data.tasks"
+            f"({counts['records']} read, {counts['dropped']} dropped); check data.split and data.tasks"
         )
     counts["groups"] = len(train)
     counts["validation_groups"] = len(validation)
@@ -73,8 +73,8 @@ def load_groups(
         sum(len(g.prefix) + len(s) - 1 for s in g.suffixes) if g.suffixes else g.slots for g in train
     )
     log(
-        f"data: {counts['records']} records, {len(train)} groups to train on, {len(validation)} for validation, "
-        f"{counts['slots']} token slots ({counts['slots_apart']} without sharing)"
+        f"data: {counts['records']} records, {len(train)} groups to train on, {len(validation)} for "
+        f"validation, {counts['slots']} token slots ({counts['slots_apart']} without sharing)"
     )
     if counts["shortened"] or counts["dropped"]:
         log(
@@ -240,7 +240,7 @@ def _weighted_groups(
 def _piece(
     segments: list[dict[str, Any]], encoded: dict[str, np.ndarray], tokenizer: TextTokenizer | None
 ) -> Piece:
-    """Tokens of a list of segments, each with its segment's weight; EOS at the end if a tokenizer is given."""
+    """Tokens of a list of segments with their weights; EOS at the end if a tokenizer is given."""
     parts = [encoded[s["text"]] for s in segments]
     weights = [np.full(len(encoded[s["text"]]), s["weight"], np.float32) for s in segments]
     if tokenizer is not None:

@@ -1,9 +1,9 @@
 """Tokenised examples, and examples of one context merged so that they share one pass over it.
 
 With causal attention the activations of a context do not depend on what follows. `S` suffixes (question and
-answer) can therefore follow one prefix: each attends to the prefix and causally to itself, its positions go on
-from the prefix's end, and loss and gradients are those of training the examples apart, at
-``T_prefix + sum(T_suffix)`` tokens instead of ``sum(T_prefix + T_suffix)``.
+answer) can therefore follow one prefix: each attends to the prefix and causally to itself, its positions go
+on from the prefix's end, and loss and gradients are those of training the examples apart, at ``T_prefix +
+sum(T_suffix)`` tokens instead of ``sum(T_prefix + T_suffix)``.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def plain_group(example: Example) -> Group:
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
     """Merge consecutive examples of one context into groups of at most `most_slots` slots.
 
-    A run is extended greedily while the shared prefix times the number of further examples, which is what sharing
-    saves, grows. At least one prompt token stays in each suffix, and answers are never shared.
+    A run is extended greedily while the shared prefix times the number of further examples, which is what
+    sharing saves, grows. At least one prompt token stays in each suffix, and answers are never shared.
     """
     groups: list[Group] = []
     run: list[Example] = []
@@ -148,8 +148,8 @@ def suffix_groups(
 ) -> list[Group]:
     """Groups of a row that comes with its suffixes, split beyond `most_slots`.
 
-    The prefix's own loss counts once, with the first group. If a suffix starts with a supervised token, the last
-    prefix token moves into the suffixes, so that each suffix has a slot of its own to predict from.
+    The prefix's own loss counts once, with the first group. If a suffix starts with a supervised token, the
+    last prefix token moves into the suffixes, so that each suffix has a slot of its own to predict from.
     """
     if len(suffixes) > 1 and any(s.weights[0] > 0 for s in suffixes):
         first, rest = prefix[-1:], Piece(prefix.tokens[-1:], np.zeros(1, np.float32))

@@ -55,8 +55,8 @@ def batch_loss(
 def weighted_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """Sum of weight times -log p(target): logits float32 [..., V], targets int [...], weights [...].
 
-    The gradient is written out: derived, it holds a second [..., V] of probabilities and scatters into a third,
-    which costs a quarter more on a CPU and the memory anywhere.
+    The gradient is written out: derived, it holds a second [..., V] of probabilities and scatters into a
+        third, which costs a quarter more on a CPU and the memory anywhere.
     """
     return _cross_entropy(logits, targets, weights)[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,13 +62,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 class StepProgress:
     """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
 
-    def __init__(self, total: int, done: int, clock: Callable[[], float], every: float = 10.0) -> None:
+    def __init__(self, total: int, done: int, shown: bool = True, every: float = 10.0) -> None:
         self._total = total
-        self._clock = clock
         self._every = every
+        self._shown = shown
         self._next = 0.0
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -91,15 +91,15 @@ class StepProgress:
             text += f"  validation {row['validation_loss']:.4f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], text=text)
-        elif self._clock() >= self._next or row["step"] == self._total or "validation_loss" in row:
-            self._next = self._clock() + self._every
+        elif time.monotonic() >= self._next or row["step"] == self._total or "validation_loss" in row:
+            self._next = time.monotonic() + self._every
             self.say(f"step {row['step']}/{self._total}  {text}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
-        else:
+        elif self._shown:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """From one Alpaca record to prompt tokens, and how a prompt that is too long is shortened.
 
-What must survive a cut is the instruction, the question (the last paragraph of `input`) and the answer; what can
-be given up is retrieved context. So lines of the context are dropped from its middle on, after its first line (a
-table's header, a thread's opening post), and only if that is not enough are tokens cut.
+What must survive a cut is the instruction, the question (the last paragraph of `input`) and the answer; what
+can be given up is retrieved context. So lines of the context are dropped from its middle on, after its first
+line (a table's header, a thread's opening post), and only if that is not enough are tokens cut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def fill_template(template: str, instruction: str, input: str) -> str:
         return template.format(instruction=instruction, input=input)
     except (KeyError, IndexError, ValueError) as err:
         raise InputError(
-            f"prompt_template: bad field {err}; only {{instruction}} and {{input}} are known, braces are doubled"
+            f"prompt_template: bad field {err}; only {{instruction}} and {{input}} are known"
         ) from None
 
 

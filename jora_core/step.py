@@ -1,8 +1,8 @@
 """The compiled parts of a training step: add up a microbatch, then update once.
 
-What is trained is one tree, an `Adapter` over frozen weights or the `Params` themselves; everything else here,
-and in the loop, is the same for both. Microbatches of different shapes add to the same sums, so only the first
-half of a step is compiled per shape.
+What is trained is one tree, an `Adapter` over frozen weights or the `Params` themselves; everything else
+here, and in the loop, is the same for both. Microbatches of different shapes add to the same sums, so only
+the first half of a step is compiled per shape.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class TrainStep:
 
     start: Callable[[Any], TrainState]
     zero: Callable[[TrainState], Sums]
-    accumulate: Callable[[Sums, TrainState, Params | None, Arrays, jax.Array], Sums]
+    accumulate: Callable[[Sums, TrainState, Params | None, Arrays, int], Sums]
     update: Callable[[TrainState, Sums], tuple[TrainState, Sums, StepMetrics]]
     evaluate: Callable[[TrainState, Params | None, Arrays], tuple[jax.Array, jax.Array]]
     place: Callable[[Batch], Arrays]
@@ -116,9 +116,10 @@ def build_step(
         return Sums(grads=jax.tree.map(jnp.zeros_like, state.trainable), loss=none, weight=none)
 
     def accumulate(
-        sums: Sums, state: TrainState, frozen: Params | None, batch: Arrays, microbatch: jax.Array
+        sums: Sums, state: TrainState, frozen: Params | None, batch: Arrays, microbatch: int
     ) -> Sums:
-        # Random numbers follow from (seed, step, microbatch) alone: nothing to carry, nothing to lose in a kill.
+        # Random numbers follow from (seed, step, microbatch) alone: nothing to carry, nothing to lose in a
+        # kill.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), state.step), microbatch)
         value, grads = jax.value_and_grad(loss)(state.trainable, frozen, batch, key if dropout else None)
         return Sums(
@@ -137,7 +138,7 @@ def build_step(
             opt_state=opt_state,
         )
         metrics = StepMetrics(
-            loss=sums.loss * share, grad_norm=optax.global_norm(grads), learning_rate=schedule(state.step)
+            loss=sums.loss * share, grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step)
         )
         return new, jax.tree.map(jnp.zeros_like, sums), metrics
 

@@ -1,9 +1,9 @@
 """Text to token ids, with the tokenizer that lies in a model folder.
 
-``tokenizer.json`` is read with the `tokenizers` library directly, which is an order of magnitude faster to import
-and to run than going through `transformers`; a folder that has only a sentencepiece ``tokenizer.model`` falls
-back to the latter. The tokenizer never adds special tokens by itself: where BOS and EOS go is decided in one
-place, the example builder, so that no prompt ever starts with two of them.
+``tokenizer.json`` is read with the `tokenizers` library directly, which is an order of magnitude faster to
+import and to run than going through `transformers`; a folder that has only a sentencepiece
+``tokenizer.model`` falls back to the latter. The tokenizer never adds special tokens by itself: where BOS and
+EOS go is decided in one place, the example builder, so that no prompt ever starts with two of them.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _load_sentencepiece(folder: Path):
 
 
 def _special_id(folder: Path, which: str, tokenizer) -> int | None:
-    """Id of the BOS or EOS token: by the token's text where a file names it, else by the id in config.json."""
+    """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get(f"{which}_token")
         text = token.get("content") if isinstance(token, dict) else token

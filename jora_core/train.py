@@ -1,8 +1,8 @@
 """Train an adapter, or a whole model: ``python -m jora_core.train --spec SPEC.json``.
 
-The loop is the same for both. Its random choices follow from (seed, epoch) and (seed, step, microbatch), and its
-sums are empty between steps, so a run that was killed and is started again ends with the same bits as one that
-was not.
+The loop is the same for both. Its random choices follow from (seed, epoch) and (seed, step, microbatch), and
+its sums are empty between steps, so a run that was killed and is started again ends with the same bits as one
+that was not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jora_core.batches import Batch, BatchStream
 from jora_core.checkpoint import Checkpoints, Position, run_digest
@@ -34,7 +33,7 @@ from jora_core.optim import make_schedule
 from jora_core.sharding import adapter_shardings, make_mesh, param_shardings
 from jora_core.spec import TrainSpec
 from jora_core.step import StepMetrics, Sums, TrainState, TrainStep, build_step
-from jora_core.storage import write_json
+from jora_core.storage import atomic_path, write_json
 from jora_core.tokenize import load_tokenizer
 from jora_core.weights import load_params, save_params
 
@@ -83,8 +82,11 @@ class _Pending:
     supervised: int
 
 
-def train(spec: TrainSpec) -> dict[str, Any]:
+def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     """Do what a spec orders, resuming from its checkpoint folder if that holds a state of the same order.
+
+    Args:
+        verbose: report progress on stderr.
 
     Returns:
         What ``result.json`` in the output folder says.
@@ -113,7 +115,7 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         trainable, frozen = _initial_weights(spec, config, mesh)
         functions = build_step(config, spec, mesh, make_schedule(spec.optim, steps), trainable)
         run = Run(spec, config, steps, stream, _validation_stream(spec, data), functions, frozen)
-        state, result = _loop(run, functions.start(trainable), lines)
+        state, result = _loop(run, functions.start(trainable), lines, verbose)
     result |= {"data": data.counts, "seconds_total": round(time.perf_counter() - began, 3)}
     _write_outputs(spec, config, state, result)
     return result
@@ -169,13 +171,13 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
 
 
-def _loop(run: Run, state: TrainState, lines: list[str]) -> tuple[TrainState, dict[str, Any]]:
+def _loop(run: Run, state: TrainState, lines: list[str], verbose: bool) -> tuple[TrainState, dict[str, Any]]:
     spec = run.spec
     checkpoints = Checkpoints(spec.checkpoint_dir, run_digest(spec))
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
     log = MetricsLog(spec.output_dir / "metrics.jsonl", spec.checkpoint_dir / "metrics.jsonl", position.step)
-    progress = StepProgress(run.steps, position.step, time.monotonic)
+    progress = StepProgress(run.steps, position.step, verbose)
     for line in lines:
         progress.say(line)
     if checkpoints.fresh_because:
@@ -227,7 +229,7 @@ def _one_step(
     for microbatch in range(run.spec.gradient_accumulation_steps):
         (epoch, index), batch = next(walk)
         placed = run.step.place(batch)
-        sums = run.step.accumulate(sums, state, run.frozen, placed, np.int32(microbatch))
+        sums = run.step.accumulate(sums, state, run.frozen, placed, microbatch)
         ids.extend(batch.ids)
         slots += batch.slots
         supervised += batch.supervised
@@ -329,12 +331,19 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, state: TrainState, resu
     if spec.trainable == "lora":
         save_adapter(state.trainable, folder, spec.lora, str(spec.model))
     else:
-        for name in TOKENIZER_FILES:
-            if (spec.model / name).is_file() and folder.resolve() != spec.model.resolve():
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes((spec.model / name).read_bytes())
+        copy_tokenizer(spec.model, folder)
         save_params(state.trainable, config, folder, jnp.dtype(spec.dtype))
     write_json(folder / "result.json", result)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy what a model folder has beside its weights and config: a trained model keeps its tokenizer."""
+    if source.resolve() == folder.resolve():
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes((source / name).read_bytes())
 
 
 def main(spec: TrainSpec) -> int:

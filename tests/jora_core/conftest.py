@@ -19,7 +19,22 @@ SHAPE = {
     "max_position_embeddings": 512,
     "initializer_range": 0.1,
 }
-WORDS = "lamp river copper seven market window garden paper silver bread train mountain letter clock".split()
+WORDS = [
+    "lamp",
+    "river",
+    "copper",
+    "seven",
+    "market",
+    "window",
+    "garden",
+    "paper",
+    "silver",
+    "bread",
+    "train",
+    "mountain",
+    "letter",
+    "clock",
+]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +76,8 @@ def tiny_weights(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("tiny-weights")
     shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
     config = ModelConfig.from_hf(tiny_model)
-    save_params(init_params(config, jax.random.key(7)), config, folder)
+    make = jax.jit(lambda key: init_params(config, key))
+    save_params(make(jax.random.key(7)), config, folder)
     return folder
 
 
@@ -113,7 +129,12 @@ def train_order(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A small order to train, as the dict of a spec; keyword arguments replace its fields."""
 
     def make(model: Path, records: Path, name: str = "run", **changes: Any) -> dict[str, Any]:
-        data = {"records": str(records), "max_seq_len": 128, "tokens_per_batch": 256, **changes.pop("data", {})}
+        data = {
+            "records": str(records),
+            "max_seq_len": 128,
+            "tokens_per_batch": 256,
+            **changes.pop("data", {}),
+        }
         order = {
             "model": str(model),
             "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},

@@ -145,7 +145,9 @@ def some_groups(n: int = 300, seed: int = 0) -> list[Group]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 200, n)
     return [
-        plain_group(Example(f"e{i}", "", rng.integers(0, 99, k).astype(np.int32), np.asarray([7, 1], np.int32)))
+        plain_group(
+            Example(f"e{i}", "", rng.integers(0, 99, k).astype(np.int32), np.asarray([7, 1], np.int32))
+        )
         for i, k in enumerate(lengths)
     ]
 

@@ -61,7 +61,7 @@ def packed_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: t
 
 
 def slow_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: tuple[Group, ...]) -> Any:
-    """The same with every example in a row of its own and logits at all positions: no packing, no gathering."""
+    """The same with each example in a row of its own and logits everywhere: no packing, no gathering."""
     longest = max(len(g.prefix) for g in groups)
     tokens = np.zeros((len(groups), longest), np.int32)
     weights = np.zeros((len(groups), longest), np.float32)

@@ -1,0 +1,79 @@
+"""Merge a trained adapter into its base: ``python -m jora_core.hf HUGGINGFACE_PATH JAX_PATH SAVE_PATH``.
+
+The command of JORA's README: the result is a Hugging Face folder that `transformers` loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jora_core.errors import InputError
+
+
+def merge_to_huggingface(huggingface_path: Path, jax_path: Path, save_path: Path) -> None:
+    """Write the base model of one folder with an adapter merged into it.
+
+    Args:
+        huggingface_path: base model folder in Hugging Face layout; its dtype is kept.
+        jax_path: PEFT folder, or the checkpoint folder that `train_lora` was given.
+        save_path: folder to write; must not be the base.
+
+    Raises:
+        InputError: a folder is missing or does not fit, or `save_path` is the base itself.
+    """
+    import jax.numpy as jnp
+
+    from jora_core.config import ModelConfig
+    from jora_core.lora import load_adapter, merge_adapter
+    from jora_core.train import copy_tokenizer
+    from jora_core.weights import load_params, open_checkpoint, save_params
+
+    if save_path.resolve() == huggingface_path.resolve():
+        raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
+    config = ModelConfig.from_hf(huggingface_path)
+    store = open_checkpoint(huggingface_path, config)
+    dtype = jnp.dtype(store.dtype(store.names()[0]))
+    adapter, _ = load_adapter(find_adapter(jax_path), config)
+    merged = merge_adapter(load_params(huggingface_path, config, dtype), adapter)
+    copy_tokenizer(huggingface_path, save_path)
+    save_params(merged, config, save_path, dtype)
+
+
+def find_adapter(folder: Path) -> Path:
+    """The PEFT folder that `folder` is, or the one ``*_final`` folder of `train_lora` in it.
+
+    Raises:
+        InputError: neither.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    found = sorted(p.parent for p in folder.glob("*_final/adapter_config.json"))
+    if len(found) == 1:
+        return found[0]
+    many = f"{len(found)} adapters: {', '.join(p.name for p in found)}" if found else "no adapter_config.json"
+    raise InputError(f"{folder} holds {many}; give one PEFT folder")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; exit code 2 and one line for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jora_core.hf", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("HUGGINGFACE_PATH", type=Path, help="base model in Hugging Face layout")
+    parser.add_argument("JAX_PATH", type=Path, help="trained adapter, or train_lora's checkpoint folder")
+    parser.add_argument("SAVE_PATH", type=Path, help="folder for the merged model")
+    given = parser.parse_args(argv)
+    try:
+        merge_to_huggingface(given.HUGGINGFACE_PATH, given.JAX_PATH, given.SAVE_PATH)
+    except InputError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    print(f"merged model: {given.SAVE_PATH}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""The face of the JORA paper (arXiv:2403.11366): its listing runs with the package renamed.
+
+    config = ParallamaConfig(MODEL_SIZE=model_size, JAX_PARAMS_PATH=jax_path, LLAMA2_META_PATH=hf_path)
+    dataset = generate_alpaca_dataset(dataset_path, "train", config)
+    train_lora(config, dataset, checkpoint_path)
+
+It is a thin layer: `train_lora` writes the dataset as records, makes a `TrainSpec`, and calls `train`. What
+    the
+original did wrong is not inherited: nothing is pickled, no weights are copied, long examples lose context
+    instead of being left out, splits keep contexts whole, and the mix never reaches the test split.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, overload
+
+from jora_core.alpaca import PAPER_TEMPLATE, AlpacaRecord, Split, mixed_records, read_alpaca, split_records
+from jora_core.errors import InputError
+
+ALPACA_FILE = "alpaca_data_cleaned.json"
+# Room for BOS, EOS and the tokens a cut may add.
+_MARGIN = 8
+_MODEL_LAYERS = {"7B": 32, "13B": 40, "70B": 80}
+
+
+@dataclass(frozen=True)
+class ParallamaConfig:
+    """Settings of one fine-tuning run of a Llama model, as in the paper.
+
+    Attributes:
+        JAX_PARAMS_PATH: where the original kept converted weights. Weights are read straight from the Hugging
+            Face folder here, so nothing is written to it; if it is a model folder itself, its weights are
+            used.
+        LLAMA2_META_PATH, LLAMA2_HF_PATH: model folder in Hugging Face layout; either name, the latter first.
+        MODEL_SIZE: "7B", "13B" or "70B"; the folder's config.json decides, a disagreement is reported.
+        NUM_GPUS: devices that share the weights (tensor parallel); all if None.
+        BATCH_SIZE: rows of MAX_SEQ_LEN tokens in one microbatch; short examples share a row.
+    """
+
+    JAX_PARAMS_PATH: str | Path | None = None
+    LLAMA2_META_PATH: str | Path | None = None
+    MODEL_SIZE: str | None = None
+    NUM_GPUS: int | None = None
+    LORA_R: int = 16
+    LORA_ALPHA: int = 16
+    LORA_DROPOUT: float = 0.05
+    LR: float = 1e-4
+    BATCH_SIZE: int = 1
+    N_ACCUMULATION_STEPS: int = 8
+    MAX_SEQ_LEN: int = 2000
+    N_EPOCHS: int = 7
+    SEED: int = 420
+    LLAMA2_HF_PATH: str | Path | None = None
+
+    @property
+    def model(self) -> Path:
+        """The model folder.
+
+        Raises:
+            InputError: no path given, or the weights are a pickle file.
+        """
+        jax_path = None if self.JAX_PARAMS_PATH is None else Path(self.JAX_PARAMS_PATH)
+        if jax_path is not None and (jax_path / "config.json").is_file():
+            return jax_path
+        if jax_path is not None and jax_path.is_file():
+            raise InputError(
+                f"JAX_PARAMS_PATH={jax_path} is a file, and pickles are never read; leave it out: weights "
+                "are read from the Hugging Face folder in LLAMA2_META_PATH"
+            )
+        named = self.LLAMA2_HF_PATH or self.LLAMA2_META_PATH
+        if named is None:
+            raise InputError("ParallamaConfig: set LLAMA2_META_PATH to a model folder in Hugging Face layout")
+        return Path(named)
+
+
+@dataclass(frozen=True)
+class ParagemmaConfig:
+    """The paper's settings for Gemma. The decoder knows Llama only: loading a Gemma folder says so."""
+
+    GEMMA_MODEL_PATH: str | Path | None = None
+    MODEL_VERSION: str | None = None
+    NUM_SHARDS: int | None = None
+    LORA_R: int = 16
+    LORA_ALPHA: int = 16
+    LORA_DROPOUT: float = 0.05
+    LR: float = 1e-4
+    BATCH_SIZE: int = 1
+    N_ACCUMULATION_STEPS: int = 8
+    MAX_SEQ_LEN: int = 2000
+    N_EPOCHS: int = 7
+    SEED: int = 420
+    CACHE_SIZE: int = 30
+
+
+class AlpacaDataset(Sequence[tuple[str, str]]):
+    """Prompts and answers of an instruction file; item i is (prompt, answer), as in the paper."""
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        split: Split = "train",
+        split_percentage: float = 0.8,
+        alpaca_mix: float = 0.3,
+        alpaca_path: str | Path | None = None,
+        seed: int = 420,
+    ) -> None:
+        """Args:
+            path: Alpaca records as JSON, JSON lines or Parquet.
+            split: "train" or "test". A file with a split column decides itself; otherwise the first
+                `split_percentage` of the records is for training, contexts kept whole.
+            alpaca_mix: general instructions to add, as a share of the records; in the training split only.
+            alpaca_path: file of general instructions. If None: what the environment's JORA_ALPACA_PATH names,
+                else alpaca_data_cleaned.json beside `path`, else a built-in set of simple tasks.
+            seed: of the choice of general instructions.
+
+        Raises:
+            InputError: a file cannot be read, a value is out of range, or a split is empty.
+        """
+        if split not in ("train", "test"):
+            raise InputError(f"split {split!r} is unknown; expected 'train' or 'test'")
+        if not 0 < split_percentage < 1:
+            raise InputError(f"split_percentage={split_percentage} must lie between 0 and 1")
+        if alpaca_mix < 0:
+            raise InputError(f"alpaca_mix={alpaca_mix} must not be negative")
+        path = Path(path)
+        self.records: tuple[AlpacaRecord, ...] = tuple(
+            split_records(read_alpaca(path), split, split_percentage)
+        )
+        self.mixed = 0
+        count = int(len(self.records) * alpaca_mix)
+        if split == "train" and count:
+            source = _mix_source(path, alpaca_path)
+            if source is not None and source.resolve() == path.resolve():
+                # The file is the general set: mixing would only repeat records, or let test records in.
+                _say(f"alpaca_mix: {path} itself is the set of general instructions, nothing is added")
+                return
+            extra = mixed_records(count, seed, source)
+            self.mixed = len(extra)
+            self.records += tuple(extra)
+            _say(
+                f"alpaca_mix={alpaca_mix}: {self.mixed} general instructions from "
+                + (str(source) if source else "the built-in set; name a file of your own with alpaca_path")
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | list[tuple[str, str]]:
+        if isinstance(index, slice):
+            return [(record.prompt, record.output) for record in self.records[index]]
+        record = self.records[index]
+        return record.prompt, record.output
+
+    def write_records(self, path: Path) -> None:
+        """Write the dataset as a records file of the training core."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from jora_core.storage import atomic_path
+
+        rows = [
+            {
+                "id": record.id,
+                "instruction": record.head,
+                "input": record.input,
+                "output": record.output,
+                "task": "alpaca",
+                "split": "train",
+                "context_id": record.context,
+            }
+            for record in self.records
+        ]
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows), temporary)
+
+
+def generate_alpaca_dataset(
+    path: str | Path,
+    split: Split,
+    config: ParallamaConfig | ParagemmaConfig,
+    split_percentage: float = 0.8,
+    alpaca_mix: float = 0.3,
+    alpaca_path: str | Path | None = None,
+) -> AlpacaDataset:
+    """The paper's function: the train or test part of an instruction file; see `AlpacaDataset`."""
+    return AlpacaDataset(
+        path=path,
+        split=split,
+        split_percentage=split_percentage,
+        alpaca_mix=alpaca_mix,
+        alpaca_path=alpaca_path,
+        seed=config.SEED,
+    )
+
+
+def train_lora(
+    config: ParallamaConfig,
+    train_dataset: AlpacaDataset,
+    checkpoint_dir: str | Path,
+    checkpoint_prefix: str = "jax_lora",
+    verbose: bool = True,
+) -> dict[str, Any]:
+    """The paper's function: train an adapter on q and v; a killed run goes on where it stood.
+
+    Writes a PEFT adapter with its metrics to ``<checkpoint_dir>/<checkpoint_prefix>_final`` and keeps its
+    state in ``<checkpoint_prefix>_state`` beside it.
+
+    Returns:
+        What ``result.json`` in the adapter's folder says.
+
+    Raises:
+        InputError: a path or value of the configuration cannot be used.
+    """
+    import jax
+
+    from jora_core.config import ModelConfig
+    from jora_core.spec import TrainSpec, describe_validation_error
+    from jora_core.train import train
+
+    folder = Path(checkpoint_dir)
+    layers = ModelConfig.from_hf(config.model).num_layers
+    if config.MODEL_SIZE is not None and _MODEL_LAYERS.get(config.MODEL_SIZE, layers) != layers and verbose:
+        _say(f"MODEL_SIZE={config.MODEL_SIZE!r}, but {config.model} has {layers} layers: the folder decides")
+    records = folder / f"{checkpoint_prefix}_records.parquet"
+    train_dataset.write_records(records)
+    longest = _longest(config, train_dataset)
+    order = {
+        "model": config.model,
+        "lora": {"r": config.LORA_R, "lora_alpha": config.LORA_ALPHA, "lora_dropout": config.LORA_DROPOUT},
+        "optim": {"learning_rate": config.LR},
+        "data": {
+            "records": records,
+            "max_seq_len": longest,
+            "tokens_per_batch": longest * config.BATCH_SIZE,
+            "prompt_template": PAPER_TEMPLATE,
+        },
+        "n_epochs": config.N_EPOCHS,
+        "gradient_accumulation_steps": config.N_ACCUMULATION_STEPS,
+        "mesh": {"tensor": config.NUM_GPUS or jax.device_count()},
+        "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
+        "seed": config.SEED,
+        "output_dir": folder / f"{checkpoint_prefix}_final",
+        "checkpoint_dir": folder / f"{checkpoint_prefix}_state",
+    }
+    from pydantic import ValidationError
+
+    try:
+        spec = TrainSpec.model_validate(order)
+    except ValidationError as err:
+        raise InputError(f"ParallamaConfig: {describe_validation_error(err, TrainSpec)}") from None
+    return train(spec, verbose=verbose)
+
+
+def generate_alpaca_dataset_gemma(
+    path: str | Path,
+    split: Split,
+    config: ParagemmaConfig,
+    split_percentage: float = 0.8,
+    alpaca_mix: float = 0.3,
+    alpaca_path: str | Path | None = None,
+) -> AlpacaDataset:
+    """The paper's function for Gemma: the same instruction file, the same prompt."""
+    return generate_alpaca_dataset(path, split, config, split_percentage, alpaca_mix, alpaca_path)
+
+
+def train_lora_gemma(
+    config: ParagemmaConfig,
+    train_dataset: AlpacaDataset,
+    checkpoint_dir: str | Path,
+    checkpoint_prefix: str = "jax_lora",
+    verbose: bool = True,
+) -> dict[str, Any]:
+    """The paper's function for Gemma; loading the model says that the decoder knows Llama only.
+
+    Raises:
+        InputError: no model path, or the architecture that its config.json names is not supported.
+    """
+    if config.GEMMA_MODEL_PATH is None:
+        raise InputError("ParagemmaConfig: set GEMMA_MODEL_PATH to a model folder in Hugging Face layout")
+    names = {field.name for field in fields(ParallamaConfig)} & {field.name for field in fields(config)}
+    shared = {name: getattr(config, name) for name in names}
+    llama = ParallamaConfig(LLAMA2_META_PATH=config.GEMMA_MODEL_PATH, NUM_GPUS=config.NUM_SHARDS, **shared)
+    return train_lora(llama, train_dataset, checkpoint_dir, checkpoint_prefix, verbose)
+
+
+def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:
+    """Tokens of the longest example, at most MAX_SEQ_LEN: a microbatch needs no longer rows than that."""
+    from jora_core.tokenize import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    prompts = tokenizer.encode_batch([record.prompt for record in dataset.records])
+    answers = tokenizer.encode_batch([record.output for record in dataset.records])
+    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    return max(_MARGIN, min(config.MAX_SEQ_LEN, longest + _MARGIN))
+
+
+def _mix_source(path: Path, alpaca_path: str | Path | None) -> Path | None:
+    if alpaca_path is None:
+        alpaca_path = os.environ.get("JORA_ALPACA_PATH")
+    if alpaca_path is not None:
+        return Path(alpaca_path)
+    beside = path.parent / ALPACA_FILE
+    return beside if beside.is_file() else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""A killed run that is started again ends with the same bits as one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 14
+
+# The command with a knife: the process kills itself the moment it has logged a given step, while the
+# checkpoint before may still be on its way to the disk.
+_KILLED_AFTER = """
+import os, sys
+from jora_core import metrics, train
+write = metrics.MetricsLog.write
+def deadly(self, row):
+    write(self, row)
+    if row["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), 9)
+metrics.MetricsLog.write = deadly
+train.run_command(train.TrainSpec, train.main, sys.argv[1:3])
+"""
+
+
+@pytest.fixture()
+def order(tiny_weights, alpaca_rows, write_rows, train_order, tmp_path) -> dict[str, Any]:
+    """Packing, sharing, dropout and accumulation at once, over more than one epoch."""
+    records = write_rows(tmp_path / "records.parquet", alpaca_rows(contexts=16))
+    cache = str(tmp_path / "cache")
+    return train_order(
+        tiny_weights, records, max_steps=STEPS, gradient_accumulation_steps=2, compilation_cache_dir=cache
+    )
+
+
+def run(order: dict[str, Any], path: Path, kill_after: int | None = None) -> subprocess.CompletedProcess[str]:
+    path.write_text(json.dumps(order))
+    program = ["-m", "jora_core.train", "--spec", str(path)]
+    if kill_after is not None:
+        program = ["-c", _KILLED_AFTER, "--spec", str(path), str(kill_after)]
+    return subprocess.run([sys.executable, *program], capture_output=True, text=True)
+
+
+def outcome(order: dict[str, Any]) -> tuple[bytes, list[tuple[int, float]]]:
+    folder = Path(order["output_dir"])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "adapter_model.safetensors").read_bytes(), [(r["step"], r["loss"]) for r in rows]
+
+
+def test_kill_at_random_steps_changes_nothing(order, tmp_path):
+    spec = tmp_path / "spec.json"
+    whole = order | {
+        "output_dir": str(tmp_path / "whole"),
+        "checkpoint_dir": str(tmp_path / "whole-checkpoints"),
+    }
+    done = run(whole, spec)
+    assert done.returncode == 0, done.stderr
+    kills = sorted(random.Random(5).sample(range(1, STEPS), 4))
+    for number, step in enumerate(kills):
+        # A new output folder each time, as a stage has that writes under a temporary name.
+        broken = order | {"output_dir": str(tmp_path / f"out{number}")}
+        done = run(broken, spec, kill_after=step)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (Path(broken["output_dir"]) / "result.json").exists()
+    done = run(order, spec)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {kills[-1] // 3 * 3}" in done.stderr or "resuming after step" in done.stderr
+    assert outcome(order) == outcome(whole)
+    # Steps that were run twice stand in the log once.
+    assert [step for step, _ in outcome(order)[1]] == list(range(1, STEPS + 1))
+    kept = sorted(p.name for p in (Path(order["checkpoint_dir"]) / "steps").iterdir())
+    assert kept == ["12", "14"]
+
+    # Done is done: once more resumes at the end and writes the same; another seed starts anew and says so.
+    again = run(order, spec)
+    assert again.returncode == 0 and "resuming after step 14" in again.stderr
+    assert outcome(order) == outcome(whole)
+    other = run(order | {"seed": 1, "max_steps": 1}, spec)
+    assert "starting anew" in other.stderr and "another order" in other.stderr
+    assert outcome(order)[1][0][0] == 1 and len(outcome(order)[1]) == 1
+
+
+def test_sigterm_saves_and_leaves_with_143(order, tmp_path):
+    order = order | {"max_steps": 100_000, "checkpoint_every": 100_000}
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(order))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jora_core.train", "--spec", str(path)], stderr=subprocess.PIPE, text=True
+    )
+    log = Path(order["output_dir"]) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    child.terminate()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 143, errors
+    assert "stopped by SIGTERM after step" in errors
+    steps = [int(p.name) for p in (Path(order["checkpoint_dir"]) / "steps").iterdir()]
+    assert steps == [len(log.read_text().splitlines())]
