@@ -19,6 +19,7 @@ from retrieval.prompts import ANSWER_SEPARATOR
 
 NUMBER_TOLERANCE = 1e-6
 MAX_PIECES = 256
+MAX_STATES = 10_000
 
 _QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”", '"') | dict.fromkeys("‐‑‒–—−", "-"))
 _CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
@@ -120,7 +121,9 @@ def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> 
     pieces = prediction.strip().split(ANSWER_SEPARATOR)
     if len(pieces) > MAX_PIECES:
         return False
-    return _segments(pieces, targets)
+    # Counted before normalising, which may take a part with commas away.
+    longest = max((answer.count(",") for answer in gold), default=0) + 2
+    return _segments(pieces, targets, longest)
 
 
 def _unique(answers: Sequence[str]) -> list[Value]:
@@ -134,24 +137,24 @@ def _sets_match(predicted: list[Value], targets: list[Value]) -> bool:
     return all(any(target.matches(value) for value in predicted) for target in targets)
 
 
-def _segments(pieces: list[str], targets: list[Value]) -> bool:
-    """Whether the pieces can be joined again into runs that match all targets, each run some target.
+def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
+    """Whether runs of the pieces, of at most `longest` each, match all targets, and each run some target.
 
-    A state is (pieces used, targets met); both only grow, so a plain breadth-first walk ends.
+    `met[p]` holds which sets of targets (bit masks) the first `p` pieces can have met; both only grow.
     """
-    longest = max((target.text.count(",") for target in targets), default=0) + 2
-    everything = (1 << len(targets)) - 1
-    states = {(0, 0)}
+    met: list[set[int]] = [{0}] + [set() for _ in pieces]
     for start in range(len(pieces)):
-        for at, met in [state for state in states if state[0] == start]:
-            for end in range(at + 1, min(at + longest, len(pieces)) + 1):
-                value = parse_value(ANSWER_SEPARATOR.join(pieces[at:end]))
-                hits = [i for i, target in enumerate(targets) if target.matches(value)]
-                for i in hits:
-                    states.add((end, met | 1 << i))
-        if len(states) > 100_000:
+        if not met[start]:
+            continue
+        for end in range(start + 1, min(start + longest, len(pieces)) + 1):
+            value = parse_value(ANSWER_SEPARATOR.join(pieces[start:end]))
+            for i, target in enumerate(targets):
+                if target.matches(value):
+                    met[end].update(mask | 1 << i for mask in met[start])
+        met[start] = set()
+        if len(met[start + 1]) > MAX_STATES:  # only an adversary's lists of look-alikes get here
             return False
-    return (len(pieces), everything) in states
+    return (1 << len(targets)) - 1 in met[-1]
 
 
 def exact_match(prediction: str, gold: Sequence[str]) -> bool:

@@ -59,9 +59,13 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     cross = dead = 0
     # An own stack, for nested markup as deep as a hostile page makes it; `quiet` marks quoted subtrees whose
     # links still count while their text does not.
-    stack: list[tuple[LexborNode, bool]] = [(body, False)]
+    # None ends a block.
+    stack: list[tuple[LexborNode | None, bool]] = [(body, False)]
     while stack:
         node, quiet = stack.pop()
+        if node is None:
+            pieces.append("\n")
+            continue
         following = node.next
         if following is not None and node is not body:
             stack.append((following, quiet))
@@ -75,6 +79,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
             continue
         if tag in _LINE_BREAKERS:
             pieces.append("\n")
+            stack.append((None, quiet))
         elif tag in ("a", "span"):
             attributes = node.attributes
             classes = (attributes.get("class") or "").split()
