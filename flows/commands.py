@@ -12,7 +12,7 @@ from flows.errors import InputError, one_line_os_errors
 from flows.keys import identify
 from flows.plan import missing_upstream
 from flows.store import Store
-from jora_core.spec import ExportSpec, PredictSpec
+from jora_core.spec import ALPACA_SHORT, ExportSpec, PredictSpec
 
 
 def generate_answer(
@@ -33,7 +33,8 @@ def generate_answer(
 
     if adapter and not model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
-    base, adapter = (model, adapter) if model else _trained(config)
+    store = Store(config.store)
+    base, adapter = (model, adapter) if model else _trained(config, store)
     with tempfile.TemporaryDirectory(prefix="jora-generate-") as name:
         folder = Path(name)
         row = {
@@ -57,6 +58,10 @@ def generate_answer(
             model=base,
             systems={"answer": adapter},
             records=folder / "records.parquet",
+            task=None,
+            split="test",
+            max_records=None,
+            prompt_template=ALPACA_SHORT,
             max_seq_len=longest,
             tokens_per_batch=max(config.evaluate.tokens_per_batch, longest),
             mode="generate",
@@ -64,15 +69,15 @@ def generate_answer(
             mesh=config.mesh,
             dtype=config.model.dtype,
             output_dir=folder / "answer",
+            compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
         )
         run_child("predict", spec, folder, on_line=lambda line: None)
         rows = pq.read_table(folder / "answer" / "predictions.parquet").to_pylist()
     return rows[0]["text"]
 
 
-def _trained(config: PipelineConfig) -> tuple[Path, Path]:
+def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """The base model and the last phase's adapter of a configuration that has been trained."""
-    store = Store(config.store)
     stage = config.phases[-1].stage
     key = identify(config, until=stage)[stage].key
     check = store.check(stage, key)

@@ -41,7 +41,7 @@ class ModelConfig(Section):
         title="Model folder", description="Hugging Face layout: config.json, safetensors, tokenizer"
     )
     dtype: Dtype = Field(
-        "float32", title="Weight type", description="Type of the frozen base weights in memory"
+        default="float32", title="Weight type", description="Type of the frozen base weights in memory"
     )
 
 
@@ -51,50 +51,54 @@ class PhaseConfig(Section):
     stage: PhaseStage = Field(title="Stage", description="Which of the two fine-tuning stages this is")
     tasks: list[Task] = Field(min_length=1, title="Tasks", description="Which records it trains on")
     lora: LoraSpec = Field(
-        default_factory=LoraSpec,
+        default_factory=lambda: LoraSpec.model_validate({}),
         title="LoRA",
         description="Adapter shape; the second phase takes the first one's",
     )
     optim: OptimSpec = Field(
-        default_factory=OptimSpec,
+        default_factory=lambda: OptimSpec.model_validate({}),
         title="Optimizer",
         description="AdamW and its schedule",
     )
-    max_steps: int | None = Field(None, ge=1, title="Steps", description="Optimizer steps; or give n_epochs")
-    n_epochs: float | None = Field(
-        None, gt=0, title="Epochs", description="Passes over the records; or max_steps"
+    max_steps: int | None = Field(
+        default=None, ge=1, title="Steps", description="Optimizer steps; or give n_epochs"
     )
-    max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens of prompt and answer")
+    n_epochs: float | None = Field(
+        default=None, gt=0, title="Epochs", description="Passes over the records; or max_steps"
+    )
+    max_seq_len: int = Field(
+        default=2000, ge=8, title="Longest example", description="Tokens of prompt and answer"
+    )
     tokens_per_batch: int = Field(
-        8192,
+        default=8192,
         ge=8,
         title="Tokens of a microbatch",
         description="Padded tokens computed at once; bounds the memory",
     )
     gradient_accumulation_steps: int = Field(
-        1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
+        default=1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
     )
     max_records: int | None = Field(
-        None, ge=1, title="Most records", description="Train on at most this many"
+        default=None, ge=1, title="Most records", description="Train on at most this many"
     )
     sharing: Literal["auto", "off"] = Field(
-        "auto", title="Shared context", description="Compute a context once for all of its questions"
+        default="auto", title="Shared context", description="Compute a context once for all of its questions"
     )
     remat: Literal["none", "full"] = Field(
-        "none", title="Recompute", description="full: less memory, about a third more time"
+        default="none", title="Recompute", description="full: less memory, about a third more time"
     )
     curriculum: Literal["none", "length"] = Field(
-        "none", title="Curriculum", description="length: short examples first during the first epoch"
+        default="none", title="Curriculum", description="length: short examples first during the first epoch"
     )
     validation_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         title="Validation share",
         description="Share of training contexts kept for a validation loss",
     )
     checkpoint_every: int = Field(
-        100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
+        default=100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
     )
 
     @model_validator(mode="after")
@@ -111,38 +115,51 @@ class EvaluateConfig(Section):
     """How the held-out records are answered and scored. A task without records in the context is left out."""
 
     mode: Mode = Field(
-        "choice", title="Mode", description="Choose among the valid answers, write freely, or both"
+        default="choice", title="Mode", description="Choose among the valid answers, write freely, or both"
     )
     max_records: int | None = Field(
-        None, ge=0, title="Most thread records", description="Held-out replies to score; empty: all, 0: none"
+        default=None,
+        ge=0,
+        title="Most thread records",
+        description="Held-out replies to score; empty: all, 0: none",
     )
     tables_max_records: int = Field(
-        0, ge=0, title="Most table records", description="Held-out table questions to answer freely; 0: none"
+        default=0,
+        ge=0,
+        title="Most table records",
+        description="Held-out table questions to answer freely; 0: none",
     )
     qa_max_records: int = Field(
-        0,
+        default=0,
         ge=0,
         title="Most document records",
         description="Held-out document questions to answer freely; 0: none",
     )
     bootstrap_samples: int = Field(
-        1000, ge=10, title="Bootstrap samples", description="Resamplings behind each interval, by thread"
+        default=1000,
+        ge=10,
+        title="Bootstrap samples",
+        description="Resamplings behind each interval, by thread",
     )
-    max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens of prompt and answer")
+    max_seq_len: int = Field(
+        default=2000, ge=8, title="Longest example", description="Tokens of prompt and answer"
+    )
     tokens_per_batch: int = Field(
-        8192, ge=8, title="Tokens of a batch", description="Padded tokens computed at once"
+        default=8192, ge=8, title="Tokens of a batch", description="Padded tokens computed at once"
     )
-    max_new_tokens: int = Field(32, ge=1, title="Longest answer", description="Tokens written at most")
+    max_new_tokens: int = Field(
+        default=32, ge=1, title="Longest answer", description="Tokens written at most"
+    )
 
 
 class ExportConfig(Section):
     """What the exported model looks like."""
 
     dtype: Dtype | None = Field(
-        None, title="Weight type", description="Of the merged weights; empty: as the base"
+        default=None, title="Weight type", description="Of the merged weights; empty: as the base"
     )
     verify: bool = Field(
-        True,
+        default=True,
         title="Verify",
         description="Reload with transformers and peft (where torch is) and compare logits",
     )
@@ -151,37 +168,41 @@ class ExportConfig(Section):
 class RetryConfig(Section):
     """What happens when a stage fails for a reason that may pass."""
 
-    max_retries: int = Field(2, ge=0, title="Retries", description="Further attempts of one stage")
+    max_retries: int = Field(default=2, ge=0, title="Retries", description="Further attempts of one stage")
     delay_seconds: float = Field(
-        10, ge=0, title="Delay", description="Before the first retry; doubles each time"
+        default=10, ge=0, title="Delay", description="Before the first retry; doubles each time"
     )
-    jitter: float = Field(0.5, ge=0, title="Jitter", description="Random share added to each delay")
+    jitter: float = Field(default=0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 
 class ScheduleConfig(Section):
     """When `jora serve` starts the pipeline by itself."""
 
     cron: str | None = Field(
-        None, title="Cron", description="Five fields, for example '0 2 * * *'; empty: never"
+        default=None, title="Cron", description="Five fields, for example '0 2 * * *'; empty: never"
     )
-    timezone: str = Field("UTC", title="Time zone", description="IANA name that the cron fields count in")
+    timezone: str = Field(
+        default="UTC", title="Time zone", description="IANA name that the cron fields count in"
+    )
 
 
 class PipelineConfig(Section):
     """From raw corpora to an exported model."""
 
-    root: str = Field(".", title="Root", description="Folder that relative paths count from")
+    root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
-        "runs", title="Store", description="Folder of the artifacts, from the working directory"
+        default="runs", title="Store", description="Folder of the artifacts, from the working directory"
     )
-    seed: int = Field(0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters")
+    seed: int = Field(
+        default=0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters"
+    )
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
     phases: list[PhaseConfig] = Field(
         min_length=1, max_length=2, title="Phases", description="Structure first, then the task itself"
     )
     mesh: MeshSpec = Field(
-        default_factory=MeshSpec,
+        default_factory=lambda: MeshSpec.model_validate({}),
         title="Mesh",
         description="Devices and their axes",
     )

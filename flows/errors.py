@@ -58,7 +58,7 @@ def one_line_os_errors(
     try:
         yield
     except OSError as error:
-        if error.errno not in numbers:
+        if error.errno is None or error.errno not in numbers:
             raise
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"cannot {action} {path}: {reason}; {_MENDABLE[error.errno]}") from error

@@ -31,7 +31,10 @@ def reachable_sources(
         name, is_entry = waiting.pop()
         if not is_entry and name.partition(".")[0] not in rooms:
             continue
-        for module, path in _files_of(name, root):
+        files = _files_of(name, root)
+        if is_entry and (not files or files[-1][0] != name):
+            raise FileNotFoundError(f"{name} is no module below {root}")
+        for module, path in files:
             label = path.relative_to(root).as_posix()
             if label in found:
                 continue

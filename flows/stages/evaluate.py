@@ -21,7 +21,7 @@ from flows.stages import context as build_context
 from flows.stages import convert
 from flows.stages.base import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages.finetune import ADAPTER
-from jora_core.spec import PredictSpec
+from jora_core.spec import ALPACA_SHORT, PredictSpec
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -128,6 +128,9 @@ def _predict(
         systems=systems_of(context),
         records=records,
         task=part.task,
+        split="test",
+        max_records=None,
+        prompt_template=ALPACA_SHORT,
         max_seq_len=config.evaluate.max_seq_len,
         tokens_per_batch=config.evaluate.tokens_per_batch,
         mode=part.mode,

@@ -6,6 +6,7 @@ torch: both exports are reloaded with them, and their logits are compared with t
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from flows.stages import context as build_context
 from flows.stages import convert, evaluate
 from flows.stages.base import Stage, StageContext, Upstream
 from flows.stages.finetune import ADAPTER
+from flows.verify_export import VerifySpec
 from jora_core.spec import ExportSpec
 
 NAME = "export"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
+REFERENCE = "reference.safetensors"
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -62,7 +65,32 @@ def _run(context: StageContext) -> dict[str, Any]:
         verify=config.export.verify,
         lineage=lineage(context),
     )
-    return run_child("export", spec, context.work_dir)
+    result = run_child("export", spec, context.work_dir)
+    result.pop("files", None)  # the manifest has the digest of every file
+    if config.export.verify:
+        result |= _verify(context, str(result["dtype"]))
+    return result
+
+
+def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
+    """Compare with `transformers` and `peft` where they and torch are; say so where they are not."""
+    reference = context.output_dir / REFERENCE
+    missing = [name for name in ("torch", "peft") if find_spec(name) is None]
+    if missing:
+        verified: dict[str, Any] = {"reloaded": f"no: {missing[0]} is not installed"}
+    else:
+        spec = VerifySpec(
+            base=Path(context.config.model.path),
+            model=context.output_dir / MODEL_FOLDER,
+            adapter=context.output_dir / ADAPTER_FOLDER,
+            reference=reference,
+            judge_adapter=dtype == "float32",
+            output_dir=context.work_dir,
+        )
+        # Both folders are local: nothing is to be looked up.
+        verified = run_child("flows.verify_export", spec, context.work_dir, env={"HF_HUB_OFFLINE": "1"})
+    reference.unlink()  # megabytes for a large vocabulary, and its work is done
+    return verified
 
 
 EXPORT = Stage(
@@ -71,6 +99,6 @@ EXPORT = Stage(
     settings=_settings,
     inputs=lambda config: {},
     upstream=_upstream,
-    sources=lambda: stage_sources(__file__, "jora_core.export"),
+    sources=lambda: stage_sources(__file__, "jora_core.export", "flows.verify_export"),
     run=_run,
 )

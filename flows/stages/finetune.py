@@ -15,7 +15,7 @@ from flows.sources import stage_sources
 from flows.stages import context as build_context
 from flows.stages import convert
 from flows.stages.base import CHECKPOINTS, Stage, StageContext, Upstream
-from jora_core.spec import DataSpec, TrainSpec
+from jora_core.spec import ALPACA_SHORT, DataSpec, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
 # How often a checkpoint is written does not change what is trained.
@@ -59,12 +59,16 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
     index, phase = _phase(config, stage)
     return TrainSpec(
         model=Path(config.model.path),
+        init="pretrained",
+        trainable="lora",
         adapter=context.upstream[config.phases[index - 1].stage] if index else None,
         lora=phase.lora,
         optim=phase.optim,
         data=DataSpec(
             records=context.upstream[build_context.NAME] / build_context.RECORDS,
             tasks=list(phase.tasks),
+            split="train",
+            prompt_template=ALPACA_SHORT,
             max_seq_len=phase.max_seq_len,
             tokens_per_batch=phase.tokens_per_batch,
             max_records=phase.max_records,
