@@ -2,7 +2,7 @@
 
 A stage notes each of its runs in `log.txt` beside the configuration's corpus and does what a file there
 named after it says: `fail` (raise, once), `refuse` (wrong input), `hang` (start a child process that never
-ends), `meet STAGE` (wait until that stage runs too), `edit-corpus`.
+ends), `meet STAGE` (wait until that stage runs too), `linger` (8 s), `edit-corpus`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def toy_stage(
             raise OSError("the network is away")
         if act == "refuse":
             raise InputError("corpus.txt, line 1: expected better")
+        if act == "linger":
+            time.sleep(8)
         if act == "edit-corpus":
             order.unlink()
             (folder / "corpus.txt").write_text("edited\n")
