@@ -30,38 +30,11 @@ _HEAD_ALONE = (
 )
 PAPER_TEMPLATE = "{instruction}{input}\n\n### Response:\n"
 
-_WORDS = tuple(
-    [
-        "apple",
-        "bridge",
-        "candle",
-        "desert",
-        "engine",
-        "forest",
-        "guitar",
-        "harbor",
-        "island",
-        "jacket",
-        "kettle",
-        "ladder",
-        "meadow",
-        "needle",
-        "orange",
-        "pencil",
-        "quarry",
-        "ribbon",
-        "saddle",
-        "tunnel",
-        "umbrella",
-        "valley",
-        "window",
-        "yellow",
-        "zipper",
-        "basket",
-        "copper",
-        "dinner",
-    ]
+_WORD_LIST = (
+    "apple bridge candle desert engine forest guitar harbor island jacket kettle ladder meadow needle orange "
+    "pencil quarry ribbon saddle tunnel umbrella valley window yellow zipper basket copper dinner"
 )
+_WORDS = tuple(_WORD_LIST.split())
 
 
 class AlpacaRecord(NamedTuple):

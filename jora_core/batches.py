@@ -27,7 +27,7 @@ _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2
 _WINDOW_BATCHES = 32
 _WINDOW_GROUPS = 1024
 
-Curriculum = Literal["none", "length"]
+Curriculum = Literal["none", "length", "file"]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,9 @@ def _plan_epoch(stream: BatchStream, epoch: int) -> tuple[RowPlan, ...]:
     rng = np.random.default_rng([stream._seed, epoch])
     slots = stream._slots
     order = rng.permutation(len(slots)) if stream._shuffle else np.arange(len(slots))
-    if stream._curriculum == "length" and epoch == 0:
+    if stream._curriculum == "file" and epoch == 0:
+        order = np.arange(len(slots))  # the file is the lesson plan; what is packed together still mixes
+    elif stream._curriculum == "length" and epoch == 0:
         # A little noise, so that neighbours in length are still mixed.
         order = order[np.argsort(slots[order] * rng.uniform(0.8, 1.25, len(slots)), kind="stable")]
     window = max(_WINDOW_GROUPS, int(_WINDOW_BATCHES * stream._budget / max(slots.mean(), 1)))

@@ -95,8 +95,8 @@ class DataSpec(SpecModel):
     validation_share: float = Field(
         0.0, ge=0, lt=1, title="Validation share", description="Share of contexts kept for a validation loss"
     )
-    curriculum: Literal["none", "length"] = Field(
-        "none", title="Curriculum", description="length: short examples first during the first epoch"
+    curriculum: Literal["none", "length", "file"] = Field(
+        "none", title="Curriculum", description="First epoch: length = short examples first, file = as written"
     )
 
     @model_validator(mode="after")
@@ -232,8 +232,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
 
 
 def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a pydantic error, naming the field and, for a typo, the nearest
-    key."""
+    """One line for the first problem of a pydantic error: the field, and for a typo the nearest key."""
     first = err.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the spec"
     more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""

@@ -148,3 +148,21 @@ def train_order(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return order | changes
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_adapter() -> Callable[..., Any]:
+    """A maker of adapters that change something: B is random too."""
+    import jax
+
+    from jora_core.lora import init_adapter
+
+    def make(config: Any, spec: Any, seed: int = 0) -> Any:
+        adapter = init_adapter(config, spec, jax.random.key(seed))
+        weights = {
+            name: pair.replace(b=0.2 * jax.random.normal(jax.random.key(seed + i), pair.b.shape))
+            for i, (name, pair) in enumerate(adapter.weights.items(), 1)
+        }
+        return adapter.replace(weights=weights)
+
+    return make

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,7 +9,6 @@ import pytest
 
 from jora_core.optim import decayed, make_optimizer, make_schedule
 from jora_core.spec import OptimSpec
-import itertools
 
 
 @pytest.mark.parametrize("kind,last", [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
