@@ -24,8 +24,11 @@ def post_label(author: str, number: int) -> str:
 
 
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
-    """The prompt body of a thread example: `posts` are (author, text) in thread order."""
-    lines = [f"#{n} {name}: {text or NO_TEXT}" for n, (name, text) in enumerate(posts, start=1)]
+    """The prompt body of a thread example: `posts` are (author, text) in thread order.
+
+    A post's line begins with its label, so that the answer is a verbatim copy from the context.
+    """
+    lines = [f"{post_label(name, n)}: {text or NO_TEXT}" for n, (name, text) in enumerate(posts, start=1)]
     return "\n".join(lines) + f"\n\nComment by {author}: {comment}"
 
 
