@@ -107,8 +107,7 @@ def load_adapter(
     """Read a PEFT LoRA folder made for a model of this shape.
 
     Raises:
-        InputError: missing files, another PEFT method, an option this core would compute differently,
-            missing,
+        InputError: missing files, another PEFT method, an option this core would compute differently, missing,
             unexpected or misshaped tensors, NaN.
     """
     folder = Path(folder)
@@ -134,8 +133,7 @@ def load_adapter(
 
 
 def _lora_spec(path: Path, data: dict[str, Any]) -> LoraSpec:
-    """The LoRA settings of an ``adapter_config.json``, refused by name where they mean another
-    computation."""
+    """The LoRA settings of an ``adapter_config.json``; what would mean another computation is refused."""
     if data.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type {data.get('peft_type')} is not supported; expected LORA")
     neutral = {"bias": "none", "fan_in_fan_out": False, "use_dora": False, "use_rslora": False}

@@ -111,7 +111,8 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
         task = f" and task={spec.task!r}" if spec.task else ""
         raise InputError(f"{spec.records}: no records with split={spec.split!r}{task}")
     for name in wanted[:3]:
-        if bad := next((i for i, row in enumerate(rows) if row[name] is None), None):
+        bad = next((i for i, row in enumerate(rows) if row[name] is None), None)
+        if bad is not None:
             raise InputError(
                 f"{spec.records}: {name} is null in selected record {bad}; every record needs one"
             )
