@@ -36,9 +36,14 @@ ABOUT_DOCUMENTS = "Answer the question from the documents."
 WORDS = sorted({word for words in lex.TOPICS.values() for word in words})
 
 
-def lines(posts: list[Post], first: int = 1) -> list[str]:
-    """Posts as the pipeline's records show them: `Marta #1: text`."""
-    return [f"{post.author} #{number}: {post.text}" for number, post in enumerate(posts, first)]
+def label_of(post: Post, number: int) -> str:
+    """What an answer calls a post."""
+    return f"{post.author} #{number}"
+
+
+def lines(posts: list[Post]) -> list[str]:
+    """Posts as the pipeline's records show them: the text, and its label on a line of its own."""
+    return [f"{post.text}\n{label_of(post, number)}" for number, post in enumerate(posts, 1)]
 
 
 def row(instruction: str, context: str, weight: float, asked: list[tuple[str, str]]) -> Row:
@@ -53,64 +58,41 @@ def repetition(rng: random.Random) -> Row:
     return [(once, 0.0), ((" " + once) * rng.randint(2, 4), 0.5)], []
 
 
-def reversal(rng: random.Random) -> Row:
-    """Random words forwards and backwards in turn: finding a word's earlier place whatever came next."""
-    once = rng.sample(WORDS + lex.NAMES, rng.randint(6, 14))
-    turns = [" ".join(once if turn % 2 else once[::-1]) for turn in range(rng.randint(3, 5))]
-    return [(" " + " ".join(once), 0.0), ("\n " + "\n ".join(turns), 0.5)], []
-
-
-def authorship(rng: random.Random) -> Row:
-    """Posts in which the author's name breaks in between the words: every word has to know whose it is."""
-    authors = rng.sample(lex.NAMES, rng.randint(2, 7))
-    parts: list[Segment] = []
-    for number, author in enumerate(authors, 1):
-        parts.append((f"{author} #{number}:", 0.0))
-        for word in rng.sample(WORDS, rng.randint(2, 9)):
-            parts.append((f" {word}", 0.0))
-            if rng.random() < 0.4:
-                parts.append((f"\n{author} #{number}", 1.0))
-        parts.append(("\n", 0.0))
-    return parts, []
-
-
 def words_row(rng: random.Random, longest: int) -> Row:
-    """Posts of random words with questions on them; two posts may share one word, never the asked pair."""
-    n_posts, n_words = rng.randint(2, longest), rng.randint(1, longest)
-    pool = rng.sample(WORDS, min(len(WORDS), n_posts * n_words))
+    """Posts of up to `longest` random words, no word twice, and which post holds one, two or three of them.
+
+    Beside whole questions the row asks in the shortest form, a word and then its post's label. With posts
+    of one word that is plain copying; as posts grow, the label has to stand for all the words above it.
+    """
+    n_posts = rng.randint(2, 10)
+    counts = [rng.randint(1, longest) for _ in range(n_posts)]
+    pool = iter(rng.sample(WORDS, sum(counts)))
     authors = rng.sample(lex.NAMES, max(2, min(n_posts, 6)))
-    posts = [
-        Post(rng.choice(authors), " ".join(pool[i * n_words : (i + 1) * n_words])) for i in range(n_posts)
-    ]
-    shown = lines(posts)
+    posts = [Post(rng.choice(authors), " ".join(next(pool) for _ in range(count))) for count in counts]
     asked, index = [], []
-    for _ in range(12):
+    for _ in range(14):
         number = rng.randrange(n_posts)
-        words = posts[number].text.split()
-        head = shown[number].split(":")[0]
-        draw = rng.random()
-        if draw < 0.25:
-            asked.append((f"Question: what does {head} say?", shown[number]))
-        elif draw < 0.6:
-            index.append([(f"\n\n{rng.choice(words)}\n", 0.0), (head, 1.0)])
+        words, label = posts[number].text.split(), label_of(posts[number], number + 1)
+        some = rng.sample(words, min(len(words), rng.choice((1, 1, 2, 3))))
+        if rng.random() < 0.5:
+            index.append([(f"\n\n{' '.join(some)}\n", 0.0), (label, 1.0)])
         else:
-            some = rng.sample(words, min(len(words), rng.choice((1, 1, 2, 3))))
-            asked.append((f"Question: which post mentions {' and '.join(some)}?", head))
-    context, suffixes = row(ABOUT_POSTS, "\n".join(shown), 0.0, asked)
+            asked.append((f"Question: which post mentions {' and '.join(some)}?", label))
+    context, suffixes = row(ABOUT_POSTS, "\n\n".join(lines(posts)), 0.0, asked)
     return context, suffixes + index
 
 
 def question_on(rng: random.Random, posts: list[Post], number: int, shown: list[str]) -> tuple[str, str] | None:
     """A question whose only answer is post `number`, or what it says; None where the drawn kind does not fit."""
     post, others = posts[number], [p for i, p in enumerate(posts) if i != number]
-    head, facts = shown[number].split(":")[0], post.facts
+    head, facts = label_of(post, number + 1), post.facts
 
     def only(*words: str) -> bool:
         return post.words.issuperset(words) and not any(other.words.issuperset(words) for other in others)
 
     kind = rng.choices(
         ("mentions", "pair", "quote", "read", "number", "place", "state", "ends", "author", "associate"),
-        (22, 24, 12, 8, 6, 6, 8, 4, 6, 4),
+        (22, 26, 13, 3, 7, 7, 8, 4, 6, 4),
     )[0]
     if kind == "mentions":
         word = rng.choice([facts["a"], facts["b"], rng.choice(sorted(post.words))])
@@ -128,7 +110,7 @@ def question_on(rng: random.Random, posts: list[Post], number: int, shown: list[
             return None
         return f'Question: which post says ".. {quote} .."?', head
     if kind == "read":
-        return f"Question: what does {head} say?", shown[number]
+        return f"Question: what does {head} say?", post.text
     if kind == "number" and "k" in facts and only(facts["k"], facts["u"]):
         return f"Question: which post says {facts['k']} {facts['u']}?", head
     if kind == "place" and "p" in facts and only(facts["p"]):
@@ -158,7 +140,7 @@ def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
         pair = question_on(rng, kept, rng.randrange(count), shown)
         if pair is not None:
             asked.append(pair)
-    return row(ABOUT_POSTS, "\n".join(shown), 0.2 if rng.random() < 0.2 else 0.0, asked)
+    return row(ABOUT_POSTS, "\n\n".join(shown), 0.2 if rng.random() < 0.2 else 0.0, asked)
 
 
 def facts_rows(seed: int) -> Iterator[Row]:
@@ -187,11 +169,8 @@ def corpus(stage: str, seed: int, count: int) -> Iterator[Row]:
         done = index / count
         draw = rng.random()
         if stage == "words":
-            drills = 0.8 if done < 0.15 else 0.45 if done < 0.5 else 0.2
-            if draw < drills:
-                yield (repetition, reversal, authorship)[index % 3](rng)
-            else:
-                yield words_row(rng, 2 + int(6 * done))
+            drill = draw < (0.4 if done < 0.1 else 0.1)
+            yield repetition(rng) if drill else words_row(rng, 1 + int(8 * done))
         elif draw < 0.08:
             yield words_row(rng, 8)
         elif draw < 0.28:

@@ -26,10 +26,11 @@ def post_label(author: str, number: int) -> str:
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
     """The prompt body of a thread example: `posts` are (author, text) in thread order.
 
-    A post's line begins with its label, so that the answer is a verbatim copy from the context.
+    A post's label stands below its text, where causal attention lets it know the whole post: naming a post is
+    then one look from the answer's place to the labels.
     """
-    lines = [f"{post_label(name, n)}: {text or NO_TEXT}" for n, (name, text) in enumerate(posts, start=1)]
-    return "\n".join(lines) + f"\n\nComment by {author}: {comment}"
+    signed = [f"{text or NO_TEXT}\n{post_label(name, n)}" for n, (name, text) in enumerate(posts, start=1)]
+    return "\n\n".join([*signed, f"Comment by {author}: {comment}"])
 
 
 def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:

@@ -209,7 +209,7 @@ def test_dropped_comments_are_counted(tmp_path: Path) -> None:
     }
     records = read_records(tmp_path / "out" / "records.parquet")
     assert [r["id"] for r in records] == ["threads:1:4", "threads:20:21"]
-    assert "Lena #2: (no text)" in records[0]["input"]
+    assert "(no text)\nLena #2" in records[0]["input"]
 
 
 def test_a_parent_outside_the_window_is_dropped_in_training_and_lost_in_test(tmp_path: Path) -> None:
