@@ -42,7 +42,7 @@ StageName = Literal[
 
 
 class InputsChanged(StageFailed):
-    """An input was changed between the start of the run and the stage that reads it."""
+    """A corpus, the model or our own code changed between the run's start and the stage that reads it."""
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
@@ -64,10 +64,16 @@ def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[
     Raises:
         InputsChanged: an input is no longer what ``key`` was computed from.
     """
-    logger = get_run_logger()
-    reference = execute_stage(name, config, Store(config.store), force, STAGES, logger.info)
+    changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
+    try:
+        reference = execute_stage(name, config, Store(config.store), force, STAGES, get_run_logger().info)
+    except Exception as error:
+        # Under a changed key the artifacts before it are not there, which says nothing of the cause.
+        if is_input_error(error) and identify(config, STAGES, until=name)[name].key != key:
+            raise changed from error
+        raise
     if reference.key != key:
-        raise InputsChanged(f"the input of {name} changed while the pipeline was running; run it again")
+        raise changed
     return reference.model_dump(mode="json")
 
 

@@ -100,7 +100,12 @@ def _refusals_without_traceback() -> Iterator[None]:
 
     def passes(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return error is None or not is_input_error(error)
+        if error is not None:
+            return not is_input_error(error)
+        # "Finished in state Failed('Task run encountered an exception InputError: …')"
+        return not (
+            "Finished in state Failed(" in record.getMessage() and "InputError: " in record.getMessage()
+        )
 
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler

@@ -178,8 +178,10 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
     )
     try:
         with temporary_settings(settings):
-            yield
-            _send_what_is_left()
+            try:
+                yield
+            finally:
+                _send_what_is_left()
     finally:
         for name, value in before.items():
             if value is None:

@@ -31,10 +31,11 @@ CI_VARIABLES = (
 pytest_plugins = ["tests.flows.prefect_session"]
 
 
-def attempts_of_a_run(folder: Path, prefect_home: Path, **changes: str) -> str:
+def attempts_of_a_run(folder: Path, prefect_home: Path, linger: int, **changes: str) -> str:
     """Run the toy pipeline on a terminal as a new user; return a line for each attempt to leave."""
     toy_config(folder)
-    (folder / "evaluate").write_text("linger")  # the server's first heartbeat comes seconds after its start
+    # The server's first heartbeat comes seconds after its start.
+    (folder / "evaluate").write_text(f"linger {linger} sens-o-matic")
     # A copy of the session's database saves the migrations; the home beside it is empty, as a new user's is.
     database = folder / "database"
     with sqlite3.connect(prefect_home / "prefect.db") as source, sqlite3.connect(database) as copy:
@@ -87,13 +88,13 @@ def _read_all(descriptor: int, into: list[bytes]) -> None:
 
 @pytest.mark.usefixtures("prefect_url")
 def test_a_run_stays_on_this_machine(tmp_path: Path, prefect_home: Path) -> None:
-    assert attempts_of_a_run(tmp_path / "quiet", prefect_home) == ""
+    assert attempts_of_a_run(tmp_path / "quiet", prefect_home, linger=8) == ""
 
 
 @pytest.mark.usefixtures("prefect_url")
 def test_the_trap_catches_what_is_switched_off(tmp_path: Path, prefect_home: Path) -> None:
     """The same run with Prefect's defaults: both of its services are seen trying."""
     loud = attempts_of_a_run(
-        tmp_path / "loud", prefect_home, DO_NOT_TRACK="0", PREFECT_SERVER_ANALYTICS_ENABLED="true"
+        tmp_path / "loud", prefect_home, 90, DO_NOT_TRACK="0", PREFECT_SERVER_ANALYTICS_ENABLED="true"
     )
     assert "sens-o-matic.prefect.io" in loud and "amplitude.com" in loud

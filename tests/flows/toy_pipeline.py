@@ -2,7 +2,8 @@
 
 A stage notes each of its runs in `log.txt` beside the configuration's corpus and does what a file there
 named after it says: `fail` (raise, once), `refuse` (wrong input), `hang` (start a child process that never
-ends), `meet STAGE` (wait until that stage runs too), `linger` (8 s), `edit-corpus`.
+ends), `meet STAGE` (wait until that stage runs too), `linger SECONDS TEXT` (or less, if `network.txt` holds
+the text), `edit-corpus`.
 """
 
 from __future__ import annotations
@@ -57,20 +58,23 @@ def toy_stage(
 
     def run(context: StageContext) -> dict[str, Any]:
         folder = Path(context.config.root)
-        with (folder / "log.txt").open("a") as lines:
-            lines.write(f"{name}\n")
         order = folder / name
         act = order.read_text().strip() if order.exists() else ""
+        if act == "edit-corpus":
+            order.unlink()
+            (folder / "corpus.txt").write_text("edited\n")
+        with (folder / "log.txt").open("a") as lines:
+            lines.write(f"{name}\n")
         if act == "fail":
             order.unlink()  # the next attempt goes well
             raise OSError("the network is away")
         if act == "refuse":
             raise InputError("corpus.txt, line 1: expected better")
-        if act == "linger":
-            time.sleep(8)
-        if act == "edit-corpus":
-            order.unlink()
-            (folder / "corpus.txt").write_text("edited\n")
+        if act.startswith("linger "):
+            _, seconds, text = act.split()
+            deadline = time.monotonic() + float(seconds)
+            while time.monotonic() < deadline and text not in (folder / "network.txt").read_text():
+                time.sleep(0.1)
         if act.startswith("meet "):
             deadline = time.monotonic() + 20
             while act.split()[1] not in log(context.config):
