@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # where no terminal says its own
+# What is measured on threads, tables and documents.
+METRICS = (
+    ("target@1", "reply@1", "joint", "p(reply|target)"),
+    ("denotation_accuracy",),
+    ("exact_match", "f1"),
+)
 
 
 def print_plan(lines: Sequence[PlannedStage]) -> None:
@@ -53,7 +59,6 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
     if scores:
         print()
         print_scores(scores)
-        print()
     for reference in references:
         if reference.stage == "export":
             print(f"exported model: {Path(reference.path) / 'model'}")
@@ -61,21 +66,23 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Systems as rows, metrics as columns, each value with its 95 % interval."""
-    systems: dict[str, Any] = scores["systems"]
-    metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
-    table = _grid("system", *metrics)
-    for name, values in systems.items():
-        table.add_row(name, *(_interval(values.get(metric)) for metric in metrics))
+    """Systems as rows, metrics as columns, each value with its 95 % interval; a table for each kind of
+    records.
+    """
+    systems: dict[str, dict[str, Any]] = dict(scores["systems"])
     for name, values in scores.get("generated", {}).get("systems", {}).items():
-        table.add_row(f"{name}, written freely", *(_interval(values.get(metric)) for metric in metrics))
+        systems[f"{name}, written freely"] = values
     console = _console()
-    console.print(table)
-    counts = {
-        metric: values[metric]["n"] for values in systems.values() for metric in metrics if metric in values
-    }
-    said = ", ".join(f"{metric} n={count}" for metric, count in counts.items() if "|" not in metric)
-    console.print(f"95 % intervals, bootstrap by context; {said}", highlight=False, style="dim", markup=False)
+    for metrics in METRICS:
+        rows = {name: values for name, values in systems.items() if metrics[0] in values}
+        if not rows:
+            continue
+        table = _grid("system", *metrics)
+        for name, values in rows.items():
+            table.add_row(name, *(_interval(values[metric]) for metric in metrics))
+        count = next(iter(rows.values()))[metrics[0]]["n"]
+        console.print(table)
+        console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
 
 
 def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
@@ -106,8 +113,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
     _console().print(table)
 
 
-def _interval(value: dict[str, Any] | None) -> str:
-    if value is None or value["value"] is None:
+def _interval(value: dict[str, Any]) -> str:
+    if value["value"] is None:
         return "-"
     return f"{value['value']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
 

@@ -68,7 +68,10 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
     from peft import PeftModel
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     reference = load_file(spec.reference)
     tokens = BatchEncoding({"input_ids": reference["tokens"].astype(np.int64)}, tensor_type="pt")["input_ids"]
 

@@ -234,6 +234,6 @@ EVALUATE = Stage(
         Upstream(convert.NAME, (convert.MODEL_CARD,)),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
     ),
-    sources=lambda: stage_sources(__file__, "jora_core.predict", "retrieval.scoring"),
+    sources=lambda: stage_sources(__file__, "jora_core.predict", "retrieval.records", "retrieval.scoring"),
     run=_run,
 )

@@ -27,10 +27,11 @@ from tests.flows.conftest import Project
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
 COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
+METRICS = ("target@1", "reply@1", "joint", "p(reply|target)")
 SCORES = {
     "systems": {
-        "bm25": {"reply@1": {"value": 0.4, "low": 0.35, "high": 0.45, "n": 1000}},
-        "both_phases": {"reply@1": {"value": 0.6, "low": 0.55, "high": 0.65, "n": 1000}},
+        "bm25": {name: {"value": 0.4, "low": 0.35, "high": 0.45, "n": 1000} for name in METRICS},
+        "both_phases": {name: {"value": 0.6, "low": 0.55, "high": 0.65, "n": 1000} for name in METRICS},
     }
 }
 
@@ -292,10 +293,22 @@ def test_doctor_sees_the_devices_of_a_process_of_its_own(monkeypatch: pytest.Mon
     )
 
 
-def test_table_without_intervals(capsys: pytest.CaptureFixture[str]) -> None:
-    nothing = {"value": None, "low": None, "high": None, "n": 0}
+def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> None:
+    def value(number: float | None, n: int) -> dict[str, Any]:
+        return {"value": number, "low": number, "high": number, "n": n}
+
+    threads = {name: value(0.25, 1000) for name in ("target@1", "reply@1", "joint")}
+    threads["p(reply|target)"] = value(None, 0)
+    tables = {"denotation_accuracy": value(0.5, 77)}
     show.print_scores(
-        {"systems": {"base": {"p(reply|target)": nothing}}, "generated": {"systems": {"base": {}}}}
+        {
+            "systems": {"bm25": threads, "both_phases": {**threads, **tables}},
+            "generated": {"systems": {"both_phases": threads}},
+        }
     )
     out = capsys.readouterr().out
-    assert "base, written freely" in out and " - " in out
+    first, second = out.split("n=1000")
+    assert re.search(r"bm25 +(0\.250 \[0\.250, 0\.250\] +){3}-", first), "one line, however many metrics"
+    assert "both_phases, written freely" in first
+    assert re.search(r"both_phases +0\.500 \[0\.500, 0\.500\]", second) and "n=77" in second
+    assert "bm25" not in second and "exact_match" not in out

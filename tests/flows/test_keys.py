@@ -106,7 +106,7 @@ def test_stages_know_their_code() -> None:
     code = {name: set(stage.sources()) for name, stage in STAGES.items()}
     assert {"retrieval/build.py", "retrieval/bm25.py", "flows/stages/context.py"} <= code["build-context"]
     assert {"jora_core/train.py", "jora_core/lora.py", "flows/stages/finetune.py"} <= code["finetune-task"]
-    assert {"jora_core/predict.py", "retrieval/scoring.py"} <= code["evaluate"]
+    assert {"jora_core/predict.py", "retrieval/scoring.py", "retrieval/records.py"} <= code["evaluate"]
     assert "jora_core/export.py" in code["export"] and "jora_core/convert.py" in code["convert-model"]
     for stage in ("finetune-structure", "finetune-task"):
         assert not {"jora_core/export.py", "jora_core/predict.py", "retrieval/bm25.py"} & code[stage]
