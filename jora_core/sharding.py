@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
@@ -58,7 +58,7 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
     )
 
 
-def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
+def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
     """Say whether a model of this shape can be split over this mesh.
 
     Raises:

@@ -96,7 +96,9 @@ class DataSpec(SpecModel):
         0.0, ge=0, lt=1, title="Validation share", description="Share of contexts kept for a validation loss"
     )
     curriculum: Literal["none", "length", "file"] = Field(
-        "none", title="Curriculum", description="First epoch: length = short examples first, file = as written"
+        "none",
+        title="Curriculum",
+        description="First epoch: length = short examples first, file = as written",
     )
 
     @model_validator(mode="after")
