@@ -54,8 +54,8 @@ def row(instruction: str, context: str, weight: float, asked: list[tuple[str, st
 
 def repetition(rng: random.Random) -> Row:
     """Random words, over and over: the quickest way to learn to copy."""
-    once = " ".join(rng.sample(WORDS + lex.NAMES, rng.randint(8, 20)))
-    return [(once, 0.0), ((" " + once) * rng.randint(2, 4), 0.5)], []
+    once = " ".join(rng.sample(WORDS + lex.NAMES, rng.randint(5, 25)))
+    return [(once, 0.0), ((" " + once) * rng.randint(2, 4), 1.0)], []
 
 
 def words_row(rng: random.Random, longest: int) -> Row:
@@ -161,31 +161,31 @@ def facts_rows(seed: int) -> Iterator[Row]:
             pile.clear()
 
 
-def corpus(stage: str, seed: int, count: int) -> Iterator[Row]:
-    """`count` rows of one stage of the base's training: `words` (look-up from nothing) or `language`."""
-    rng = random.Random(f"{stage}-{seed}")
+def corpus(seed: int, count: int) -> Iterator[Row]:
+    """`count` rows in the order of the lessons: copying, looking up random words, then language."""
+    rng = random.Random(f"base-{seed}")
     facts = facts_rows(seed)
     for index in range(count):
         done = index / count
+        repeated, looked_up = (0.5, 1.0) if done < 0.45 else (0.2, 0.8) if done < 0.6 else (0.08, 0.22)
         draw = rng.random()
-        if stage == "words":
-            drill = draw < (0.4 if done < 0.1 else 0.1)
-            yield repetition(rng) if drill else words_row(rng, 1 + int(8 * done))
-        elif draw < 0.08:
-            yield words_row(rng, 8)
-        elif draw < 0.28:
+        if draw < repeated:
+            yield repetition(rng)
+        elif draw < looked_up:
+            yield words_row(rng, 1 + int(12 * done))
+        elif draw > 0.86:
             yield next(facts)
         else:
-            yield thread_row(rng, 3, 6) if done < 0.35 else thread_row(rng, 4, 12)
+            yield thread_row(rng, 3, 6) if done < 0.75 else thread_row(rng, 4, 11)
 
 
 def base_texts(seed: int, count: int) -> Iterator[str]:
     """The same text as plain strings, for fitting the tokenizer."""
-    for context, suffixes in corpus("language", seed, count):
+    for context, suffixes in corpus(seed, count):
         yield "".join(text for text, _ in context) + "".join(text for one in suffixes for text, _ in one)
 
 
-def write_corpus(path: Path, stage: str, seed: int, count: int) -> None:
+def write_corpus(path: Path, seed: int, count: int) -> None:
     """The rows as Parquet with the columns `segments` and `suffixes` that pretraining reads."""
     segment = pa.struct([("text", pa.string()), ("weight", pa.float32())])
     schema = pa.schema([("segments", pa.list_(segment)), ("suffixes", pa.list_(pa.list_(segment)))])
@@ -195,7 +195,7 @@ def write_corpus(path: Path, stage: str, seed: int, count: int) -> None:
 
     rows = [
         {"segments": as_dicts(context), "suffixes": [as_dicts(one) for one in suffixes]}
-        for context, suffixes in corpus(stage, seed, count)
+        for context, suffixes in corpus(seed, count)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
@@ -203,10 +203,9 @@ def write_corpus(path: Path, stage: str, seed: int, count: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stage", choices=("words", "language"))
     parser.add_argument("output", type=Path)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=75_000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    write_corpus(args.output, args.stage, args.seed, args.rows)
+    write_corpus(args.output, args.seed, args.rows)
     print(f"wrote {args.rows} rows to {args.output}")
