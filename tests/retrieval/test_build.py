@@ -43,8 +43,7 @@ def test_threads_follow_the_contract(threads_file: Path, tmp_path: Path) -> None
     lost = 0
     for record, ranking in zip(records, rankings, strict=True):
         assert record["instruction"] == prompts.THREADS_INSTRUCTION
-        context, comment = record["input"].split("\n\n")
-        lines = context.split("\n")
+        *lines, comment = record["input"].split("\n\n")
         assert len(lines) == len(record["context_ids"]) == len(record["choices"]) <= 4
         assert comment.startswith("Comment by ")
         assert ">>" not in record["input"]
@@ -52,7 +51,7 @@ def test_threads_follow_the_contract(threads_file: Path, tmp_path: Path) -> None
         for n, (line, key, choice) in enumerate(
             zip(lines, record["context_ids"], record["choices"], strict=True), 1
         ):
-            assert line.startswith(f"#{n} {authors[key]}: ")
+            assert line.endswith(f"\n{authors[key]} #{n}")
             assert choice == f"{authors[key]} #{n}"
         assert record["context_ids"] == sorted(record["context_ids"], key=int)
         gold = [
