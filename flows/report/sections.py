@@ -36,6 +36,11 @@ OTHER_METRICS = {
     "exact_match": "Document questions, exact match",
     "f1": "Document questions, F1 of words",
 }
+TASK_NAMES = {
+    "threads": "comments in threads",
+    "qa": "questions on documents",
+    "tables": "questions on tables",
+}
 PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
 
 
@@ -136,7 +141,8 @@ def evaluation(facts: RunFacts) -> list[Block]:
 def retrieval(facts: RunFacts) -> list[Block]:
     """How often each leg puts the right post or document among its first k."""
     blocks: list[Block] = []
-    for task, metrics in facts.context.items():
+    for task, title in TASK_NAMES.items():
+        metrics = facts.context.get(task, {})
         legs = {
             leg: found
             for leg, found in metrics.get("retrieval", {}).get("test", {}).items()
@@ -151,7 +157,7 @@ def retrieval(facts: RunFacts) -> list[Block]:
         ]
         best = max(named, key=lambda leg: legs[leg]["recall@10"])
         chart = line_chart(
-            f"Recall at k, {task}",
+            f"Recall at k, {title}",
             f"Share of the right {_unit(task)} among the first k, by leg. {leg_name(best)} is best at 10: "
             f"{percent(legs[best]['recall@10'])}.",
             lines,
@@ -167,8 +173,8 @@ def retrieval(facts: RunFacts) -> list[Block]:
         )
         n = legs[named[0]]["n"]
         headers = ("Leg", *(f"@{k}" for k in DEPTHS), "MRR")
-        figure = Figure(f"Recall at k, {task}", chart, _ceiling_note(metrics))
-        table = Table(f"Held-out {task} records, n\u00a0=\u00a0{n:,}", headers, rows)
+        figure = Figure(f"Recall at k, {title}", chart, _ceiling_note(metrics))
+        table = Table(f"Held-out {title}, n\u00a0=\u00a0{n:,}", headers, rows)
         blocks.append(Columns((figure, table)))
     return blocks
 
@@ -269,11 +275,13 @@ def _kind(facts: RunFacts, name: str) -> BarKind:
 
 
 def _unit(task: str) -> str:
-    return "posts" if task == "threads" else "documents"
+    return {"threads": "posts", "qa": "documents"}.get(task, "tables")
 
 
 def _ceiling_note(metrics: Mapping[str, Any]) -> str:
     share = metrics.get("oracle_in_context", {}).get("test")
-    if share is None:
+    if share is None or share == 1:
         return ""
-    return f"The right answer is in {percent(share)} of the held-out prompts: no model can name the others."
+    return (
+        f"What is asked for is in {percent(share)} of the held-out prompts: no model can find more than that."
+    )
