@@ -148,7 +148,7 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
     if spec.trainable == "all":
         return params, None
     if spec.adapter is None:
-        adapter = init_adapter(config, spec.lora, jax.random.fold_in(key, 1))
+        adapter = jax.jit(lambda k: init_adapter(config, spec.lora, jax.random.fold_in(k, 1)))(key)
     else:
         adapter = _adapter_to_continue(spec, config)
     return jax.device_put(adapter, adapter_shardings(config, adapter, mesh)), params

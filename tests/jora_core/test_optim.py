@@ -17,7 +17,7 @@ def test_schedule_rises_then_decays(kind, last):
     values = [float(rate(jnp.asarray(step))) for step in range(100)]
     np.testing.assert_allclose(values[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
     assert values[10] == pytest.approx(2.0) and values[99] == pytest.approx(2.0 * last)
-    assert all(a >= b - 1e-7 for a, b in itertools.pairwise(values))
+    assert all(a >= b - 1e-7 for a, b in itertools.pairwise(values[10:]))
 
 
 def test_cosine_equals_optax():
