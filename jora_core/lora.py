@@ -7,6 +7,7 @@ one of ``peft``'s is read here. LoRA: Hu et al. 2021, arXiv:2106.09685. The upda
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from jora_core.config import ModelConfig, read_json_object
 from jora_core.errors import InputError
-from jora_core.model import LayerParams, Params
+from jora_core.model import Params
 from jora_core.spec import LORA_TARGETS, LoraSpec
 from jora_core.storage import TensorStore, write_json, write_tensors
 from jora_core.weights import lora_tensor_name, projection_shape
@@ -61,8 +62,8 @@ def merge_adapter(params: Params, adapter: Adapter) -> Params:
         weight = getattr(params.layers, target)
         update = jnp.einsum("lor,lri->loi", lora.b.astype(jnp.float32), lora.a.astype(jnp.float32))
         changed[target] = (weight.astype(jnp.float32) + adapter.scale * update).astype(weight.dtype)
-    layers: LayerParams = params.layers.replace(**changed)  # type: ignore[attr-defined]
-    return params.replace(layers=layers)  # type: ignore[attr-defined]
+    layers = dataclasses.replace(params.layers, **changed)
+    return dataclasses.replace(params, layers=layers)
 
 
 def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name: str) -> None:
@@ -107,8 +108,8 @@ def load_adapter(
     """Read a PEFT LoRA folder made for a model of this shape.
 
     Raises:
-        InputError: missing files, another PEFT method, an option this core would compute differently, missing,
-            unexpected or misshaped tensors, NaN.
+        InputError: missing files, another PEFT method, an option this core would compute differently,
+            missing, unexpected or misshaped tensors, NaN.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -11,6 +11,7 @@ around tracing: outside of one, `constrain` does nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
@@ -135,7 +136,7 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
             a=NamedSharding(mesh, PartitionSpec(None, None, in_axis)),  # type: ignore[arg-type]
             b=NamedSharding(mesh, PartitionSpec(None, out_axis, None)),  # type: ignore[arg-type]
         )
-    return adapter.replace(weights=weights)  # type: ignore[attr-defined]
+    return dataclasses.replace(adapter, weights=weights)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -122,8 +122,8 @@ def load_params(
     """Read a model's weights into their places on the mesh (one device if None).
 
     Raises:
-        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more tokens
-            in the tokenizer than rows in the embedding; a mesh that cannot split this model.
+        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
+            tokens in the tokenizer than rows in the embedding; a mesh that cannot split this model.
     """
     store = open_checkpoint(folder, config)
     shardings = param_shardings(config, mesh or make_mesh())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -160,9 +161,9 @@ def random_adapter() -> Callable[..., Any]:
     def make(config: Any, spec: Any, seed: int = 0) -> Any:
         adapter = init_adapter(config, spec, jax.random.key(seed))
         weights = {
-            name: pair.replace(b=0.2 * jax.random.normal(jax.random.key(seed + i), pair.b.shape))
+            name: dataclasses.replace(pair, b=0.2 * jax.random.normal(jax.random.key(seed + i), pair.b.shape))
             for i, (name, pair) in enumerate(adapter.weights.items(), 1)
         }
-        return adapter.replace(weights=weights)
+        return dataclasses.replace(adapter, weights=weights)
 
     return make

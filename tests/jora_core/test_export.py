@@ -64,7 +64,7 @@ def test_transformers_and_peft_agree_with_the_export(base: Path, adapter: Path, 
         np.testing.assert_allclose(got, logits, atol=1e-3)
     # Tied stays tied, EOS and everything else stays the base's own.
     assert "lm_head.weight" not in TensorStore.of_model(tmp_path / "model").names()
-    assert merged.get_output_embeddings().weight.data_ptr() == merged.get_input_embeddings().weight.data_ptr()
+    assert merged.lm_head.weight.data_ptr() == merged.model.embed_tokens.weight.data_ptr()
     fields = json.loads((tmp_path / "model" / "config.json").read_text())
     assert fields == json.loads((base / "config.json").read_text())
     assert (tmp_path / "model" / "generation_config.json").read_bytes() == (

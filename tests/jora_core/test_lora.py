@@ -84,7 +84,7 @@ def test_ours_reads_pefts(base: tuple[ModelConfig, Params], tiny_weights: Path, 
         r=3, lora_alpha=5, target_modules=["k_proj", "o_proj", "down_proj"], init_lora_weights=False
     )
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_weights), settings)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(str(tmp_path))
     config, params = base
     adapter, spec = load_adapter(tmp_path, config)
     assert spec.scale == pytest.approx(5 / 3)

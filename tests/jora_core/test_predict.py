@@ -75,7 +75,7 @@ def apart(model: Path, questions: list[Question], adapter: Adapter) -> list[list
     rows = [np.concatenate([q.prompt, tokens]) for q in questions for tokens in q.choice_tokens]
     width = max(map(len, rows))
     tokens = np.asarray([np.pad(row, (0, width - len(row))) for row in rows])
-    real = np.asarray([[1] * len(row) + [0] * (width - len(row)) for row in rows], np.int32)
+    real = jnp.asarray([[1] * len(row) + [0] * (width - len(row)) for row in rows], jnp.int32)
     positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
 
     @jax.jit
