@@ -63,8 +63,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a prompt's context; `mark` says whether it is the right one or was wrongly chosen."""
+class Passage:
+    """A part of a prompt's context, such as a post; `mark` tells the right one and a wrongly chosen one."""
 
     text: str
     mark: Mark = ""
@@ -84,7 +84,7 @@ class Example:
     """One record as a person reads it: context, question, answers."""
 
     title: str
-    context: tuple[Line, ...]
+    context: tuple[Passage, ...]
     question: str
     answers: tuple[Answer, ...]
     kind: Literal["example"] = "example"
@@ -171,13 +171,13 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def _example(example: Example) -> str:
-    lines = [f"{_MARKS[line.mark]:<2}{line.text}" for line in example.context]
+    lines = [f"{_MARKS[part.mark]:<2}" + part.text.replace("\n", "\n  ") for part in example.context]
     answers = [
         f"- {answer.who}: `{_inline(answer.text)}` {_MARKS[answer.mark]}".rstrip()
         for answer in example.answers
     ]
     return "\n\n".join(
-        [f"**{example.title}**", _fence("\n".join([*lines, "", example.question])), "\n".join(answers)]
+        [f"**{example.title}**", _fence("\n\n".join([*lines, example.question])), "\n".join(answers)]
     )
 
 

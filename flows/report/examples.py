@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows.report.blocks import Answer, Block, Columns, Example, Line, Mark
+from flows.report.blocks import Answer, Block, Columns, Example, Mark, Passage
 from flows.report.data import EXAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
 from flows.report.wording import system_name
 
@@ -16,7 +16,7 @@ def records(facts: RunFacts) -> list[Block]:
     examples: list[Example] = []
     for row in facts.samples(EXAMPLES):
         context, question = _split(row["input"])
-        lines = tuple(Line(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
+        lines = tuple(Passage(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
         answers = (Answer("instruction", row["instruction"]), Answer("answer", row["output"]))
         examples.append(Example(f"{row['task']}: {row['id']}", lines, question, answers))
     return [Columns(tuple(examples))] if examples else []
@@ -33,7 +33,7 @@ def _judged_example(facts: RunFacts, item: Judged) -> Example:
     context, question = _split(row["input"])
     shown = facts.shown_system or ""
     given = item.answers.get(shown, "")
-    lines = tuple(Line(text, _line_mark(text, row["gold"], given)) for text in context)
+    lines = tuple(Passage(text, _line_mark(text, row["gold"], given)) for text in context)
     reference = " or ".join(row["gold"]) or NOT_RETRIEVED
     named = [name for name in (*TRAINED_FIRST, "bm25") if name in item.answers]
     answers = tuple(
@@ -51,16 +51,12 @@ def _line_mark(text: str, gold: Sequence[str], given: str) -> Mark:
     return "wrong" if _is_post(text, [given]) else ""
 
 
-def _is_post(line: str, answers: Sequence[str]) -> bool:
-    """Whether a context line like `#3 Marta: …` is the post that an answer like `Marta #3` names."""
-    for answer in answers:
-        author, mark, number = answer.rpartition(" #")
-        if mark and line.startswith(f"#{number} {author}:"):
-            return True
-    return False
+def _is_post(block: str, answers: Sequence[str]) -> bool:
+    """Whether a block of the context is a post that one of the answers names: its label is its last line."""
+    return block.rpartition("\n")[2] in answers
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The context's lines, and the question: it is always the last paragraph."""
-    context, _, question = text.rpartition("\n\n")
-    return context.split("\n"), question
+    """The context's blocks (posts, tables, lists of documents), and the question: the last paragraph."""
+    *context, question = text.split("\n\n")
+    return context, question

@@ -48,14 +48,14 @@ def key_of(stage: str) -> str:
 
 
 def thread_record(number: int, split: str) -> dict[str, Any]:
-    posts = [f"#{i + 1} {NAMES[(number + i) % 6]}: I moved the tomatoes to pot {i}" for i in range(6)]
     choices = [f"{NAMES[(number + i) % 6]} #{i + 1}" for i in range(6)]
+    posts = [f"I moved the tomatoes to pot {i}\n{choice}" for i, choice in enumerate(choices)]
     gold = [choices[number % 6]] if number % 9 else []
     question = f"Comment by Rosa: which pot, {number}? {NASTY if number % 4 == 0 else ''}"
     return {
         "id": f"threads:{number}",
         "instruction": "Read the posts and say which post the comment replies to.",
-        "input": "\n".join(posts) + f"\n\n{question}",
+        "input": "\n\n".join([*posts, question]),
         "output": choices[number % 6],
         "task": "threads",
         "split": split,
@@ -320,9 +320,9 @@ def test_examples_show_five_right_and_five_wrong(
     assert all("✗" in _answer(example, "Both phases") for example in wrong)
     assert all("Right answer" in example and "BM25" in example for example in right + wrong)
     assert {example.split(":")[0] for example in records} == {"tables", "threads"}
-    for example in right:  # the marked line is the right answer's
-        author, number = re.findall(r"Right answer: `(\w+) #(\d)`", example)[0]
-        assert f"✓ #{number} {author}:" in example
+    for example in right:  # the marked post is the right answer's
+        label = re.findall(r"Right answer: `(\w+ #\d)`", example)[0]
+        assert re.search(rf"✓ .*\n  {label}\n", example)
 
 
 def _answer(example: str, who: str) -> str:
