@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flows import processes
-from flows.errors import StageFailed
+from flows.errors import StageFailed, one_line_os_errors
 
 # Read by Prefect when it is imported; a variable that is set keeps the user's value. What each one stops:
 # - DO_NOT_TRACK: the client library's usage events (api2.amplitude.com).
@@ -126,8 +126,10 @@ def running_server(
 
     Raises:
         StageFailed: it ended or did not answer in time; the message holds its last lines.
+        InputError: Prefect's folder cannot be written.
     """
-    prefect_home().mkdir(parents=True, exist_ok=True)
+    with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", prefect_home()):
+        prefect_home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as log:
         server = processes.start(command, {**env, "PREFECT_API_URL": api_url}, log.fileno())
         try:
