@@ -32,8 +32,10 @@ class SpecModel(BaseModel):
 class MeshSpec(SpecModel):
     """How many devices share the batch and how many share one copy of the weights."""
 
-    data: int = Field(1, ge=1, title="Data axis", description="Devices that split the batch")
-    tensor: int = Field(1, ge=1, title="Tensor axis", description="Devices that split each weight matrix")
+    data: int = Field(default=1, ge=1, title="Data axis", description="Devices that split the batch")
+    tensor: int = Field(
+        default=1, ge=1, title="Tensor axis", description="Devices that split each weight matrix"
+    )
 
     @property
     def devices(self) -> int:
@@ -44,13 +46,18 @@ class MeshSpec(SpecModel):
 class LoraSpec(SpecModel):
     """Low-rank adapter: rank, scale, dropout and the projections that get one (names as in PEFT)."""
 
-    r: int = Field(16, ge=1, title="Rank", description="Inner width R of A [R, in] and B [out, R]")
-    lora_alpha: float = Field(16, gt=0, title="Alpha", description="The update is scaled by alpha / r")
+    r: int = Field(default=16, ge=1, title="Rank", description="Inner width R of A [R, in] and B [out, R]")
+    lora_alpha: float = Field(
+        default=16, gt=0, title="Alpha", description="The update is scaled by alpha / r"
+    )
     lora_dropout: float = Field(
-        0.05, ge=0, lt=1, title="Dropout", description="Dropout on the adapter's input"
+        default=0.05, ge=0, lt=1, title="Dropout", description="Dropout on the adapter's input"
     )
     target_modules: list[LoraTarget] = Field(
-        ["q_proj", "v_proj"], min_length=1, title="Targets", description="Projections that get an adapter"
+        default=["q_proj", "v_proj"],
+        min_length=1,
+        title="Targets",
+        description="Projections that get an adapter",
     )
 
     @property
@@ -62,41 +69,66 @@ class LoraSpec(SpecModel):
 class OptimSpec(SpecModel):
     """AdamW with warm-up and decay."""
 
-    learning_rate: float = Field(1e-4, gt=0, title="Learning rate", description="Peak, reached after warm-up")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", title="Schedule", description="Decay after warm-up"
+    learning_rate: float = Field(
+        default=1e-4, gt=0, title="Learning rate", description="Peak, reached after warm-up"
     )
-    warmup_ratio: float = Field(0.03, ge=0, le=1, title="Warm-up share", description="Share of all steps")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, title="Final rate", description="As a share of the peak")
-    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="Decoupled, as in AdamW")
-    beta1: float = Field(0.9, ge=0, lt=1, title="Beta 1", description="Decay of the first moment")
-    beta2: float = Field(0.999, ge=0, lt=1, title="Beta 2", description="Decay of the second moment")
-    eps: float = Field(1e-8, gt=0, title="Epsilon", description="Added to the root of the second moment")
-    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clip", description="Global norm of one step")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", title="Schedule", description="Decay after warm-up"
+    )
+    warmup_ratio: float = Field(
+        default=0.03, ge=0, le=1, title="Warm-up share", description="Share of all steps"
+    )
+    min_lr_ratio: float = Field(
+        default=0.1, ge=0, le=1, title="Final rate", description="As a share of the peak"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, title="Weight decay", description="Decoupled, as in AdamW")
+    beta1: float = Field(default=0.9, ge=0, lt=1, title="Beta 1", description="Decay of the first moment")
+    beta2: float = Field(default=0.999, ge=0, lt=1, title="Beta 2", description="Decay of the second moment")
+    eps: float = Field(
+        default=1e-8, gt=0, title="Epsilon", description="Added to the root of the second moment"
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, title="Gradient clip", description="Global norm of one step"
+    )
 
 
 class DataSpec(SpecModel):
     """Which records become examples, and how they are batched."""
 
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
-    tasks: list[str] | None = Field(None, title="Tasks", description="Keep only these tasks; all if empty")
-    split: Literal["train", "test"] = Field("train", title="Split", description="Which split to read")
-    max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens, prompt and answer")
-    tokens_per_batch: int = Field(
-        8192, ge=8, title="Tokens of a microbatch", description="Padded token budget of one microbatch"
+    tasks: list[str] | None = Field(
+        default=None, title="Tasks", description="Keep only these tasks; all if empty"
     )
-    max_records: int | None = Field(None, ge=1, title="Most records", description="Read at most this many")
+    split: Literal["train", "test"] = Field(default="train", title="Split", description="Which split to read")
+    max_seq_len: int = Field(
+        default=2000, ge=8, title="Longest example", description="Tokens, prompt and answer"
+    )
+    tokens_per_batch: int = Field(
+        default=8192,
+        ge=8,
+        title="Tokens of a microbatch",
+        description="Padded token budget of one microbatch",
+    )
+    max_records: int | None = Field(
+        default=None, ge=1, title="Most records", description="Read at most this many"
+    )
     sharing: Literal["auto", "off"] = Field(
-        "auto", title="Shared context", description="Let examples of one context share one pass over it"
+        default="auto",
+        title="Shared context",
+        description="Let examples of one context share one pass over it",
     )
     prompt_template: str = Field(
-        ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
+        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
     )
     validation_share: float = Field(
-        0.0, ge=0, lt=1, title="Validation share", description="Share of contexts kept for a validation loss"
+        default=0.0,
+        ge=0,
+        lt=1,
+        title="Validation share",
+        description="Share of contexts kept for a validation loss",
     )
     curriculum: Literal["none", "length", "file"] = Field(
-        "none",
+        default="none",
         title="Curriculum",
         description="First epoch: length = short examples first, file = as written",
     )
@@ -116,29 +148,37 @@ class TrainSpec(SpecModel):
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
     init: Literal["pretrained", "random"] = Field(
-        "pretrained", title="Initial weights", description="random needs only config.json and the tokenizer"
+        default="pretrained",
+        title="Initial weights",
+        description="random needs only config.json and the tokenizer",
     )
-    trainable: Literal["lora", "all"] = Field("lora", title="Trainable", description="Adapter or all weights")
-    adapter: Path | None = Field(None, title="Adapter", description="PEFT folder to go on from")
+    trainable: Literal["lora", "all"] = Field(
+        default="lora", title="Trainable", description="Adapter or all weights"
+    )
+    adapter: Path | None = Field(default=None, title="Adapter", description="PEFT folder to go on from")
     lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")  # type: ignore[arg-type]
     optim: OptimSpec = Field(default_factory=OptimSpec, title="Optimizer", description="AdamW")  # type: ignore[arg-type]
     data: DataSpec = Field(title="Data", description="Records and batching")
-    max_steps: int | None = Field(None, ge=1, title="Steps", description="Optimizer steps; or give n_epochs")
-    n_epochs: float | None = Field(None, gt=0, title="Epochs", description="Passes over the data")
+    max_steps: int | None = Field(
+        default=None, ge=1, title="Steps", description="Optimizer steps; or give n_epochs"
+    )
+    n_epochs: float | None = Field(default=None, gt=0, title="Epochs", description="Passes over the data")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
+        default=1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
     )
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
-    dtype: Dtype = Field("float32", title="Base dtype", description="Type of the frozen base weights")
+    dtype: Dtype = Field(default="float32", title="Base dtype", description="Type of the frozen base weights")
     remat: Literal["none", "full"] = Field(
-        "none", title="Recompute", description="full keeps one residual a layer and recomputes the rest"
+        default="none",
+        title="Recompute",
+        description="full keeps one residual a layer and recomputes the rest",
     )
-    seed: int = Field(0, ge=0, title="Seed", description="Order of examples, dropout, new adapters")
-    checkpoint_every: int = Field(100, ge=1, title="Checkpoint every", description="Optimizer steps")
+    seed: int = Field(default=0, ge=0, title="Seed", description="Order of examples, dropout, new adapters")
+    checkpoint_every: int = Field(default=100, ge=1, title="Checkpoint every", description="Optimizer steps")
     output_dir: Path = Field(title="Output folder", description="Adapter, metrics.jsonl, result.json")
     checkpoint_dir: Path = Field(title="Checkpoint folder", description="Outlives a kill; a rerun resumes")
     compilation_cache_dir: Path | None = Field(
-        None, title="Compilation cache", description="Folder, optional"
+        default=None, title="Compilation cache", description="Folder, optional"
     )
 
     @model_validator(mode="after")
@@ -156,7 +196,7 @@ class ConvertSpec(SpecModel):
     """Read a model folder, check every tensor, and write down what was read."""
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
-    dtype: Dtype = Field("float32", title="Dtype", description="Type the weights are read as")
+    dtype: Dtype = Field(default="float32", title="Dtype", description="Type the weights are read as")
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
     output_dir: Path = Field(title="Output folder", description="model.json and result.json")
 
@@ -169,25 +209,31 @@ class PredictSpec(SpecModel):
         min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
     )
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
-    task: str | None = Field(None, title="Task", description="Keep only this task; all if empty")
-    split: Literal["train", "test"] = Field("test", title="Split", description="Which split to read")
-    max_records: int | None = Field(None, ge=1, title="Most records", description="Read at most this many")
-    max_seq_len: int = Field(2000, ge=8, title="Longest example", description="Tokens, prompt and answer")
+    task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
+    split: Literal["train", "test"] = Field(default="test", title="Split", description="Which split to read")
+    max_records: int | None = Field(
+        default=None, ge=1, title="Most records", description="Read at most this many"
+    )
+    max_seq_len: int = Field(
+        default=2000, ge=8, title="Longest example", description="Tokens, prompt and answer"
+    )
     tokens_per_batch: int = Field(
-        8192, ge=8, title="Tokens of a batch", description="Padded token budget of one batch"
+        default=8192, ge=8, title="Tokens of a batch", description="Padded token budget of one batch"
     )
     mode: Literal["choice", "generate", "both"] = Field(
-        "choice", title="Mode", description="Score the record's choices, generate greedily, or both"
+        default="choice", title="Mode", description="Score the record's choices, generate greedily, or both"
     )
-    max_new_tokens: int = Field(32, ge=1, title="Longest answer", description="Tokens generated at most")
+    max_new_tokens: int = Field(
+        default=32, ge=1, title="Longest answer", description="Tokens generated at most"
+    )
     prompt_template: str = Field(
-        ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
+        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
     )
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
-    dtype: Dtype = Field("float32", title="Base dtype", description="Type of the base weights")
+    dtype: Dtype = Field(default="float32", title="Base dtype", description="Type of the base weights")
     output_dir: Path = Field(title="Output folder", description="predictions.parquet and result.json")
     compilation_cache_dir: Path | None = Field(
-        None, title="Compilation cache", description="Folder, optional"
+        default=None, title="Compilation cache", description="Folder, optional"
     )
 
 
@@ -197,10 +243,12 @@ class ExportSpec(SpecModel):
     model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
     adapter: Path = Field(title="Adapter", description="PEFT folder to merge")
     dtype: Dtype | None = Field(
-        None, title="Dtype", description="Of the merged weights; as the base if empty"
+        default=None, title="Dtype", description="Of the merged weights; as the base if empty"
     )
     output_dir: Path = Field(title="Output folder", description="model/, adapter/, README.md")
-    verify: bool = Field(True, title="Verify", description="Read the written tensors back and compare")
+    verify: bool = Field(
+        default=True, title="Verify", description="Read the written tensors back and compare"
+    )
     lineage: dict[str, Any] = Field(
         default_factory=dict,
         title="Lineage",
