@@ -57,6 +57,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         try:
             safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # the library makes it readable by its owner alone
         except SafetensorError as err:
             raise InputError(f"cannot write {path}: {err}; free space or choose another folder") from None
 
