@@ -2,7 +2,8 @@
 
 Fits the tokenizer, writes the lessons, and has the project's own training core learn all parameters from
 random weights (`trainable: all` is a mode of the same loop that trains adapters). A killed run goes on from
-its last checkpoint when started again. The weights, and a note of how they were made, end up in `data/tiny-llama/`.
+its last checkpoint when started again. The weights, and a note of how they were made, end up in
+`data/tiny-llama/`.
 """
 
 from __future__ import annotations
@@ -69,9 +70,11 @@ def note(work: Path, rows: int, steps: int) -> str:
         f"`python data/make_base.py --rows {rows} --steps {steps}` on {platform.machine()}, "
         f"{result['steps']} steps, {result['seconds'] / 60:.0f} minutes, "
         f"{result['tokens']:,} tokens of which {result['supervised_tokens']:,} supervised.\n\n"
-        "A Llama of random weights, taught by the lessons of `data/make_base_corpus.py`: copying, finding the post "
-        "that mentions a word, then language about generated threads, tables and documents. "
-        "None of it asks which post a comment answers.\n\n" + loss_curve(work / "output" / "metrics.jsonl") + "\n"
+        "A Llama of random weights, taught by the lessons of `data/make_base_corpus.py`: copying, finding "
+        "the post that mentions a word, then language about generated threads, tables and documents. "
+        "None of it asks which post a comment answers.\n\n"
+        + loss_curve(work / "output" / "metrics.jsonl")
+        + "\n"
     )
 
 

@@ -1,9 +1,10 @@
-"""What the tiny base model is trained on: easy, dense signals first, then language about threads, tables and documents.
+"""What the tiny base model is trained on: easy, dense signals first, then language about threads, tables and
+documents.
 
 A row is a context and many short questions on it. The questions share one pass over the context (they are the
-row's `suffixes`), so a step sees ten answers for the price of one context. None of them is the task itself: the
-base learns to copy, to find the post that mentions something and to read a post by its number; which post a
-*comment answers* is what fine-tuning has to teach. All seeds differ from the sample's.
+row's `suffixes`), so a step sees ten answers for the price of one context. None of them is the task itself:
+the base learns to copy, to find the post that mentions something and to read a post by its number; which post
+a *comment answers* is what fine-tuning has to teach. All seeds differ from the sample's.
 
 Three kinds of rows:
   words    posts of random words, so that nothing but looking them up helps, and plain repetition
@@ -82,8 +83,10 @@ def words_row(rng: random.Random, longest: int) -> Row:
     return context, suffixes + index
 
 
-def question_on(rng: random.Random, posts: list[Post], number: int, shown: list[str]) -> tuple[str, str] | None:
-    """A question whose only answer is post `number`, or what it says; None where the drawn kind does not fit."""
+def question_on(
+    rng: random.Random, posts: list[Post], number: int, shown: list[str]
+) -> tuple[str, str] | None:
+    """A question that only post `number` answers, or None where the drawn kind does not fit it."""
     post, others = posts[number], [p for i, p in enumerate(posts) if i != number]
     head, facts = label_of(post, number + 1), post.facts
 
@@ -99,7 +102,9 @@ def question_on(rng: random.Random, posts: list[Post], number: int, shown: list[
         return (f"Question: which post mentions {word}?", head) if len(word) > 2 and only(word) else None
     if kind == "pair":
         first, second = rng.sample((facts["a"], facts["b"]), 2)
-        pattern = rng.choice(("mentions {x} and {y}", "mentions the {x} and the {y}", "talks about a {x} and a {y}"))
+        pattern = rng.choice(
+            ("mentions {x} and {y}", "mentions the {x} and the {y}", "talks about a {x} and a {y}")
+        )
         question = f"Question: which post {pattern.format(x=first, y=second)}?"
         return (question, head) if only(first, second) else None
     if kind == "quote":

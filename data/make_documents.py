@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lexicon as lex
 
-KINDS = "shop club workshop school market festival course museum".split()
+KINDS = ["shop", "club", "workshop", "school", "market", "festival", "course", "museum"]
 
 # One fact: sentences that state it, questions that ask for it; {t} is the title, {v} the value.
 FACTS: dict[str, tuple[list[str], list[str]]] = {
@@ -38,7 +38,7 @@ FACTS: dict[str, tuple[list[str], list[str]]] = {
         ["on which day does the {t} open?", "when do they meet at the {t}?"],
     ),
 }
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 def make_document(rng: random.Random) -> tuple[str, str, dict[str, str]]:
@@ -75,8 +75,8 @@ def write_documents(folder: Path, seed: int, count: int) -> None:
     """`documents.jsonl` and `questions.jsonl` below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / "documents.jsonl", "w", encoding="utf-8") as texts,
-        open(folder / "questions.jsonl", "w", encoding="utf-8") as questions,
+        (folder / "documents.jsonl").open("w", encoding="utf-8") as texts,
+        (folder / "questions.jsonl").open("w", encoding="utf-8") as questions,
     ):
         for index, (title, text, asked) in enumerate(documents(seed, count)):
             texts.write(json.dumps({"id": f"d{index}", "title": title, "text": text}) + "\n")

@@ -1,9 +1,9 @@
 """Fit the tiny embedder: `python data/make_embedder.py [--output data/tiny-embedder] [--dim 64]`.
 
-One vector a token, averaged: latent semantic analysis (Deerwester et al. 1990) of the sample's posts and documents.
-The count matrix of pieces in texts is weighted by log(1 + count) × idf and cut to its leading singular vectors;
-each piece's vector is scaled by its idf, so that the plain mean which `StaticEmbedding` takes weighs rare words
-more. The folder loads with `SentenceTransformer(path)` and needs no network.
+One vector a token, averaged: latent semantic analysis (Deerwester et al. 1990) of the sample's posts and
+documents. The count matrix of pieces in texts is weighted by log(1 + count) × idf and cut to its leading
+singular vectors; each piece's vector is scaled by its idf, so that the plain mean which `StaticEmbedding`
+takes weighs rare words more. The folder loads with `SentenceTransformer(path)` and needs no network.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def fit(texts: list[str], dim: int, seed: int) -> tuple[object, np.ndarray]:
     rows = np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded])
     shape = (len(encoded), tokenizer.get_vocab_size())
     counts = sp.csr_matrix((np.ones(len(rows)), (rows, np.concatenate(encoded))), shape=shape)
-    df = np.asarray((counts > 0).sum(axis=0)).ravel()
+    counts.sum_duplicates()
+    df = np.bincount(counts.indices, minlength=shape[1])
     idf = np.log((1 + len(texts)) / (1 + df))
     weighted = counts.copy()
     weighted.data = np.log1p(weighted.data)
     weighted = (weighted @ sp.diags(idf)).tocsc()
     start = np.random.default_rng(seed).normal(size=min(weighted.shape))
-    _, values, vectors = svds(weighted, k=dim, v0=start, solver="arpack")
+    _, values, vectors = svds(weighted, k=dim, v0=start, solver="arpack", return_singular_vectors=True)
+    assert vectors is not None
     order = np.argsort(-values)
     # The first singular vector is the common mean of all text: it only blurs differences.
     directions = vectors[order][1:].T
@@ -55,7 +57,7 @@ def fit(texts: list[str], dim: int, seed: int) -> tuple[object, np.ndarray]:
 
 def main() -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=Path, default=HERE / "sample")

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=SAMPLE_SEED)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    write_threads(str(args.output / "threads.ndjson"), args.seed, 700)
+    write_threads(args.output / "threads.ndjson", args.seed, 700)
     write_tables(args.output / "tables", args.seed, 160)
     write_documents(args.output, args.seed, 420)
     print(f"wrote threads, tables and documents to {args.output}")

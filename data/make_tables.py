@@ -1,4 +1,5 @@
-"""Tables and questions in WikiTableQuestions' layout, seeded: look-up, neighbour row, count, extreme, difference.
+"""Tables and questions in WikiTableQuestions' layout, seeded: look-up, neighbour row, count, extreme,
+difference.
 
 The layout is that of the WikiTableQuestions release (Pasupat and Liang 2015): `data/training.tsv` with `id`,
 `utterance`, `context`, `targetValue`, and one CSV a table below `csv/200-csv/`.
@@ -24,9 +25,9 @@ NUMBERS = {
     "age": (18, 79), "year": (1950, 2020), "length": (2, 99),
 }  # fmt: skip
 LABELS = {
-    "colour": "red blue green yellow purple black white orange".split(),
-    "result": "won lost draw".split(),
-    "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
+    "colour": ["red", "blue", "green", "yellow", "purple", "black", "white", "orange"],
+    "result": ["won", "lost", "draw"],
+    "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
     "topic": sorted(lex.TOPICS),
     "state": lex.ADJECTIVES,
 }
@@ -64,7 +65,9 @@ def make_question(rng: random.Random, table: Table) -> tuple[str, str] | None:
     key, keys = table.header[0], table.column(0)
     column = rng.randrange(1, len(table.header))
     name, values = table.header[column], table.column(column)
-    kind = rng.choice(("lookup", "lookup", "lookup", "next", "previous", "which", "count", "extreme", "difference"))
+    kind = rng.choice(
+        ("lookup", "lookup", "lookup", "next", "previous", "which", "count", "extreme", "difference")
+    )
     row = rng.randrange(len(keys))
     if kind == "lookup":
         pattern = rng.choice(("what is the {c} of {k}?", "which {c} does {k} have?", "tell the {c} for {k}"))
@@ -112,7 +115,7 @@ def write_tables(folder: Path, seed: int, count: int) -> None:
     lines = ["id\tutterance\tcontext\ttargetValue"]
     for index, (table, questions) in enumerate(tables(seed, count)):
         path = f"csv/200-csv/{index}.csv"
-        with open(folder / path, "w", encoding="utf-8", newline="") as out:
+        with (folder / path).open("w", encoding="utf-8", newline="") as out:
             csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([table.header, *table.rows])
         lines += [f"nt-{len(lines) - 1 + i}\t{q}\t{path}\t{a}" for i, (q, a) in enumerate(questions)]
     (folder / "data" / "training.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,9 +1,11 @@
-"""Discussion threads in 4chan's API JSON, seeded: most posts answer an earlier one, and say so by what they mention.
+"""Discussion threads in 4chan's API JSON, seeded: most posts answer an earlier one, and say so by what they
+mention.
 
-A post states something of its own (two nouns, perhaps an adjective, a number with its unit, a place). A reply adds a
-clause that ties it to its parent: one to three things the parent said, a quote, a name, or the conventions
-of threads ("op", "this"). What a reply states of its own borrows words from *other* posts, so that counting
-shared words is misled and the clause has to be read. Every tie is checked to point at one earlier post only.
+A post states something of its own (two nouns, perhaps an adjective, a number with its unit, a place). A reply
+adds a clause that ties it to its parent: one to three things the parent said, a quote, a name, or the
+conventions of threads ("op", "this"). What a reply states of its own borrows words from *other* posts, so
+that counting shared words is misled and the clause has to be read. Every tie is checked to point at one
+earlier post only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import lexicon as lex
 
@@ -183,8 +186,8 @@ def threads(seed: int, count: int, shortest: int = 6, longest: int = 30) -> Iter
         yield make_thread(rng, rng.randint(shortest, longest))
 
 
-def write_threads(path: str, seed: int, count: int) -> None:
+def write_threads(path: Path, seed: int, count: int) -> None:
     """One thread a line at `path`."""
-    with open(path, "w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8") as out:
         for index, (topic, posts) in enumerate(threads(seed, count)):
             out.write(json.dumps(to_api_json(100_000 + 1_000 * index, topic, posts)) + "\n")

@@ -1,7 +1,8 @@
-"""Fit the base model's tokenizer on generated text: `python data/make_tokenizer.py [--output data/tiny-llama]`.
+"""Fit the base model's tokenizer on generated text: `python data/make_tokenizer.py [--output
+data/tiny-llama]`.
 
-Byte-level BPE (every text can be written, whatever its script) with one addition to the usual splitting: a post's
-number, such as ` #12`, is one piece, so that naming a post is one token.
+Byte-level BPE (every text can be written, whatever its script) with one addition to the usual splitting: a
+post's number, such as ` #12`, is one piece, so that naming a post is one token.
 """
 
 from __future__ import annotations
