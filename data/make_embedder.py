@@ -13,11 +13,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from make_tokenizer import fit_tokenizer
 from scipy.sparse.linalg import svds
+from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 
@@ -32,7 +34,7 @@ def sample_texts(sample: Path) -> Iterator[str]:
         yield f"{document['title']} {document['text']}"
 
 
-def fit(texts: list[str], dim: int, seed: int) -> tuple[object, np.ndarray]:
+def fit(texts: list[str], dim: int, seed: int) -> tuple[Tokenizer, np.ndarray]:
     """A tokenizer and its pieces' vectors, float32 [V, dim]."""
     tokenizer = fit_tokenizer(iter([*texts, *(" " + text for text in texts)]), vocab_size=3000)
     encoded = [np.asarray(e.ids) for e in tokenizer.encode_batch([" " + text for text in texts])]
@@ -65,7 +67,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     args = parser.parse_args()
     tokenizer, vectors = fit(list(sample_texts(args.sample)), args.dim, seed=0)
-    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=vectors)], device="cpu")
+    modules: list[Any] = [StaticEmbedding(tokenizer, embedding_weights=vectors)]
+    model = SentenceTransformer(modules=modules, device="cpu")
     model.save(str(args.output), create_model_card=False)
     print(f"wrote {args.output}: {vectors.shape[0]} pieces × {vectors.shape[1]}")
 

@@ -329,7 +329,7 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, state: TrainState, resu
     """Adapter or model into the output folder; ``result.json`` last, as the sign that all of it is there."""
     folder = spec.output_dir
     if spec.trainable == "lora":
-        save_adapter(state.trainable, folder, spec.lora, str(spec.model))
+        save_adapter(state.trainable, folder, spec.lora, spec.model.resolve().name)
     else:
         copy_tokenizer(spec.model, folder)
         save_params(state.trainable, config, folder, jnp.dtype(spec.dtype))
