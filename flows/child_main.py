@@ -50,16 +50,16 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM to
-    # checkpoint.
+    # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM, which
+    # is passed on, to checkpoint. What the child started is its own to end; at the last, the group is killed.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(name, lambda *_: None)
 
     child = subprocess.Popen(command, preexec_fn=die_with_parent(os.getpid()))
     while True:
         readable, _, _ = select.select([lifeline, wake_read], [], [], POLL_SECONDS)
-        if wake_read in readable:
-            os.read(wake_read, 4096)
+        if wake_read in readable and signal.SIGTERM in os.read(wake_read, 4096):
+            child.send_signal(signal.SIGTERM)
         status = child.poll()
         if status is not None:
             return status if status >= 0 else 128 - status

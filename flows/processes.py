@@ -33,25 +33,23 @@ class Supervised:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self, grace_seconds: float) -> int:
-        """End the whole group: SIGTERM, up to ``grace_seconds`` to leave by itself, then SIGKILL.
+        """End the command by SIGTERM, after ``grace_seconds`` and its end the whole group by SIGKILL.
 
         Returns the exit status of the command, 128 + n after signal n.
         """
         if self.process.returncode is None:
-            self._signal(signal.SIGTERM)
+            if not self.ended():
+                os.kill(self.pid, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
             while not self.ended() and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
             # Also after a good end: helpers that the command left behind.
-            self._signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
             os.close(self.lifeline)
         status = self.process.wait()
         return status if status >= 0 else 128 - status
-
-    def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
 
 
 def start(command: list[str], env: dict[str, str], output: int) -> Supervised:

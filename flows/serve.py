@@ -32,6 +32,7 @@ from flows.stages import stages_of
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
 
 DEFAULT_PORT = 4200
 WORKER_GRACE_SECONDS = 60.0  # runs that are ended write their checkpoints first
@@ -42,7 +43,7 @@ READY = """
 Prefect UI:      {ui}
 Run form:        {ui}/deployments/deployment/{pipeline}/run
 Schedule:        {schedule}
-From a terminal: export PREFECT_API_URL={api}
+From a terminal: export PREFECT_API_URL={api} DO_NOT_TRACK=1
                  prefect deployment run raft-pipeline/raft-pipeline
                  prefect deployment run raft-pipeline/raft-pipeline --param force=true
                  prefect deployment run evaluate/evaluate
@@ -207,7 +208,24 @@ def _work(config: PipelineConfig) -> None:
         ),
         flush=True,
     )
-    asyncio.run(runner.start())
+    asyncio.run(_until_signal(runner))
+
+
+async def _until_signal(runner: Runner) -> None:
+    """Run what is due until SIGTERM; then end what runs, tell the server, and return."""
+    import asyncio
+
+    work = asyncio.create_task(runner.start())
+    while not (runner.started or work.done()):
+        await asyncio.sleep(POLL_SECONDS)
+    # In place of the runner's own handler, which calls its stop without waiting for it and exits in mid-air.
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    signalled = asyncio.create_task(ended.wait())
+    await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        await runner.astop()
+    await work
 
 
 def _schedule_in_words(config: PipelineConfig) -> str:

@@ -199,6 +199,7 @@ def test_signal_ends_everything_in_order(served: Served) -> None:
     )  # serve, two supervisors, server, worker, run, child …
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(90) == 0, served.output
+    assert "Traceback" not in served.output and "Warning" not in served.output, served.output
     wait_for(lambda: not processes_with(str(served.folder)), 5)
     assert (served.folder / "checkpoint").exists()
     assert not answers(served.api_url) and not (served.home / "jora-serve.url").exists()
