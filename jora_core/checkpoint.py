@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jora_core.errors import InputError
@@ -72,10 +73,14 @@ class Checkpoints:
         """Write a checkpoint; returns when the state has been copied, the disk may take longer."""
         if position.step in self._manager.all_steps():
             return
+        leaves = _as_dict(state)
+        if jax.default_backend() == "cpu":
+            # What Orbax writes in the background may be a view of the very buffers that the next step reuses.
+            leaves = jax.tree.map(jnp.copy, leaves)
         self._manager.save(
             position.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),  # type: ignore[call-arg]
+                state=ocp.args.StandardSave(leaves),  # type: ignore[call-arg]
                 position=ocp.args.JsonSave(vars(position)),  # type: ignore[call-arg]
             ),
         )

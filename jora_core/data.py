@@ -95,7 +95,7 @@ def _columns(spec: DataSpec) -> list[str]:
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(spec.records).names
+        schema = pq.read_schema(spec.records)
     except FileNotFoundError:
         raise InputError(
             f"no records file {spec.records}; build the context first or correct data.records"
@@ -104,6 +104,7 @@ def _columns(spec: DataSpec) -> list[str]:
         raise InputError(f"cannot read {spec.records}: {err.strerror or err}") from None
     except pa.ArrowInvalid as err:
         raise InputError(f"{spec.records} is not a Parquet file: {str(err).splitlines()[0]}") from None
+    names = schema.names
     if "segments" in names:
         needed = ["segments", *(["task"] if spec.tasks is not None else [])]
         optional = ["suffixes", "id", "task", "split", "context_id"]
@@ -115,7 +116,29 @@ def _columns(spec: DataSpec) -> list[str]:
             f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(needed)} "
             "(records) or segments (weighted text)"
         )
+    _check_types(spec.records, schema)
     return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
+
+
+def _check_types(path: Path, schema: Any) -> None:
+    """Refuse columns whose values would fail later, one row at a time and less clearly."""
+    import pyarrow as pa
+
+    def weighted(kind: Any, depth: int) -> bool:
+        for _ in range(depth):
+            if not pa.types.is_list(kind):
+                return False
+            kind = kind.value_type
+        return pa.types.is_struct(kind) and {"text", "weight"} <= {field.name for field in kind}
+
+    for name, depth in (("segments", 1), ("suffixes", 2)):
+        if name in schema.names and not weighted(schema.field(name).type, depth):
+            shape = "list<" * depth + "struct<text, weight>" + ">" * depth
+            raise InputError(f"{path}: column {name!r} has type {schema.field(name).type}, expected {shape}")
+    for name in ("instruction", "input", "output") if "segments" not in schema.names else ():
+        kind = schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{path}: column {name!r} has type {kind}, expected text")
 
 
 def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[dict[str, Any]]:

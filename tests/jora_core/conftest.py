@@ -125,8 +125,14 @@ def write_rows() -> Callable[[Path, list[dict[str, Any]]], Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs of this session: tests that train the same shapes compile them once."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.fixture()
-def train_order(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def train_order(tmp_path: Path, program_cache: Path) -> Callable[..., dict[str, Any]]:
     """A small order to train, as the dict of a spec; keyword arguments replace its fields."""
 
     def make(model: Path, records: Path, name: str = "run", **changes: Any) -> dict[str, Any]:
@@ -145,6 +151,7 @@ def train_order(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "checkpoint_every": 3,
             "output_dir": str(tmp_path / name / "out"),
             "checkpoint_dir": str(tmp_path / name / "checkpoints"),
+            "compilation_cache_dir": str(program_cache),
         }
         return order | changes
 

@@ -219,6 +219,12 @@ def test_bad_files_are_named(tiny_model, alpaca_rows, write_rows, tmp_path):
     (tmp_path / "broken.parquet").write_text("no Parquet")
     with pytest.raises(InputError, match="not a Parquet file"):
         load_groups(spec(tmp_path / "broken.parquet"), tokenizer)
+    path = write_rows(tmp_path / "r.parquet", [row | {"output": 3} for row in rows])
+    with pytest.raises(InputError, match="column 'output' has type int64, expected text"):
+        load_groups(spec(path), tokenizer)
+    path = write_rows(tmp_path / "r.parquet", [{"segments": ["text"]}])
+    with pytest.raises(InputError, match="expected list<struct<text, weight>>"):
+        load_groups(spec(path), tokenizer)
     path = write_rows(tmp_path / "r.parquet", alpaca_rows(contexts=1))
     with pytest.raises(InputError, match="no examples with split='test'"):
         load_groups(spec(path, split="test"), tokenizer)

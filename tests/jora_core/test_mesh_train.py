@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# Little optimisation: these programs run for a moment and take long to compile.
+_FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 _PROGRAM = """
 import json, sys
 from jora_core.spec import TrainSpec
@@ -56,7 +58,7 @@ def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str,
     path.write_text(json.dumps(list(orders.values())))
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(path)],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": _FLAGS, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
