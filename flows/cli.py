@@ -103,7 +103,16 @@ def plan(
 
 
 @app.command()
-def serve(config: Config = None, overrides: Set = None) -> None:
+def serve(
+    config: Config = None,
+    overrides: Set = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65535, help="Of the server on this machine; else PREFECT_API_URL, 4200."
+        ),
+    ] = None,
+) -> None:
     """Start web UI, deployments and worker.
 
     Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every
@@ -111,7 +120,7 @@ def serve(config: Config = None, overrides: Set = None) -> None:
     """
     from flows.serve import serve as serve_forever
 
-    serve_forever(_load(config, overrides))
+    serve_forever(_load(config, overrides), port, _say)
 
 
 @app.command()

@@ -79,18 +79,21 @@ def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[
 
 @flow(name=PIPELINE, persist_result=False)
 def raft_pipeline(
-    config: PipelineConfig,
+    *,
     only: StageName | None = None,
     from_stage: StageName | None = None,
     force: bool = False,
+    config: PipelineConfig,
 ) -> dict[str, Any]:
     """From raw corpora to an exported model; finished stages are taken from the store.
 
+    The parameters are the run form: the configuration, which is long, comes last there.
+
     Args:
-        config: What to run on what.
         only: Run this stage alone, on the artifacts of the stages before it.
         from_stage: Run this stage and those after it.
         force: Run the selected stages even where their artifacts are current.
+        config: What to run on what.
     """
     config = config.resolved()
     references = _run_stages(config, only, from_stage, force)
@@ -119,37 +122,37 @@ def _one_stage(name: StageName, config: PipelineConfig, force: bool) -> dict[str
 
 
 @flow(name="build-context", persist_result=False)
-def build_context(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def build_context(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Read the corpora, retrieve, and write the training and held-out records."""
     return _one_stage("build-context", config, force)
 
 
 @flow(name="convert-model", persist_result=False)
-def convert_model(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def convert_model(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Check the base model tensor by tensor."""
     return _one_stage("convert-model", config, force)
 
 
 @flow(name="finetune-structure", persist_result=False)
-def finetune_structure(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def finetune_structure(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Train the first phase's adapter on the existing records."""
     return _one_stage("finetune-structure", config, force)
 
 
 @flow(name="finetune-task", persist_result=False)
-def finetune_task(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def finetune_task(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Train on from the first phase's existing adapter."""
     return _one_stage("finetune-task", config, force)
 
 
 @flow(name="evaluate", persist_result=False)
-def evaluate(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def evaluate(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Score the existing adapters on the held-out records."""
     return _one_stage("evaluate", config, force)
 
 
 @flow(name="export", persist_result=False)
-def export(config: PipelineConfig, force: bool = False) -> dict[str, Any]:
+def export(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
     """Merge the existing adapter into the base model and write both."""
     return _one_stage("export", config, force)
 

@@ -60,7 +60,7 @@ def run(
         with _refusals_without_traceback():
             stage = cast("pipeline.StageName | None", only)
             from_stage = cast("pipeline.StageName | None", start)
-            result = pipeline.raft_pipeline(config, only=stage, from_stage=from_stage, force=force)
+            result = pipeline.raft_pipeline(only=stage, from_stage=from_stage, force=force, config=config)
     references = [ArtifactRef.model_validate(item) for item in result["stages"]]
     return Outcome(references, Path(result["report"]) if result["report"] else None)
 

@@ -100,7 +100,7 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
             parameters=given,
             # Only the whole pipeline has a schedule; an empty list takes an earlier one away.
             schedules=_schedules(config) if flow is pipeline.raft_pipeline else [],
-            description=(flow.fn.__doc__ or "").split("\n\nArgs:")[0].strip(),
+            description=(flow.fn.__doc__ or "").split("\n\n")[0],
             tags=["jora-raft"],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )

@@ -197,11 +197,11 @@ def _zombie(pid: int) -> bool:
 def test_one_stage_alone(tmp_path: Path, prefect_url: str) -> None:
     config = toy_config(tmp_path)
     with pytest.raises(InputError, match="run `jora run --from finetune-structure`"):
-        pipeline.evaluate(config)
+        pipeline.evaluate(config=config)
     run.run(config, say=silent)
-    found: dict[str, Any] = pipeline.evaluate(config)
+    found: dict[str, Any] = pipeline.evaluate(config=config)
     assert found["stage"] == "evaluate" and found["cached"]
-    assert pipeline.evaluate(config, force=True)["cached"] is False
+    assert pipeline.evaluate(force=True, config=config)["cached"] is False
     assert [flow.name for flow in pipeline.STAGE_FLOWS] == list(pipeline.StageName.__args__)
 
 

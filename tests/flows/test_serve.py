@@ -93,6 +93,7 @@ def environment_of(home: Path, mark: Path) -> dict[str, str]:
         "PYTHONPATH": path,
         "TOY_ROOT": str(ROOT),
         "TOY_MARK": str(mark),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     }
 
 
@@ -145,7 +146,7 @@ def test_deployments_and_run_form(served: Served) -> None:
     assert all(not item.schedules for name, item in found.items() if name != "raft-pipeline")
 
     form = pipeline.parameter_openapi_schema
-    assert list(form["properties"]) == ["config", "only", "from_stage", "force"]
+    assert list(form["properties"]) == ["only", "from_stage", "force", "config"]
     assert form["required"] == ["config"] and pipeline.parameters["config"]["seed"] == 0
     untitled = [
         f"{model}.{name}"

@@ -88,7 +88,7 @@ def _read_all(descriptor: int, into: list[bytes]) -> None:
 
 @pytest.mark.usefixtures("prefect_url")
 def test_a_run_stays_on_this_machine(tmp_path: Path, prefect_home: Path) -> None:
-    assert attempts_of_a_run(tmp_path / "quiet", prefect_home, linger=8) == ""
+    assert attempts_of_a_run(tmp_path / "quiet", prefect_home, linger=5) == ""
 
 
 @pytest.mark.usefixtures("prefect_url")
