@@ -187,7 +187,7 @@ def test_duplicates_across_splits_are_dropped(tmp_path: Path) -> None:
     records = read_records(tmp_path / "out" / "records.parquet")
     train = [r for r in records if r["split"] == "train"]
     assert metrics["dropped"]["duplicate_of_test_record"] == metrics["contexts"]["train"] == len(train)
-    assert not any("The same reply" in r["input"].split("\n\n")[1] for r in train)
+    assert not any("The same reply" in r["input"].split("\n\n")[-1] for r in train)
 
 
 def test_dropped_comments_are_counted(tmp_path: Path) -> None:
