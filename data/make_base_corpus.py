@@ -1,22 +1,23 @@
-"""What the tiny base model is trained on: easy, dense signals first, then language about threads, tables and
-documents.
+"""The lessons of the tiny base model: find the same word again, find the post that holds some words, then
+language about threads, tables and documents.
 
-A row is a context and many short questions on it. The questions share one pass over the context (they are the
-row's `suffixes`), so a step sees ten answers for the price of one context. None of them is the task itself:
-the base learns to copy, to find the post that mentions something and to read a post by its number; which post
-a *comment answers* is what fine-tuning has to teach. All seeds differ from the sample's.
+None of them is the task itself: which post a *comment answers* is what fine-tuning has to teach. All seeds
+differ from the sample's. Looking things up is learned in small steps, because a model that starts with the
+whole of it stays at chance for longer than anybody waits:
 
-Three kinds of rows:
-  words    posts of random words, so that nothing but looking them up helps, and plain repetition
-  threads  generated threads with questions on single posts
-  facts    generated tables and documents with their questions
+  pairs    words and names in pairs; after a word, its name
+  posts    posts of one random word, later of many, each over its label; after some of its words, the label
+  threads  generated threads, tables and documents with questions in the form of prompts
+
+The questions of a `threads` row share one pass over its context (they are the row's `suffixes`).
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import lexicon as lex
@@ -35,11 +36,18 @@ ABOUT_POSTS = "Answer the question about the posts."
 ABOUT_TABLE = "Answer the question from the table."
 ABOUT_DOCUMENTS = "Answer the question from the documents."
 WORDS = sorted({word for words in lex.TOPICS.values() for word in words})
+CONTENT = sorted({*WORDS, *lex.ASSOCIATES.values(), *lex.ADJECTIVES, *lex.PLACES, *map(str, range(2, 100))})
+FILLER = ("the", "a", "and", "of", "to", "in", "my", "is", "it", "with", "for", "on", "was", "i")
+
+# How many different words, pairs at most.
+PAIR_LEVELS = ((64, 8), (64, 8), (64, 8), (200, 8), (len(WORDS), 10), (len(WORDS), 10))
+# Words of a post at least and at most, words asked for at most.
+POST_LEVELS = ((1, 1, 1), (1, 2, 1), (1, 3, 2), (1, 5, 2), (2, 7, 3), (3, 9, 3), (4, 9, 4))
 
 
 def label_of(post: Post, number: int) -> str:
     """What an answer calls a post."""
-    return f"{post.author} #{number}"
+    return f"#{number} {post.author}"
 
 
 def lines(posts: list[Post]) -> list[str]:
@@ -53,34 +61,54 @@ def row(instruction: str, context: str, weight: float, asked: list[tuple[str, st
     return [(HEAD.format(instruction=instruction), 0.0), (context, weight)], suffixes
 
 
-def repetition(rng: random.Random) -> Row:
-    """Random words, over and over: the quickest way to learn to copy."""
-    once = " ".join(rng.sample(WORDS + lex.NAMES, rng.randint(5, 25)))
-    return [(once, 0.0), ((" " + once) * rng.randint(2, 4), 1.0)], []
+def pairs_row(rng: random.Random, n_words: int, longest: int) -> Row:
+    """Words with a name each, then the same words in any order: the name follows. `n_words` are used."""
+    words = rng.sample(WORDS[:n_words], rng.randint(2, longest))
+    pairs = [(word, rng.choice(lex.NAMES)) for word in words]
+    segments = [("".join(f" {word} {name}" for word, name in pairs), 0.0)]
+    for _ in range((62 - 2 * len(pairs)) // 2):
+        word, name = rng.choice(pairs)
+        segments += [(f" {word}", 0.0), (f" {name}", 1.0)]
+    return segments, []
 
 
-def words_row(rng: random.Random, longest: int) -> Row:
-    """Posts of up to `longest` random words, no word twice, and which post holds one, two or three of them.
+def posts_row(rng: random.Random, hardest: int) -> Row:
+    """Posts of random words, no content word twice, and then some words of one of them: its label follows.
 
-    Beside whole questions the row asks in the shortest form, a word and then its post's label. With posts
-    of one word that is plain copying; as posts grow, the label has to stand for all the words above it.
+    `hardest` (0 to 6) bounds the posts' length, the words asked for, filler between them and, at 6, words of
+    other posts or of none among those asked for.
     """
-    n_posts = rng.randint(2, 10)
-    counts = [rng.randint(1, longest) for _ in range(n_posts)]
-    pool = iter(rng.sample(WORDS, sum(counts)))
-    authors = rng.sample(lex.NAMES, max(2, min(n_posts, 6)))
-    posts = [Post(rng.choice(authors), " ".join(next(pool) for _ in range(count))) for count in counts]
-    asked, index = [], []
-    for _ in range(14):
+    level = hardest if rng.random() < 0.7 else rng.randint(0, hardest)
+    shortest, longest, asked = POST_LEVELS[level]
+    filler = 0.3 if level >= 5 else 0.0
+    n_posts = rng.randint(2, 5 if level == 0 else 10)
+    counts = [rng.randint(shortest, longest) for _ in range(n_posts)]
+    drawn = rng.sample(CONTENT, sum(counts) + 8)
+    pool, spare = iter(drawn), drawn[-8:]
+    authors = rng.sample(lex.NAMES, max(2, min(n_posts, 7)))
+    posts = [([next(pool) for _ in range(count)], rng.choice(authors)) for count in counts]
+    shown = [f"{_text(rng, words, filler)}\n#{n} {name}\n\n" for n, (words, name) in enumerate(posts, 1)]
+    segments = [("".join(shown), 0.0)]
+    for _ in range(12):
         number = rng.randrange(n_posts)
-        words, label = posts[number].text.split(), label_of(posts[number], number + 1)
-        some = rng.sample(words, min(len(words), rng.choice((1, 1, 2, 3))))
-        if rng.random() < 0.5:
-            index.append([(f"\n\n{' '.join(some)}\n", 0.0), (label, 1.0)])
-        else:
-            asked.append((f"Question: which post mentions {' and '.join(some)}?", label))
-    context, suffixes = row(ABOUT_POSTS, "\n\n".join(lines(posts)), 0.0, asked)
-    return context, suffixes + index
+        words, name = posts[number]
+        some = rng.sample(words, min(len(words), rng.randint(1, asked)))
+        if level == 6:
+            other = posts[rng.randrange(n_posts)][0]
+            some += rng.sample([*other, *spare], rng.randint(0, len(some) - 1) if len(some) > 1 else 0)
+            rng.shuffle(some)
+        segments += [(f"{_text(rng, some, filler)}\n", 0.0), (f"#{number + 1} {name}", 1.0), ("\n\n", 0.0)]
+    return segments, []
+
+
+def _text(rng: random.Random, words: list[str], filler: float) -> str:
+    """The words, each perhaps after small words."""
+    parts = [rng.choice(("about", "on", "is", "the", "my"))]
+    for word in words:
+        while rng.random() < filler:
+            parts.append(rng.choice(FILLER))
+        parts.append(word)
+    return " ".join(parts)
 
 
 def question_on(
@@ -145,7 +173,7 @@ def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
         pair = question_on(rng, kept, rng.randrange(count), shown)
         if pair is not None:
             asked.append(pair)
-    return row(ABOUT_POSTS, "\n\n".join(shown), 0.2 if rng.random() < 0.2 else 0.0, asked)
+    return row(ABOUT_POSTS, "\n\n".join(shown), 0.1 if rng.random() < 0.5 else 0.0, asked)
 
 
 def facts_rows(seed: int) -> Iterator[Row]:
@@ -166,51 +194,73 @@ def facts_rows(seed: int) -> Iterator[Row]:
             pile.clear()
 
 
-def corpus(seed: int, count: int) -> Iterator[Row]:
-    """`count` rows in the order of the lessons: copying, looking up random words, then language."""
-    rng = random.Random(f"base-{seed}")
-    facts = facts_rows(seed)
+@dataclass(frozen=True)
+class Lesson:
+    """One stretch of training: its rows, how many, and the shape and rate of its steps."""
+
+    name: str
+    rows: Callable[[random.Random, int], Iterator[Row]]  # (rng, how many)
+    count: int
+    max_seq_len: int
+    tokens_per_batch: int
+    learning_rate: float
+    schedule: str
+
+
+def _pairs(rng: random.Random, count: int) -> Iterator[Row]:
     for index in range(count):
-        done = index / count
-        repeated, looked_up = (0.5, 1.0) if done < 0.45 else (0.2, 0.8) if done < 0.6 else (0.08, 0.22)
+        yield pairs_row(rng, *PAIR_LEVELS[6 * index // count])
+
+
+def _posts(rng: random.Random, count: int) -> Iterator[Row]:
+    for index in range(count):
+        yield posts_row(rng, 7 * index // count)
+
+
+def _threads(rng: random.Random, count: int) -> Iterator[Row]:
+    facts = facts_rows(rng.randrange(10**6))
+    for index in range(count):
         draw = rng.random()
-        if draw < repeated:
-            yield repetition(rng)
-        elif draw < looked_up:
-            yield words_row(rng, 1 + int(12 * done))
-        elif draw > 0.86:
+        if draw < 0.15:
+            yield posts_row(rng, 6)
+        elif draw < 0.3:
             yield next(facts)
         else:
-            yield thread_row(rng, 3, 6) if done < 0.75 else thread_row(rng, 4, 11)
+            yield thread_row(rng, 3, 6) if index < count / 4 else thread_row(rng, 4, 11)
 
 
-def base_texts(seed: int, count: int) -> Iterator[str]:
-    """The same text as plain strings, for fitting the tokenizer."""
-    for context, suffixes in corpus(seed, count):
-        yield "".join(text for text, _ in context) + "".join(text for one in suffixes for text, _ in one)
+LESSONS = (
+    Lesson("pairs", _pairs, 36_000, 64, 2048, 3e-3, "constant"),
+    Lesson("posts", _posts, 40_000, 320, 3072, 1.5e-3, "constant"),
+    Lesson("threads", _threads, 15_000, 768, 4096, 1.5e-3, "cosine"),
+)
 
 
-def write_corpus(path: Path, seed: int, count: int) -> None:
-    """The rows as Parquet with the columns `segments` and `suffixes` that pretraining reads."""
+def rows_of(lesson: Lesson, seed: int) -> Iterator[Row]:
+    """The rows of one lesson in the order in which they are taught."""
+    return lesson.rows(random.Random(f"base-{lesson.name}-{seed}"), lesson.count)
+
+
+def base_texts(seed: int) -> Iterator[str]:
+    """The same text as plain strings, every eighth row of it, for fitting the tokenizer."""
+    for lesson in LESSONS:
+        for context, suffixes in islice(rows_of(lesson, seed), 0, None, 8):
+            yield "".join(text for text, _ in context) + "".join(text for one in suffixes for text, _ in one)
+
+
+def write_rows(path: Path, rows: Iterator[Row]) -> None:
+    """Rows as Parquet with the columns `segments` and `suffixes` that pretraining reads."""
     segment = pa.struct([("text", pa.string()), ("weight", pa.float32())])
     schema = pa.schema([("segments", pa.list_(segment)), ("suffixes", pa.list_(pa.list_(segment)))])
 
     def as_dicts(segments: list[Segment]) -> list[dict]:
         return [{"text": text, "weight": weight} for text, weight in segments]
 
-    rows = [
-        {"segments": as_dicts(context), "suffixes": [as_dicts(one) for one in suffixes]}
-        for context, suffixes in corpus(seed, count)
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--rows", type=int, default=75_000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    write_corpus(args.output, args.seed, args.rows)
-    print(f"wrote {args.rows} rows to {args.output}")
+    with pq.ParquetWriter(path, schema) as writer:
+        while part := list(islice(rows, 2000)):
+            dicts = [
+                {"segments": as_dicts(context), "suffixes": [as_dicts(one) for one in suffixes]}
+                for context, suffixes in part
+            ]
+            writer.write_table(pa.Table.from_pylist(dicts, schema=schema))

@@ -2,7 +2,7 @@
 data/tiny-llama]`.
 
 Byte-level BPE (every text can be written, whatever its script) with one addition to the usual splitting: a
-post's number, such as ` #12`, is one piece, so that naming a post is one token.
+post's number, such as `#12`, is one piece, so that naming a post is one token.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def word_lists() -> Iterator[str]:
     words |= {str(number) for number in range(100)}
     for _ in range(40):
         yield " " + " ".join(sorted(words))
+    labels = [f"#{number} {name}" for number in range(1, 33) for name in lex.NAMES[:3]]
     for _ in range(30):
-        yield "\n".join([*lex.NAMES, *(f" #{number}" for number in range(1, 41))])
+        yield "\n".join([*lex.NAMES, *labels])
 
 
 if __name__ == "__main__":
@@ -60,7 +61,7 @@ if __name__ == "__main__":
 
     def texts() -> Iterator[str]:
         yield from word_lists()
-        yield from base_texts(seed=1, count=6000)
+        yield from base_texts(seed=1)
 
     fit_tokenizer(texts()).save(str(args.output / "tokenizer.json"))
     (args.output / "tokenizer_config.json").write_text(

@@ -1,8 +1,8 @@
 """Which of a record's choices does the model find likeliest: all of them scored in one pass over the prompt.
 
 The choices of a record are suffixes of one prompt (see `jora_core.attention`), so the prompt is computed
-once. A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "Ann #1" is
-not preferred to "Ann #12" for being its beginning.
+once. A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "1" is not
+preferred to "12" for being its beginning.
 """
 
 from __future__ import annotations

@@ -25,8 +25,7 @@ _QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”"
 _CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
 _DETAILS = re.compile(r"(?<!^)(?: \([^)]*\))+$")
 _QUOTED = re.compile(r'^"([^"]*)"$')
-_LABEL = re.compile(r"^\s*(?P<author>.*\S)??\s*#\s*(?P<number>\d{1,9})\s*[.,;:!?]*\s*$")
-_LABEL_WITHIN = re.compile(r"^\s*(?P<author>[^\n]*?)\s*#\s*(?P<number>\d{1,9})")
+_LABEL = re.compile(r"^\s*#\s*(?P<number>\d{1,9})(?!\d)\s*(?P<author>.*?)[\s.,;:!?]*$")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
@@ -182,15 +181,15 @@ def _plain(text: str) -> str:
 
 
 def parse_answer(text: str) -> tuple[str | None, int | None]:
-    """(author, post number) of an answer such as `Marta #3`; None for what it does not say.
+    """(author, post number) of an answer such as `#3 Marta`; None for what it does not say.
 
-    Tolerant: spaces, a closing full stop, words after the number and further lines do not matter.
+    Tolerant: spaces, a closing full stop and further lines do not matter.
     """
     lines = text.strip().splitlines()
     if not lines:
         return None, None
-    match = _LABEL.match(lines[0]) or _LABEL_WITHIN.match(lines[0])
+    match = _LABEL.match(lines[0])
     if match is None:
         return " ".join(lines[0].split()), None
-    author = " ".join((match["author"] or "").split())
+    author = " ".join(match["author"].split())
     return author or None, int(match["number"])

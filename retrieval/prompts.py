@@ -19,8 +19,8 @@ CELL_SEPARATOR = " | "
 
 
 def post_label(author: str, number: int) -> str:
-    """The answer that names post `number` (1-based within the prompt), such as `Marta #3`."""
-    return f"{author} #{number}"
+    """The answer that names post `number` (1-based within the prompt), such as `#3 Marta`."""
+    return f"#{number} {author}"
 
 
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:

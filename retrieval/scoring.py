@@ -32,7 +32,7 @@ class Prediction:
 
 
 def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction:
-    """Reads `Marta #3` against a record's `context_ids`; a number without a post names no post."""
+    """Reads `#3 Marta` against a record's `context_ids`; a number without a post names no post."""
     author, number = parse_answer(answer)
     context = record["context_ids"]
     post = context[number - 1] if number is not None and 1 <= number <= len(context) else None

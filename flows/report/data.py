@@ -141,7 +141,7 @@ class RunFacts:
 
 
 def means_gold(answer: str, record: Row) -> bool:
-    """Whether an answer like `Marta #3` names one of the right posts: by its number, as it is scored."""
+    """Whether an answer like `#3 Marta` names one of the right posts: by its number, as it is scored."""
     from retrieval.scoring import prediction_from_answer
 
     gold = {prediction_from_answer(text, record).post_id for text in record["gold"]}

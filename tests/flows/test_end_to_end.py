@@ -1,6 +1,4 @@
-"""All six stages for real, as small as they can be: the sample's first threads, a random model, a few
-steps.
-"""
+"""All six stages for real, as small as they can be: the sample's first threads, its model, a few steps."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
 from flows.config import SAMPLE_CONFIG, PipelineConfig, load_config
 from flows.plan import make_plan
@@ -20,52 +17,10 @@ from flows.runner import ArtifactRef, execute_stage, run_pipeline
 from flows.store import Store
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"
-WIDTH, HIDDEN, LAYERS, HEADS = 32, 64, 1, 2
+MODEL = DATA / "tiny-llama"
 THREADS = 24
 
 Finished = tuple[PipelineConfig, Store, list[ArtifactRef]]
-
-
-def write_model(folder: Path) -> None:
-    """A random Llama of one layer with the sample's tokenizer."""
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((DATA / "tiny-llama" / name).read_bytes())
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())
-    size = len(vocabulary["model"]["vocab"])
-    size = max(size, 1 + max((token["id"] for token in vocabulary["added_tokens"]), default=0))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": size,
-        "hidden_size": WIDTH,
-        "intermediate_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (size, WIDTH), "model.norm.weight": (WIDTH,)}
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}."
-        shapes |= {f"{name}self_attn.{part}_proj.weight": (WIDTH, WIDTH) for part in "qkvo"}
-        shapes |= {f"{name}mlp.{part}_proj.weight": (HIDDEN, WIDTH) for part in ("gate", "up")}
-        shapes |= {f"{name}mlp.down_proj.weight": (WIDTH, HIDDEN)}
-        shapes |= {f"{name}{norm}_layernorm.weight": (WIDTH,) for norm in ("input", "post_attention")}
-    rng = np.random.default_rng(0)
-    tensors = {
-        name: (np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.1, shape)).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +29,6 @@ def finished(
 ) -> Iterator[Finished]:
     """A finished run."""
     folder = tmp_path_factory.mktemp("pipeline")
-    write_model(folder / "model")
     lines = (DATA / "sample" / "threads.ndjson").read_text().splitlines()[:THREADS]
     (folder / "threads.ndjson").write_text("\n".join(lines) + "\n")
     sizes: dict[str, Any] = {
@@ -84,7 +38,7 @@ def finished(
         "checkpoint_every": 1,
     }
     raw = {
-        "model": {"path": "model"},
+        "model": {"path": str(MODEL)},
         "context": {
             "threads": {"source": "threads.ndjson", "legs": ["bm25", "recency"], "n_contexts": 4},
             "tables": {"source": str(DATA / "sample" / "tables"), "max_records": 20, "max_test_records": 5},
@@ -153,3 +107,46 @@ def test_forced_training_gives_the_same_bytes(
     again = execute_stage("finetune-task", config, store, force=True)
     assert not again.cached and adapter.read_bytes() == before
     assert {line.action for line in make_plan(config, store)} == {"cached"}
+
+
+def test_the_export_writes_what_we_write(finished: Finished) -> None:
+    """Twenty prompts of the sample, greedily: ours with the adapter, transformers merged, peft."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import pyarrow.parquet as pq
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from jora_core.config import ModelConfig
+    from jora_core.generate import generate
+    from jora_core.lora import load_adapter
+    from jora_core.spec import ALPACA_SHORT
+    from jora_core.weights import load_params
+
+    context, exported = (Path(finished[2][index].path) for index in (0, 5))
+    rows = pq.read_table(context / "records.parquet", columns=["instruction", "input"]).to_pylist()
+    tokenizer = AutoTokenizer.from_pretrained(exported / "model")
+    texts = [ALPACA_SHORT.format(**row) for row in rows[:: len(rows) // 20][:20]]
+    texts = [f"{tokenizer.bos_token}{text}" for text in texts]
+    prompts = tokenizer(texts, add_special_tokens=False).input_ids
+    assert len(prompts) == 20
+
+    config = ModelConfig.from_hf(MODEL)
+    ours = generate(
+        load_params(MODEL, config),
+        config,
+        [np.asarray(prompt, np.int32) for prompt in prompts],
+        eos_ids=(tokenizer.eos_token_id,),
+        max_new_tokens=24,
+        adapter=load_adapter(exported / "adapter", config)[0],
+    )
+    merged = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()
+    tuned = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    tuned = peft.PeftModel.from_pretrained(tuned, str(exported / "adapter")).eval()
+    for prompt, answer in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt])
+        for model in (merged, tuned):
+            with torch.no_grad():
+                out = model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+                )
+            said = [token for token in out[0, len(prompt) :].tolist() if token != tokenizer.eos_token_id]
+            assert said == answer.tolist()

@@ -121,9 +121,9 @@ def records_and_rankings() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                     split=split,
                     context_id=thread,
                     context_ids=posts,
-                    choices=["Ann #1", "Bob #2"],
-                    gold=["Ann #1"],
-                    output="Ann #1",
+                    choices=["#1 Ann", "#2 Bob"],
+                    gold=["#1 Ann"],
+                    output="#1 Ann",
                 )
             )
             rankings.append(
@@ -174,7 +174,7 @@ def _evaluation(
         for number, record in enumerate(pq.read_table(spec.records).to_pylist()):
             right = {"base": False, "phase1": number % 2 == 0, "both_phases": True}
             for system in spec.systems:
-                good, bad = ("3", "4") if record["task"] == "tables" else ("Ann #1", "Bob #2")
+                good, bad = ("3", "4") if record["task"] == "tables" else ("#1 Ann", "#2 Bob")
                 said = good if right[system] else bad
                 choice = "" if spec.mode == "generate" else said
                 text = bad if spec.mode == "both" else said

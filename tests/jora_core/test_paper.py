@@ -13,6 +13,8 @@ import pytest
 import jora_core
 from jora_core.errors import InputError
 
+DATA = Path(__file__).resolve().parents[2] / "data"
+
 
 @pytest.fixture()
 def alpaca_json(alpaca_rows, tmp_path) -> Path:
@@ -22,9 +24,28 @@ def alpaca_json(alpaca_rows, tmp_path) -> Path:
     return path
 
 
-def test_listing_of_the_paper_and_the_merger(tiny_weights, alpaca_json, tmp_path):
-    model_size, jax_path, hf_path = "7B", str(tmp_path / "llama2-7B.pickle"), str(tiny_weights)
-    dataset_path, checkpoint_path = str(alpaca_json), str(tmp_path / "checkpoints")
+@pytest.fixture()
+def sample_json(tmp_path) -> Path:
+    """Sixty questions on the sample's documents as an Alpaca file."""
+    files = (DATA / "sample" / "documents.jsonl", DATA / "sample" / "questions.jsonl")
+    documents, questions = ([json.loads(line) for line in path.open()] for path in files)
+    texts = {document["id"]: document["text"] for document in documents}
+    rows = [
+        {
+            "instruction": "Answer the question from the document.",
+            "input": f"{texts[question['document_id']]}\n\n{question['question']}",
+            "output": question["answers"][0],
+        }
+        for question in questions[:60]
+    ]
+    path = tmp_path / "sample.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_listing_of_the_paper_and_the_merger(sample_json, tmp_path):
+    model_size, jax_path, hf_path = "7B", str(tmp_path / "llama2-7B.pickle"), str(DATA / "tiny-llama")
+    dataset_path, checkpoint_path = str(sample_json), str(tmp_path / "checkpoints")
 
     from jora_core import ParallamaConfig, generate_alpaca_dataset, train_lora
 
@@ -50,14 +71,13 @@ def test_listing_of_the_paper_and_the_merger(tiny_weights, alpaca_json, tmp_path
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    ids = tokenizer("lamp river copper", return_tensors="pt").input_ids
+    ids = tokenizer("the lamp and the river", return_tensors="pt").input_ids
     base = AutoModelForCausalLM.from_pretrained(hf_path, dtype=torch.float32)
     with torch.no_grad():
         before = base(ids).logits.numpy()
         adapted = peft.PeftModel.from_pretrained(base, final)(ids).logits.numpy()
         loaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
         found = loaded(ids).logits.numpy()
-    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     np.testing.assert_allclose(found, adapted, atol=1e-4)
     assert np.abs(found - before).max() > 1e-4
 

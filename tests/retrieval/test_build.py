@@ -51,8 +51,8 @@ def test_threads_follow_the_contract(threads_file: Path, tmp_path: Path) -> None
         for n, (line, key, choice) in enumerate(
             zip(lines, record["context_ids"], record["choices"], strict=True), 1
         ):
-            assert line.endswith(f"\n{authors[key]} #{n}")
-            assert choice == f"{authors[key]} #{n}"
+            assert line.endswith(f"\n#{n} {authors[key]}")
+            assert choice == f"#{n} {authors[key]}"
         assert record["context_ids"] == sorted(record["context_ids"], key=int)
         gold = [
             c
@@ -208,7 +208,7 @@ def test_dropped_comments_are_counted(tmp_path: Path) -> None:
     }
     records = read_records(tmp_path / "out" / "records.parquet")
     assert [r["id"] for r in records] == ["threads:1:4", "threads:20:21"]
-    assert "(no text)\nLena #2" in records[0]["input"]
+    assert "(no text)\n#2 Lena" in records[0]["input"]
 
 
 def test_a_parent_outside_the_window_is_dropped_in_training_and_lost_in_test(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_intervals_equal_a_bootstrap_by_context() -> None:
 
 def test_answers_are_read_against_the_context() -> None:
     record = {"context_ids": ["11", "12"]}
-    assert prediction_from_answer("Lena #2", record) == Prediction("12", "Lena")
-    assert prediction_from_answer("Lena #3", record) == Prediction(None, "Lena")
+    assert prediction_from_answer("#2 Lena", record) == Prediction("12", "Lena")
+    assert prediction_from_answer("#3 Lena", record) == Prediction(None, "Lena")
     assert prediction_from_answer("#0", record) == Prediction(None, None)
 
 
