@@ -8,6 +8,7 @@ whole of it stays at chance for longer than anybody waits:
   pairs    words and names in pairs; after a word, its name
   posts    posts of one random word, later of many, each over its label; after some of its words, the label
   threads  generated threads, tables and documents with questions in the form of prompts
+  mentions generated threads again, and below them some words of one post amid words of others: its label
 
 The questions of a `threads` row share one pass over its context (they are the row's `suffixes`).
 """
@@ -37,6 +38,7 @@ ABOUT_TABLE = "Answer the question from the table."
 ABOUT_DOCUMENTS = "Answer the question from the documents."
 WORDS = sorted({word for words in lex.TOPICS.values() for word in words})
 CONTENT = sorted({*WORDS, *lex.ASSOCIATES.values(), *lex.ADJECTIVES, *lex.PLACES, *map(str, range(2, 100))})
+KNOWN = set(CONTENT)
 FILLER = ("the", "a", "and", "of", "to", "in", "my", "is", "it", "with", "for", "on", "was", "i")
 
 # How many different words, pairs at most.
@@ -159,21 +161,47 @@ def question_on(
     return None
 
 
-def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
-    """A stretch of a generated thread with a dozen questions on its posts."""
+def stretch(rng: random.Random, shortest: int, longest: int) -> list[Post]:
+    """Some posts of a generated thread in their order."""
     _, posts = make_thread(rng, rng.randint(shortest, max(longest, 24) if longest >= 10 else longest))
     count = min(len(posts), rng.randint(shortest, longest))
     start = rng.randrange(len(posts) - count + 1)
-    kept = posts[start : start + count]
-    if rng.random() < 0.5:  # as retrieval shows them: some posts left out, the order kept
-        kept = [posts[i] for i in sorted(rng.sample(range(len(posts)), count))]
-    shown = lines(kept)
+    if rng.random() < 0.5:  # as retrieval shows them: some posts left out
+        return [posts[i] for i in sorted(rng.sample(range(len(posts)), count))]
+    return posts[start : start + count]
+
+
+def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
+    """A stretch of a generated thread with a dozen questions on its posts."""
+    kept = stretch(rng, shortest, longest)
+    count, shown = len(kept), lines(kept)
     asked = []
     while len(asked) < 12:
         pair = question_on(rng, kept, rng.randrange(count), shown)
         if pair is not None:
             asked.append(pair)
     return row(ABOUT_POSTS, "\n\n".join(shown), 0.1 if rng.random() < 0.5 else 0.0, asked)
+
+
+def mentions_row(rng: random.Random, shortest: int, longest: int) -> Row:
+    """A stretch of a thread, then twenty times a few words, most of them of one post: its label follows."""
+    kept = stretch(rng, shortest, longest)
+    content = [sorted(post.words & KNOWN) for post in kept]
+    context = "".join(f"{line}\n\n" for line in lines(kept))
+    segments = [(context, 0.1 if rng.random() < 0.3 else 0.0)]
+    while len(segments) < 60:
+        number = rng.randrange(len(kept))
+        some = rng.sample(content[number], min(len(content[number]), rng.choice((1, 2, 2, 3, 4))))
+        if len(some) > 1 and rng.random() < 0.5:
+            other = content[rng.randrange(len(kept))]
+            some = list(dict.fromkeys([*some, *rng.sample(other, min(len(other), len(some) - 1))]))
+        found = [len(set(some).intersection(words)) for words in content]
+        if found.count(max(found)) > 1 or found[number] < max(found):
+            continue
+        rng.shuffle(some)
+        label = label_of(kept[number], number + 1)
+        segments += [(f"{_text(rng, some, 0.3)}\n", 0.0), (label, 1.0), ("\n\n", 0.0)]
+    return segments, []
 
 
 def facts_rows(seed: int) -> Iterator[Row]:
@@ -229,10 +257,23 @@ def _threads(rng: random.Random, count: int) -> Iterator[Row]:
             yield thread_row(rng, 3, 6) if index < count / 4 else thread_row(rng, 4, 11)
 
 
+def _mentions(rng: random.Random, count: int) -> Iterator[Row]:
+    facts = facts_rows(rng.randrange(10**6))
+    for _ in range(count):
+        draw = rng.random()
+        if draw < 0.1:
+            yield posts_row(rng, 6)
+        elif draw < 0.18:
+            yield next(facts)
+        else:
+            yield thread_row(rng, 4, 11) if draw < 0.35 else mentions_row(rng, 4, 11)
+
+
 LESSONS = (
     Lesson("pairs", _pairs, 36_000, 64, 2048, 3e-3, "constant"),
     Lesson("posts", _posts, 40_000, 320, 3072, 1.5e-3, "constant"),
     Lesson("threads", _threads, 15_000, 768, 4096, 1.5e-3, "cosine"),
+    Lesson("mentions", _mentions, 17_000, 768, 4096, 1.5e-3, "cosine"),
 )
 
 

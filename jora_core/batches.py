@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from jora_core.groups import Group, layout
+from jora_core.groups import Group, layout, row_cost
 
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
@@ -186,8 +186,8 @@ def choose_row_lengths(
 ) -> tuple[int, ...]:
     """At most `most` row lengths, multiples of 64 within the budget, for groups of these sizes.
 
-    The cost of a group of n slots in rows of T is its share of such a row, T / floor(T / n), times a term for
-    attention, which grows with T. The best set is found by dynamic programming over the candidates.
+    The cost of a group of n slots in rows of T is its share, 1 / floor(T / n), of the row's. The best set is
+    found by dynamic programming over the candidates.
     """
     top = int(slots.max())
     candidates = sorted(
@@ -197,8 +197,8 @@ def choose_row_lengths(
 
     def cost(low: int, length: int) -> float:
         inside = (sizes > low) & (sizes <= length)
-        share = length / (length // np.maximum(sizes[inside], 1))
-        return float((counts[inside] * share).sum()) * (1 + length / 1024)
+        share = 1 / (length // np.maximum(sizes[inside], 1))
+        return float((counts[inside] * share).sum() * row_cost(length))
 
     # best[j] = (cost, chosen lengths) of covering all sizes up to candidates[j], per number of lengths used.
     best: list[tuple[float, tuple[int, ...]]] = [(cost(0, c), (c,)) for c in candidates]

@@ -16,6 +16,9 @@ import numpy as np
 
 # A shared prefix shorter than this saves less than the larger group costs in packing.
 _MIN_SHARED = 16
+# Row length at which attention's scores cost as much as all else: 8 times the width of a small model. Wider
+# models share more gladly than this says, but what it refuses to share saves little there as well.
+_ATTENTION_SLOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -112,28 +115,39 @@ def plain_group(example: Example) -> Group:
     return Group((example.id,), _whole(example))
 
 
+def row_cost(slots: int | np.ndarray) -> float | np.ndarray:
+    """Relative cost of a row: linear in its slots but for attention, which looks from each slot at all."""
+    return slots * (1 + slots / _ATTENTION_SLOTS)
+
+
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
     """Merge consecutive examples of one context into groups of at most `most_slots` slots.
 
-    A run is extended greedily while the shared prefix times the number of further examples, which is what
-    sharing saves, grows. At least one prompt token stays in each suffix, and answers are never shared.
+    A run is extended greedily while the longer row costs less than the run and the example apart: many long
+    suffixes behind a short prefix would save a few slots and pay for them in attention. At least one prompt
+    token stays in each suffix, and answers are never shared.
     """
     groups: list[Group] = []
     run: list[Example] = []
-    shared = 0
+    shared = taken = 0  # tokens of the prefix, slots of the run
     for example in examples:
         if run and run[0].context == example.context and example.context:
             common = common_prefix(run[0].prompt[: shared or None], example.prompt)
             common = min(common, len(example.prompt) - 1, min(len(e.prompt) for e in run) - 1)
             slots = common + sum(len(e.prompt) + len(e.answer) - common - 1 for e in [*run, example])
-            if common >= _MIN_SHARED and len(run) * common > (len(run) - 1) * shared and slots <= most_slots:
+            apart = row_cost(taken) + row_cost(_slots_alone(example))
+            if common >= _MIN_SHARED and row_cost(slots) < apart and slots <= most_slots:
                 run.append(example)
-                shared = common
+                shared, taken = common, slots
                 continue
         groups.extend(_close(run, shared))
-        run, shared = [example], 0
+        run, shared, taken = [example], 0, _slots_alone(example)
     groups.extend(_close(run, shared))
     return groups
+
+
+def _slots_alone(example: Example) -> int:
+    return len(example.prompt) + len(example.answer) - 1
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -68,6 +68,18 @@ def test_groups_split_beyond_the_budget():
     assert len(groups) == 2
 
 
+def test_a_short_prefix_of_long_prompts_is_not_worth_a_longer_row():
+    def examples(common: int, own: int) -> list[Example]:
+        prompts = [np.r_[np.arange(common), 1000 * i + np.arange(own)] for i in range(1, 7)]
+        return [
+            Example(str(i), "c", p.astype(np.int32), np.asarray([7, 1], np.int32))
+            for i, p in enumerate(prompts)
+        ]
+
+    assert len(share_contexts(examples(common=300, own=20), 4096)) == 1
+    assert len(share_contexts(examples(common=20, own=300), 4096)) == 6
+
+
 def test_over_long_context_is_cut_and_the_answer_stays(tiny_model, alpaca_rows, write_rows, tmp_path):
     rows = alpaca_rows(contexts=3, questions=2, lines=30)
     path = write_rows(tmp_path / "r.parquet", rows)
