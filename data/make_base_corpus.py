@@ -9,6 +9,7 @@ whole of it stays at chance for longer than anybody waits:
   posts    posts of one random word, later of many, each over its label; after some of its words, the label
   threads  generated threads, tables and documents with questions in the form of prompts
   mentions generated threads again, and below them some words of one post amid words of others: its label
+  pointers the same with pieces of posts, names and places among them
 
 The questions of a `threads` row share one pass over its context (they are the row's `suffixes`).
 """
@@ -183,25 +184,53 @@ def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
     return row(ABOUT_POSTS, "\n\n".join(shown), 0.1 if rng.random() < 0.5 else 0.0, asked)
 
 
-def mentions_row(rng: random.Random, shortest: int, longest: int) -> Row:
-    """A stretch of a thread, then twenty times a few words, most of them of one post: its label follows."""
+def mentions_row(rng: random.Random, shortest: int, longest: int, pointers: float = 0.0) -> Row:
+    """A stretch of a thread, then twenty times a few words, most of them of one post: its label follows.
+
+    A share `pointers` of the words is instead a verbatim piece of a post, its author's name (the last post by
+    that name is meant), or "the first", "the last".
+    """
     kept = stretch(rng, shortest, longest)
-    content = [sorted(post.words & KNOWN) for post in kept]
     context = "".join(f"{line}\n\n" for line in lines(kept))
     segments = [(context, 0.1 if rng.random() < 0.3 else 0.0)]
     while len(segments) < 60:
-        number = rng.randrange(len(kept))
-        some = rng.sample(content[number], min(len(content[number]), rng.choice((1, 2, 2, 3, 4))))
-        if len(some) > 1 and rng.random() < 0.5:
-            other = content[rng.randrange(len(kept))]
-            some = list(dict.fromkeys([*some, *rng.sample(other, min(len(other), len(some) - 1))]))
-        found = [len(set(some).intersection(words)) for words in content]
-        if found.count(max(found)) > 1 or found[number] < max(found):
-            continue
-        rng.shuffle(some)
-        label = label_of(kept[number], number + 1)
-        segments += [(f"{_text(rng, some, 0.3)}\n", 0.0), (label, 1.0), ("\n\n", 0.0)]
+        pointer = pointers > 0 and rng.random() < pointers
+        found = _pointer(rng, kept) if pointer else _some_words(rng, kept)
+        if found is not None:
+            number, text = found
+            segments += [(f"{text}\n", 0.0), (label_of(kept[number], number + 1), 1.0), ("\n\n", 0.0)]
     return segments, []
+
+
+def _some_words(rng: random.Random, posts: list[Post]) -> tuple[int, str] | None:
+    """Words of one post, perhaps with fewer of another; None where another post holds as many of them."""
+    content = [sorted(post.words & KNOWN) for post in posts]
+    number = rng.randrange(len(posts))
+    some = rng.sample(content[number], min(len(content[number]), rng.choice((1, 2, 2, 3, 4))))
+    if len(some) > 1 and rng.random() < 0.5:
+        other = content[rng.randrange(len(posts))]
+        some = list(dict.fromkeys([*some, *rng.sample(other, min(len(other), len(some) - 1))]))
+    held = [len(set(some).intersection(words)) for words in content]
+    if held.count(max(held)) > 1 or held[number] < max(held):
+        return None
+    rng.shuffle(some)
+    return number, _text(rng, some, 0.3)
+
+
+def _pointer(rng: random.Random, posts: list[Post]) -> tuple[int, str] | None:
+    """A piece of a post, the name of its author, or its place; None where that is another's as well."""
+    number, kind = rng.randrange(len(posts)), rng.random()
+    if kind < 0.4:
+        words = posts[number].text.replace("?", "").split()
+        start = rng.randrange(max(1, len(words) - 3))
+        piece = " ".join(words[start : start + rng.randint(3, 6)])
+        alone = sum(piece in post.text.replace("?", "") for post in posts) == 1
+        return (number, piece) if alone and len(piece.split()) > 2 else None
+    if kind < 0.8:
+        name = posts[number].author
+        last = max(index for index, post in enumerate(posts) if post.author == name)
+        return last, _text(rng, [name], 0.5)
+    return (0, "the first") if kind < 0.87 else (len(posts) - 1, "the last")
 
 
 def facts_rows(seed: int) -> Iterator[Row]:
@@ -257,7 +286,7 @@ def _threads(rng: random.Random, count: int) -> Iterator[Row]:
             yield thread_row(rng, 3, 6) if index < count / 4 else thread_row(rng, 4, 11)
 
 
-def _mentions(rng: random.Random, count: int) -> Iterator[Row]:
+def _mentions(rng: random.Random, count: int, pointers: float = 0.0) -> Iterator[Row]:
     facts = facts_rows(rng.randrange(10**6))
     for _ in range(count):
         draw = rng.random()
@@ -266,7 +295,11 @@ def _mentions(rng: random.Random, count: int) -> Iterator[Row]:
         elif draw < 0.18:
             yield next(facts)
         else:
-            yield thread_row(rng, 4, 11) if draw < 0.35 else mentions_row(rng, 4, 11)
+            yield thread_row(rng, 4, 11) if draw < 0.35 else mentions_row(rng, 4, 11, pointers)
+
+
+def _pointers(rng: random.Random, count: int) -> Iterator[Row]:
+    return _mentions(rng, count, pointers=0.5)
 
 
 LESSONS = (
@@ -274,6 +307,7 @@ LESSONS = (
     Lesson("posts", _posts, 40_000, 320, 3072, 1.5e-3, "constant"),
     Lesson("threads", _threads, 15_000, 768, 4096, 1.5e-3, "cosine"),
     Lesson("mentions", _mentions, 17_000, 768, 4096, 1.5e-3, "cosine"),
+    Lesson("pointers", _pointers, 18_000, 768, 4096, 2e-3, "cosine"),
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Leg = Literal["bm25", "dense", "recency", "mention"]
+Leg = Literal["bm25", "dense", "recency", "mention", "opening"]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
@@ -83,10 +83,10 @@ class ThreadsTask(_Task):
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
     legs: list[Leg] = Field(
-        default=["bm25", "dense", "recency"],
+        default=["bm25", "dense", "recency", "opening"],
         min_length=1,
         title="Retriever legs",
-        description="Rankings that are fused: bm25, dense, recency, mention.",
+        description="Rankings that are fused: bm25, dense, recency, mention, opening.",
     )
     rrf_k: int = Field(
         default=5,

@@ -28,6 +28,11 @@ def recency(n: int) -> np.ndarray:
     return np.arange(n - 1, -1, -1)
 
 
+def opening(low: int) -> np.ndarray:
+    """int64: the first candidate where it is the thread's opening post, which many replies answer."""
+    return np.arange(1 if low == 0 else 0)
+
+
 def mentions(comment: str, authors: Sequence[str]) -> np.ndarray:
     """int64: candidates whose author the comment names, those it opens with first, later posts before earlier
     ones.

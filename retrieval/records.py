@@ -54,6 +54,7 @@ RANKING_COLUMNS: dict[str, str] = {
     "dense": "list",
     "recency": "list",
     "mention": "list",
+    "opening": "list",
     "fused": "list",
 }
 

@@ -14,7 +14,14 @@ SYSTEM_NAMES = {
     "phase1": "Phase 1 only",
     "both_phases": "Both phases",
 }
-LEG_NAMES = {"bm25": "BM25", "dense": "Dense", "recency": "Recency", "mention": "Mention", "fused": "Fused"}
+LEG_NAMES = {
+    "bm25": "BM25",
+    "dense": "Dense",
+    "recency": "Recency",
+    "mention": "Mention",
+    "opening": "Opening post",
+    "fused": "Fused",
+}
 
 
 def system_name(name: str) -> str:

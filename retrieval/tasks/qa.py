@@ -172,7 +172,7 @@ def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.nda
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
-    for leg in ("bm25", "dense", "recency", "mention", "fused"):
+    for leg in ("bm25", "dense", "recency", "mention", "opening", "fused"):
         ranked = rankings.get(leg)
         places = [] if ranked is None else ranked[:RANKING_DEPTH].tolist()
         row[leg] = [corpus.documents[place].id for place in places]

@@ -19,7 +19,7 @@ from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_files
 from retrieval.text import duplicate_key, tokenize
 
-LEGS: tuple[Leg, ...] = ("bm25", "dense", "recency", "mention")
+LEGS: tuple[Leg, ...] = ("bm25", "dense", "recency", "mention", "opening")
 RANKING_DEPTH = 20
 
 
@@ -181,6 +181,8 @@ def _build(
     if "mention" in task.legs:
         found = hybrid.mentions(ask.comment.text, [post.author for post in candidates])
         rankings["mention"] = say["mention"] = found
+    if "opening" in task.legs:
+        rankings["opening"] = say["opening"] = hybrid.opening(ask.low)
     # Always summed in this order: the order of the config's list must not decide a tie by rounding.
     fused = hybrid.reciprocal_rank_fusion(
         {leg: say[leg] for leg in LEGS if leg in task.legs}, len(candidates), task.rrf_k

@@ -35,7 +35,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("scripts")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_what_a_lesson_asks_is_in_its_context(number: int) -> None:
     import make_base_corpus as corpus
 

@@ -140,10 +140,10 @@ def test_the_export_writes_what_we_write(finished: Finished) -> None:
     )
     merged = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()
     tuned = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    tuned = peft.PeftModel.from_pretrained(tuned, str(exported / "adapter")).eval()
+    models: list[Any] = [merged, peft.PeftModel.from_pretrained(tuned, str(exported / "adapter")).eval()]
     for prompt, answer in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
-        for model in (merged, tuned):
+        for model in models:
             with torch.no_grad():
                 out = model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False

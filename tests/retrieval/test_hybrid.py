@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.hybrid import by_score, mentions, recency, reciprocal_rank_fusion
+from retrieval.hybrid import by_score, mentions, opening, recency, reciprocal_rank_fusion
 from retrieval.recall import RankTally
 
 
@@ -50,3 +50,8 @@ def test_recall_hits_and_reciprocal_rank() -> None:
     assert summary["hit@3"] == pytest.approx(2 / 3, abs=1e-6)
     assert summary["mrr"] == pytest.approx(0.5)
     assert RankTally().summary()["mrr"] is None
+
+
+def test_the_opening_post_is_a_candidate_of_its_own_only_where_the_window_begins_with_it() -> None:
+    assert opening(0).tolist() == [0]
+    assert opening(3).tolist() == []
