@@ -21,14 +21,15 @@ from flows.report.wording import percent, short_number
 
 # Inner width of every chart. Chosen so that 14-unit text is still over 10 px on a 360 px wide phone.
 WIDTH = 420
+LINE_STYLES = 6  # as many as retrieval has legs, with their fusion
 
 _LIGHT = (
     "--ink:#1b2330;--muted:#55606e;--grid:#dde2e8;--surface:#ffffff;"
-    "--c1:#1d5fc4;--c2:#b4490b;--c3:#15734a;--c4:#7a3fc0;--base:#8a94a1;"
+    "--c1:#1d5fc4;--c2:#b4490b;--c3:#15734a;--c4:#7a3fc0;--c5:#0b7285;--c6:#a61e4d;--base:#8a94a1;"
 )
 _DARK = (
     "--ink:#e8ecf1;--muted:#a7b1bd;--grid:#38414d;--surface:#171c23;"
-    "--c1:#74a9ff;--c2:#ff9a57;--c3:#55c78f;--c4:#c39bff;--base:#7d8896;"
+    "--c1:#74a9ff;--c2:#ff9a57;--c3:#55c78f;--c4:#c39bff;--c5:#4dd0e1;--c6:#ff8fab;--base:#7d8896;"
 )
 STYLE = (
     f":root{{{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
@@ -40,9 +41,10 @@ STYLE = (
     ".chart .raw{fill:none;stroke-width:1;opacity:.4}"
     ".chart .s1{stroke:var(--c1)}.chart .s2{stroke:var(--c2);stroke-dasharray:7 4}"
     ".chart .s3{stroke:var(--c3);stroke-dasharray:2 4}.chart .s4{stroke:var(--c4);stroke-dasharray:9 3 2 3}"
-    ".chart .raw.s2,.chart .raw.s3,.chart .raw.s4{stroke-dasharray:none}"
+    ".chart .s5{stroke:var(--c5);stroke-dasharray:14 4}.chart .s6{stroke:var(--c6);stroke-dasharray:1 3 6 3}"
+    ".chart .raw{stroke-dasharray:none}"
     ".chart .dot{stroke:none}.chart .d1{fill:var(--c1)}.chart .d2{fill:var(--c2)}.chart .d3{fill:var(--c3)}"
-    ".chart .d4{fill:var(--c4)}"
+    ".chart .d4{fill:var(--c4)}.chart .d5{fill:var(--c5)}.chart .d6{fill:var(--c6)}"
     ".chart .baseline{fill:var(--base)}.chart .model{fill:var(--c1)}.chart .final{fill:var(--c3)}"
     ".chart .whisker{stroke:var(--ink);stroke-width:1.6}.chart .strong{font-weight:650}"
     ".chart .node{fill:var(--surface);stroke:var(--muted);stroke-width:1.2}"
@@ -160,7 +162,7 @@ def line_chart(
         body.append(_text(px(tick), top + 218, name))
     middle = (left + WIDTH - right) / 2
     body.append(_text(middle, height - 6, x_label))
-    colours = {line.name: index % 4 + 1 for index, line in enumerate(named)}
+    colours = {line.name: index % LINE_STYLES + 1 for index, line in enumerate(named)}
     for line in sorted(series, key=lambda line: not line.raw):
         colour = colours.get(line.name, 1)
         points = [(px(x), py(y)) for x, y in line.points if math.isfinite(y)]
@@ -292,7 +294,7 @@ def _legend(named: Sequence[Series], left: float) -> list[list[tuple[float, int,
         if rows[-1] and x + width > WIDTH:
             rows.append([])
             x = left
-        rows[-1].append((x, index % 4 + 1, line.name))
+        rows[-1].append((x, index % LINE_STYLES + 1, line.name))
         x += width
     return rows
 
