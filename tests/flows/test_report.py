@@ -48,7 +48,7 @@ def key_of(stage: str) -> str:
 
 
 def thread_record(number: int, split: str) -> dict[str, Any]:
-    choices = [f"{NAMES[(number + i) % 6]} #{i + 1}" for i in range(6)]
+    choices = [f"#{i + 1} {NAMES[(number + i) % 6]}" for i in range(6)]
     posts = [f"I moved the tomatoes to pot {i}\n{choice}" for i, choice in enumerate(choices)]
     gold = [choices[number % 6]] if number % 9 else []
     question = f"Comment by Rosa: which pot, {number}? {NASTY if number % 4 == 0 else ''}"
@@ -147,7 +147,7 @@ def fill(stage: str, folder: Path) -> dict[str, Any]:
             {
                 "id": f"threads:{number}",
                 "system": system,
-                "choice": f"{NAMES[(number + pick) % 6]} #{pick + 1}",
+                "choice": f"#{pick + 1} {NAMES[(number + pick) % 6]}",
                 "choice_logprob": -0.3,
                 "text": "",
             }
@@ -321,7 +321,7 @@ def test_examples_show_five_right_and_five_wrong(
     assert all("Right answer" in example and "BM25" in example for example in right + wrong)
     assert {example.split(":")[0] for example in records} == {"tables", "threads"}
     for example in right:  # the marked post is the right answer's
-        label = re.findall(r"Right answer: `(\w+ #\d)`", example)[0]
+        label = re.findall(r"Right answer: `(#\d \w+)`", example)[0]
         assert re.search(rf"✓ .*\n  {label}\n", example)
 
 
