@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ from flows.errors import InputError
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
 KILLED_STATUSES = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
+ERROR_MARK = "error: "
+_ERROR_LINE = re.compile(rb"(?m)^error: [^\n]*\n")
 OUT_OF_MEMORY_MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError")
 
 logger = logging.getLogger("jora.child")
@@ -184,11 +187,14 @@ def _output_channel() -> tuple[int, int, bool]:
 
 
 def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
-    """Copy the child's output until its end: raw to a terminal, line by line to ``on_line`` elsewhere."""
+    """Copy the child's output until its end: raw to a terminal, line by line to ``on_line`` elsewhere.
+
+    Its ``error: …`` line is kept back: it becomes the message of the exception, which is shown once.
+    """
     rest = b""
     while chunk := _read(source):
         if terminal:
-            os.write(sys.stderr.fileno(), chunk)
+            os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
         # A bar redrawn over itself with "\r" is one line for the log: its last state.
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
@@ -201,7 +207,7 @@ def _take(line: bytes, terminal: bool, tail: deque[str], on_line: Callable[[str]
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip()
     if text:
         tail.append(text)
-        if not terminal:
+        if not terminal and not text.startswith(ERROR_MARK):
             on_line(text)
 
 
@@ -235,8 +241,8 @@ def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
 
 def _error_line(tail: str) -> str | None:
     """Return the child's last ``error: …`` line without the mark."""
-    lines = [line for line in tail.splitlines() if line.startswith("error: ")]
-    return lines[-1].removeprefix("error: ") if lines else None
+    lines = [line for line in tail.splitlines() if line.startswith(ERROR_MARK)]
+    return lines[-1].removeprefix(ERROR_MARK) if lines else None
 
 
 def _last(tail: str) -> str:

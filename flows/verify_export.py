@@ -64,7 +64,12 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
     Raises:
         RuntimeError: the exported tokenizer splits text otherwise than the base's.
     """
+    import warnings
+
     import numpy as np
+
+    # What one of the libraries says to the authors of the other is no matter for who exports a model.
+    warnings.simplefilter("ignore", FutureWarning)
     from peft import PeftModel
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding

@@ -82,9 +82,11 @@ def test_result_and_lines(tmp_path: Path) -> None:
 
 
 def test_refusal_is_one_line(tmp_path: Path) -> None:
+    seen: list[str] = []
     with pytest.raises(ChildInputError) as refusal:
-        run(tmp_path, "refuse")
+        run(tmp_path, "refuse", on_line=seen.append)
     assert str(refusal.value) == "records.parquet: column 'gold' is missing"
+    assert not any("column 'gold'" in line for line in seen), "the line is the exception's alone"
 
 
 def test_crash_tells_its_last_lines(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_doctor(jora: Jora, project: Project, monkeypatch: pytest.MonkeyPatch) -
     assert not (project.folder / "runs").exists()
     (project.folder / "threads.ndjson").unlink()
     said = jora("doctor", "pipeline.yaml")
-    assert said.status == 1 and "threads.ndjson does not exist" in said.out
+    assert said.status == 1 and "threads.ndjson does not exist" in " ".join(said.out.split())
 
 
 def test_doctor_sees_the_devices_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
