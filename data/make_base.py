@@ -162,8 +162,7 @@ def main(work: Path) -> None:
             weights = grown(weights, rng)
         folder = work / lesson.name
         weights = take(folder, model_folder(folder / "before", weights), lesson)
-    model_folder(work / "after", weights)
-    shutil.copyfile(work / "after" / "model.safetensors", MODEL / "model.safetensors")
+    save_file(weights, MODEL / "model.safetensors", {"format": "pt"})
     (MODEL / "TRAINING.md").write_text(note(work), encoding="utf-8")
     print(f"wrote {MODEL}")
 

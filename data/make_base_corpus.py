@@ -114,9 +114,7 @@ def _text(rng: random.Random, words: list[str], filler: float) -> str:
     return " ".join(parts)
 
 
-def question_on(
-    rng: random.Random, posts: list[Post], number: int, shown: list[str]
-) -> tuple[str, str] | None:
+def question_on(rng: random.Random, posts: list[Post], number: int) -> tuple[str, str] | None:
     """A question that only post `number` answers, or None where the drawn kind does not fit it."""
     post, others = posts[number], [p for i, p in enumerate(posts) if i != number]
     head, facts = label_of(post, number + 1), post.facts
@@ -175,13 +173,12 @@ def stretch(rng: random.Random, shortest: int, longest: int) -> list[Post]:
 def thread_row(rng: random.Random, shortest: int, longest: int) -> Row:
     """A stretch of a generated thread with a dozen questions on its posts."""
     kept = stretch(rng, shortest, longest)
-    count, shown = len(kept), lines(kept)
     asked = []
     while len(asked) < 12:
-        pair = question_on(rng, kept, rng.randrange(count), shown)
+        pair = question_on(rng, kept, rng.randrange(len(kept)))
         if pair is not None:
             asked.append(pair)
-    return row(ABOUT_POSTS, "\n\n".join(shown), 0.1 if rng.random() < 0.5 else 0.0, asked)
+    return row(ABOUT_POSTS, "\n\n".join(lines(kept)), 0.1 if rng.random() < 0.5 else 0.0, asked)
 
 
 def mentions_row(rng: random.Random, shortest: int, longest: int, pointers: float = 0.0) -> Row:
@@ -192,23 +189,23 @@ def mentions_row(rng: random.Random, shortest: int, longest: int, pointers: floa
     """
     kept = stretch(rng, shortest, longest)
     context = "".join(f"{line}\n\n" for line in lines(kept))
+    content = [sorted(post.words & KNOWN) for post in kept]
     segments = [(context, 0.1 if rng.random() < 0.3 else 0.0)]
     while len(segments) < 60:
         pointer = pointers > 0 and rng.random() < pointers
-        found = _pointer(rng, kept) if pointer else _some_words(rng, kept)
+        found = _pointer(rng, kept) if pointer else _some_words(rng, content)
         if found is not None:
             number, text = found
             segments += [(f"{text}\n", 0.0), (label_of(kept[number], number + 1), 1.0), ("\n\n", 0.0)]
     return segments, []
 
 
-def _some_words(rng: random.Random, posts: list[Post]) -> tuple[int, str] | None:
+def _some_words(rng: random.Random, content: list[list[str]]) -> tuple[int, str] | None:
     """Words of one post, perhaps with fewer of another; None where another post holds as many of them."""
-    content = [sorted(post.words & KNOWN) for post in posts]
-    number = rng.randrange(len(posts))
+    number = rng.randrange(len(content))
     some = rng.sample(content[number], min(len(content[number]), rng.choice((1, 2, 2, 3, 4))))
     if len(some) > 1 and rng.random() < 0.5:
-        other = content[rng.randrange(len(posts))]
+        other = content[rng.randrange(len(content))]
         some = list(dict.fromkeys([*some, *rng.sample(other, min(len(other), len(some) - 1))]))
     held = [len(set(some).intersection(words)) for words in content]
     if held.count(max(held)) > 1 or held[number] < max(held):
@@ -274,28 +271,35 @@ def _posts(rng: random.Random, count: int) -> Iterator[Row]:
         yield posts_row(rng, 7 * index // count)
 
 
-def _threads(rng: random.Random, count: int) -> Iterator[Row]:
-    facts = facts_rows(rng.randrange(10**6))
+def _mixed(
+    rng: random.Random, count: int, posts: float, facts: float, on_thread: Callable[[int, float], Row]
+) -> Iterator[Row]:
+    """Rows of which a share `posts` is random words, then up to `facts` tables and documents, the rest
+    `on_thread(index, draw)`.
+    """
+    tables_and_documents = facts_rows(rng.randrange(10**6))
     for index in range(count):
         draw = rng.random()
-        if draw < 0.15:
+        if draw < posts:
             yield posts_row(rng, 6)
-        elif draw < 0.3:
-            yield next(facts)
+        elif draw < facts:
+            yield next(tables_and_documents)
         else:
-            yield thread_row(rng, 3, 6) if index < count / 4 else thread_row(rng, 4, 11)
+            yield on_thread(index, draw)
+
+
+def _threads(rng: random.Random, count: int) -> Iterator[Row]:
+    def on_thread(index: int, _: float) -> Row:
+        return thread_row(rng, 3, 6) if index < count / 4 else thread_row(rng, 4, 11)
+
+    return _mixed(rng, count, 0.15, 0.3, on_thread)
 
 
 def _mentions(rng: random.Random, count: int, pointers: float = 0.0) -> Iterator[Row]:
-    facts = facts_rows(rng.randrange(10**6))
-    for _ in range(count):
-        draw = rng.random()
-        if draw < 0.1:
-            yield posts_row(rng, 6)
-        elif draw < 0.18:
-            yield next(facts)
-        else:
-            yield thread_row(rng, 4, 11) if draw < 0.35 else mentions_row(rng, 4, 11, pointers)
+    def on_thread(_: int, draw: float) -> Row:
+        return thread_row(rng, 4, 11) if draw < 0.35 else mentions_row(rng, 4, 11, pointers)
+
+    return _mixed(rng, count, 0.1, 0.18, on_thread)
 
 
 def _pointers(rng: random.Random, count: int) -> Iterator[Row]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import build_index, top_k
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import LEGS, ContextConfig, QaTask
 from retrieval.corpus import Document, Question
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.report import Progress, TaskReport
@@ -172,7 +172,7 @@ def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.nda
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
-    for leg in ("bm25", "dense", "recency", "mention", "opening", "fused"):
+    for leg in (*LEGS, "fused"):
         ranked = rankings.get(leg)
         places = [] if ranked is None else ranked[:RANKING_DEPTH].tolist()
         row[leg] = [corpus.documents[place].id for place in places]

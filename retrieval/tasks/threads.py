@@ -10,7 +10,7 @@ import numpy as np
 
 from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import Ranker, build_index
-from retrieval.config import ContextConfig, Leg, ThreadsTask
+from retrieval.config import LEGS, ContextConfig, ThreadsTask
 from retrieval.corpus import Post, Tally, Thread
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.errors import InputError
@@ -19,7 +19,6 @@ from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_files
 from retrieval.text import duplicate_key, tokenize
 
-LEGS: tuple[Leg, ...] = ("bm25", "dense", "recency", "mention", "opening")
 RANKING_DEPTH = 20
 
 
