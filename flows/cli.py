@@ -224,14 +224,18 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 or bfloat16; else as the base.")
     ] = None,
+    then: Annotated[
+        list[Path] | None,
+        typer.Option("--then", metavar="ADAPTER", help="Another adapter, merged after it; repeatable."),
+    ] = None,
 ) -> None:
-    """Merge an adapter into its base model.
+    """Merge an adapter, or several in order, into its base model.
 
     The new folder is in Hugging Face layout; `transformers` loads it.
     """
     from flows.commands import merge_adapter
 
-    print(merge_adapter(huggingface_path, jax_path, save_path, dtype))
+    print(merge_adapter(huggingface_path, jax_path, save_path, dtype, then or []))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.child import run_child
@@ -68,6 +69,7 @@ def generate_answer(
             max_new_tokens=max_new_tokens,
             mesh=config.mesh,
             dtype=config.model.dtype,
+            quantization=config.model.quantization,
             output_dir=folder / "answer",
             compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
         )
@@ -86,8 +88,13 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     return Path(config.model.path), store.path(stage, key)
 
 
-def merge_adapter(base: Path, adapter: Path, target: Path, dtype: str | None = None) -> Path:
+def merge_adapter(
+    base: Path, adapter: Path, target: Path, dtype: str | None = None, then: Sequence[Path] = ()
+) -> Path:
     """Merge a PEFT adapter into its base model; write the new model folder `target`, all of it or nothing.
+
+    Args:
+        then: adapters merged after it, in order.
 
     Raises:
         InputError: `target` exists, or the model or the adapter cannot be read.
@@ -101,7 +108,13 @@ def merge_adapter(base: Path, adapter: Path, target: Path, dtype: str | None = N
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         spec = ExportSpec.model_validate(
-            {"model": base, "adapter": adapter, "dtype": dtype, "output_dir": folder / "export"}
+            {
+                "model": base,
+                "adapter": adapter,
+                "then": list(then),
+                "dtype": dtype,
+                "output_dir": folder / "export",
+            }
         )
         run_child("export", spec, folder)
         with one_line_os_errors("write", target):

@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flows.config_file import apply_overrides, describe_error, read_yaml, resolve_paths
 from flows.errors import InputError
-from jora_core.spec import Dtype, LoraSpec, MeshSpec, OptimSpec
+from jora_core.spec import (
+    Dtype,
+    LoraSpec,
+    MeshSpec,
+    OptimSpec,
+    Quantization,
+    Reporter,
+    check_evaluation,
+)
 from retrieval.config import ContextConfig
 
 SAMPLE_CONFIG = Path(__file__).resolve().parent / "configs" / "sample.yaml"
@@ -42,6 +50,11 @@ class ModelConfig(Section):
     )
     dtype: Dtype = Field(
         default="float32", title="Weight type", description="Type of the frozen base weights in memory"
+    )
+    quantization: Quantization = Field(
+        default="none",
+        title="Quantization",
+        description="Frozen projections in fewer bits: int8 or nf4; an export merges into the whole weights",
     )
 
 
@@ -84,7 +97,7 @@ class PhaseConfig(Section):
     sharing: Literal["auto", "off"] = Field(
         default="auto", title="Shared context", description="Compute a context once for all of its questions"
     )
-    remat: Literal["none", "full"] = Field(
+    remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
         default="none", title="Recompute", description="full: less memory, about a third more time"
     )
     curriculum: Literal["none", "length"] = Field(
@@ -97,6 +110,42 @@ class PhaseConfig(Section):
         title="Validation share",
         description="Share of training contexts kept for a validation loss",
     )
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        title="Evaluate every",
+        description="Steps between validation losses; with each checkpoint if empty",
+    )
+    early_stopping_patience: int | None = Field(
+        default=None,
+        ge=1,
+        title="Early stopping",
+        description="Stop after this many evaluations without a better validation loss; never if empty",
+    )
+    early_stopping_min_delta: float = Field(
+        default=0.0, ge=0, title="Least improvement", description="Of the validation loss, to count as better"
+    )
+    keep_best: bool = Field(
+        default=False,
+        title="Keep the best",
+        description="Hand on the adapter of the lowest validation loss, not the last one",
+    )
+    alpaca_mix: float = Field(
+        default=0.0,
+        ge=0,
+        title="General instructions",
+        description="Instructions of another kind to mix in, as a share of the training records",
+    )
+    alpaca_path: str | None = Field(
+        default=None,
+        title="Instruction file",
+        description="Alpaca records to draw the mix from; a small built-in set if empty",
+    )
+    report_to: list[Reporter] = Field(
+        default=[],
+        title="Report to",
+        description="Curves for TensorBoard or Weights & Biases; each needs the extra of its name",
+    )
     checkpoint_every: int = Field(
         default=100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
     )
@@ -108,6 +157,11 @@ class PhaseConfig(Section):
         if self.max_seq_len > self.tokens_per_batch:
             longest, budget = self.max_seq_len, self.tokens_per_batch
             raise ValueError(f"tokens_per_batch ({budget}) must be at least max_seq_len ({longest})")
+        if self.alpaca_path is not None and self.alpaca_mix == 0:
+            raise ValueError("alpaca_path is given, but alpaca_mix is 0; give the share to mix in")
+        check_evaluation(
+            self.evaluate_every, self.early_stopping_patience, self.keep_best, self.validation_share
+        )
         return self
 
 

@@ -23,6 +23,7 @@ PATH_KEYS = (
     "context.*.source",
     "context.*.test_source",
     "context.*.questions",
+    "phases.*.alpaca_path",
 )
 # A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.
 PATH_OR_NAME_KEYS = ("context.embedder",)
@@ -113,6 +114,8 @@ def resolve_paths(
     def visit(value: Any, key: tuple[str, ...]) -> Any:
         if isinstance(value, Mapping):
             return {name: visit(child, (*key, str(name))) for name, child in value.items()}
+        if isinstance(value, list):
+            return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         if not isinstance(value, str):
             return value
         dotted = ".".join(key)

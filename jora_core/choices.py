@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
 from jora_core.groups import Group, Piece
 from jora_core.lora import Adapter
-from jora_core.model import Params, forward, unembed
+from jora_core.loss import pick_positions, target_logprobs
+from jora_core.model import Params, forward
 from jora_core.progress import Progress
-from jora_core.sharding import BATCH, constrain
-
-# Logits of one chunk of scored positions: bounds memory at large vocabularies.
-_CHUNK_LOGITS = 1 << 26
+from jora_core.sharding import batch_sharding, current_mesh, model_shardings, per_device
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,11 @@ def score_choices(
         return scores
     stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
     plans = stream.plan(0)
+    mesh = current_mesh()
     progress = Progress(label, len(plans))
     for number, plan in enumerate(plans):
         batch = stream.build(plan)
-        values = np.asarray(_token_logprobs(params, adapter, _device_arrays(batch), config), np.float64)
+        values = np.asarray(_token_logprobs(params, adapter, _device_arrays(batch), config, mesh), np.float64)
         for group, suffix, value in _per_choice(batch, values):
             question, first = owners[group]
             scores[question][first + suffix - 1] += value
@@ -99,29 +98,21 @@ def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {name: getattr(batch, name) for name in names}
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "mesh"))
 def _token_logprobs(
-    params: Params, adapter: Adapter | None, batch: dict[str, jax.Array], config: ModelConfig
+    params: Params, adapter: Adapter | None, batch: dict[str, jax.Array], config: ModelConfig, mesh: Mesh
 ) -> jax.Array:
     """Log-probability of each gathered position's target: float32 [G, M]."""
-    places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
-    hidden = forward(params, config, *places, adapter=adapter)
-    index, targets = batch["index"], batch["targets"]
-    rows = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
-    picked = jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
-    picked = constrain(picked, BATCH, None, None)
 
-    def logprob(position: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden, target = position
-        logits = unembed(params, config, hidden)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+    def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
+        places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
+        hidden = forward(params, config, *places, adapter=adapter)
+        picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
+        return target_logprobs(params, config, picked, batch["targets"])
 
-    if index.size * config.vocab_size <= _CHUNK_LOGITS:
-        return logprob((picked, targets))
-    chunk = max(1, _CHUNK_LOGITS // (config.vocab_size * index.shape[0]))
-    columns = (picked.swapaxes(0, 1), targets.swapaxes(0, 1))
-    return jax.lax.map(logprob, columns, batch_size=chunk).swapaxes(0, 1)
+    rows = batch_sharding(mesh)
+    places = (*model_shardings(config, params, adapter, mesh), dict.fromkeys(batch, rows))
+    return per_device(logprobs, mesh, places, rows)(params, adapter, batch)
 
 
 def _per_choice(batch: Batch, values: np.ndarray) -> list[tuple[int, int, float]]:

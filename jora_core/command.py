@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 from pydantic import BaseModel
 
 from jora_core.errors import InputError
-from jora_core.spec import read_spec
+from jora_core.spec_file import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 

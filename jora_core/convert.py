@@ -16,6 +16,7 @@ from typing import Any
 from jora_core.command import run_command
 from jora_core.config import ModelConfig
 from jora_core.progress import Progress
+from jora_core.quant import check_quantization
 from jora_core.sharding import check_mesh, make_mesh
 from jora_core.spec import ConvertSpec
 from jora_core.storage import write_json
@@ -36,7 +37,9 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
-    check_mesh(config, make_mesh(spec.mesh.data, spec.mesh.tensor))
+    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    check_mesh(config, mesh)
+    check_quantization(config, mesh, spec.quantization)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     store = open_checkpoint(spec.model, config)
     expected = expected_tensors(config)
@@ -55,6 +58,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     description = {
         "config": config.to_hf(),
         "dtype": spec.dtype,
+        "quantization": spec.quantization,
         "tokens": tokenizer.vocab_size,
         "parameters": parameters,
         "bytes": size,

@@ -11,21 +11,27 @@ Two kinds of file are read, told apart by their columns:
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jora_core.alpaca import mixed_records
 from jora_core.errors import InputError
 from jora_core.groups import Example, Group, Piece, plain_group, share_contexts, suffix_groups
 from jora_core.prompt import fill_template, shorten_prompt
 from jora_core.spec import DataSpec
+from jora_core.token_cache import Pieces, Row, cache_key, cached_tokens, tokenised
 from jora_core.tokenize import TextTokenizer
 
 RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
 _READ_ROWS = 8192
+
+_Tokenised = tuple[Row, Pieces]
 
 
 @dataclass(frozen=True)
@@ -48,24 +54,23 @@ def load_groups(
     Raises:
         InputError: no such file, not Parquet, a column missing, or nothing left to train on.
     """
-    counts = {"records": 0, "shortened": 0, "dropped": 0}
+    counts = {"records": 0, "shortened": 0, "dropped": 0, "mixed": 0}
     columns = _columns(spec)
-    rows = _read_rows(spec, columns)
     limit = most_slots(spec)
     train: list[Group] = []
     validation: list[Group] = []
-    for held_out, chunk in _by_context(rows, spec, seed):
+    for held_out, chunk in _by_context(_tokenised_rows(spec, columns, tokenizer), spec, seed):
         counts["records"] += len(chunk)
-        if "segments" in columns:
-            groups = _weighted_groups(chunk, spec, tokenizer, limit, counts)
-        else:
-            groups = _record_groups(chunk, spec, tokenizer, limit, counts)
+        make = _weighted_groups if "segments" in columns else _record_groups
+        groups = make(chunk, spec, tokenizer, limit, counts)
         (validation if held_out else train).extend(groups)
     if not train:
         raise InputError(
             f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
             f"({counts['records']} read, {counts['dropped']} dropped); check data.split and data.tasks"
         )
+    if spec.alpaca_mix and spec.split == "train":
+        train += _mixed_groups(sum(len(group.ids) for group in train), spec, tokenizer, seed, counts, log)
     counts["groups"] = len(train)
     counts["validation_groups"] = len(validation)
     counts["slots"] = sum(g.slots for g in train)
@@ -141,7 +146,7 @@ def _check_types(path: Path, schema: Any) -> None:
             raise InputError(f"{path}: column {name!r} has type {kind}, expected text")
 
 
-def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,29 +172,58 @@ def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[dict[str, Any]]:
         raise InputError(f"cannot read {spec.records}: {str(err).splitlines()[0]}") from None
 
 
-def _check_row(row: dict[str, Any], number: int, path: Path, columns: list[str]) -> None:
+def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
     texts = ("segments",) if "segments" in columns else ("id", "instruction", "input", "output")
     for name in texts:
         if row[name] is None:
             raise InputError(f"{path}, row {number}: {name} is null; every record needs one")
 
 
+def _tokenised_rows(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> Iterator[_Tokenised]:
+    """The selected rows with the token ids of their texts, from the cache where there is one."""
+    import pyarrow.parquet as pq
+
+    weighted = "segments" in columns
+    texts_of = _weighted_texts if weighted else partial(_record_texts, spec.prompt_template)
+    with pq.ParquetFile(spec.records) as file:
+        total = file.metadata.num_rows
+    if spec.cache_dir is None:
+        return tokenised(_read_rows(spec, columns), texts_of, tokenizer, total)
+    selection = {
+        "texts": "weighted" if weighted else spec.prompt_template,
+        "split": spec.split if "split" in columns else None,
+        "tasks": spec.tasks,
+        "max_records": spec.max_records,
+    }
+    key = cache_key(spec.records, tokenizer, selection)
+    read = partial(_read_rows, spec, columns)
+    return cached_tokens(spec.cache_dir, key, read, texts_of, tokenizer, total)
+
+
+def _record_texts(template: str, row: Row) -> list[str]:
+    return [fill_template(template, row["instruction"], row["input"]), row["output"]]
+
+
+def _weighted_texts(row: Row) -> list[str]:
+    return [s["text"] for segments in (row["segments"], *(row.get("suffixes") or [])) for s in segments]
+
+
 def _by_context(
-    rows: Iterator[dict[str, Any]], spec: DataSpec, seed: int
-) -> Iterator[tuple[bool, list[dict[str, Any]]]]:
+    rows: Iterator[_Tokenised], spec: DataSpec, seed: int
+) -> Iterator[tuple[bool, list[_Tokenised]]]:
     """Chunks of whole contexts, a large one at a time, marked if they are kept for validation.
 
     A context is kept or not by the hash of its name, so that a context is never on both sides.
     """
-    chunks: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    chunks: dict[bool, list[_Tokenised]] = {False: [], True: []}
     last = None
-    for row in rows:
+    for row, pieces in rows:
         name = row["context_id"] or row["id"]
         held_out = spec.validation_share > 0 and _share_of(f"{seed}:{name}") < spec.validation_share
         if len(chunks[held_out]) >= _READ_ROWS and name != last:
             yield held_out, chunks[held_out]
             chunks[held_out] = []
-        chunks[held_out].append(row)
+        chunks[held_out].append((row, pieces))
         last = name
     yield from ((held_out, chunk) for held_out, chunk in chunks.items() if chunk)
 
@@ -199,14 +233,11 @@ def _share_of(name: str) -> float:
 
 
 def _record_groups(
-    rows: list[dict[str, Any]], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
+    rows: list[_Tokenised], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
 ) -> list[Group]:
-    texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
-    prompts = tokenizer.encode_batch(texts)
-    answers = tokenizer.encode_batch([row["output"] for row in rows])
     bos = _bos(tokenizer)
     examples = []
-    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
+    for row, (prompt, answer) in rows:
         answer = np.append(answer, np.int32(tokenizer.eos_id))
         budget = spec.max_seq_len - len(bos) - len(answer)
         if budget < 1:
@@ -214,8 +245,16 @@ def _record_groups(
             continue
         if len(prompt) > budget:
             counts["shortened"] += 1
+            ids = row.get("context_ids") or []
+            oracle = set(row.get("oracle_ids") or [])
             prompt = shorten_prompt(
-                tokenizer, spec.prompt_template, row["instruction"], row["input"], budget, _oracle_lines(row)
+                tokenizer,
+                spec.prompt_template,
+                row["instruction"],
+                row["input"],
+                budget,
+                blocks=len(ids),
+                protected=[number for number, id in enumerate(ids) if id in oracle],
             )
         examples.append(Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer))
     if spec.sharing == "off":
@@ -223,28 +262,54 @@ def _record_groups(
     return share_contexts(examples, limit)
 
 
-def _oracle_lines(row: dict[str, Any]) -> set[int]:
-    """Context lines that hold the answer, where the context has one line per retrieved id."""
-    ids = row.get("context_ids") or []
-    oracle = set(row.get("oracle_ids") or [])
-    lines = row["input"].rpartition("\n\n")[0].split("\n")
-    return {i for i, id in enumerate(ids) if id in oracle} if len(lines) == len(ids) else set()
+def _mixed_groups(
+    records: int,
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    seed: int,
+    counts: dict[str, int],
+    log: Callable[[str], None],
+) -> list[Group]:
+    """General instructions beside the training records: never held out, never of the file itself."""
+    wanted = int(records * spec.alpaca_mix)
+    rows: list[Row] = [
+        {
+            "id": record.id,
+            "context_id": "",
+            "instruction": record.instruction,
+            "input": record.input,
+            "output": record.output,
+        }
+        for record in mixed_records(wanted, seed, spec.alpaca_path)
+    ]
+    groups = _record_groups(
+        list(tokenised(rows, partial(_record_texts, spec.prompt_template), tokenizer, len(rows))),
+        spec,
+        tokenizer,
+        most_slots(spec),
+        counts,
+    )
+    counts["mixed"] = len(groups)
+    source = spec.alpaca_path or "the built-in set"
+    fewer = f" ({wanted} wanted)" if len(groups) < wanted else ""
+    log(f"data: {len(groups)} general instructions mixed in from {source}{fewer}")
+    return groups
 
 
 def _weighted_groups(
-    rows: list[dict[str, Any]], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
+    rows: list[_Tokenised], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
 ) -> list[Group]:
-    texts = [s["text"] for row in rows for s in row["segments"]]
-    texts += [s["text"] for row in rows for suffix in row.get("suffixes") or [] for s in suffix]
-    encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
     bos = _bos(tokenizer)
     groups: list[Group] = []
-    for row in rows:
-        suffixes = [_piece(suffix, encoded, tokenizer) for suffix in row.get("suffixes") or [] if suffix]
-        prefix = Piece(bos, np.zeros(len(bos), np.float32)) + (
-            _piece(row["segments"], encoded, None)
-            if suffixes
-            else _piece(row["segments"], encoded, tokenizer)
+    for row, pieces in rows:
+        left = iter(pieces)
+        segments, *later = (
+            (part, list(itertools.islice(left, len(part))))
+            for part in (row["segments"], *(row.get("suffixes") or []))
+        )
+        suffixes = [_piece(*suffix, tokenizer) for suffix in later if suffix[0]]
+        prefix = Piece(bos, np.zeros(len(bos), np.float32)) + _piece(
+            *segments, None if suffixes else tokenizer
         )
         room = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
         if room <= len(bos):
@@ -261,11 +326,11 @@ def _weighted_groups(
 
 
 def _piece(
-    segments: list[dict[str, Any]], encoded: dict[str, np.ndarray], tokenizer: TextTokenizer | None
+    segments: list[dict[str, Any]], tokens: list[np.ndarray], tokenizer: TextTokenizer | None
 ) -> Piece:
     """Tokens of a list of segments with their weights; EOS at the end if a tokenizer is given."""
-    parts = [encoded[s["text"]] for s in segments]
-    weights = [np.full(len(encoded[s["text"]]), s["weight"], np.float32) for s in segments]
+    parts = list(tokens)
+    weights = [np.full(len(part), s["weight"], np.float32) for s, part in zip(segments, parts, strict=True)]
     if tokenizer is not None:
         parts.append(np.asarray([tokenizer.eos_id], np.int32))
         weights.append(np.asarray([segments[-1]["weight"] if segments else 0.0], np.float32))

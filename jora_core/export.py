@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ import numpy as np
 from jora_core.command import run_command
 from jora_core.config import ModelConfig, read_json_object
 from jora_core.errors import InputError
-from jora_core.lora import Adapter, load_adapter, merge_adapter
+from jora_core.families import FAMILIES
+from jora_core.loading import load_params
+from jora_core.lora import Adapter, load_adapter, merge_adapters
 from jora_core.model import Params, forward, unembed
 from jora_core.spec import ExportSpec, LoraSpec
 from jora_core.storage import atomic_path, write_json, write_tensors
-from jora_core.weights import expected_tensors, hf_tensors, load_params, open_checkpoint
+from jora_core.weights import expected_tensors, hf_tensors, open_checkpoint
 
 # Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
 _COMPANIONS = (
@@ -58,22 +61,27 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
-    adapter, lora = load_adapter(spec.adapter, config)
+    folders = (spec.adapter, *spec.then)
+    adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     store = open_checkpoint(spec.model, config)
     dtype = jnp.dtype(spec.dtype or store.dtype(next(iter(expected_tensors(config)))))
     base = load_params(spec.model, config, jnp.float32)
-    write_model(merge_adapter(base, adapter), config, spec.model, spec.output_dir / "model", dtype)
-    for name in _ADAPTER_FILES:
-        _copy(spec.adapter / name, spec.output_dir / "adapter" / name)
+    write_model(merge_adapters(base, adapters), config, spec.model, spec.output_dir / "model", dtype)
+    names = [_adapter_folder(number) for number in range(len(folders))]
+    for folder, target in zip(folders, names, strict=True):
+        for name in _ADAPTER_FILES:
+            _copy(folder / name, spec.output_dir / target / name)
     result: dict[str, Any] = {"dtype": dtype.name, "parameters": sum(x.size for x in jax.tree.leaves(base))}
     if spec.verify:
-        result["largest_logit_difference"] = _verify(spec, config, base, adapter, dtype)
+        result["largest_logit_difference"] = _verify(
+            spec, config, merge_adapters(base, adapters[:-1]), adapters[-1], dtype
+        )
     result["files"] = {
         str(path.relative_to(spec.output_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("model", "adapter")
+        for folder in ("model", *names)
         for path in sorted((spec.output_dir / folder).iterdir())
     }
-    card = model_card(spec, config, lora, result)
+    card = model_card(spec, config, loras, result)
     with atomic_path(spec.output_dir / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     result["seconds"] = round(time.perf_counter() - began, 3)
@@ -97,8 +105,15 @@ def write_model(params: Params, config: ModelConfig, base: Path, folder: Path, d
                 _copy(path, folder / path.name)
 
 
-def model_card(spec: ExportSpec, config: ModelConfig, lora: LoraSpec, result: dict[str, Any]) -> str:
+def model_card(
+    spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
+) -> str:
     """The README.md of an export: how to load it, how it was made, digests of all files."""
+    made = "; then with ".join(_described(lora) for lora in loras)
+    use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
+    if len(loras) > 1:
+        order = ", ".join(f"`{_adapter_folder(number)}`" for number in range(len(loras)))
+        use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
     base = spec.model.name
     verified = ""
     if "largest_logit_difference" in result:
@@ -116,9 +131,8 @@ tags: [lora, raft, jora-raft]
 
 # {base}, fine-tuned
 
-{result["parameters"]:,} parameters in {result["dtype"]}: a Llama decoder of {config.num_layers} layers and
-hidden width {config.hidden_size}, fine-tuned with a LoRA adapter (rank {lora.r}, alpha {lora.lora_alpha:g},
-dropout {lora.lora_dropout:g}, on {", ".join(lora.target_modules)}).
+{result["parameters"]:,} parameters in {result["dtype"]}: a {FAMILIES[config.family].title} decoder of
+{config.num_layers} layers and hidden width {config.hidden_size}, fine-tuned with {made}.
 
 ## Use
 
@@ -129,7 +143,7 @@ model = AutoModelForCausalLM.from_pretrained("model")  # the adapter is merged i
 tokenizer = AutoTokenizer.from_pretrained("model")
 ```
 
-or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.
+{use}
 
 {verified}
 ## Origin
@@ -144,6 +158,19 @@ or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapt
 |---|---|
 {files}
 """
+
+
+def _adapter_folder(number: int) -> str:
+    """Where an export keeps its adapters: adapter, adapter-2, adapter-3."""
+    return "adapter" if number == 0 else f"adapter-{number + 1}"
+
+
+def _described(lora: LoraSpec) -> str:
+    kind = ("an rs" if lora.use_rslora else "a ") + ("DoRA" if lora.use_dora else "LoRA")
+    return (
+        f"{kind} adapter (rank {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "
+        f"{', '.join(lora.target_modules)})"
+    )
 
 
 def _verify(spec: ExportSpec, config: ModelConfig, base: Params, adapter: Adapter, dtype: Any) -> float:

@@ -1,6 +1,7 @@
 """Merge a trained adapter into its base: ``python -m jora_core.hf HUGGINGFACE_PATH JAX_PATH SAVE_PATH``.
 
-The command of JORA's README: the result is a Hugging Face folder that `transformers` loads.
+The command of JORA's README: the result is a Hugging Face folder that `transformers` loads. Further adapters,
+each over the result of those before it, are given with ``--then ADAPTER``, once for each.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from pathlib import Path
 from jora_core.errors import InputError
 
 
-def merge_to_huggingface(huggingface_path: Path, jax_path: Path, save_path: Path) -> None:
-    """Write the base model of one folder with an adapter merged into it.
+def merge_to_huggingface(
+    huggingface_path: Path, jax_path: Path, save_path: Path, then: Sequence[Path] = ()
+) -> None:
+    """Write the base model of one folder with an adapter, or several in order, merged into it.
 
     Args:
         huggingface_path: base model folder in Hugging Face layout; its dtype is kept.
         jax_path: PEFT folder, or the checkpoint folder that `train_lora` was given.
         save_path: folder to write; must not be the base.
+        then: adapters merged after the first one.
 
     Raises:
         InputError: a folder is missing or does not fit, or `save_path` is the base itself.
@@ -27,17 +31,18 @@ def merge_to_huggingface(huggingface_path: Path, jax_path: Path, save_path: Path
     import jax.numpy as jnp
 
     from jora_core.config import ModelConfig
-    from jora_core.lora import load_adapter, merge_adapter
+    from jora_core.loading import load_params
+    from jora_core.lora import load_adapter, merge_adapters
     from jora_core.train import copy_tokenizer
-    from jora_core.weights import load_params, open_checkpoint, save_params
+    from jora_core.weights import open_checkpoint, save_params
 
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
     config = ModelConfig.from_hf(huggingface_path)
     store = open_checkpoint(huggingface_path, config)
     dtype = jnp.dtype(store.dtype(store.names()[0]))
-    adapter, _ = load_adapter(find_adapter(jax_path), config)
-    merged = merge_adapter(load_params(huggingface_path, config, dtype), adapter)
+    adapters = [load_adapter(find_adapter(path), config)[0] for path in (jax_path, *then)]
+    merged = merge_adapters(load_params(huggingface_path, config, dtype), adapters)
     copy_tokenizer(huggingface_path, save_path)
     save_params(merged, config, save_path, dtype)
 
@@ -65,9 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("HUGGINGFACE_PATH", type=Path, help="base model in Hugging Face layout")
     parser.add_argument("JAX_PATH", type=Path, help="trained adapter, or train_lora's checkpoint folder")
     parser.add_argument("SAVE_PATH", type=Path, help="folder for the merged model")
+    parser.add_argument(
+        "--then",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="ADAPTER",
+        help="merged after it; repeatable",
+    )
     given = parser.parse_args(argv)
     try:
-        merge_to_huggingface(given.HUGGINGFACE_PATH, given.JAX_PATH, given.SAVE_PATH)
+        merge_to_huggingface(given.HUGGINGFACE_PATH, given.JAX_PATH, given.SAVE_PATH, given.then)
     except InputError as err:
         print(f"error: {err}", file=sys.stderr)
         return 2

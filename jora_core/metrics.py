@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from jora_core.errors import InputError
+from jora_core.reporters import Writer
 
 
 class MetricsLog:
     """``metrics.jsonl`` in the output folder, with a copy beside the checkpoints that outlives the former.
 
     A resumed run starts from the copy, cut back to the checkpoint's step, so that no step stands there twice.
+    Of several processes all keep the rows, and one writes them.
     """
 
-    def __init__(self, output: Path, kept: Path, steps_done: int) -> None:
+    def __init__(
+        self, output: Path, kept: Path, steps_done: int, writers: Sequence[Writer] = (), writes: bool = True
+    ) -> None:
         rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self.rows: list[dict[str, Any]] = rows
+        self._writers = tuple(writers)
         self._files: list[IO[str]] = []
-        for path in (kept, output):
+        for path in (kept, output) if writes else ():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(path.name + ".tmp")
@@ -38,9 +44,13 @@ class MetricsLog:
         for file in self._files:
             file.write(json.dumps(row) + "\n")
             file.flush()
+        for writer in self._writers:
+            writer.write(row)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and the writers."""
+        for writer in self._writers:
+            writer.close()
         for file in self._files:
             file.close()
 

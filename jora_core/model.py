@@ -1,36 +1,53 @@
-"""The decoder: pure functions over stacked parameters, one `lax.scan` over layers.
+"""The decoder of every family: pure functions over stacked parameters, one `lax.scan` over layers.
 
 Projections keep Hugging Face's orientation ``[out, in]`` behind a leading layer axis. Beside needing no
 transposition when weights are read, merged or written, it is the fastest for training on a CPU: the weight
 gradient of ``x Wᵀ`` comes out as one matmul, 1.5× the speed of the ``[in, out]`` form at 4,096 × 128 × 344.
 
-Rotary positions use Hugging Face's layout (first half against second half of a head), norms run in float32.
+The code is one device's part of the work (`jora_core.sharding`): projections and heads may be a device's
+share, and the residual stream x is [B, T, D] or, split by tokens, [B, T/N, D]. Rotary positions use Hugging
+Face's layout (first half against second half of a head); norms run in float32. What differs between families
+is a field of the config, or a weight that is None where a family has none.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from jora_core.attention import attention, example_mask, mask_to_bias
-from jora_core.config import ModelConfig, RopeScaling
-from jora_core.sharding import BATCH, TENSOR, constrain, kv_repeats
+from jora_core.blockwise import Slots, blockwise_attention
+from jora_core.config import ModelConfig
+from jora_core.dropout import dropout
+from jora_core.linear import adapted, low_rank
+from jora_core.quant import dense, linear
+from jora_core.remat import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, Remat, recomputed
+from jora_core.rotary import Rotary, rotary_tables, rotate
+from jora_core.sharding import (
+    PROJECTION_SPLIT,
+    TENSOR,
+    add_up,
+    gather_tokens,
+    own_tokens,
+    sum_over_tensor,
+    tensor_index,
+    tensor_shards,
+    tokens_split,
+)
 from jora_core.spec import LORA_TARGETS
 
 if TYPE_CHECKING:
     from jora_core.lora import Adapter, LoraWeights
 
-Remat = Literal["none", "full"]
-
 
 @flax.struct.dataclass
 class LayerParams:
-    """Weights of all layers, each with a leading layer axis L."""
+    """Weights of all layers, each with a leading layer axis L; None where the family has none."""
 
     attention_norm: jax.Array  # [L, D]
     q_proj: jax.Array  # [L, N*H, D]
@@ -41,6 +58,13 @@ class LayerParams:
     gate_proj: jax.Array  # [L, F, D]
     up_proj: jax.Array  # [L, F, D]
     down_proj: jax.Array  # [L, D, F]
+    q_bias: jax.Array | None = None  # [L, N*H]
+    k_bias: jax.Array | None = None  # [L, K*H]
+    v_bias: jax.Array | None = None  # [L, K*H]
+    q_norm: jax.Array | None = None  # [L, H]
+    k_norm: jax.Array | None = None  # [L, H]
+    attention_post_norm: jax.Array | None = None  # [L, D]
+    mlp_post_norm: jax.Array | None = None  # [L, D]
 
 
 @flax.struct.dataclass
@@ -54,8 +78,9 @@ class Params:
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random weights: normal with `initializer_range`, ones for norms, outputs of both blocks scaled down
-    by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section 2.3).
+    """Random weights: normal with `initializer_range`, norms that do nothing, biases zero, outputs of both
+    blocks scaled down by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section
+    2.3).
     """
     from jora_core.weights import layer_shapes
 
@@ -63,17 +88,22 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
         values = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)
         return (values * (config.initializer_range * scale)).astype(dtype)
 
+    neutral = 0.0 if config.norm_offset else 1.0
     residual = 1 / math.sqrt(2 * config.num_layers)
     layers = {}
     for i, (name, shape) in enumerate(layer_shapes(config).items()):
         shape = (config.num_layers, *shape)
-        scale = residual if name in ("o_proj", "down_proj") else 1.0
-        layers[name] = jnp.ones(shape, dtype) if name.endswith("_norm") else normal(i, shape, scale)
+        if name.endswith("_norm"):
+            layers[name] = jnp.full(shape, neutral, dtype)
+        elif name.endswith("_bias"):
+            layers[name] = jnp.zeros(shape, dtype)
+        else:
+            layers[name] = normal(i, shape, residual if name in ("o_proj", "down_proj") else 1.0)
     vocab_shape = (config.vocab_size, config.hidden_size)
     return Params(
         embedding=normal(100, vocab_shape),
         layers=LayerParams(**layers),
-        final_norm=jnp.ones((config.hidden_size,), dtype),
+        final_norm=jnp.full((config.hidden_size,), neutral, dtype),
         head=None if config.tie_embeddings else normal(101, vocab_shape),
     )
 
@@ -93,70 +123,125 @@ def forward(
     """Hidden states after the final norm.
 
     Args:
-        tokens, positions, segment_ids, suffix_ids: int32 [B, T]; see `jora_core.attention` for the mask rule.
+        tokens, positions, segment_ids, suffix_ids: int32 [B, T]; see `jora_core.blockwise` for who sees whom.
         adapter: low-rank updates to add; gradients flow to it and, where asked for, to `params`.
         dropout_key: turns on the adapter's dropout (training); None is inference.
-        remat: "full" keeps one residual a layer and recomputes the rest in the backward pass.
+        remat: what the backward pass computes again instead of keeping it, see `jora_core.remat`.
 
     Returns:
-        [B, T, D] in the type of the weights.
+        [B, T, D] in the type of the weights; under `per_device` this device's tokens [B, T/N, D] where
+        `tokens_split(T)`.
     """
-    bias = mask_to_bias(example_mask(segment_ids, suffix_ids))
-    tables = rotary_tables(config, positions)
+    split = tokens_split(tokens.shape[1])
+    slots = Slots(segment_ids, suffix_ids, positions)
+    rotary = rotary_tables(config, positions)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return attention(q, k, v, bias)
+    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            scale, softcap = attention_scale(config), config.attention_softcap
+            return blockwise_attention(q, k, v, slots, scale=scale, softcap=softcap, window=layer.window)
 
-    def step(x: jax.Array, layer: tuple[LayerParams, Any, jax.Array]) -> tuple[jax.Array, None]:
-        weights, lora, index = layer
-        project = projector(weights, lora, adapter, _layer_key(dropout_key, index))
-        return decoder_layer(config, x, weights, project, tables, attend), None
+        project = projector(layer, adapter, dropout_key, split)
+        return decoder_layer(config, x, layer, project, rotary, attend, split), None
 
-    if remat == "full":
-        step = jax.checkpoint(step, prevent_cse=False)
-    x = embed(params, tokens)
-    x, _ = jax.lax.scan(step, x, layer_inputs(params, config, adapter))
-    return rms_norm(x, params.final_norm, config.norm_eps)
+    x = embed(params, config, tokens)
+    x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
+    return rms_norm(x, params.final_norm, config)
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Logits of hidden states: [..., D] to float32 [..., V]."""
-    head = params.embedding if params.head is None else params.head
-    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    """Logits of hidden states: [..., D] to float32 [..., V], or to this device's part of the vocabulary."""
+    logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """Token embeddings: int [B, T] to [B, T, D]."""
-    return constrain(params.embedding[tokens], BATCH, None, None)
+def output_head(params: Params) -> jax.Array:
+    """The output projection [V, D]: the model's head, or its embedding where the two are tied."""
+    return params.embedding if params.head is None else params.head
 
 
-def layer_inputs(
-    params: Params, config: ModelConfig, adapter: Adapter | None
-) -> tuple[LayerParams, Any, jax.Array]:
-    """What the scan over layers walks through: weights, adapter weights, layer number."""
+def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    """Token embeddings: int [B, T] to the residual stream."""
+    table = params.embedding
+    split = tokens_split(tokens.shape[1])
+    if table.shape[0] == config.vocab_size:
+        x = table[own_tokens(tokens, split)]
+    else:
+        own = tokens - tensor_index() * table.shape[0]
+        inside = (own >= 0) & (own < table.shape[0])
+        rows = table[jnp.clip(own, 0, table.shape[0] - 1)]
+        x = add_up(jnp.where(inside[..., None], rows, jnp.zeros_like(rows)), split)
+    return x if config.embedding_scale is None else x * jnp.asarray(config.embedding_scale, x.dtype)
+
+
+@flax.struct.dataclass
+class Layer:
+    """One layer's weights and adapter, its number, and its attention window in positions (0: none)."""
+
+    weights: LayerParams
+    lora: dict[str, LoraWeights]
+    index: jax.Array
+    window: jax.Array | int
+
+
+def over_layers(
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    start: Any,
+    params: Params,
+    config: ModelConfig,
+    adapter: Adapter | None,
+    per_layer: Any = None,
+) -> tuple[Any, Any]:
+    """`lax.scan` of a step over all layers; with `per_layer` ([L, ...]), the step gets (layer, its slice)."""
     lora = {} if adapter is None else adapter.weights
-    return params.layers, lora, jnp.arange(config.num_layers)
+    windows = jnp.asarray(config.windows, jnp.int32) if len(set(config.windows)) > 1 else None
+    same = config.windows[0] if config.windows and windows is None else 0
+
+    def body(carry: Any, inputs: tuple) -> tuple[Any, Any]:
+        weights, lora, index, extra = inputs
+        layer = Layer(weights, lora, index, same if windows is None else windows[index])
+        return step(carry, layer) if per_layer is None else step(carry, (layer, extra))
+
+    return jax.lax.scan(body, start, (params.layers, lora, jnp.arange(config.num_layers), per_layer))
 
 
-Projector = Callable[[str, jax.Array], jax.Array]
+class Projector(Protocol):
+    """One layer's projections: base weight plus low-rank update."""
+
+    def __call__(self, name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
+        """x [B, T, in] to [B, T, out]; `own` is x before its tokens were gathered, [B, T/N, in]."""
+        ...
 
 
 def projector(
-    weights: LayerParams, lora: dict[str, LoraWeights], adapter: Adapter | None, key: jax.Array | None
+    layer: Layer, adapter: Adapter | None, dropout_key: jax.Array | None, split: bool = False
 ) -> Projector:
-    """The function (name, x [..., in]) → [..., out] of one layer: base weight plus its low-rank update."""
+    """The projections of one layer.
 
-    def project(name: str, x: jax.Array) -> jax.Array:
+    Under `per_device` the results of o_proj and down_proj are partial sums, to be added up. Where the
+    residual stream is split by tokens, x Aᵀ of the others is computed from a device's own tokens and gathered
+    at its rank: neither the dropout nor the gradient of A needs the gathered x.
+    """
+    key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer.index)
+
+    def project(name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
+        weight = getattr(layer.weights, name)
         # Two axes only: the weight gradient of a [B, T, in] input would go through a materialised transpose.
-        lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        out = (x @ getattr(weights, name).T).reshape(*lead, -1)
-        if adapter is None or name not in lora:
-            return out
-        pair = lora[name]
-        if key is not None and adapter.dropout > 0:
-            x = dropout(x, adapter.dropout, jax.random.fold_in(key, LORA_TARGETS.index(name)))
-        update = (x @ pair.a.astype(x.dtype).T) @ pair.b.astype(x.dtype).T
-        return out + (update * adapter.scale).reshape(out.shape)
+        out = linear(x.reshape(-1, x.shape[-1]), weight)
+        if adapter is not None and name in layer.lora:
+            pair, y = layer.lora[name], x if own is None else own
+            row = PROJECTION_SPLIT[name][1] == TENSOR
+            if key is not None and adapter.dropout > 0:
+                target = jax.random.fold_in(key, LORA_TARGETS.index(name))
+                y = dropout(y, adapter.dropout, target, by_inputs=row, by_tokens=split and not row)
+            low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
+            low = low.reshape(-1, low.shape[-1])
+            over_inputs = sum_over_tensor if row else _same
+            out = adapted(out, low, weight, pair, adapter.scale, dense=dense, sum_over_inputs=over_inputs)
+        bias = getattr(layer.weights, name.replace("_proj", "_bias"), None)
+        out = out if bias is None else out + bias
+        return out.reshape(*x.shape[:-1], -1)
 
     return project
 
@@ -164,33 +249,63 @@ def projector(
 def decoder_layer(
     config: ModelConfig,
     x: jax.Array,
-    weights: LayerParams,
+    layer: Layer,
     project: Projector,
-    tables: tuple[jax.Array, jax.Array],
+    rotary: Rotary,
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    split: bool,
 ) -> jax.Array:
-    """One layer over the residual stream x [B, T, D]; `attend` takes rotated q, k and v, [B, T, heads, H]."""
-    heads = (*x.shape[:2], -1, config.head_dim)
-    y = rms_norm(x, weights.attention_norm, config.norm_eps)
-    q = rotate(project("q_proj", y).reshape(heads), *tables)
-    k = rotate(project("k_proj", y).reshape(heads), *tables)
-    v = project("v_proj", y).reshape(heads)
-    repeats = kv_repeats(config)
-    if repeats > 1:  # fewer key/value heads than tensor shards: each shard gets its own copy
-        k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
-    q, k, v = (constrain(a, BATCH, None, TENSOR, None) for a in (q, k, v))
-    mixed = attend(q, k, v).reshape(*x.shape[:2], -1)
-    x = constrain(x + project("o_proj", mixed), BATCH, None, None)
-    y = rms_norm(x, weights.mlp_norm, config.norm_eps)
-    gated = swiglu(project("gate_proj", y), project("up_proj", y))
-    return constrain(x + project("down_proj", constrain(gated, BATCH, None, TENSOR)), BATCH, None, None)
+    """One layer over the residual stream; `attend` takes rotated q, k and v, [B, T, heads, H] each."""
+    weights = layer.weights
+    x = checkpoint_name(x, KEPT_INPUT)
+    own = rms_norm(x, weights.attention_norm, config)
+    y = gather_tokens(own, split)
+    heads = (*y.shape[:2], -1, config.head_dim)
+    q, k, v = (project(name, y, own).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+    if weights.q_norm is not None and weights.k_norm is not None:
+        q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
+    tables = rotary.of(layer.window)
+    q, k, v = rotate(q, *tables), own_kv_heads(config, rotate(k, *tables)), own_kv_heads(config, v)
+    q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
+    mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+    out = add_up(project("o_proj", mixed), split)
+    if weights.attention_post_norm is not None:
+        out = rms_norm(out, weights.attention_post_norm, config)
+    x = checkpoint_name(x + out, KEPT_RESIDUAL)
+    own = rms_norm(x, weights.mlp_norm, config)
+    y = gather_tokens(own, split)
+    gate, up = (checkpoint_name(project(name, y, own), KEPT_MLP) for name in ("gate_proj", "up_proj"))
+    gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
+    out = add_up(project("down_proj", gated), split)
+    if weights.mlp_post_norm is not None:
+        out = rms_norm(out, weights.mlp_post_norm, config)
+    return x + out
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32."""
+def own_kv_heads(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """The key/value heads that this device's query heads use, where there are fewer than devices."""
+    shards = tensor_shards()
+    if config.num_kv_heads % shards == 0:
+        return x
+    return jax.lax.dynamic_slice_in_dim(x, tensor_index() * config.num_kv_heads // shards, 1, 2)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """Factor of the attention scores."""
+    return config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32 (arXiv:1910.07467)."""
     wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype) * weight
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    if config.norm_offset:  # Gemma keeps weights around 0 and multiplies before the cast
+        return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+    return normed.astype(x.dtype) * weight
 
 
 @jax.custom_vjp
@@ -215,45 +330,3 @@ def _swiglu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tup
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
-
-
-def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles, float32 [B, T, 1, H/2] each."""
-    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequency = _scaled_frequency(1.0 / config.rope_theta**exponent, config.rope_scaling)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate heads [B, T, heads, H] by their position, first half of H against second half."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _scaled_frequency(frequency: jax.Array, scaling: RopeScaling | None) -> jax.Array:
-    """Stretched rotary frequencies; llama3 as in Meta's Llama 3.1 reference code (`apply_scaling`)."""
-    if scaling is None:
-        return frequency
-    if scaling.kind == "linear":
-        return frequency / scaling.factor
-    wavelength = 2 * math.pi / frequency
-    smooth = scaling.original_max_positions / wavelength - scaling.low_freq_factor
-    smooth = jnp.clip(smooth / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
-    return (1 - smooth) * frequency / scaling.factor + smooth * frequency
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zero elements of x with probability `rate` (to 1/65,536) and scale the rest up.
-
-    Two 16-bit draws come from each random word: the generator is the larger part of an adapter's cost on a
-    CPU.
-    """
-    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-    keep = draws >= round(rate * 65536)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
-
-
-def _layer_key(key: jax.Array | None, index: jax.Array) -> jax.Array | None:
-    return None if key is None else jax.random.fold_in(key, index)

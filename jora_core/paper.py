@@ -80,7 +80,15 @@ class ParallamaConfig:
 
 @dataclass(frozen=True)
 class ParagemmaConfig:
-    """The paper's settings for Gemma. The decoder knows Llama only: loading a Gemma folder says so."""
+    """Settings of one fine-tuning run of a Gemma model (1, 2 or 3), as in the paper.
+
+    Attributes:
+        GEMMA_MODEL_PATH: model folder in Hugging Face layout.
+        MODEL_VERSION: "2b", "7b-it" and so on in the original; the folder's config.json decides.
+        NUM_SHARDS: devices that share the weights (tensor parallel); all if None.
+        BATCH_SIZE: rows of MAX_SEQ_LEN tokens in one microbatch; short examples share a row.
+        CACHE_SIZE: length of the original's key/value cache; training needs none, so it has no effect.
+    """
 
     GEMMA_MODEL_PATH: str | Path | None = None
     MODEL_VERSION: str | None = None
@@ -221,10 +229,23 @@ def train_lora(
     Raises:
         InputError: a path or value of the configuration cannot be used.
     """
+    return _train(config, "ParallamaConfig", train_dataset, checkpoint_dir, checkpoint_prefix, verbose)
+
+
+def _train(
+    config: ParallamaConfig,
+    owner: str,
+    train_dataset: AlpacaDataset,
+    checkpoint_dir: str | Path,
+    checkpoint_prefix: str,
+    verbose: bool,
+) -> dict[str, Any]:
+    """Train; `owner` is the class whose settings a message is about."""
     import jax
 
     from jora_core.config import ModelConfig
-    from jora_core.spec import TrainSpec, describe_validation_error
+    from jora_core.spec import TrainSpec
+    from jora_core.spec_file import describe_validation_error
     from jora_core.train import train
 
     folder = Path(checkpoint_dir)
@@ -257,7 +278,7 @@ def train_lora(
     try:
         spec = TrainSpec.model_validate(order)
     except ValidationError as err:
-        raise InputError(f"ParallamaConfig: {describe_validation_error(err, TrainSpec)}") from None
+        raise InputError(f"{owner}: {describe_validation_error(err, TrainSpec)}") from None
     return train(spec, verbose=verbose)
 
 
@@ -280,17 +301,20 @@ def train_lora_gemma(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """The paper's function for Gemma; loading the model says that the decoder knows Llama only.
+    """The paper's function for Gemma; as `train_lora`.
+
+    Returns:
+        What ``result.json`` in the adapter's folder says.
 
     Raises:
-        InputError: no model path, or the architecture that its config.json names is not supported.
+        InputError: no model path, or a path or value of the configuration cannot be used.
     """
     if config.GEMMA_MODEL_PATH is None:
         raise InputError("ParagemmaConfig: set GEMMA_MODEL_PATH to a model folder in Hugging Face layout")
     names = {field.name for field in fields(ParallamaConfig)} & {field.name for field in fields(config)}
     shared = {name: getattr(config, name) for name in names}
-    llama = ParallamaConfig(LLAMA2_META_PATH=config.GEMMA_MODEL_PATH, NUM_GPUS=config.NUM_SHARDS, **shared)
-    return train_lora(llama, train_dataset, checkpoint_dir, checkpoint_prefix, verbose)
+    settings = ParallamaConfig(LLAMA2_HF_PATH=config.GEMMA_MODEL_PATH, NUM_GPUS=config.NUM_SHARDS, **shared)
+    return _train(settings, "ParagemmaConfig", train_dataset, checkpoint_dir, checkpoint_prefix, verbose)
 
 
 def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:

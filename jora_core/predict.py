@@ -22,6 +22,7 @@ from jora_core.command import run_command
 from jora_core.config import ModelConfig, read_json_object
 from jora_core.errors import InputError
 from jora_core.generate import generate
+from jora_core.loading import load_params
 from jora_core.lora import Adapter, load_adapter
 from jora_core.metrics import peak_memory_bytes
 from jora_core.model import Params
@@ -31,7 +32,6 @@ from jora_core.sharding import adapter_shardings, make_mesh
 from jora_core.spec import PredictSpec
 from jora_core.storage import atomic_path, write_json
 from jora_core.tokenize import TextTokenizer, load_tokenizer
-from jora_core.weights import load_params
 
 
 def predict(spec: PredictSpec) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh):
         adapters = {name: _adapter(folder, config, mesh) for name, folder in spec.systems.items()}
-        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh)
+        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         loaded = time.perf_counter()
         table: dict[str, list[Any]] = {
             name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
@@ -98,7 +98,8 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
             raise InputError(
                 f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(wanted)}"
             )
-        rows = pq.read_table(spec.records, columns=wanted).to_pylist()
+        optional = [name for name in ("context_ids",) if name in names]
+        rows = pq.read_table(spec.records, columns=[*wanted, *optional]).to_pylist()
     except FileNotFoundError:
         raise InputError(f"records file {spec.records} does not exist; build the context first") from None
     except (OSError, pa.ArrowInvalid) as err:
@@ -152,7 +153,14 @@ def make_questions(
             )
         if len(prompt) > budget:
             shortened += 1
-            prompt = shorten_prompt(tokenizer, spec.prompt_template, row["instruction"], row["input"], budget)
+            prompt = shorten_prompt(
+                tokenizer,
+                spec.prompt_template,
+                row["instruction"],
+                row["input"],
+                budget,
+                blocks=len(row.get("context_ids") or ()),
+            )
         questions.append(Question(row["id"], np.concatenate([bos, prompt]), texts_of_row, ended))
     return questions, shortened
 

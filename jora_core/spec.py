@@ -7,20 +7,20 @@ build and check an order without starting a device runtime. An unknown key is an
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from jora_core.errors import InputError
+from jora_core.targets import PROJECTIONS, check_targets
 
 ALPACA_SHORT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_TARGETS = tuple(PROJECTIONS)
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["none", "int8", "nf4"]
+Reporter = Literal["tensorboard", "wandb"]
 
 
 class SpecModel(BaseModel):
@@ -43,27 +43,70 @@ class MeshSpec(SpecModel):
         return self.data * self.tensor
 
 
+class DistributedSpec(SpecModel):
+    """This process's place among those that share one mesh."""
+
+    coordinator_address: str = Field(
+        title="Coordinator", description="host:port of the first process, reachable from all"
+    )
+    num_processes: int = Field(ge=1, title="Processes", description="How many there are")
+    process_id: int = Field(ge=0, title="This process", description="From 0; the first writes the outputs")
+    timeout_seconds: int = Field(default=300, ge=1, title="Patience", description="To wait for the others")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> DistributedSpec:
+        if self.process_id >= self.num_processes:
+            raise ValueError(f"process_id {self.process_id} must be below num_processes {self.num_processes}")
+        return self
+
+
 class LoraSpec(SpecModel):
     """Low-rank adapter: rank, scale, dropout and the projections that get one (names as in PEFT)."""
 
     r: int = Field(default=16, ge=1, title="Rank", description="Inner width R of A [R, in] and B [out, R]")
     lora_alpha: float = Field(
-        default=16, gt=0, title="Alpha", description="The update is scaled by alpha / r"
+        default=16,
+        gt=0,
+        title="Alpha",
+        description="The update is scaled by alpha / r, or by alpha / sqrt(r) with rsLoRA",
     )
     lora_dropout: float = Field(
         default=0.05, ge=0, lt=1, title="Dropout", description="Dropout on the adapter's input"
     )
-    target_modules: list[LoraTarget] = Field(
+    target_modules: list[LoraTarget] | str = Field(
         default=["q_proj", "v_proj"],
-        min_length=1,
         title="Targets",
-        description="Projections that get an adapter",
+        description="Projections that get an adapter, in every layer: a list of names, all-linear, or a "
+        "regular expression for whole module names such as model.layers.0.self_attn.q_proj",
     )
+    use_rslora: bool = Field(
+        default=False,
+        title="Rank-stabilised scale",
+        description="rsLoRA: scale by alpha / sqrt(r), so that higher ranks keep learning",
+    )
+    use_dora: bool = Field(
+        default=False,
+        title="DoRA",
+        description="Also train the length of each weight row: a slower step, better at low ranks",
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _known_targets(cls, value: Any) -> Any:
+        """One line for a wrong choice, where the union would report each of its forms."""
+        if isinstance(value, tuple | set | frozenset):
+            value = sorted(value, key=str)
+        if not isinstance(value, str) and not (
+            isinstance(value, list) and all(isinstance(v, str) for v in value)
+        ):
+            raise ValueError(f"expected a list of names or one pattern, found {type(value).__name__}")
+        check_targets(value)
+        return value
 
     @property
     def scale(self) -> float:
-        """The factor alpha / r of the update B @ A."""
-        return self.lora_alpha / self.r
+        """The factor s of the update s · B A: alpha / r, with rsLoRA alpha / √r (arXiv:2312.03732)."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
 class OptimSpec(SpecModel):
@@ -132,15 +175,49 @@ class DataSpec(SpecModel):
         title="Curriculum",
         description="First epoch: length = short examples first, file = as written",
     )
+    alpaca_mix: float = Field(
+        default=0.0,
+        ge=0,
+        title="General instructions",
+        description="Instructions of another kind to mix in, as a share of the training records",
+    )
+    alpaca_path: Path | None = Field(
+        default=None,
+        title="Instruction file",
+        description="Alpaca records to draw the mix from; a small built-in set if empty",
+    )
+    cache_dir: Path | None = Field(
+        default=None, title="Token cache", description="Folder of tokenised records; none if empty"
+    )
 
     @model_validator(mode="after")
     def _one_example_fits(self) -> DataSpec:
+        if self.alpaca_path is not None and self.alpaca_mix == 0:
+            raise ValueError("alpaca_path is given, but alpaca_mix is 0; give the share to mix in")
         if self.max_seq_len > self.tokens_per_batch:
             raise ValueError(
                 f"tokens_per_batch ({self.tokens_per_batch}) must be at least max_seq_len "
                 f"({self.max_seq_len})"
             )
         return self
+
+
+def check_evaluation(
+    evaluate_every: int | None, patience: int | None, keep_best: bool, validation_share: float
+) -> None:
+    """See that what depends on the validation loss has one, at steps that the order itself names.
+
+    Raises:
+        ValueError: early stopping or keep_best without validation_share or evaluate_every.
+    """
+    wants = "early_stopping_patience" if patience is not None else "keep_best" if keep_best else None
+    if wants is None:
+        return
+    if validation_share == 0:
+        raise ValueError(f"{wants} needs a validation loss; set validation_share above 0")
+    if evaluate_every is None:
+        # Not checkpoint_every: how often a checkpoint is written must not change what is trained.
+        raise ValueError(f"{wants} needs evaluate_every: the steps between two validation losses")
 
 
 class TrainSpec(SpecModel):
@@ -167,14 +244,52 @@ class TrainSpec(SpecModel):
         default=1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
     )
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
+    distributed: DistributedSpec | None = Field(
+        default=None, title="Processes", description="If several share the mesh; else the JORA_… variables"
+    )
     dtype: Dtype = Field(default="float32", title="Base dtype", description="Type of the frozen base weights")
-    remat: Literal["none", "full"] = Field(
+    quantization: Quantization = Field(
+        default="none",
+        title="Quantization",
+        description="Of the frozen projections: int8 (one scale an output channel) or nf4 (blocks of 64)",
+    )
+    remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
         default="none",
         title="Recompute",
-        description="full keeps one residual a layer and recomputes the rest",
+        description="What is computed again instead of kept: none, all but matrix products (dots), all but "
+        "attention, full (two residuals a layer are kept), offload (in the host's memory)",
     )
     seed: int = Field(default=0, ge=0, title="Seed", description="Order of examples, dropout, new adapters")
     checkpoint_every: int = Field(default=100, ge=1, title="Checkpoint every", description="Optimizer steps")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, title="Checkpoints kept", description="The newest ones; the best stays besides"
+    )
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        title="Evaluate every",
+        description="Steps between validation losses; with each checkpoint if empty",
+    )
+    early_stopping_patience: int | None = Field(
+        default=None,
+        ge=1,
+        title="Early stopping",
+        description="Stop after this many evaluations without a better validation loss; never if empty",
+    )
+    early_stopping_min_delta: float = Field(
+        default=0.0, ge=0, title="Least improvement", description="Of the validation loss, to count as better"
+    )
+    keep_best: bool = Field(
+        default=False,
+        title="Keep the best",
+        description="Write the weights of the lowest validation loss, not the last ones",
+    )
+    report_to: list[Reporter] = Field(
+        default=[], title="Report to", description="Besides metrics.jsonl; each needs the extra of its name"
+    )
+    report_dir: Path | None = Field(
+        default=None, title="Report folder", description="Of these writers; <output_dir>/reports if empty"
+    )
     output_dir: Path = Field(title="Output folder", description="Adapter, metrics.jsonl, result.json")
     checkpoint_dir: Path = Field(title="Checkpoint folder", description="Outlives a kill; a rerun resumes")
     compilation_cache_dir: Path | None = Field(
@@ -189,6 +304,13 @@ class TrainSpec(SpecModel):
             raise ValueError(
                 "adapter is for trainable=lora; with trainable=all there is no adapter to continue"
             )
+        if self.trainable == "all" and self.quantization != "none":
+            raise ValueError(
+                "quantization is of a frozen base, for trainable=lora; with trainable=all choose none"
+            )
+        check_evaluation(
+            self.evaluate_every, self.early_stopping_patience, self.keep_best, self.data.validation_share
+        )
         return self
 
 
@@ -197,6 +319,11 @@ class ConvertSpec(SpecModel):
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
     dtype: Dtype = Field(default="float32", title="Dtype", description="Type the weights are read as")
+    quantization: Quantization = Field(
+        default="none",
+        title="Quantization",
+        description="Of the projections when they are read; checked against the mesh",
+    )
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
     output_dir: Path = Field(title="Output folder", description="model.json and result.json")
 
@@ -231,6 +358,11 @@ class PredictSpec(SpecModel):
     )
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
     dtype: Dtype = Field(default="float32", title="Base dtype", description="Type of the base weights")
+    quantization: Quantization = Field(
+        default="none",
+        title="Quantization",
+        description="Of the projections: int8 (one scale an output channel) or nf4 (blocks of 64)",
+    )
     output_dir: Path = Field(title="Output folder", description="predictions.parquet and result.json")
     compilation_cache_dir: Path | None = Field(
         default=None, title="Compilation cache", description="Folder, optional"
@@ -242,6 +374,11 @@ class ExportSpec(SpecModel):
 
     model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
     adapter: Path = Field(title="Adapter", description="PEFT folder to merge")
+    then: list[Path] = Field(
+        default=[],
+        title="Further adapters",
+        description="PEFT folders merged after it in this order, each over the result of those before",
+    )
     dtype: Dtype | None = Field(
         default=None, title="Dtype", description="Of the merged weights; as the base if empty"
     )
@@ -254,52 +391,3 @@ class ExportSpec(SpecModel):
         title="Lineage",
         description="Digests of data, config and code, kept in the card",
     )
-
-
-AnySpec = TypeVar("AnySpec", bound=BaseModel)
-
-
-def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
-    """Read and check one spec file.
-
-    Raises:
-        InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as err:
-        raise InputError(f"cannot read spec {path}: {err.strerror or err}") from None
-    except UnicodeDecodeError as err:
-        raise InputError(f"spec {path} is not UTF-8 text: {err.reason} at byte {err.start}") from None
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as err:
-        raise InputError(f"spec {path}, line {err.lineno}: broken JSON ({err.msg})") from None
-    try:
-        return model.model_validate(data)
-    except ValidationError as err:
-        raise InputError(f"spec {path}: {describe_validation_error(err, model)}") from None
-
-
-def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a pydantic error: the field, and for a typo the nearest key."""
-    first = err.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the spec"
-    more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
-    if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
-    known = _fields_at(model, first["loc"][:-1])
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
-    return f"{where}: unknown key; {hint}{more}"
-
-
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Field names of the nested model that stands at `path` below `model`."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        annotation = None if field is None else field.annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

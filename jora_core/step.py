@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 
 from jora_core.batches import Batch
 from jora_core.config import ModelConfig
+from jora_core.distributed import put
 from jora_core.loss import Arrays, batch_loss
 from jora_core.model import Params
 from jora_core.optim import Schedule, make_optimizer
-from jora_core.sharding import adapter_shardings, batch_sharding, param_shardings, replicated
+from jora_core.sharding import adapter_shardings, batch_sharding, param_shardings, per_device, replicated
 from jora_core.spec import TrainSpec
 
 # The fields of a `Batch` that go to the device, all with rows (or blocks of rows) first.
@@ -108,6 +109,28 @@ def build_step(
         params = jax.tree.map(lambda x: x.astype(spec.dtype), tree)
         return batch_loss(params, config, batch, adapter=None, dropout_key=None, remat=spec.remat)
 
+    frozen_placed = param_shardings(config, mesh, spec.quantization) if lora else None
+    rows = batch_sharding(mesh)
+    batch_placed = dict.fromkeys(BATCH_ARRAYS, rows)
+
+    def gradients_here(
+        tree: Any, frozen: Params | None, batch: Arrays, step: jax.Array, microbatch: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        # Random numbers follow from (seed, step, microbatch) alone: nothing to carry, nothing to lose in a
+        # kill.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), step), microbatch)
+        return jax.value_and_grad(loss)(tree, frozen, batch, key if dropout else None)
+
+    gradients = per_device(
+        gradients_here, mesh, (placed, frozen_placed, batch_placed, whole, whole), (whole, placed)
+    )
+    batch_loss_alone = per_device(
+        lambda tree, frozen, batch: loss(tree, frozen, batch, None),
+        mesh,
+        (placed, frozen_placed, batch_placed),
+        whole,
+    )
+
     def start(tree: Any) -> TrainState:
         return TrainState(step=jnp.zeros((), jnp.int32), trainable=tree, opt_state=optimizer.init(tree))
 
@@ -118,10 +141,8 @@ def build_step(
     def accumulate(
         sums: Sums, state: TrainState, frozen: Params | None, batch: Arrays, microbatch: int
     ) -> Sums:
-        # Random numbers follow from (seed, step, microbatch) alone: nothing to carry, nothing to lose in a
-        # kill.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), state.step), microbatch)
-        value, grads = jax.value_and_grad(loss)(state.trainable, frozen, batch, key if dropout else None)
+        number = jnp.asarray(microbatch, jnp.int32)
+        value, grads = gradients(state.trainable, frozen, batch, state.step, number)
         return Sums(
             grads=jax.tree.map(jnp.add, sums.grads, grads),
             loss=sums.loss + value,
@@ -143,13 +164,11 @@ def build_step(
         return new, jax.tree.map(jnp.zeros_like, sums), metrics
 
     def evaluate(state: TrainState, frozen: Params | None, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        return loss(state.trainable, frozen, batch, None), batch["weights"].sum()
-
-    rows = batch_sharding(mesh)
+        return batch_loss_alone(state.trainable, frozen, batch), batch["weights"].sum()
 
     def place(batch: Batch) -> Arrays:
         arrays = {name: getattr(batch, name) for name in BATCH_ARRAYS}
-        return jax.device_put(arrays, rows)
+        return put(arrays, rows)
 
     return TrainStep(
         start=jax.jit(start, out_shardings=state_placed),

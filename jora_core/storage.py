@@ -14,8 +14,7 @@ import numpy as np
 
 from jora_core.config import read_json_object
 from jora_core.errors import InputError
-
-_DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+from jora_core.tensor_file import FLOATS, TensorFile
 
 
 @contextmanager
@@ -68,16 +67,14 @@ class TensorStore:
     Only headers are read until a slice is asked for. Every problem is an InputError naming tensor and file.
     """
 
-    def __init__(self, files: Mapping[str, Path], handles: Mapping[Path, Any]) -> None:
+    def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self._files = dict(files)
-        self._handles = dict(handles)
 
     @classmethod
     def of_file(cls, path: Path | str) -> TensorStore:
         """Open one file."""
-        path = Path(path)
-        handle = _open(path)
-        return cls(dict.fromkeys(handle.keys(), path), {path: handle})
+        file = _open(Path(path))
+        return cls(dict.fromkeys(file.tensors, file))
 
     @classmethod
     def of_model(cls, folder: Path | str) -> TensorStore:
@@ -89,13 +86,11 @@ class TensorStore:
         weight_map = read_json_object(index, f"model folder {folder}").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{index} has no weight_map; expected tensor names and their files")
-        handles = {folder / name: _open(folder / name) for name in sorted(set(weight_map.values()))}
-        files = {}
+        shards = {name: _open(folder / name) for name in sorted(set(weight_map.values()))}
         for name, shard in weight_map.items():
-            if name not in handles[folder / shard].keys():  # noqa: SIM118 - not a dict
+            if name not in shards[shard].tensors:
                 raise InputError(f"{folder / shard} has no tensor {name}, which {index.name} says it holds")
-            files[name] = folder / shard
-        return cls(files, handles)
+        return cls({name: shards[shard] for name, shard in weight_map.items()})
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignore: frozenset[str] = frozenset()) -> None:
         """Compare names and shapes with what the config asks for; names in `ignore` may be there or not.
@@ -103,8 +98,8 @@ class TensorStore:
         Raises:
             InputError: a missing, unexpected or misshaped tensor, or one that does not hold floats.
         """
-        where = ", ".join(sorted({path.name for path in self._handles})[:3])
-        folder = next(iter(self._handles)).parent
+        where = ", ".join(path.name for path in self.files()[:3])
+        folder = self.files()[0].parent
         missing = [name for name in expected if name not in self._files]
         if missing:
             raise InputError(f"{folder}: tensor {missing[0]} is missing from {where}{_more(missing)}")
@@ -112,13 +107,17 @@ class TensorStore:
             n for n in self._files if n not in expected and n not in ignore and not n.endswith("inv_freq")
         ]
         if extra:
-            raise InputError(f"{self._files[extra[0]]}: unexpected tensor {extra[0]}{_more(extra)}")
+            raise InputError(f"{self._files[extra[0]].path}: unexpected tensor {extra[0]}{_more(extra)}")
         for name, shape in expected.items():
             found = self.shape(name)
             if found != shape:
-                raise InputError(f"{self._files[name]}: tensor {name} has shape {found}, expected {shape}")
-            if self.dtype(name) not in _DTYPE_NAMES.values():
-                raise InputError(f"{self._files[name]}: tensor {name} is {self.dtype(name)}, expected floats")
+                raise InputError(
+                    f"{self._files[name].path}: tensor {name} has shape {found}, expected {shape}"
+                )
+            if self.dtype(name) not in FLOATS:
+                raise InputError(
+                    f"{self._files[name].path}: tensor {name} is {self.dtype(name)}, expected floats"
+                )
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
@@ -126,16 +125,15 @@ class TensorStore:
 
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
-        return sorted(self._handles)
+        return sorted({file.path for file in self._files.values()})
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._slice(name).get_shape())
+        return self._files[name].tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """Type of a tensor as numpy names it, from the header."""
-        raw = str(self._slice(name).get_dtype())
-        return _DTYPE_NAMES.get(raw, raw)
+        return self._files[name].tensors[name].dtype
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """Read a tensor or a part of it.
@@ -143,37 +141,17 @@ class TensorStore:
         Raises:
             InputError: the part holds NaN or infinity.
         """
-        part = self._slice(name)
-        value = part[index if index else (slice(None),) * len(part.get_shape())]
-        # A sum is finite exactly if no element is NaN or infinite (short of overflow), and needs no mask
-        # array.
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(np.sum(value, dtype=np.float32)) or bool(np.isfinite(value).all())
-        if not finite:
-            raise InputError(f"{self._files[name]}: tensor {name} holds NaN or infinite values")
-        return value
+        return self._files[name].read(name, index)
 
     def sha256(self, name: str) -> str:
         """Digest of a tensor's bytes, little-endian and row-major as stored."""
         return hashlib.sha256(self.read(name).tobytes()).hexdigest()
 
-    def _slice(self, name: str) -> Any:
-        return self._handles[self._files[name]].get_slice(name)
 
-
-def _open(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
+def _open(path: Path) -> TensorFile:
     if not path.exists() and list(path.parent.glob("*.bin")):
         raise InputError(f"{path.parent} holds weights in pickle files only; save them as safetensors first")
-    try:
-        return safe_open(path, "numpy")
-    except FileNotFoundError:
-        raise InputError(f"weights file {path} does not exist") from None
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror or err}") from None
-    except SafetensorError as err:
-        raise InputError(f"{path} is truncated or not a safetensors file ({err}); fetch it again") from None
+    return TensorFile(path)
 
 
 def _more(names: list[str]) -> str:

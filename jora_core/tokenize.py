@@ -8,6 +8,7 @@ EOS go is decided in one place, the example builder, so that no prompt ever star
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,17 +19,27 @@ import numpy as np
 from jora_core.errors import InputError
 
 _CHUNK = 4096
+# Looked for where no file names the token.
+_USUAL_NAMES = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+}
+_DECIDING_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer with its special ids; `bos_id` is None for the few models that use none."""
+    """A tokenizer with its special ids; `bos_id` is None for the few models that use none.
+
+    `digest` is the SHA-256 of the files that decide what it makes of a text.
+    """
 
     encode_many: Callable[[list[str]], list[list[int]]]
     decode: Callable[[Sequence[int]], str]
     vocab_size: int
     bos_id: int | None
     eos_id: int
+    digest: str = ""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (int32 [T]) of each text, without special tokens; equal texts are encoded once."""
@@ -66,7 +77,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         raise InputError(
             f"{folder}: no tokenizer.json or tokenizer.model; copy the model's tokenizer files there"
         )
-    bos_id = _special_id(folder, "bos", tokenizer)
+    bos_id = _bos_id(folder, tokenizer)
     eos_id = _special_id(folder, "eos", tokenizer)
     if eos_id is None:
         raise InputError(f"{folder}: the tokenizer has no EOS token; name eos_token in tokenizer_config.json")
@@ -83,7 +94,15 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    return TextTokenizer(encode_many, decode, size, bos_id, eos_id)
+    return TextTokenizer(encode_many, decode, size, bos_id, eos_id, _files_digest(folder))
+
+
+def _files_digest(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for name in _DECIDING_FILES:
+        if (folder / name).is_file():
+            whole.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def _load_fast(path: Path):
@@ -114,6 +133,43 @@ def _load_sentencepiece(folder: Path):
     return backend
 
 
+def _bos_id(folder: Path, tokenizer) -> int | None:
+    """Id of the token that starts every text of this model, None if its texts start without one.
+
+    add_bos_token of tokenizer_config.json decides, then what the tokenizer itself puts before a text. Only
+    without either does a BOS token that a file names count as one to add: Qwen's config.json names one that
+    no text starts with.
+
+    Raises:
+        InputError: a BOS token is asked for that no file names, or more than one token precedes a text.
+    """
+    settings = _read_json(folder / "tokenizer_config.json")
+    adds = settings.get("add_bos_token")
+    if adds is False:
+        return None
+    if tokenizer.post_processor is not None:
+        prefix = _ids_before(tokenizer)
+        if len(prefix) > 1:
+            raise InputError(
+                f"{folder}: the tokenizer puts {len(prefix)} tokens before a text; at most one is supported"
+            )
+        if prefix or not adds:
+            return prefix[0] if prefix else None
+    if not adds and "bos_token" in settings and settings["bos_token"] is None:
+        return None
+    found = _special_id(folder, "bos", tokenizer)
+    if adds and found is None:
+        raise InputError(f"{folder}: add_bos_token is true; name bos_token in tokenizer_config.json")
+    return found
+
+
+def _ids_before(tokenizer) -> list[int]:
+    """Ids of the special tokens that a tokenizer puts before a text."""
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    special = encoding.special_tokens_mask
+    return encoding.ids[: special.index(0) if 0 in special else 0]
+
+
 def _special_id(folder: Path, which: str, tokenizer) -> int | None:
     """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -126,7 +182,8 @@ def _special_id(folder: Path, which: str, tokenizer) -> int | None:
         found = found[0] if found else None
     if found is not None:
         return int(found)
-    return tokenizer.token_to_id({"bos": "<s>", "eos": "</s>"}[which])
+    ids = (tokenizer.token_to_id(name) for name in _USUAL_NAMES[which])
+    return next((found for found in ids if found is not None), None)
 
 
 def _read_json(path: Path) -> dict:

@@ -1,42 +1,45 @@
 """Weights in and out of Hugging Face folders, from one table of names.
 
-`TENSORS` says for every field of `Params` what Hugging Face calls it and its shape; loading, saving, adapter
-names and the checks are all derived from it. Weights are read slice by slice straight into their place on the
-mesh, so no host ever holds a whole model.
+`TENSORS` says for every field of `Params` what Hugging Face calls it and its shape; loading (in
+`jora_core.loading`), saving, adapter names and the checks are all derived from it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jora_core.config import ModelConfig
-from jora_core.model import LayerParams, Params
-from jora_core.sharding import make_mesh, param_shardings
 from jora_core.storage import TensorStore, write_json, write_tensors
 from jora_core.tokenize import load_tokenizer
+
+if TYPE_CHECKING:
+    from jora_core.model import Params
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One field of `Params` (or of its layers): Hugging Face module, and shape as names of widths."""
+    """One field of `Params` (or of its layers): Hugging Face module, and shape as names of widths.
+
+    `when` and `unless` name a flag of `ModelConfig` that must be on, or off, for a model to have the tensor.
+    """
 
     field: str
     module: str
     shape: tuple[str, ...]
     per_layer: bool = True
+    kind: str = "weight"
+    when: str | None = None
+    unless: str | None = None
 
     def name(self, layer: int = 0) -> str:
         """The tensor's name in a Hugging Face checkpoint."""
-        return f"{self.prefix(layer)}.weight"
+        return f"{self.prefix(layer)}.{self.kind}"
 
     def prefix(self, layer: int = 0) -> str:
         """The module's name in a Hugging Face model."""
@@ -50,8 +53,14 @@ class TensorRow:
             "F": config.intermediate_size,
             "NH": config.num_heads * config.head_dim,
             "KH": config.num_kv_heads * config.head_dim,
+            "H": config.head_dim,
         }
         return tuple(widths[axis] for axis in self.shape)
+
+    def belongs(self, config: ModelConfig) -> bool:
+        """Whether a model of this config has the tensor."""
+        wanted = self.when is None or bool(getattr(config, self.when))
+        return wanted and (self.unless is None or not getattr(config, self.unless))
 
 
 TENSORS: tuple[TensorRow, ...] = (
@@ -61,19 +70,29 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("k_proj", "self_attn.k_proj", ("KH", "D")),
     TensorRow("v_proj", "self_attn.v_proj", ("KH", "D")),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
-    TensorRow("mlp_norm", "post_attention_layernorm", ("D",)),
+    TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
+    TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
+    TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
+    TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
+    TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
+    # Hugging Face's "post attention" names the norm before the MLP in most families, and what it says in
+    # Gemma 2 and 3.
+    TensorRow("mlp_norm", "post_attention_layernorm", ("D",), unless="post_norms"),
+    TensorRow("attention_post_norm", "post_attention_layernorm", ("D",), when="post_norms"),
+    TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms"),
+    TensorRow("mlp_post_norm", "post_feedforward_layernorm", ("D",), when="post_norms"),
     TensorRow("gate_proj", "mlp.gate_proj", ("F", "D")),
     TensorRow("up_proj", "mlp.up_proj", ("F", "D")),
     TensorRow("down_proj", "mlp.down_proj", ("D", "F")),
     TensorRow("final_norm", "model.norm", ("D",), per_layer=False),
-    TensorRow("head", "lm_head", ("V", "D"), per_layer=False),
+    TensorRow("head", "lm_head", ("V", "D"), per_layer=False, unless="tie_embeddings"),
 )
 _ROWS = {row.field: row for row in TENSORS}
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each field of `LayerParams`, without the layer axis."""
-    return {row.field: row.size(config) for row in TENSORS if row.per_layer}
+    """Shape of each field of `LayerParams` that a model of this config has, without the layer axis."""
+    return {row.field: row.size(config) for row in model_rows(config) if row.per_layer}
 
 
 def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
@@ -83,13 +102,14 @@ def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
 
 
 def lora_tensor_name(layer: int, target: str, part: str) -> str:
-    """PEFT's name of one adapter matrix; `part` is "A" or "B"."""
-    return f"base_model.model.{_ROWS[target].prefix(layer)}.lora_{part}.weight"
+    """PEFT's name of one adapter tensor; `part` is "A", "B" or "magnitude" (DoRA's, which has no .weight)."""
+    tensor = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
+    return f"base_model.model.{_ROWS[target].prefix(layer)}.{tensor}"
 
 
 def model_rows(config: ModelConfig) -> list[TensorRow]:
-    """The rows of a model of this shape: a tied model has no head of its own."""
-    return [row for row in TENSORS if not (row.field == "head" and config.tie_embeddings)]
+    """The rows of a model of this config: a tied model has no head of its own, few have biases."""
+    return [row for row in TENSORS if row.belongs(config)]
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -116,36 +136,6 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     return store
 
 
-def load_params(
-    folder: Path | str, config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None
-) -> Params:
-    """Read a model's weights into their places on the mesh (one device if None).
-
-    Raises:
-        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
-            tokens in the tokenizer than rows in the embedding; a mesh that cannot split this model.
-    """
-    store = open_checkpoint(folder, config)
-    shardings = param_shardings(config, mesh or make_mesh())
-
-    def load(row: TensorRow) -> jax.Array:
-        shape = row.size(config)
-        if not row.per_layer:
-            sharding = getattr(shardings, row.field)
-            return _from_slices(shape, sharding, dtype, lambda index: store.read(row.name(), index))
-        sharding = getattr(shardings.layers, row.field)
-        return _from_slices(
-            (config.num_layers, *shape),
-            sharding,
-            dtype,
-            lambda index: _read_layers(store, row, index, config, dtype),
-        )
-
-    fields = {row.field: load(row) for row in model_rows(config)}
-    layers = LayerParams(**{row.field: fields.pop(row.field) for row in TENSORS if row.per_layer})
-    return Params(layers=layers, **fields)
-
-
 def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: Any = jnp.float32) -> None:
     """Write ``model.safetensors`` and ``config.json`` (head left out where tied), each atomically."""
     folder = Path(folder)
@@ -164,31 +154,3 @@ def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.
         else:
             tensors[row.name()] = host
     return tensors
-
-
-def _read_layers(
-    store: TensorStore, row: TensorRow, index: tuple[slice, ...], config: ModelConfig, dtype: Any
-) -> np.ndarray:
-    """The slices of all layers that one device holds, stacked."""
-    layers = range(*index[0].indices(config.num_layers))
-    first = store.read(row.name(layers[0]), index[1:])
-    stacked = np.empty((len(layers), *first.shape), jnp.dtype(dtype))
-    for i, layer in enumerate(layers):
-        stacked[i] = first if i == 0 else store.read(row.name(layer), index[1:])
-    return stacked
-
-
-def _from_slices(
-    shape: tuple[int, ...], sharding: Any, dtype: Any, read: Callable[[tuple[slice, ...]], np.ndarray]
-) -> jax.Array:
-    """Make an array from a reader of slices; replicas of one slice share one read."""
-    done: dict[str, np.ndarray] = {}
-
-    def callback(index: tuple[slice, ...] | None) -> np.ndarray:
-        whole = index or tuple(slice(None) for _ in shape)
-        key = json.dumps([[s.start, s.stop] for s in whole])
-        if key not in done:
-            done[key] = np.asarray(read(whole)).astype(jnp.dtype(dtype), copy=False)
-        return done[key]
-
-    return jax.make_array_from_callback(shape, sharding, callback)

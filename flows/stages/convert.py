@@ -24,7 +24,10 @@ SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    return {"model": {"dtype": config.model.dtype}, "mesh": config.mesh.model_dump(mode="json")}
+    return {
+        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
+        "mesh": config.mesh.model_dump(mode="json"),
+    }
 
 
 def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
@@ -42,6 +45,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     spec = ConvertSpec(
         model=Path(config.model.path),
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         mesh=config.mesh,
         output_dir=context.output_dir,
     )

@@ -61,7 +61,7 @@ def systems_of(context: StageContext) -> dict[str, Path | None]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
-        "model": {"dtype": config.model.dtype},
+        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
         "mesh": config.mesh.model_dump(mode="json"),
         "evaluate": config.evaluate.model_dump(mode="json"),
     }
@@ -137,6 +137,7 @@ def _predict(
         max_new_tokens=config.evaluate.max_new_tokens,
         mesh=config.mesh,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         output_dir=folder,
         compilation_cache_dir=context.cache_dir / "jax",
     )

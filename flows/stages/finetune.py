@@ -18,8 +18,9 @@ from flows.stages.base import CHECKPOINTS, Stage, StageContext, Upstream
 from jora_core.spec import ALPACA_SHORT, DataSpec, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
-# How often a checkpoint is written does not change what is trained.
-_NO_SETTING = {"checkpoint_every"}
+# Neither how often a checkpoint is written nor who else hears of it changes what is trained; the file of
+# general instructions is an input, by its content.
+_NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
 
 
 def phase_index(config: PipelineConfig, stage: str) -> int | None:
@@ -37,10 +38,15 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
     index, phase = _phase(config, stage)
     return {
         "seed": config.seed,
-        "model": {"dtype": config.model.dtype},
+        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
         "mesh": config.mesh.model_dump(mode="json"),
         "phases": {str(index): phase.model_dump(mode="json", exclude=_NO_SETTING)},
     }
+
+
+def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
+    path = _phase(config, stage)[1].alpaca_path
+    return {} if path is None else {"general instructions": Path(path)}
 
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
@@ -75,15 +81,26 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
             sharing=phase.sharing,
             validation_share=phase.validation_share,
             curriculum=phase.curriculum,
+            alpaca_mix=phase.alpaca_mix,
+            alpaca_path=None if phase.alpaca_path is None else Path(phase.alpaca_path),
+            cache_dir=context.cache_dir / "tokens",
         ),
         max_steps=phase.max_steps,
         n_epochs=phase.n_epochs,
         gradient_accumulation_steps=phase.gradient_accumulation_steps,
         mesh=config.mesh,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         remat=phase.remat,
         seed=config.seed,
         checkpoint_every=phase.checkpoint_every,
+        evaluate_every=phase.evaluate_every,
+        early_stopping_patience=phase.early_stopping_patience,
+        early_stopping_min_delta=phase.early_stopping_min_delta,
+        keep_best=phase.keep_best,
+        report_to=phase.report_to,
+        # Not into the artifact: a run that is killed and goes on has a new one, its curves go on here.
+        report_dir=context.cache_dir / "reports" / stage,
         output_dir=context.output_dir,
         checkpoint_dir=context.work_dir / CHECKPOINTS,
         compilation_cache_dir=context.cache_dir / "jax",
@@ -95,7 +112,7 @@ def _stage(name: PhaseStage) -> Stage:
         name=name,
         version=1,
         settings=lambda config: _settings(config, name),
-        inputs=lambda config: {},
+        inputs=lambda config: _inputs(config, name),
         upstream=lambda config: _upstream(config, name),
         sources=lambda: stage_sources(__file__, "jora_core.train"),
         run=lambda context: run_child("train", train_spec(context, name), context.work_dir),

@@ -165,6 +165,7 @@ CHANGES = [
         "config changed: export.dtype None → bfloat16",
     ),
     Change("how often a checkpoint is written", set("phases", 0, "checkpoint_every", value=7), []),
+    Change("who hears of the training", set("phases", 0, "report_to", value=["tensorboard"]), []),
     Change("retries and schedule", set("retries", "max_retries", value=9), []),
     Change("the corpus moved", move_corpus, []),
     Change(

@@ -130,6 +130,18 @@ def test_second_phase_inherits_the_adapter_shape(project: Project) -> None:
     assert config.phases[1].lora.r == 4
 
 
+def test_targets_are_names_or_a_pattern(project: Project) -> None:
+    for given, expected in [
+        ("all-linear", "all-linear"),
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        ("[v_proj, down_proj]", ["v_proj", "down_proj"]),
+    ]:
+        lora = project.config(f"phases.0.lora.target_modules={given}").phases[0].lora
+        assert lora.target_modules == expected
+    with pytest.raises(InputError, match="target_modules names 'q_prj'; expected some of q_proj"):
+        project.config("phases.0.lora.target_modules=[q_prj]")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

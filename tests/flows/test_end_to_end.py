@@ -117,9 +117,9 @@ def test_the_export_writes_what_we_write(finished: Finished) -> None:
 
     from jora_core.config import ModelConfig
     from jora_core.generate import generate
+    from jora_core.loading import load_params
     from jora_core.lora import load_adapter
     from jora_core.spec import ALPACA_SHORT
-    from jora_core.weights import load_params
 
     context, exported = (Path(finished[2][index].path) for index in (0, 5))
     rows = pq.read_table(context / "records.parquet", columns=["instruction", "input"]).to_pylist()

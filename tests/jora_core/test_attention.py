@@ -1,4 +1,4 @@
-"""Attention with its written-out gradient against plain softmax attention, row by row and all at once."""
+"""Blockwise attention against plain softmax attention under a mask made slot by slot."""
 
 from __future__ import annotations
 
@@ -9,68 +9,115 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jora_core.attention import attention, example_mask, mask_to_bias
+from jora_core.attention import attention, example_mask
+from jora_core.blockwise import Slots, blockwise_attention
 
 
-def slow_mask(segments: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
+def slow_mask(slots: Slots, window: int) -> np.ndarray:
     """The rule, slot by slot."""
-    batch, slots = segments.shape
-    allowed = np.zeros((batch, slots, slots), bool)
-    for b, q, k in np.ndindex(batch, slots, slots):
+    segments, suffixes, positions = (np.asarray(x) for x in (slots.segments, slots.suffixes, slots.positions))
+    batch, length = segments.shape
+    allowed = np.zeros((batch, length, length), bool)
+    for b, q, k in np.ndindex(batch, length, length):
         same = segments[b, q] == segments[b, k] > 0
-        allowed[b, q, k] = k <= q and same and suffixes[b, k] in (0, suffixes[b, q])
+        near = window == 0 or positions[b, q] - positions[b, k] < window
+        allowed[b, q, k] = k <= q and same and suffixes[b, k] in (0, suffixes[b, q]) and near
     return allowed
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def make_slots(length: int) -> Slots:
+    """Three rows: one example, two examples and padding, one prefix with two suffixes and another example."""
+    segments = np.ones((3, length), np.int32)
+    suffixes = np.zeros((3, length), np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
+    cut, end = length // 3, length - length // 5
+    segments[1, cut:], segments[1, end:] = 2, 0
+    positions[1, cut:] -= cut
+    first, second, other = length // 4, length // 2, length - length // 6
+    suffixes[2, first:second], suffixes[2, second:other] = 1, 2
+    positions[2, second:other] -= second - first
+    segments[2, other:], positions[2, other:] = 2, np.arange(length - other)
+    return Slots(*(jnp.asarray(x) for x in (segments, suffixes, positions)))
+
+
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, scale: float, softcap: float | None) -> Any:
     repeats = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
-    scores = jnp.where(mask[:, None], scores, -jnp.inf)
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * scale
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask[:, None], scores, -1e30)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), v)
 
 
 def test_mask_follows_the_rule() -> None:
     rng = np.random.default_rng(0)
-    segments = rng.integers(0, 3, (3, 9))
-    suffixes = rng.integers(0, 3, (3, 9))
-    got = example_mask(jnp.asarray(segments), jnp.asarray(suffixes))
-    np.testing.assert_array_equal(got, slow_mask(segments, suffixes))
+    slots = Slots(*(jnp.asarray(rng.integers(0, n, (3, 9))) for n in (3, 3, 9)))
+    for window in (0, 2, 5):
+        np.testing.assert_array_equal(example_mask(slots, window), slow_mask(slots, window))
 
 
-@pytest.mark.parametrize("slots", [9, 70], ids=["at-once", "row-by-row"])
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_values_and_gradients(slots: int, groups: int) -> None:
-    keys = iter(jax.random.split(jax.random.key(0), 4))
-    shapes = ((3, slots, 6, 8), (3, slots, groups, 8), (3, slots, groups, 8))
-    q, k, v = (jax.random.normal(next(keys), shape) for shape in shapes)
-    segments = np.ones((3, slots), np.int32)
-    segments[1, 5:] = 2
-    suffixes = np.zeros((3, slots), np.int32)
-    suffixes[2, 3:6], suffixes[2, 6:] = 1, 2
-    mask = example_mask(jnp.asarray(segments), jnp.asarray(suffixes))
-    bias = mask_to_bias(mask)
-    upstream = jax.random.normal(next(keys), q.shape)
+@pytest.mark.parametrize(
+    ("groups", "window", "softcap", "block"),
+    [
+        (1, 0, None, 16),
+        (2, 0, None, None),
+        (6, 7, None, 16),
+        (2, 30, 3.0, 8),
+        (3, 0, 3.0, 70),
+        (2, 9, None, 32),
+    ],
+)
+def test_values_and_gradients(groups: int, window: int, softcap: float | None, block: int | None) -> None:
+    """Equal to plain attention with grouped heads, packing, suffixes, windows, soft-caps, any block size."""
+    length, keys = 70, iter(jax.random.split(jax.random.key(0), 4))
+    q, k, v = (2 * jax.random.normal(next(keys), (3, length, n, 8)) for n in (6, groups, groups))
+    slots = make_slots(length)
+    mask = jnp.asarray(slow_mask(slots, window))
+    real = (slots.segments > 0)[:, :, None, None]
+    upstream = jnp.where(real, jax.random.normal(next(keys), q.shape), 0.0)
+    how = {"scale": 0.3, "softcap": softcap}
 
     @jax.jit
-    def both(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-        ours = jax.vjp(lambda a, b, c: attention(a, b, c, bias), q, k, v)
-        theirs = jax.vjp(lambda a, b, c: plain(a, b, c, mask), q, k, v)
-        return (ours[0], *ours[1](upstream)), (theirs[0], *theirs[1](upstream))
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, limit: jax.Array) -> Any:
+        def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            out = blockwise_attention(q, k, v, slots, window=limit, block=block, **how)
+            return jnp.where(real, out, 0.0)
 
-    for got, expected in zip(*both(q, k, v), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-5)
+        def theirs(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.where(real, plain(q, k, v, mask, **how), 0.0)
+
+        (a, back_a), (b, back_b) = jax.vjp(ours, q, k, v), jax.vjp(theirs, q, k, v)
+        return (a, *back_a(upstream)), (b, *back_b(upstream))
+
+    for got, expected in zip(*both(q, k, v, jnp.int32(window)), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-5)
+    dense = jnp.where(real, attention(q, k, v, mask, **how), 0.0)
+    np.testing.assert_allclose(dense, both(q, k, v, jnp.int32(window))[1][0], atol=1e-5)
+
+
+def test_no_array_holds_all_scores() -> None:
+    """Forward and backward of 2,048 slots in blocks of 256: nothing as large as one head's scores."""
+    shape = (1, 2048, 2, 8)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    ids = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> jax.Array:
+        return blockwise_attention(q, k, v, slots, scale=1.0, block=256).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, Slots(ids, ids, ids)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
 
 def test_padding_gets_finite_values_and_gives_no_gradient() -> None:
     x = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))
     segments = jnp.asarray([[1, 1, 1, 0, 0, 0]])
-    bias = mask_to_bias(example_mask(segments, 0 * segments))
+    slots = Slots(segments, 0 * segments, jnp.arange(6)[None])
 
-    def loss(x: jax.Array) -> jax.Array:
-        return (attention(x, x, x, bias)[:, :3] ** 2).sum()
+    def out(x: jax.Array, block: int) -> jax.Array:
+        return blockwise_attention(x, x, x, slots, scale=0.5, block=block)
 
-    assert np.isfinite(attention(x, x, x, bias)).all()
-    grads = np.asarray(jax.grad(loss)(x))
-    assert np.isfinite(grads).all() and np.abs(grads[:, :3]).max() > 0
-    np.testing.assert_array_equal(grads[:, 3:], 0)
+    for block in (2, 6):
+        assert np.isfinite(out(x, block)).all()
+        grads = np.asarray(jax.grad(lambda x, b=block: (out(x, b)[:, :3] ** 2).sum())(x))
+        assert np.isfinite(grads).all() and np.abs(grads[:, :3]).max() > 0
+        np.testing.assert_array_equal(grads[:, 3:], 0)

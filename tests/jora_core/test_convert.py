@@ -16,9 +16,10 @@ import pytest
 from jora_core.config import ModelConfig
 from jora_core.convert import convert
 from jora_core.errors import InputError
+from jora_core.loading import load_params
 from jora_core.spec import ConvertSpec
 from jora_core.storage import TensorStore
-from jora_core.weights import expected_tensors, load_params
+from jora_core.weights import expected_tensors
 
 
 def order(model: Path, output: Path, **changes: Any) -> ConvertSpec:

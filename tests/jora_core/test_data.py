@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from jora_core.batches import BatchStream, choose_row_lengths
 from jora_core.data import load_groups
 from jora_core.errors import InputError
 from jora_core.groups import Example, Group, Piece, layout, plain_group, share_contexts, suffix_groups
-from jora_core.prompt import shorten_prompt
+from jora_core.prompt import context_blocks, shorten_prompt
 from jora_core.spec import ALPACA_SHORT, DataSpec
 from jora_core.tokenize import load_tokenizer
 
@@ -95,6 +97,121 @@ def test_over_long_context_is_cut_and_the_answer_stays(tiny_model, alpaca_rows, 
         assert text.endswith(row["input"].split("\n\n")[1] + "\n\n### Response:\n" + row["output"])
         picked = int(row["output"].split()[1])
         assert row["input"].split("\n")[picked - 1] in text, "the line that holds the answer was dropped"
+
+
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
+
+
+@pytest.fixture(scope="module")
+def sample_rows(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+    """Real records of the embedded sample by task, as `build-context` writes them."""
+    import pyarrow.parquet as pq
+
+    from retrieval.build import build_context
+    from retrieval.config import ContextConfig
+
+    folder = tmp_path_factory.mktemp("sample")
+    raw = {
+        "tables": {"source": str(SAMPLE / "tables"), "n_contexts": 3, "max_records": 60},
+        "threads": {
+            "source": str(SAMPLE / "threads.ndjson"),
+            "format": "4chan",
+            "n_contexts": 10,
+            "legs": ["bm25", "recency"],
+            "max_records": 60,
+        },
+        "qa": {
+            "source": str(SAMPLE / "documents.jsonl"),
+            "questions": str(SAMPLE / "questions.jsonl"),
+            "n_contexts": 4,
+            "legs": ["bm25"],
+            "max_records": 60,
+        },
+    }
+    build_context(ContextConfig.model_validate(raw), folder)
+    rows = pq.read_table(folder / "records.parquet").to_pylist()
+    return {
+        task: [row for row in rows if row["task"] == task and row["split"] == "train"]
+        for task in ("tables", "threads", "qa")
+    }
+
+
+@pytest.mark.parametrize("task", ["tables", "threads", "qa"])
+def test_real_records_keep_what_holds_the_answer(tiny_model, sample_rows, write_rows, tmp_path, task):
+    """Each record is cut to half of its own length: the oracle's text stays, whole others go."""
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [row for row in sample_rows[task] if row["oracle_in_context"] and len(row["context_ids"]) > 2]
+    assert len(rows) > 20
+    separator = "\n" if task == "qa" else "\n\n"
+    for number, row in enumerate(rows):
+        texts = row["input"].rpartition("\n\n")[0].split(separator)
+        assert len(texts) == len(row["context_ids"])
+        oracle = [t for t, id in zip(texts, row["context_ids"], strict=True) if id in row["oracle_ids"]]
+        question = row["input"].rpartition("\n\n")[2]
+        frame = row["input"].replace(separator.join(texts), separator.join(oracle))
+        fixed = len(tokenizer.encode(ALPACA_SHORT.format(instruction=row["instruction"], input=frame)))
+        whole = len(tokenizer.encode(ALPACA_SHORT.format(**{k: row[k] for k in ("instruction", "input")})))
+        answer = len(tokenizer.encode(row["output"])) + 2
+        limit = max(fixed + 8, whole // 2) + answer
+        path = write_rows(tmp_path / f"{number}.parquet", [row])
+        data = load_groups(DataSpec(records=path, max_seq_len=limit, tokens_per_batch=limit), tokenizer)
+        assert data.counts["shortened"] == (1 if limit < whole + answer else 0)
+        (group,) = data.train
+        text = tokenizer.decode(group.prefix.tokens)
+        assert all(part in text for part in oracle), row["id"]
+        assert text.endswith(f"{question}\n\n### Response:\n{row['output']}")
+        # A text is there whole or not at all: no label without its post, no row without its header.
+        context = text.split("### Input:\n")[1].rpartition(f"\n\n{question}")[0]
+        assert [t for t in texts if t in context] == context.split(separator)
+
+
+def test_texts_with_blank_lines_are_told_apart_by_their_labels():
+    posts = ["first\n\nstill first\n#1 Ann", "#2 is wrong\n#2 Bea", "third\n\n#1 said so\n#3 Ann"]
+    lines = "\n\n".join(posts).split("\n")
+    found = context_blocks(lines, 3) or []
+    assert ["\n".join(lines[i] for i in block).strip("\n") for block in found] == posts
+    documents = ["[1] a. text\n\nmore", "[2] b. text", "[3] c. text\n[9] no number"]
+    lines = "\n".join(documents).split("\n")
+    found = context_blocks(lines, 3) or []
+    assert ["\n".join(lines[i] for i in block) for block in found] == documents
+    assert context_blocks(["one", "two"], 3) is None and context_blocks(["one", "", "two"], 1) == [range(3)]
+
+
+def test_general_instructions_are_mixed_into_training_only(tiny_model, alpaca_rows, write_rows, tmp_path):
+    path = write_rows(tmp_path / "r.parquet", alpaca_rows(contexts=40))
+    tokenizer = load_tokenizer(tiny_model)
+    said: list[str] = []
+    plain = load_groups(spec(path, validation_share=0.3), tokenizer)
+    mixed = load_groups(spec(path, validation_share=0.3, alpaca_mix=0.5), tokenizer, log=said.append)
+    records = sum(len(group.ids) for group in plain.train)
+    assert mixed.counts["mixed"] == records // 2 == len(mixed.train) - len(plain.train)
+    assert any(line.startswith(f"data: {records // 2} general instructions mixed in") for line in said)
+
+    def ids(side: tuple[Group, ...]) -> list[str]:
+        return [id for group in side for id in group.ids]
+
+    assert ids(mixed.validation) == ids(plain.validation) and ids(mixed.train)[:records] == ids(plain.train)
+    assert all(id.startswith("mix-") for id in ids(mixed.train)[records:])
+    # Seeded: the same again, another with another seed.
+    again = load_groups(spec(path, validation_share=0.3, alpaca_mix=0.5), tokenizer)
+    assert [chains(g) for g in again.train] == [chains(g) for g in mixed.train]
+    other = load_groups(spec(path, alpaca_mix=0.5), tokenizer, seed=1)
+    assert [chains(g) for g in other.train[-9:]] != [chains(g) for g in mixed.train[-9:]]
+
+    # The user's own file: what it has is drawn, at most once each; the test split gets none.
+    (tmp_path / "own.json").write_text(
+        json.dumps([{"instruction": f"Say {w}.", "input": "", "output": w} for w in ("lamp", "river")])
+    )
+    own = load_groups(
+        spec(path, alpaca_mix=0.5, alpaca_path=tmp_path / "own.json"), tokenizer, log=said.append
+    )
+    assert sorted(tokenizer.decode(g.prefix.tokens).split()[-1] for g in own.train[-2:]) == ["lamp", "river"]
+    assert own.counts["mixed"] == 2 and "own.json (60 wanted)" in said[-2]
+    rows = [row | {"split": "test"} for row in alpaca_rows(contexts=4)]
+    held_out = write_rows(tmp_path / "t.parquet", rows)
+    assert load_groups(spec(held_out, split="test", alpaca_mix=0.5), tokenizer).counts["mixed"] == 0
+    with pytest.raises(ValueError, match="alpaca_mix is 0; give the share"):
+        spec(path, alpaca_path=tmp_path / "own.json")
 
 
 @pytest.mark.parametrize("budget", [5, 20, 40, 60, 100])

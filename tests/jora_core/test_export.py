@@ -80,6 +80,7 @@ def test_card_and_result_name_every_file(base: Path, adapter: Path, tmp_path: Pa
     card = (tmp_path / "README.md").read_text()
     assert '"data": "abc123"' in card
     assert "rank 4, alpha 2" in card
+    assert "a Llama decoder of\n2 layers and hidden width 32" in card
     for name, digest in result["files"].items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
         assert f"| `{name}` | `{digest}` |" in card
@@ -100,7 +101,7 @@ def test_bfloat16(base: Path, adapter: Path, tmp_path: Path) -> None:
 def test_a_wrong_merge_is_noticed(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jora_core.export.merge_adapter", lambda params, adapter: params)
+    monkeypatch.setattr("jora_core.export.merge_adapters", lambda params, adapters: params)
     with pytest.raises(RuntimeError, match="differ from base plus adapter"):
         export(order(base, adapter, tmp_path))
 

@@ -10,10 +10,10 @@ import pytest
 
 from jora_core.config import ModelConfig
 from jora_core.generate import generate
+from jora_core.loading import load_params
 from jora_core.lora import Adapter, save_adapter
 from jora_core.model import Params
 from jora_core.spec import LoraSpec
-from jora_core.weights import load_params
 
 PROMPTS = [np.random.default_rng(n).integers(3, 300, n, dtype=np.int32) for n in (1, 5, 9, 30, 70)]
 # Near-ties between random logits would make equality of two libraries a matter of rounding.

@@ -13,9 +13,9 @@ import pytest
 
 from jora_core.config import ModelConfig
 from jora_core.generate import generate
+from jora_core.loading import load_params
 from jora_core.model import Params, forward, unembed
 from jora_core.tokenize import load_tokenizer
-from jora_core.weights import load_params
 
 FOLDER = Path(os.environ.get("JORA_SHARED", "../shared")) / "models" / "stories260k"
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Adapters against peft, both ways, and merging against adding."""
+"""New adapters, merging, and training from an order; test_peft.py holds their numbers against peft's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
-from jora_core.lora import Adapter, init_adapter, load_adapter, merge_adapter, save_adapter
+from jora_core.loading import load_params
+from jora_core.lora import Adapter, init_adapter, load_adapter, merge_adapter
 from jora_core.model import Params, forward, unembed
-from jora_core.spec import LORA_TARGETS, LoraSpec
-from jora_core.storage import TensorStore, write_tensors
-from jora_core.weights import load_params
+from jora_core.quant import dequantize, quantize_params
+from jora_core.spec import LoraSpec, TrainSpec
+from jora_core.train import train
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), dtype=np.int32)
 
@@ -36,59 +37,10 @@ def logits(params: Params, config: ModelConfig, adapter: Adapter | None) -> np.n
     return np.asarray(compute(params, config, adapter))
 
 
-def peft_logits(model: Any) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(torch.from_numpy(TOKENS).long()).logits.numpy()
-
-
 @pytest.fixture(scope="module")
 def base(tiny_weights: Path) -> tuple[ModelConfig, Params]:
     config = ModelConfig.from_hf(tiny_weights)
     return config, load_params(tiny_weights, config)
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], list(LORA_TARGETS)], ids=["qv", "all"])
-def test_peft_reads_ours(
-    base: tuple[ModelConfig, Params],
-    tiny_weights: Path,
-    tmp_path: Path,
-    random_adapter: Callable[..., Adapter],
-    targets: list[str],
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    config, params = base
-    spec = LoraSpec.model_validate({"r": 4, "lora_alpha": 6, "target_modules": targets})
-    adapter = random_adapter(config, spec)
-    save_adapter(adapter, tmp_path, spec, "base")
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_weights), str(tmp_path))
-    ours = logits(params, config, adapter)
-    assert np.abs(ours - logits(params, config, None)).max() > 0.1
-    np.testing.assert_allclose(ours, peft_logits(theirs), atol=1e-4)
-    np.testing.assert_allclose(logits(merge_adapter(params, adapter), config, None), ours, atol=1e-4)
-    again, read_spec = load_adapter(tmp_path, config)
-    assert read_spec == spec
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, adapter))
-
-
-def test_ours_reads_pefts(base: tuple[ModelConfig, Params], tiny_weights: Path, tmp_path: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    settings = LoraConfig(
-        r=3, lora_alpha=5, target_modules=["k_proj", "o_proj", "down_proj"], init_lora_weights=False
-    )
-    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_weights), settings)
-    theirs.save_pretrained(str(tmp_path))
-    config, params = base
-    adapter, spec = load_adapter(tmp_path, config)
-    assert spec.scale == pytest.approx(5 / 3)
-    np.testing.assert_allclose(logits(params, config, adapter), peft_logits(theirs), atol=1e-4)
 
 
 def test_a_new_adapter_changes_nothing(base: tuple[ModelConfig, Params]) -> None:
@@ -124,55 +76,68 @@ def test_merging_a_bfloat16_base_rounds_once(
     assert (np.asarray(got) == expected).mean() > 0.99  # sums in another order may round the other way
 
 
-@pytest.fixture()
-def saved(
-    base: tuple[ModelConfig, Params], tmp_path: Path, random_adapter: Callable[..., Adapter]
-) -> tuple[Path, ModelConfig]:
-    config, _ = base
-    spec = LoraSpec.model_validate({"r": 2})
-    save_adapter(random_adapter(config, spec), tmp_path, spec, "base")
-    return tmp_path, config
+def test_dora_starts_from_the_bases_row_norms(base: tuple[ModelConfig, Params]) -> None:
+    config, params = base
+    spec = LoraSpec.model_validate({"r": 2, "use_dora": True, "target_modules": "all-linear"})
+    with pytest.raises(ValueError, match="give params"):
+        init_adapter(config, spec, jax.random.key(0))
+    adapter = init_adapter(config, spec, jax.random.key(0), params=params)
+    for name, pair in adapter.weights.items():
+        expected = np.linalg.norm(np.asarray(getattr(params.layers, name)), axis=-1)
+        assert pair.magnitude is not None
+        np.testing.assert_allclose(pair.magnitude, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"peft_type": "IA3"}, "peft_type IA3"),
-        ({"use_dora": True}, "use_dora=True"),
-        ({"bias": "all"}, "bias='all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"target_modules": ["query"]}, "target_modules"),
-        ({"target_modules": "all-linear"}, "target_modules"),
-        ({"r": 3}, "has shape"),
-        ({"target_modules": ["q_proj"]}, "unexpected tensor"),
-        ({"target_modules": ["q_proj", "k_proj", "v_proj"]}, "k_proj.lora_A.weight is missing"),
-    ],
-)
-def test_refused_folders(saved: tuple[Path, ModelConfig], changes: dict[str, Any], said: str) -> None:
-    folder, config = saved
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(InputError) as caught:
-        load_adapter(folder, config)
-    assert said in str(caught.value)
-    assert str(folder) in str(caught.value)
+def test_dora_over_a_quantised_base_starts_from_what_its_codes_stand_for(
+    base: tuple[ModelConfig, Params],
+) -> None:
+    config, params = base
+    spec = LoraSpec.model_validate({"r": 2, "use_dora": True})
+    coarse = quantize_params(params, "nf4")
+    pair = init_adapter(config, spec, jax.random.key(0), params=coarse).weights["v_proj"]
+    expected = np.linalg.norm(np.asarray(dequantize(coarse.layers.v_proj, jnp.float32)), axis=-1)
+    assert pair.magnitude is not None
+    np.testing.assert_allclose(pair.magnitude, expected, rtol=1e-6)
+    assert np.abs(expected - np.linalg.norm(np.asarray(params.layers.v_proj), axis=-1)).max() > 1e-4
 
 
-def test_missing_and_damaged_folders(saved: tuple[Path, ModelConfig]) -> None:
-    folder, config = saved
-    weights = folder / "adapter_model.safetensors"
-    store = TensorStore.of_file(weights)
-    tensors = {name: store.read(name) for name in store.names()}
-    tensors[store.names()[0]] = np.full_like(tensors[store.names()[0]], np.nan)
-    write_tensors(weights, tensors)
-    with pytest.raises(InputError, match="NaN"):
-        load_adapter(folder, config)
-    weights.unlink()
-    with pytest.raises(InputError, match="does not exist"):
-        load_adapter(folder, config)
-    (folder / "adapter_config.json").unlink()
-    with pytest.raises(InputError, match=r"has no adapter_config\.json"):
-        load_adapter(folder, config)
-    with pytest.raises(InputError, match="does not exist"):
-        load_adapter(folder / "nowhere", config)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_scale(use_rslora: bool) -> None:
+    spec = LoraSpec.model_validate({"r": 16, "lora_alpha": 8, "use_rslora": use_rslora})
+    assert spec.scale == (2.0 if use_rslora else 0.5)
+
+
+def test_a_pattern_trains_and_goes_on(
+    tiny_weights: Path,
+    alpaca_rows: Callable[..., list[dict[str, Any]]],
+    write_rows: Callable[[Path, list[dict[str, Any]]], Path],
+    train_order: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """DoRA on a pattern with dropout: the second run starts where the first one ended, and both learn."""
+    records = write_rows(tmp_path / "records.parquet", alpaca_rows())
+    lora = {"r": 2, "use_dora": True, "use_rslora": True, "target_modules": r".*\.(q|down)_proj"}
+    first = train_order(tiny_weights, records, "first", lora=lora)
+    train(TrainSpec.model_validate(first), verbose=False)
+    config = ModelConfig.from_hf(tiny_weights)
+    made, spec = load_adapter(first["output_dir"], config)
+    assert (spec.target_modules, spec.use_dora, spec.use_rslora) == (["q_proj", "down_proj"], True, True)
+    begun = init_adapter(config, spec, jax.random.key(0), params=load_params(tiny_weights, config))
+    for name, pair in made.weights.items():
+        moved = np.asarray(pair.magnitude) - np.asarray(begun.weights[name].magnitude)
+        assert np.abs(moved).max() > 1e-3, "the magnitude is trained"
+    second = train_order(tiny_weights, records, "second", lora=lora, adapter=first["output_dir"])
+    result = train(TrainSpec.model_validate(second), verbose=False)
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "second/out/metrics.jsonl").read_text().splitlines()
+    ]
+    before = [
+        json.loads(line)["loss"] for line in (tmp_path / "first/out/metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses[0] < before[0] - 0.1 and result["final_loss"] < before[0]
+    plain = lora | {"use_dora": False}
+    with pytest.raises(InputError, match=r"has use_dora=True, the order lora\.use_dora=False"):
+        train(TrainSpec.model_validate(second | {"lora": plain, "output_dir": str(tmp_path / "x")}))
+    other = lora | {"target_modules": "all-linear"}
+    with pytest.raises(InputError, match="the adapter is on q_proj, down_proj, the order's"):
+        train(TrainSpec.model_validate(second | {"lora": other, "output_dir": str(tmp_path / "x")}))

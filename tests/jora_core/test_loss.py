@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,52 @@ import numpy as np
 import optax
 import pytest
 
+from jora_core import loss as loss_module
 from jora_core.batches import BatchStream
 from jora_core.config import ModelConfig
 from jora_core.data import load_groups
 from jora_core.groups import Group
 from jora_core.lora import Adapter, init_adapter
-from jora_core.loss import batch_loss, weighted_cross_entropy
+from jora_core.loss import batch_loss, cross_entropy, target_logprobs
 from jora_core.model import Params, forward, init_params, unembed
 from jora_core.spec import DataSpec, LoraSpec
 from jora_core.step import BATCH_ARRAYS
 from jora_core.tokenize import load_tokenizer
 
 
-def test_cross_entropy_and_its_gradient_equal_optax():
-    key = jax.random.key(0)
-    logits = 3 * jax.random.normal(key, (2, 7, 50))
-    targets = jax.random.randint(key, (2, 7), 0, 50)
-    weights = jax.random.uniform(key, (2, 7))
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("chunk", [1 << 24, 200], ids=["whole", "chunks of 4"])
+def test_cross_entropy_and_its_gradients_equal_optax(monkeypatch, softcap, chunk):
+    monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk)
+    config = ModelConfig(50, 16, 8, 1, 2, 2, 8, logit_softcap=softcap)
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, head = jax.random.normal(keys[0], (14, 16)), jax.random.normal(keys[1], (50, 16))
+    targets = jax.random.randint(keys[2], (14,), 0, 50)
+    weights = jax.random.uniform(keys[3], (14,))
 
-    def reference(x):
-        return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(x, targets))
+    def logits(h, w):
+        z = h @ w.T
+        return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
-    ours = jax.value_and_grad(lambda x: 2 * weighted_cross_entropy(x, targets, weights))(logits)
-    theirs = jax.value_and_grad(lambda x: 2 * reference(x))(logits)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5, atol=1e-7)
+    def reference(h, w):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(h, w), targets)
+        return 2 * jnp.sum(weights * losses)
+
+    def ours(h, w, trained=True):
+        return 2 * cross_entropy(h, w, targets, weights, config, head_trained=trained)
+
+    expected, grads = jax.value_and_grad(reference, (0, 1))(hidden, head)
+    for found in (jax.jit(ours)(hidden, head), jax.value_and_grad(ours)(hidden, head)[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for got, wanted in zip(jax.grad(ours, (0, 1))(hidden, head), grads, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    frozen = jax.grad(lambda h: ours(h, head, trained=False))(hidden)
+    np.testing.assert_allclose(frozen, grads[0], rtol=1e-5, atol=1e-6)
+
+    params = dataclasses.replace(init_params(config, jax.random.key(0)), head=head)
+    found = target_logprobs(params, config, hidden.reshape(2, 7, 16), targets.reshape(2, 7))
+    every = jax.nn.log_softmax(logits(hidden, head))
+    np.testing.assert_allclose(found.ravel(), every[np.arange(14), targets], rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +68,12 @@ def model(tiny_model) -> tuple[ModelConfig, Params, Adapter]:
 
 
 def packed_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: tuple[Group, ...]) -> Any:
-    """Summed loss over one epoch of packed batches, and its gradients for weights and adapter."""
+    """Summed loss over one epoch of packed batches, and the adapter's gradients."""
     stream = BatchStream(groups, 512, seed=0)
 
     @jax.jit
     def one(p, a, arrays):
-        return jax.value_and_grad(
-            lambda p, a: batch_loss(p, config, arrays, adapter=a, dropout_key=None), argnums=(0, 1)
-        )(p, a)
+        return jax.value_and_grad(lambda a: batch_loss(p, config, arrays, adapter=a, dropout_key=None))(a)
 
     batches = [stream.build(plan) for plan in stream.plan(0)]
     found = [one(params, adapter, {name: getattr(b, name) for name in BATCH_ARRAYS}) for b in batches]
@@ -77,7 +97,7 @@ def slow_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: tup
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return jnp.sum(losses * weights[:, 1:])
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, adapter)
+    return jax.jit(jax.value_and_grad(loss, argnums=1))(params, adapter)
 
 
 def load(path: Path, tiny_model: Path, sharing: str) -> tuple[Group, ...]:

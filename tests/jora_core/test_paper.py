@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,14 +175,56 @@ def test_bad_input_is_named(alpaca_json, tiny_model, tmp_path):
         jora_core.AlpacaDataset(path=tmp_path / "absent.json")
 
 
-def test_gemma_pair_says_what_is_not_supported(alpaca_json, tmp_path):
+def test_gemma_pair_trains_a_gemma(alpaca_json, tiny_model, tmp_path):
+    import jax
+
+    from jora_core.config import ModelConfig
+    from jora_core.lora import load_adapter
+    from jora_core.model import init_params
+    from jora_core.weights import save_params
+
+    folder = tmp_path / "gemma"
+    shutil.copytree(tiny_model, folder)
+    fields = json.loads((tiny_model / "config.json").read_text()) | {
+        "model_type": "gemma",
+        "architectures": ["GemmaForCausalLM"],
+        "hidden_act": "gelu",
+        "head_dim": 16,
+        "num_key_value_heads": 1,
+    }
+    shape = ModelConfig.from_fields(fields)
+    save_params(init_params(shape, jax.random.key(0)), shape, folder)
+    config = jora_core.ParagemmaConfig(
+        GEMMA_MODEL_PATH=folder,
+        MODEL_VERSION="2b-it",
+        NUM_SHARDS=1,
+        LORA_R=4,
+        MAX_SEQ_LEN=256,
+        N_EPOCHS=2,
+        LR=5e-3,
+    )
+    dataset = jora_core.generate_alpaca_dataset_gemma(alpaca_json, "train", config, alpaca_mix=0.0)
+    result = jora_core.train_lora_gemma(config, dataset, tmp_path / "out", verbose=False)
+    final = tmp_path / "out" / "jax_lora_final"
+    losses = [json.loads(line)["loss"] for line in (final / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == result["steps"] >= 2
+    assert losses[-1] < losses[0]
+    adapter, _ = load_adapter(final, shape)
+    assert adapter.weights["q_proj"].b.shape == (2, 64, 4)
+    assert adapter.weights["v_proj"].b.shape == (2, 16, 4)
+    assert np.abs(np.asarray(adapter.weights["v_proj"].b)).max() > 0
+
+
+def test_gemma_pair_says_what_is_wrong(alpaca_json, tmp_path):
     folder = tmp_path / "gemma"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma", "hidden_size": 8}))
-    config = jora_core.ParagemmaConfig(GEMMA_MODEL_PATH=folder, MODEL_VERSION="2b-it")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "hidden_size": 8}))
+    config = jora_core.ParagemmaConfig(GEMMA_MODEL_PATH=folder)
     dataset = jora_core.generate_alpaca_dataset_gemma(alpaca_json, "train", config, alpaca_mix=0.0)
-    with pytest.raises(InputError, match="gemma is not supported"):
+    with pytest.raises(InputError, match="architecture gemma3"):
         jora_core.train_lora_gemma(config, dataset, tmp_path / "out")
+    with pytest.raises(InputError, match="set GEMMA_MODEL_PATH"):
+        jora_core.train_lora_gemma(jora_core.ParagemmaConfig(), dataset, tmp_path / "out")
 
 
 def test_merger_refuses_bad_folders(tiny_weights, tmp_path, capsys):

@@ -18,12 +18,12 @@ import pytest
 from jora_core.choices import Question, score_choices
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
+from jora_core.loading import load_params
 from jora_core.lora import Adapter, save_adapter
 from jora_core.model import forward, unembed
 from jora_core.predict import end_tokens, make_questions, predict
 from jora_core.spec import LoraSpec, PredictSpec
 from jora_core.tokenize import load_tokenizer
-from jora_core.weights import load_params
 
 
 @pytest.fixture(scope="module")

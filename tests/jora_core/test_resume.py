@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jora_core.loop import Interrupted
+from jora_core.metrics import MetricsLog
 from jora_core.spec import TrainSpec
 from jora_core.train import train
 
@@ -105,3 +109,71 @@ def test_sigterm_saves_and_leaves_with_143(order, tmp_path):
     assert "stopped by SIGTERM after step" in errors
     steps = [int(p.name) for p in (Path(order["checkpoint_dir"]) / "steps").iterdir()]
     assert steps == [len(log.read_text().splitlines())]
+
+
+class Stopped(BaseException):
+    """Stands for a kill in this process: nothing in the loop may catch it."""
+
+
+def test_twenty_random_stops_end_with_the_same_bits(order, tmp_path, monkeypatch):
+    """Packing, sharing, dropout, accumulation and prefetch; stops at checkpoints' steps and between them."""
+    order = order | {"max_steps": 10, "checkpoint_every": 4}
+    whole = {
+        **order,
+        "output_dir": str(tmp_path / "whole"),
+        "checkpoint_dir": str(tmp_path / "whole-checkpoints"),
+    }
+    result = train(TrainSpec.model_validate(whole), verbose=False)
+    assert result["microbatches_first_epoch"] < 20, "the run must go on into a second epoch"
+    rng = random.Random(11)
+    steps = [rng.randint(1, 9) for _ in range(20)]
+    assert {4, 8} & set(steps) and set(steps) - {4, 8}
+    write = MetricsLog.write
+    for number, step in enumerate(steps):
+        broken = {
+            **order,
+            "output_dir": str(tmp_path / f"out{number}"),
+            "checkpoint_dir": str(tmp_path / f"checkpoints{number}"),
+        }
+
+        def deadly(self: MetricsLog, row: dict[str, Any], step: int = step) -> None:
+            write(self, row)
+            if row["step"] == step:
+                raise Stopped
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(MetricsLog, "write", deadly)
+            train(TrainSpec.model_validate(broken), verbose=False)
+        train(TrainSpec.model_validate(broken), verbose=False)
+        assert outcome(broken) == outcome(whole), f"stopped after step {step}"
+
+
+def test_sigterm_between_checkpoints_goes_on_with_the_same_bits(order, tmp_path, monkeypatch, capfd):
+    order = order | {
+        "max_steps": 8,
+        "checkpoint_every": 5,
+        "data": {**order["data"], "validation_share": 0.2},
+    }
+    whole = {
+        **order,
+        "output_dir": str(tmp_path / "whole"),
+        "checkpoint_dir": str(tmp_path / "whole-checkpoints"),
+    }
+    train(TrainSpec.model_validate(whole))
+    write = MetricsLog.write
+
+    def signalled(self: MetricsLog, row: dict[str, Any]) -> None:
+        write(self, row)
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(MetricsLog, "write", signalled)
+        train(TrainSpec.model_validate(order))
+    assert caught.value.code == 143
+    assert "stopped by SIGTERM after step" in capfd.readouterr().err
+    rows = [json.loads(x) for x in (Path(order["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) < 5 and not any("validation_loss" in row for row in rows), "no time for an evaluation"
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    train(TrainSpec.model_validate(order))
+    assert outcome(order) == outcome(whole)

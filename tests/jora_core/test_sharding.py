@@ -22,11 +22,12 @@ import pytest
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
 from jora_core.generate import generate
+from jora_core.loading import load_params
 from jora_core.lora import Adapter, init_adapter
 from jora_core.model import Params, forward, init_params, unembed
 from jora_core.sharding import adapter_shardings, check_mesh, make_mesh, param_shardings
 from jora_core.spec import LORA_TARGETS, LoraSpec
-from jora_core.weights import load_params, save_params
+from jora_core.weights import save_params
 
 MESHES = {"grouped": ((1, 1), (1, 4), (2, 2), (4, 1)), "replicated": ((1, 1), (1, 4))}
 # Two key/value heads do not fill a tensor axis of four; a vocabulary of 98 does not divide by four.

@@ -18,8 +18,9 @@ import pytest
 
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
+from jora_core.loading import load_params
 from jora_core.storage import TensorStore, atomic_path, write_json, write_tensors
-from jora_core.weights import expected_tensors, hf_tensors, load_params, save_params
+from jora_core.weights import expected_tensors, hf_tensors, save_params
 
 NORM = "model.layers.1.input_layernorm.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"

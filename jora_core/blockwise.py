@@ -1,0 +1,260 @@
+"""Attention in blocks: exact softmax attention that never holds a T x T array, forward or backward.
+
+FlashAttention's algorithm (arXiv:2205.14135, 2307.08691) written with XLA loops: per block of queries a loop
+over the blocks of keys keeps a running maximum and sum; the backward pass computes the probabilities again
+from the saved log-sum-exp. Blocks in which nothing is allowed (the future, other segments, other suffixes,
+beyond the window) are skipped, so a packed row costs what its examples cost.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jora_core.remat import KEPT_ATTENTION
+
+# Finite, so that a row with nothing allowed (padding) gives finite values and no NaN in either direction.
+MASKED = -1e30
+# Slots of a block: its scores stay in a CPU's cache, its products keep an accelerator busy.
+BLOCK_SLOTS = {"cpu": 256}
+_OTHER_BLOCK_SLOTS = 512
+
+
+@flax.struct.dataclass
+class Slots:
+    """What decides who sees whom: int32 [B, T] each; the window is a scalar, 0 for none.
+
+    A query sees a key that does not come after it, of its own segment (segment 0 is padding), of the
+    segment's prefix (suffix 0) or its own suffix, and less than `window` positions before it.
+    """
+
+    segments: jax.Array
+    suffixes: jax.Array
+    positions: jax.Array
+
+    def part(self, start: Any, size: int) -> Slots:
+        """`size` slots from `start` on."""
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), self)
+
+
+def allowed(queries: Slots, keys: Slots, after: jax.Array, window: jax.Array | int) -> jax.Array:
+    """The mask bool [B, Tq, Tk]; `after` is [Tq, Tk], whether the key's slot comes after the query's."""
+    same = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (queries.segments > 0)[:, :, None]
+    suffix = keys.suffixes[:, None, :]
+    visible = (suffix == 0) | (queries.suffixes[:, :, None] == suffix)
+    near = queries.positions[:, :, None] - keys.positions[:, None, :] < reach(window)
+    return same & visible & near & ~after
+
+
+def reach(window: jax.Array | int) -> jax.Array:
+    """Positions between query and key must be fewer than this: the window, or any number for 0."""
+    window = jnp.asarray(window, jnp.int32)
+    return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)
+
+
+def blockwise_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    slots: Slots,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: jax.Array | int = 0,
+    block: int | None = None,
+) -> jax.Array:
+    """Softmax attention of N query heads over K key/value heads, N a multiple of K, without repeating them.
+
+    Query head n uses key/value head n // (N / K): the heads of one group are neighbours, as in Llama weights.
+
+    Args:
+        q: [B, T, N, H]; k, v: [B, T, K, H].
+        slots: who sees whom.
+        scale: factor of the scores; `softcap` c then bounds them as c·tanh(scores / c) (Gemma 2).
+        window: most positions between query and key, a scalar that may differ by layer; 0 for no limit.
+        block: slots of a block; chosen by platform if None.
+
+    Returns:
+        [B, T, N, H] in the type of `q`. Rows with nothing allowed hold finite values without meaning.
+    """
+    batch, length, heads, width = q.shape
+    groups = k.shape[2]
+    block = min(block or BLOCK_SLOTS.get(jax.default_backend(), _OTHER_BLOCK_SLOTS), length)
+    short = -length % block
+    if short:
+        spare = ((0, 0), (0, short), (0, 0), (0, 0))
+        q, k, v = (jnp.pad(x, spare) for x in (q, k, v))
+        slots = jax.tree.map(lambda x: jnp.pad(x, spare[:2]), slots)
+    # Batch axes first: XLA's CPU matmul then takes each head without a hidden transpose.
+    q = (q * scale).astype(q.dtype).reshape(batch, length + short, groups, -1, width).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    run = partial(_attend, softcap, block)
+    limit = reach(window)
+    # A row's scores fit into a CPU's cache, a batch's do not; and only a single row can skip its own blocks.
+    if jax.default_backend() == "cpu" and batch > 1:
+        out = jax.lax.map(lambda row: run(*jax.tree.map(lambda x: x[None], row), limit)[0], (q, k, v, slots))
+    else:
+        out = run(q, k, v, slots, limit)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, length + short, heads, width)
+    return out[:, :length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    softcap: float | None,
+    block: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    slots: Slots,
+    limit: jax.Array,
+) -> jax.Array:
+    """q [B, K, G, T, H], scaled, over k, v [B, K, T, H], T a multiple of the block; out like q."""
+    return _forward(softcap, block, q, k, v, slots, limit)[0]
+
+
+def _forward(softcap, block, q, k, v, slots, limit):
+    needed = _needed(slots, block, limit)
+    count = needed.shape[0]
+
+    def queries(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q_i = jax.lax.dynamic_slice_in_dim(q, i * block, block, 3)
+
+        def visit(j: jax.Array, state: tuple) -> tuple:
+            top, total, out = state
+            k_j, v_j = (jax.lax.dynamic_slice_in_dim(x, j * block, block, 2) for x in (k, v))
+            scores, _ = _scores(q_i, k_j, slots, i, j, block, softcap, limit)
+            new_top = jnp.maximum(top, scores.max(axis=-1))
+            weights = jnp.exp(scores - new_top[..., None])
+            fade = jnp.exp(top - new_top)
+            total = total * fade + weights.sum(axis=-1)
+            out = out * fade[..., None] + _product("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
+            return new_top, total, out
+
+        # Derived from the inputs, so that under shard_map they vary over the same mesh axes.
+        zeros = jnp.zeros_like(q_i, jnp.float32) + 0 * v[:, :, None, :1, :1].astype(jnp.float32)
+        start = (zeros[..., 0] + MASKED, zeros[..., 0], zeros)
+        if count == 1:
+            top, total, out = visit(i, start)
+        else:
+            top, total, out = jax.lax.fori_loop(
+                0, i + 1, lambda j, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, j, s), start
+            )
+        total = jnp.maximum(total, 1e-30)
+        return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
+
+    if count == 1:
+        out, log_total = queries(jnp.zeros((), jnp.int32))
+    else:
+        out, log_total = jax.lax.map(queries, jnp.arange(count))
+        out, log_total = _join(out, 3), _join(log_total, 3)
+    out = checkpoint_name(out, KEPT_ATTENTION)
+    log_total = checkpoint_name(log_total, KEPT_ATTENTION)
+    return out, (q, k, v, slots, limit, out, log_total)
+
+
+def _backward(softcap, block, saved, grad):
+    q, k, v, slots, limit, out, log_total = saved
+    needed = _needed(slots, block, limit)
+    count = needed.shape[0]
+    inner = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1)
+
+    def keys(d_q: jax.Array, j: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        k_j, v_j = (jax.lax.dynamic_slice_in_dim(x, j * block, block, 2) for x in (k, v))
+
+        def visit(i: jax.Array, state: tuple) -> tuple:
+            d_q, d_k, d_v = state
+            q_i, grad_i, inner_i, log_i = (
+                jax.lax.dynamic_slice_in_dim(x, i * block, block, 3) for x in (q, grad, inner, log_total)
+            )
+            scores, slope = _scores(q_i, k_j, slots, i, j, block, softcap, limit)
+            weights = jnp.exp(scores - log_i[..., None])
+            d_scores = weights * (_product("bkgth,bksh->bkgts", grad_i, v_j) - inner_i[..., None])
+            if slope is not None:
+                d_scores = d_scores * slope
+            weights, d_scores = weights.astype(v.dtype), d_scores.astype(q.dtype)
+            d_q_i = _product("bkgts,bksh->bkgth", d_scores, k_j)
+            at = (0, 0, 0, i * block, 0)
+            old = jax.lax.dynamic_slice(d_q, at, d_q_i.shape)
+            d_q = jax.lax.dynamic_update_slice(d_q, old + d_q_i, at)
+            # Transposing the narrow operand by hand keeps XLA's CPU compiler from transposing the wide one.
+            grad_t, q_t = jax.lax.optimization_barrier((grad_i.swapaxes(3, 4), q_i.swapaxes(3, 4)))
+            d_k = d_k + _product("bkght,bkgts->bkhs", q_t, d_scores)
+            d_v = d_v + _product("bkght,bkgts->bkhs", grad_t, weights)
+            return d_q, d_k, d_v
+
+        zeros = 0 * (k_j + 0 * d_q[:, :, 0, :1, :1]).astype(jnp.float32).swapaxes(2, 3)
+        if count == 1:
+            d_q, d_k, d_v = visit(j, (d_q, zeros, zeros))
+        else:
+            d_q, d_k, d_v = jax.lax.fori_loop(
+                j,
+                count,
+                lambda i, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, i, s),
+                (d_q, zeros, zeros),
+            )
+        return d_q, (d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype))
+
+    zeros = jnp.zeros_like(q, jnp.float32) + 0 * (grad[..., :1] + (k + v)[:, :, None, :1, :1]).astype(
+        jnp.float32
+    )
+    if count == 1:
+        d_q, (d_k, d_v) = keys(zeros, jnp.zeros((), jnp.int32))
+    else:
+        d_q, (d_k, d_v) = jax.lax.scan(keys, zeros, jnp.arange(count))
+        d_k, d_v = _join(d_k, 2), _join(d_v, 2)
+    return d_q.astype(q.dtype), d_k, d_v, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(q_i, k_j, slots, i, j, block, softcap, limit):
+    """Masked float32 scores [B, K, G, block, block], and with a soft-cap its derivative."""
+    scores = _product("bkgth,bksh->bkgts", q_i, k_j)
+    slope = None
+    if softcap is not None:
+        bounded = jnp.tanh(scores / softcap)
+        scores, slope = softcap * bounded, 1 - bounded * bounded
+    slot = jnp.arange(block)
+    after = (j * block + slot)[None, :] > (i * block + slot)[:, None]
+    mask = allowed(slots.part(i * block, block), slots.part(j * block, block), after, limit)
+    return jnp.where(mask[:, None, None], scores, MASKED), slope
+
+
+def _needed(slots: Slots, block: int, limit: jax.Array) -> jax.Array:
+    """Which pairs of blocks (query, key) may hold an allowed pair of slots, in any row: bool [T/b, T/b].
+
+    From the smallest and largest ids of each block, so it may say yes too often and never no.
+    """
+
+    def ends(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parts = x.reshape(x.shape[0], -1, block)
+        return parts.min(axis=2), parts.max(axis=2)
+
+    (seg_low, seg_high), (suf_low, suf_high), (pos_low, pos_high) = (
+        ends(x) for x in (slots.segments, slots.suffixes, slots.positions)
+    )
+    rows, columns = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    real = (seg_high > 0)[rows] & (seg_high > 0)[columns]
+    same = (seg_low[rows] <= seg_high[columns]) & (seg_low[columns] <= seg_high[rows])
+    visible = (suf_low[columns] == 0) | (
+        (suf_low[rows] <= suf_high[columns]) & (suf_low[columns] <= suf_high[rows])
+    )
+    near = pos_low[rows] - pos_high[columns] < limit
+    return (real & same & visible & near).any(axis=0)
+
+
+def _join(x: jax.Array, axis: int) -> jax.Array:
+    """Blocks [count, ..., block, ...] to [..., count * block, ...], `axis` as it is in the result."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,193 @@
+"""Our side of a benchmark: the real training step, `jora_core.step.build_step`, on made-up batches.
+
+A worker of `harness`: settings come on stdin, then requests. Not run by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import HostMemory, serve
+from workload import (
+    ADAPTER_B_BOUND,
+    WEIGHT_BOUND,
+    first_supervised,
+    layer_kinds,
+    random_values,
+    token_ids,
+)
+
+from jora_core import blockwise, model
+from jora_core.attention import attention, example_mask
+from jora_core.batches import Batch, BatchStream
+from jora_core.config import ModelConfig
+from jora_core.groups import Group, Piece
+from jora_core.lora import init_adapter
+from jora_core.model import init_params
+from jora_core.optim import make_schedule
+from jora_core.sharding import make_mesh
+from jora_core.spec import TrainSpec
+from jora_core.step import build_step
+
+
+def stacked(
+    settings: dict[str, Any], name: str, shape: tuple[int, ...], bound: float, dtype: Any
+) -> jax.Array:
+    """All layers' values [L, ...] of one tensor."""
+    kinds = layer_kinds(settings)
+    made = [random_values(name, kind, shape[1:], bound).astype(dtype) for kind in range(kinds)]
+    on_device = jnp.asarray(np.stack(made))
+    return on_device if kinds == shape[0] else on_device[jnp.arange(shape[0]) % kinds]
+
+
+def make_weights(settings: dict[str, Any], config: ModelConfig) -> Any:
+    """`Params` of this shape: random matrices, norms of one."""
+    dtype = jnp.dtype(settings["dtype"])
+
+    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].name
+        if "norm" in name:
+            return jnp.asarray(np.ones(leaf.shape, dtype))
+        if len(path) > 1:
+            return stacked(settings, name, leaf.shape, WEIGHT_BOUND, dtype)
+        return jnp.asarray(random_values(name, 0, leaf.shape, WEIGHT_BOUND).astype(dtype))
+
+    shapes = jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def make_adapter(settings: dict[str, Any], config: ModelConfig, spec: TrainSpec) -> Any:
+    """A float32 adapter: random A and B."""
+    shapes = jax.eval_shape(lambda key: init_adapter(config, spec.lora, key), jax.random.key(0))
+    weights = {
+        name: dataclasses.replace(
+            pair,
+            a=stacked(settings, f"{name}.A", pair.a.shape, pair.a.shape[-1] ** -0.5, jnp.float32),
+            b=stacked(settings, f"{name}.B", pair.b.shape, ADAPTER_B_BOUND, jnp.float32),
+        )
+        for name, pair in shapes.weights.items()
+    }
+    return dataclasses.replace(shapes, weights=weights)
+
+
+def order(settings: dict[str, Any]) -> TrainSpec:
+    """The public order for this run."""
+    return TrainSpec.model_validate(
+        {
+            "model": settings["folder"],
+            "init": "random",
+            "lora": {"r": settings["rank"], "lora_alpha": settings["alpha"], "lora_dropout": 0.0},
+            "optim": {"learning_rate": settings["learning_rate"], "schedule": "constant", "warmup_ratio": 0},
+            "data": {
+                "records": "none.parquet",
+                "max_seq_len": settings["sequence"],
+                "tokens_per_batch": settings["sequence"] * settings["batch"],
+            },
+            "max_steps": 1000,
+            "dtype": settings["dtype"],
+            "output_dir": settings["folder"],
+            "checkpoint_dir": settings["folder"],
+            **({"remat": settings["remat"]} if settings.get("remat") else {}),
+        }
+    )
+
+
+def make_batch(settings: dict[str, Any], step: int) -> Batch:
+    """The microbatch of one step, laid out by the same code as records are."""
+    weights = np.zeros(settings["sequence"], np.float32)
+    weights[first_supervised(settings) :] = 1
+    rows = token_ids(settings, step)
+    groups = [Group((f"row-{i}",), Piece(row, weights)) for i, row in enumerate(rows)]
+    stream = BatchStream(groups, settings["sequence"] * settings["batch"], seed=0, shuffle=False)
+    (plan,) = stream.plan(0)
+    batch = stream.build(plan)
+    if batch.tokens.shape != rows.shape:
+        raise ValueError(f"rows of {batch.tokens.shape}, expected {rows.shape}; use multiples of 64 tokens")
+    return all_logits(batch) if settings.get("logits") == "all" else batch
+
+
+def all_logits(batch: Batch) -> Batch:
+    """The same batch with every slot sent through the output projection, as a plain loss would."""
+    slots = batch.tokens.size
+    targets, weights = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.float32)
+    used = batch.weights > 0
+    targets[0, batch.index[used]] = batch.targets[used]
+    weights[0, batch.index[used]] = batch.weights[used]
+    index = np.arange(slots, dtype=np.int32)[None]
+    return dataclasses.replace(batch, index=index, targets=targets, weights=weights)
+
+
+def plain_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, slots: blockwise.Slots, *, window: int = 0, **scores: Any
+) -> jax.Array:
+    """What stands in for blockwise attention to see what that gives: all scores in memory."""
+    return attention(q, k, v, example_mask(slots, window), **scores)
+
+
+def exchange(settings: dict[str, Any]) -> None:
+    """Techniques that no order chooses, exchanged in this process before anything is compiled."""
+    if settings.get("attention") == "plain":
+        setattr(model, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
+    if settings.get("block"):
+        blockwise.BLOCK_SLOTS[jax.default_backend()] = settings["block"]
+
+
+def build(settings: dict[str, Any]) -> dict[str, Any]:
+    """Make the model and compile nothing yet: the first steps are the warm-up.
+
+    With "probe" among the settings, only what device there is can be asked.
+    """
+    memory = HostMemory()
+
+    def device() -> dict[str, Any]:
+        first = jax.devices()[0]
+        return {"platform": first.platform, "name": first.device_kind}
+
+    if settings.get("probe"):
+        return {"device": device}
+    exchange(settings)
+    config = ModelConfig.from_hf(Path(settings["folder"]))
+    spec = order(settings)
+    mesh = make_mesh()
+    jax.set_mesh(mesh)
+    frozen = make_weights(settings, config)
+    adapter = make_adapter(settings, config, spec)
+    functions = build_step(config, spec, mesh, make_schedule(spec.optim, 1000), adapter)
+    state = functions.start(adapter)
+    sums = functions.zero(state)
+    del adapter
+
+    def step(step: int) -> dict[str, Any]:
+        nonlocal state, sums
+        batch = make_batch(settings, step)
+        began = time.perf_counter()
+        sums = functions.accumulate(sums, state, frozen, functions.place(batch), 0)
+        state, sums, metrics = functions.update(state, sums)
+        loss = float(metrics.loss)
+        jax.block_until_ready(state)
+        return {"loss": loss, "seconds": time.perf_counter() - began}
+
+    def forward(step: int) -> dict[str, Any]:
+        batch = make_batch(settings, step)
+        began = time.perf_counter()
+        loss, weight = functions.evaluate(state, frozen, functions.place(batch))
+        return {"loss": float(loss) / float(weight), "seconds": time.perf_counter() - began}
+
+    def report() -> dict[str, Any]:
+        # Without statistics of the device (CPU) its memory is the process's own.
+        device = jax.devices()[0].memory_stats() or {}
+        peak = device.get("peak_bytes_in_use")
+        return memory.report() | ({} if peak is None else {"device_peak_bytes": peak})
+
+    chosen = forward if settings.get("only") == "forward" else step
+    return {"step": chosen, "warm": memory.warm, "memory": report}
+
+
+if __name__ == "__main__":
+    serve(build)

@@ -1,0 +1,106 @@
+"""The benchmarks run, both of their sides compute the same, and what they write has the promised form.
+
+Nothing here looks at a time: speed is measured by hand on a quiet machine (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TINY = ["--hidden", "64", "--heads", "4", "--kv-heads", "2", "--layers", "2", "--feed-forward", "128",
+        "--vocab", "256"]  # fmt: skip
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+
+def run(script: str, *words: str, to: Path) -> tuple[dict[str, Any], str]:
+    """What a script writes and prints."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *words, "--steps", "2", "--warmup", "1", "--json", str(to)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(to.read_text())
+    assert set(written) == {"machine", "settings", "results", "ratios"}
+    assert {"processor", "cores", "packages"} <= set(written["machine"])
+    assert all(isinstance(value, float) and value > 0 for value in written["ratios"].values())
+    return written, done.stdout
+
+
+def test_lora_step_compares_the_same_computation(tmp_path: Path) -> None:
+    words = ["--sequences", "64", "--supervised", "5"]
+    written, printed = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    assert set(written["ratios"]) == {"speed@64", "memory@64"} and "speed@64" in printed
+    ours, off, on = results = written["results"]
+    assert [r["side"] for r in results] == ["ours", "peft, checkpointing off", "peft, checkpointing on"]
+    assert len(ours["losses"]) == 3 and len(set(ours["losses"])) == 3
+    for theirs in (off, on):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    assert ours["in_ratio"] and off["in_ratio"] != on["in_ratio"]
+    assert all(r["peak_bytes"] > r["peak_above_imports_bytes"] > 0 for r in results)
+
+
+def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
+    words = ["--sequences", "64", "--ablate", "--supervised", "all"]
+    written, _ = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    by_side = {r["side"]: r["losses"] for r in written["results"]}
+    steps = {side: losses for side, losses in by_side.items() if side != "forward only"}
+    first = next(iter(steps.values()))
+    assert {"logits of all tokens", "plain attention", "forward only"} < set(by_side) and len(steps) > 2
+    assert all(losses == pytest.approx(first, rel=1e-5) for losses in steps.values())
+    assert by_side["forward only"][0] == pytest.approx(first[0], rel=1e-5)
+
+
+def test_gpu_lora_without_a_gpu_says_what_it_could_not_measure(tmp_path: Path) -> None:
+    written, printed = run("gpu_lora.py", "--cpu", to=tmp_path / "out.json")
+    assert written["ratios"] == {} and "not measured: no GPU was used" in printed
+    assert len(written["results"]) == 4
+    for ours, theirs in zip(written["results"][::2], written["results"][1::2], strict=True):
+        assert (ours["side"], theirs["side"]) == ("ours", "peft") and ours["setting"] == theirs["setting"]
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+
+
+def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    harness = importlib.import_module("harness")
+    assert harness.check_losses({"a": [2.0, 4.0], "b": [2.0, 4.0002]}, 1e-4) == pytest.approx(5e-5)
+    with pytest.raises(SystemExit, match="the sides disagree"):
+        harness.check_losses({"a": [2.0, 4.0], "b": [2.0, 4.001]}, 1e-4)
+    with pytest.raises(SystemExit, match="the sides disagree"):
+        harness.check_losses({"a": [2.0], "b": [float("nan")]}, 1e-4)
+
+
+def test_needed_operations_are_those_that_torch_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The arithmetic behind MFU against torch's counter, on a step with all logits and unfused attention."""
+    monkeypatch.syspath_prepend(str(HERE))
+    torch = importlib.import_module("torch")
+    counter = importlib.import_module("torch.utils.flop_counter")
+    gpu_lora, theirs = importlib.import_module("gpu_lora"), importlib.import_module("theirs")
+    workload = importlib.import_module("workload")
+    settings = {"folder": str(tmp_path), "shape": workload.TINY, "batch": 2, "sequence": 32, "supervised": 0,
+                "rank": 4, "alpha": 4, "dtype": "float32", "checkpointing": False, "seed": 0}  # fmt: skip
+    workload.write_config(tmp_path, workload.TINY, 32)
+    model = theirs.make_model(settings, torch.device("cpu"))
+    model.set_attn_implementation("eager")
+    ids = torch.from_numpy(workload.token_ids(settings, 0)).long()
+    with counter.FlopCounterMode(display=False) as counted:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    more = 11 * 2 * 64 * (2 * 32 * 32 - 32 * 33)  # it computes whole squares of scores, not triangles,
+    more += 2 * 2 * 2 * 64 * 256  # and logits of the last token too
+    assert counted.get_total_flops() - more == gpu_lora.model_flops(settings)["needed"]
