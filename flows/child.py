@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from flows import processes
@@ -83,13 +84,16 @@ def run_child(
     *,
     env: dict[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
+    on_output: Callable[[str], None] | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> dict[str, Any]:
     """Run ``python -m jora_core.<module>`` on ``spec`` and return its ``result.json``.
 
     A dotted ``module`` is taken as it is. On a terminal the child draws its progress bars there; elsewhere
     each of its lines goes to ``on_line`` (default: the Prefect run's logger inside a run, the
-    ``jora.child`` logger outside). ``env`` is added to the environment.
+    ``jora.child`` logger outside). With ``on_output``, that gets each line of the child's standard output,
+    in this thread and while the child runs, and the rest is about its standard error. ``env`` is added to the
+    environment.
 
     Raises:
         ChildInputError: the child refused its input.
@@ -106,6 +110,7 @@ def run_child(
         processes.python_module(target, "--spec", str(spec_path)),
         env=env or {},
         on_line=on_line or _log_line(),
+        on_output=on_output,
         grace_seconds=grace_seconds,
     )
     if status == 0:
@@ -144,29 +149,59 @@ def children_end_with_block() -> Iterator[None]:
 
 
 def _supervised(
-    command: list[str], env: dict[str, str], on_line: Callable[[str], None], grace_seconds: float
+    command: list[str],
+    env: dict[str, str],
+    on_line: Callable[[str], None],
+    on_output: Callable[[str], None] | None,
+    grace_seconds: float,
 ) -> tuple[int, str]:
     """Run ``command`` supervised; return its exit status (128 + n for signal n) and its last lines."""
     tail: deque[str] = deque(maxlen=TAIL_LINES)
+    said: SimpleQueue[str] = SimpleQueue()
     output_read, output_write, terminal = _output_channel()
-    reader = threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)
+    threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
+    own, stdout = [output_read], None
+    if on_output:
+        stdout_read, stdout = os.pipe()
+        own.append(stdout_read)
+        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, said.put), daemon=True))
     try:
         try:
-            child = processes.start(command, env, output_write)
+            child = processes.start(command, env, output_write, stdout)
         finally:
-            os.close(output_write)
+            for end in (output_write, *([] if stdout is None else [stdout])):
+                os.close(end)
         _running.append(child)
         try:
-            reader.start()
+            for thread in threads:
+                thread.start()
             while not child.ended() and not _stop_all.wait(processes.POLL_SECONDS):
-                pass
+                _hand_over(said, on_output)
         finally:
             status = child.end(grace_seconds)
             _running.remove(child)
-            reader.join(timeout=5)
+            for thread in threads:
+                thread.join(timeout=5)
+        _hand_over(said, on_output)
     finally:
-        os.close(output_read)
+        for end in own:
+            os.close(end)
     return status, "\n".join(tail)
+
+
+def _hand_over(said: SimpleQueue[str], on_output: Callable[[str], None] | None) -> None:
+    """Give what was said so far to ``on_output``."""
+    while on_output and not said.empty():
+        on_output(said.get())
+
+
+def _read_lines(source: int, take: Callable[[str], None]) -> None:
+    """Give each whole line of a pipe to ``take``, until its end."""
+    rest = b""
+    while chunk := _read(source):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            take(line.decode("utf-8", "replace"))
 
 
 def _output_channel() -> tuple[int, int, bool]:

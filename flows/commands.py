@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from flows.child import run_child
 from flows.config import PipelineConfig
@@ -13,69 +18,95 @@ from flows.errors import InputError, one_line_os_errors
 from flows.keys import identify
 from flows.plan import missing_upstream
 from flows.store import Store
-from jora_core.spec import ALPACA_SHORT, ExportSpec, PredictSpec
+from jora_core.answer_spec import AnswerSpec, GenerateSpec
+from jora_core.model_spec import ExportSpec
+from jora_core.spec import ALPACA_SHORT
+
+# What an option of `jora generate` may be, said where it is not.
+_EXPECTED = {
+    "temperature": "0 (the likeliest token) or a greater number, such as 0.7",
+    "top_k": "0 (all tokens) or a greater whole number, such as 50",
+    "top_p": "more than 0 and at most 1, such as 0.9",
+    "seed": "a whole number from 0 to 4294967295",
+    "stop": "at least one character; leave the option out for no stop string",
+    "max_new_tokens": "1 or a greater whole number",
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What `jora generate` is asked, and how to answer; `options` are fields of `AnswerSpec`."""
+
+    instruction: str
+    input: str = ""
+    model: Path | None = None
+    adapter: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def answer_options(
+    temperature: float, top_k: int, top_p: float, seed: int, stop: Sequence[str], max_new_tokens: int
+) -> dict[str, Any]:
+    """Fields of an `AnswerSpec` from the options of the command line.
+
+    Raises:
+        InputError: a value that cannot be; it names the option.
+    """
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    try:
+        AnswerSpec.model_validate({"sampling": sampling, "stop": stop, "max_new_tokens": max_new_tokens})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = next(str(part) for part in reversed(first["loc"]) if isinstance(part, str))
+        option = "--" + name.replace("_", "-")
+        raise InputError(f"{option} {first['input']!r}: expected {_EXPECTED[name]}") from None
+    return {"sampling": sampling, "stop": list(stop), "max_new_tokens": max_new_tokens}
 
 
 def generate_answer(
-    config: PipelineConfig,
-    instruction: str,
-    text: str,
-    model: Path | None = None,
-    adapter: Path | None = None,
-    max_new_tokens: int = 64,
-) -> str:
-    """Answer one prompt, greedily: with `model` (and `adapter`), else with the last phase of `config`.
+    config: PipelineConfig, prompt: Prompt, on_text: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Answer one prompt: with its model (and adapter), else with the last phase of `config`.
+
+    Args:
+        on_text: gets the pieces of the answer while it is written.
+
+    Returns:
+        The core's result: text, finish_reason, prompt_tokens, new_tokens, context_shortened and more.
 
     Raises:
         InputError: an adapter without its model, or a configuration that was not trained yet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if adapter and not model:
+    if prompt.adapter and not prompt.model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
     store = Store(config.store)
-    base, adapter = (model, adapter) if model else _trained(config, store)
+    base, adapter = (prompt.model, prompt.adapter) if prompt.model else _trained(config, store)
     with tempfile.TemporaryDirectory(prefix="jora-generate-") as name:
         folder = Path(name)
-        row = {
-            **dict.fromkeys(("id", "task", "context_id"), "prompt"),
-            "instruction": instruction,
-            "input": text,
-            "output": "",
-            "split": "test",
-            "choices": [],
-            "gold": [],
-        }
-        schema = pa.schema(
-            [
-                (key, pa.list_(pa.string()) if isinstance(value, list) else pa.string())
-                for key, value in row.items()
-            ]
-        )
-        pq.write_table(pa.Table.from_pylist([row], schema=schema), folder / "records.parquet")
-        longest = config.evaluate.max_seq_len
-        spec = PredictSpec(
+        spec = GenerateSpec(
             model=base,
-            systems={"answer": adapter},
-            records=folder / "records.parquet",
-            task=None,
-            split="test",
-            max_records=None,
+            adapter=adapter,
+            instruction=prompt.instruction,
+            input=prompt.input,
             prompt_template=ALPACA_SHORT,
-            max_seq_len=longest,
-            tokens_per_batch=max(config.evaluate.tokens_per_batch, longest),
-            mode="generate",
-            max_new_tokens=max_new_tokens,
+            max_seq_len=config.evaluate.max_seq_len,
+            stream=on_text is not None,
             mesh=config.mesh,
             dtype=config.model.dtype,
             quantization=config.model.quantization,
+            attention=config.model.attention,
             output_dir=folder / "answer",
             compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
+            **prompt.options,
         )
-        run_child("predict", spec, folder, on_line=lambda line: None)
-        rows = pq.read_table(folder / "answer" / "predictions.parquet").to_pylist()
-    return rows[0]["text"]
+        take = on_text or (lambda text: None)
+        return run_child(
+            "generate_text",
+            spec,
+            folder,
+            on_line=lambda line: None,
+            on_output=lambda line: take(json.loads(line)["text"]),
+        )
 
 
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from flows.config_file import apply_overrides, describe_error, read_yaml, resolve_paths
 from flows.errors import InputError
 from jora_core.spec import (
+    AttentionChoice,
     Dtype,
     LoraSpec,
     MeshSpec,
@@ -55,6 +56,11 @@ class ModelConfig(Section):
         default="none",
         title="Quantization",
         description="Frozen projections in fewer bits: int8 or nf4; an export merges into the whole weights",
+    )
+    attention: AttentionChoice = Field(
+        default="auto",
+        title="Attention",
+        description="auto: cuDNN's where it applies (NVIDIA, bfloat16), else our own; blockwise: our own",
     )
 
 
@@ -98,7 +104,10 @@ class PhaseConfig(Section):
         default="auto", title="Shared context", description="Compute a context once for all of its questions"
     )
     remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
-        default="none", title="Recompute", description="full: less memory, about a third more time"
+        default="dots",
+        title="Recompute",
+        description="In the backward pass: none; dots: all but matrix products; attention: the MLP as well; "
+        "full: all but two residuals a layer (a third more time); offload: full, those on the host",
     )
     curriculum: Literal["none", "length"] = Field(
         default="none", title="Curriculum", description="length: short examples first during the first epoch"
@@ -211,6 +220,12 @@ class ExportConfig(Section):
 
     dtype: Dtype | None = Field(
         default=None, title="Weight type", description="Of the merged weights; empty: as the base"
+    )
+    max_shard_size: int = Field(
+        default=5_000_000_000,
+        ge=1,
+        title="Largest weights file",
+        description="Bytes; a larger model is written in shards with an index",
     )
     verify: bool = Field(
         default=True,

@@ -52,8 +52,11 @@ class Supervised:
         return status if status >= 0 else 128 - status
 
 
-def start(command: list[str], env: dict[str, str], output: int) -> Supervised:
-    """Start ``command`` with our environment plus ``env``, its output and errors going to file ``output``."""
+def start(command: list[str], env: dict[str, str], output: int, stdout: int | None = None) -> Supervised:
+    """Start ``command`` with our environment plus ``env``, its output and errors going to file ``output``.
+
+    Its standard output goes to file ``stdout`` instead where that is given.
+    """
     lifeline_read, lifeline_write = os.pipe()
     supervisor = [sys.executable, "-P", "-m", "flows.child_main", "--lifeline", str(lifeline_read)]
     try:
@@ -61,7 +64,7 @@ def start(command: list[str], env: dict[str, str], output: int) -> Supervised:
             [*supervisor, "--parent", str(os.getpid()), "--", *command],
             env={**os.environ, **_importable(), **env},
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=output if stdout is None else stdout,
             stderr=output,
             pass_fds=(lifeline_read,),
             start_new_session=True,

@@ -23,6 +23,7 @@ from jora_core.loss import pick_positions, target_logprobs
 from jora_core.model import Params, forward
 from jora_core.progress import Progress
 from jora_core.sharding import batch_sharding, current_mesh, model_shardings, per_device
+from jora_core.spec import AttentionChoice
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def score_choices(
     tokens_per_batch: int,
     blocks: int = 1,
     adapter: Adapter | None = None,
+    attention: AttentionChoice = "auto",
     label: str = "choose",
 ) -> list[np.ndarray]:
     """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each."""
@@ -56,7 +58,8 @@ def score_choices(
     progress = Progress(label, len(plans))
     for number, plan in enumerate(plans):
         batch = stream.build(plan)
-        values = np.asarray(_token_logprobs(params, adapter, _device_arrays(batch), config, mesh), np.float64)
+        found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
+        values = np.asarray(found, np.float64)
         for group, suffix, value in _per_choice(batch, values):
             question, first = owners[group]
             scores[question][first + suffix - 1] += value
@@ -98,15 +101,20 @@ def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {name: getattr(batch, name) for name in names}
 
 
-@partial(jax.jit, static_argnames=("config", "mesh"))
+@partial(jax.jit, static_argnames=("config", "mesh", "attention"))
 def _token_logprobs(
-    params: Params, adapter: Adapter | None, batch: dict[str, jax.Array], config: ModelConfig, mesh: Mesh
+    params: Params,
+    adapter: Adapter | None,
+    batch: dict[str, jax.Array],
+    config: ModelConfig,
+    mesh: Mesh,
+    attention: AttentionChoice,
 ) -> jax.Array:
     """Log-probability of each gathered position's target: float32 [G, M]."""
 
     def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
         places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
-        hidden = forward(params, config, *places, adapter=adapter)
+        hidden = forward(params, config, *places, adapter=adapter, attention=attention)
         picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
         return target_logprobs(params, config, picked, batch["targets"])
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from jora_core.command import run_command
 from jora_core.config import ModelConfig
+from jora_core.model_spec import ConvertSpec
 from jora_core.progress import Progress
 from jora_core.quant import check_quantization
 from jora_core.sharding import check_mesh, make_mesh
-from jora_core.spec import ConvertSpec
 from jora_core.storage import write_json
 from jora_core.tokenize import load_tokenizer
 from jora_core.weights import expected_tensors, open_checkpoint

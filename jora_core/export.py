@@ -4,46 +4,33 @@ come from.
 ``python -m jora_core.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and generation
 settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the written
 model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token ids and
-logits, so that another library can be held against them.
+logits, so that another library can be held against them. Weights are merged tensor by tensor and compared
+layer by layer: no model is ever whole in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jora_core.command import run_command
-from jora_core.config import ModelConfig, read_json_object
-from jora_core.errors import InputError
+from jora_core.config import ModelConfig
 from jora_core.families import FAMILIES
-from jora_core.loading import load_params
-from jora_core.lora import Adapter, load_adapter, merge_adapters
-from jora_core.model import Params, forward, unembed
-from jora_core.spec import ExportSpec, LoraSpec
+from jora_core.layerwise import hidden_states, logits
+from jora_core.lora import Adapter, load_adapter
+from jora_core.merge import MergedWeights, copy_file, write_merged
+from jora_core.model_spec import ExportSpec
+from jora_core.spec import LoraSpec
 from jora_core.storage import atomic_path, write_json, write_tensors
-from jora_core.weights import expected_tensors, hf_tensors, open_checkpoint
+from jora_core.weights import expected_tensors, open_checkpoint
 
-# Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Merging adds W and scale·BA before the product instead of after it: equal but for rounding.
 _TOLERANCE = 1e-3
@@ -63,21 +50,18 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     config = ModelConfig.from_hf(spec.model)
     folders = (spec.adapter, *spec.then)
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
-    store = open_checkpoint(spec.model, config)
-    dtype = jnp.dtype(spec.dtype or store.dtype(next(iter(expected_tensors(config)))))
-    base = load_params(spec.model, config, jnp.float32)
-    write_model(merge_adapters(base, adapters), config, spec.model, spec.output_dir / "model", dtype)
+    written = spec.output_dir / "model"
+    dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
     names = [_adapter_folder(number) for number in range(len(folders))]
     for folder, target in zip(folders, names, strict=True):
         for name in _ADAPTER_FILES:
-            _copy(folder / name, spec.output_dir / target / name)
-    result: dict[str, Any] = {"dtype": dtype.name, "parameters": sum(x.size for x in jax.tree.leaves(base))}
+            copy_file(folder / name, spec.output_dir / target / name)
+    parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
+    result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}
     if spec.verify:
-        result["largest_logit_difference"] = _verify(
-            spec, config, merge_adapters(base, adapters[:-1]), adapters[-1], dtype
-        )
+        result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
     result["files"] = {
-        str(path.relative_to(spec.output_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(spec.output_dir)): _sha256(path)
         for folder in ("model", *names)
         for path in sorted((spec.output_dir / folder).iterdir())
     }
@@ -87,22 +71,6 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - began, 3)
     write_json(spec.output_dir / "result.json", result)
     return result
-
-
-def write_model(params: Params, config: ModelConfig, base: Path, folder: Path, dtype: Any) -> None:
-    """Write a Hugging Face folder: these weights, and everything else as in the `base` folder.
-
-    The base's config.json is kept field by field, except for the type of the weights.
-    """
-    write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
-    fields = read_json_object(base / "config.json", f"model folder {base}")
-    # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
-    name = "dtype" if "dtype" in fields else "torch_dtype"
-    write_json(folder / "config.json", fields | {name: jnp.dtype(dtype).name})
-    for pattern in _COMPANIONS:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file():
-                _copy(path, folder / path.name)
 
 
 def model_card(
@@ -173,8 +141,11 @@ def _described(lora: LoraSpec) -> str:
     )
 
 
-def _verify(spec: ExportSpec, config: ModelConfig, base: Params, adapter: Adapter, dtype: Any) -> float:
+def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], dtype: str) -> float:
     """Compare the written model with base plus adapter on seeded token ids; keep ids and logits.
+
+    Both are computed in float32, layer by layer from their files; of several adapters the last stands beside
+    the base, the others are merged into it as they were when it was trained.
 
     Returns:
         Largest difference between two logits: of the order of rounding in float32; in a narrower type, where
@@ -185,10 +156,18 @@ def _verify(spec: ExportSpec, config: ModelConfig, base: Params, adapter: Adapte
     tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
-    written = load_params(spec.output_dir / "model", config, jnp.float32)
-    merged = np.asarray(_logits(written, config, tokens, None))
-    difference = float(np.abs(merged - np.asarray(_logits(base, config, tokens, adapter))).max())
-    if dtype == jnp.float32 and not difference <= _TOLERANCE:
+    base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))
+    written = MergedWeights(open_checkpoint(spec.output_dir / "model", config), config)
+    expected = hidden_states(base, tokens, adapters[-1])
+    found = hidden_states(written, tokens)
+    merged = np.empty((*tokens.shape, config.vocab_size), np.float32)
+    done, differences = 0, []
+    for theirs, ours in zip(logits(base, expected), logits(written, found), strict=True):
+        merged[..., done : done + ours.shape[-1]] = ours
+        done += ours.shape[-1]
+        differences.append(float(np.abs(ours - theirs).max()))
+    difference = float(np.max(differences))  # NaN stays NaN
+    if dtype == "float32" and not difference <= _TOLERANCE:
         raise RuntimeError(
             f"the merged model's logits differ from base plus adapter by {difference:.2e}, "
             f"more than {_TOLERANCE}"
@@ -197,21 +176,9 @@ def _verify(spec: ExportSpec, config: ModelConfig, base: Params, adapter: Adapte
     return difference
 
 
-def _logits(params: Params, config: ModelConfig, tokens: np.ndarray, adapter: Adapter | None) -> jax.Array:
-    def compute(params: Params, adapter: Adapter | None) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        one = jnp.ones_like(positions)
-        hidden = forward(params, config, jnp.asarray(tokens), positions, one, 0 * one, adapter=adapter)
-        return unembed(params, config, hidden)
-
-    return jax.jit(compute)(params, adapter)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise InputError(f"{source} does not exist; give a folder in PEFT layout")
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _main(spec: ExportSpec) -> None:

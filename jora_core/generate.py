@@ -1,41 +1,35 @@
-"""Greedy generation: one prefill, then one token a step from a key/value cache, all in one compiled program.
+"""Generation: prompts are read into a key/value cache, then tokens are written one a step, in chunks.
 
-Prompts are sorted into few lengths, so few programs are compiled. A row's prompt stands left in its slots and
-generated tokens from slot T on, the same slot for all rows: the cache is written in one place, and a mask
-hides the padding between a short prompt's end and slot T. Positions do not know the gap.
+Prompts are sorted into few lengths, so few programs are compiled: for each, one that reads the prompts and
+one that writes tokens up to any number. Between two chunks the host sees what was written: an answer ends at
+a stop string there, or is shown while it grows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jora_core.attention import attention
+from jora_core.answer_spec import SamplingSpec
 from jora_core.batches import choose_row_lengths, rows_of
-from jora_core.blockwise import Slots, blockwise_attention, reach
+from jora_core.cache import Cache, decode, prefill
 from jora_core.config import ModelConfig
 from jora_core.lora import Adapter
 from jora_core.loss import pick_positions
-from jora_core.model import (
-    Layer,
-    Params,
-    attention_scale,
-    decoder_layer,
-    embed,
-    over_layers,
-    projector,
-    rms_norm,
-    rotary_tables,
-    unembed,
-)
+from jora_core.model import Params, unembed
+from jora_core.sampling import Method, Settings, method_of, next_tokens, rule_out, settings_of
 from jora_core.sharding import (
     batch_sharding,
+    cache_sharding,
     current_mesh,
     data_shards,
     gather_vocabulary,
@@ -43,10 +37,14 @@ from jora_core.sharding import (
     per_device,
     replicated,
     sum_over_batch,
-    tokens_split,
 )
+from jora_core.spec import AttentionChoice
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, B, C, K, H] each
+GREEDY = SamplingSpec()  # type: ignore[call-arg]
+# Tokens between two looks at what was written, where somebody looks.
+CHUNK = 16
+# Slots for new tokens are a multiple of this: a longest answer of its own needs no program of its own.
+NEW_STEP = 32
 
 
 def generate(
@@ -56,16 +54,27 @@ def generate(
     *,
     eos_ids: Sequence[int],
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     tokens_per_batch: int = 8192,
     adapter: Adapter | None = None,
+    sampling: SamplingSpec = GREEDY,
+    numbers: Sequence[int] | None = None,
+    watch: Callable[[int, np.ndarray], bool] | None = None,
+    chunk: int = CHUNK,
+    attention: AttentionChoice = "auto",
     on_rows: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Continue each prompt greedily until an end token or `max_new_tokens`.
+    """Continue each prompt until an end token, `max_new_tokens`, or until `watch` has seen enough.
 
     Args:
         prompts: int32 [T] each, at least one token, special tokens included.
-        eos_ids: any of these ends an answer; it is not part of it.
+        eos_ids: any of these ends an answer, but none before `min_new_tokens`; it is not part of it.
         tokens_per_batch: padded slots of one batch, prompt and answer.
+        sampling: how a token is chosen.
+        numbers: one number below 2³² a prompt, from which its draws follow; its place if None.
+        watch: told, every `chunk` tokens, a prompt's place and its new tokens; True ends its answer there. A
+            batch ends with its last row.
+        attention: of the prompts, see `jora_core.flash`.
         on_rows: told how many prompts have just been answered.
 
     Returns:
@@ -74,14 +83,46 @@ def generate(
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     if not prompts:
         return answers
+    writer = Writer(
+        params,
+        adapter,
+        config,
+        jnp.asarray(sorted(set(eos_ids)), jnp.int32),
+        settings_of(sampling),
+        method_of(sampling),
+        current_mesh(),
+        min_new_tokens,
+        max_new_tokens,
+        attention,
+    )
+    drawn = np.asarray(range(len(prompts)) if numbers is None else numbers, np.uint32)
+    for chosen, batch in _batches(prompts, drawn, writer.spare, tokens_per_batch):
+
+        def tell(row: int, tokens: np.ndarray, chosen: np.ndarray = chosen) -> bool:
+            return watch is not None and watch(int(chosen[row]), tokens)
+
+        written = writer.write(*batch, tell, max_new_tokens if watch is None else chunk)
+        for number, answer in zip(chosen, written, strict=False):
+            answers[number] = answer
+        if on_rows is not None:
+            on_rows(len(chosen))
+    return answers
+
+
+def _batches(
+    prompts: Sequence[np.ndarray], numbers: np.ndarray, spare: int, tokens_per_batch: int
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Places of the prompts of each batch, and its arrays: tokens [B, T], lengths [B], numbers [B].
+
+    Rows of length 0 fill a batch up.
+    """
     sizes = np.asarray([len(prompt) for prompt in prompts])
-    ends = jnp.asarray(sorted(set(eos_ids)), jnp.int32)
-    shards, mesh = data_shards(), current_mesh()
+    shards = data_shards()
     shorter = 0
     for length in choose_row_lengths(sizes, tokens_per_batch):
         inside = np.flatnonzero((sizes > shorter) & (sizes <= length))
         shorter = length
-        fit = rows_of(length + max_new_tokens, tokens_per_batch)
+        fit = rows_of(length + spare, tokens_per_batch)
         height = -(-min(fit, max(len(inside), 1)) // shards) * shards
         for start in range(0, len(inside), height):
             chosen = inside[start : start + height]
@@ -90,147 +131,183 @@ def generate(
                 tokens[row, : sizes[number]] = prompts[number]
             lengths = np.zeros(height, np.int32)
             lengths[: len(chosen)] = sizes[chosen]
-            new, counts = jax.device_get(
-                _generate_batch(params, adapter, tokens, lengths, ends, config, max_new_tokens, mesh)
-            )
-            for row, number in enumerate(chosen):
-                answers[number] = new[row, : counts[row]]
-            if on_rows is not None:
-                on_rows(len(chosen))
-    return answers
+            draws = np.zeros(height, np.uint32)
+            draws[: len(chosen)] = numbers[chosen]
+            yield chosen, (tokens, lengths, draws)
 
 
-@partial(jax.jit, static_argnames=("config", "most", "mesh"))
-def _generate_batch(
-    params: Params,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    ends: jax.Array,
-    config: ModelConfig,
-    most: int,
-    mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
-    """New tokens int32 [B, most] and how many of them count [B]; rows of length 0 are padding."""
-    rows = batch_sharding(mesh)
-    places = (*model_shardings(config, params, adapter, mesh), rows, rows, replicated(mesh))
-    work = per_device(partial(_generate_here, config=config, most=most), mesh, places, (rows, rows))
-    return work(params, adapter, tokens, lengths, ends)
-
-
-def _generate_here(
-    params: Params,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    ends: jax.Array,
-    *,
-    config: ModelConfig,
-    most: int,
-) -> tuple[jax.Array, jax.Array]:
-    slots = tokens.shape[1]
-    hidden, cache = _prefill(params, config, adapter, tokens, lengths, slots + most)
-    ends_at = jnp.arange(tokens.shape[0]) * slots + jnp.maximum(lengths - 1, 0)
-    first = _pick(params, config, pick_positions(hidden, ends_at[None], slots)[0])
-
-    def more(state: tuple[Any, ...]) -> jax.Array:
-        step, _, done, _, _, _ = state
-        # All devices take the same number of steps: their collectives meet.
-        return (step < most) & (sum_over_batch((~done).sum()) > 0)
-
-    def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, token, done, new, counts, cache = state
-        new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
-        counts = counts + ~done
-
-        def next_token() -> tuple[jax.Array, Cache]:
-            hidden, grown = _decode(params, config, adapter, token, lengths, step, slots, cache)
-            return _pick(params, config, hidden[:, 0]), grown
-
-        # The last token is only written down: nothing follows from it.
-        token, cache = jax.lax.cond(step + 1 < most, next_token, lambda: (token, cache))
-        return step + 1, token, done | jnp.isin(token, ends), new, counts, cache
-
-    done = jnp.isin(first, ends) | (lengths == 0)
-    zeros = jnp.zeros((tokens.shape[0], most), jnp.int32) + 0 * lengths[:, None]
-    state = (jnp.zeros((), jnp.int32), first, done, zeros, jnp.zeros_like(lengths), cache)
-    _, _, _, new, counts, _ = jax.lax.while_loop(more, advance, state)
-    return new, counts
-
-
-def _pick(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """The likeliest token after hidden [B, D]: int32 [B]; the lowest id of equals."""
-    logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-
-def _prefill(
-    params: Params,
-    config: ModelConfig,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    capacity: int,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states of the prompts as `forward` gives them, and a cache of `capacity` slots that holds their
-    keys and values.
+@flax.struct.dataclass
+class State:
+    """Where the rows of a batch are after `step` tokens: the last `token` [B], all of them `new` [B, C - T],
+    how many of them `counts` [B]; rows that are `done` [B] write on, for nobody.
     """
-    slot = jnp.arange(tokens.shape[1])
-    positions = jnp.broadcast_to(slot, tokens.shape)
-    real = (slot < lengths[:, None]).astype(jnp.int32)
-    slots = Slots(real, jnp.zeros_like(real), positions)
-    rotary = rotary_tables(config, positions)
-    spare = ((0, 0), (0, capacity - tokens.shape[1]), (0, 0), (0, 0))
-    split = tokens_split(tokens.shape[1])
 
-    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Cache]:
-        kept: list[jax.Array] = []
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            kept.extend((k, v))
-            scale, softcap = attention_scale(config), config.attention_softcap
-            return blockwise_attention(q, k, v, slots, scale=scale, softcap=softcap, window=layer.window)
-
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None, split), rotary, attend, split)
-        return x, (jnp.pad(kept[0], spare), jnp.pad(kept[1], spare))
-
-    x, cache = over_layers(step, embed(params, config, tokens), params, config, adapter)
-    return rms_norm(x, params.final_norm, config), cache
+    step: jax.Array
+    token: jax.Array
+    done: jax.Array
+    new: jax.Array
+    counts: jax.Array
 
 
-def _decode(
+@flax.struct.dataclass
+class Order:
+    """What stays the same while a batch is written; arrays, so that other values need no other program."""
+
+    lengths: jax.Array  # [B]
+    numbers: jax.Array  # [B]
+    ends: jax.Array
+    least: jax.Array
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model, and how its answers are written."""
+
+    params: Params
+    adapter: Adapter | None
+    config: ModelConfig
+    ends: jax.Array
+    settings: Settings
+    method: Method
+    mesh: Mesh
+    least: int
+    most: int
+    attention: AttentionChoice = "auto"
+
+    @property
+    def spare(self) -> int:
+        """Slots for new tokens."""
+        return -(-self.most // NEW_STEP) * NEW_STEP
+
+    def order(self, lengths: np.ndarray, numbers: np.ndarray) -> Order:
+        """What a batch of these prompts is written by."""
+        bounds = (self.ends, jnp.int32(self.least), self.settings)
+        return Order(jnp.asarray(lengths), jnp.asarray(numbers), *bounds)
+
+    def write(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        numbers: np.ndarray,
+        tell: Callable[[int, np.ndarray], bool],
+        chunk: int,
+    ) -> list[np.ndarray]:
+        """Answers to the prompts of one batch, its filling included."""
+        model = (self.params, self.adapter)
+        static = (self.config, self.method, self.mesh)
+        order = self.order(lengths, numbers)
+        state, cache = _begin(*model, tokens, order, *static, self.spare, self.attention)
+        told = np.zeros(len(lengths), np.int32)
+        over = np.zeros(len(lengths), bool)
+        until = 1
+        while True:
+            new, counts, done = jax.device_get((state.new, state.counts, state.done))
+            for row in np.flatnonzero(~over & (counts > told)):
+                fresh, told[row] = new[row, told[row] : counts[row]], counts[row]
+                over[row] = tell(int(row), fresh)
+            if until == self.most or (done | over).all():
+                return [answer[:count] for answer, count in zip(new, counts, strict=True)]
+            until = min(until + chunk, self.most)
+            state, cache = _go_on(*model, state, cache, over, order, until, *static)
+
+
+@partial(jax.jit, static_argnames=("config", "method", "mesh", "spare", "attention"))
+def _begin(
     params: Params,
-    config: ModelConfig,
     adapter: Adapter | None,
-    token: jax.Array,
-    lengths: jax.Array,
-    step: jax.Array,
-    prompt_slots: int,
+    tokens: jax.Array,
+    order: Order,
+    config: ModelConfig,
+    method: Method,
+    mesh: Mesh,
+    spare: int,
+    attention: AttentionChoice,
+) -> tuple[State, Cache]:
+    """Read the prompts [B, T] and choose each row's first token."""
+
+    def begin(
+        params: Params, adapter: Adapter | None, tokens: jax.Array, order: Order
+    ) -> tuple[State, Cache]:
+        lengths, slots = order.lengths, tokens.shape[1]
+        hidden, cache = prefill(params, config, adapter, tokens, lengths, slots + spare, attention)
+        ends_at = jnp.arange(tokens.shape[0]) * slots + jnp.maximum(lengths - 1, 0)
+        step = jnp.zeros((), jnp.int32)
+        last = pick_positions(hidden, ends_at[None], slots)[0]
+        token = _choose(params, config, last, step, order, method)
+        new = jnp.zeros((tokens.shape[0], spare), jnp.int32) + 0 * lengths[:, None]
+        empty = State(step, token, lengths == 0, new, jnp.zeros_like(lengths))
+        return _noted(empty, token, order.ends), cache
+
+    places = (*model_shardings(config, params, adapter, mesh), batch_sharding(mesh), _order_places(mesh))
+    return per_device(begin, mesh, places, _state_places(mesh))(params, adapter, tokens, order)
+
+
+@partial(jax.jit, static_argnames=("config", "method", "mesh"), donate_argnames="cache")
+def _go_on(
+    params: Params,
+    adapter: Adapter | None,
+    state: State,
     cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """Hidden state [B, 1, D] of the token of this step, and the cache with its keys and values."""
-    slot = jnp.arange(cache[0].shape[2])
-    seen = (slot < lengths[:, None]) | ((slot >= prompt_slots) & (slot <= prompt_slots + step))
-    ago = (
-        lengths[:, None] + step - jnp.where(slot < prompt_slots, slot, lengths[:, None] + slot - prompt_slots)
-    )
-    rotary = rotary_tables(config, (lengths + step)[:, None])
+    over: jax.Array,
+    order: Order,
+    until: jax.Array,
+    config: ModelConfig,
+    method: Method,
+    mesh: Mesh,
+) -> tuple[State, Cache]:
+    """Write tokens up to number `until`, or until all rows are done; rows that are `over` [B] are."""
 
-    def one_layer(x: jax.Array, inputs: tuple[Layer, Cache]) -> tuple[jax.Array, Cache]:
-        layer, (keys, values) = inputs
-        mask = (seen & (ago < reach(layer.window)))[:, None, :]
-        kept: list[jax.Array] = []
+    def go_on(
+        params: Params,
+        adapter: Adapter | None,
+        state: State,
+        cache: Cache,
+        over: jax.Array,
+        order: Order,
+        until: jax.Array,
+    ) -> tuple[State, Cache]:
+        def more(carry: tuple[State, Cache]) -> jax.Array:
+            # All devices take the same number of steps: their collectives meet.
+            return (carry[0].step < until) & (sum_over_batch((~carry[0].done).sum()) > 0)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            at = (0, prompt_slots + step, 0, 0)
-            kept.append(jax.lax.dynamic_update_slice(keys, k, at))
-            kept.append(jax.lax.dynamic_update_slice(values, v, at))
-            scale, softcap = attention_scale(config), config.attention_softcap
-            return attention(q, kept[0], kept[1], mask, scale=scale, softcap=softcap)
+        def advance(carry: tuple[State, Cache]) -> tuple[State, Cache]:
+            now, cache = carry
+            slots, before = cache[0].shape[2] - now.new.shape[1], now.step - 1
+            hidden, cache = decode(params, config, adapter, now.token, order.lengths, before, slots, cache)
+            token = _choose(params, config, hidden[:, 0], now.step, order, method)
+            return _noted(now, token, order.ends), cache
 
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None), rotary, attend, False)
-        return x, (kept[0], kept[1])
+        start = dataclasses.replace(state, done=state.done | over)
+        return jax.lax.while_loop(more, advance, (start, cache))
 
-    start = embed(params, config, token[:, None])
-    x, cache = over_layers(one_layer, start, params, config, adapter, per_layer=cache)
-    return rms_norm(x, params.final_norm, config), cache
+    rows, whole, states = batch_sharding(mesh), replicated(mesh), _state_places(mesh)
+    places = (*model_shardings(config, params, adapter, mesh), *states, rows, _order_places(mesh), whole)
+    work = per_device(go_on, mesh, places, states)
+    return work(params, adapter, state, cache, over, order, until)
+
+
+def _noted(state: State, token: jax.Array, ends: jax.Array) -> State:
+    """The state after one more token [B] of each row."""
+    new = jax.lax.dynamic_update_slice(state.new, token[:, None], (0, state.step))
+    done = state.done | jnp.isin(token, ends)
+    return State(state.step + 1, token, done, new, state.counts + ~done)
+
+
+def _order_places(mesh: Mesh) -> Any:
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    return Order(rows, rows, whole, whole, Settings(*[whole] * 4))  # type: ignore[arg-type]
+
+
+def _state_places(mesh: Mesh) -> Any:
+    rows, cache = batch_sharding(mesh), cache_sharding(mesh)
+    return State(replicated(mesh), rows, rows, rows, rows), (cache, cache)  # type: ignore[arg-type]
+
+
+def _choose(
+    params: Params, config: ModelConfig, hidden: jax.Array, step: jax.Array, order: Order, method: Method
+) -> jax.Array:
+    """The token after hidden [B, D], number `step` of its answer: int32 [B]."""
+    logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)
+    logits = rule_out(logits, order.ends, step < order.least)
+    return next_tokens(logits, order.settings, order.numbers, step, method)

@@ -28,23 +28,15 @@ def merge_to_huggingface(
     Raises:
         InputError: a folder is missing or does not fit, or `save_path` is the base itself.
     """
-    import jax.numpy as jnp
-
     from jora_core.config import ModelConfig
-    from jora_core.loading import load_params
-    from jora_core.lora import load_adapter, merge_adapters
-    from jora_core.train import copy_tokenizer
-    from jora_core.weights import open_checkpoint, save_params
+    from jora_core.lora import load_adapter
+    from jora_core.merge import write_merged
 
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
     config = ModelConfig.from_hf(huggingface_path)
-    store = open_checkpoint(huggingface_path, config)
-    dtype = jnp.dtype(store.dtype(store.names()[0]))
     adapters = [load_adapter(find_adapter(path), config)[0] for path in (jax_path, *then)]
-    merged = merge_adapters(load_params(huggingface_path, config, dtype), adapters)
-    copy_tokenizer(huggingface_path, save_path)
-    save_params(merged, config, save_path, dtype)
+    write_merged(huggingface_path, config, adapters, save_path)
 
 
 def find_adapter(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from jora_core.sharding import (
     tensor_shards,
     tokens_split,
 )
+from jora_core.spec import AttentionChoice
 
 Arrays = dict[str, jax.Array]
 
@@ -38,6 +39,7 @@ def batch_loss(
     adapter: Adapter | None,
     dropout_key: jax.Array | None,
     remat: Remat = "none",
+    attention: AttentionChoice = "auto",
 ) -> jax.Array:
     """Weighted sum of the cross-entropies of a microbatch's supervised positions, float32 scalar.
 
@@ -49,7 +51,8 @@ def batch_loss(
         dropout_key: None turns the adapter's dropout off.
     """
     places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
-    hidden = forward(params, config, *places, adapter=adapter, dropout_key=dropout_key, remat=remat)
+    options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
+    hidden = forward(params, config, *places, **options)
     picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
     loss = cross_entropy(
         picked.reshape(-1, picked.shape[-1]),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
@@ -21,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jora_core.blockwise import Slots, blockwise_attention
+from jora_core.blockwise import Slots
 from jora_core.config import ModelConfig
 from jora_core.dropout import dropout
+from jora_core.flash import SelfAttention, self_attention
 from jora_core.linear import adapted, low_rank
 from jora_core.quant import dense, linear
 from jora_core.remat import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, Remat, recomputed
@@ -39,7 +41,7 @@ from jora_core.sharding import (
     tensor_shards,
     tokens_split,
 )
-from jora_core.spec import LORA_TARGETS
+from jora_core.spec import LORA_TARGETS, AttentionChoice
 
 if TYPE_CHECKING:
     from jora_core.lora import Adapter, LoraWeights
@@ -119,6 +121,7 @@ def forward(
     adapter: Adapter | None = None,
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
+    attention: AttentionChoice = "auto",
 ) -> jax.Array:
     """Hidden states after the final norm.
 
@@ -127,22 +130,20 @@ def forward(
         adapter: low-rank updates to add; gradients flow to it and, where asked for, to `params`.
         dropout_key: turns on the adapter's dropout (training); None is inference.
         remat: what the backward pass computes again instead of keeping it, see `jora_core.remat`.
+        attention: see `jora_core.flash`.
 
     Returns:
         [B, T, D] in the type of the weights; under `per_device` this device's tokens [B, T/N, D] where
         `tokens_split(T)`.
     """
     split = tokens_split(tokens.shape[1])
-    slots = Slots(segment_ids, suffix_ids, positions)
+    attend = model_attention(config, Slots(segment_ids, suffix_ids, positions), attention)
     rotary = rotary_tables(config, positions)
 
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            scale, softcap = attention_scale(config), config.attention_softcap
-            return blockwise_attention(q, k, v, slots, scale=scale, softcap=softcap, window=layer.window)
-
         project = projector(layer, adapter, dropout_key, split)
-        return decoder_layer(config, x, layer, project, rotary, attend, split), None
+        attend_here = partial(attend, layer_window=layer.window)
+        return decoder_layer(config, x, layer, project, rotary, attend_here, split), None
 
     x = embed(params, config, tokens)
     x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
@@ -186,24 +187,22 @@ class Layer:
 
 
 def over_layers(
-    step: Callable[[Any, Any], tuple[Any, Any]],
+    step: Callable[[Any, Layer], tuple[Any, Any]],
     start: Any,
     params: Params,
     config: ModelConfig,
     adapter: Adapter | None,
-    per_layer: Any = None,
 ) -> tuple[Any, Any]:
-    """`lax.scan` of a step over all layers; with `per_layer` ([L, ...]), the step gets (layer, its slice)."""
+    """`lax.scan` of a step over all layers."""
     lora = {} if adapter is None else adapter.weights
-    windows = jnp.asarray(config.windows, jnp.int32) if len(set(config.windows)) > 1 else None
-    same = config.windows[0] if config.windows and windows is None else 0
+    same = common_window(config)
+    windows = jnp.asarray(config.windows, jnp.int32)
 
     def body(carry: Any, inputs: tuple) -> tuple[Any, Any]:
-        weights, lora, index, extra = inputs
-        layer = Layer(weights, lora, index, same if windows is None else windows[index])
-        return step(carry, layer) if per_layer is None else step(carry, (layer, extra))
+        weights, lora, index = inputs
+        return step(carry, Layer(weights, lora, index, windows[index] if same is None else same))
 
-    return jax.lax.scan(body, start, (params.layers, lora, jnp.arange(config.num_layers), per_layer))
+    return jax.lax.scan(body, start, (params.layers, lora, jnp.arange(config.num_layers)))
 
 
 class Projector(Protocol):
@@ -292,6 +291,18 @@ def own_kv_heads(config: ModelConfig, x: jax.Array) -> jax.Array:
 
 def _same(x: jax.Array) -> jax.Array:
     return x
+
+
+def model_attention(config: ModelConfig, slots: Slots, choice: AttentionChoice) -> SelfAttention:
+    """The model's attention over whole rows."""
+    scale, softcap = attention_scale(config), config.attention_softcap
+    return self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
+
+
+def common_window(config: ModelConfig) -> int | None:
+    """The attention window of all layers in positions (0: none); None where layers differ."""
+    windows = set(config.windows) or {0}
+    return windows.pop() if len(windows) == 1 else None
 
 
 def attention_scale(config: ModelConfig) -> float:

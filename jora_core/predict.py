@@ -8,6 +8,7 @@ programs.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jora_core.answer_spec import PredictSpec
 from jora_core.choices import Question, score_choices
 from jora_core.command import run_command
 from jora_core.config import ModelConfig, read_json_object
@@ -29,8 +32,8 @@ from jora_core.model import Params
 from jora_core.progress import Progress
 from jora_core.prompt import fill_template, shorten_prompt
 from jora_core.sharding import adapter_shardings, make_mesh
-from jora_core.spec import PredictSpec
 from jora_core.storage import atomic_path, write_json
+from jora_core.text_stream import TextStream
 from jora_core.tokenize import TextTokenizer, load_tokenizer
 
 
@@ -50,14 +53,14 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     questions, shortened = make_questions(rows, spec, tokenizer)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh):
-        adapters = {name: _adapter(folder, config, mesh) for name, folder in spec.systems.items()}
+        adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         loaded = time.perf_counter()
         table: dict[str, list[Any]] = {
             name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
         }
-        stops = end_tokens(spec.model, config, tokenizer)
-        work = Work(spec, config, params, questions, tokenizer, stops)
+        ends = end_tokens(spec.model, config, tokenizer)
+        work = Work(spec, config, params, questions, tokenizer, ends)
         for system, adapter in adapters.items():
             choices, logprobs = work.choose(system, adapter)
             table["id"] += [question.id for question in questions]
@@ -184,7 +187,7 @@ class Work:
     params: Params
     questions: Sequence[Question]
     tokenizer: TextTokenizer
-    stops: tuple[int, ...]
+    ends: tuple[int, ...]
 
     def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
         """The likeliest choice of each question and its log-likelihood; '' and None where it has no
@@ -198,6 +201,7 @@ class Work:
             tokens_per_batch=self.spec.tokens_per_batch,
             blocks=self.spec.mesh.data,
             adapter=adapter,
+            attention=self.spec.attention,
             label=f"choose, {system}",
         )
         best = [int(np.argmax(values)) if len(values) else None for values in scores]
@@ -205,7 +209,10 @@ class Work:
         return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
 
     def write(self, system: str, adapter: Adapter | None) -> list[str]:
-        """The greedy answer to each question; '' where only choices are asked for."""
+        """The written answer to each question; '' where only choices are asked for.
+
+        A record's draws follow from its id: its answer does not depend on which others are asked for.
+        """
         if self.spec.mode == "choice":
             return [""] * len(self.questions)
         progress = Progress(f"generate, {system}", len(self.questions))
@@ -216,20 +223,36 @@ class Work:
             done += rows
             progress.update(done)
 
+        texts = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
+
+        def watch(place: int, tokens: np.ndarray) -> bool:
+            texts[place].add(tokens)
+            return texts[place].stopped
+
         answers = generate(
             self.params,
             self.config,
             [question.prompt for question in self.questions],
-            eos_ids=self.stops,
+            eos_ids=self.ends,
             max_new_tokens=self.spec.max_new_tokens,
+            min_new_tokens=self.spec.min_new_tokens,
             tokens_per_batch=self.spec.tokens_per_batch,
             adapter=adapter,
+            sampling=self.spec.sampling,
+            numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
+            watch=watch if self.spec.stop else None,
+            attention=self.spec.attention,
             on_rows=advance,
         )
-        return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
+        if not self.spec.stop:
+            return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
+        for text in texts:
+            text.finish()
+        return [text.text.strip() for text in texts]
 
 
-def _adapter(folder: Path | None, config: ModelConfig, mesh: Any) -> Adapter | None:
+def read_adapter(folder: Path | None, config: ModelConfig, mesh: Mesh) -> Adapter | None:
+    """The adapter of a PEFT folder in its place on the mesh; None for none."""
     if folder is None:
         return None
     adapter, _ = load_adapter(folder, config)

@@ -238,6 +238,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return _place(mesh, BATCH)
 
 
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of keys and values [L, B, C, K, H]: rows over the data axis, heads over the tensor axis.
+
+    Where there are fewer heads than devices, K counts a copy for each device.
+    """
+    return _place(mesh, None, BATCH, None, TENSOR)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Placement of arrays that every device holds whole."""
     return _place(mesh)

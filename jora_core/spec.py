@@ -21,6 +21,7 @@ LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "int8", "nf4"]
 Reporter = Literal["tensorboard", "wandb"]
+AttentionChoice = Literal["auto", "blockwise"]
 
 
 class SpecModel(BaseModel):
@@ -254,10 +255,16 @@ class TrainSpec(SpecModel):
         description="Of the frozen projections: int8 (one scale an output channel) or nf4 (blocks of 64)",
     )
     remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
-        default="none",
+        default="dots",
         title="Recompute",
         description="What is computed again instead of kept: none, all but matrix products (dots), all but "
         "attention, full (two residuals a layer are kept), offload (in the host's memory)",
+    )
+    attention: AttentionChoice = Field(
+        default="auto",
+        title="Attention",
+        description="auto: cuDNN's where it applies (NVIDIA, bfloat16, rows of one example), else our own in "
+        "blocks; blockwise: always our own",
     )
     seed: int = Field(default=0, ge=0, title="Seed", description="Order of examples, dropout, new adapters")
     checkpoint_every: int = Field(default=100, ge=1, title="Checkpoint every", description="Optimizer steps")
@@ -312,82 +319,3 @@ class TrainSpec(SpecModel):
             self.evaluate_every, self.early_stopping_patience, self.keep_best, self.data.validation_share
         )
         return self
-
-
-class ConvertSpec(SpecModel):
-    """Read a model folder, check every tensor, and write down what was read."""
-
-    model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
-    dtype: Dtype = Field(default="float32", title="Dtype", description="Type the weights are read as")
-    quantization: Quantization = Field(
-        default="none",
-        title="Quantization",
-        description="Of the projections when they are read; checked against the mesh",
-    )
-    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
-    output_dir: Path = Field(title="Output folder", description="model.json and result.json")
-
-
-class PredictSpec(SpecModel):
-    """Answer held-out records with one base model and any number of adapters over it."""
-
-    model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
-    systems: dict[str, Path | None] = Field(
-        min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
-    )
-    records: Path = Field(title="Records", description="Parquet file of Alpaca records")
-    task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
-    split: Literal["train", "test"] = Field(default="test", title="Split", description="Which split to read")
-    max_records: int | None = Field(
-        default=None, ge=1, title="Most records", description="Read at most this many"
-    )
-    max_seq_len: int = Field(
-        default=2000, ge=8, title="Longest example", description="Tokens, prompt and answer"
-    )
-    tokens_per_batch: int = Field(
-        default=8192, ge=8, title="Tokens of a batch", description="Padded token budget of one batch"
-    )
-    mode: Literal["choice", "generate", "both"] = Field(
-        default="choice", title="Mode", description="Score the record's choices, generate greedily, or both"
-    )
-    max_new_tokens: int = Field(
-        default=32, ge=1, title="Longest answer", description="Tokens generated at most"
-    )
-    prompt_template: str = Field(
-        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
-    )
-    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
-    dtype: Dtype = Field(default="float32", title="Base dtype", description="Type of the base weights")
-    quantization: Quantization = Field(
-        default="none",
-        title="Quantization",
-        description="Of the projections: int8 (one scale an output channel) or nf4 (blocks of 64)",
-    )
-    output_dir: Path = Field(title="Output folder", description="predictions.parquet and result.json")
-    compilation_cache_dir: Path | None = Field(
-        default=None, title="Compilation cache", description="Folder, optional"
-    )
-
-
-class ExportSpec(SpecModel):
-    """Write a merged Hugging Face model, the PEFT adapter and a model card with its lineage."""
-
-    model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
-    adapter: Path = Field(title="Adapter", description="PEFT folder to merge")
-    then: list[Path] = Field(
-        default=[],
-        title="Further adapters",
-        description="PEFT folders merged after it in this order, each over the result of those before",
-    )
-    dtype: Dtype | None = Field(
-        default=None, title="Dtype", description="Of the merged weights; as the base if empty"
-    )
-    output_dir: Path = Field(title="Output folder", description="model/, adapter/, README.md")
-    verify: bool = Field(
-        default=True, title="Verify", description="Read the written tensors back and compare"
-    )
-    lineage: dict[str, Any] = Field(
-        default_factory=dict,
-        title="Lineage",
-        description="Digests of data, config and code, kept in the card",
-    )

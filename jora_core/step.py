@@ -101,13 +101,15 @@ def build_step(
     state_placed = TrainState(step=whole, trainable=placed, opt_state=opt_placed)  # type: ignore[arg-type]
     sums_placed = Sums(grads=placed, loss=whole, weight=whole)  # type: ignore[arg-type]
 
+    how: dict[str, Any] = {"remat": spec.remat, "attention": spec.attention}
+
     def loss(tree: Any, frozen: Params | None, batch: Arrays, key: jax.Array | None) -> jax.Array:
         if lora:
             assert frozen is not None
-            return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, remat=spec.remat)
+            return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, **how)
         # Master weights and their AdamW state stay float32; only the pass over the batch runs in `dtype`.
         params = jax.tree.map(lambda x: x.astype(spec.dtype), tree)
-        return batch_loss(params, config, batch, adapter=None, dropout_key=None, remat=spec.remat)
+        return batch_loss(params, config, batch, adapter=None, dropout_key=None, **how)
 
     frozen_placed = param_shardings(config, mesh, spec.quantization) if lora else None
     rows = batch_sharding(mesh)

@@ -28,7 +28,7 @@ _EXPONENTS = {
     "bfloat16": 0x7F80,
 }
 FLOATS = tuple(_EXPONENTS)
-_FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _OTHER_NAMES = {"BOOL": "bool"} | {
     f"{letter}{bits}": f"{kind}{bits}"
     for letter, kind in (("I", "int"), ("U", "uint"))
@@ -74,7 +74,7 @@ class TensorFile:
         header.pop("__metadata__", None)
         self.tensors = {
             name: TensorEntry(
-                str(_FLOAT_NAMES.get(fields["dtype"], fields["dtype"])),
+                str(FLOAT_NAMES.get(fields["dtype"], fields["dtype"])),
                 tuple(fields["shape"]),
                 8 + size + fields["data_offsets"][0],
             )
@@ -92,7 +92,7 @@ class TensorFile:
             s.indices(n)[:2]
             for s, n in zip(index or (slice(None),) * len(entry.shape), entry.shape, strict=True)
         ]
-        out = np.empty([stop - start for start, stop in bounds], _numpy_dtype(entry.dtype))
+        out = np.empty([stop - start for start, stop in bounds], numpy_dtype(entry.dtype))
         target = memoryview(out.reshape(-1).view(np.uint8).data)
         for run, offset in _runs(entry, bounds, out.itemsize):
             self._fill(target[:run], offset)
@@ -124,7 +124,8 @@ def _runs(entry: TensorEntry, bounds: list[tuple[int, int]], itemsize: int) -> I
         yield (last - first) * stride, entry.offset + start + first * stride
 
 
-def _numpy_dtype(name: str) -> np.dtype:
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy type of a tensor's type, bfloat16 included."""
     import jax.numpy as jnp  # knows bfloat16
 
     return jnp.dtype(_OTHER_NAMES.get(name, name))

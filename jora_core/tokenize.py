@@ -36,6 +36,8 @@ class TextTokenizer:
 
     encode_many: Callable[[list[str]], list[list[int]]]
     decode: Callable[[Sequence[int]], str]
+    # After these ids: a function that takes the next id and gives the text that it completes, if any.
+    stream: Callable[[Sequence[int]], Callable[[int], str | None]]
     vocab_size: int
     bos_id: int | None
     eos_id: int
@@ -94,7 +96,13 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    return TextTokenizer(encode_many, decode, size, bos_id, eos_id, _files_digest(folder))
+    def stream(ids: Sequence[int]) -> Callable[[int], str | None]:
+        from tokenizers.decoders import DecodeStream
+
+        state = DecodeStream(list(ids), skip_special_tokens=True)
+        return lambda token: state.step(tokenizer, token)
+
+    return TextTokenizer(encode_many, decode, stream, size, bos_id, eos_id, _files_digest(folder))
 
 
 def _files_digest(folder: Path) -> str:

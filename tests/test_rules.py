@@ -25,7 +25,15 @@ HEAVY = {
 }
 MOST_LINES = 400
 # Of the training core, the orchestrating process may import what starts no device runtime.
-LIGHT_CORE = {"jora_core", "jora_core.spec", "jora_core.errors", "jora_core.progress"}
+LIGHT_CORE = {
+    "jora_core",
+    "jora_core.answer_spec",
+    "jora_core.errors",
+    "jora_core.model_spec",
+    "jora_core.progress",
+    "jora_core.spec",
+    "jora_core.spec_file",
+}
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -15,7 +15,7 @@ from flows.config import PipelineConfig
 from flows.errors import InputError, one_line_os_errors
 from flows.sources import stage_sources
 from flows.stages.base import Stage, StageContext
-from jora_core.spec import ConvertSpec
+from jora_core.model_spec import ConvertSpec
 
 NAME = "convert-model"
 MODEL_CARD = "model.json"

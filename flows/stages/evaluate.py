@@ -21,7 +21,8 @@ from flows.stages import context as build_context
 from flows.stages import convert
 from flows.stages.base import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages.finetune import ADAPTER
-from jora_core.spec import ALPACA_SHORT, PredictSpec
+from jora_core.answer_spec import PredictSpec
+from jora_core.spec import ALPACA_SHORT
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -61,7 +62,7 @@ def systems_of(context: StageContext) -> dict[str, Path | None]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
-        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
+        "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
         "evaluate": config.evaluate.model_dump(mode="json"),
     }
@@ -138,6 +139,7 @@ def _predict(
         mesh=config.mesh,
         dtype=config.model.dtype,
         quantization=config.model.quantization,
+        attention=config.model.attention,
         output_dir=folder,
         compilation_cache_dir=context.cache_dir / "jax",
     )

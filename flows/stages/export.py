@@ -19,7 +19,7 @@ from flows.stages import convert, evaluate
 from flows.stages.base import Stage, StageContext, Upstream
 from flows.stages.finetune import ADAPTER
 from flows.verify_export import VerifySpec
-from jora_core.spec import ExportSpec
+from jora_core.model_spec import ExportSpec
 
 NAME = "export"
 MODEL_FOLDER = "model"
@@ -61,6 +61,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         model=Path(config.model.path),
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
+        max_shard_size=config.export.max_shard_size,
         output_dir=context.output_dir,
         verify=config.export.verify,
         lineage=lineage(context),

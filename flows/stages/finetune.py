@@ -38,7 +38,7 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
     index, phase = _phase(config, stage)
     return {
         "seed": config.seed,
-        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
+        "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
         "phases": {str(index): phase.model_dump(mode="json", exclude=_NO_SETTING)},
     }
@@ -91,6 +91,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         mesh=config.mesh,
         dtype=config.model.dtype,
         quantization=config.model.quantization,
+        attention=config.model.attention,
         remat=phase.remat,
         seed=config.seed,
         checkpoint_every=phase.checkpoint_every,

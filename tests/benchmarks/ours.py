@@ -23,7 +23,7 @@ from workload import (
     token_ids,
 )
 
-from jora_core import blockwise, model
+from jora_core import blockwise, flash
 from jora_core.attention import attention, example_mask
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
@@ -133,7 +133,8 @@ def plain_attention(
 def exchange(settings: dict[str, Any]) -> None:
     """Techniques that no order chooses, exchanged in this process before anything is compiled."""
     if settings.get("attention") == "plain":
-        setattr(model, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
+        setattr(flash, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
+        setattr(flash, "cuda_capability", lambda: None)  # noqa: B010
     if settings.get("block"):
         blockwise.BLOCK_SLOTS[jax.default_backend()] = settings["block"]
 

@@ -104,3 +104,24 @@ def test_needed_operations_are_those_that_torch_counts(
     more = 11 * 2 * 64 * (2 * 32 * 32 - 32 * 33)  # it computes whole squares of scores, not triangles,
     more += 2 * 2 * 2 * 64 * 256  # and logits of the last token too
     assert counted.get_total_flops() - more == gpu_lora.model_flops(settings)["needed"]
+
+
+def test_tensor_parallel(tmp_path: Path) -> None:
+    to = tmp_path / "out.json"
+    words = ["--small", "--sequences", "256", "--tensor", "1", "4", "--remat", "full", "--target", "host"]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "tensor_parallel.py"), *words, "--json", str(to)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(to.read_text())
+    assert set(written["ratios"]) == {"bytes@4", "allreduce_per_layer@4"}
+    # Sequence-sharded: a layer gathers and scatters its activation, and never sums a whole one.
+    assert 3.9 < written["ratios"]["allreduce_per_layer@4"] < 6
+    for result in written["results"]:
+        kinds = {kind: size for kind, size in result["bytes"].items() if kind != "total"}
+        assert sum(kinds.values()) == result["bytes"]["total"]
+        assert result["unsplit_logits"] == []

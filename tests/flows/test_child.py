@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_result_and_lines(tmp_path: Path) -> None:
     assert run(tmp_path, "bar", on_line=lines.append) == {"act": "bar"}
     # A bar redrawn over itself is one line of the log, in its last state.
     assert lines == ["step 3 of 3", "terminal: False"]
+
+
+def test_standard_output_is_heard_while_it_is_said(tmp_path: Path) -> None:
+    said: list[tuple[str, int]] = []
+    noted: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append((line, threading.get_ident()))
+        (tmp_path / "heard").touch()
+
+    assert run(tmp_path, "speak", on_output=hear, on_line=noted.append) == {"act": "speak"}
+    assert said == [("one", threading.get_ident()), ("two, three", threading.get_ident())]
+    assert noted == ["a note"]
+
+
+def test_a_listener_that_has_had_enough_ends_the_child(tmp_path: Path) -> None:
+    def leave(line: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(tmp_path, "speak", on_output=leave)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_refusal_is_one_line(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from flows.child import ChildFailed
 from flows.errors import StageFailed
 from flows.stages import STAGES
 from flows.stages.base import Stage, StageContext
-from jora_core.spec import ExportSpec, PredictSpec
+from jora_core.answer_spec import GenerateSpec
+from jora_core.model_spec import ExportSpec
 from tests.flows.conftest import Project
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
@@ -163,6 +164,14 @@ def test_run_with_nothing_to_do(jora: Jora, project: Project, monkeypatch: pytes
         (("plan", "pipeline.yaml", "--set", "store=pipeline.yaml"), "is a file; choose a folder"),
         (("context", "pipeline.yaml", "--set", "store=/proc/runs"), "cannot write to store /proc/runs"),
         (("generate", "-i", "x", "--adapter", "a"), "--adapter needs --model"),
+        (("generate", "-i", "x", "--temperature", "-1"), "--temperature -1.0: expected 0 (the likeliest"),
+        (("generate", "-i", "x", "--temperature", "nan"), "--temperature nan: expected 0"),
+        (("generate", "-i", "x", "--top-p", "0"), "--top-p 0.0: expected more than 0 and at most 1"),
+        (("generate", "-i", "x", "--top-p", "1.5"), "--top-p 1.5: expected more than 0 and at most 1"),
+        (("generate", "-i", "x", "--top-k", "-3"), "--top-k -3: expected 0 (all tokens) or a greater"),
+        (("generate", "-i", "x", "--seed", "-1"), "--seed -1: expected a whole number from 0"),
+        (("generate", "-i", "x", "--stop", "a", "--stop", ""), "--stop '': expected at least one character"),
+        (("generate", "-i", "x", "--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 or a greater"),
         (("generate", "-i", "x", "-c", "pipeline.yaml"), "generate reads the artifact of finetune-task"),
         (("merge", "model", "adapter", "tables"), "tables exists already; give a new folder"),
         (("merge", "model", "adapter", "new", "--dtype", "int3"), "--dtype int3: expected float32"),
@@ -230,29 +239,45 @@ def test_failed_stage_is_status_1(jora: Jora, monkeypatch: pytest.MonkeyPatch, e
 def test_generate_asks_the_core_for_one_answer(
     jora: Jora, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    specs: list[GenerateSpec] = []
 
-    specs: list[PredictSpec] = []
-
-    def child(module: str, spec: PredictSpec, workdir: Path, **_: Any) -> dict[str, Any]:
+    def child(
+        module: str, spec: GenerateSpec, workdir: Path, on_output: Callable[[str], None], **_: Any
+    ) -> dict[str, Any]:
         specs.append(spec)
-        (row,) = pq.read_table(spec.records).to_pylist()
-        text = f"{row['instruction']}|{row['input']}"
-        spec.output_dir.mkdir()
-        pq.write_table(pa.table({"id": ["prompt"], "text": [text]}), spec.output_dir / "predictions.parquet")
-        return {}
+        for piece in (spec.instruction, "|", spec.input):
+            on_output(json.dumps({"text": piece}))
+        return {"text": f"{spec.instruction}|{spec.input}", "finish_reason": "end"}
 
     monkeypatch.setattr(commands, "run_child", child)
     for command in ("context", "convert", "train"):
         jora(command, "pipeline.yaml")
-    said = jora("generate", "-c", "pipeline.yaml", "-i", "Answer.", "-t", "a\nb", "--max-new-tokens", "7")
+    ask = ("generate", "-c", "pipeline.yaml", "-i", "Answer.", "-t", "a\nb")
+    said = jora(*ask, "--max-new-tokens", "7")
     assert (said.status, said.out) == (0, "Answer.|a\nb\n")
     (spec,) = specs
-    assert spec.systems == {"answer": project.artifact("finetune-task")}
-    assert (spec.mode, spec.max_new_tokens) == ("generate", 7)
-    jora("generate", "-c", "pipeline.yaml", "-i", "x", "--model", "model")
-    assert (specs[1].model, specs[1].systems) == (Path("model"), {"answer": None})
+    assert (spec.model.name, spec.adapter) == ("model", project.artifact("finetune-task"))
+    assert (spec.max_new_tokens, spec.stop, spec.stream) == (7, [], True)
+    assert spec.sampling.temperature == 0
+    options = ("--temperature", "0.7", "--top-p", "0.9", "--top-k", "50", "--seed", "3", "--stop", "\n\n")
+    said = jora(*ask, *options, "--stop", "END", "--no-stream")
+    assert (said.status, said.out) == (0, "Answer.|a\nb\n")
+    assert specs[1].sampling.model_dump() == {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 3}
+    assert (specs[1].stop, specs[1].stream) == (["\n\n", "END"], False)
+    said = jora(*ask, "--json", "--model", "model")
+    assert json.loads(said.out) == {"text": "Answer.|a\nb", "finish_reason": "end"}
+    assert (specs[2].model, specs[2].adapter, specs[2].stream) == (Path("model"), None, False)
+
+
+def test_generate_for_real(jora: Jora, project: Project) -> None:
+    """Through the child process, with the sample's base model."""
+    model = str(Path(REPOSITORY) / "data" / "tiny-llama")
+    ask = ("generate", "-c", "pipeline.yaml", "--model", model, "-i", "Answer.", "--max-new-tokens", "8")
+    streamed, whole = jora(*ask), jora(*ask, "--json")
+    assert (streamed.status, whole.status) == (0, 0), streamed.err + whole.err
+    result = json.loads(whole.out)
+    assert streamed.out == result["text"] + "\n"
+    assert result["new_tokens"] <= 8 and result["finish_reason"] in ("end", "length")
 
 
 def test_merge_is_all_or_nothing(jora: Jora, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

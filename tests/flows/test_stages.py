@@ -23,7 +23,8 @@ from flows.stages import evaluate as evaluate_stage
 from flows.stages import export as export_stage
 from flows.stages.evaluate import EVALUATE
 from flows.stages.finetune import train_spec
-from jora_core.spec import ExportSpec, PredictSpec
+from jora_core.answer_spec import PredictSpec
+from jora_core.model_spec import ExportSpec
 from retrieval.records import RANKING_COLUMNS, RECORD_COLUMNS, schema
 from tests.flows.conftest import Project
 

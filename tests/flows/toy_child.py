@@ -24,6 +24,13 @@ def main() -> int:
         for step in range(4):
             print(f"\rstep {step} of 3", end="", file=sys.stderr, flush=True)
         print(f"\nterminal: {sys.stderr.isatty()}", file=sys.stderr)
+    elif act == "speak":
+        print("one\ntwo, ", end="", flush=True)
+        # The first line is heard while this waits.
+        while not (out / "heard").exists():
+            time.sleep(0.01)
+        print("three", flush=True)
+        print("a note", file=sys.stderr)
     elif act == "refuse":
         print("some notice\nerror: records.parquet: column 'gold' is missing", file=sys.stderr)
         return 2

@@ -174,3 +174,11 @@ def random_adapter() -> Callable[..., Any]:
         return dataclasses.replace(adapter, weights=weights)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Family → tiny random model, ours and transformers' (`peft_cases.Base`), made once each."""
+    from tests.jora_core.peft_cases import make_bases
+
+    return make_bases(tmp_path_factory)

@@ -17,7 +17,7 @@ from jora_core.config import ModelConfig
 from jora_core.convert import convert
 from jora_core.errors import InputError
 from jora_core.loading import load_params
-from jora_core.spec import ConvertSpec
+from jora_core.model_spec import ConvertSpec
 from jora_core.storage import TensorStore
 from jora_core.weights import expected_tensors
 

@@ -16,7 +16,8 @@ from jora_core.config import ModelConfig
 from jora_core.errors import InputError
 from jora_core.export import export
 from jora_core.lora import Adapter, save_adapter
-from jora_core.spec import ExportSpec, LoraSpec
+from jora_core.model_spec import ExportSpec
+from jora_core.spec import LoraSpec
 from jora_core.storage import TensorStore
 
 
@@ -101,7 +102,7 @@ def test_bfloat16(base: Path, adapter: Path, tmp_path: Path) -> None:
 def test_a_wrong_merge_is_noticed(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jora_core.export.merge_adapters", lambda params, adapters: params)
+    monkeypatch.setattr("jora_core.merge.merged_tensor", lambda weight, pairs, scales: weight)
     with pytest.raises(RuntimeError, match="differ from base plus adapter"):
         export(order(base, adapter, tmp_path))
 

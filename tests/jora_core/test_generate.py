@@ -1,18 +1,26 @@
-"""Cached generation against transformers' own, and against itself without batching."""
+"""Cached generation against transformers' own, against itself without batching; draws, limits and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jora_core.answer_spec import SamplingSpec
+from jora_core.cache import cache_bytes
 from jora_core.config import ModelConfig
-from jora_core.generate import generate
+from jora_core.generate import GREEDY, NEW_STEP, Writer, _begin, _go_on, generate
 from jora_core.loading import load_params
 from jora_core.lora import Adapter, save_adapter
 from jora_core.model import Params
+from jora_core.sampling import settings_of
+from jora_core.sharding import make_mesh
 from jora_core.spec import LoraSpec
 
 PROMPTS = [np.random.default_rng(n).integers(3, 300, n, dtype=np.int32) for n in (1, 5, 9, 30, 70)]
@@ -100,3 +108,96 @@ def test_one_token_and_no_prompts(
     got = generate(params, config, PROMPTS[:2], eos_ids=(), max_new_tokens=1, adapter=with_adapter[0])
     assert [answer.tolist() for answer in got] == [full[:1] for full in expected[:2]]
     assert generate(params, config, [], eos_ids=(), max_new_tokens=4) == []
+
+
+def test_no_end_token_before_the_shortest_answer(
+    base: tuple[ModelConfig, Params], with_adapter: tuple[Adapter, Path], expected: list[list[int]]
+) -> None:
+    config, params = base
+    end = expected[1][3]
+    options: dict[str, Any] = {"eos_ids": (end,), "max_new_tokens": NEW, "adapter": with_adapter[0]}
+    free, *_ = generate(params, config, PROMPTS[1:2], **options)
+    assert free.tolist() == expected[1][: expected[1].index(end)]
+    held, *_ = generate(params, config, PROMPTS[1:2], min_new_tokens=NEW - 2, **options)
+    assert len(held) >= NEW - 2 and end not in held
+    assert held[: len(free)].tolist() == free.tolist()
+
+
+def test_an_answer_ends_where_it_has_been_watched_enough(
+    base: tuple[ModelConfig, Params], with_adapter: tuple[Adapter, Path], expected: list[list[int]]
+) -> None:
+    config, params = base
+    heard: dict[int, list[int]] = {place: [] for place in range(len(PROMPTS))}
+
+    def watch(place: int, tokens: np.ndarray) -> bool:
+        assert len(tokens)
+        heard[place] += tokens.tolist()
+        return place % 2 == 0 and len(heard[place]) >= 6
+
+    got = generate(
+        params,
+        config,
+        PROMPTS,
+        eos_ids=(expected[1][8],),
+        max_new_tokens=NEW,
+        adapter=with_adapter[0],
+        watch=watch,
+        chunk=3,
+    )
+    for place, (answer, full) in enumerate(zip(got, expected, strict=True)):
+        end = full.index(expected[1][8]) if expected[1][8] in full else NEW
+        # The prompts' reading gives one token, then three at a time: seven are the first six or more.
+        assert answer.tolist() == heard[place] == full[: min(end, 7 if place % 2 == 0 else NEW)]
+
+
+def test_draws_do_not_depend_on_neighbours(base: tuple[ModelConfig, Params]) -> None:
+    config, params = base
+    sampling = SamplingSpec(temperature=1.0, top_p=0.9, seed=11)
+    options: dict[str, Any] = {"eos_ids": (), "max_new_tokens": NEW, "sampling": sampling}
+    numbers = [7, 8, 9, 10, 11]
+    together = [answer.tolist() for answer in generate(params, config, PROMPTS, numbers=numbers, **options)]
+    backwards = generate(params, config, PROMPTS[::-1], numbers=numbers[::-1], tokens_per_batch=1, **options)
+    assert [answer.tolist() for answer in backwards[::-1]] == together
+    twice = generate(params, config, [PROMPTS[2]] * 2, numbers=[9, 10], **options)
+    assert twice[0].tolist() == together[2] != twice[1].tolist()
+    assert [answer.tolist() for answer in generate(params, config, PROMPTS, **options)] != together
+
+
+def compiled(function: Any) -> int:
+    """How many programs a jitted function has been compiled to."""
+    return function._cache_size()
+
+
+def test_other_values_compile_nothing_new(base: tuple[ModelConfig, Params]) -> None:
+    config, params = base
+    before: list[int] | None = None
+    for most, temperature, chunk in ((9, 0.7, 16), (20, 1.3, 1), (NEW_STEP, 0.2, 5)):
+        sampling = SamplingSpec(temperature=temperature, top_k=most, seed=most)
+        options: dict[str, Any] = {"max_new_tokens": most, "min_new_tokens": most // 2, "chunk": chunk}
+        generate(
+            params, config, PROMPTS[:2], eos_ids=(5,), sampling=sampling, watch=lambda *_: False, **options
+        )
+        programs = [compiled(function) for function in (_begin, _go_on)]
+        assert before is None or programs == before
+        before = programs
+
+
+def test_the_cache_is_written_in_place(base: tuple[ModelConfig, Params]) -> None:
+    """Of one chunk's program: the cache is its argument and its result in one, and is not copied."""
+    config, params = base
+    writer = Writer(
+        params, None, config, jnp.zeros(0, jnp.int32), settings_of(GREEDY), "greedy", make_mesh(), 0, 512
+    )
+    rows, slots = 4, 512 + 64
+    order = writer.order(np.ones(rows, np.int32), np.zeros(rows, np.uint32))
+    static = (config, "greedy", make_mesh())
+    state, cache = jax.eval_shape(
+        partial(_begin, config=config, method="greedy", mesh=make_mesh(), spare=512),
+        params, None, np.zeros((rows, 64), np.int32), order,
+    )  # fmt: skip
+    size = cache_bytes(config, rows * slots, 4)
+    assert sum(part.size * 4 for part in cache) == size
+    lowered = _go_on.lower(params, None, state, cache, np.zeros(rows, bool), order, 16, *static)
+    memory = lowered.compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size

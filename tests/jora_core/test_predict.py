@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jora_core.answer_spec import PredictSpec
 from jora_core.choices import Question, score_choices
 from jora_core.config import ModelConfig
 from jora_core.errors import InputError
@@ -22,7 +23,7 @@ from jora_core.loading import load_params
 from jora_core.lora import Adapter, save_adapter
 from jora_core.model import forward, unembed
 from jora_core.predict import end_tokens, make_questions, predict
-from jora_core.spec import LoraSpec, PredictSpec
+from jora_core.spec import LoraSpec
 from jora_core.tokenize import load_tokenizer
 
 
@@ -123,6 +124,24 @@ def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> No
     assert all(row["choice_logprob"] < 0 for row in rows if row["choice"])
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["records"] == 9 and result["peak_memory_bytes"] > 0
+
+
+def test_drawn_texts_follow_from_the_record(order: dict[str, Any], tmp_path: Path) -> None:
+    def texts(**changes: Any) -> dict[tuple[str, str], str]:
+        predict(PredictSpec.model_validate(order | {"mode": "generate", "max_new_tokens": 10} | changes))
+        rows = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+        return {(row["system"], row["id"]): row["text"] for row in rows}
+
+    drawn = {"sampling": {"temperature": 1.2, "top_p": 0.95, "seed": 1}}
+    all_nine = texts(**drawn)
+    # Fewer records, in other batches.
+    few = texts(**drawn, max_records=3, tokens_per_batch=192)
+    assert len(few) == 6 and few == {key: all_nine[key] for key in few}
+    key = next(key for key, text in all_nine.items() if len(text) > 5 and "\ufffd" not in text[2:4])
+    stop = all_nine[key][2:4]
+    cut = texts(**drawn, stop=[stop])
+    assert cut[key] == all_nine[key].partition(stop)[0].strip()
+    assert all(all_nine[other].startswith(text) and stop not in text for other, text in cut.items())
 
 
 def test_long_prompts_lose_context_not_the_question(
