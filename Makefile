@@ -1,8 +1,9 @@
 # make demo    install, then run the whole pipeline on the embedded sample
-# make test    install, then run the tests
+# make test    install, then run the tests, in WORKERS processes
 # make lint    formatting, lint, types, import rules
 # EXTRAS=dev,gpu adds CUDA for JAX; PYTHON=python3.12 chooses the interpreter; TORCH=any: see .ci/install
 VENV    ?= .venv
+WORKERS ?= 2
 EXTRAS  ?= dev
 STAMP   := $(VENV)/.installed-$(EXTRAS)
 BIN     := $(VENV)/bin
@@ -13,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/jora run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The ignored warning is pyright's question to the npm registry whether it is the newest; the version is pinned.
 lint: $(STAMP)

@@ -142,10 +142,11 @@ def memory(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a training step takes on each device, before there is one.
+    """Say what a training step takes on each device.
 
-    Compiles the real step for the real mesh from config.json alone: bytes by kind, which cards it fits, the
-    longest row, collectives, arithmetic. Without --model: the phase of CONFIG with the largest microbatch.
+    Before there is one: compiles the real step for the real mesh from config.json alone. Bytes by kind, which
+    cards it fits, the longest row, collectives, arithmetic. Without --model: the phase of CONFIG with the
+    largest microbatch.
 
     \b
     Example:

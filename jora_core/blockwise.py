@@ -21,7 +21,7 @@ from jora_core.remat import KEPT_ATTENTION
 # Finite, so that a row with nothing allowed (padding) gives finite values and no NaN in either direction.
 MASKED = -1e30
 # Slots of a block: its scores stay in a CPU's cache, its products keep an accelerator busy.
-BLOCK_SLOTS = {"cpu": 256}
+BLOCK_SLOTS = {"cpu": 128}
 _OTHER_BLOCK_SLOTS = 512
 
 

@@ -28,6 +28,7 @@ from tests.flows.conftest import Project
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
 COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
+COMMANDS += ["memory", "doctor"]
 METRICS = ("target@1", "reply@1", "joint", "p(reply|target)")
 SCORES = {
     "systems": {
@@ -100,7 +101,6 @@ def test_help_teaches(jora: Jora) -> None:
         assert jora(command, "--help").status == 0
     assert "jora run my.yaml --from finetune-task" in text
     assert "0 done, 1 failed, 2 wrong input" in text
-    assert "memory" not in text
 
 
 def test_plan_as_json_and_text(jora: Jora, project: Project) -> None:

@@ -192,7 +192,7 @@ def test_the_cache_is_written_in_place(base: tuple[ModelConfig, Params]) -> None
     order = writer.order(np.ones(rows, np.int32), np.zeros(rows, np.uint32))
     static = (config, "greedy", make_mesh())
     state, cache = jax.eval_shape(
-        partial(_begin, config=config, method="greedy", mesh=make_mesh(), spare=512),
+        partial(_begin, config=config, method="greedy", mesh=make_mesh(), spare=512, attention="auto"),
         params, None, np.zeros((rows, 64), np.int32), order,
     )  # fmt: skip
     size = cache_bytes(config, rows * slots, 4)
