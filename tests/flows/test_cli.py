@@ -24,7 +24,7 @@ from flows.stages import STAGES
 from flows.stages.base import Stage, StageContext
 from jora_core.answer_spec import GenerateSpec
 from jora_core.model_spec import ExportSpec
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, let_others_read
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
 COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
@@ -198,8 +198,7 @@ def test_wrong_usage_is_status_2(jora: Jora) -> None:
 def test_no_write_permission_without_traceback(project: Project) -> None:
     """The whole command, as a user who may not write."""
     project.config()
-    for path in (project.folder, *project.folder.parents[:2]):
-        path.chmod(0o755)
+    let_others_read(project.folder)
     code = (
         "import os, sys\n"
         "from flows import cli, config, plan, runner, show, store, child\n"

@@ -23,6 +23,7 @@ from flows import store as store_module
 from flows.digests import digest_file
 from flows.errors import InputError, StageFailed
 from flows.store import MANIFEST, Store, read_manifest
+from tests.flows.conftest import let_others_read
 
 STAGE, KEY = "build-context", "a" * 64
 
@@ -251,8 +252,7 @@ def test_no_write_permission(tmp_path: Path) -> None:
         "try: Store(sys.argv[1]).begin('evaluate', 'k')\n"
         "except InputError as error: print(error)"
     )
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    let_others_read(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "runs")], capture_output=True, text=True, check=True
     )

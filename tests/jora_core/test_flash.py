@@ -242,7 +242,7 @@ def test_the_program_for_cuda_calls_cudnn(monkeypatch: pytest.MonkeyPatch) -> No
     text = lowered_for_cuda(monkeypatch, jnp.bfloat16)
     assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text
     assert "CAUSAL" in text and "PADDING" not in text
-    assert text.count("stablehlo.case") == 2 and "stablehlo.exponential" in text, "has the other path too"
+    assert text.count("stablehlo.case") >= 2 and "stablehlo.exponential" in text, "has the other path too"
     assert '"sliding_window_length": 32' in lowered_for_cuda(monkeypatch, jnp.bfloat16, window=32)
 
 
