@@ -11,7 +11,8 @@ class Post:
     """One post of a thread; `parents` are ids of earlier or later posts of the same thread, in link order.
 
     `text` is clean (no HTML, no quotelinks, no quoted lines, single spaces) and may be empty.
-    `row` is the post's line or position in its source, `asks` says whether its own parents are known.
+    `row` is the post's line or position in its source, `asks` says whether its own parents are known,
+    `time` is when it was written in seconds since 1970 (None: unknown).
     """
 
     id: str
@@ -20,17 +21,22 @@ class Post:
     parents: tuple[str, ...] = ()
     row: int = 0
     asks: bool = True
+    time: float | None = None
 
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread in time order; every post may be a parent. `split` is "" where the source is silent."""
+    """A thread in time order; every post may be a parent. `split` is "" where the source is silent.
+
+    `time` is when it began, in seconds since 1970 (None: unknown).
+    """
 
     id: str
     posts: tuple[Post, ...]
     source: str
     row: int = 0
     split: str = ""
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,27 @@ class Table:
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a question corpus; `row` is 1-based in its source file."""
+    """A document of a question corpus; `row` is 1-based in its source file.
+
+    `time` is since when it is known, in seconds since 1970 (None: always).
+    """
 
     id: str
     title: str
     text: str
     source: str = ""
     row: int = 0
+    time: float | None = None
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one context (a table's or document's id) with its accepted answers."""
+    """A question about a context (a table's or document's id) with its accepted answers.
+
+    `oracles` are all contexts that together hold the answer, where they are several (HotpotQA's
+    supporting facts); `context_id` is the first of them. `time` is when it was asked, in seconds since 1970
+    (None: at the end).
+    """
 
     id: str
     context_id: str
@@ -64,6 +79,13 @@ class Question:
     answers: tuple[str, ...]
     source: str = ""
     row: int = 0
+    oracles: tuple[str, ...] = ()
+    time: float | None = None
+
+    @property
+    def oracle_ids(self) -> tuple[str, ...]:
+        """Every context that holds a part of the answer; never empty."""
+        return self.oracles or (self.context_id,)
 
 
 @dataclass(frozen=True)

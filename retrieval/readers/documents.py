@@ -1,7 +1,9 @@
-"""Documents `{"id", "title"?, "text"}` and questions `{"id", "document_id", "question", "answers"}`.
+"""Documents `{"id", "title"?, "text", "time"?}` and questions `{"id", "document_id", "question", "answers",
+"time"?}`.
 
 Both as JSON lines or Parquet with the same names; `answers` is a list of accepted answers, the first one is
-taught.
+taught. `document_id` may be a list of documents that only together hold the answer. A `time` is a number of
+seconds since 1970 or ISO 8601 text: a question never sees a document that is later than itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from retrieval.readers.lines import json_objects
 from retrieval.records import read_rows
 from retrieval.sources import SourceFile
 from retrieval.text import fold
+from retrieval.times import parse_time
 
 DOCUMENT_FIELDS = ("id", "text")
 QUESTION_FIELDS = ("id", "document_id", "question", "answers")
@@ -27,13 +30,14 @@ def read_documents(files: Sequence[SourceFile], tally: Tally) -> dict[str, Docum
         InputError: a row is broken, an id is used twice, a text is empty, or there is no document at all.
     """
     documents: dict[str, Document] = {}
-    for where, file, row, value in _rows(files, DOCUMENT_FIELDS, ("title",)):
+    for where, file, row, value in _rows(files, DOCUMENT_FIELDS, ("title", "time")):
         key = _text(value, "id", where)
         if key in documents:
             first = documents[key]
             raise InputError(f"{where}: document id {key!r} is already used at {first.source}:{first.row}")
         title = fold(str(value.get("title") or ""))
-        documents[key] = Document(key, title, _text(value, "text", where), file.name, row)
+        since = parse_time(value.get("time"), "time", where)
+        documents[key] = Document(key, title, _text(value, "text", where), file.name, row, since)
         tally.read["documents"] += 1
     if not documents:
         names = ", ".join(str(file.path) for file in files[:3])
@@ -51,14 +55,17 @@ def read_questions(
             question.
     """
     questions: dict[str, Question] = {}
-    for where, file, row, value in _rows(files, QUESTION_FIELDS, ()):
+    for where, file, row, value in _rows(files, QUESTION_FIELDS, ("time",)):
         key = _text(value, "id", where)
         if key in questions:
             first = questions[key]
             raise InputError(f"{where}: question id {key!r} is already used at {first.source}:{first.row}")
-        document = _text(value, "document_id", where)
-        if document not in documents:
-            raise InputError(f"{where}: question {key!r} names document {document!r}, which does not exist")
+        named = _named(value, where)
+        for document in named:
+            if document not in documents:
+                raise InputError(
+                    f"{where}: question {key!r} names document {document!r}, which does not exist"
+                )
         answers = value["answers"]
         if isinstance(answers, str):
             answers = [answers]
@@ -68,7 +75,10 @@ def read_questions(
             )
         accepted = tuple(dict.fromkeys(fold(answer) for answer in answers))
         text = _text(value, "question", where)
-        questions[key] = Question(key, document, text, accepted, file.name, row)
+        asked = parse_time(value.get("time"), "time", where)
+        document, *others = named
+        oracles = named if others else ()
+        questions[key] = Question(key, document, text, accepted, file.name, row, oracles, asked)
         tally.read["questions"] += 1
     if not questions:
         names = ", ".join(str(file.path) for file in files[:3])
@@ -93,6 +103,16 @@ def _rows(
             if missing:
                 raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}")
             yield where, file, row, value
+
+
+def _named(value: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The documents that a question names, each once."""
+    found = value["document_id"]
+    if not isinstance(found, list):
+        return (_text(value, "document_id", where),)
+    if not found:
+        raise InputError(f"{where}: field document_id is an empty list; name at least one document")
+    return tuple(dict.fromkeys(_text({"document_id": item}, "document_id", where) for item in found))
 
 
 def _text(value: dict[str, Any], field: str, where: str) -> str:

@@ -17,6 +17,7 @@ from retrieval.errors import InputError
 from retrieval.readers.lines import json_objects, parse_json, text_lines
 from retrieval.sources import SourceFile
 from retrieval.text import fold
+from retrieval.times import parse_time
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
@@ -186,10 +187,11 @@ def _thread(
                 )
         subject = _clean(_string(raw, "sub", where)) if raw.get("sub") else ""
         text = prompts.titled(subject, comment.text) if comment.text else subject
-        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), row))
+        time = parse_time(raw.get("time"), "time", where)
+        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), row, time=time))
     board = value.get("board") or opening.get("board")
     thread_id = f"{board}/{thread_no}" if isinstance(board, str) and board else thread_no
-    return Thread(thread_id, tuple(posts), file.name, row, split)
+    return Thread(thread_id, tuple(posts), file.name, row, split, posts[0].time)
 
 
 def _number(raw: Any, where: str, position: int) -> int:

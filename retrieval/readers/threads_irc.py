@@ -15,9 +15,11 @@ from retrieval.errors import InputError
 from retrieval.readers.lines import text_lines
 from retrieval.sources import IRC_ANNOTATION_SUFFIX, IRC_SUFFIX, SourceFile, annotation_path
 from retrieval.text import fold
+from retrieval.times import parse_time
 
 _MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
 _ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
 
 
@@ -66,7 +68,17 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
         posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
-    return Thread(file.name.removesuffix(IRC_SUFFIX), tuple(posts), file.name, 0, split)
+    name = file.name.removesuffix(IRC_SUFFIX)
+    return Thread(name, tuple(posts), file.name, 0, split, _day(name))
+
+
+def _day(name: str) -> float | None:
+    """Midnight (UTC) of the day that a log is named by, such as `2004-11-15_03`; None for another name."""
+    found = _DAY.search(name)
+    try:
+        return parse_time(found[0], "day", name) if found else None
+    except InputError:  # digits that are no day of the calendar
+        return None
 
 
 def _spoken(line: str) -> tuple[str, str] | None:
