@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Leg = Literal["bm25", "dense", "recency", "mention", "opening"]
 LEGS: tuple[Leg, ...] = get_args(Leg)
@@ -12,6 +12,13 @@ LEGS: tuple[Leg, ...] = get_args(Leg)
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
 PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder"})
+
+
+#: YAML 1.1 reads `off` as false.
+Threshold = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | Literal["off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 
 
 class _Model(BaseModel):
@@ -95,6 +102,12 @@ class ThreadsTask(_Task):
         title="Fusion constant",
         description="k of reciprocal rank fusion; small favours first ranks.",
     )
+    split: Literal["context", "time"] = Field(
+        default="context",
+        title="Split",
+        description="What decides the test split, where no test source does: a hash of the context, or time: "
+        "the newest contexts.",
+    )
     missing_parents: Literal["error", "drop"] = Field(
         default="error",
         title="Links to missing posts",
@@ -107,6 +120,12 @@ class QaTask(_Task):
 
     source: str = Field(title="Documents", description="File, folder or glob of .jsonl or .parquet.")
     questions: str = Field(title="Questions", description="File, folder or glob of .jsonl or .parquet.")
+    split: Literal["context", "time"] = Field(
+        default="context",
+        title="Split",
+        description="What decides the test split, where no test source does: a hash of the context, or time: "
+        "the newest contexts.",
+    )
     n_contexts: int = Field(
         default=3, ge=1, title="Documents a prompt", description="How many documents it holds."
     )
@@ -141,6 +160,12 @@ class ContextConfig(_Model):
         lt=1,
         title="Test share",
         description="Share of the contexts held out, where no test source is given.",
+    )
+    near_duplicates: Threshold = Field(
+        default=0.8,
+        title="Near-duplicates",
+        description="Similarity (Jaccard, runs of three words) from which a training text counts as a copy of a "
+        "held-out one and is left out; off: only equal texts are.",
     )
     embedder: str | None = Field(
         default=None,

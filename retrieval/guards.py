@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from retrieval.corpus import Tally
 from retrieval.errors import InputError
+from retrieval.near_duplicates import NearDuplicates
 from retrieval.text import seeded_hash, seeded_share
 
 Item = TypeVar("Item")
@@ -18,6 +19,64 @@ _LINK = re.compile(r">>\s*\d")
 def split_of(seed: int, context_id: str, test_share: float) -> str:
     """The split of a context by hash: it never changes as other contexts come and go."""
     return "test" if seeded_share(seed, "split", context_id) < test_share else "train"
+
+
+def splits_by_time(times: Mapping[str, float | None], test_share: float, field: str) -> dict[str, str]:
+    """The split of each context: the newest `test_share` of those with a time is the test split.
+
+    Contexts of one moment stay together, so every test context is later than every training context. One
+    without a time is trained on, because nobody knows that it is new.
+    Raises:
+        InputError: no context has a time, or all have the same.
+    """
+    known = sorted(time for time in times.values() if time is not None)
+    if not known:
+        raise InputError(
+            f"{field} is time, but none of the {len(times)} contexts has a time; give times in the source, or "
+            "set it to context"
+        )
+    wanted = round(test_share * len(known))
+    first = known[len(known) - wanted] if wanted else float("inf")
+    if first == known[0]:
+        raise InputError(
+            f"{field} is time, but the newest {wanted} of {len(known)} contexts are of the same moment as the "
+            "oldest; set it to context"
+        )
+    return {
+        context: "test" if time is not None and time >= first else "train" for context, time in times.items()
+    }
+
+
+def near_held_out(
+    texts: Sequence[str], split: Sequence[str], threshold: float | Literal["off"]
+) -> list[bool]:
+    """Which texts that are not held out themselves nearly repeat one that is ("test" in `split`)."""
+    places = [i for i, which in enumerate(split) if which == "test"]
+    if threshold == "off" or not places:
+        return [False] * len(texts)
+    index = NearDuplicates((texts[i] for i in places), lambda at: texts[places[at]], threshold)
+    others = [i for i, which in enumerate(split) if which != "test"]
+    near = [False] * len(texts)
+    for place, found in zip(others, index.matches(texts[i] for i in others), strict=True):
+        near[place] = found >= 0
+    return near
+
+
+def drop_near_duplicates(
+    items: Sequence[Item],
+    split: Callable[[Item], str],
+    text: Callable[[Item], str],
+    threshold: float | Literal["off"],
+    reason: str,
+    tally: Tally,
+) -> list[Item]:
+    """Drops training items whose text nearly repeats one of the test split, and counts them under `reason`."""
+    if threshold == "off":
+        return list(items)
+    splits = [split(item) for item in items]
+    near = near_held_out([text(item) for item in items], splits, threshold)
+    tally.dropped[reason] += sum(near)
+    return [item for item, copied in zip(items, near, strict=True) if not copied]
 
 
 def drop_across_splits(
