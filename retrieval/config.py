@@ -164,8 +164,8 @@ class ContextConfig(_Model):
     near_duplicates: Threshold = Field(
         default=0.8,
         title="Near-duplicates",
-        description="Similarity (Jaccard, runs of three words) from which a training text counts as a copy of a "
-        "held-out one and is left out; off: only equal texts are.",
+        description="Similarity (Jaccard, runs of three words) from which a training text counts as a copy "
+        "of a held-out one and is left out; off: only equal texts are.",
     )
     embedder: str | None = Field(
         default=None,

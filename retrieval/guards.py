@@ -32,15 +32,15 @@ def splits_by_time(times: Mapping[str, float | None], test_share: float, field: 
     known = sorted(time for time in times.values() if time is not None)
     if not known:
         raise InputError(
-            f"{field} is time, but none of the {len(times)} contexts has a time; give times in the source, or "
-            "set it to context"
+            f"{field} is time, but none of the {len(times)} contexts has a time; give times in the source, "
+            "or set it to context"
         )
     wanted = round(test_share * len(known))
     first = known[len(known) - wanted] if wanted else float("inf")
     if first == known[0]:
         raise InputError(
-            f"{field} is time, but the newest {wanted} of {len(known)} contexts are of the same moment as the "
-            "oldest; set it to context"
+            f"{field} is time, but the newest {wanted} of {len(known)} contexts are of the same moment as "
+            "the oldest; set it to context"
         )
     return {
         context: "test" if time is not None and time >= first else "train" for context, time in times.items()
@@ -70,7 +70,7 @@ def drop_near_duplicates(
     reason: str,
     tally: Tally,
 ) -> list[Item]:
-    """Drops training items whose text nearly repeats one of the test split, and counts them under `reason`."""
+    """Drops training items whose text nearly repeats one of the test split, counted under `reason`."""
     if threshold == "off":
         return list(items)
     splits = [split(item) for item in items]

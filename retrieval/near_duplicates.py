@@ -1,9 +1,9 @@
 """Texts of the training side that nearly repeat a held-out one: MinHash finds candidates, sets decide.
 
-Two texts are near-duplicates if the Jaccard similarity of their word shingles reaches a threshold (Broder 1997).
-MinHash signatures in bands (locality-sensitive hashing, by the `rensa` library) find pairs that may be; each is
-then checked on the shingles themselves, so nothing is dropped by an estimate. The bands are chosen so that a
-pair right at the threshold is missed once in a thousand times at most.
+Two texts are near-duplicates if the Jaccard similarity of their word shingles reaches a threshold (Broder
+1997). MinHash signatures in bands (locality-sensitive hashing, by the `rensa` library) find pairs that may
+be; each is then checked on the shingles themselves, so nothing is dropped by an estimate. The bands are
+chosen so that a pair right at the threshold is missed once in a thousand times at most.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NearDuplicates:
     """
 
     def __init__(self, held_out: Iterable[str], text_of: Callable[[int], str], threshold: float) -> None:
-        from rensa import RMinHashLSH
+        from rensa import RMinHashLSH  # type: ignore[attr-defined]
 
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold {threshold} is not in (0, 1]")
@@ -87,7 +87,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _sketches(batch: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """(place in the batch, signature) of the texts that have words."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # type: ignore[attr-defined]
 
     sets = [(i, sorted(found)) for i, text in enumerate(batch) if (found := shingles(text))]
     sketches = RMinHash.from_token_sets([words for _, words in sets], PERMUTATIONS, _HASH_SEED)

@@ -46,6 +46,14 @@ def table_records(config: ContextConfig, report: TaskReport, progress: Progress)
     asks = guards.drop_across_splits(
         asks, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
     )
+    asks = guards.drop_near_duplicates(
+        asks,
+        lambda a: a.split,
+        lambda a: _block(a.table),
+        config.near_duplicates,
+        "table_nearly_in_test",
+        report.tally,
+    )
     asks = guards.cap(
         asks,
         lambda a: a.split,

@@ -53,11 +53,14 @@ def thread_records(
     task = config.threads
     assert task is not None
     threads = _read(task, report.tally, progress)
-    splits = [t.split or guards.split_of(config.seed, t.id, config.test_share) for t in threads]
+    splits = _splits(config, task, threads)
     guards.require_training(splits, "threads", "threads")
     asks = _asks(threads, splits, task, report.tally)
     asks = guards.drop_across_splits(
         asks, lambda a: a.split, _content, "duplicate_of_test_record", report.tally
+    )
+    asks = guards.drop_near_duplicates(
+        asks, lambda a: a.split, _said, config.near_duplicates, "near_duplicate_of_test_record", report.tally
     )
     limits = (task.max_records, task.max_test_records)
     asks = guards.cap(
@@ -125,9 +128,23 @@ def _asks(threads: Sequence[Thread], splits: Sequence[str], task: ThreadsTask, t
     return asks
 
 
+def _splits(config: ContextConfig, task: ThreadsTask, threads: Sequence[Thread]) -> list[str]:
+    """The split of each thread: what its source says, else what the hash of its id or its time says."""
+    if task.split == "time" and (times := {t.id: t.time for t in threads if not t.split}):
+        by_time = guards.splits_by_time(times, config.test_share, "threads.split")
+        return [t.split or by_time[t.id] for t in threads]
+    return [t.split or guards.split_of(config.seed, t.id, config.test_share) for t in threads]
+
+
 def _content(ask: _Ask) -> bytes:
     parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
     return duplicate_key(ask.comment.text, *parents)
+
+
+def _said(ask: _Ask) -> str:
+    """The comment and what it answers, as one text."""
+    parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
+    return "\n".join([ask.comment.text, *parents])
 
 
 @dataclass(frozen=True)
