@@ -21,6 +21,9 @@ NUMBER_TOLERANCE = 1e-6
 MAX_PIECES = 256
 MAX_STATES = 10_000
 
+#: Before the answer, where a style teaches to write something else first.
+ANSWER_MARK = "##Answer:"
+
 _QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”", '"') | dict.fromkeys("‐‑‒–—−", "-"))
 _CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
 _DETAILS = re.compile(r"(?<!^)(?: \([^)]*\))+$")
@@ -178,6 +181,11 @@ def token_f1(prediction: str, gold: Sequence[str]) -> float:
 
 def _plain(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def final_answer(text: str) -> str:
+    """What a written answer comes to: the part behind its last `##Answer:`, all of it without one."""
+    return text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else text
 
 
 def parse_answer(text: str) -> tuple[str | None, int | None]:

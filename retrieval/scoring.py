@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.answers import denotation_correct, exact_match, parse_answer, token_f1
+from retrieval.answers import denotation_correct, exact_match, final_answer, parse_answer, token_f1
 from retrieval.text import seeded_hash
 
 BASELINES = ("random", "opening_post", "previous_post", "bm25")
@@ -164,7 +164,7 @@ def tables_scores(
     """`{"denotation_accuracy": {value, low, high, n}}` of one system's answers by record id; missing is
     wrong.
     """
-    right = [denotation_correct(answers.get(r["id"], ""), r["gold"]) for r in records]
+    right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
     return {"denotation_accuracy": _mean(right, records, seed, resamples)}
 
 
@@ -176,8 +176,9 @@ def qa_scores(
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """`{"exact_match": …, "f1": …}` of one system's answers by record id; missing is wrong."""
-    exact = [exact_match(answers[r["id"]], r["gold"]) if r["id"] in answers else False for r in records]
-    overlap = [token_f1(answers[r["id"]], r["gold"]) if r["id"] in answers else 0.0 for r in records]
+    said = {name: final_answer(text) for name, text in answers.items()}
+    exact = [exact_match(said[r["id"]], r["gold"]) if r["id"] in said else False for r in records]
+    overlap = [token_f1(said[r["id"]], r["gold"]) if r["id"] in said else 0.0 for r in records]
     return {
         "exact_match": _mean(exact, records, seed, resamples),
         "f1": _mean(overlap, records, seed, resamples),
