@@ -5,21 +5,22 @@ once and a query adds up a few slices. Every floating-point operation runs in th
 scores are bitwise its scores. A term in more than half of the documents gets epsilon times the mean IDF
 instead of its negative one (Trotman et al. 2014, as rank_bm25 has it). The IDF is the collection's, also
 where a ranking is restricted.
+
+`bm25_build` makes an index from a stream, `bm25_store` is its form on disk.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-K1 = 1.5
-B = 0.75
-EPSILON = 0.25
+from retrieval.bm25_build import EPSILON, K1, B, BM25Builder, without
+from retrieval.text import Tokenizer
+from retrieval.vocabulary import known_ids
 
 
 class Ranker(Protocol):
@@ -30,6 +31,11 @@ class Ranker(Protocol):
         """D."""
         ...
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What splits documents and queries into words."""
+        ...
+
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """float64[D]: the score of every document."""
         ...
@@ -38,46 +44,72 @@ class Ranker(Protocol):
         """float64[high - low]: the scores of documents low to high - 1."""
         ...
 
+    def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k documents (int64) and their scores, ties by the earlier document."""
+        ...
 
-@dataclass(frozen=True)
+    def search_batch(
+        self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(places int64[Q, k'], scores float64[Q, k']) of many queries, k' = min(k, D)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
 class BM25Index:
     """Postings by term: documents `docs[indptr[t]:indptr[t+1]]` (ascending) with their `weights` (float64).
 
-    This is the CSR layout of a terms × documents matrix; `matrix` gives it as scipy's.
+    This is the CSR layout of a terms × documents matrix; `matrix` gives it as scipy's. Beside the weights
+    stand the counts from which they follow: by posting, `frequencies` of the term in the document and
+    `firsts`, its first place there; by document, `lengths` in tokens. `bounds` has each term's largest
+    weight. Arrays may be memory-mapped.
     """
 
-    vocabulary: dict[str, int]
+    vocabulary: Mapping[str, int]
     indptr: np.ndarray
     docs: np.ndarray
     weights: np.ndarray
     n_documents: int
+    frequencies: np.ndarray
+    firsts: np.ndarray
+    lengths: np.ndarray
+    bounds: np.ndarray
+    tokenizer: Tokenizer
 
     @classmethod
-    def build(cls, corpus: Iterable[Sequence[str]]) -> BM25Index:
-        """Indexes tokenised documents; an empty corpus gives an index that finds nothing."""
-        documents = list(corpus)
-        n_documents = len(documents)
-        lengths = np.fromiter((len(d) for d in documents), dtype=np.int64, count=n_documents)
-        vocabulary: dict[str, int] = {}
-        n_tokens = int(lengths.sum())
-        tokens = np.fromiter(
-            (vocabulary.setdefault(word, len(vocabulary)) for word in chain.from_iterable(documents)),
-            dtype=np.int64,
-            count=n_tokens,
-        )
-        owners = np.repeat(np.arange(n_documents, dtype=np.int64), lengths)
-        # Sorted by term, then document; equal pairs counted: the term frequencies.
-        pairs, frequencies = np.unique(tokens * max(n_documents, 1) + owners, return_counts=True)
-        terms, docs = np.divmod(pairs, max(n_documents, 1))
-        per_term = np.bincount(terms, minlength=len(vocabulary))
-        indptr = np.concatenate([[0], np.cumsum(per_term)]).astype(np.int64)
-        if n_tokens == 0:
-            return cls(vocabulary, indptr, docs.astype(np.int32), np.zeros(0), n_documents)
-        idf = _idf(per_term.tolist(), n_documents)
-        average_length = n_tokens / n_documents
-        norm = K1 * (1 - B + B * lengths / average_length)
-        weights = idf[terms] * (frequencies * (K1 + 1) / (frequencies + norm[docs]))
-        return cls(vocabulary, indptr, docs.astype(np.int32), weights, n_documents)
+    def build(cls, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> BM25Index:
+        """Indexes documents that `tokenizer` has split; an empty corpus gives an index that finds nothing."""
+        builder = BM25Builder(tokenizer)
+        builder.add_tokens(corpus)
+        return builder.finish()
+
+    @classmethod
+    def load(cls, folder: Path, verify: bool = False) -> BM25Index:
+        """Opens a saved index without reading it; see `bm25_store.load`."""
+        from retrieval.bm25_store import load
+
+        return load(folder, verify)
+
+    def save(self, folder: Path) -> None:
+        """Writes the index as a folder, all of it or nothing; see `bm25_store.save`."""
+        from retrieval.bm25_store import save
+
+        save(self, folder)
+
+    def add(self, corpus: Iterable[Sequence[str]]) -> BM25Index:
+        """The index with more tokenised documents behind its own, bit for bit as if built of all of them."""
+        builder = BM25Builder(self.tokenizer)
+        builder.continue_from(self)
+        builder.add_tokens(corpus)
+        return builder.finish()
+
+    def remove(self, places: Iterable[int]) -> BM25Index:
+        """The index without these documents, bit for bit as if built of the others, which move up.
+
+        Raises:
+            InputError: a place is no document of the index.
+        """
+        return without(self, places)
 
     @property
     def matrix(self) -> Any:
@@ -92,20 +124,15 @@ class BM25Index:
         nothing.
         """
         out = np.zeros(self.n_documents)
-        for word in query:
-            term = self.vocabulary.get(word)
-            if term is not None:
-                start, end = self.indptr[term], self.indptr[term + 1]
-                out[self.docs[start:end]] += self.weights[start:end]
+        for term in known_ids(self.vocabulary, query):
+            start, end = self.indptr[term], self.indptr[term + 1]
+            out[self.docs[start:end]] += self.weights[start:end]
         return out
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
         """float64[high - low]: the scores of documents low to high - 1 alone, at the collection's IDF."""
         out = np.zeros(high - low)
-        for word in query:
-            term = self.vocabulary.get(word)
-            if term is None:
-                continue
+        for term in known_ids(self.vocabulary, query):
             start, end = int(self.indptr[term]), int(self.indptr[term + 1])
             docs = self.docs[start:end]
             first, last = np.searchsorted(docs, (low, high))
@@ -119,17 +146,24 @@ class BM25Index:
         best = top_k(scores, k)
         return best, scores[best]
 
+    def search_batch(
+        self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` of many queries: (places int64[Q, k'], scores float64[Q, k']), k' = min(k, D)."""
+        return _one_by_one(self, queries, k)
+
 
 class RankBM25Index:
     """The same over the rank_bm25 library: for corpora of some thousand documents, and the oracle of the
     tests.
     """
 
-    def __init__(self, corpus: Iterable[Sequence[str]]) -> None:
+    def __init__(self, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> None:
         from rank_bm25 import BM25Okapi
 
         documents = [list(document) for document in corpus]
         self.n_documents = len(documents)
+        self.tokenizer = tokenizer or Tokenizer()
         # The library divides by the number of documents and of terms.
         self._okapi = BM25Okapi(documents, k1=K1, b=B, epsilon=EPSILON) if any(documents) else None
 
@@ -143,10 +177,29 @@ class RankBM25Index:
             return np.zeros(high - low)
         return np.asarray(self._okapi.get_batch_scores(list(query), list(range(low, high))))
 
+    def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k documents (int64) and their scores, ties by the earlier document."""
+        scores = self.scores(query)
+        best = top_k(scores, k)
+        return best, scores[best]
 
-def build_index(corpus: Iterable[Sequence[str]], backend: Literal["csr", "rank_bm25"]) -> Ranker:
-    """The BM25 index of the configured backend; both give the same scores."""
-    return RankBM25Index(corpus) if backend == "rank_bm25" else BM25Index.build(corpus)
+    def search_batch(
+        self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` of many queries, one after the other."""
+        return _one_by_one(self, queries, k)
+
+
+def build_index(
+    corpus: Iterable[Sequence[str]],
+    backend: Literal["csr", "rank_bm25"],
+    tokenizer: Tokenizer | None = None,
+) -> Ranker:
+    """The BM25 index of the configured backend over documents that `tokenizer` has split; both give the same
+    scores.
+    """
+    made = RankBM25Index if backend == "rank_bm25" else BM25Index.build
+    return made(corpus, tokenizer)
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -165,14 +218,9 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return places[np.lexsort((places, -scores[places]))]
 
 
-def _idf(document_frequencies: Sequence[int], n_documents: int) -> np.ndarray:
-    """float64[V]: rank_bm25's IDF, summed in its order (first appearance), because addition is not
-    associative.
-    """
-    values = [math.log(n_documents - n + 0.5) - math.log(n + 0.5) for n in document_frequencies]
-    total = 0.0
-    for value in values:
-        total += value
-    idf = np.array(values)
-    idf[idf < 0] = EPSILON * (total / len(values))
-    return idf
+def _one_by_one(index: Ranker, queries: Sequence[Sequence[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    k = max(min(k, index.n_documents), 0)
+    places, scores = np.zeros((len(queries), k), dtype=np.int64), np.zeros((len(queries), k))
+    for number, query in enumerate(queries):
+        places[number], scores[number] = index.search(query, k)
+    return places, scores

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from retrieval.text import Stemmer
+
 Leg = Literal["bm25", "dense", "recency", "mention", "opening"]
 LEGS: tuple[Leg, ...] = get_args(Leg)
 
@@ -176,6 +178,11 @@ class ContextConfig(_Model):
         default="csr",
         title="BM25 backend",
         description="Sparse postings, or the rank_bm25 library (same scores, for small corpora only).",
+    )
+    bm25_stemmer: Stemmer = Field(
+        default="none",
+        title="BM25 stemmer",
+        description="Snowball stemmer of documents and queries, by language; none: words as they are.",
     )
     tables: TablesTask | None = Field(default=None, title="Tables", description="Table questions, if wanted.")
     threads: ThreadsTask | None = Field(

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from retrieval.errors import InputError
+
+#: Snowball's languages; "porter" is its first English stemmer.
+Stemmer = Literal[
+    "none", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english", "esperanto",
+    "estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish",
+    "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "porter", "portuguese", "romanian",
+    "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
+]  # fmt: skip
+STEMMERS: tuple[Stemmer, ...] = get_args(Stemmer)
 
 _WORD = re.compile(r"\w+")
 
@@ -19,6 +34,59 @@ def tokenize(text: str) -> list[str]:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`tokenize`, then each word's stem if one is asked for; an index keeps its own for the queries.
+
+    May be used from several threads, and pickled.
+
+    Raises:
+        InputError: the language has no Snowball stemmer.
+    """
+
+    stemmer: Stemmer = "none"
+    # Snowball's objects are not for several threads at once; stems are remembered, for words repeat.
+    _local: threading.local = field(
+        default_factory=threading.local, init=False, repr=False, compare=False, hash=False
+    )
+    _stems: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.stemmer not in STEMMERS:
+            raise InputError(f"bm25_stemmer: {self.stemmer!r} is unknown; expected {', '.join(STEMMERS)}")
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Stemmer]]:
+        return Tokenizer, (self.stemmer,)
+
+    def settings(self) -> dict[str, str]:
+        """What decides the words, as JSON values."""
+        return {"words": f"nfkc casefold {_WORD.pattern}", "stemmer": self.stemmer}
+
+    def __call__(self, text: str) -> list[str]:
+        """Words of index and query alike."""
+        words = tokenize(text)
+        return words if self.stemmer == "none" else [self.stem(word) for word in words]
+
+    def stem(self, word: str) -> str:
+        """The stem of one word as `tokenize` gives it."""
+        if self.stemmer == "none":
+            return word
+        found = self._stems.get(word)
+        if found is None:
+            if len(self._stems) >= 1 << 20:
+                self._stems.clear()
+            found = self._stems[word] = self._snowball()(word)
+        return found
+
+    def _snowball(self) -> Callable[[str], str]:
+        made = getattr(self._local, "stem", None)
+        if made is None:
+            from Stemmer import Stemmer as Snowball
+
+            made = self._local.stem = Snowball(self.stemmer, 0).stemWord
+        return made
 
 
 def duplicate_key(*texts: str) -> bytes:

@@ -20,7 +20,7 @@ from retrieval.dense import DenseIndex, Embedder
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import TABULAR_SUFFIXES, find_files
 from retrieval.tasks.threads import RANKING_DEPTH
-from retrieval.text import duplicate_key, seeded_hash, seeded_share, tokenize
+from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 DEPTH = 100
 
@@ -111,10 +111,11 @@ def _legs(
     """Per leg and question: the best places, and how many of them score above zero."""
     texts = [corpus.text(place) for place in range(len(corpus.documents))]
     progress("qa: index", 0, len(texts))
-    index = build_index([tokenize(text) for text in texts], config.bm25_backend)
+    tokenizer = Tokenizer(config.bm25_stemmer)
+    index = build_index(map(tokenizer, texts), config.bm25_backend, tokenizer)
     legs: dict[str, list[tuple[np.ndarray, int]]] = {"bm25": []}
     for question in questions:
-        scores = index.scores(tokenize(question.text))
+        scores = index.scores(index.tokenizer(question.text))
         best = top_k(scores, DEPTH)
         legs["bm25"].append((best, int((scores[best] > 0).sum())))
     if embedder and "dense" in task.legs:

@@ -14,7 +14,7 @@ from retrieval.errors import InputError
 from retrieval.readers.wikitables import read_tables
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import table_files
-from retrieval.text import duplicate_key, seeded_hash, seeded_share, tokenize
+from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def _contexts(
         if task.n_contexts == 1:
             out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
             continue
-        tokens = [tokenize(block) for block in blocks]
-        index = build_index(tokens, config.bm25_backend)
+        tokenizer = Tokenizer(config.bm25_stemmer)
+        tokens = [tokenizer(block) for block in blocks]
+        index = build_index(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()

@@ -17,7 +17,7 @@ from retrieval.errors import InputError
 from retrieval.readers import threads_4chan, threads_irc
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_files
-from retrieval.text import duplicate_key, tokenize
+from retrieval.text import Tokenizer, duplicate_key
 
 RANKING_DEPTH = 20
 
@@ -72,9 +72,9 @@ def thread_records(
         )
     posts = [post for thread in threads for post in thread.posts]
     progress("threads: index", 0, len(posts))
-    bm25 = build_index(
-        (tokenize(prompts.thread_document(p.author, p.text)) for p in posts), config.bm25_backend
-    )
+    tokenizer = Tokenizer(config.bm25_stemmer)
+    documents = (tokenizer(prompts.thread_document(p.author, p.text)) for p in posts)
+    bm25 = build_index(documents, config.bm25_backend, tokenizer)
     dense = _Dense.build(posts, asks, embedder, progress) if embedder and "dense" in task.legs else None
     for number, ask in enumerate(asks):
         if number % 500 == 0:
@@ -187,7 +187,7 @@ def _build(
     rankings: dict[str, np.ndarray] = {}
     say: dict[str, np.ndarray] = {}
     # BM25 is ranked always, since it is a baseline of the evaluation; it is fused only if asked for.
-    order, positive = hybrid.by_score(bm25.window_scores(tokenize(ask.comment.text), low, high))
+    order, positive = hybrid.by_score(bm25.window_scores(bm25.tokenizer(ask.comment.text), low, high))
     rankings["bm25"], say["bm25"] = order, order[:positive]
     if dense is not None:
         order, positive = hybrid.by_score(dense.window_scores(number, low, high))

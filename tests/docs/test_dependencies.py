@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
 NOT_IMPORTED = {"jaxlib", "fastapi", "sqlalchemy", "sentencepiece"}
 
 # Packages whose import name is another than their own.
-DISTRIBUTIONS = {"faiss": "faiss-cpu", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"faiss": "faiss-cpu", "orbax": "orbax-checkpoint", "Stemmer": "pystemmer", "yaml": "pyyaml"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
