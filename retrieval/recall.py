@@ -1,4 +1,4 @@
-"""How good a retriever is: recall, hit rate and reciprocal rank by leg."""
+"""How good a retriever is: recall, hit rate, reciprocal rank and nDCG of each record, by leg."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 DEPTHS = (1, 3, 5, 10, 20)
+NDCG_DEPTH = 10
 MISSING = 1 << 30
 
 
@@ -26,20 +27,29 @@ class RankTally:
         self.ranks.extend([MISSING] * absent)
         self.counts.append(len(gold) + absent)
 
-    def summary(self) -> dict[str, Any]:
-        """recall@k (mean share of a record's gold within k), hit@k (any of it), mrr, n; None where n is 0."""
-        n = len(self.counts)
-        if not n:
-            empty = {f"{name}@{k}": None for name in ("recall", "hit") for k in DEPTHS}
-            return {**empty, "mrr": None, "n": 0}
-        counts = np.array(self.counts)
+    def measures(self) -> dict[str, np.ndarray]:
+        """float64[N] each, N records: recall@k (share of a record's gold within k), hit@k (any of it), mrr,
+        ndcg@10 (binary gains), as trec_eval has them.
+        """
+        counts = np.array(self.counts, dtype=np.int64)
+        if not len(counts):
+            names = [f"{name}@{k}" for name in ("recall", "hit") for k in DEPTHS]
+            return {name: np.zeros(0) for name in [*names, "mrr", f"ndcg@{NDCG_DEPTH}"]}
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        ranks = np.array(self.ranks)
+        ranks = np.array(self.ranks, dtype=np.int64)
         best = np.minimum.reduceat(ranks, starts)
-        out: dict[str, Any] = {"n": n}
+        out: dict[str, np.ndarray] = {}
         for k in DEPTHS:
-            within = np.add.reduceat((ranks <= k).astype(np.int64), starts)
-            out[f"recall@{k}"] = round(float((within / counts).mean()), 6)
-            out[f"hit@{k}"] = round(float((best <= k).mean()), 6)
-        out["mrr"] = round(float(np.where(best < MISSING, 1.0 / best, 0.0).mean()), 6)
+            out[f"recall@{k}"] = np.add.reduceat((ranks <= k).astype(np.int64), starts) / counts
+            out[f"hit@{k}"] = (best <= k).astype(np.float64)
+        out["mrr"] = np.where(best < MISSING, 1.0 / best, 0.0)
+        gains = np.where(ranks <= NDCG_DEPTH, 1.0 / np.log2(ranks + 1.0), 0.0)
+        ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, NDCG_DEPTH + 2)))])
+        out[f"ndcg@{NDCG_DEPTH}"] = np.add.reduceat(gains, starts) / ideal[np.minimum(counts, NDCG_DEPTH)]
         return out
+
+    def summary(self) -> dict[str, Any]:
+        """The mean of every measure over the records, and n; None where n is 0."""
+        n = len(self.counts)
+        means = {name: round(float(v.mean()), 6) if n else None for name, v in self.measures().items()}
+        return {**means, "n": n}
