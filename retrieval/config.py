@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from retrieval.text import Stemmer
 
-Leg = Literal["bm25", "dense", "recency", "mention", "opening"]
+Leg = Literal["bm25", "dense", "recency", "mention", "opening", "addressed_me", "same_author", "partner"]
 LEGS: tuple[Leg, ...] = get_args(Leg)
+Fusion = Literal["rrf", "weighted"]
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
@@ -40,6 +43,11 @@ class _Task(_Model):
         title="Most test records",
         description="Spread over all contexts by seed; empty: all.",
     )
+
+
+_FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
+_RRF_K = "k of reciprocal rank fusion; small favours first ranks."
+_WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
 
 
 class TablesTask(_Task):
@@ -96,14 +104,11 @@ class ThreadsTask(_Task):
         default=["bm25", "dense", "recency", "opening"],
         min_length=1,
         title="Retriever legs",
-        description="Rankings that are fused: bm25, dense, recency, mention, opening.",
+        description=f"Rankings that are fused: {', '.join(LEGS)}.",
     )
-    rrf_k: int = Field(
-        default=5,
-        ge=0,
-        title="Fusion constant",
-        description="k of reciprocal rank fusion; small favours first ranks.",
-    )
+    fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
+    weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
     split: Literal["context", "time"] = Field(
         default="context",
         title="Split",
@@ -115,6 +120,11 @@ class ThreadsTask(_Task):
         title="Links to missing posts",
         description="An in-thread link to a post that is not there: refuse it, or drop and count it.",
     )
+
+    @model_validator(mode="after")
+    def _known_weights(self) -> ThreadsTask:
+        _check_weights(self.weights, self.legs)
+        return self
 
 
 class QaTask(_Task):
@@ -144,12 +154,23 @@ class QaTask(_Task):
         title="Retriever legs",
         description="Rankings that are fused: bm25, dense.",
     )
-    rrf_k: int = Field(
-        default=5,
-        ge=0,
-        title="Fusion constant",
-        description="k of reciprocal rank fusion; small favours first ranks.",
-    )
+    fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
+    weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
+
+    @model_validator(mode="after")
+    def _known_weights(self) -> QaTask:
+        _check_weights(self.weights, self.legs)
+        return self
+
+
+def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
+    """Raises ValueError where a weight names a leg that is not fused, or all of them are zero."""
+    for leg in weights:
+        if leg not in legs:
+            raise ValueError(f"weights has {leg!r}, which is not one of the legs ({', '.join(legs)})")
+    if all(weights.get(leg, 1.0) == 0 for leg in legs):
+        raise ValueError("weights are all zero: give some leg a weight above zero")
 
 
 class ContextConfig(_Model):

@@ -1,17 +1,32 @@
-"""Fusing rankings of the candidates of one question.
+"""Fusing what the legs of one question say about its candidates.
 
-A leg is a ranking of places 0…n-1 (time order), best first. Similarity alone is a weak retriever of what a
-message answers (BM25 finds 18 % of the parents at rank 1 in IRC), so recency and the addressed name are legs
-as well. Reciprocal rank fusion: Cormack, Clarke and Büttcher 2009; their k = 60 is made for lists of a
-thousand and is worse than k = 5 at these depths.
+A leg says a ranking of places 0…n-1, best first, and may score them. Two fusions:
+
+- `rrf`, reciprocal rank fusion (Cormack, Clarke and Büttcher 2009): the sum over legs of w / (k + rank), rank
+  from 1. Their k = 60 is made for lists of a thousand and is worse than k = 5 at these depths.
+- `weighted`: the sum over legs of w · (s - lo) / (hi - lo), where s are the leg's scores of this question's
+  candidates (0 where it says nothing), lo and hi their least and greatest; legs without scores of their own
+  (recency, mention and such) score 1 / rank. Where all are equal, those the leg ranks count 1.
+
+w is the leg's weight, 1 if not set. Legs are summed in the order given: callers give that of `config.LEGS`,
+so that the order of a configuration's list never decides a tie by rounding.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Say:
+    """What one leg says: `places` int64[m], best first, with their `scores` float[m] or None."""
+
+    places: np.ndarray
+    scores: np.ndarray | None = None
 
 
 def by_score(scores: np.ndarray) -> tuple[np.ndarray, int]:
@@ -23,49 +38,46 @@ def by_score(scores: np.ndarray) -> tuple[np.ndarray, int]:
     return order, int((scores > 0).sum())
 
 
-def recency(n: int) -> np.ndarray:
-    """int64[n]: the latest candidate first; fusion makes its weight decay with distance."""
-    return np.arange(n - 1, -1, -1)
+def fuse(
+    legs: Mapping[str, Say],
+    n: int,
+    how: Literal["rrf", "weighted"],
+    k: int,
+    weights: Mapping[str, float],
+) -> np.ndarray:
+    """int64[n]: all candidates, best first, ties by the earlier; `k` is for `rrf`."""
+    if how == "weighted":
+        return weighted_score_fusion(legs, n, weights)
+    return reciprocal_rank_fusion({leg: say.places for leg, say in legs.items()}, n, k, weights)
 
 
-def opening(low: int) -> np.ndarray:
-    """int64: the first candidate where it is the thread's opening post, which many replies answer."""
-    return np.arange(1 if low == 0 else 0)
-
-
-def mentions(comment: str, authors: Sequence[str]) -> np.ndarray:
-    """int64: candidates whose author the comment names, those it opens with first, later posts before earlier
-    ones.
-
-    A name counts as a whole word without regard to case; one-letter names are ignored.
-    """
-    text = comment.casefold()
-    named: dict[str, int] = {}
-    for author in set(authors):
-        name = author.casefold()
-        if len(name) < 2:
-            continue
-        at = _find_word(text, name)
-        if at >= 0:
-            named[author] = 0 if at <= 1 else 1  # at 1: `@name`
-    if not named:
-        return np.zeros(0, dtype=np.int64)
-    places = [place for place, author in enumerate(authors) if author in named]
-    return np.array(sorted(places, key=lambda p: (named[authors[p]], -p)), dtype=np.int64)
-
-
-def _find_word(text: str, name: str) -> int:
-    """Where `name` first stands as a word of its own, or -1. Names may begin or end with signs."""
-    at = text.find(name)
-    if at < 0:
-        return -1
-    match = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text[max(at - 1, 0) :])
-    return match.start() + max(at - 1, 0) if match else -1
-
-
-def reciprocal_rank_fusion(rankings: Mapping[str, np.ndarray], n: int, k: int) -> np.ndarray:
-    """int64[n]: all candidates by the sum over legs of 1/(k + rank), ranks from 1, ties by the earlier."""
+def reciprocal_rank_fusion(
+    rankings: Mapping[str, np.ndarray], n: int, k: int, weights: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """int64[n]: all candidates by the sum over legs of w/(k + rank), ranks from 1, ties by the earlier."""
     scores = np.zeros(n)
-    for ranking in rankings.values():
-        scores[ranking] += 1.0 / (k + 1.0 + np.arange(len(ranking)))
-    return np.lexsort((np.arange(n), -scores))
+    for leg, ranking in rankings.items():
+        weight = 1.0 if weights is None else weights.get(leg, 1.0)
+        scores[ranking] += weight / (k + 1.0 + np.arange(len(ranking)))
+    return by_score(scores)[0]
+
+
+def weighted_score_fusion(legs: Mapping[str, Say], n: int, weights: Mapping[str, float]) -> np.ndarray:
+    """int64[n]: all candidates by the weighted sum of the legs' normalised scores, ties by the earlier."""
+    total = np.zeros(n)
+    for leg, say in legs.items():
+        total += weights.get(leg, 1.0) * _normalised(say, n)
+    return by_score(total)[0]
+
+
+def _normalised(say: Say, n: int) -> np.ndarray:
+    """float64[n]: a leg's scores between 0 and 1 over one question's candidates."""
+    out = np.zeros(n)
+    if not len(say.places):
+        return out
+    out[say.places] = 1.0 / (1.0 + np.arange(len(say.places))) if say.scores is None else say.scores
+    low, high = out.min(), out.max()
+    if high > low:
+        return (out - low) / (high - low)
+    out[say.places] = 1.0
+    return out

@@ -55,6 +55,9 @@ RANKING_COLUMNS: dict[str, str] = {
     "recency": "list",
     "mention": "list",
     "opening": "list",
+    "addressed_me": "list",
+    "same_author": "list",
+    "partner": "list",
     "fused": "list",
 }
 

