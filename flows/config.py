@@ -299,12 +299,17 @@ class PipelineConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
-        """One seed for everything, one adapter shape for both phases, unless said otherwise."""
+        """One seed for everything, the model's own tokenizer, one adapter shape for both phases, unless said
+        otherwise.
+        """
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
         if isinstance(raw.get("context"), dict):
-            raw["context"] = {"seed": raw.get("seed", 0), **raw["context"]}
+            context = {"seed": raw.get("seed", 0), **raw["context"]}
+            if context.get("tokenizer") is None and isinstance(raw.get("model"), dict):
+                context["tokenizer"] = raw["model"].get("path")
+            raw["context"] = context
         phases = raw.get("phases")
         if isinstance(phases, list) and len(phases) == 2 and all(isinstance(phase, dict) for phase in phases):
             shape = {"lora": phases[0]["lora"]} if "lora" in phases[0] else {}

@@ -23,6 +23,7 @@ PATH_KEYS = (
     "context.*.source",
     "context.*.test_source",
     "context.*.questions",
+    "context.tokenizer",
     "phases.*.alpaca_path",
 )
 # A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.

@@ -16,7 +16,7 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
-PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder"})
+PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "tokenizer"})
 
 
 #: YAML 1.1 reads `off` as false.
@@ -130,8 +130,19 @@ class ThreadsTask(_Task):
 class QaTask(_Task):
     """Questions over documents."""
 
-    source: str = Field(title="Documents", description="File, folder or glob of .jsonl or .parquet.")
-    questions: str = Field(title="Questions", description="File, folder or glob of .jsonl or .parquet.")
+    source: str = Field(
+        title="Documents",
+        description="File, folder or glob of .jsonl, .json, .parquet, .txt, .md or .pdf.",
+    )
+    questions: str | None = Field(
+        default=None,
+        title="Questions",
+        description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
+        "in SQuAD and HotpotQA.",
+    )
+    format: Literal["auto", "documents", "squad", "hotpotqa"] = Field(
+        default="auto", title="Format", description="Layout of rows; auto: told by their fields."
+    )
     split: Literal["context", "time"] = Field(
         default="context",
         title="Split",
@@ -147,6 +158,19 @@ class QaTask(_Task):
         le=1,
         title="Oracle share",
         description="Share of training records whose prompt holds the right document (P of the RAFT paper).",
+    )
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        title="Chunk length",
+        description="Longer documents are cut at sentence borders into chunks of at most so many tokens of "
+        "the tokenizer; empty: whole documents.",
+    )
+    chunk_overlap: int = Field(
+        default=0,
+        ge=0,
+        title="Chunk overlap",
+        description="Tokens that neighbouring chunks share at most: the whole sentences that fit.",
     )
     legs: list[Literal["bm25", "dense"]] = Field(
         default=["bm25", "dense"],
@@ -172,6 +196,12 @@ def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
     if all(weights.get(leg, 1.0) == 0 for leg in legs):
         raise ValueError("weights are all zero: give some leg a weight above zero")
 
+    @model_validator(mode="after")
+    def _overlap_below_chunk(self) -> QaTask:
+        if self.chunk_overlap and (self.chunk_tokens is None or self.chunk_overlap >= self.chunk_tokens):
+            raise ValueError("chunk_overlap must be below chunk_tokens")
+        return self
+
 
 class ContextConfig(_Model):
     """Everything `build_context` reads."""
@@ -195,6 +225,12 @@ class ContextConfig(_Model):
         title="Embedder",
         description="sentence-transformers model for the dense leg: a folder or a public name.",
     )
+    tokenizer: str | None = Field(
+        default=None,
+        title="Tokenizer",
+        description="Model folder whose tokenizer counts tokens, where something is measured in them; in a "
+        "pipeline the base model's if empty.",
+    )
     bm25_backend: Literal["csr", "rank_bm25"] = Field(
         default="csr",
         title="BM25 backend",
@@ -216,6 +252,11 @@ class ContextConfig(_Model):
         if self.tables is None and self.threads is None and self.qa is None:
             raise ValueError("no task: give at least one of tables, threads, qa")
         return self
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
+        return self.qa is not None and self.qa.chunk_tokens is not None
 
     def fingerprint(self) -> dict[str, Any]:
         """The config as JSON values without the fields that only say where files lie."""

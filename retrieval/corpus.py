@@ -53,7 +53,9 @@ class Table:
 class Document:
     """A document of a question corpus; `row` is 1-based in its source file.
 
-    `time` is since when it is known, in seconds since 1970 (None: always).
+    `time` is since when it is known, in seconds since 1970 (None: always). A chunk of a longer document has
+    that document's id as its `parent` and lies at characters `start` to `end` (exclusive) of the source's
+    text.
     """
 
     id: str
@@ -62,6 +64,14 @@ class Document:
     source: str = ""
     row: int = 0
     time: float | None = None
+    parent: str = ""
+    start: int = 0
+    end: int = 0
+
+    @property
+    def context_id(self) -> str:
+        """What splits are decided by: the whole document's id."""
+        return self.parent or self.id
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class Question:
 
     `oracles` are all contexts that together hold the answer, where they are several (HotpotQA's
     supporting facts); `context_id` is the first of them. `time` is when it was asked, in seconds since 1970
-    (None: at the end).
+    (None: at the end). `span` is where the answer stands in the document's source text, in characters.
+    `needs_all` is false where any one of the oracles is enough (chunks of one document).
     """
 
     id: str
@@ -81,6 +92,8 @@ class Question:
     row: int = 0
     oracles: tuple[str, ...] = ()
     time: float | None = None
+    span: tuple[int, int] | None = None
+    needs_all: bool = True
 
     @property
     def oracle_ids(self) -> tuple[str, ...]:

@@ -9,15 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval.config import ContextConfig, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
 from retrieval.errors import InputError
+from retrieval.tokens import tokenizer_file
 
 _GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 THREAD_SUFFIXES = (".ndjson", ".jsonl", ".json", ".ndjson.gz", ".jsonl.gz", ".json.gz")
 IRC_SUFFIX = ".ascii.txt"
 IRC_ANNOTATION_SUFFIX = ".annotation.txt"
-TABULAR_SUFFIXES = (".jsonl", ".parquet")
+QUESTION_SUFFIXES = (
+    *(f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst")),
+    ".parquet",
+)
+DOCUMENT_SUFFIXES = (*QUESTION_SUFFIXES, ".txt", ".md", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,31 @@ class SourceFile:
 
     path: Path
     name: str
+
+
+def unpacked_name(path: Path) -> str:
+    """A file's name without the suffix of its packing."""
+    return path.name.removesuffix(".gz").removesuffix(".zst")
+
+
+def document_files(task: QaTask) -> list[SourceFile]:
+    """The files of a question task's documents.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    return find_files(task.source, DOCUMENT_SUFFIXES, "qa.source")
+
+
+def question_files(task: QaTask) -> list[SourceFile]:
+    """The files of its questions: those of the documents where none are named, as in SQuAD and HotpotQA.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if task.questions is None:
+        return document_files(task)
+    return find_files(task.questions, QUESTION_SUFFIXES, "qa.questions")
 
 
 def expand_path(text: str, field: str) -> str:
@@ -132,10 +162,13 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
                 if note.is_file():
                     yield f"{role}/{annotation_path(Path(file.name)).as_posix()}", note
     if config.qa:
-        for file in find_files(config.qa.source, TABULAR_SUFFIXES, "qa.source"):
+        for file in document_files(config.qa):
             yield f"qa.documents/{file.name}", file.path
-        for file in find_files(config.qa.questions, TABULAR_SUFFIXES, "qa.questions"):
+        for file in question_files(config.qa) if config.qa.questions is not None else []:
             yield f"qa.questions/{file.name}", file.path
+    if config.counts_tokens:
+        file = tokenizer_file(tokenizer_folder(config))
+        yield f"tokenizer/{file.name}", file
     folder = embedder_folder(config.embedder)
     if folder is not None:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -164,6 +197,17 @@ def embedder_folder(embedder: str | None) -> Path | None:
             f"embedder: folder {path} does not exist; give a sentence-transformers folder or name"
         )
     return None
+
+
+def tokenizer_folder(config: ContextConfig) -> Path:
+    """The folder of the tokenizer that counts.
+
+    Raises:
+        InputError: none is given.
+    """
+    if not config.tokenizer:
+        raise InputError("context.tokenizer is empty, but tokens are to be counted; give the model's folder")
+    return Path(expand_path(config.tokenizer, "context.tokenizer"))
 
 
 def input_digests(config: ContextConfig) -> dict[str, str]:

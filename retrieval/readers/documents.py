@@ -1,128 +1,209 @@
 """Documents `{"id", "title"?, "text", "time"?}` and questions `{"id", "document_id", "question", "answers",
-"time"?}`.
+"time"?}`, as JSON lines, a JSON list or Parquet; documents also as files of text (`texts`), both also in the
+layouts of SQuAD and HotpotQA (`layouts`).
 
-Both as JSON lines or Parquet with the same names; `answers` is a list of accepted answers, the first one is
-taught. `document_id` may be a list of documents that only together hold the answer. A `time` is a number of
-seconds since 1970 or ISO 8601 text: a question never sees a document that is later than itself.
+`answers` is a list of accepted answers, the first one is taught. `document_id` may be a list of documents
+that only together hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text: a question
+never sees a document that is later than itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Sequence
+from typing import Literal
 
+from retrieval.chunking import Chunker, chunk_document
 from retrieval.corpus import Document, Question, Tally
 from retrieval.errors import InputError
-from retrieval.readers.lines import json_objects
-from retrieval.records import read_rows
+from retrieval.readers import layouts, texts
+from retrieval.readers.rows import field_names, rows, text_of, texts_of
 from retrieval.sources import SourceFile
 from retrieval.text import fold
 from retrieval.times import parse_time
+
+Layout = Literal["text", "rows", "squad", "squad-rows", "hotpotqa"]
 
 DOCUMENT_FIELDS = ("id", "text")
 QUESTION_FIELDS = ("id", "document_id", "question", "answers")
 
 
-def read_documents(files: Sequence[SourceFile], tally: Tally) -> dict[str, Document]:
-    """The documents by id, in file order.
+def read_documents(
+    files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
+) -> dict[str, Document]:
+    """The documents by id, in file order; with a chunker, longer ones as their chunks.
 
+    Raises:
+        InputError: as `stream_documents`.
+    """
+    return {document.id: document for document in stream_documents(files, tally, chunker, layout)}
+
+
+def stream_documents(
+    files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
+) -> Iterator[Document]:
+    """The documents in file order, each id once; with a chunker, longer ones as their chunks.
+
+    `read["documents"]` counts what the files hold; all of it is given, or counted in `dropped` as
+    `document_…`.
     Raises:
         InputError: a row is broken, an id is used twice, a text is empty, or there is no document at all.
     """
-    documents: dict[str, Document] = {}
-    for where, file, row, value in _rows(files, DOCUMENT_FIELDS, ("title", "time")):
-        key = _text(value, "id", where)
-        if key in documents:
-            first = documents[key]
-            raise InputError(f"{where}: document id {key!r} is already used at {first.source}:{first.row}")
-        title = fold(str(value.get("title") or ""))
-        since = parse_time(value.get("time"), "time", where)
-        documents[key] = Document(key, title, _text(value, "text", where), file.name, row, since)
-        tally.read["documents"] += 1
-    if not documents:
+    seen: dict[str, tuple[int, int]] = {}
+    for number, file in enumerate(files):
+        own_ids = True
+        for where, document, raw in _documents(file, layout, tally):
+            tally.read["documents"] += 1
+            own_ids = not isinstance(where, _Repeatable)
+            if document.id in seen:
+                if not own_ids:
+                    tally.dropped["document_repeated"] += 1
+                    continue
+                first, row = seen[document.id]
+                raise InputError(
+                    f"{where}: document id {document.id!r} is already used at {files[first].name}:{row}"
+                )
+            if not document.text:
+                tally.dropped["document_without_text"] += 1
+                continue
+            seen[document.id] = (number, document.row)
+            if chunker is None:
+                yield document
+                continue
+            chunks = chunk_document(document, raw, chunker)
+            tally.read["chunks"] += len(chunks)
+            yield from chunks
+    if not seen:
         names = ", ".join(str(file.path) for file in files[:3])
         raise InputError(f"{names}: no documents; expected a document a row")
-    return documents
+
+
+class _Repeatable(str):
+    """The place of a document whose id is made of its content: that it comes again is no mistake."""
+
+
+def _documents(file: SourceFile, layout: str, tally: Tally) -> Iterator[tuple[str, Document, str]]:
+    """(place for errors, document, unfolded text) of one file."""
+    kind = layout_of(file, layout)
+    if kind == "text":
+        title, text = texts.read_text_file(file, tally)
+        yield str(file.path), Document(file.name, title, fold(text), file.name, 1), text
+    elif kind == "rows":
+        expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
+        for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
+            title = value.get("title")
+            if title is not None and not isinstance(title, (str, int)):
+                raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
+            text = text_of(value["text"], "text", where)
+            key = fold(text_of(value["id"], "id", where))
+            since = parse_time(value.get("time"), "time", where)
+            yield where, Document(key, fold(str(title or "")), fold(text), file.name, row, since), text
+    else:
+        found = (
+            (p for group, _ in layouts.hotpotqa(file) for p in group)
+            if kind == "hotpotqa"
+            else (p for p, _ in layouts.squad(file, nested=kind == "squad"))
+        )
+        for p in found:
+            yield _Repeatable(p.where), Document(p.id, p.title, fold(p.text), file.name, p.row), p.text
 
 
 def read_questions(
-    files: Sequence[SourceFile], documents: dict[str, Document], tally: Tally
+    files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
 ) -> list[Question]:
     """The questions in file order.
 
     Raises:
-        InputError: a row is broken, an id is used twice, the document does not exist, or there is no
-            question.
+        InputError: as `stream_questions`, or there is no question.
     """
-    questions: dict[str, Question] = {}
-    for where, file, row, value in _rows(files, QUESTION_FIELDS, ("time",)):
-        key = _text(value, "id", where)
-        if key in questions:
-            first = questions[key]
-            raise InputError(f"{where}: question id {key!r} is already used at {first.source}:{first.row}")
-        named = _named(value, where)
-        for document in named:
-            if document not in documents:
-                raise InputError(
-                    f"{where}: question {key!r} names document {document!r}, which does not exist"
-                )
-        answers = value["answers"]
-        if isinstance(answers, str):
-            answers = [answers]
-        if not isinstance(answers, list) or not answers or not all(_is_filled(a) for a in answers):
-            raise InputError(
-                f"{where}: field answers of question {key!r} is not a list of texts; give at least one"
-            )
-        accepted = tuple(dict.fromkeys(fold(answer) for answer in answers))
-        text = _text(value, "question", where)
-        asked = parse_time(value.get("time"), "time", where)
-        document, *others = named
-        oracles = named if others else ()
-        questions[key] = Question(key, document, text, accepted, file.name, row, oracles, asked)
-        tally.read["questions"] += 1
+    questions = list(stream_questions(files, documents, tally, layout))
     if not questions:
         names = ", ".join(str(file.path) for file in files[:3])
         raise InputError(f"{names}: no questions; expected a question a row")
-    return list(questions.values())
+    return questions
 
 
-def _rows(
-    files: Sequence[SourceFile], fields: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[str, SourceFile, int, dict[str, Any]]]:
-    """(place for errors, file, 1-based row, row) of all files, each row with all `fields`."""
-    expected = "an object with " + ", ".join(fields)
-    for file in files:
-        rows: Iterator[tuple[int, dict[str, Any]]]
-        if file.path.suffix == ".parquet":
-            rows = enumerate(read_rows(file.path, fields, optional), start=1)
-        else:
-            rows = json_objects(file.path, expected)
-        for row, value in rows:
-            where = f"{file.path}:{row}"
-            missing = [name for name in fields if value.get(name) is None]
-            if missing:
-                raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}")
-            yield where, file, row, value
+def stream_questions(
+    files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
+) -> Iterator[Question]:
+    """The questions in file order; `documents` holds the ids of the (whole) documents.
+
+    `read["questions"]` counts what the files hold; all of it is given, or counted in `dropped` as
+    `question_…`.
+    Raises:
+        InputError: a row is broken, an id is used twice, or the document does not exist.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+    for number, file in enumerate(files):
+        for where, question, why in _questions(file, layout):
+            tally.read["questions"] += 1
+            if question.id in seen:
+                first, row = seen[question.id]
+                raise InputError(
+                    f"{where}: question id {question.id!r} is already used at {files[first].name}:{row}"
+                )
+            seen[question.id] = (number, question.row)
+            if why:
+                tally.dropped[why] += 1
+                continue
+            for name in question.oracle_ids:
+                if name not in documents:
+                    raise InputError(
+                        f"{where}: question {question.id!r} names document {name!r}, which does not exist"
+                    )
+            yield question
 
 
-def _named(value: dict[str, Any], where: str) -> tuple[str, ...]:
+def _questions(file: SourceFile, layout: str) -> Iterator[tuple[str, Question, str]]:
+    """(place for errors, question, why it is dropped or "") of one file."""
+    kind = layout_of(file, layout)
+    if kind == "text":
+        raise InputError(f"{file.path}: a text file holds no questions; expected .jsonl, .json or .parquet")
+    if kind == "rows":
+        expected = "an object with " + ", ".join(QUESTION_FIELDS)
+        for where, row, value in rows(file, QUESTION_FIELDS, ("time",), expected):
+            key = fold(text_of(value["id"], "id", where))
+            named = _named(value["document_id"], where)
+            answers = texts_of(value["answers"], f"answers of question {key!r}", where)
+            text = fold(text_of(value["question"], "question", where))
+            asked = parse_time(value.get("time"), "time", where)
+            oracles = named if len(named) > 1 else ()
+            yield where, Question(key, named[0], text, answers, file.name, row, oracles, asked), ""
+        return
+    found = (
+        (asked for _, asked in layouts.hotpotqa(file))
+        if kind == "hotpotqa"
+        else (asked for _, group in layouts.squad(file, nested=kind == "squad") for asked in group)
+    )
+    for q in found:
+        first = q.oracles[0] if q.oracles else ""
+        several = q.oracles if len(q.oracles) > 1 else ()
+        question = Question(q.id, first, q.text, q.answers, file.name, q.row, several, span=q.span)
+        yield q.where, question, q.why
+
+
+def _named(value: object, where: str) -> tuple[str, ...]:
     """The documents that a question names, each once."""
-    found = value["document_id"]
-    if not isinstance(found, list):
-        return (_text(value, "document_id", where),)
-    if not found:
+    if not isinstance(value, list):
+        return (fold(text_of(value, "document_id", where)),)
+    if not value:
         raise InputError(f"{where}: field document_id is an empty list; name at least one document")
-    return tuple(dict.fromkeys(_text({"document_id": item}, "document_id", where) for item in found))
+    return tuple(dict.fromkeys(fold(text_of(item, "document_id", where)) for item in value))
 
 
-def _text(value: dict[str, Any], field: str, where: str) -> str:
-    found = value[field]
-    if isinstance(found, int) and not isinstance(found, bool):
-        return str(found)
-    if not isinstance(found, str) or not found.strip():
-        raise InputError(f"{where}: field {field} is empty or no text ({type(found).__name__}); fill it in")
-    return fold(found)
-
-
-def _is_filled(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def layout_of(file: SourceFile, layout: str) -> Layout:
+    """How a file is read: as `layout` (`documents`, `squad`, `hotpotqa`) says, or by its name and fields."""
+    if file.path.suffix.lower() in texts.SUFFIXES:
+        return "text"
+    if layout == "documents":
+        return "rows"
+    try:
+        names = field_names(file, ("data", "paragraphs", "supporting_facts"))
+    except InputError:
+        names = []  # whoever reads the file's rows says better what is wrong with it
+    if layout == "hotpotqa" or (layout == "auto" and "supporting_facts" in names):
+        return "hotpotqa"
+    if {"data", "paragraphs"} & set(names):
+        return "squad"
+    if layout == "squad":
+        return "squad-rows" if names else "squad"
+    return "squad-rows" if {"context", "question", "answers"} <= set(names) else "rows"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from retrieval import prompts
 from retrieval.corpus import Post, Tally, Thread
 from retrieval.errors import InputError
-from retrieval.readers.lines import json_objects, parse_json, text_lines
-from retrieval.sources import SourceFile
+from retrieval.readers.json_stream import stream_items
+from retrieval.readers.lines import json_objects
+from retrieval.sources import SourceFile, unpacked_name
 from retrieval.text import fold
 from retrieval.times import parse_time
 
@@ -132,27 +133,30 @@ def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tall
     """
     for split, file in files:
         tally.read["files"] += 1
-        for row, value in _objects(file):
+        for where, row, value in _objects(file):
             tally.read["threads"] += 1
-            yield _thread(value, file, row, split, missing_parents, tally)
+            yield _thread(value, file, row, where, split, missing_parents, tally)
 
 
-def _objects(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not file.name.removesuffix(".gz").endswith(".json"):
+def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    if not unpacked_name(file.path).endswith(".json"):
         yield from json_objects(file.path, EXPECTED)
         return
-    text = "\n".join(line for _, line in text_lines(file.path))
-    value = parse_json(text, file.path, 1, EXPECTED)
-    for position, item in enumerate(value if isinstance(value, list) else [value], start=1):
+    for where, position, item in stream_items(file.path, EXPECTED):
         if not isinstance(item, dict):
-            raise InputError(f"{file.path}:{position}: found {type(item).__name__}, expected {EXPECTED}")
-        yield position, item
+            raise InputError(f"{where}: found {type(item).__name__}, expected {EXPECTED}")
+        yield where, position, item
 
 
 def _thread(
-    value: dict[str, Any], file: SourceFile, row: int, split: str, missing_parents: str, tally: Tally
+    value: dict[str, Any],
+    file: SourceFile,
+    row: int,
+    where: str,
+    split: str,
+    missing_parents: str,
+    tally: Tally,
 ) -> Thread:
-    where = f"{file.path}:{row}"
     raw_posts = value.get("posts")
     if not isinstance(raw_posts, list) or not raw_posts:
         raise InputError(f"{where}: thread without posts; expected {EXPECTED}; remove the line")

@@ -14,11 +14,12 @@ import numpy as np
 
 from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import build_index, top_k
+from retrieval.chunking import ask_about_chunks, load_chunker
 from retrieval.config import LEGS, ContextConfig, QaTask
 from retrieval.corpus import Document, Question
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.report import Progress, TaskReport
-from retrieval.sources import TABULAR_SUFFIXES, find_files
+from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.tasks.threads import RANKING_DEPTH
 from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
@@ -64,17 +65,23 @@ def qa_records(
     task = config.qa
     assert task is not None
     progress("qa: read", 0, 0)
-    by_id = read_documents(find_files(task.source, TABULAR_SUFFIXES, "qa.source"), report.tally)
-    found = find_files(task.questions, TABULAR_SUFFIXES, "qa.questions")
-    questions = read_questions(found, by_id, report.tally)
+    chunker = None
+    if task.chunk_tokens is not None:
+        chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
+    by_id = read_documents(document_files(task), report.tally, chunker, task.format)
+    chunks: dict[str, list[Document]] = {}
+    for document in by_id.values():
+        chunks.setdefault(document.context_id, []).append(document)
+    questions = read_questions(question_files(task), chunks, report.tally, task.format)
+    questions = list(ask_about_chunks(questions, chunks, report.tally))
     corpus = _corpus(config, by_id, questions)
     guards.require_training((s for s in corpus.split if s), "qa", "documents with questions")
 
     def split(question: Question) -> str:
-        return corpus.split[corpus.place[question.context_id]]
+        return corpus.split[corpus.place[question.oracle_ids[0]]]
 
     def content(question: Question) -> bytes:
-        return corpus.content[corpus.place[question.context_id]]
+        return corpus.content[corpus.place[question.oracle_ids[0]]]
 
     questions = guards.drop_across_splits(questions, split, content, "document_also_in_test", report.tally)
     questions = guards.cap(
@@ -91,7 +98,7 @@ def qa_records(
         if number % 500 == 0:
             progress("qa: records", number, len(questions))
         rankings = _rank(number, legs, task)
-        gold = np.array([corpus.place[question.context_id]])
+        gold = np.array([corpus.place[name] for name in question.oracle_ids])
         for leg, ranking in rankings.items():
             report.add_ranking(split(question), leg, ranking, gold)
         record = _record(config, task, corpus, question, split(question), rankings["fused"])
@@ -103,7 +110,9 @@ def _corpus(config: ContextConfig, by_id: dict[str, Document], questions: Sequen
     documents = list(by_id.values())
     asked = {question.context_id for question in questions}
     split = [
-        guards.split_of(config.seed, document.id, config.test_share) if document.id in asked else ""
+        guards.split_of(config.seed, document.context_id, config.test_share)
+        if document.context_id in asked
+        else ""
         for document in documents
     ]
     content = [duplicate_key(document.title, document.text) for document in documents]
@@ -151,14 +160,16 @@ def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str,
 def _record(
     config: ContextConfig, task: QaTask, corpus: _Corpus, question: Question, split: str, fused: np.ndarray
 ) -> dict[str, Any]:
-    oracle = corpus.place[question.context_id]
+    oracles = [corpus.place[name] for name in question.oracle_ids]
     if split == "test":
         chosen = fused[: task.n_contexts].tolist()
     else:
-        own = corpus.content[oracle]
-        others = [p for p in fused.tolist() if corpus.content[p] != own and corpus.split[p] != "test"]
+        own = {corpus.content[oracle] for oracle in oracles}
+        others = [p for p in fused.tolist() if corpus.content[p] not in own and corpus.split[p] != "test"]
         with_oracle = seeded_share(config.seed, "oracle", question.id) < task.oracle_share
-        chosen = (([oracle] if with_oracle else []) + others)[: task.n_contexts]
+        best = next((p for p in fused.tolist() if p in oracles), oracles[0])
+        needed = oracles if question.needs_all else [best]
+        chosen = ((needed if with_oracle else []) + others)[: task.n_contexts]
     documents = corpus.documents
     chosen.sort(key=lambda p: seeded_hash(config.seed, "order", question.id, documents[p].id))
     context = [documents[place] for place in chosen]
@@ -171,8 +182,8 @@ def _record(
         "split": split,
         "context_id": question.context_id,
         "context_ids": [document.id for document in context],
-        "oracle_ids": [question.context_id],
-        "oracle_in_context": oracle in chosen,
+        "oracle_ids": list(question.oracle_ids),
+        "oracle_in_context": (all if question.needs_all else any)(p in chosen for p in oracles),
         "gold": list(question.answers),
         "choices": [],
         "source": question.source,

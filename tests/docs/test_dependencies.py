@@ -18,7 +18,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
 
 # Declared, and needed, but never imported by name; the page says why.
-NOT_IMPORTED = {"jaxlib", "fastapi", "sqlalchemy", "sentencepiece"}
+NOT_IMPORTED = {"jaxlib", "fastapi", "sqlalchemy"}
 
 # Packages whose import name is another than their own.
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "orbax": "orbax-checkpoint", "Stemmer": "pystemmer", "yaml": "pyyaml"}
