@@ -175,7 +175,7 @@ def _questions(file: SourceFile, layout: str) -> Iterator[tuple[str, Question, s
         else (asked for _, group in layouts.squad(file, nested=kind == "squad") for asked in group)
     )
     for q in found:
-        first = q.oracles[0] if q.oracles else ""
+        first = next(iter(q.oracles), "")
         several = q.oracles if len(q.oracles) > 1 else ()
         question = Question(q.id, first, q.text, q.answers, file.name, q.row, several, span=q.span)
         yield q.where, question, q.why

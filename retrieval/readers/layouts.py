@@ -110,8 +110,9 @@ def _squad_question(value: dict[str, Any], where: str, row: int, paragraph: Para
         return Asked(where, row, key, text, (), (paragraph.id,), why="question_unanswerable")
     accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
     first, start = answers[0]["text"], answers[0].get("answer_start")
-    known = isinstance(start, int) and start >= 0 and paragraph.text[start : start + len(first)] == first
-    span = (start, start + len(first)) if known else None
+    span = None
+    if isinstance(start, int) and start >= 0 and paragraph.text[start : start + len(first)] == first:
+        span = (start, start + len(first))
     return Asked(where, row, key, text, accepted, (paragraph.id,), span)
 
 
