@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from typing import Any
 
 from retrieval.errors import InputError
+
+
+_LATEST = 1e15  # also keeps whole numbers beyond a float's range, and NaN, out
 
 
 def parse_time(value: Any, field: str, where: str) -> float | None:
@@ -17,7 +19,7 @@ def parse_time(value: Any, field: str, where: str) -> float | None:
     """
     if value is None or value == "":
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LATEST:
         return float(value)
     if isinstance(value, datetime):
         return _seconds(value)
@@ -27,10 +29,15 @@ def parse_time(value: Any, field: str, where: str) -> float | None:
         except (ValueError, OverflowError):
             pass
     raise InputError(
-        f"{where}: field {field} is {value!r:.60}; expected seconds since 1970 or a date such as "
+        f"{where}: field {field} is {_shown(value)}; expected seconds since 1970 or a date such as "
         "2024-05-01T12:30:00Z"
     )
 
 
 def _seconds(moment: datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _shown(value: Any) -> str:
+    """The value if it is short by nature, else its kind: a list may be nested without end."""
+    return f"{value!r:.60}" if isinstance(value, (str, float, bool)) else type(value).__name__

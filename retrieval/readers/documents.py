@@ -166,8 +166,9 @@ def _questions(file: SourceFile, layout: str) -> Iterator[tuple[str, Question, s
             answers = texts_of(value["answers"], f"answers of question {key!r}", where)
             text = fold(text_of(value["question"], "question", where))
             asked = parse_time(value.get("time"), "time", where)
-            oracles = named if len(named) > 1 else ()
-            yield where, Question(key, named[0], text, answers, file.name, row, oracles, asked), ""
+            first, *more = named
+            oracles = named if more else ()
+            yield where, Question(key, first, text, answers, file.name, row, oracles, asked), ""
         return
     found = (
         (asked for _, asked in layouts.hotpotqa(file))
