@@ -91,8 +91,16 @@ class ThreadsTask(_Task):
         title="Test threads",
         description="File, folder or glob that is the test split; empty: train/dev folders, else by seed.",
     )
-    format: Literal["4chan", "irc"] = Field(
-        default="4chan", title="Format", description="Layout of the source."
+    format: Literal["auto", "4chan", "convokit", "discord", "irc", "mastodon"] = Field(
+        default="auto",
+        title="Format",
+        description="Layout of the source; auto: told by file names and first fields.",
+    )
+    block: int = Field(
+        default=500,
+        ge=2,
+        title="Block of a chat",
+        description="Discord's endless channels are cut into contexts of at most so many messages.",
     )
     n_contexts: int = Field(
         default=10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."

@@ -15,13 +15,34 @@ from retrieval.tokens import tokenizer_file
 
 _GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
-THREAD_SUFFIXES = (".ndjson", ".jsonl", ".json", ".ndjson.gz", ".jsonl.gz", ".json.gz")
 IRC_SUFFIX = ".ascii.txt"
 IRC_ANNOTATION_SUFFIX = ".annotation.txt"
 QUESTION_SUFFIXES = (
     *(f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst")),
     ".parquet",
 )
+_JSON_SUFFIXES = tuple(suffix for suffix in QUESTION_SUFFIXES if suffix != ".parquet")
+_UTTERANCES = tuple(f"utterances.jsonl{packed}" for packed in ("", ".gz", ".zst"))
+THREAD_SUFFIXES = {
+    "4chan": (*_JSON_SUFFIXES, ".tar", ".tar.gz", ".tgz", ".tar.zst"),
+    "convokit": _UTTERANCES,
+    "discord": _JSON_SUFFIXES,
+    "irc": (IRC_SUFFIX,),
+    "mastodon": _JSON_SUFFIXES,
+}
+#: Fields of a first object that only one format has.
+_TELLING_FIELDS = {
+    "posts": "4chan",
+    "messages": "discord",
+    "channel_id": "discord",
+    "message_reference": "discord",
+    "in_reply_to_id": "mastodon",
+    "ancestors": "mastodon",
+    "descendants": "mastodon",
+    "conversation_id": "convokit",
+    "reply-to": "convokit",
+    "root": "convokit",
+}
 DOCUMENT_SUFFIXES = (*QUESTION_SUFFIXES, ".txt", ".md", ".pdf")
 
 
@@ -131,9 +152,40 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
     return out
 
 
+def thread_format(task: ThreadsTask) -> str:
+    """The format of a thread task: as configured, or told by the names of its files or the first one's
+    fields.
+
+    Raises:
+        InputError: a source is missing, or the format cannot be told.
+    """
+    if task.format != "auto":
+        return task.format
+    from retrieval.readers.rows import field_names
+
+    suffixes = tuple({suffix for kinds in THREAD_SUFFIXES.values() for suffix in kinds})
+    files = find_files(task.source, suffixes, "threads.source")
+    for kind in ("irc", "convokit"):
+        if any(file.name.endswith(THREAD_SUFFIXES[kind]) for file in files):
+            return kind
+    if files[0].name.endswith((".tar", ".tgz", ".tar.gz", ".tar.zst")):
+        return "4chan"
+    try:
+        names = field_names(files[0], tuple(_TELLING_FIELDS))
+    except InputError:
+        return "4chan"  # its reader says what is wrong with the file
+    found = next((_TELLING_FIELDS[name] for name in names if name in _TELLING_FIELDS), None)
+    if found is None and names:
+        raise InputError(
+            f"{files[0].path}: the format cannot be told from the fields {', '.join(names)[:80]}; set "
+            f"threads.format to one of {', '.join(THREAD_SUFFIXES)}"
+        )
+    return found or "4chan"
+
+
 def thread_files(task: ThreadsTask) -> list[tuple[str, SourceFile]]:
     """(split, file) of a thread task; split is "" where folder names or the seed decide."""
-    suffixes = (IRC_SUFFIX,) if task.format == "irc" else THREAD_SUFFIXES
+    suffixes = THREAD_SUFFIXES[thread_format(task)]
     split = "train" if task.test_source else ""
     files = [(split, f) for f in find_files(task.source, suffixes, "threads.source")]
     if task.test_source:
@@ -157,7 +209,7 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
         for split, file in thread_files(config.threads):
             role = f"threads{'.' + split if split else ''}"
             yield f"{role}/{file.name}", file.path
-            if config.threads.format == "irc":
+            if file.name.endswith(IRC_SUFFIX):
                 note = annotation_path(file.path)
                 if note.is_file():
                     yield f"{role}/{annotation_path(Path(file.name)).as_posix()}", note

@@ -7,7 +7,6 @@ from typing import Any
 
 from retrieval.errors import InputError
 
-
 _LATEST = 1e15  # also keeps whole numbers beyond a float's range, and NaN, out
 
 

@@ -1,7 +1,7 @@
 """Messages that come one by one, in any order, into threads: grouped, put in order, their replies resolved.
 
-They lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes little memory;
-one thread at a time comes back.
+They lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes little
+memory; one thread at a time comes back.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, parent T
 """
 _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _BY_NAME = """
-UPDATE message SET root = (SELECT first FROM (SELECT thread, MIN(seq) AS first FROM message GROUP BY thread) AS f
-    WHERE f.thread = message.thread)
+UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
 """
 # Whose parent is not there starts a thread. Those in a circle of replies are reached from nowhere.
 _BY_REPLIES = """
@@ -70,23 +69,24 @@ def threads_of(
     Raises:
         InputError: a parent is not there (unless `missing_parents` is "drop").
     """
-    with tempfile.TemporaryDirectory(prefix="jora-messages-") as folder:
-        with closing(sqlite3.connect(Path(folder) / "messages.sqlite", isolation_level=None)) as store:
-            store.executescript(_SCHEMA)
-            _fill(store, messages, tally)
-            store.execute("CREATE INDEX by_parent ON message (parent)")
-            if by_name:
-                store.execute("CREATE INDEX by_thread ON message (thread, seq)")
-            store.execute(_BY_NAME if by_name else _BY_REPLIES)
-            (circles,) = store.execute("SELECT COUNT(*) FROM message WHERE root IS NULL").fetchone()
-            tally.dropped["post_in_a_circle_of_replies"] += circles
-            for rows in _groups(store):
-                yield _thread(rows, store, split, missing_parents, tally)
+    with (
+        tempfile.TemporaryDirectory(prefix="jora-messages-") as folder,
+        closing(sqlite3.connect(Path(folder) / "messages.sqlite", isolation_level=None)) as store,
+    ):
+        store.executescript(_SCHEMA)
+        _fill(store, messages, tally)
+        store.execute("CREATE INDEX by_parent ON message (parent)")
+        if by_name:
+            store.execute("CREATE INDEX by_thread ON message (thread, seq)")
+        store.execute(_BY_NAME if by_name else _BY_REPLIES)
+        (circles,) = store.execute("SELECT COUNT(*) FROM message WHERE root IS NULL").fetchone()
+        tally.dropped["post_in_a_circle_of_replies"] += circles
+        for rows in _groups(store):
+            yield _thread(rows, store, split, missing_parents, tally)
 
 
 def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) -> None:
     store.execute("BEGIN")
-    read = 0
     for read, m in enumerate(messages, start=1):
         values = (read, m.id, m.parent or None, m.thread, m.author, m.text, m.time, m.source, m.row, m.where)
         kept = store.execute(_INSERT, values).rowcount

@@ -23,13 +23,15 @@ def rows(
     optional: Sequence[str],
     expected: str,
     keys: Sequence[str] = (),
+    header: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
     """(place for errors, 1-based row, row) of a file; `.json` is a list of rows or has one under `keys`.
 
+    The fields beside such a list, as far as they come before it, are put into `header`.
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
     """
-    for where, row, value in _values(file.path, fields, optional, expected, keys):
+    for where, row, value in _values(file.path, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
         missing = [name for name in fields if value.get(name) is None]
@@ -39,13 +41,18 @@ def rows(
 
 
 def _values(
-    path: Path, fields: Sequence[str], optional: Sequence[str], expected: str, keys: Sequence[str]
+    path: Path,
+    fields: Sequence[str],
+    optional: Sequence[str],
+    expected: str,
+    keys: Sequence[str],
+    header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
     name = unpacked_name(path)
     if name.endswith(".parquet"):
         return parquet_rows(path, fields, optional)
     if name.endswith(".json"):
-        return stream_items(path, expected, keys)
+        return stream_items(path, expected, keys, header)
     return json_objects(path, expected)
 
 

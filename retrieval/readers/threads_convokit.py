@@ -1,8 +1,8 @@
 """Conversations in ConvoKit's form: a folder's `utterances.jsonl`, an utterance a line.
 
 `{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora say `user` for
-`speaker` and `root` for `conversation_id`, some say `reply_to`. A conversation is a thread. `meta` is not read.
-Format: https://convokit.cornell.edu/documentation/data_format.html
+`speaker` and `root` for `conversation_id`, some say `reply_to`. A conversation is a thread. `meta` is not
+read. Format: https://convokit.cornell.edu/documentation/data_format.html
 """
 
 from __future__ import annotations

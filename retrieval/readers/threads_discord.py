@@ -1,10 +1,10 @@
 """Discord's messages, as DiscordChatExporter writes them (JSON) or as the API gives them.
 
 Export: `{"guild", "channel": {"id", "name"}, "messages": [{"id", "type", "timestamp", "content", "author":
-{"name", "nickname"}, "reference": {"messageId"}}]}`. API: a list, or a line each, of `{"id", "channel_id", "type",
-"timestamp", "content", "author": {"username", "global_name"}, "message_reference": {"message_id"}}`.
-A channel is a thread, cut into blocks of messages because it never ends. Messages of the system (joins, pins) are
-dropped and counted, as are forwards' references, which are no replies.
+{"name", "nickname"}, "reference": {"messageId"}}]}`. API: a list, or a line each, of `{"id", "channel_id",
+"type", "timestamp", "content", "author": {"username", "global_name"}, "message_reference": {"message_id"}}`.
+A channel is a thread, cut into blocks of messages because it never ends. Messages of the system (joins, pins)
+are dropped and counted, as are forwards' references, which are no replies.
 Formats: https://github.com/Tyrrrz/DiscordChatExporter, https://docs.discord.com/developers/resources/message
 """
 

@@ -1,8 +1,9 @@
-"""Mastodon statuses as the API gives them: `{"id", "in_reply_to_id", "content": HTML, "account", "created_at"}`.
+"""Mastodon statuses as the API gives them: `{"id", "in_reply_to_id", "content": HTML, "account",
+"created_at"}`.
 
-A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`). What
-hangs together by replies is a thread. Boosts are dropped and counted; a content warning stands before the text.
-Format: https://docs.joinmastodon.org/entities/Status/
+A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`).
+What hangs together by replies is a thread. Boosts are dropped and counted; a content warning stands before
+the text. Format: https://docs.joinmastodon.org/entities/Status/
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from retrieval.corpus import Post, Tally, Thread
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.errors import InputError
 from retrieval.legs import conversation_legs
-from retrieval.readers import threads_4chan, threads_irc
+from retrieval.readers.threads import read_threads
 from retrieval.report import Progress, TaskReport
-from retrieval.sources import thread_files
+from retrieval.sources import thread_format
 from retrieval.text import Tokenizer, duplicate_key
 
 RANKING_DEPTH = 20
@@ -53,6 +53,7 @@ def thread_records(
     """
     task = config.threads
     assert task is not None
+    task = task.model_copy(update={"format": thread_format(task)})
     threads = _read(task, report.tally, progress)
     splits = _splits(config, task, threads)
     guards.require_training(splits, "threads", "threads")
@@ -88,9 +89,8 @@ def thread_records(
 
 def _read(task: ThreadsTask, tally: Tally, progress: Progress) -> list[Thread]:
     """All threads in source order, each id once (a test thread wins over its double in training)."""
-    reader = threads_irc if task.format == "irc" else threads_4chan
     threads: dict[str, Thread] = {}
-    for thread in reader.read_threads(thread_files(task), task.missing_parents, tally):
+    for thread in read_threads(task, tally):
         if thread.id in threads:
             tally.dropped["thread_twice"] += 1
             if threads[thread.id].split == "test" or thread.split != "test":
