@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from jora_core.groups import Group, layout, row_cost
+from jora_core.groups import Group, layout
 
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
@@ -25,6 +25,8 @@ MAX_ROW_LENGTHS = 3
 _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 # Groups planned together: the wider the window, the fuller the rows and the less local the order.
 _WINDOW_BATCHES = 32
+# Row length at which attention's scores cost as much as all else: 8 times the width of a small model.
+_ATTENTION_SLOTS = 1024
 _WINDOW_GROUPS = 1024
 
 Curriculum = Literal["none", "length", "file"]
@@ -38,8 +40,9 @@ class Batch:
         tokens, positions, segment_ids, suffix_ids: int32 [B, T]; segment 0 is padding.
         index: int32 [G, M], slot of each supervised position within its block of B/G rows; 0 in padding.
         targets: int32 [G, M]; weights: float32 [G, M], 0 in padding.
-        ids: records in the batch.
-        slots: slots in use; supervised: positions with a weight.
+        ids: records in the batch; groups: how many of examples that share a prefix, or are alone.
+        slots: slots in use; slots_apart: slots that the examples would take, each with its own prefix.
+        supervised: positions with a weight.
     """
 
     tokens: np.ndarray
@@ -50,7 +53,9 @@ class Batch:
     targets: np.ndarray
     weights: np.ndarray
     ids: tuple[str, ...]
+    groups: int
     slots: int
+    slots_apart: int
     supervised: int
 
 
@@ -87,7 +92,7 @@ class BatchStream:
         self._blocks = blocks
         self._curriculum: Curriculum = curriculum
         self._shuffle = shuffle
-        self.row_lengths = choose_row_lengths(self._slots, tokens_per_batch)
+        self.row_lengths = packed_row_lengths(groups, tokens_per_batch, blocks)
         self._floors = self._supervised_floors()
 
     def plan(self, epoch: int) -> tuple[RowPlan, ...]:
@@ -118,7 +123,7 @@ class BatchStream:
     def build(self, plan: RowPlan) -> Batch:
         """Lay out the rows of a plan, padded to the batch's fixed shape."""
         length, blocks = plan.length, self._blocks
-        height = -(-rows_of(length, self._budget) // blocks) * blocks
+        height = batch_rows(length, self._budget, blocks)
         arrays = {
             name: np.zeros((height, length), np.int32)
             for name in ("tokens", "positions", "segment_ids", "suffix_ids", "targets")
@@ -146,6 +151,8 @@ class BatchStream:
             targets=targets,
             weights=gathered,
             ids=tuple(ids),
+            groups=sum(len(row) for row in plan.rows),
+            slots_apart=sum(self._groups[number].slots_apart for row in plan.rows for number in row),
             slots=int(np.count_nonzero(arrays["segment_ids"])),
             supervised=int(np.count_nonzero(weights)),
         )
@@ -156,7 +163,9 @@ class BatchStream:
         flat_weights = weights.reshape(blocks, -1)
         counts = np.count_nonzero(flat_weights, axis=1)
         slots = flat_weights.shape[1]
-        size = _supervised_size(max(int(counts.max()), self._floors[targets.shape[1]] // blocks), slots)
+        size = _supervised_size(
+            max(int(counts.max()), self._floors.get(targets.shape[1], 0) // blocks), slots
+        )
         index = np.zeros((blocks, size), np.int32)
         picked_targets = np.zeros((blocks, size), np.int32)
         picked_weights = np.zeros((blocks, size), np.float32)
@@ -198,7 +207,7 @@ def choose_row_lengths(
     def cost(low: int, length: int) -> float:
         inside = (sizes > low) & (sizes <= length)
         share = 1 / (length // np.maximum(sizes[inside], 1))
-        return float((counts[inside] * share).sum() * row_cost(length))
+        return float((counts[inside] * share).sum() * length * (1 + length / _ATTENTION_SLOTS))
 
     # best[j] = (cost, chosen lengths) of covering all sizes up to candidates[j], per number of lengths used.
     best: list[tuple[float, tuple[int, ...]]] = [(cost(0, c), (c,)) for c in candidates]
@@ -216,6 +225,39 @@ def choose_row_lengths(
             for j, c in enumerate(candidates)
         ]
     return best[-1][1]
+
+
+def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: int) -> tuple[int, ...]:
+    """The row lengths that a stream packs these groups into.
+
+    Attention skips blocks of other groups, so a full long row costs no more than short ones: where contexts
+    are shared, groups are long and few, and such rows may pad less, with one program. Rows of one plain
+    example each are left short, for cuDNN takes them.
+    """
+    slots = np.asarray([group.slots for group in groups], np.int64)
+    best = choose_row_lengths(slots, tokens_per_batch)
+    if not any(len(group.suffixes) > 1 for group in groups):
+        return best
+    few = slots[:: -(-len(slots) // _WINDOW_GROUPS)]
+
+    def padded(lengths: tuple[int, ...]) -> float:
+        """Slots of the batches that hold the groups, parts of a batch counted as parts."""
+        packed = _pack(np.arange(len(few)), few, lengths)
+        return sum(
+            len(rows)
+            / rows_of(length, tokens_per_batch)
+            * length
+            * batch_rows(length, tokens_per_batch, blocks)
+            for length, rows in packed.items()
+        )
+
+    long = [tokens_per_batch // rows // ROW_STEP * ROW_STEP for rows in (blocks, 2 * blocks, 3 * blocks)]
+    return min([best, *((length,) for length in long if length >= slots.max())], key=padded)
+
+
+def batch_rows(length: int, tokens_per_batch: int, blocks: int) -> int:
+    """Rows of a microbatch, filled up to a multiple of the mesh's data axis."""
+    return -(-rows_of(length, tokens_per_batch) // blocks) * blocks
 
 
 @lru_cache(maxsize=2)

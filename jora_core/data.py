@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jora_core.alpaca import mixed_records
+from jora_core.batches import ROW_STEP
 from jora_core.errors import InputError
 from jora_core.groups import Example, Group, Piece, plain_group, share_contexts, suffix_groups
 from jora_core.prompt import fill_template, shorten_prompt
@@ -44,26 +45,30 @@ class TrainData:
 
 
 def load_groups(
-    spec: DataSpec, tokenizer: TextTokenizer, seed: int = 0, log: Callable[[str], None] = lambda line: None
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    seed: int = 0,
+    log: Callable[[str], None] = lambda line: None,
+    blocks: int = 1,
 ) -> TrainData:
     """Read, tokenise and group the records that a spec selects.
 
     Examples longer than `max_seq_len` are shortened in their context, never in their answer; how many is
     logged and counted.
 
+    Args:
+        blocks: size of the mesh's data axis, each part of which has a row of every microbatch.
+
     Raises:
         InputError: no such file, not Parquet, a column missing, or nothing left to train on.
     """
     counts = {"records": 0, "shortened": 0, "dropped": 0, "mixed": 0}
     columns = _columns(spec)
-    limit = most_slots(spec)
-    train: list[Group] = []
-    validation: list[Group] = []
-    for held_out, chunk in _by_context(_tokenised_rows(spec, columns, tokenizer), spec, seed):
-        counts["records"] += len(chunk)
-        make = _weighted_groups if "segments" in columns else _record_groups
-        groups = make(chunk, spec, tokenizer, limit, counts)
-        (validation if held_out else train).extend(groups)
+    limit = most_slots(spec, blocks)
+    make = _weighted_groups if "segments" in columns else _record_groups
+    rows = _held_out_or_not(_tokenised_rows(spec, columns, tokenizer), spec, seed)
+    found = make(rows, spec, tokenizer, limit, counts)
+    train, validation = found[False], found[True]
     if not train:
         raise InputError(
             f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
@@ -74,9 +79,8 @@ def load_groups(
     counts["groups"] = len(train)
     counts["validation_groups"] = len(validation)
     counts["slots"] = sum(g.slots for g in train)
-    counts["slots_apart"] = sum(
-        sum(len(g.prefix) + len(s) - 1 for s in g.suffixes) if g.suffixes else g.slots for g in train
-    )
+    counts["slots_apart"] = sum(g.slots_apart for g in train)
+    counts["examples"] = sum(max(len(g.suffixes), 1) for g in train)
     log(
         f"data: {counts['records']} records, {len(train)} groups to train on, {len(validation)} for "
         f"validation, {counts['slots']} token slots ({counts['slots_apart']} without sharing)"
@@ -89,9 +93,11 @@ def load_groups(
     return TrainData(tuple(train), tuple(validation), counts)
 
 
-def most_slots(spec: DataSpec) -> int:
-    """Longest row of a batch: room for a group that shares a context, within the budget of a microbatch."""
-    return min(spec.tokens_per_batch, 2 * spec.max_seq_len)
+def most_slots(spec: DataSpec, blocks: int = 1) -> int:
+    """Slots of the largest group that shares a context: a row of a microbatch, of which each block of the
+    mesh's data axis has one.
+    """
+    return max(spec.tokens_per_batch // blocks // ROW_STEP * ROW_STEP, spec.max_seq_len)
 
 
 def _columns(spec: DataSpec) -> list[str]:
@@ -208,24 +214,16 @@ def _weighted_texts(row: Row) -> list[str]:
     return [s["text"] for segments in (row["segments"], *(row.get("suffixes") or [])) for s in segments]
 
 
-def _by_context(
+def _held_out_or_not(
     rows: Iterator[_Tokenised], spec: DataSpec, seed: int
-) -> Iterator[tuple[bool, list[_Tokenised]]]:
-    """Chunks of whole contexts, a large one at a time, marked if they are kept for validation.
+) -> Iterator[tuple[bool, _Tokenised]]:
+    """Each row, marked if it is kept for validation.
 
     A context is kept or not by the hash of its name, so that a context is never on both sides.
     """
-    chunks: dict[bool, list[_Tokenised]] = {False: [], True: []}
-    last = None
     for row, pieces in rows:
         name = row["context_id"] or row["id"]
-        held_out = spec.validation_share > 0 and _share_of(f"{seed}:{name}") < spec.validation_share
-        if len(chunks[held_out]) >= _READ_ROWS and name != last:
-            yield held_out, chunks[held_out]
-            chunks[held_out] = []
-        chunks[held_out].append((row, pieces))
-        last = name
-    yield from ((held_out, chunk) for held_out, chunk in chunks.items() if chunk)
+        yield spec.validation_share > 0 and _share_of(f"{seed}:{name}") < spec.validation_share, (row, pieces)
 
 
 def _share_of(name: str) -> float:
@@ -233,11 +231,17 @@ def _share_of(name: str) -> float:
 
 
 def _record_groups(
-    rows: list[_Tokenised], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
-) -> list[Group]:
+    rows: Iterable[tuple[bool, _Tokenised]],
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    limit: int,
+    counts: dict[str, int],
+) -> dict[bool, list[Group]]:
+    """Groups to train on (False) and for validation (True); a context's records may stand anywhere."""
     bos = _bos(tokenizer)
-    examples = []
-    for row, (prompt, answer) in rows:
+    examples: dict[bool, list[Example]] = {False: [], True: []}
+    for held_out, (row, (prompt, answer)) in rows:
+        counts["records"] += 1
         answer = np.append(answer, np.int32(tokenizer.eos_id))
         budget = spec.max_seq_len - len(bos) - len(answer)
         if budget < 1:
@@ -256,10 +260,11 @@ def _record_groups(
                 blocks=len(ids),
                 protected=[number for number, id in enumerate(ids) if id in oracle],
             )
-        examples.append(Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer))
+        example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
+        examples[held_out].append(example)
     if spec.sharing == "off":
-        return [plain_group(example) for example in examples]
-    return share_contexts(examples, limit)
+        return {side: [plain_group(example) for example in found] for side, found in examples.items()}
+    return {side: share_contexts(found, limit) for side, found in examples.items()}
 
 
 def _mixed_groups(
@@ -282,13 +287,10 @@ def _mixed_groups(
         }
         for record in mixed_records(wanted, seed, spec.alpaca_path)
     ]
-    groups = _record_groups(
-        list(tokenised(rows, partial(_record_texts, spec.prompt_template), tokenizer, len(rows))),
-        spec,
-        tokenizer,
-        most_slots(spec),
-        counts,
-    )
+    made = tokenised(rows, partial(_record_texts, spec.prompt_template), tokenizer, len(rows))
+    records = counts["records"]
+    groups = _record_groups(((False, row) for row in made), spec, tokenizer, most_slots(spec), counts)[False]
+    counts["records"] = records  # of the file
     counts["mixed"] = len(groups)
     source = spec.alpaca_path or "the built-in set"
     fewer = f" ({wanted} wanted)" if len(groups) < wanted else ""
@@ -297,11 +299,17 @@ def _mixed_groups(
 
 
 def _weighted_groups(
-    rows: list[_Tokenised], spec: DataSpec, tokenizer: TextTokenizer, limit: int, counts: dict[str, int]
-) -> list[Group]:
+    rows: Iterable[tuple[bool, _Tokenised]],
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    limit: int,
+    counts: dict[str, int],
+) -> dict[bool, list[Group]]:
+    """Groups to train on (False) and for validation (True)."""
     bos = _bos(tokenizer)
-    groups: list[Group] = []
-    for row, pieces in rows:
+    groups: dict[bool, list[Group]] = {False: [], True: []}
+    for held_out, (row, pieces) in rows:
+        counts["records"] += 1
         left = iter(pieces)
         segments, *later = (
             (part, list(itertools.islice(left, len(part))))
@@ -319,9 +327,9 @@ def _weighted_groups(
             counts["shortened"] += 1
             prefix = prefix[: len(bos)] + prefix[len(prefix) - (room - len(bos)) :]
         if suffixes:
-            groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
+            groups[held_out].extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
         elif len(prefix) > 1:
-            groups.append(Group((row["id"],), prefix))
+            groups[held_out].append(Group((row["id"],), prefix))
     return groups
 
 

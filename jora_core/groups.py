@@ -16,9 +16,9 @@ import numpy as np
 
 # A shared prefix shorter than this saves less than the larger group costs in packing.
 _MIN_SHARED = 16
-# Row length at which attention's scores cost as much as all else: 8 times the width of a small model. Wider
-# models share more gladly than this says, but what it refuses to share saves little there as well.
-_ATTENTION_SLOTS = 1024
+# An example joins a group only if that saves this part of its slots: what is joined is trained on in one
+# microbatch, and a little arithmetic is not worth batches that are mixed less well.
+_LEAST_SAVED = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Group:
         )
 
     @property
+    def slots_apart(self) -> int:
+        """Token slots that the group's examples would take, each with the prefix of its own."""
+        return sum(len(self.prefix) + len(s) - 1 for s in self.suffixes) if self.suffixes else self.slots
+
+    @property
     def supervised(self) -> int:
         """Number of tokens with a loss weight, at most what `layout` gives."""
         return sum(int(np.count_nonzero(p.weights)) for p in (self.prefix, *self.suffixes))
@@ -115,35 +120,52 @@ def plain_group(example: Example) -> Group:
     return Group((example.id,), _whole(example))
 
 
-def row_cost(slots: int | np.ndarray) -> float | np.ndarray:
-    """Relative cost of a row: linear in its slots but for attention, which looks from each slot at all."""
-    return slots * (1 + slots / _ATTENTION_SLOTS)
-
-
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
-    """Merge consecutive examples of one context into groups of at most `most_slots` slots.
+    """Merge examples of one context that begin with the same tokens into groups of at most `most_slots` slots.
 
-    A run is extended greedily while the longer row costs less than the run and the example apart: many long
-    suffixes behind a short prefix would save a few slots and pay for them in attention. At least one prompt
-    token stays in each suffix, and answers are never shared.
+    The order of the examples does not decide what is shared: those of a context are compared in the order of
+    their tokens, where the longest common prefixes stand side by side. Groups come in the order of their
+    first examples, and so do the examples of a group. At least one prompt token stays in each suffix, and
+    answers are never shared.
     """
-    groups: list[Group] = []
-    run: list[Example] = []
-    shared = taken = 0  # tokens of the prefix, slots of the run
-    for example in examples:
-        if run and run[0].context == example.context and example.context:
-            common = common_prefix(run[0].prompt[: shared or None], example.prompt)
-            common = min(common, len(example.prompt) - 1, min(len(e.prompt) for e in run) - 1)
-            slots = common + sum(len(e.prompt) + len(e.answer) - common - 1 for e in [*run, example])
-            apart = row_cost(taken) + row_cost(_slots_alone(example))
-            if common >= _MIN_SHARED and row_cost(slots) < apart and slots <= most_slots:
-                run.append(example)
-                shared, taken = common, slots
+    contexts: dict[str, list[int]] = {}
+    alone: list[list[int]] = []
+    for number, example in enumerate(examples):
+        if example.context:
+            contexts.setdefault(example.context, []).append(number)
+        else:
+            alone.append([number])
+    runs = [run for numbers in contexts.values() for run in _runs(examples, numbers, most_slots)]
+    return [_merged([examples[number] for number in run]) for run in sorted([*alone, *runs])]
+
+
+def _runs(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[list[int]]:
+    """Divide the examples of one context into those that share a prefix, each part in rising order.
+
+    A run is extended greedily: with causal attention over blocks, and other suffixes' blocks skipped, a
+    merged group computes no pair of slots that its examples apart would not, so slots are all that counts.
+    """
+    # Big-endian ids compare as bytes as they do as numbers.
+    in_order = sorted(numbers, key=lambda n: (examples[n].prompt.astype(">i4").tobytes(), n))
+    runs: list[list[int]] = []
+    shared = taken = shortest = 0  # tokens of the prefix, slots of the run, tokens of its shortest prompt
+    for number in in_order:
+        example = examples[number]
+        prompt, slots = len(example.prompt), _slots_alone(example)
+        if runs:
+            run = runs[-1]
+            first = examples[run[0]].prompt
+            common = min(common_prefix(first[: shared or None], example.prompt), prompt - 1, shortest - 1)
+            # A lone example becomes prefix and suffix: the slots of the two together are still its own.
+            merged = taken + (len(run) - 1) * ((shared or common) - common) + slots - common
+            saved = taken + slots - merged
+            if common >= _MIN_SHARED and saved >= _LEAST_SAVED * slots and merged <= most_slots:
+                run.append(number)
+                shared, taken, shortest = common, merged, min(shortest, prompt)
                 continue
-        groups.extend(_close(run, shared))
-        run, shared, taken = [example], 0, _slots_alone(example)
-    groups.extend(_close(run, shared))
-    return groups
+        runs.append([number])
+        shared, taken, shortest = 0, slots, prompt
+    return [sorted(run) for run in runs]
 
 
 def _slots_alone(example: Example) -> int:
@@ -183,13 +205,14 @@ def suffix_groups(
     return groups
 
 
-def _close(run: list[Example], shared: int) -> list[Group]:
-    if not run:
-        return []
+def _merged(run: list[Example]) -> Group:
+    """One group of examples; those of one group share the longest prefix that leaves each a prompt token."""
     if len(run) == 1:
-        return [plain_group(run[0])]
-    prefix = Piece(run[0].prompt[:shared], np.zeros(shared, np.float32))
-    return [Group(tuple(e.id for e in run), prefix, tuple(_whole(e)[shared:] for e in run))]
+        return plain_group(run[0])
+    first = min(run, key=lambda example: len(example.prompt))
+    shared = min(len(first.prompt) - 1, *(common_prefix(first.prompt, e.prompt) for e in run))
+    prefix = Piece(first.prompt[:shared], np.zeros(shared, np.float32))
+    return Group(tuple(e.id for e in run), prefix, tuple(_whole(e)[shared:] for e in run))
 
 
 def _whole(example: Example) -> Piece:

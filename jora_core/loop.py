@@ -71,7 +71,9 @@ class _Pending:
     number: int
     metrics: StepMetrics
     ids: tuple[str, ...]
+    groups: int
     slots: int
+    slots_apart: int
     supervised: int
 
 
@@ -190,16 +192,19 @@ def _one_step(
     number: int,
 ) -> tuple[TrainState, Sums, _Pending, tuple[int, int]]:
     ids: list[str] = []
-    slots = supervised = 0
+    groups = slots = slots_apart = supervised = 0
     at = (0, 0)
     for microbatch in range(run.spec.gradient_accumulation_steps):
         at, batch, placed = next(ready)
         sums = run.step.accumulate(sums, state, run.frozen, placed, microbatch)
         ids.extend(batch.ids)
+        groups += batch.groups
         slots += batch.slots
+        slots_apart += batch.slots_apart
         supervised += batch.supervised
     state, sums, metrics = run.step.update(state, sums)
-    return state, sums, _Pending(number, metrics, tuple(ids), slots, supervised), at
+    pending = _Pending(number, metrics, tuple(ids), groups, slots, slots_apart, supervised)
+    return state, sums, pending, at
 
 
 def _validation_loss(run: Run, state: TrainState, number: int) -> float:
@@ -251,6 +256,9 @@ class _Meter:
             "loss": loss,
             "supervised_tokens": pending.supervised,
             "tokens": pending.slots,
+            "tokens_saved": pending.slots_apart - pending.slots,
+            "groups": pending.groups,
+            "records": len(pending.ids),
             "seconds": round(seconds, 6),
             "tokens_per_s": round(rate, 1),
             "grad_norm": float(metrics.grad_norm),
@@ -301,6 +309,8 @@ def _result(run: Run, log: MetricsLog, position: Position) -> dict[str, Any]:
         "mean_loss_last_10": sum(row["loss"] for row in rows[-10:]) / len(rows[-10:]),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "tokens": sum(row["tokens"] for row in rows),
+        "tokens_saved": sum(row["tokens_saved"] for row in rows),
+        "records_per_group": sum(row["records"] for row in rows) / sum(row["groups"] for row in rows),
         "supervised_tokens": sum(row["supervised_tokens"] for row in rows),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         "row_lengths": list(run.stream.row_lengths),

@@ -81,7 +81,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         lines: list[str] = []
         with first_before_others("records"):
-            data = load_groups(spec.data, tokenizer, spec.seed, lines.append)
+            data = load_groups(spec.data, tokenizer, spec.seed, lines.append, spec.mesh.data)
         stream = BatchStream(
             data.train,
             spec.data.tokens_per_batch,

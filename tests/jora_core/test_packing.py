@@ -27,7 +27,7 @@ ROW = 0  # the row of the batch whose examples are changed
 def packed(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> tuple[TrainSpec, Batch]:
     """An order and a batch with several groups of shared contexts in each row."""
     folder = tmp_path_factory.mktemp("packing")
-    rows = alpaca_rows(contexts=6, questions=6, lines=14) + alpaca_rows(contexts=24, questions=2, lines=2)
+    rows = alpaca_rows(contexts=6, questions=6, lines=14) + alpaca_rows(contexts=60, questions=2, lines=2)
     spec = TrainSpec.model_validate(
         {
             "model": str(tiny_weights),
@@ -43,8 +43,11 @@ def packed(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> tuple[Tra
         }
     )
     groups = load_groups(spec.data, load_tokenizer(tiny_weights)).train
-    stream = BatchStream(groups, 2048, seed=0)
-    fullest = max((plan for plan in stream.plan(0)), key=lambda plan: max(len(row) for row in plan.rows))
+    stream = BatchStream(groups, 2048, seed=0, blocks=2)  # two rows at least
+    fullest = max(
+        (plan for plan in stream.plan(0) if len(plan.rows) > 1),
+        key=lambda plan: max(len(row) for row in plan.rows),
+    )
     rows = sorted(fullest.rows, key=len, reverse=True)
     assert len(rows[ROW]) >= 3 and len(rows) > 1, "the test needs three groups in a row, and another row"
     assert any(len(groups[number].suffixes) > 1 for number in rows[ROW])

@@ -56,7 +56,9 @@ def microbatch(seed: int) -> tuple[Batch, np.ndarray, np.ndarray]:
         targets=np.concatenate([np.roll(ids, -1, axis=1).reshape(-1)[index], padding])[None],
         weights=np.concatenate([np.ones(len(index), np.float32), padding], dtype=np.float32)[None],
         ids=(),
+        groups=len(ids),
         slots=ids.size,
+        slots_apart=ids.size,
         supervised=len(index),
     )
     return batch, ids, weights

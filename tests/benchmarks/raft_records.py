@@ -1,0 +1,96 @@
+"""The records that `raft_epoch` trains on: questions over tables, and replies over windows of a chat.
+
+Made by the pipeline's own readers and prompts, so they are what `build-context` would write, but for the thread
+task's retrieval: here all replies of a window see the whole of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from retrieval import prompts
+from retrieval.corpus import Post, Tally, Thread
+from retrieval.readers.threads_irc import read_threads
+from retrieval.readers.wikitables import read_tables
+from retrieval.sources import IRC_SUFFIX, find_files
+
+WINDOW = 100  # messages of a chat in a window
+REPLIES = 20  # questions over one window
+
+Row = dict[str, Any]
+Context = list[Row]  # the records of one context
+
+
+def table_contexts(shared: Path, seed: int) -> Iterator[Context]:
+    """WikiTableQuestions' training questions, a table at a time, tables in an order drawn by seed."""
+    root = shared / "data" / "wikitables"
+    tables, questions = read_tables(root, root / "data" / "training.tsv", Tally(), "training.tsv")
+    by_table: dict[str, Context] = {}
+    for question in questions:
+        table = tables[question.context_id]
+        block = prompts.table_block(table.header, table.rows, table.title)
+        body = prompts.tables_input([block], question.text)
+        answer = prompts.ANSWER_SEPARATOR.join(question.answers)
+        row = _row(question.id, table.id, prompts.TABLES_INSTRUCTION, body, answer, "tables")
+        by_table.setdefault(table.id, []).append(row)
+    yield from _shuffled(by_table.values(), seed)
+
+
+def chat_contexts(shared: Path, seed: int) -> Iterator[Context]:
+    """A window of 100 messages of each Ubuntu IRC log, asked of its last 20 replies: which post does it answer?"""
+    files = find_files(str(shared / "data" / "irc" / "train"), [IRC_SUFFIX], "irc")
+    windows = []
+    for thread in read_threads([("train", file) for file in files], "drop", Tally()):
+        window = _window(thread)
+        if len(window) == REPLIES:
+            windows.append(window)
+    yield from _shuffled(windows, seed)
+
+
+def _window(thread: Thread) -> Context:
+    """The last replies of the first 100 messages from the first annotated one on, each with its parent there."""
+    start = next((i for i, post in enumerate(thread.posts) if post.asks), 0)
+    window = thread.posts[start : start + WINDOW]
+    labels = {post.id: prompts.post_label(post.author, n) for n, post in enumerate(window, 1)}
+    posts = [(post.author, post.text) for post in window]
+
+    def record(post: Post) -> Row:
+        body = prompts.threads_input(posts, post.author, post.text)
+        answer = next(labels[parent] for parent in post.parents if parent in labels)
+        name = f"{thread.id}:{post.id}"
+        return _row(name, thread.id, prompts.THREADS_INSTRUCTION, body, answer, "threads")
+
+    replies = [post for post in window if any(parent in labels for parent in post.parents)]
+    return [record(post) for post in replies[-REPLIES:]]
+
+
+def _row(name: str, context: str, instruction: str, body: str, answer: str, task: str) -> Row:
+    return {
+        "id": name,
+        "instruction": instruction,
+        "input": body,
+        "output": answer,
+        "task": task,
+        "split": "train",
+        "context_id": context,
+    }
+
+
+def _shuffled(contexts: Iterable[Context], seed: int) -> list[Context]:
+    order = list(contexts)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def take(contexts: Iterable[Context], records: int, fits: Callable[[Context], bool]) -> list[Context]:
+    """The first contexts that fit and together have at least so many records."""
+    taken: list[Context] = []
+    for context in contexts:
+        if sum(map(len, taken)) >= records:
+            break
+        if fits(context):
+            taken.append(context)
+    return taken
