@@ -121,7 +121,7 @@ def plain_group(example: Example) -> Group:
 
 
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
-    """Merge examples of one context that begin with the same tokens into groups of at most `most_slots` slots.
+    """Merge examples of one context that begin alike into groups of at most `most_slots` slots.
 
     The order of the examples does not decide what is shared: those of a context are compared in the order of
     their tokens, where the longest common prefixes stand side by side. Groups come in the order of their

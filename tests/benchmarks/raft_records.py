@@ -1,7 +1,7 @@
 """The records that `raft_epoch` trains on: questions over tables, and replies over windows of a chat.
 
-Made by the pipeline's own readers and prompts, so they are what `build-context` would write, but for the thread
-task's retrieval: here all replies of a window see the whole of it.
+Made by the pipeline's own readers and prompts, so they are what `build-context` would write, but for the
+thread task's retrieval: here all replies of a window see the whole of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def table_contexts(shared: Path, seed: int) -> Iterator[Context]:
 
 
 def chat_contexts(shared: Path, seed: int) -> Iterator[Context]:
-    """A window of 100 messages of each Ubuntu IRC log, asked of its last 20 replies: which post does it answer?"""
+    """A window of 100 messages of each Ubuntu IRC log; of each of its last 20 replies: to what?"""
     files = find_files(str(shared / "data" / "irc" / "train"), [IRC_SUFFIX], "irc")
     windows = []
     for thread in read_threads([("train", file) for file in files], "drop", Tally()):
@@ -51,7 +51,7 @@ def chat_contexts(shared: Path, seed: int) -> Iterator[Context]:
 
 
 def _window(thread: Thread) -> Context:
-    """The last replies of the first 100 messages from the first annotated one on, each with its parent there."""
+    """The last replies of the first 100 annotated messages, each with its parent among them."""
     start = next((i for i, post in enumerate(thread.posts) if post.asks), 0)
     window = thread.posts[start : start + WINDOW]
     labels = {post.id: prompts.post_label(post.author, n) for n, post in enumerate(window, 1)}

@@ -49,7 +49,7 @@ def trainer(case: str) -> Trainer:
 
 @pytest.fixture(scope="module")
 def on_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
-    """Family and mesh → gradients, loss and weight of the fixed examples, grouped, on four virtual devices."""
+    """Family and mesh → gradients, loss and weight of the fixed examples, grouped, on four devices."""
     out = tmp_path_factory.mktemp("four") / "found.npz"
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(
@@ -89,7 +89,7 @@ def test_loss_and_gradients_of_any_groups_equal_those_apart(case: str) -> None:
 
 @pytest.mark.parametrize("case", FAMILY_CASES)
 def test_four_devices_equal_one(case: str, on_four: dict[str, list[np.ndarray]]) -> None:
-    """Grouped over data and tensor axes of two (one family also over a tensor axis of four), and apart on one."""
+    """Grouped over data and tensor axes of two (once also a tensor axis of four), and apart on one device."""
     expected = leaves(trainer(case).sums(apart(fixed_examples()), packed=True))
     found = {name: values for name, values in on_four.items() if name.split()[0] == case}
     assert f"{case} 2x2" in found and (case != "llama-3" or "llama-3 1x4" in found)
