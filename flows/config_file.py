@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows.errors import InputError
+from retrieval.remote import is_url
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
@@ -124,7 +125,8 @@ def resolve_paths(
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
         if _is_one_of(key, PATH_KEYS):
-            return _absolute(root / Path(expand_variables(value, f"{source}: {dotted}")).expanduser())
+            value = expand_variables(value, f"{source}: {dotted}")
+            return value if is_url(value) else _absolute(root / Path(value).expanduser())
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()

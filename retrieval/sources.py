@@ -11,6 +11,7 @@ from pathlib import Path
 
 from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
 from retrieval.errors import InputError
+from retrieval.remote import is_url, local_copy
 from retrieval.tokens import tokenizer_file
 
 _GLOB = re.compile(r"[*?\[]")
@@ -54,6 +55,15 @@ class SourceFile:
     name: str
 
 
+def _tables_copy(url: str, field: str) -> str:
+    """The local copy of a tables folder, or of the folder around one of its .tsv files."""
+    kinds = (".csv", ".tsv")
+    if not url.endswith(".tsv"):
+        return expand_path(url, field, kinds)
+    root, folder, name = url.rsplit("/", 2)
+    return str(Path(expand_path(root, field, kinds)) / folder / name)
+
+
 def unpacked_name(path: Path) -> str:
     """A file's name without the suffix of its packing."""
     return path.name.removesuffix(".gz").removesuffix(".zst")
@@ -79,11 +89,11 @@ def question_files(task: QaTask) -> list[SourceFile]:
     return find_files(task.questions, QUESTION_SUFFIXES, "qa.questions")
 
 
-def expand_path(text: str, field: str) -> str:
-    """`~` and `$VARIABLES` filled in.
+def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
+    """`~` and `$VARIABLES` filled in; of a URL, the local copy (of a folder, what ends in `suffixes`).
 
     Raises:
-        InputError: the text is empty or names a variable that is not set.
+        InputError: the text is empty, names a variable that is not set, or a URL that cannot be read.
     """
     expanded = os.path.expandvars(text.strip())
     left = _VARIABLE.search(expanded)
@@ -94,17 +104,18 @@ def expand_path(text: str, field: str) -> str:
         )
     if not expanded:
         raise InputError(f"{field}: the path is empty; give a file, folder or glob")
-    return str(Path(expanded).expanduser())
+    return local_copy(expanded, field, suffixes) if is_url(expanded) else str(Path(expanded).expanduser())
 
 
 def find_files(source: str, suffixes: Sequence[str], field: str) -> list[SourceFile]:
-    """The files of a source (file, folder, or glob), sorted by name.
+    """The files of a source (file, folder, or glob; also by URL), sorted by name.
 
     A folder is searched to any depth for `suffixes`; a file named outright may end in anything.
     Raises:
         InputError: nothing is there.
     """
-    text = expand_path(source, field)
+    beside = (IRC_ANNOTATION_SUFFIX,) if IRC_SUFFIX in suffixes else ()
+    text = expand_path(source, field, (*suffixes, *beside))
     path = Path(text)
     if path.is_file():
         return [SourceFile(path, path.name)]
@@ -144,7 +155,7 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
         wanted.append(("test", task.test_source, "tables.test_source"))
     out = []
     for split, source, field in wanted:
-        path = Path(expand_path(source, field))
+        path = Path(_tables_copy(source, field) if is_url(source) else expand_path(source, field))
         tsv = path / "data" / "training.tsv" if path.is_dir() else path
         if not tsv.is_file():
             raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
@@ -240,7 +251,7 @@ def embedder_folder(embedder: str | None) -> Path | None:
     """
     if not embedder:
         return None
-    path = Path(expand_path(embedder, "embedder"))
+    path = Path(embedder if is_url(embedder) else expand_path(embedder, "embedder"))
     if path.is_dir():
         return path
     looks_like_path = path.is_absolute() or embedder.startswith((".", "~", "$")) or embedder.count("/") > 1

@@ -1,7 +1,12 @@
 """Threads in 4chan's API form: `{"posts": [{"no", "resto", "now", "time", "name", "com", "sub"?}, …]}`.
 
-One thread a line (`.ndjson`, `.jsonl`, also `.gz`) or one thread a file (`.json`). `com` is HTML; what a post
-replies to is marked by quotelinks to other posts of the thread. Format: https://github.com/4chan/4chan-API
+One thread a line (`.ndjson`, `.jsonl`), one thread or a list of them a file (`.json`), packed by `.gz` or
+`.zst`, or whole dumps (`.tar.zst`, `.tar.gz`, `.tar`) of such files. `com` is HTML; what a post replies to is
+marked by quotelinks to other posts of the thread. Format: https://github.com/4chan/4chan-API
+
+The labelled dump of /pol/ (Papasavva et al., ICWSM 2020, arXiv:2001.07487) adds keys to each post:
+`extracted_poster_id` names a nameless post's author, as the API's own `id` does; `entities` (named entities)
+and `perspectives` (toxicity scores) are labels of other tasks and are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
 EXPECTED = 'one thread a line: {"posts": [{"no": 1, "com": "…"}, …]}'
 
-_TARGET = re.compile(r"#p(\d+)$")
+_TARGET = re.compile(r"#p([0-9]{1,19})$")
 _PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
 _LINK_NOTE = re.compile(r"^\s*\((?:OP|You|Dead|Cross-thread)\)")
 _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
@@ -161,6 +166,7 @@ def _thread(
     if not isinstance(raw_posts, list) or not raw_posts:
         raise InputError(f"{where}: thread without posts; expected {EXPECTED}; remove the line")
     by_number: dict[int, dict[str, Any]] = {}
+    tally.read["posts"] += len(raw_posts)
     for position, raw in enumerate(raw_posts):
         number = _number(raw, where, position)
         if number in by_number:
@@ -169,12 +175,16 @@ def _thread(
             by_number[number] = raw
     numbers = sorted(by_number)  # numbers grow with time on a board
     opening = by_number[numbers[0]]
-    thread_no = str(opening.get("resto") or numbers[0])
+    resto = opening.get("resto")
+    if resto is not None and (isinstance(resto, bool) or not isinstance(resto, int)):
+        kind = type(resto).__name__
+        raise InputError(f'{where}: field "resto" of post {numbers[0]} is {kind}, expected a number')
+    thread_no = str(resto or numbers[0])
     posts = []
     for number in numbers:
         raw = by_number[number]
-        tally.read["posts"] += 1
         comment = parse_comment(_string(raw, "com", where), thread_no)
+        tally.read["links"] += comment.cross_thread + comment.dead
         tally.dropped["link_to_other_thread"] += comment.cross_thread
         tally.dropped["link_dead"] += comment.dead
         parents = []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +76,28 @@ NASTY: list[tuple[str, str, tuple[str, ...], int, int]] = [
     ('<a href="https://example.org/#p5">a page</a>', "a page", (), 0, 0),
     ('<a href="#p0101" class="quotelink x">&gt;&gt;0101</a> zeros', "zeros", ("101",), 0, 0),
     ('<span class="quote deadlink">&gt;&gt;1</span>left', "left", (), 0, 1),
+    (f'<a href="#p{"9" * 5000}" class="quotelink">&gt;&gt;9</a> far', "far", (), 1, 0),
+    ('<a href="#p\u0661" class="quotelink">&gt;&gt;1</a> Arabic digit', "Arabic digit", (), 1, 0),
+    ('<a href="/b/thread/999#p101" class="quotelink">&gt;&gt;101 \u2192</a><br>arrow', "arrow", (), 1, 0),
+    ("&gt;be me<br>&gt;be quoted<br><br>what", "what", (), 0, 0),
+    ('<span class="quote">&gt;a<br>&gt;b</span><br>after', "after", (), 0, 0),
+    (
+        '<a href="#p101" class="quotelink">&gt;&gt;101</a><a href="#p102" class="quotelink">x</a>',
+        "",
+        ("101", "102"),
+        0,
+        0,
+    ),
+    (
+        '<table class="exif" id="exif1"><tr><td>Camera</td><td>X</td></tr></table>shot',
+        "CameraX shot",
+        (),
+        0,
+        0,
+    ),
+    ('<span class="sjis">  \u039b_\u039b</span>', "\u039b_\u039b", (), 0, 0),
+    ('<span class="fortune" style="color:#f00">Your fortune: Good</span>', "Your fortune: Good", (), 0, 0),
+    ("&#55357;&#0;&#x110000;odd", "\ufffd\ufffd\ufffdodd", (), 0, 0),
 ]
 
 
@@ -133,7 +158,46 @@ def test_threads_streams_and_counts(write: Write) -> None:
     ]
     assert [t.row for t in threads] == [1, 3]
     assert tally.as_dict()["dropped"] == {"post_number_twice": 1}
-    assert tally.read["posts"] == 4
+    assert tally.read["posts"] == 5
+
+
+def test_the_labelled_dump_names_its_nameless(write: Write) -> None:
+    labels = {"entities": [{"entity_text": "Ann"}], "perspectives": {"TOXICITY": 0.1}}
+    posts = [
+        {"no": 1, "name": "Anonymous", "com": "a", "extracted_poster_id": "Xy12", **labels},
+        {"no": 2, "name": "Anonymous", "com": "b", "id": "Ab34", "extracted_poster_id": "Ab34", **labels},
+        {"no": 3, "name": "Lena", "com": "c", "extracted_poster_id": "Cd56", **labels},
+        {"no": 4, "com": "d", "extracted_poster_id": None, "entities": None, "perspectives": None},
+    ]
+    (thread,), tally = read(write("t.ndjson", line(*posts)))
+    assert [(p.author, p.text) for p in thread.posts] == [
+        ("Xy12", "a"),
+        ("Ab34", "b"),
+        ("Lena", "c"),
+        ("Anonymous", "d"),
+    ]
+    assert tally.dropped.total() == 0
+
+
+def test_dumps_stream_out_of_archives(tmp_path: Path) -> None:
+    text = line({"no": 1, "com": "a"}).encode() + line({"no": 2, "com": "b"}).encode()
+    bad = line({"no": 3, "com": "a"}).encode() + b"{broken\n"
+    for name, files in (("good", {"pol/1.ndjson": text, "readme.txt": b"x"}), ("bad", {"pol/2.ndjson": bad})):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for member, content in files.items():
+                about = tarfile.TarInfo(member)
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+        whole = (tmp_path / f"{name}.tar").read_bytes()
+        # Two frames, as tools that pack in parallel write them.
+        halves = [zstandard.compress(whole[:700]), zstandard.compress(whole[700:])]
+        (tmp_path / f"{name}.tar.zst").write_bytes(b"".join(halves))
+        (tmp_path / f"{name}.tar.gz").write_bytes(gzip.compress(whole))
+    for suffix in ("tar", "tar.gz", "tar.zst"):
+        threads, _ = read(tmp_path / f"good.{suffix}")
+        assert [(t.id, t.row) for t in threads] == [("1", 1), ("2", 2)]
+        with pytest.raises(InputError, match=rf"bad\.{suffix}/pol/2\.ndjson:2: broken JSON at column 2"):
+            read(tmp_path / f"bad.{suffix}")
 
 
 def test_gzip_and_single_json_read_the_same(write: Write, tmp_path: Path) -> None:
@@ -142,7 +206,14 @@ def test_gzip_and_single_json_read_the_same(write: Write, tmp_path: Path) -> Non
     pretty, _ = read(write("t.json", json.dumps(json.loads(text), indent=2)))
     packed = tmp_path / "t.ndjson.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    assert plain[0].posts == pretty[0].posts == read(packed)[0][0].posts
+    zipped = tmp_path / "t.ndjson.zst"
+    zipped.write_bytes(zstandard.compress(text.encode()))
+    assert plain[0].posts == pretty[0].posts == read(packed)[0][0].posts == read(zipped)[0][0].posts
+    zipped.write_bytes(zstandard.compress(text.encode())[:-4])
+    with pytest.raises(
+        InputError, match=r"t\.ndjson\.zst: cannot be read \(the file ends within a zstd frame"
+    ):
+        read(zipped)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +225,7 @@ def test_gzip_and_single_json_read_the_same(write: Write, tmp_path: Path) -> Non
         ("[1]\n", r"t\.ndjson:1: found list"),
         ('{"posts": [{"com": "x"}]}\n', r"t\.ndjson:1: post 1 of the thread has no number"),
         ('{"posts": [{"no": 1}, 7]}\n', r"t\.ndjson:1: post 2 of the thread has no number"),
+        ('{"posts": [{"no": 1, "resto": "7"}]}\n', r't\.ndjson:1: field "resto" of post 1 is str'),
         ('{"posts": [{"no": 1, "com": 5}]}\n', r't\.ndjson:1: field "com" of post 1 is int'),
         ("[" * 100_000, r"t\.ndjson:1: unusable JSON"),
         (
