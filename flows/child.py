@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -255,13 +255,20 @@ def _read(source: int) -> bytes:
 
 def _log_line() -> Callable[[str], None]:
     """Return the logger's ``info`` for the child's lines: the Prefect run's inside a run."""
-    if "prefect" in sys.modules:
-        from prefect.exceptions import MissingContextError
+    if inside_flow_run():
         from prefect.logging import get_run_logger
 
-        with suppress(MissingContextError):
-            return get_run_logger().info
+        return get_run_logger().info
     return logger.info
+
+
+def inside_flow_run() -> bool:
+    """Whether this code runs in a Prefect task or flow."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
 def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:

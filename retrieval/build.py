@@ -1,97 +1,121 @@
 """From corpora to records: everything a config asks for, in one call.
 
-The same config over the same files gives the same bytes, wherever the files lie.
+The same config over the same files gives the same bytes, wherever the files lie and whoever builds the
+shards.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from retrieval.backends import run_shards
+from retrieval.columns import map_batches
 from retrieval.config import ContextConfig
-from retrieval.dense import Embedder, load_embedder
+from retrieval.errors import InputError
 from retrieval.records import RANKING_COLUMNS, RECORD_COLUMNS, ParquetSink, canonical_json, write_json
-from retrieval.report import Progress, TaskReport
-from retrieval.sources import input_digests
+from retrieval.report import Progress
+from retrieval.shards import (
+    FORMAT_VERSION,
+    Prepared,
+    Shard,
+    prepare,
+    require_prepared,
+    shard_done,
+    shard_paths,
+    task_report,
+)
 
-FORMAT_VERSION = "1"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
 METRICS = "metrics.json"
+WORK = ".build"
 
 
 def build_context(
-    config: ContextConfig, output_dir: Path, progress: Progress | None = None
+    config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
     """Writes `records.parquet`, `rankings.parquet` and, last, `metrics.json`; returns the metrics.
 
-    Each file appears complete or not at all; an error publishes none of them.
+    Each file appears complete or not at all; an error publishes none of them. What is half done lies in
+    `work_dir` (a folder below `output_dir` by default) until the build ends: a build that was killed goes on
+    from there when it is called again. Wrong input leaves nothing.
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
             writable.
     """
     tell = progress or _silent
-    tell("digest inputs", 0, 0)
-    inputs = input_digests(config)
-    embedder = _embedder(config)
-    metadata = {
-        "config": canonical_json(config.fingerprint()),
-        "inputs": canonical_json(inputs),
-        "seed": str(config.seed),
-        "format": FORMAT_VERSION,
-    }
-    reports: dict[str, TaskReport] = {}
-    with ExitStack() as stack:
-        records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
-        rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
-        for record, ranking in _examples(config, embedder, reports, tell):
-            reports[record["task"]].add_record(record)
-            records.append(record)
-            if ranking is not None:
-                rankings.append(ranking)
-    metrics = {
-        "seed": config.seed,
-        "config": config.fingerprint(),
-        "inputs": inputs,
-        "records": records.rows,
-        "tasks": {task: report.summary() for task, report in reports.items()},
-    }
-    write_json(output_dir / METRICS, metrics)
+    work = work_dir or output_dir / WORK
+    try:
+        prepared = prepare(config, work, tell)
+        run_shards(config, work, prepared, tell)
+        metrics = merge(config, work, prepared, output_dir, tell)
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
     return metrics
 
 
-def _examples(
-    config: ContextConfig, embedder: Embedder | None, reports: dict[str, TaskReport], progress: Progress
-) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """(record, ranking or None) of all tasks, and a report a task."""
-    from retrieval.tasks.qa import qa_records
-    from retrieval.tasks.tables import table_records
-    from retrieval.tasks.threads import thread_records
-
-    if config.tables:
-        reports["tables"] = TaskReport()
-        for record in table_records(config, reports["tables"], progress):
-            yield record, None
-    if config.threads:
-        reports["threads"] = TaskReport()
-        yield from thread_records(config, embedder, reports["threads"], progress)
-    if config.qa:
-        reports["qa"] = TaskReport()
-        yield from qa_records(config, embedder, reports["qa"], progress)
-
-
-def _embedder(config: ContextConfig) -> Embedder | None:
-    """The embedder if some task has the dense leg, loaded before anything is written.
+def merge(
+    config: ContextConfig, work: Path, prepared: Prepared, output_dir: Path, progress: Progress
+) -> dict[str, Any]:
+    """Joins the finished shards in order into the three files; returns the metrics.
 
     Raises:
-        InputError: a task has the leg and no usable embedder is configured.
+        InputError: a file cannot be written.
     """
-    for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
-        if task is not None and "dense" in task.legs:
-            return load_embedder(config.embedder, field)
-    return None
+    progress("merge shards", 0, len(prepared.shards))
+    metadata = {
+        "config": canonical_json(config.fingerprint()),
+        "inputs": canonical_json(prepared.inputs),
+        "seed": str(config.seed),
+        "format": FORMAT_VERSION,
+    }
+    with ExitStack() as stack:
+        rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
+        records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
+        rankings.append_batches(_batches(work, prepared.shards, "rankings"))
+        records.append_batches(_batches(work, prepared.shards, "records"))
+        # From here on until they are written again, the folder says of itself that it is not whole.
+        (output_dir / METRICS).unlink(missing_ok=True)
+    metrics = {
+        "seed": config.seed,
+        "config": config.fingerprint(),
+        "inputs": prepared.inputs,
+        "records": records.rows,
+        "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
+    }
+    write_json(output_dir / METRICS, metrics)
+    progress("merge shards", len(prepared.shards), len(prepared.shards))
+    return metrics
+
+
+def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[str, Any]:
+    """`merge` for a work folder whose shards were built elsewhere; the folder is gone afterwards.
+
+    Raises:
+        InputError: a file cannot be written.
+        RuntimeError: a shard is missing or damaged.
+    """
+    prepared = require_prepared(config, work)
+    for shard in prepared.shards:
+        if not shard_done(work, shard):
+            raise RuntimeError(f"{work}: shard {shard.number} was not built to its end")
+    metrics = merge(config, work, prepared, output_dir, _silent)
+    shutil.rmtree(work, ignore_errors=True)
+    return metrics
+
+
+def _batches(work: Path, shards: list[Shard], kind: str) -> Iterator[pa.RecordBatch]:
+    for shard in shards:
+        yield from map_batches(shard_paths(work, shard)[kind])
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -18,6 +18,9 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 #: gives the same bytes; the digests of the files' contents stand there instead.
 PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "tokenizer"})
 
+#: Fields that say who builds the records. They decide nothing in them and stay out as well.
+EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
+
 
 #: YAML 1.1 reads `off` as false.
 Threshold = Annotated[
@@ -249,6 +252,28 @@ class ContextConfig(_Model):
         title="BM25 stemmer",
         description="Snowball stemmer of documents and queries, by language; none: words as they are.",
     )
+    backend: Literal["threads", "dask"] = Field(
+        default="threads",
+        title="Backend",
+        description="What builds the shards of the records: threads of one process, or Dask (extra scale).",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        title="Workers",
+        description="Shards built at once; empty: one a core, 1: one after the other.",
+    )
+    dask_address: str | None = Field(
+        default=None,
+        title="Dask scheduler",
+        description="Address of one whose workers see the same folders; empty: workers started here.",
+    )
+    shard_records: int = Field(
+        default=4096,
+        ge=1,
+        title="Records a shard",
+        description="How finely the work is cut; the records are the same.",
+    )
     tables: TablesTask | None = Field(default=None, title="Tables", description="Table questions, if wanted.")
     threads: ThreadsTask | None = Field(
         default=None, title="Threads", description="Reply questions, if wanted."
@@ -259,6 +284,8 @@ class ContextConfig(_Model):
     def _some_task(self) -> ContextConfig:
         if self.tables is None and self.threads is None and self.qa is None:
             raise ValueError("no task: give at least one of tables, threads, qa")
+        if self.dask_address is not None and self.backend != "dask":
+            raise ValueError("dask_address is given, but backend is not dask; set backend: dask")
         return self
 
     @property
@@ -267,11 +294,11 @@ class ContextConfig(_Model):
         return self.qa is not None and self.qa.chunk_tokens is not None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The config as JSON values without the fields that only say where files lie."""
-        return _without_paths(self.model_dump(mode="json"))
+        """The config as JSON values without the fields that only say where files lie and who builds."""
+        return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
 
 
-def _without_paths(value: Any) -> Any:
+def _without(value: Any, names: frozenset[str]) -> Any:
     if isinstance(value, dict):
-        return {k: _without_paths(v) for k, v in value.items() if k not in PATH_FIELDS}
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from retrieval.corpus import Tally
 from retrieval.errors import InputError
@@ -62,6 +62,19 @@ def near_held_out(
     return near
 
 
+class _Texts(Sequence[str]):
+    """The items' texts, each made when it is looked at."""
+
+    def __init__(self, items: Sequence[Any], text: Callable[[Any], str]) -> None:
+        self._items, self._text = items, text
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, at: int) -> str:  # type: ignore[override]
+        return self._text(self._items[at])
+
+
 def drop_near_duplicates(
     items: Sequence[Item],
     split: Callable[[Item], str],
@@ -74,7 +87,7 @@ def drop_near_duplicates(
     if threshold == "off":
         return list(items)
     splits = [split(item) for item in items]
-    near = near_held_out([text(item) for item in items], splits, threshold)
+    near = near_held_out(_Texts(items, text), splits, threshold)
     tally.dropped[reason] += sum(near)
     return [item for item, copied in zip(items, near, strict=True) if not copied]
 

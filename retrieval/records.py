@@ -5,9 +5,10 @@ The same rows and metadata give the same bytes: fixed row groups, sorted metadat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def canonical_json(value: Any) -> str:
 
 
 class ParquetSink:
-    """Writes rows to `path` through a temporary file; leaving the `with` normally publishes it, an error
+    """Writes Parquet to `path` through a temporary file; leaving the `with` normally publishes it, an error
     discards it.
 
     Raises:
@@ -88,7 +89,6 @@ class ParquetSink:
         self.path = path
         self.rows = 0
         self._schema = schema(columns, metadata)
-        self._buffer: list[dict[str, Any]] = []
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._writer: Any = None
 
@@ -102,21 +102,29 @@ class ParquetSink:
             raise write_error(self.path, error) from error
         return self
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds one row; it reaches the disk with its row group."""
-        self._buffer.append(row)
-        self.rows += 1
-        if len(self._buffer) >= ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
+    def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Adds rows of the sink's columns; how they are cut into batches does not change the file."""
         import pyarrow as pa
 
-        if not self._buffer:
-            return
-        table = pa.Table.from_pylist(self._buffer, schema=self._schema)
-        self._buffer = []
+        waiting: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            while batch.num_rows:
+                part = batch.slice(0, ROW_GROUP - rows)
+                batch = batch.slice(part.num_rows)
+                waiting.append(part)
+                rows += part.num_rows
+                if rows == ROW_GROUP:
+                    self._write(pa.Table.from_batches(waiting))
+                    waiting, rows = [], 0
+        if waiting:
+            self._write(pa.Table.from_batches(waiting))
+
+    def _write(self, table: pa.Table) -> None:
+        """One row group; in one piece, since pages follow the pieces."""
+        self.rows += table.num_rows
         try:
+            table = table.combine_chunks().cast(self._schema)
             self._writer.write_table(table, row_group_size=ROW_GROUP)
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -125,8 +133,6 @@ class ParquetSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._flush()
             self._writer.close()
             if kind is None:
                 publish(self._temporary, self.path)
@@ -152,17 +158,37 @@ def publish(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text as hex."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what a killed writer left below a folder that nobody else writes to now."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON with sorted keys, all of it or nothing.
 
     Raises:
         InputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    publish_text(path, text.encode())
+
+
+def publish_text(path: Path, text: bytes) -> None:
+    """Writes a small file, all of it or nothing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text)
         publish(temporary, path)
     except OSError as error:
         raise write_error(path, error) from error

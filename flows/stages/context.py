@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.build_context import BuildContextSpec
-from flows.child import run_child
+from flows.child import inside_flow_run, run_child
 from flows.config import PipelineConfig
 from flows.sources import stage_sources
 from flows.stages.base import Stage, StageContext
@@ -38,7 +38,18 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
 
 
 def _run(context: StageContext) -> dict[str, Any]:
-    spec = BuildContextSpec(context=context.config.context, output_dir=context.output_dir)
+    """Inside a Prefect run the steps are tasks; else one child does them all. The records are the same."""
+    settings, retries = context.config.context, context.config.retries
+    if inside_flow_run():
+        from flows.records_flow import build_records
+
+        return build_records(settings, context.output_dir, context.work_dir, retries)
+    spec = BuildContextSpec(
+        context=settings,
+        work_dir=context.work_dir / "build",
+        records_dir=context.output_dir,
+        output_dir=context.work_dir / "orders",
+    )
     return run_child("flows.build_context", spec, context.work_dir)
 
 

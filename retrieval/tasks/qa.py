@@ -8,35 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrieval import guards, hybrid, prompts
-from retrieval.bm25 import build_index, top_k
+from retrieval.bm25 import Ranker
 from retrieval.chunking import ask_about_chunks, load_chunker
+from retrieval.columns import IdIndex, Items, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, QaTask
 from retrieval.corpus import Document, Question
 from retrieval.dense import DenseIndex, Embedder
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import document_files, question_files, tokenizer_folder
+from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.threads import RANKING_DEPTH
-from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
+from retrieval.text import duplicate_key, seeded_hash, seeded_share
 
 DEPTH = 100
+#: Questions that are searched at once.
+SEARCH_BATCH = 256
+#: Content digests as raw bytes; "S16" would drop zeros at the end.
+CONTENT = np.dtype("V16")
 
 
 @dataclass(frozen=True)
 class _Corpus:
     """The documents with what building asks of each: split ("" without questions) and content digest."""
 
-    documents: list[Document]
-    place: dict[str, int]
-    split: list[str]
-    content: list[bytes]
+    documents: Items[Document]
+    place: IdIndex
+    split: np.ndarray
+    content: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> _Corpus:
+        """The corpus that `prepare` wrote."""
+        documents = Items(folder / "documents.arrow", Document)
+        arrays = [load_array(folder / f"{name}.npy") for name in ("split", "content")]
+        return cls(documents, IdIndex(folder, documents), *arrays)
 
     def text(self, place: int) -> str:
-        return prompts.titled(self.documents[place].title, self.documents[place].text)
+        return _text(self.documents[place])
+
+    def texts(self) -> Iterator[str]:
+        return map(_text, self.documents)
 
 
 @dataclass(frozen=True)
@@ -52,10 +69,14 @@ class _Found:
         return hybrid.Say(np.searchsorted(pool, self.places[above]), self.scores[above])
 
 
-def qa_records(
-    config: ContextConfig, embedder: Embedder | None, report: TaskReport, progress: Progress
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(record, ranking) of every question, in source order.
+def _text(document: Document) -> str:
+    return prompts.titled(document.title, document.text)
+
+
+def prepare(
+    config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
+) -> int:
+    """Reads, splits, thins and indexes the corpus into `folder`; returns the number of questions to build.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -72,81 +93,123 @@ def qa_records(
     chunks: dict[str, list[Document]] = {}
     for document in by_id.values():
         chunks.setdefault(document.context_id, []).append(document)
-    questions = read_questions(question_files(task), chunks, report.tally, task.format)
-    questions = list(ask_about_chunks(questions, chunks, report.tally))
-    corpus = _corpus(config, by_id, questions)
-    guards.require_training((s for s in corpus.split if s), "qa", "documents with questions")
+    read = read_questions(question_files(task), chunks, report.tally, task.format)
+    asked = ask_about_chunks(read, chunks, report.tally)
+    documents = write_items(folder / "documents.arrow", Document, by_id.values())
+    questions = write_items(folder / "questions.arrow", Question, asked)
+    corpus = _corpus(config, folder, documents, questions)
+    guards.require_training((s for s in corpus.split.tolist() if s), "qa", "documents with questions")
+    kept = _kept(config, task, corpus, questions, report)
+    save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    index_texts(config, corpus.texts(), len(documents), folder, progress)
+    if embedder and "dense" in task.legs:
+        texts = [_text(document) for document in documents]
+        both = texts + [questions.value("text", place) for place in kept]
+        vectors = embedder.encode(both, lambda done, total: progress("qa: embed", done, total))
+        save_array(folder / "vectors.npy", vectors[: len(texts)])
+        save_array(folder / "queries.npy", vectors[len(texts) :])
+    return len(kept)
 
-    def split(question: Question) -> str:
-        return corpus.split[corpus.place[question.oracle_ids[0]]]
 
-    def content(question: Question) -> bytes:
-        return corpus.content[corpus.place[question.oracle_ids[0]]]
+def _corpus(
+    config: ContextConfig, folder: Path, documents: Items[Document], questions: Items[Question]
+) -> _Corpus:
+    IdIndex.build(folder, documents)
+    asked = set(questions.column("context_id"))
+    split = np.zeros(len(documents), dtype="U5")
+    content = np.zeros(len(documents), dtype=CONTENT)
+    for place, document in enumerate(documents):
+        if document.context_id in asked:
+            split[place] = guards.split_of(config.seed, document.context_id, config.test_share)
+        content[place] = np.void(duplicate_key(document.title, document.text))
+    # A twin of a test document counts as test itself, or its text would reach a training prompt.
+    split[(split == "") & np.isin(content, content[split == "test"])] = "test"
+    save_array(folder / "split.npy", split)
+    save_array(folder / "content.npy", content)
+    return _Corpus.open(folder)
 
-    questions = guards.drop_across_splits(questions, split, content, "document_also_in_test", report.tally)
-    questions = guards.cap(
-        questions,
+
+def _kept(
+    config: ContextConfig, task: QaTask, corpus: _Corpus, questions: Items[Question], report: TaskReport
+) -> list[int]:
+    """Places of the questions that become records: no duplicates across splits, no more than asked for."""
+    contexts = list(questions.column("context_id"))
+    first = zip(questions.column("oracles"), contexts, strict=True)
+    oracle = [corpus.place[oracles[0] if oracles else context] for oracles, context in first]
+
+    def split(number: int) -> str:
+        return str(corpus.split[oracle[number]])
+
+    def content(number: int) -> bytes:
+        return bytes(corpus.content[oracle[number]])
+
+    numbers = range(len(questions))
+    kept = guards.drop_across_splits(numbers, split, content, "document_also_in_test", report.tally)
+    return guards.cap(
+        kept,
         split,
-        lambda q: q.context_id,
-        lambda q: q.id,
+        lambda number: contexts[number],
+        lambda number: questions.value("id", number),
         (task.max_records, task.max_test_records),
         config.seed,
         report.tally,
     )
-    legs = _legs(config, task, corpus, questions, embedder, progress)
-    for number, question in enumerate(questions):
-        if number % 500 == 0:
-            progress("qa: records", number, len(questions))
-        rankings = _rank(number, legs, task)
-        gold = np.array([corpus.place[name] for name in question.oracle_ids])
-        for leg, ranking in rankings.items():
-            report.add_ranking(split(question), leg, ranking, gold)
-        record = _record(config, task, corpus, question, split(question), rankings["fused"])
-        yield record, _ranking(corpus, record, rankings)
-    progress("qa: records", len(questions), len(questions))
 
 
-def _corpus(config: ContextConfig, by_id: dict[str, Document], questions: Sequence[Question]) -> _Corpus:
-    documents = list(by_id.values())
-    asked = {question.context_id for question in questions}
-    split = [
-        guards.split_of(config.seed, document.context_id, config.test_share)
-        if document.context_id in asked
-        else ""
-        for document in documents
-    ]
-    content = [duplicate_key(document.title, document.text) for document in documents]
-    held_out = {content[i] for i, which in enumerate(split) if which == "test"}
-    # A twin of a test document counts as test itself, or its text would reach a training prompt.
-    split = ["test" if not s and c in held_out else s for s, c in zip(split, content, strict=True)]
-    return _Corpus(documents, {d.id: i for i, d in enumerate(documents)}, split, content)
+@dataclass(frozen=True)
+class QaWork:
+    """What `prepare` wrote, opened to build records from."""
+
+    config: ContextConfig
+    corpus: _Corpus
+    questions: Items[Question]
+    kept: np.ndarray
+    bm25: Ranker
+    dense: DenseIndex | None
+    queries: np.ndarray | None
+
+    def build(
+        self, low: int, high: int, report: TaskReport
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """(record, ranking) of the kept questions low to high - 1, in source order."""
+        for start in range(low, high, SEARCH_BATCH):
+            numbers = range(start, min(start + SEARCH_BATCH, high))
+            yield from self._batch(numbers, report)
+
+    def _batch(self, numbers: range, report: TaskReport) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        task, corpus = self.config.qa, self.corpus
+        assert task is not None
+        questions = [self.questions[int(self.kept[number])] for number in numbers]
+        legs = self._legs(numbers, questions)
+        for number, question in enumerate(questions):
+            gold = np.array([corpus.place[name] for name in question.oracle_ids])
+            split = str(corpus.split[gold[0]])
+            rankings = _rank(number, legs, task)
+            for leg, ranking in rankings.items():
+                report.add_ranking(split, leg, ranking, gold)
+            record = _record(self.config, task, corpus, question, split, rankings["fused"])
+            yield record, _ranking(corpus, record, rankings)
+
+    def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
+        """Per leg and question: the best places with their scores."""
+        queries = [self.bm25.tokenizer(question.text) for question in questions]
+        legs = {"bm25": list(map(_Found, *self.bm25.search_batch(queries, DEPTH)))}
+        if self.dense is not None and self.queries is not None:
+            found = self.dense.search(self.queries[numbers.start : numbers.stop], DEPTH)
+            legs["dense"] = list(map(_Found, *found))
+        return legs
 
 
-def _legs(
-    config: ContextConfig,
-    task: QaTask,
-    corpus: _Corpus,
-    questions: Sequence[Question],
-    embedder: Embedder | None,
-    progress: Progress,
-) -> dict[str, list[_Found]]:
-    """Per leg and question: the best places with their scores."""
-    texts = [corpus.text(place) for place in range(len(corpus.documents))]
-    progress("qa: index", 0, len(texts))
-    tokenizer = Tokenizer(config.bm25_stemmer)
-    index = build_index(map(tokenizer, texts), config.bm25_backend, tokenizer)
-    legs: dict[str, list[_Found]] = {"bm25": []}
-    for question in questions:
-        scores = index.scores(index.tokenizer(question.text))
-        best = top_k(scores, DEPTH)
-        legs["bm25"].append(_Found(best, scores[best]))
-    if embedder and "dense" in task.legs:
-        both = texts + [question.text for question in questions]
-        vectors = embedder.encode(both, lambda done, total: progress("qa: embed", done, total))
-        dense = DenseIndex.build(vectors[: len(texts)])
-        places, scores = dense.search(vectors[len(texts) :], DEPTH)
-        legs["dense"] = [_Found(row, score) for row, score in zip(places, scores, strict=True)]
-    return legs
+def open_work(config: ContextConfig, folder: Path) -> QaWork:
+    """Opens what `prepare` wrote."""
+    corpus = _Corpus.open(folder)
+    dense = queries = None
+    if config.qa is not None and "dense" in config.qa.legs:
+        dense = DenseIndex.build(load_array(folder / "vectors.npy"))
+        queries = load_array(folder / "queries.npy")
+    bm25 = open_index(config, corpus.texts, folder)
+    questions = Items(folder / "questions.arrow", Question)
+    return QaWork(config, corpus, questions, load_array(folder / "kept.npy"), bm25, dense, queries)
 
 
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
@@ -164,8 +227,8 @@ def _record(
     if split == "test":
         chosen = fused[: task.n_contexts].tolist()
     else:
-        own = {corpus.content[oracle] for oracle in oracles}
-        others = [p for p in fused.tolist() if corpus.content[p] not in own and corpus.split[p] != "test"]
+        apart = ~np.isin(corpus.content[fused], corpus.content[oracles])
+        others = fused[apart & (corpus.split[fused] != "test")].tolist()
         with_oracle = seeded_share(config.seed, "oracle", question.id) < task.oracle_share
         best = next((p for p in fused.tolist() if p in oracles), oracles[0])
         needed = oracles if question.needs_all else [best]
@@ -198,5 +261,5 @@ def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.nda
     for leg in (*LEGS, "fused"):
         ranked = rankings.get(leg)
         places = [] if ranked is None else ranked[:RANKING_DEPTH].tolist()
-        row[leg] = [corpus.documents[place].id for place in places]
+        row[leg] = [corpus.documents.value("id", place) for place in places]
     return row

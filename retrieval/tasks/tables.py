@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retrieval import guards, prompts
 from retrieval.bm25 import build_index, top_k
+from retrieval.columns import Items, write_items
 from retrieval.config import ContextConfig, TablesTask
 from retrieval.corpus import Question, Table, Tally
 from retrieval.errors import InputError
@@ -25,6 +27,14 @@ class _Ask:
 
 
 @dataclass(frozen=True)
+class _AskRow:
+    """An `_Ask` by the number of its table."""
+
+    table: int
+    split: str
+
+
+@dataclass(frozen=True)
 class _Context:
     """The tables of one prompt; all questions of a table share it, and so share a token prefix."""
 
@@ -32,8 +42,10 @@ class _Context:
     blocks: tuple[str, ...]
 
 
-def table_records(config: ContextConfig, report: TaskReport, progress: Progress) -> Iterator[dict[str, Any]]:
-    """A record a question, in source order.
+def prepare(
+    config: ContextConfig, embedder: object, folder: Path, report: TaskReport, progress: Progress
+) -> int:
+    """Reads, splits and thins the corpus into `folder`; returns the number of questions to build.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -64,11 +76,40 @@ def table_records(config: ContextConfig, report: TaskReport, progress: Progress)
         report.tally,
     )
     contexts = _contexts(config, task, asks, content)
-    for number, ask in enumerate(asks):
-        if number % 500 == 0:
-            progress("tables: records", number, len(asks))
-        yield _record(ask, contexts[ask.split, ask.table.id])
-    progress("tables: records", len(asks), len(asks))
+    tables: dict[tuple[str, str], int] = {}
+    rows = [_AskRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asks]
+    held = {(ask.split, ask.table.id): ask.table for ask in asks}
+    write_items(folder / "tables.arrow", Table, (held[key] for key in tables))
+    write_items(folder / "contexts.arrow", _Context, (contexts[key] for key in tables))
+    write_items(folder / "questions.arrow", Question, (ask.question for ask in asks))
+    write_items(folder / "asks.arrow", _AskRow, rows)
+    return len(asks)
+
+
+@dataclass(frozen=True)
+class TablesWork:
+    """What `prepare` wrote, opened to build records from; tables and their contexts share numbers."""
+
+    tables: Items[Table]
+    contexts: Items[_Context]
+    questions: Items[Question]
+    asks: Items[_AskRow]
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
+        """(record, None) of the questions low to high - 1, in source order."""
+        for question, row in zip(self.questions.run(low, high), self.asks.run(low, high), strict=True):
+            ask = _Ask(question, self.tables[row.table], row.split)
+            yield _record(ask, self.contexts[row.table]), None
+
+
+def open_work(config: ContextConfig, folder: Path) -> TablesWork:
+    """Opens what `prepare` wrote."""
+    return TablesWork(
+        Items(folder / "tables.arrow", Table),
+        Items(folder / "contexts.arrow", _Context),
+        Items(folder / "questions.arrow", Question),
+        Items(folder / "asks.arrow", _AskRow),
+    )
 
 
 def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:

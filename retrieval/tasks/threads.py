@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrieval import guards, hybrid, prompts
-from retrieval.bm25 import Ranker, build_index
+from retrieval.bm25 import Ranker
+from retrieval.columns import Items, ItemSink, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, ThreadsTask
 from retrieval.corpus import Post, Tally, Thread
 from retrieval.dense import DenseIndex, Embedder
@@ -18,7 +20,8 @@ from retrieval.legs import conversation_legs
 from retrieval.readers.threads import read_threads
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_format
-from retrieval.text import Tokenizer, duplicate_key
+from retrieval.tasks.index import index_texts, open_index
+from retrieval.text import duplicate_key
 
 RANKING_DEPTH = 20
 
@@ -43,10 +46,57 @@ class _Ask:
         return f"threads:{self.thread.id}:{self.comment.id}"
 
 
-def thread_records(
-    config: ContextConfig, embedder: Embedder | None, report: TaskReport, progress: Progress
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(record, ranking) of every post with an earlier parent, in corpus order.
+@dataclass(frozen=True)
+class _ThreadRow:
+    """A thread without its posts, which are posts `start` to `start + n - 1` of the flat corpus."""
+
+    id: str
+    source: str
+    row: int
+    split: str
+    time: float | None
+    start: int
+    n: int
+
+
+@dataclass(frozen=True)
+class _AskRow:
+    """An `_Ask` by the number of its thread."""
+
+    thread: int
+    place: int
+    parents: tuple[int, ...]
+    low: int
+
+
+class _Threads:
+    """Threads and posts on disk; one thread is kept at hand, since its comments come one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.posts = Items(folder / "posts.arrow", Post)
+        self.rows = Items(folder / "threads.arrow", _ThreadRow)
+        self._at_hand: tuple[int, Thread] | None = None
+
+    def thread(self, number: int) -> Thread:
+        if self._at_hand is None or self._at_hand[0] != number:
+            row = self.rows[number]
+            posts = tuple(self.posts.run(row.start, row.start + row.n))
+            self._at_hand = number, Thread(row.id, posts, row.source, row.row, row.split, row.time)
+        return self._at_hand[1]
+
+    def ask(self, row: _AskRow) -> _Ask:
+        start, split = self.rows.value("start", row.thread), self.rows.value("split", row.thread)
+        return _Ask(self.thread(row.thread), split, start, row.place, row.parents, row.low)
+
+    def texts(self) -> Iterator[str]:
+        """What is indexed of every post."""
+        return (prompts.thread_document(post.author, post.text) for post in self.posts)
+
+
+def prepare(
+    config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
+) -> int:
+    """Reads, splits, thins and indexes the corpus into `folder`; returns the number of comments to build.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -54,60 +104,140 @@ def thread_records(
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
-    threads = _read(task, report.tally, progress)
-    splits = _splits(config, task, threads)
-    guards.require_training(splits, "threads", "threads")
-    asks = _asks(threads, splits, task, report.tally)
-    asks = guards.drop_across_splits(
-        asks, lambda a: a.split, _content, "duplicate_of_test_record", report.tally
-    )
-    asks = guards.drop_near_duplicates(
-        asks, lambda a: a.split, _said, config.near_duplicates, "near_duplicate_of_test_record", report.tally
-    )
-    limits = (task.max_records, task.max_test_records)
-    asks = guards.cap(
-        asks, lambda a: a.split, lambda a: a.thread.id, lambda a: a.name, limits, config.seed, report.tally
-    )
-    if not asks:
+    threads = _read(config, task, folder, report.tally, progress)
+    guards.require_training(threads.rows.column("split"), "threads", "threads")
+    content: list[bytes] = []
+    with ItemSink(folder / "all-asks.arrow", _AskRow) as sink:
+        for row in _asks(threads, task, report.tally):
+            sink.add(row)
+            content.append(_content(threads.ask(row)))
+    asks = Items(folder / "all-asks.arrow", _AskRow)
+    kept = _kept(config, task, threads, asks, content, report.tally)
+    if not kept:
         raise InputError(
             "threads: no post replies to an earlier post; expected threads with quotelinks or annotations"
         )
-    posts = [post for thread in threads for post in thread.posts]
-    progress("threads: index", 0, len(posts))
-    tokenizer = Tokenizer(config.bm25_stemmer)
-    documents = (tokenizer(prompts.thread_document(p.author, p.text)) for p in posts)
-    bm25 = build_index(documents, config.bm25_backend, tokenizer)
-    dense = _Dense.build(posts, asks, embedder, progress) if embedder and "dense" in task.legs else None
-    for number, ask in enumerate(asks):
-        if number % 500 == 0:
-            progress("threads: records", number, len(asks))
-        built = _build(ask, number, task, bm25, dense, report)
-        if built is not None:
-            yield built
-    progress("threads: records", len(asks), len(asks))
+    asks = write_items(folder / "asks.arrow", _AskRow, (asks[number] for number in kept))
+    (folder / "all-asks.arrow").unlink()
+    index_texts(config, threads.texts(), len(threads.posts), folder, progress)
+    if embedder and "dense" in task.legs:
+        _Dense.build(threads, asks, embedder, progress, folder)
+    return len(kept)
 
 
-def _read(task: ThreadsTask, tally: Tally, progress: Progress) -> list[Thread]:
+def _kept(
+    config: ContextConfig,
+    task: ThreadsTask,
+    threads: _Threads,
+    asks: Items[_AskRow],
+    content: Sequence[bytes],
+    tally: Tally,
+) -> list[int]:
+    """Numbers of the asks that become records: no duplicates across splits, no more than asked for."""
+    of = asks.numbers("thread").tolist()
+    splits, ids = list(threads.rows.column("split")), list(threads.rows.column("id"))
+
+    def split(number: int) -> str:
+        return splits[of[number]]
+
+    kept = guards.drop_across_splits(
+        range(len(asks)), split, lambda number: content[number], "duplicate_of_test_record", tally
+    )
+    kept = guards.drop_near_duplicates(
+        kept,
+        split,
+        lambda number: _said(threads.ask(asks[number])),
+        config.near_duplicates,
+        "near_duplicate_of_test_record",
+        tally,
+    )
+    return guards.cap(
+        kept,
+        split,
+        lambda number: ids[of[number]],
+        lambda number: threads.ask(asks[number]).name,
+        (task.max_records, task.max_test_records),
+        config.seed,
+        tally,
+    )
+
+
+@dataclass(frozen=True)
+class ThreadsWork:
+    """What `prepare` wrote, opened to build records from."""
+
+    task: ThreadsTask
+    threads: _Threads
+    asks: Items[_AskRow]
+    bm25: Ranker
+    dense: _Dense | None
+
+    def build(
+        self, low: int, high: int, report: TaskReport
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """(record, ranking) of the asks low to high - 1, in corpus order, without those that leak."""
+        for number, row in zip(range(low, high), self.asks.run(low, high), strict=True):
+            built = _build(self.threads.ask(row), number, self.task, self.bm25, self.dense, report)
+            if built is not None:
+                yield built
+
+
+def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
+    """Opens what `prepare` wrote."""
+    task = config.threads
+    assert task is not None
+    task = task.model_copy(update={"format": thread_format(task)})
+    threads = _Threads(folder)
+    bm25 = open_index(config, threads.texts, folder)
+    dense = _Dense.open(folder) if "dense" in task.legs else None
+    return ThreadsWork(task, threads, Items(folder / "asks.arrow", _AskRow), bm25, dense)
+
+
+def _read(
+    config: ContextConfig, task: ThreadsTask, folder: Path, tally: Tally, progress: Progress
+) -> _Threads:
     """All threads in source order, each id once (a test thread wins over its double in training)."""
-    threads: dict[str, Thread] = {}
-    for thread in read_threads(task, tally):
-        if thread.id in threads:
-            tally.dropped["thread_twice"] += 1
-            if threads[thread.id].split == "test" or thread.split != "test":
-                continue
-        threads[thread.id] = thread
-        if len(threads) % 500 == 0:
-            progress("threads: read", len(threads), 0)
-    if not threads:
+    rows: dict[str, _ThreadRow] = {}
+    read = 0
+    with ItemSink(folder / "all-posts.arrow", Post) as posts:
+        for thread in read_threads(task, tally):
+            start = posts.rows
+            for post in thread.posts:
+                posts.add(post)
+            read += 1
+            if read % 500 == 0:
+                progress("threads: read", read, 0)
+            if thread.id in rows:
+                tally.dropped["thread_twice"] += 1
+                if rows[thread.id].split == "test" or thread.split != "test":
+                    continue
+            about = (thread.id, thread.source, thread.row, thread.split, thread.time)
+            rows[thread.id] = _ThreadRow(*about, start, len(thread.posts))
+    if not rows:
         raise InputError(f"threads.source: {task.source} holds no thread; expected at least one")
-    return list(threads.values())
+    _write_threads(folder, list(rows.values()), _splits(config, task, list(rows.values())))
+    return _Threads(folder)
 
 
-def _asks(threads: Sequence[Thread], splits: Sequence[str], task: ThreadsTask, tally: Tally) -> list[_Ask]:
+def _write_threads(folder: Path, rows: Sequence[_ThreadRow], splits: Sequence[str]) -> None:
+    """The threads with their splits, and their posts alone, in the threads' order."""
+    everything = Items(folder / "all-posts.arrow", Post)
+    with (
+        ItemSink(folder / "posts.arrow", Post) as posts,
+        ItemSink(folder / "threads.arrow", _ThreadRow) as threads,
+    ):
+        for row, split in zip(rows, splits, strict=True):
+            threads.add(replace(row, split=split, start=posts.rows))
+            for post in everything.run(row.start, row.start + row.n):
+                posts.add(post)
+    (folder / "all-posts.arrow").unlink()
+
+
+def _asks(threads: _Threads, task: ThreadsTask, tally: Tally) -> Iterator[_AskRow]:
     """Every comment that can become a record, the others counted by reason."""
-    asks = []
-    start = 0
-    for thread, split in zip(threads, splits, strict=True):
+    for number in range(len(threads.rows)):
+        thread = threads.thread(number)
+        split = thread.split
         places = {post.id: place for place, post in enumerate(thread.posts)}
         for place, post in enumerate(thread.posts):
             if not post.asks or not post.parents:
@@ -124,12 +254,10 @@ def _asks(threads: Sequence[Thread], splits: Sequence[str], task: ThreadsTask, t
             elif split == "train" and max(parents) < low:
                 tally.dropped["training_parent_outside_window"] += 1
             else:
-                asks.append(_Ask(thread, split, start, place, parents, low))
-        start += len(thread.posts)
-    return asks
+                yield _AskRow(number, place, parents, low)
 
 
-def _splits(config: ContextConfig, task: ThreadsTask, threads: Sequence[Thread]) -> list[str]:
+def _splits(config: ContextConfig, task: ThreadsTask, threads: Sequence[_ThreadRow]) -> list[str]:
     """The split of each thread: what its source says, else what the hash of its id or its time says."""
     if task.split == "time" and (times := {t.id: t.time for t in threads if not t.split}):
         by_time = guards.splits_by_time(times, config.test_share, "threads.split")
@@ -160,17 +288,34 @@ class _Dense:
 
     @classmethod
     def build(
-        cls, posts: Sequence[Post], asks: Sequence[_Ask], embedder: Embedder, progress: Progress
-    ) -> _Dense:
-        wanted = np.zeros(len(posts), dtype=bool)
-        for ask in asks:
-            wanted[ask.start + ask.low : ask.start + ask.place] = True
-        kept = np.flatnonzero(wanted)
-        texts = [prompts.thread_document(posts[i].author, posts[i].text) for i in kept.tolist()]
-        both = texts + [ask.comment.text for ask in asks]
+        cls,
+        threads: _Threads,
+        asks: Items[_AskRow],
+        embedder: Embedder,
+        progress: Progress,
+        folder: Path,
+    ) -> None:
+        """Embeds posts and comments and writes the vectors."""
+        starts = threads.rows.numbers("start")[asks.numbers("thread")]
+        last, low = asks.numbers("place") + starts, asks.numbers("low") + starts
+        wanted = np.zeros(len(threads.posts), dtype=bool)
+        for first, end in zip(low.tolist(), last.tolist(), strict=True):
+            wanted[first:end] = True
+        texts = [text for text, want in zip(threads.texts(), wanted.tolist(), strict=True) if want]
+        both = texts + [threads.posts.value("text", place) for place in last.tolist()]
         vectors = embedder.encode(both, lambda done, total: progress("threads: embed", done, total))
         # A window is a run of posts that are all wanted, so it is a run of rows too.
-        return cls(DenseIndex.build(vectors[: len(texts)]), np.cumsum(wanted) - 1, vectors[len(texts) :])
+        save_array(folder / "vectors.npy", vectors[: len(texts)])
+        save_array(folder / "queries.npy", vectors[len(texts) :])
+        save_array(folder / "places.npy", np.cumsum(wanted) - 1)
+
+    @classmethod
+    def open(cls, folder: Path) -> _Dense:
+        """What `build` wrote."""
+        vectors, places, queries = (
+            load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")
+        )
+        return cls(DenseIndex.build(vectors), places, queries)
 
     def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
         first = int(self.places[low])

@@ -125,7 +125,13 @@ def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embe
     build_context(full_config(moved, tiny_embedder), tmp_path / "two")
     for name in ("records.parquet", "rankings.parquet", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    assert {stage.split(":")[0] for stage, _, _ in told} == {"digest inputs", "tables", "threads", "qa"}
+    assert {stage.split(":")[0] for stage, _, _ in told} == {
+        "digest inputs",
+        "tables",
+        "threads",
+        "qa",
+        "merge shards",
+    }
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
         "metrics.json",
         "rankings.parquet",

@@ -1,0 +1,245 @@
+"""A build cut into shards: prepare once, build every shard on its own, merge in order.
+
+    prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
+    shard     retrieves for a fixed run of a task's records and writes them, wherever and whenever it runs
+    merge     joins the shards' records in order and adds up their reports
+
+All three share one work folder and nothing else, so a shard may be built by this process, a thread,
+another process or another machine that sees the folder. How the records are cut follows from their number
+alone, never from who builds them: the result is the same bytes. A finished shard is found again by a build
+that was killed, as long as configuration, inputs and code are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from retrieval import mergeable
+from retrieval.columns import RowSink
+from retrieval.config import ContextConfig
+from retrieval.dense import Embedder, load_embedder
+from retrieval.records import (
+    RANKING_COLUMNS,
+    RECORD_COLUMNS,
+    canonical_json,
+    publish_text,
+    remove_temporaries,
+    schema,
+    text_digest,
+)
+from retrieval.report import Progress, TaskReport
+from retrieval.sources import file_digest, input_digests
+
+FORMAT_VERSION = "1"
+PREPARED = "prepared.json"
+
+#: A shard is a task of an orchestrator, which keeps track of tens of them well and of thousands badly.
+MOST_SHARDS = 64
+#: Records between two words of progress.
+PROGRESS_STEP = 500
+
+Example = tuple[dict[str, Any], dict[str, Any] | None]
+
+
+class TaskWork(Protocol):
+    """A task's prepared files, opened."""
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
+        """(record, ranking or None) of the prepared examples low to high - 1, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Examples `low` to `high - 1` of a task; `number` counts over all tasks."""
+
+    number: int
+    task: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` leaves: the work folder's key, the inputs' digests, the number of examples by task."""
+
+    key: str
+    inputs: dict[str, str]
+    examples: dict[str, int]
+    shards: list[Shard]
+
+
+def configured_tasks(config: ContextConfig) -> list[str]:
+    """The tasks of a configuration in the order of the records."""
+    return [name for name in ("tables", "threads", "qa") if getattr(config, name) is not None]
+
+
+def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
+    """The shards of all tasks: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
+    shards: list[Shard] = []
+    for task, n in examples.items():
+        size = max(shard_records, -(-n // MOST_SHARDS))
+        for low in range(0, n, size):
+            shards.append(Shard(len(shards), task, low, min(low + size, n)))
+    return shards
+
+
+def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
+    """Fills the work folder, or finds it filled by an earlier try with the same configuration and inputs.
+
+    Raises:
+        InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
+            writable; then the work folder is gone.
+    """
+    progress("digest inputs", 0, 0)
+    inputs = input_digests(config)
+    key = _key(config, inputs)
+    found = read_prepared(config, work)
+    if found is not None and found.key == key:
+        remove_temporaries(work)
+        return found
+    shutil.rmtree(work, ignore_errors=True)
+    embedder = _embedder(config)
+    examples: dict[str, int] = {}
+    for task in configured_tasks(config):
+        report = TaskReport()
+        folder = work / task
+        examples[task] = _module(task).prepare(config, embedder, folder, report, progress)
+        publish_text(folder / "report.json", mergeable.dump(report))
+    about = {"key": key, "inputs": inputs, "examples": examples}
+    publish_text(work / PREPARED, json.dumps(about).encode())
+    return Prepared(key, inputs, examples, cut(examples, config.shard_records))
+
+
+def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
+    """What an earlier `prepare` left, None where it did not finish."""
+    try:
+        about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Prepared(**about, shards=cut(about["examples"], config.shard_records))
+
+
+def build_shard(
+    config: ContextConfig, work: Path, shard: Shard, told: Callable[[int], None] | None = None
+) -> None:
+    """Writes a shard's records, rankings and report; does nothing where they are there already.
+
+    `told` is called with the number of examples done since it was last called.
+    """
+    if shard_done(work, shard):
+        if told:
+            told(shard.high - shard.low)
+        return
+    report = TaskReport()
+    opened: TaskWork = _module(shard.task).open_work(config, work / shard.task)
+    paths = shard_paths(work, shard)
+    with (
+        RowSink(paths["records"], schema(RECORD_COLUMNS)) as records,
+        RowSink(paths["rankings"], schema(RANKING_COLUMNS)) as rankings,
+    ):
+        for record, ranking in opened.build(shard.low, shard.high, report):
+            report.add_record(record)
+            records.append(tuple(record[name] for name in RECORD_COLUMNS))
+            if ranking is not None:
+                rankings.append(tuple(ranking[name] for name in RANKING_COLUMNS))
+            if told and records.rows % PROGRESS_STEP == 0:
+                told(PROGRESS_STEP)
+    if told:
+        told(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
+    publish_text(paths["report"], mergeable.dump(report))
+    digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}
+    publish_text(paths["done"], json.dumps(digests).encode())
+
+
+def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
+    """Builds the shard of that number of a prepared work folder; returns how many examples it has.
+
+    Raises:
+        RuntimeError: the folder was not prepared.
+    """
+    shard = require_prepared(config, work).shards[number]
+    build_shard(config, work, shard)
+    return shard.high - shard.low
+
+
+def require_prepared(config: ContextConfig, work: Path) -> Prepared:
+    """What `prepare` left.
+
+    Raises:
+        RuntimeError: it did not finish.
+    """
+    found = read_prepared(config, work)
+    if found is None:
+        raise RuntimeError(f"{work} holds no prepared build")
+    return found
+
+
+def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
+    """Where a shard's files lie; the span in their names keeps another cut's files apart."""
+    name = f"{shard.task}-{shard.low:010d}-{shard.high:010d}"
+    folder = work / "shards"
+    return {
+        "records": folder / f"{name}.records.arrow",
+        "rankings": folder / f"{name}.rankings.arrow",
+        "report": folder / f"{name}.report.json",
+        "done": folder / f"{name}.done.json",
+    }
+
+
+def shard_done(work: Path, shard: Shard) -> bool:
+    """Whether a shard was written to its end and is still what was written."""
+    paths = shard_paths(work, shard)
+    try:
+        digests = json.loads(paths["done"].read_text(encoding="utf-8"))
+        return all(
+            paths[name].is_file() and file_digest(paths[name]) == digest for name, digest in digests.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
+    """The report of one task: of its preparation and of its shards, added up in order."""
+    report = mergeable.load(TaskReport, (work / task / "report.json").read_bytes())
+    for shard in shards:
+        if shard.task == task:
+            mergeable.join(
+                report, mergeable.load(TaskReport, shard_paths(work, shard)["report"].read_bytes())
+            )
+    return report
+
+
+def _module(task: str) -> Any:
+    """A task's `prepare` and `open_work`; plain imports, which the orchestrator follows to find our code."""
+    if task == "tables":
+        from retrieval.tasks import tables as module
+    elif task == "threads":
+        from retrieval.tasks import threads as module
+    else:
+        from retrieval.tasks import qa as module
+    return module
+
+
+def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
+    """Digest of all that decides what is in the work folder, this room's code included."""
+    room = Path(__file__).parent
+    code = {p.relative_to(room).as_posix(): file_digest(p) for p in sorted(room.rglob("*.py"))}
+    return text_digest(canonical_json({"config": config.fingerprint(), "inputs": inputs, "code": code}))
+
+
+def _embedder(config: ContextConfig) -> Embedder | None:
+    """The embedder if some task has the dense leg, loaded before anything is written.
+
+    Raises:
+        InputError: a task has the leg and no usable embedder is configured.
+    """
+    for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
+        if task is not None and "dense" in task.legs:
+            return load_embedder(config.embedder, field)
+    return None
