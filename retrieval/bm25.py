@@ -12,7 +12,8 @@ where a ranking is restricted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,12 @@ import numpy as np
 from retrieval.bm25_build import EPSILON, K1, B, BM25Builder, without
 from retrieval.text import Tokenizer
 from retrieval.vocabulary import known_ids
+
+#: Postings from which on a search is compiled; below, numpy needs no more than some tenths of a millisecond.
+LARGE = 1 << 17
+
+#: What a search reads.
+SEARCH_ARRAYS = ("indptr", "docs", "weights", "bounds", "fences", "fence_starts", "shifts")
 
 
 class Ranker(Protocol):
@@ -62,7 +69,8 @@ class BM25Index:
     This is the CSR layout of a terms × documents matrix; `matrix` gives it as scipy's. Beside the weights
     stand the counts from which they follow: by posting, `frequencies` of the term in the document and
     `firsts`, its first place there; by document, `lengths` in tokens. `bounds` has each term's largest
-    weight. Arrays may be memory-mapped.
+    weight. A term's document numbers are cut into equal blocks of 2 ** `shifts[t]`, about eight postings
+    each: those of block b begin at `fences[fence_starts[t] + b]`. Arrays may be memory-mapped.
     """
 
     vocabulary: Mapping[str, int]
@@ -74,7 +82,18 @@ class BM25Index:
     firsts: np.ndarray
     lengths: np.ndarray
     bounds: np.ndarray
+    fences: np.ndarray
+    fence_starts: np.ndarray
+    shifts: np.ndarray
     tokenizer: Tokenizer
+    #: arrays in which `bm25_fast` works, kept from search to search; one set a thread
+    room: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Read-only like mapped ones: nobody changes them, and compiled code knows one type of array.
+        for name in SEARCH_ARRAYS:
+            array = getattr(self, name)
+            array.flags.writeable = False
 
     @classmethod
     def build(cls, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> BM25Index:
@@ -142,6 +161,9 @@ class BM25Index:
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best k documents (int64) and their scores, ties by the earlier document."""
+        if self.is_large:
+            places, scores = self.search_batch([query], k, threads=1)
+            return places[0], scores[0]
         scores = self.scores(query)
         best = top_k(scores, k)
         return best, scores[best]
@@ -149,8 +171,22 @@ class BM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`search` of many queries: (places int64[Q, k'], scores float64[Q, k']), k' = min(k, D)."""
-        return _one_by_one(self, queries, k)
+        """`search` of many queries: (places int64[Q, k'], scores float64[Q, k']), k' = min(k, D).
+
+        Args:
+            threads: how many search at a time in a large index; None: as many as this process may use cores.
+        """
+        if not self.is_large:
+            return _one_by_one(self, queries, k)
+        from retrieval.bm25_fast import search_batch
+
+        ids = [known_ids(self.vocabulary, query) for query in queries]
+        return search_batch(self, ids, max(min(k, self.n_documents), 0), threads)
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether searches are compiled (`bm25_fast`): the same results, but numpy is there at once."""
+        return len(self.docs) >= LARGE and float(self.bounds.min(initial=0.0)) >= 0
 
 
 class RankBM25Index:

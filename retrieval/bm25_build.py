@@ -9,7 +9,7 @@ anew, bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -256,9 +256,36 @@ def assemble(
     weights = allocate("weights", np.dtype(np.float64), size)
     bounds = allocate("bounds", np.dtype(np.float64), len(vocabulary))
     fill_weights(indptr, docs, frequencies, lengths, weights, bounds)
+    shifts = allocate("shifts", np.dtype(np.uint8), len(vocabulary))
+    shifts[:], n_fences = _blocks(per_term, len(lengths))
+    fence_starts = allocate("fence_starts", np.dtype(np.int64), len(vocabulary))
+    fence_starts[:] = np.cumsum(n_fences) - n_fences
+    fences = allocate("fences", np.dtype(np.int64), int(n_fences.sum()) + 1)
+    fill_fences(indptr, docs, shifts, fence_starts, fences)
     return BM25Index(
-        vocabulary, indptr, docs, weights, len(lengths), frequencies, firsts, lengths, bounds, tokenizer
+        vocabulary,
+        indptr,
+        docs,
+        weights,
+        len(lengths),
+        frequencies,
+        firsts,
+        lengths,
+        bounds,
+        fences,
+        fence_starts,
+        shifts,
+        tokenizer,
     )
+
+
+def _blocks(document_frequencies: np.ndarray, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per term: the bits of a document's number inside its block, and how many blocks there are."""
+    last = max(n_documents - 1, 0)
+    # A power of two of blocks, with eight to sixteen postings in each if they lie evenly.
+    per_block = np.maximum(document_frequencies >> 3, 1)
+    shifts = np.maximum(last.bit_length() - (np.frexp(per_block)[1] - 1), 0)
+    return shifts, (last >> shifts) + 1
 
 
 def fill_weights(
@@ -270,22 +297,43 @@ def fill_weights(
     bounds: np.ndarray,
 ) -> None:
     """Writes the Okapi weight of every posting, and each term's largest."""
-    n_terms = len(indptr) - 1
-    if n_terms == 0:
+    if len(indptr) == 1:
         return
     idf = okapi_idf(np.diff(indptr), len(lengths))
     average_length = int(lengths.sum(dtype=np.int64)) / len(lengths)
     norm = K1 * (1 - B + B * lengths.astype(np.int64) / average_length)
-    first = 0
-    while first < n_terms:
-        # Whole terms, about CHUNK postings of them.
-        last = int(np.searchsorted(indptr, indptr[first] + CHUNK, side="right")) - 1
-        last = min(max(last, first + 1), n_terms)
+    for first, last in _chunks(indptr):
         part = slice(int(indptr[first]), int(indptr[last]))
         tf = frequencies[part].astype(np.int64)
         by_posting = np.repeat(idf[first:last], np.diff(indptr[first : last + 1]))
         weights[part] = by_posting * (tf * (K1 + 1) / (tf + norm[docs[part]]))
         bounds[first:last] = np.maximum.reduceat(weights[part], indptr[first:last] - part.start)
+
+
+def fill_fences(
+    indptr: np.ndarray, docs: np.ndarray, shifts: np.ndarray, fence_starts: np.ndarray, fences: np.ndarray
+) -> None:
+    """Writes at which posting each block of each term begins, which is where the one before it ends."""
+    fences[:] = len(docs)
+    for first, last in _chunks(indptr):
+        part = slice(int(indptr[first]), int(indptr[last]))
+        n_postings = np.diff(indptr[first : last + 1])
+        blocks = np.repeat(fence_starts[first:last] - fence_starts[first], n_postings)
+        blocks += docs[part] >> np.repeat(shifts[first:last], n_postings)
+        begin = int(fence_starts[first])
+        end = int(fence_starts[last]) if last < len(shifts) else len(fences) - 1
+        counts = np.bincount(blocks, minlength=end - begin)
+        fences[begin:end] = part.start + np.cumsum(counts) - counts
+
+
+def _chunks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of whole terms with about CHUNK postings each."""
+    n_terms = len(indptr) - 1
+    first = 0
+    while first < n_terms:
+        last = int(np.searchsorted(indptr, indptr[first] + CHUNK, side="right")) - 1
+        last = min(max(last, first + 1), n_terms)
+        yield first, last
         first = last
 
 

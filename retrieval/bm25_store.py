@@ -1,7 +1,7 @@
 """A BM25 index as a folder: arrays that are mapped into memory, and one JSON file that says what they are.
 
     bm25.json        format, tokenizer, sizes, type and length of every array, digest of all of it
-    <name>.npy       indptr, docs, frequencies, firsts, weights, bounds, lengths, and the vocabulary's arrays
+    <name>.npy       the arrays of `BM25Index` and of its vocabulary
 
 It is written under a temporary name, forced to disk and renamed, so a reader sees all of it or none. The same
 documents give the same bytes.
@@ -31,7 +31,8 @@ FORMAT = "jora-bm25"
 VERSION = 1
 ABOUT = "bm25.json"
 POSTING_ARRAYS = ("docs", "frequencies", "firsts", "weights")
-ARRAYS = ("indptr", *POSTING_ARRAYS, "bounds", "lengths", *WORD_ARRAYS)
+TERM_ARRAYS = ("bounds", "fence_starts", "shifts")
+ARRAYS = ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences", "lengths", *WORD_ARRAYS)
 
 
 class Draft:
@@ -123,7 +124,7 @@ def save(index: BM25Index, folder: Path) -> None:
     """
     draft = Draft(folder)
     try:
-        for name in ("indptr", *POSTING_ARRAYS, "bounds"):
+        for name in ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences"):
             array = getattr(index, name)
             draft.allocate(name, array.dtype, len(array))[:] = array
         draft.publish(list(index.vocabulary), index.lengths, index.tokenizer)
@@ -186,15 +187,14 @@ def _problem(about: Mapping[str, Any]) -> str | None:
         sizes = {name: about["arrays"][name]["size"] for name in ARRAYS}
         dtypes = {name: np.dtype(about["arrays"][name]["dtype"]) for name in ARRAYS}
         terms, documents, postings = about["n_terms"], about["n_documents"], about["n_postings"]
-        words = sizes["word_bytes"]
         Tokenizer(about["tokenizer"]["stemmer"])
         str(about["digest"])[:12]
     except (KeyError, TypeError, ValueError) as error:
         return f"{_reason(error)}"
     want = dict.fromkeys(POSTING_ARRAYS, postings) | {"indptr": terms + 1, "lengths": documents}
-    want |= dict.fromkeys(("bounds", "word_ends", "hashes", "by_hash"), terms) | {"word_bytes": words}
+    want |= dict.fromkeys((*TERM_ARRAYS, "word_ends", "hashes", "by_hash"), terms)
     for name in ARRAYS:
-        if sizes[name] != want[name]:
+        if sizes[name] != want.get(name, sizes[name]):
             return f"array {name} has {sizes[name]} values, expected {want[name]}"
         if dtypes[name].kind not in "iuf":
             return f"array {name} has values of type {dtypes[name]}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
+from retrieval import bm25, bm25_fast
 from retrieval.bm25 import BM25Index, RankBM25Index, build_index, top_k
 from retrieval.text import tokenize
 
+BACKENDS: tuple[Literal["csr"], Literal["rank_bm25"]] = ("csr", "rank_bm25")
 # A small alphabet makes terms in more than half of the documents, duplicates and ties common.
 WORD = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "the", "of", "unknown"])
 CORPUS = st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=12)
@@ -74,3 +79,65 @@ def test_top_k_breaks_ties_by_the_earlier_place(values: list[int], k: int) -> No
 
 def test_tokens_fold_case_and_unicode_form() -> None:
     assert tokenize("Straße ＡＢＣ, naïve_x №5!") == ["strasse", "abc", "naïve_x", "no5"]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every index counts as large, and every list of postings as worth leaving out."""
+    monkeypatch.setattr(bm25, "LARGE", 0)
+    monkeypatch.setattr(bm25_fast, "LONG", 0)
+
+
+def reference(index: BM25Index, query: list[str], k: int) -> tuple[list[int], list[float]]:
+    scores = index.scores(query)
+    best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+    return best, scores[best].tolist()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CORPUS, st.lists(st.lists(WORD | st.just("never"), max_size=8), max_size=5), st.integers(0, 14))
+def test_compiled_search_equals_the_reference_bit_by_bit(
+    compiled: None, corpus: list[list[str]], queries: list[list[str]], k: int
+) -> None:
+    index = BM25Index.build(corpus)
+    expected = [reference(index, query, k) for query in queries]
+    places, scores = index.search_batch(queries, k)
+    assert [(p.tolist(), s.tolist()) for p, s in zip(places, scores, strict=True)] == expected
+    for query, (best, best_scores) in zip(queries, expected, strict=True):
+        found, found_scores = index.search(query, k)
+        assert (found.tolist(), found_scores.tolist()) == (best, best_scores)
+        assert found.dtype == np.int64 and found_scores.dtype == np.float64
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_compiled_search_of_a_large_index_in_threads(k: int, tmp_path: Path) -> None:
+    """Lists long enough to be left out, many ties, mapped arrays."""
+    rng = np.random.default_rng(k)
+    corpus = [[f"w{w}" for w in rng.zipf(1.2, size=rng.integers(0, 24)) if w < 3000] for _ in range(20_000)]
+    BM25Index.build(corpus).save(tmp_path / "index")
+    index = BM25Index.load(tmp_path / "index")
+    assert index.is_large
+    queries = [[f"w{w}" for w in rng.zipf(1.2, size=8)] for _ in range(100)]
+    queries += [[], ["never"], ["w1"], ["w2", "w1", "w2"], ["w2000", "w1"], [f"w{n}" for n in range(1, 40)]]
+    places, scores = index.search_batch(queries, k, threads=3)
+    for number, query in enumerate(queries):
+        expected = index.scores(query)
+        best = top_k(expected, k)
+        np.testing.assert_array_equal(places[number], best)
+        np.testing.assert_array_equal(scores[number], expected[best])
+
+
+def test_negative_weights_are_never_compiled(compiled: None) -> None:
+    """Where all terms are in more than half of the documents, their floor is negative, too."""
+    index = BM25Index.build([["a", "b"], ["a", "b"], ["a"]])
+    assert index.scores(["a"]).max() < 0 and not index.is_large
+    assert index.search(["b"], 2)[0].tolist() == [2, 0]
+    assert BM25Index.build([["a"], ["b"], ["c"]]).is_large
+
+
+def test_backends_search_alike() -> None:
+    corpus = [["a", "b"], ["b", "c"], ["d"], ["e"], ["b", "d"]]
+    queries = [["b"], ["a", "d"], ["never"], []]
+    ours, theirs = (build_index(corpus, backend).search_batch(queries, 3) for backend in BACKENDS)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])

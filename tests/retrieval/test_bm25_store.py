@@ -80,7 +80,7 @@ def test_long_documents_and_frequent_words_need_wider_counts() -> None:
     assert_same(BM25Index.build([["a"]]).add([long]), index)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(corpus=DOCUMENTS)
 def test_a_saved_index_is_the_same(corpus: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("bm25") / "index"
