@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_SECONDS = 0.05
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
     try:
         process = subprocess.Popen(
             [*supervisor, "--parent", str(os.getpid()), "--", *command],
-            env={**os.environ, **_importable(), **env},
+            env={**os.environ, **_importable(), **_huge_pages(), **env},
             stdin=subprocess.DEVNULL,
             stdout=output if stdout is None else stdout,
             stderr=output,
@@ -87,3 +88,15 @@ def _importable() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+
+
+def _huge_pages() -> dict[str, str]:
+    """Let the child's C library ask for pages of 2 MB (glibc 2.35 and later; others ignore it).
+
+    A step on a CPU takes some hundred MB of buffers from the system and gives them back at its end: with
+    pages of 4 kB that is 60,000 page faults a step, and a tenth of a small model's time.
+    """
+    before = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in before:
+        return {}
+    return {"GLIBC_TUNABLES": f"{before}:{HUGE_PAGES}" if before else HUGE_PAGES}

@@ -1,15 +1,20 @@
 """`finetune-structure` and `finetune-task`: train one phase's LoRA adapter in a child process.
 
 The second phase goes on from the first one's adapter. Checkpoints live in the stage's work folder, which
-belongs to its key: a run that was killed goes on from the newest one, and no other run ever sees it.
+belongs to its key: a run that was killed goes on from the newest one, and no other run ever sees it. Where a
+microbatch does not fit into memory, half of it is tried with twice the accumulation: the sums, and so the
+step, are the same.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
-from flows.child import run_child
+from flows.child import ChildFailed, run_child
 from flows.config import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.sources import stage_sources
 from flows.stages import context as build_context
@@ -21,6 +26,10 @@ ADAPTER = "adapter_model.safetensors"
 # Neither how often a checkpoint is written nor who else hears of it changes what is trained; the file of
 # general instructions is an input, by its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
+# In the work folder: the microbatch that a run came down to, so that its next attempt begins with it.
+MICROBATCH = "microbatch.json"
+
+logger = logging.getLogger("jora.finetune")
 
 
 def phase_index(config: PipelineConfig, stage: str) -> int | None:
@@ -108,6 +117,50 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
     )
 
 
+def halved(spec: TrainSpec) -> TrainSpec | None:
+    """The order with half of the tokens a microbatch, and as many a step; None where one row is all there is."""
+    tokens = max(spec.data.tokens_per_batch // 2, spec.data.max_seq_len)
+    if tokens == spec.data.tokens_per_batch:
+        return None
+    steps = math.ceil(spec.gradient_accumulation_steps * spec.data.tokens_per_batch / tokens)
+    return _with_microbatch(spec, {"tokens_per_batch": tokens, "gradient_accumulation_steps": steps})
+
+
+def _microbatch(spec: TrainSpec) -> dict[str, int]:
+    return {
+        "tokens_per_batch": spec.data.tokens_per_batch,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+    }
+
+
+def _with_microbatch(spec: TrainSpec, size: dict[str, int]) -> TrainSpec:
+    data = spec.data.model_copy(update={"tokens_per_batch": size["tokens_per_batch"]})
+    steps = size["gradient_accumulation_steps"]
+    return spec.model_copy(update={"data": data, "gradient_accumulation_steps": steps})
+
+
+def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
+    """Train in a child process, with smaller microbatches where its device or the host runs out of memory.
+
+    Raises:
+        ChildFailed: it failed otherwise, or not even one row fits.
+    """
+    spec = train_spec(context, stage)
+    remembered = context.work_dir / MICROBATCH
+    if remembered.is_file():
+        spec = _with_microbatch(spec, json.loads(remembered.read_text()))
+    while True:
+        try:
+            return run_child("train", spec, context.work_dir) | {"microbatch": _microbatch(spec)}
+        except ChildFailed as failure:
+            smaller = halved(spec) if failure.out_of_memory else None
+            if smaller is None:
+                raise
+        spec = smaller
+        logger.warning("%s: out of memory; going on with %s", stage, _microbatch(spec))
+        remembered.write_text(json.dumps(_microbatch(spec)))
+
+
 def _stage(name: PhaseStage) -> Stage:
     return Stage(
         name=name,
@@ -116,7 +169,7 @@ def _stage(name: PhaseStage) -> Stage:
         inputs=lambda config: _inputs(config, name),
         upstream=lambda config: _upstream(config, name),
         sources=lambda: stage_sources(__file__, "jora_core.train"),
-        run=lambda context: run_child("train", train_spec(context, name), context.work_dir),
+        run=lambda context: train_phase(context, name),
         applies=lambda config: phase_index(config, name) is not None,
     )
 

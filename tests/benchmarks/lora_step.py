@@ -31,7 +31,12 @@ from workload import supervised_tokens, write_config
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of the losses, relative, before anything is timed
 MIB = 2**20
-CPU_ONLY = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+# Huge pages are what the pipeline gives its children (flows/processes.py); here both sides get them.
+CPU_ONLY = {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 def arguments() -> argparse.Namespace:

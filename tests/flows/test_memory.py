@@ -13,6 +13,8 @@ from flows.config import load_config
 from flows.errors import InputError
 from flows.memory import memory_settings
 
+pytestmark = pytest.mark.usefixtures("real_compilation")
+
 SHAPE = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],

@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.child import ChildFailed
 from flows.config import PipelineConfig
 from flows.errors import InputError
 from flows.runner import execute_stage
 from flows.stages import STAGES, StageContext
 from flows.stages import evaluate as evaluate_stage
 from flows.stages import export as export_stage
+from flows.stages import finetune as finetune_stage
 from flows.stages.evaluate import EVALUATE
 from flows.stages.finetune import train_spec
 from jora_core.answer_spec import PredictSpec
@@ -68,6 +70,38 @@ def test_first_phase_starts_and_second_goes_on(project: Project) -> None:
     assert first.data.records == project.folder / "up" / "build-context" / "records.parquet"
     assert (second.seed, second.mesh.tensor, second.checkpoint_every) == (3, 2, 5)
     assert second.checkpoint_dir == project.folder / "work" / "checkpoints", "survives the artifact's folder"
+
+
+def test_out_of_memory_halves_the_microbatch_and_is_recorded(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = project.config("phases.0.tokens_per_batch=1000", "phases.0.max_seq_len=200")
+    context = context_for(project, "finetune-structure", config)
+    context.work_dir.mkdir()
+    tried: list[tuple[int, int]] = []
+    fits, tail = 300, "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+
+    def child(module: str, spec: Any, work_dir: Path) -> dict[str, Any]:
+        tried.append((spec.data.tokens_per_batch, spec.gradient_accumulation_steps))
+        if tried[-1][0] > fits:
+            raise ChildFailed("ran out of memory", 1, tail)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(finetune_stage, "run_child", child)
+    done = finetune_stage.train_phase(context, "finetune-structure")
+    assert tried == [(1000, 1), (500, 2), (250, 4)]
+    assert done["microbatch"] == {"tokens_per_batch": 250, "gradient_accumulation_steps": 4}
+    assert caplog.text.count("out of memory") == 2
+    finetune_stage.train_phase(context, "finetune-structure")
+    assert tried[3:] == [(250, 4)], "the next attempt, and its checkpoint, are of the size that fitted"
+    fits = 100
+    with pytest.raises(ChildFailed):
+        finetune_stage.train_phase(context, "finetune-structure")
+    assert tried[-1] == (200, 5), "one row, of at least as many tokens a step"
+    tail = "ValueError: something else"
+    with pytest.raises(ChildFailed):
+        finetune_stage.train_phase(context, "finetune-structure")
+    assert tried[-2:] == [(200, 5), (200, 5)], "other failures are not tried again here"
 
 
 def test_every_training_setting_of_the_configuration_reaches_the_order(project: Project) -> None:

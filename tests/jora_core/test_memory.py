@@ -17,6 +17,8 @@ from jora_core.hlo import collectives, parse_program, unsplit_rows
 from jora_core.memory import activation_all_reduces, longest_row
 from jora_core.spec import LoraSpec
 
+pytestmark = pytest.mark.usefixtures("real_compilation")
+
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
 # hidden, feed-forward, layers, heads, key/value heads, vocabulary
 SMALL = (512, 1408, 8, 8, 4, 8000)
