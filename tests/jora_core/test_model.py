@@ -150,13 +150,25 @@ def test_padding_is_finite_in_both_directions(params: Params) -> None:
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_recomputing_changes_nothing(params: Params, adapter: Adapter) -> None:
-    def loss(adapter: Adapter, remat: Any) -> jax.Array:
+@pytest.fixture(scope="module")
+def kept_gradients(params: Params, adapter: Adapter) -> Any:
+    return gradients(params, adapter, "none")
+
+
+def gradients(params: Params, adapter: Adapter, remat: Any) -> Any:
+    def loss(adapter: Adapter) -> jax.Array:
         key = jax.random.key(1)
         return (run(params, [plain([5, 6, 7, 8])], adapter=adapter, dropout_key=key, remat=remat) ** 2).mean()
 
-    kept, again = (jax.jit(jax.grad(loss), static_argnums=1)(adapter, remat) for remat in ("none", "full"))
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+    return jax.jit(jax.grad(loss))(adapter)
+
+
+@pytest.mark.parametrize("remat", ["dots", "attention", "full", "offload"])
+def test_recomputing_changes_nothing(
+    params: Params, adapter: Adapter, kept_gradients: Any, remat: Any
+) -> None:
+    again = gradients(params, adapter, remat)
+    for a, b in zip(jax.tree.leaves(kept_gradients), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
