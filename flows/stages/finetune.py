@@ -118,7 +118,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
 
 
 def halved(spec: TrainSpec) -> TrainSpec | None:
-    """The order with half of the tokens a microbatch, and as many a step; None where one row is all there is."""
+    """The order with half of the tokens a microbatch, and as many a step; None where one row is all."""
     tokens = max(spec.data.tokens_per_batch // 2, spec.data.max_seq_len)
     if tokens == spec.data.tokens_per_batch:
         return None
