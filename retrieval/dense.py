@@ -1,68 +1,104 @@
-"""Dense retrieval: sentence-transformers vectors (by folder or public name) in a flat FAISS index.
+"""Dense retrieval: vectors of a sentence-transformers model (by folder or public name).
 
-Flat search is exact and right for offline building up to about a million vectors. torch comes with
-sentence-transformers and is never named here.
+Each text is embedded once, ever, where a cache folder is given. torch comes with sentence-transformers and is
+never named here. The index over the vectors is `retrieval.vectors`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.sources import embedder_folder
+from retrieval.sources import embedder_folder, file_digest
+from retrieval.vector_cache import VectorCache, text_digests
+from retrieval.vectors import DenseIndex
+
+__all__ = ["DenseIndex", "Embedder", "Role", "load_embedder", "model_digest"]
 
 BATCH = 256
+#: Texts that are embedded, and cached, at a time: what a kill can lose.
 CHUNK = 4096
 
-#: Scores are cut to this many decimals before they rank: the same text embedded in another batch differs in
-#: the seventh, and such noise must not decide between ties.
-DECIMALS = 5
+#: Some models put another prompt before a question than before a document, or have a part for each.
+Role = Literal["document", "query"]
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A loaded sentence-transformers model."""
+    """A loaded sentence-transformers model; `cache` is the folder of its vectors, if they are kept."""
 
     name: str
     model: Any
+    cache: Path | None = None
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """float32[len(texts), width]: unit vectors (zeros where the model knows no word); each text embedded
-        once.
+    @property
+    def width(self) -> int:
+        """Numbers a vector."""
+        return int(self.model.get_embedding_dimension())
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+        role: Role = "document",
+    ) -> np.ndarray:
+        """float32[len(texts), width]: unit vectors (zeros where the model knows no word).
+
+        Each text is embedded once, and not at all if the cache has it; progress counts only what is
+        embedded. A vector of the cache may differ from a fresh one in the seventh decimal, since that
+        depends on the other texts of the batch.
+        Raises:
+            InputError: the cache is damaged or cannot be written.
         """
         places: dict[str, int] = {}
         which = np.fromiter(
             (places.setdefault(t, len(places)) for t in texts), dtype=np.int64, count=len(texts)
         )
-        # Sorted by length, a batch pads little; the dictionary's order settles equal lengths.
-        unique = sorted(places, key=len)
-        parts = []
-        for start in range(0, len(unique), CHUNK):
-            vectors = self.model.encode(
-                unique[start : start + CHUNK],
-                batch_size=BATCH,
-                normalize_embeddings=True,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            )
-            parts.append(np.nan_to_num(np.asarray(vectors, dtype=np.float32)))
-            if progress:
-                progress(min(start + CHUNK, len(unique)), len(unique))
-        if not parts:
-            return np.zeros((0, 1), dtype=np.float32)
-        by_rank = np.concatenate(parts)
-        rank = np.empty(len(unique), dtype=np.int64)
-        rank[[places[text] for text in unique]] = np.arange(len(unique))
-        return by_rank[rank[which]]
+        unique = list(places)
+        out = np.zeros((len(unique), self.width), dtype=np.float32)
+        self._fill(unique, out, progress or _silent, role)
+        return out if len(unique) == len(texts) else out[which]
+
+    def _fill(
+        self, unique: list[str], out: np.ndarray, progress: Callable[[int, int], None], role: Role
+    ) -> None:
+        cache = VectorCache.open(self.cache, out.shape[1]) if self.cache else None
+        new = np.arange(len(unique))
+        digests = np.zeros(0)
+        if cache is not None:
+            digests = text_digests(unique, role if _tells_roles_apart(self.model) else "")
+            found = cache.find(digests)
+            cache.take(found, out)
+            new = new[found[:, 0] < 0]
+        # Sorted by length, a batch pads little; the order of first appearance settles equal lengths.
+        new = np.array(sorted(new.tolist(), key=lambda place: len(unique[place])), dtype=np.int64)
+        for start in range(0, len(new), CHUNK):
+            part = new[start : start + CHUNK]
+            out[part] = self._embed([unique[place] for place in part.tolist()], role)
+            if cache is not None:
+                cache.add(digests[part], out[part])
+            progress(start + len(part), len(new))
+
+    def _embed(self, texts: list[str], role: Role) -> np.ndarray:
+        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        vectors = encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.nan_to_num(np.asarray(vectors, dtype=np.float32))
 
 
-def load_embedder(embedder: str | None, field: str) -> Embedder:
+def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = None) -> Embedder:
     """Loads the configured model; `field` names the setting that asked for it.
 
+    Args:
+        cache_dir: where vectors are kept from build to build, a folder a model below it; None keeps none.
     Raises:
         InputError: none is configured, the folder is missing or is no sentence-transformers model.
     """
@@ -84,43 +120,45 @@ def load_embedder(embedder: str | None, field: str) -> Embedder:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"embedder: {embedder} cannot be loaded ({reason}); {options}") from error
-    return Embedder(embedder, model)
+    cache = cache_dir / model_digest(model, folder) if cache_dir else None
+    return Embedder(embedder, model, cache)
 
 
-@dataclass(frozen=True)
-class DenseIndex:
-    """Unit vectors in a FAISS inner-product index; a score is a cosine."""
+def model_digest(model: Any, folder: Path | None) -> str:
+    """32 hexadecimal digits that change with anything that changes the vectors: the files of the model's
+    folder or, for a model known by name, its loaded weights and settings.
+    """
+    digest = hashlib.sha256()
+    if folder is not None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+        return digest.hexdigest()[:32]
+    settings = {
+        "modules": [
+            [type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in model.modules()
+        ],
+        "prompts": [model.prompts, model.default_prompt_name],
+        "tokenizer": _tokenizer_json(model.tokenizer),
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        # As float32, which holds every half-precision number exactly and which numpy knows.
+        values = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(values)
+    return digest.hexdigest()[:32]
 
-    index: Any
-    n_documents: int
 
-    @classmethod
-    def build(cls, vectors: np.ndarray) -> DenseIndex:
-        """Indexes float32[D, width] unit vectors."""
-        import faiss
+def _tokenizer_json(tokenizer: Any) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return fast.to_str() if hasattr(fast, "to_str") else repr(tokenizer)
 
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        return cls(index, len(vectors))
 
-    def window_scores(self, query: np.ndarray, low: int, high: int) -> np.ndarray:
-        """float32[high - low]: the cosines of documents low to high - 1 with one query vector."""
-        import faiss
+def _tells_roles_apart(model: Any) -> bool:
+    """Whether the same text has another vector as a question than as a document."""
+    routed = any(type(module).__name__ == "Router" for module in model.modules())
+    return routed or any(model.prompts.values()) or model.default_prompt_name is not None
 
-        out = np.zeros(high - low, dtype=np.float32)
-        if high <= low:
-            return out
-        # FAISS turns a range selector over a flat index into a scan of just that slice.
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorRange(low, high))  # pyright: ignore[reportCallIssue]
-        scores, places = self.index.search(query[None, :], high - low, params=parameters)
-        found = places[0] >= 0
-        out[places[0][found] - low] = scores[0][found]
-        return np.round(out, DECIMALS)
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places int64[Q, k'], scores float32[Q, k']), best first, ties by the earlier document."""
-        k = min(k, self.n_documents)
-        scores, places = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
-        scores = np.round(scores, DECIMALS)
-        order = np.lexsort((places, -scores), axis=-1)
-        return np.take_along_axis(places, order, axis=1), np.take_along_axis(scores, order, axis=1)
+def _silent(done: int, total: int) -> None:
+    """Progress that tells nobody."""
