@@ -25,6 +25,7 @@ PATH_KEYS = (
     "context.*.test_source",
     "context.*.questions",
     "context.tokenizer",
+    "context.embedding_cache",
     "phases.*.alpaca_path",
 )
 # A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.

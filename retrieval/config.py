@@ -16,7 +16,7 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
-PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "tokenizer"})
+PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "embedding_cache", "tokenizer"})
 
 #: Fields that say who builds the records. They decide nothing in them and stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
@@ -241,6 +241,16 @@ class ContextConfig(_Model):
         title="Tokenizer",
         description="Model folder whose tokenizer counts tokens, where something is measured in them; in a "
         "pipeline the base model's if empty.",
+    )
+    embedding_cache: str | None = Field(
+        default=None,
+        title="Cache of vectors",
+        description="Folder that keeps the embedder's vectors from build to build; empty: the store's own.",
+    )
+    dense_index: Literal["auto", "flat", "hnsw", "ivf_pq", "sq8"] = Field(
+        default="auto",
+        title="Dense index",
+        description="Of documents; flat is exact, the others' recall is measured; auto: flat to a million.",
     )
     bm25_backend: Literal["csr", "rank_bm25"] = Field(
         default="csr",

@@ -18,9 +18,6 @@ import numpy as np
 from retrieval.errors import InputError
 from retrieval.sources import embedder_folder, file_digest
 from retrieval.vector_cache import VectorCache, text_digests
-from retrieval.vectors import DenseIndex
-
-__all__ = ["DenseIndex", "Embedder", "Role", "load_embedder", "model_digest"]
 
 BATCH = 256
 #: Texts that are embedded, and cached, at a time: what a kill can lose.
@@ -41,7 +38,9 @@ class Embedder:
     @property
     def width(self) -> int:
         """Numbers a vector."""
-        return int(self.model.get_embedding_dimension())
+        # Older releases know the second name only, newer ones warn of it.
+        named = getattr(self.model, "get_embedding_dimension", None)
+        return int(named() if named else self.model.get_sentence_embedding_dimension())
 
     def encode(
         self,

@@ -40,6 +40,7 @@ class TaskReport:
     contexts: dict[str, set[str]] = field(default_factory=dict)
     shown: dict[str, set[str]] = field(default_factory=dict)
     words: list[int] = field(default_factory=list)
+    index: dict[str, Any] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
@@ -103,6 +104,8 @@ class TaskReport:
             "prompt_words": lengths(self.words),
             "examples": self._examples(),
         }
+        if self.index:
+            out["dense_index"] = self.index
         if self.tokens:
             out["prompt_tokens"] = lengths(self.tokens)
         fused = self.ranks.get("test", {}).get("fused")

@@ -33,7 +33,7 @@ from retrieval.records import (
     text_digest,
 )
 from retrieval.report import Progress, TaskReport
-from retrieval.sources import file_digest, input_digests
+from retrieval.sources import expand_path, file_digest, input_digests
 
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
@@ -241,5 +241,7 @@ def _embedder(config: ContextConfig) -> Embedder | None:
     """
     for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
         if task is not None and "dense" in task.legs:
-            return load_embedder(config.embedder, field)
+            cache = config.embedding_cache
+            folder = Path(expand_path(cache, "embedding_cache")) if cache else None
+            return load_embedder(config.embedder, field, folder)
     return None

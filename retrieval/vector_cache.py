@@ -1,9 +1,9 @@
 """Vectors of texts on disk, so that a later build embeds only what is new.
 
 A folder a model holds Arrow files that are only ever added, each written whole under a temporary name and
-renamed: a kill leaves no half of one, and two processes that embed the same texts write the same file. A file
-has a digest and a vector a row, is mapped into memory, and is checked against its own checksum when its vectors
-are first used.
+renamed: a kill leaves no half of one, and two processes that embed the same texts write the same file. A
+file has a digest and a vector a row, is mapped into memory, and is checked against its own checksum when its
+vectors are first used.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Nearest neighbours among unit vectors: FAISS finds, exact cosines decide.
 
-| kind | what | bytes a vector of d numbers |
-|---|---|---|
-| `flat` | all vectors, exact; right for offline building up to about a million of them | 4d |
-| `hnsw` | a graph over all vectors: fast to search, slow to build (one thread, or it would not be repeatable) | 4d + 272 |
-| `sq8` | all vectors, a byte a number | d |
-| `ivf_pq` | cells of product-quantised vectors: for tens of millions | d/4 to d/8 |
+- `flat`: all vectors, exact; right for offline building up to about a million of them. 4d bytes a vector.
+- `hnsw`: a graph over all vectors, fast to search. It is built by one thread, or it would not be repeatable.
+- `sq8`: all vectors, a byte a number.
+- `ivf_pq`: cells of product-quantised vectors, d/4 bytes each, for tens of millions.
 
-`auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. What an approximate index misses is
-measured (`recall_against_flat`), never assumed.
+`auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. What an approximate index misses
+is measured (`recall_against_flat`), never assumed.
 """
 
 from __future__ import annotations
@@ -51,11 +49,19 @@ def kind_for(kind: Literal["auto"] | Kind, n: int) -> Kind:
     return "flat" if n <= FLAT_LIMIT else "hnsw" if n <= HNSW_LIMIT else "ivf_pq"
 
 
+def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """float64[D]: the cosines of unit vectors float32[D, width] with a query.
+
+    They are added up in double precision, so that the order of adding does not show, then cut.
+    """
+    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
+
+
 @dataclass(frozen=True)
 class DenseIndex:
     """Unit vectors in a FAISS inner-product index; a score is a cosine.
 
-    `fast` is the same on GPUs where faiss-gpu and a GPU are there (flat, sq8 and ivf_pq), else `index` itself.
+    `fast` is the same on GPUs, where faiss-gpu and a GPU are there, else None.
     """
 
     index: Any
@@ -133,10 +139,6 @@ class DenseIndex:
         width = self.index.d
         return faiss.rev_swig_ptr(self.index.get_xb(), self.n_documents * width).reshape(-1, width)
 
-    def window_scores(self, query: np.ndarray, low: int, high: int) -> np.ndarray:
-        """float64[high - low]: the cosines of documents low to high - 1 with one query vector (flat only)."""
-        return _cosines(self.vectors[low:high], query)
-
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(places int64[Q, k'], scores float64[Q, k']), best first, ties by the earlier document.
 
@@ -174,12 +176,12 @@ class DenseIndex:
             part = queries[start : start + _QUERIES]
             found = np.sort(self._find(part, wide)[1], axis=1)
             for row, query in enumerate(part):
-                exact = _cosines(vectors[found[row]], query)
+                exact = cosines(vectors[found[row]], query)
                 best = top_k(exact, k)
                 unseen = np.round(exact.min() + _NOISE, DECIMALS)
                 if wide < self.n_documents and unseen >= exact[best[-1]]:
                     exact = np.concatenate(
-                        [_cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
+                        [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
                     )
                     best = top_k(exact, k)
                     places[start + row] = best
@@ -203,17 +205,12 @@ def recall_against_flat(
     hits = 0
     for query, places in zip(chosen, found, strict=True):
         exact = np.concatenate(
-            [_cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
+            [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
         )
         bar = np.partition(exact, len(exact) - k)[len(exact) - k]
         hits += int((exact[places[places >= 0]] >= bar).sum())
     share = round(hits / (k * len(chosen)), 6) if k and len(chosen) else None
     return {"kind": index.kind, f"recall@{k}_against_flat": share, "queries": len(chosen)}
-
-
-def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """float64[D]: added up in double precision, so that the order of adding does not show, then cut."""
-    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
 
 
 def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:

@@ -40,6 +40,8 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
 def _run(context: StageContext) -> dict[str, Any]:
     """Inside a Prefect run the steps are tasks; else one child does them all. The records are the same."""
     settings, retries = context.config.context, context.config.retries
+    if settings.embedding_cache is None:
+        settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
     if inside_flow_run():
         from flows.records_flow import build_records
 

@@ -19,18 +19,20 @@ from retrieval.chunking import ask_about_chunks, load_chunker
 from retrieval.columns import IdIndex, Items, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, QaTask
 from retrieval.corpus import Document, Question
-from retrieval.dense import DenseIndex, Embedder
+from retrieval.dense import Embedder
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.threads import RANKING_DEPTH
 from retrieval.text import duplicate_key, seeded_hash, seeded_share
+from retrieval.vectors import DenseIndex, kind_for, recall_against_flat
 
 DEPTH = 100
 #: Questions that are searched at once.
 SEARCH_BATCH = 256
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
+VECTORS = "vectors.faiss"
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,17 @@ def prepare(
     index_texts(config, corpus.texts(), len(documents), folder, progress)
     if embedder and "dense" in task.legs:
         texts = [_text(document) for document in documents]
-        both = texts + [questions.value("text", place) for place in kept]
-        vectors = embedder.encode(both, lambda done, total: progress("qa: embed", done, total))
-        save_array(folder / "vectors.npy", vectors[: len(texts)])
-        save_array(folder / "queries.npy", vectors[len(texts) :])
+        vectors = embedder.encode(texts, lambda done, total: progress("qa: embed", done, total))
+        queries = embedder.encode(
+            [questions.value("text", place) for place in kept],
+            lambda done, total: progress("qa: embed questions", done, total),
+            "query",
+        )
+        index = DenseIndex.build(vectors, kind_for(config.dense_index, len(texts)), config.seed)
+        if index.kind != "flat":
+            report.index = recall_against_flat(index, vectors, queries)
+        index.save(folder / VECTORS)
+        save_array(folder / "queries.npy", queries)
     return len(kept)
 
 
@@ -195,8 +204,8 @@ class QaWork:
         queries = [self.bm25.tokenizer(question.text) for question in questions]
         legs = {"bm25": list(map(_Found, *self.bm25.search_batch(queries, DEPTH)))}
         if self.dense is not None and self.queries is not None:
-            found = self.dense.search(self.queries[numbers.start : numbers.stop], DEPTH)
-            legs["dense"] = list(map(_Found, *found))
+            found = zip(*self.dense.search(self.queries[numbers.start : numbers.stop], DEPTH), strict=True)
+            legs["dense"] = [_Found(places[places >= 0], scores[places >= 0]) for places, scores in found]
         return legs
 
 
@@ -205,7 +214,7 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork:
     corpus = _Corpus.open(folder)
     dense = queries = None
     if config.qa is not None and "dense" in config.qa.legs:
-        dense = DenseIndex.build(load_array(folder / "vectors.npy"))
+        dense = DenseIndex.load(folder / VECTORS)
         queries = load_array(folder / "queries.npy")
     bm25 = open_index(config, corpus.texts, folder)
     questions = Items(folder / "questions.arrow", Question)

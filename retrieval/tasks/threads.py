@@ -14,7 +14,7 @@ from retrieval.bm25 import Ranker
 from retrieval.columns import Items, ItemSink, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, ThreadsTask
 from retrieval.corpus import Post, Tally, Thread
-from retrieval.dense import DenseIndex, Embedder
+from retrieval.dense import Embedder
 from retrieval.errors import InputError
 from retrieval.legs import conversation_legs
 from retrieval.readers.threads import read_threads
@@ -22,6 +22,7 @@ from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_format
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.text import duplicate_key
+from retrieval.vectors import cosines
 
 RANKING_DEPTH = 20
 
@@ -282,7 +283,7 @@ class _Dense:
     comments.
     """
 
-    index: DenseIndex
+    vectors: np.ndarray
     places: np.ndarray
     queries: np.ndarray
 
@@ -302,24 +303,25 @@ class _Dense:
         for first, end in zip(low.tolist(), last.tolist(), strict=True):
             wanted[first:end] = True
         texts = [text for text, want in zip(threads.texts(), wanted.tolist(), strict=True) if want]
-        both = texts + [threads.posts.value("text", place) for place in last.tolist()]
-        vectors = embedder.encode(both, lambda done, total: progress("threads: embed", done, total))
+        vectors = embedder.encode(texts, lambda done, total: progress("threads: embed", done, total))
+        queries = embedder.encode(
+            [threads.posts.value("text", place) for place in last.tolist()],
+            lambda done, total: progress("threads: embed comments", done, total),
+            "query",
+        )
         # A window is a run of posts that are all wanted, so it is a run of rows too.
-        save_array(folder / "vectors.npy", vectors[: len(texts)])
-        save_array(folder / "queries.npy", vectors[len(texts) :])
+        save_array(folder / "vectors.npy", vectors)
+        save_array(folder / "queries.npy", queries)
         save_array(folder / "places.npy", np.cumsum(wanted) - 1)
 
     @classmethod
     def open(cls, folder: Path) -> _Dense:
         """What `build` wrote."""
-        vectors, places, queries = (
-            load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")
-        )
-        return cls(DenseIndex.build(vectors), places, queries)
+        return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
 
     def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
         first = int(self.places[low])
-        return self.index.window_scores(self.queries[query], first, first + high - low)
+        return cosines(self.vectors[first : first + high - low], self.queries[query])
 
 
 def _build(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.dense import DenseIndex, load_embedder
+from retrieval.dense import load_embedder
+from retrieval.vectors import DenseIndex
 
 
 def test_vectors_are_unit_and_in_the_order_asked(tiny_embedder: Path) -> None:
@@ -22,23 +23,6 @@ def test_vectors_are_unit_and_in_the_order_asked(tiny_embedder: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 0, 1], atol=1e-6)
     np.testing.assert_allclose(vectors[1], embedder.encode([texts[1]])[0], atol=1e-6)
     assert embedder.encode([]).shape[0] == 0
-
-
-def test_search_and_windows_equal_plain_products() -> None:
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(200, 8)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors[50] = vectors[20]  # a tie
-    index = DenseIndex.build(vectors)
-    queries = vectors[[20, 7]]
-    exact = np.round(queries @ vectors.T, 5)
-    places, scores = index.search(queries, 10)
-    assert places[0, :2].tolist() == [20, 50]
-    for q in range(2):
-        expected = np.lexsort((np.arange(200), -exact[q]))[:10]
-        np.testing.assert_allclose(scores[q], exact[q][expected], atol=2e-5)
-    np.testing.assert_allclose(index.window_scores(queries[0], 15, 60), exact[0, 15:60], atol=2e-5)
-    assert index.window_scores(queries[0], 5, 5).shape == (0,)
 
 
 def test_minilm_finds_what_words_do_not_share() -> None:
@@ -56,7 +40,7 @@ def test_minilm_finds_what_words_do_not_share() -> None:
 
 def test_the_dense_leg_loads_no_jax(tiny_embedder: Path) -> None:
     code = (
-        "import sys; from retrieval.dense import load_embedder, DenseIndex;"
+        "import sys; from retrieval.dense import load_embedder; from retrieval.vectors import DenseIndex;"
         f"DenseIndex.build(load_embedder({str(tiny_embedder)!r}, 'x').encode(['violin']));"
         "sys.exit('jax' in sys.modules)"
     )
