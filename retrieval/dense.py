@@ -144,7 +144,7 @@ def model_digest(model: Any, folder: Path | None) -> str:
         # As float32, which holds every half-precision number exactly and which numpy knows.
         values = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
         digest.update(f"{name} {values.shape}\n".encode())
-        digest.update(values)
+        digest.update(values.tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -92,7 +92,7 @@ class VectorCache:
 
         values = np.ascontiguousarray(vectors, dtype=np.float32)
         raw = digests.tobytes()
-        schema = _schema(self.width).with_metadata({"crc32": str(zlib.crc32(values, zlib.crc32(raw)))})
+        schema = _schema(self.width).with_metadata({"crc32": str(zlib.crc32(values.data, zlib.crc32(raw)))})
         columns = [
             pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(DIGEST_BYTES), len(digests), [None, pa.py_buffer(raw)]
@@ -142,7 +142,7 @@ class VectorCache:
         vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self.width)
         if part not in self._checked:
             noted = (batch.schema.metadata or {}).get(b"crc32", b"").decode()
-            if noted != str(zlib.crc32(np.ascontiguousarray(vectors), zlib.crc32(keys.tobytes()))):
+            if noted != str(zlib.crc32(vectors.data, zlib.crc32(keys.tobytes()))):
                 raise _damaged(path)
             self._checked.add(part)
         return vectors

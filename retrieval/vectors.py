@@ -81,7 +81,7 @@ class DenseIndex:
         with _threads(1 if kind == "hnsw" else None):
             if not index.is_trained:
                 index.train(values)
-            index.add(values)
+            index.add(values)  # pyright: ignore[reportCallIssue]
         return cls(index, len(values), kind, _on_gpus(index, kind))
 
     @classmethod
@@ -159,7 +159,8 @@ class DenseIndex:
 
         parameters = None
         if self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=max(128, 2 * k))  # pyright: ignore[reportCallIssue]
+            make: Any = faiss.SearchParametersHNSW  # pyright: ignore[reportAttributeAccessIssue]
+            parameters = make(efSearch=max(128, 2 * k))
         index = self.fast if self.fast is not None and k <= _MAX_GPU_K else self.index
         return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)
 
