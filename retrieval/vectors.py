@@ -77,11 +77,11 @@ class DenseIndex:
             InputError: too few vectors for the kind.
         """
         values = np.ascontiguousarray(vectors, dtype=np.float32)
-        index = _empty(kind, *values.shape, seed)
+        index = _empty(kind, len(values), values.shape[1], seed)
         with _threads(1 if kind == "hnsw" else None):
             if not index.is_trained:
                 index.train(values)
-            index.add(values)  # pyright: ignore[reportCallIssue]
+            index.add(values)
         return cls(index, len(values), kind, _on_gpus(index, kind))
 
     @classmethod
