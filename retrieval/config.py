@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from retrieval.styles import Style
 from retrieval.text import Stemmer
 
 Leg = Literal["bm25", "dense", "recency", "mention", "opening", "addressed_me", "same_author", "partner"]
@@ -46,6 +47,36 @@ class _Task(_Model):
         title="Most test records",
         description="Spread over all contexts by seed; empty: all.",
     )
+    max_context_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        title="Most context tokens",
+        description="Longer contexts lose the least wanted texts, then sentences, but in training never what "
+        "holds the answer; a table that alone is longer is dropped and counted. Tokens of the tokenizer, if "
+        "one is given, else words; empty: no limit.",
+    )
+    distractor_ranks: list[int] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        title="Ranks of distractors",
+        description="[lowest, highest]: training distractors are drawn by seed from these ranks of the "
+        "retriever, counted from 1 among what may stand there; empty: the best ones.",
+    )
+
+    @model_validator(mode="after")
+    def _ranks_ascend(self) -> _Task:
+        if (
+            self.distractor_ranks is not None
+            and not 1 <= self.distractor_ranks[0] <= self.distractor_ranks[1]
+        ):
+            raise ValueError("distractor_ranks must be [lowest, highest], from 1 and ascending")
+        return self
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The range of ranks that distractors are drawn from."""
+        return (self.distractor_ranks[0], self.distractor_ranks[1]) if self.distractor_ranks else None
 
 
 _FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
@@ -53,7 +84,28 @@ _RRF_K = "k of reciprocal rank fusion; small favours first ranks."
 _WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
 
 
-class TablesTask(_Task):
+class _Styled(_Task):
+    answer_style: Style = Field(
+        default="direct",
+        title="Answer style",
+        description="What is taught: the answer alone (direct), the sentence that holds it and then the "
+        "answer (quote), or what answer_template makes (template).",
+    )
+    answer_template: str | None = Field(
+        default=None,
+        title="Answer template",
+        description="Jinja text of the taught answer for the style template; it may use question, answer, "
+        "answers, context, oracles, quote, oracle_in_context.",
+    )
+
+    @model_validator(mode="after")
+    def _template_with_its_style(self) -> _Styled:
+        if (self.answer_style == "template") != (self.answer_template is not None):
+            raise ValueError("answer_style template and answer_template go together: give both or neither")
+        return self
+
+
+class TablesTask(_Styled):
     """Questions over tables (phase 1 of the paper)."""
 
     source: str = Field(
@@ -76,6 +128,12 @@ class TablesTask(_Task):
         le=1,
         title="Oracle share",
         description="Share of training tables whose prompt holds the right one; for two or more tables.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks the right table, teach (and accept) a fixed sentence that says "
+        "so.",
     )
     max_rows: int | None = Field(
         default=None,
@@ -108,6 +166,20 @@ class ThreadsTask(_Task):
     n_contexts: int = Field(
         default=10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."
     )
+    oracle_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training comments whose prompt holds what they answer; below 1 only with "
+        "abstain.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks the post that is answered, teach (and accept) a fixed sentence "
+        "that says so.",
+    )
     window: int = Field(
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
@@ -137,8 +209,16 @@ class ThreadsTask(_Task):
         _check_weights(self.weights, self.legs)
         return self
 
+    @model_validator(mode="after")
+    def _no_answer_without_a_post(self) -> ThreadsTask:
+        if self.oracle_share < 1 and not self.abstain:
+            raise ValueError(
+                "oracle_share below 1 needs abstain: a comment without its post has no other answer"
+            )
+        return self
 
-class QaTask(_Task):
+
+class QaTask(_Styled):
     """Questions over documents."""
 
     source: str = Field(
@@ -182,6 +262,19 @@ class QaTask(_Task):
         ge=0,
         title="Chunk overlap",
         description="Tokens that neighbouring chunks share at most: the whole sentences that fit.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks a right document, teach (and accept) a fixed sentence that says "
+        "so.",
+    )
+    share_contexts: int = Field(
+        default=1,
+        ge=1,
+        title="Questions a context",
+        description="Up to so many training questions that follow one another share one retrieved context "
+        "(all their right documents, and distractors), so that training computes it once; 1: each its own.",
     )
     legs: list[Literal["bm25", "dense"]] = Field(
         default=["bm25", "dense"],

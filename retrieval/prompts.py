@@ -12,10 +12,23 @@ THREADS_INSTRUCTION = "Read the posts and say which post the comment replies to.
 TABLES_INSTRUCTION = "Answer the question from the table."
 QA_INSTRUCTION = "Answer the question from the documents."
 
+#: What is added to an instruction, and what abstaining says, by task.
+QUOTE_FIRST = " First quote the sentence that holds the answer."
+MAY_ABSTAIN = ' If it is not there, answer "{abstention}".'
+NO_POST = "None of these posts"
+NO_TABLE = "Not in the tables"
+NO_DOCUMENT = "Not in the documents"
+
 NO_TEXT = "(no text)"
 ANONYMOUS = "Anonymous"
 ANSWER_SEPARATOR = ", "
 CELL_SEPARATOR = " | "
+
+
+def instruction(task: str, abstention: str | None = None, quote: bool = False) -> str:
+    """A task's instruction, which is the same in all its records."""
+    quoting = QUOTE_FIRST if quote else ""
+    return task + quoting + (MAY_ABSTAIN.format(abstention=abstention) if abstention else "")
 
 
 def post_label(author: str, number: int) -> str:
