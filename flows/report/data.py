@@ -20,7 +20,8 @@ from flows.store import MANIFEST, Manifest, read_manifest
 
 Row = dict[str, Any]
 
-EXAMPLES = 5  # of training records, of right answers and of wrong ones
+EXAMPLES = 5  # of right answers and of wrong ones
+SAMPLES = 10  # of training records
 # From the most to the least trained: the first that was evaluated is the one whose answers are shown.
 TRAINED_FIRST = ("both_phases", "phase1", "base")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.report.blocks import Answer, Block, Columns, Example, Mark, Passage
-from flows.report.data import EXAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
+from flows.report.data import SAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
 from flows.report.wording import system_name
 
 NOT_RETRIEVED = "(the right post was not retrieved, so it is not in the prompt)"
@@ -14,7 +14,7 @@ NOT_RETRIEVED = "(the right post was not retrieved, so it is not in the prompt)"
 def records(facts: RunFacts) -> list[Block]:
     """A few training records, whole."""
     examples: list[Example] = []
-    for row in facts.samples(EXAMPLES):
+    for row in facts.samples(SAMPLES):
         context, question = _split(row["input"])
         lines = tuple(Passage(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
         answers = (Answer("instruction", row["instruction"]), Answer("answer", row["output"]))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
 from flows.report.charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
+from flows.report.corpora import corpora, retrieval
 from flows.report.data import TRAINED_FIRST, Row, RunFacts
 from flows.report.examples import predictions, records
 from flows.report.lineage import configuration, lineage
 from flows.report.wording import (
-    LEG_NAMES,
     byte_size,
     duration,
-    leg_name,
     percent,
     score_note,
     score_text,
@@ -23,7 +21,6 @@ from flows.report.wording import (
 )
 
 METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
-DEPTHS = (1, 3, 5, 10, 20)
 BASELINES = ("random", "opening_post", "previous_post", "bm25")
 METRIC_NAMES = {
     "reply@1": "the right post",
@@ -36,11 +33,6 @@ OTHER_METRICS = {
     "exact_match": "Document questions, exact match",
     "f1": "Document questions, F1 of words",
 }
-TASK_NAMES = {
-    "threads": "comments in threads",
-    "qa": "questions on documents",
-    "tables": "questions on tables",
-}
 PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
 
 
@@ -52,6 +44,7 @@ def sections(facts: RunFacts) -> list[Section]:
             ("summary", "Summary", summary(facts)),
             ("evaluation", "Evaluation", evaluation(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
+            ("corpora", "Records and guards", corpora(facts)),
             ("training", "Training", training(facts)),
             ("right", "Predictions that were right", predictions(facts, right=True)),
             ("wrong", "Predictions that were wrong", predictions(facts, right=False)),
@@ -135,47 +128,6 @@ def evaluation(facts: RunFacts) -> list[Block]:
             for name, scores in written.items()
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
-    return blocks
-
-
-def retrieval(facts: RunFacts) -> list[Block]:
-    """How often each leg puts the right post or document among its first k."""
-    blocks: list[Block] = []
-    for task, title in TASK_NAMES.items():
-        metrics = facts.context.get(task, {})
-        legs = {
-            leg: found
-            for leg, found in metrics.get("retrieval", {}).get("test", {}).items()
-            if found.get("n") and found.get("recall@1") is not None
-        }
-        if not legs:
-            continue
-        named = [leg for leg in LEG_NAMES if leg in legs] + [leg for leg in legs if leg not in LEG_NAMES]
-        lines = [
-            Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
-            for leg in named
-        ]
-        best = max(named, key=lambda leg: legs[leg]["recall@10"])
-        chart = line_chart(
-            f"Recall at k, {title}",
-            f"Share of the right {_unit(task)} among the first k, by leg. {leg_name(best)} is best at 10: "
-            f"{percent(legs[best]['recall@10'])}.",
-            lines,
-            "first k retrieved",
-            "recall",
-            y_range=(0.0, 1.0),
-            y_format=lambda value: f"{100 * value:.0f} %",
-            x_categories=[str(k) for k in DEPTHS],
-        )
-        rows = tuple(
-            (leg_name(leg), *(percent(legs[leg][f"recall@{k}"]) for k in DEPTHS), f"{legs[leg]['mrr']:.3f}")
-            for leg in named
-        )
-        n = legs[named[0]]["n"]
-        headers = ("Leg", *(f"@{k}" for k in DEPTHS), "MRR")
-        figure = Figure(f"Recall at k, {title}", chart, _ceiling_note(metrics))
-        table = Table(f"Held-out {title}, n\u00a0=\u00a0{n:,}", headers, rows)
-        blocks.append(Columns((figure, table)))
     return blocks
 
 
@@ -272,16 +224,3 @@ def _kind(facts: RunFacts, name: str) -> BarKind:
     if name in BASELINES:
         return "baseline"
     return "final" if name == facts.shown_system else "model"
-
-
-def _unit(task: str) -> str:
-    return {"threads": "posts", "qa": "documents"}.get(task, "tables")
-
-
-def _ceiling_note(metrics: Mapping[str, Any]) -> str:
-    share = metrics.get("oracle_in_context", {}).get("test")
-    if share is None or share == 1:
-        return ""
-    return (
-        f"What is asked for is in {percent(share)} of the held-out prompts: no model can find more than that."
-    )

@@ -96,15 +96,44 @@ def fill(stage: str, folder: Path) -> dict[str, Any]:
         rankings = [{"id": row["id"], "bm25": [f"p{n % 7}", "p1"]} for n, row in enumerate(held_out)]
         pq.write_table(pa.Table.from_pylist(rankings), folder / "rankings.parquet")
         legs = {
-            leg: {"n": 1200, "mrr": start}
+            leg: {"n": 1200, "mrr": start, "ndcg@10": start + 0.05}
             | {f"recall@{k}": start + 0.2 * math.log10(k) for k in (1, 3, 5, 10, 20)}
+            | {"interval": {"recall@1": [start - 0.02, start + 0.03], "mrr": [start - 0.01, start + 0.01]}}
             for leg, start in (("bm25", 0.44), ("dense", 0.31), ("recency", 0.19), ("fused", 0.52))
         }
         task = {"records": {"train": 40, "test": 60}, "oracle_in_context": {"train": 1.0, "test": 0.88}}
+        group = {name: score(0.4) for name in ("recall@1", "recall@5", "recall@10", "mrr")}
+        threads = task | {
+            "contexts": {"train": 10, "test": 15},
+            "dropped": {"comment_without_text": 3},
+            "notes": {"train": {"context_shortened": 5}},
+            "guards": {
+                "records_searched": 101,
+                "exact_duplicates_dropped": 2,
+                "near_duplicates_dropped": 4,
+                "leaks_dropped": {"quotelink": 1, "context_later_than_question": 0},
+                "test_contexts_in_training_prompts": 0,
+            },
+            "prompt_words": {
+                "mean": 120.0,
+                "p50": 110,
+                "p95": 200,
+                "max": 300,
+                "histogram": {"up_to": [32, 64, 128, None], "counts": [0, 10, 80, 10]},
+            },
+            "retrieval": {"test": legs},
+            "retrieval_groups": {
+                "by_distance": [
+                    {"from": 1, "to": 1, "n": 700} | group,
+                    {"from": 51, "to": None, "n": 500} | group,
+                ],
+                "by_length": [{"from": 0, "to": 5, "n": 1200} | group],
+            },
+        }
         metrics = {
             "tasks": {
                 "tables": {"records": {"train": 40, "test": 0}, "retrieval": {}},
-                "threads": task | {"retrieval": {"test": legs}},
+                "threads": threads,
             }
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -300,9 +329,26 @@ def test_page_says_what_the_artifacts_say(outline: Outline) -> None:
     assert "and 3 more" in text  # of build-context's 15 input files
 
 
+def test_the_data_is_reported_with_guards_intervals_and_groups(
+    config: PipelineConfig, references: list[ArtifactRef]
+) -> None:
+    parts = markdown_sections(config, references)
+    text = parts["retrieval"]
+    assert "| Leg | Recall@1 | Recall@3 |" in text and "| MRR | nDCG@10 |" in text
+    assert "| BM25 | 44.0 % (42.0–47.0) |" in text and "| 0.440 (0.430–0.450) | 0.490 |" in text
+    assert (
+        "| 51 and more | 500 | 40.0 % (37.6–42.6) |" in text and "| 0–5 |" not in text
+    )  # one group says nothing
+    text = parts["corpora"]
+    assert "| comments in threads, test | 60 | 15 | 88.0 % |" in text
+    assert "| Nearly a held-out one, left out | 4 |" in text and "| Leak: quotelink, left out | 1 |" in text
+    assert "comment without text | 3 |" in text and "| context shortened | 5 |" in text
+    assert "Words: mean 120, median 110, longest 300." in text
+
+
 def test_every_chart_has_a_title_and_a_description(page: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 4 + 1 + 2 + 1 + 1  # scores, recall, losses, time, lineage
+    assert len(charts) == 4 + 2 + 1 + 2 + 1 + 1  # scores, recall, lengths, losses, time, lineage
     for chart in charts:
         root = ET.fromstring(chart)
         ids = {element.get("id"): element.text for element in root if element.get("id")}
@@ -310,12 +356,12 @@ def test_every_chart_has_a_title_and_a_description(page: str) -> None:
         assert all(ids[name] for name in str(root.get("aria-labelledby")).split())
 
 
-def test_examples_show_five_right_and_five_wrong(
+def test_examples_show_five_right_and_five_wrong_and_ten_records(
     config: PipelineConfig, references: list[ArtifactRef]
 ) -> None:
     parts = markdown_sections(config, references)
     right, wrong, records = (parts[name].split("\n**")[1:] for name in ("right", "wrong", "records"))
-    assert (len(right), len(wrong), len(records)) == (5, 5, 5)
+    assert (len(right), len(wrong), len(records)) == (5, 5, 10)
     assert all("Both phases" in example and "✓" in _answer(example, "Both phases") for example in right)
     assert all("✗" in _answer(example, "Both phases") for example in wrong)
     assert all("Right answer" in example and "BM25" in example for example in right + wrong)
@@ -336,7 +382,7 @@ def test_markdown_has_the_same_sections_and_embedded_charts(
     assert [name for name in outline.ids if name in parts] == list(parts)
     assert all(re.fullmatch(r"[a-z-]+", name) for name in parts)
     images = re.findall(r"\(data:image/svg\+xml;base64,([^)]*)\)", "".join(parts.values()))
-    assert len(images) == 9
+    assert len(images) == 11
     for image in images:
         ET.fromstring(base64.b64decode(image))
     for line in parts["evaluation"].splitlines():
