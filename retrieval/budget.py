@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from retrieval.config import ContextConfig
 from retrieval.styles import sentences
 
 Count = Callable[[str], int]
@@ -18,6 +19,11 @@ Count = Callable[[str], int]
 def count_words(text: str) -> int:
     """How many words a text has, where no tokenizer is given."""
     return len(text.split())
+
+
+def token_count(config: ContextConfig) -> Count:
+    """What budgets are counted in: words."""
+    return count_words
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from retrieval.answers import ANSWER_MARK
 from retrieval.errors import InputError
@@ -68,6 +68,15 @@ def false_quotes(output: str, context: str) -> list[str]:
     return [span for found in _QUOTED.findall(output) if (span := found.strip()) not in context]
 
 
+class Styled(Protocol):
+    """A task's configuration, as far as styles go."""
+
+    @property
+    def answer_template(self) -> str | None:
+        """Jinja text, if the style is template."""
+        ...
+
+
 @dataclass(frozen=True)
 class AnswerTemplate:
     """A user's Jinja template of the taught answer; it runs sandboxed and may use `TEMPLATE_FIELDS`."""
@@ -90,6 +99,16 @@ class AnswerTemplate:
             return cls(environment.from_string(source), field)
         except TemplateSyntaxError as error:
             raise InputError(f"{field}, line {error.lineno}: {error.message}; mend the template") from error
+
+    @classmethod
+    def of(cls, task: Styled, name: str) -> AnswerTemplate | None:
+        """The template of a task's configuration; `name` is the task's.
+
+        Raises:
+            InputError: the template has a syntax error.
+        """
+        source = task.answer_template
+        return None if source is None else cls.load(source, f"{name}.answer_template")
 
     def render(self, values: Mapping[str, Any], record: str) -> str:
         """The taught answer of a record.

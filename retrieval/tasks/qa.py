@@ -6,7 +6,7 @@ retriever finds, right or not. Documents of the test split never appear in a tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,21 @@ import numpy as np
 
 from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import Ranker
+from retrieval.budget import token_count
 from retrieval.chunking import ask_about_chunks, load_chunker
 from retrieval.columns import IdIndex, Items, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, QaTask
 from retrieval.corpus import Document, Question
 from retrieval.dense import Embedder
+from retrieval.distractors import sharing_groups
+from retrieval.near_duplicates import NearDuplicates
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import document_files, question_files, tokenizer_folder
+from retrieval.styles import AnswerTemplate
 from retrieval.tasks.index import index_texts, open_index
+from retrieval.tasks.qa_record import AskedQuestion, QaBuilder
 from retrieval.tasks.threads import RANKING_DEPTH
-from retrieval.text import duplicate_key, seeded_hash, seeded_share
+from retrieval.text import duplicate_key
 from retrieval.vectors import DenseIndex, kind_for, recall_against_flat
 
 DEPTH = 100
@@ -33,22 +38,24 @@ SEARCH_BATCH = 256
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
 VECTORS = "vectors.faiss"
+#: What bars a document from training prompts: it is held out, or equal or nearly equal to one that is.
+FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The documents with what building asks of each: split ("" without questions) and content digest."""
+    """The documents, whether training may see each, and the digest of its content."""
 
     documents: Items[Document]
     place: IdIndex
-    split: np.ndarray
+    barred: np.ndarray
     content: np.ndarray
 
     @classmethod
     def open(cls, folder: Path) -> _Corpus:
         """The corpus that `prepare` wrote."""
         documents = Items(folder / "documents.arrow", Document)
-        arrays = [load_array(folder / f"{name}.npy") for name in ("split", "content")]
+        arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content")]
         return cls(documents, IdIndex(folder, documents), *arrays)
 
     def text(self, place: int) -> str:
@@ -87,6 +94,7 @@ def prepare(
 
     task = config.qa
     assert task is not None
+    AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
     progress("qa: read", 0, 0)
     chunker = None
     if task.chunk_tokens is not None:
@@ -99,10 +107,13 @@ def prepare(
     asked = ask_about_chunks(read, chunks, report.tally)
     documents = write_items(folder / "documents.arrow", Document, by_id.values())
     questions = write_items(folder / "questions.arrow", Question, asked)
-    corpus = _corpus(config, folder, documents, questions)
-    guards.require_training((s for s in corpus.split.tolist() if s), "qa", "documents with questions")
-    kept = _kept(config, task, corpus, questions, report)
+    corpus, splits = _corpus(config, task, folder, documents, questions, progress)
+    guards.require_training(splits.values(), "qa", "documents with questions")
+    kept = _kept(config, task, corpus, questions, splits, report)
     save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    contexts = list(questions.column("context_id"))
+    held_out = [splits[contexts[number]] == "test" for number in kept]
+    save_array(folder / "held-out.npy", np.array(held_out, dtype=bool))
     index_texts(config, corpus.texts(), len(documents), folder, progress)
     if embedder and "dense" in task.legs:
         texts = [_text(document) for document in documents]
@@ -121,39 +132,101 @@ def prepare(
 
 
 def _corpus(
-    config: ContextConfig, folder: Path, documents: Items[Document], questions: Items[Question]
-) -> _Corpus:
-    IdIndex.build(folder, documents)
-    asked = set(questions.column("context_id"))
-    split = np.zeros(len(documents), dtype="U5")
+    config: ContextConfig,
+    task: QaTask,
+    folder: Path,
+    documents: Items[Document],
+    questions: Items[Question],
+    progress: Progress,
+) -> tuple[_Corpus, dict[str, str]]:
+    """The corpus, and the split of each context that is asked about."""
+    place = IdIndex.build(folder, documents)
+    asked = _context_splits(config, task, documents, questions, place)
+    barred = np.zeros(len(documents), dtype=np.uint8)
     content = np.zeros(len(documents), dtype=CONTENT)
-    for place, document in enumerate(documents):
-        if document.context_id in asked:
-            split[place] = guards.split_of(config.seed, document.context_id, config.test_share)
-        content[place] = np.void(duplicate_key(document.title, document.text))
-    # A twin of a test document counts as test itself, or its text would reach a training prompt.
-    split[(split == "") & np.isin(content, content[split == "test"])] = "test"
-    save_array(folder / "split.npy", split)
+    for at, document in enumerate(documents):
+        if asked.get(document.context_id) == "test":
+            barred[at] = HELD_OUT
+        content[at] = np.void(duplicate_key(document.title, document.text))
+    for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
+        if asked[context] == "test":
+            for oracle in oracles:
+                barred[place[oracle]] = HELD_OUT
+    # A twin of a held-out document is held out itself, or its text would reach a training prompt.
+    barred[(barred == FREE) & np.isin(content, content[barred == HELD_OUT])] = TWIN
+    if config.near_duplicates != "off":
+        _bar_near_twins(barred, documents, config.near_duplicates, progress)
+    save_array(folder / "barred.npy", barred)
     save_array(folder / "content.npy", content)
-    return _Corpus.open(folder)
+    return _Corpus.open(folder), asked
+
+
+def _context_splits(
+    config: ContextConfig,
+    task: QaTask,
+    documents: Items[Document],
+    questions: Items[Question],
+    place: IdIndex,
+) -> dict[str, str]:
+    """The split of each context by the hash of its id, or by when it was last asked about (else, written)."""
+    if task.split == "context":
+        contexts = dict.fromkeys(questions.column("context_id"))
+        return {c: guards.split_of(config.seed, c, config.test_share) for c in contexts}
+    times: dict[str, float | None] = {}
+    columns = (questions.column(name) for name in ("context_id", "oracles", "time"))
+    for context, oracles, time in zip(*columns, strict=True):
+        if time is None:
+            time = documents.value("time", place[oracles[0] if oracles else context])
+        known = [t for t in (times.get(context), time) if t is not None]
+        times[context] = max(known, default=None)
+    return guards.splits_by_time(times, config.test_share, "qa.split")
+
+
+def _bar_near_twins(
+    barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
+) -> None:
+    """Marks the free documents that nearly repeat a held-out one."""
+    held = np.flatnonzero(barred != FREE)
+    free = np.flatnonzero(barred == FREE)
+    if not len(held):
+        return
+    texts = (_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
+    index = NearDuplicates(texts, lambda at: _text(documents[int(held[at])]), threshold)
+    texts = (_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
+    near = np.zeros(len(free), dtype=bool)
+    for number, found in enumerate(index.matches(texts)):
+        near[number] = found >= 0
+        if number % 20_000 == 0:
+            progress("qa: near-duplicates", number, len(free))
+    barred[free[near]] = NEAR_TWIN
 
 
 def _kept(
-    config: ContextConfig, task: QaTask, corpus: _Corpus, questions: Items[Question], report: TaskReport
+    config: ContextConfig,
+    task: QaTask,
+    corpus: _Corpus,
+    questions: Items[Question],
+    asked: Mapping[str, str],
+    report: TaskReport,
 ) -> list[int]:
     """Places of the questions that become records: no duplicates across splits, no more than asked for."""
     contexts = list(questions.column("context_id"))
-    first = zip(questions.column("oracles"), contexts, strict=True)
-    oracle = [corpus.place[oracles[0] if oracles else context] for oracles, context in first]
+    dropped = report.tally.dropped
 
     def split(number: int) -> str:
-        return str(corpus.split[oracle[number]])
+        return asked[contexts[number]]
 
-    def content(number: int) -> bytes:
-        return bytes(corpus.content[oracle[number]])
-
-    numbers = range(len(questions))
-    kept = guards.drop_across_splits(numbers, split, content, "document_also_in_test", report.tally)
+    kept = []
+    for number, (context, oracles) in enumerate(zip(contexts, questions.column("oracles"), strict=True)):
+        marks = (
+            [] if split(number) == "test" else [corpus.barred[corpus.place[o]] for o in oracles or (context,)]
+        )
+        if any(mark in (HELD_OUT, TWIN) for mark in marks):
+            dropped["document_also_in_test"] += 1
+        elif any(mark == NEAR_TWIN for mark in marks):
+            dropped["document_nearly_in_test"] += 1
+        else:
+            kept.append(number)
     return guards.cap(
         kept,
         split,
@@ -169,10 +242,12 @@ def _kept(
 class QaWork:
     """What `prepare` wrote, opened to build records from."""
 
-    config: ContextConfig
+    task: QaTask
+    builder: QaBuilder
     corpus: _Corpus
     questions: Items[Question]
     kept: np.ndarray
+    held_out: np.ndarray
     bm25: Ranker
     dense: DenseIndex | None
     queries: np.ndarray | None
@@ -186,18 +261,39 @@ class QaWork:
             yield from self._batch(numbers, report)
 
     def _batch(self, numbers: range, report: TaskReport) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        task, corpus = self.config.qa, self.corpus
-        assert task is not None
+        share = self.task.share_contexts
+        # Whole blocks of questions that share, so that a record does not depend on how the work is cut.
+        wide = range(numbers.start // share * share, min(-(-numbers.stop // share) * share, len(self.kept)))
+        asked, rankings = self._asked(wide)
+        groups = sharing_groups([one.split for one in asked], share)
+        contexts: dict[int, dict[int, str]] = {}
+        for number in numbers:
+            at = number - wide.start
+            first = groups[at][0]
+            if first not in contexts:
+                # Counted once, by whoever builds the first question of the group.
+                counted = report if first + wide.start in numbers else TaskReport()
+                contexts[first] = self.builder.context([asked[i] for i in groups[at]], counted)
+            one = asked[at]
+            record = self.builder.record(one, contexts[first], asked[first].question.context_id, report)
+            if record is None:
+                continue
+            report.add_question(one.split, one.question.context_id, one.question.text)
+            for leg, ranking in rankings[at].items():
+                report.add_ranking(one.split, leg, ranking, np.array(one.oracles))
+            yield record, _ranking(self.corpus, record, rankings[at])
+
+    def _asked(self, numbers: range) -> tuple[list[AskedQuestion], list[dict[str, np.ndarray]]]:
+        """The questions with what was found for them, and every leg's ranking of each."""
         questions = [self.questions[int(self.kept[number])] for number in numbers]
         legs = self._legs(numbers, questions)
-        for number, question in enumerate(questions):
-            gold = np.array([corpus.place[name] for name in question.oracle_ids])
-            split = str(corpus.split[gold[0]])
-            rankings = _rank(number, legs, task)
-            for leg, ranking in rankings.items():
-                report.add_ranking(split, leg, ranking, gold)
-            record = _record(self.config, task, corpus, question, split, rankings["fused"])
-            yield record, _ranking(corpus, record, rankings)
+        rankings = [_rank(number, legs, self.task) for number in range(len(questions))]
+        asked = []
+        for number, question, ranked in zip(numbers, questions, rankings, strict=True):
+            oracles = tuple(self.corpus.place[name] for name in question.oracle_ids)
+            split = "test" if self.held_out[number] else "train"
+            asked.append(AskedQuestion(question, split, oracles, ranked["fused"].tolist()))
+        return asked, rankings
 
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
         """Per leg and question: the best places with their scores."""
@@ -211,14 +307,27 @@ class QaWork:
 
 def open_work(config: ContextConfig, folder: Path) -> QaWork:
     """Opens what `prepare` wrote."""
+    task = config.qa
+    assert task is not None
     corpus = _Corpus.open(folder)
     dense = queries = None
-    if config.qa is not None and "dense" in config.qa.legs:
+    if "dense" in task.legs:
         dense = DenseIndex.load(folder / VECTORS)
         queries = load_array(folder / "queries.npy")
     bm25 = open_index(config, corpus.texts, folder)
     questions = Items(folder / "questions.arrow", Question)
-    return QaWork(config, corpus, questions, load_array(folder / "kept.npy"), bm25, dense, queries)
+    kept, held_out = (load_array(folder / f"{name}.npy") for name in ("kept", "held-out"))
+    builder = QaBuilder(
+        task,
+        config.seed,
+        config.near_duplicates,
+        token_count(config),
+        lambda place: corpus.documents[place],
+        lambda place: bytes(corpus.content[place]),
+        lambda place: bool(corpus.barred[place]),
+        AnswerTemplate.of(task, "qa"),
+    )
+    return QaWork(task, builder, corpus, questions, kept, held_out, bm25, dense, queries)
 
 
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
@@ -227,40 +336,6 @@ def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str,
     say = {leg: legs[leg][number].say(pool) for leg in LEGS if leg in task.legs}
     rankings["fused"] = pool[hybrid.fuse(say, len(pool), task.fusion, task.rrf_k, task.weights)]
     return rankings
-
-
-def _record(
-    config: ContextConfig, task: QaTask, corpus: _Corpus, question: Question, split: str, fused: np.ndarray
-) -> dict[str, Any]:
-    oracles = [corpus.place[name] for name in question.oracle_ids]
-    if split == "test":
-        chosen = fused[: task.n_contexts].tolist()
-    else:
-        apart = ~np.isin(corpus.content[fused], corpus.content[oracles])
-        others = fused[apart & (corpus.split[fused] != "test")].tolist()
-        with_oracle = seeded_share(config.seed, "oracle", question.id) < task.oracle_share
-        best = next((p for p in fused.tolist() if p in oracles), oracles[0])
-        needed = oracles if question.needs_all else [best]
-        chosen = ((needed if with_oracle else []) + others)[: task.n_contexts]
-    documents = corpus.documents
-    chosen.sort(key=lambda p: seeded_hash(config.seed, "order", question.id, documents[p].id))
-    context = [documents[place] for place in chosen]
-    return {
-        "id": f"qa:{question.id}",
-        "instruction": prompts.QA_INSTRUCTION,
-        "input": prompts.qa_input([(d.title, d.text) for d in context], question.text),
-        "output": question.answers[0],
-        "task": "qa",
-        "split": split,
-        "context_id": question.context_id,
-        "context_ids": [document.id for document in context],
-        "oracle_ids": list(question.oracle_ids),
-        "oracle_in_context": (all if question.needs_all else any)(p in chosen for p in oracles),
-        "gold": list(question.answers),
-        "choices": [],
-        "source": question.source,
-        "source_row": question.row,
-    }
 
 
 def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from retrieval import guards, prompts
+from retrieval import guards, leaks, prompts
 from retrieval.bm25 import build_index, top_k
+from retrieval.budget import Count, fit, token_count
 from retrieval.columns import Items, write_items
 from retrieval.config import ContextConfig, TablesTask
 from retrieval.corpus import Question, Table, Tally
+from retrieval.distractors import CopyTest, pick
 from retrieval.errors import InputError
 from retrieval.readers.wikitables import read_tables
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import table_files
+from retrieval.styles import AnswerTemplate, Passage, false_quotes, taught_answer
 from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 
@@ -52,6 +56,7 @@ def prepare(
     """
     task = config.tables
     assert task is not None
+    AnswerTemplate.of(task, "tables")  # refused before hours of work, not after
     progress("tables: read", 0, 0)
     asks = _asks(config, task, report.tally)
     content = {id(ask.table): _content(ask.table) for ask in asks}
@@ -75,7 +80,7 @@ def prepare(
         config.seed,
         report.tally,
     )
-    contexts = _contexts(config, task, asks, content)
+    contexts = _contexts(config, task, asks, content, report)
     tables: dict[tuple[str, str], int] = {}
     rows = [_AskRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asks]
     held = {(ask.split, ask.table.id): ask.table for ask in asks}
@@ -90,6 +95,8 @@ def prepare(
 class TablesWork:
     """What `prepare` wrote, opened to build records from; tables and their contexts share numbers."""
 
+    task: TablesTask
+    template: AnswerTemplate | None
     tables: Items[Table]
     contexts: Items[_Context]
     questions: Items[Question]
@@ -99,12 +106,18 @@ class TablesWork:
         """(record, None) of the questions low to high - 1, in source order."""
         for question, row in zip(self.questions.run(low, high), self.asks.run(low, high), strict=True):
             ask = _Ask(question, self.tables[row.table], row.split)
-            yield _record(ask, self.contexts[row.table]), None
+            record = _record(ask, self.contexts[row.table], self.task, self.template, report)
+            if record is not None:
+                yield record, None
 
 
 def open_work(config: ContextConfig, folder: Path) -> TablesWork:
     """Opens what `prepare` wrote."""
+    task = config.tables
+    assert task is not None
     return TablesWork(
+        task,
+        AnswerTemplate.of(task, "tables"),
         Items(folder / "tables.arrow", Table),
         Items(folder / "contexts.arrow", _Context),
         Items(folder / "questions.arrow", Question),
@@ -115,6 +128,13 @@ def open_work(config: ContextConfig, folder: Path) -> TablesWork:
 def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
     asks = []
     splits: dict[str, str] = {}
+    count = token_count(config)
+
+    @cache
+    def over(table: Table) -> bool:
+        # Half a table gives another answer: how many, which is the last. It is all or nothing.
+        return task.max_context_tokens is not None and count(_block(table)) > task.max_context_tokens
+
     for split, root, tsv in table_files(task):
         tables, questions = read_tables(root, tsv, tally, tsv.name)
         for key in tables:
@@ -123,11 +143,16 @@ def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
             table = tables[question.context_id]
             if task.max_rows is not None and len(table.rows) > task.max_rows:
                 tally.dropped["table_over_max_rows"] += 1
+            elif over(table):
+                tally.dropped["table_over_max_context_tokens"] += 1
             else:
                 asks.append(_Ask(question, table, splits[f"{split}:{table.id}"]))
     guards.require_training(splits.values(), "tables", "tables")
     if not asks:
-        raise InputError(f"tables: no table has at most {task.max_rows} rows; raise tables.max_rows")
+        raise InputError(
+            f"tables: no table has at most {task.max_rows} rows and {task.max_context_tokens} tokens; raise "
+            "tables.max_rows or tables.max_context_tokens"
+        )
     return asks
 
 
@@ -140,10 +165,15 @@ def _content(table: Table) -> bytes:
 
 
 def _contexts(
-    config: ContextConfig, task: TablesTask, asks: list[_Ask], content: dict[int, bytes]
+    config: ContextConfig,
+    task: TablesTask,
+    asks: list[_Ask],
+    content: dict[int, bytes],
+    report: TaskReport,
 ) -> dict[tuple[str, str], _Context]:
     """The context of every table: alone, or among the tables of its own split most like it."""
     out: dict[tuple[str, str], _Context] = {}
+    count = token_count(config)
     for split in ("train", "test"):
         tables = list({ask.table.id: ask.table for ask in asks if ask.split == split}.values())
         blocks = [_block(table) for table in tables]
@@ -156,31 +186,84 @@ def _contexts(
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
-            # A table equal to the right one would be a second right answer, not a distractor.
-            own = content[id(table)]
-            others = [i for i in ranked if i != place and content[id(tables[i])] != own]
-            chosen = ([place] if with_oracle else []) + others
-            chosen = chosen[: task.n_contexts]
+            # A table equal to the right one, or nearly, would be a second right answer, not a distractor.
+            own, copies = content[id(table)], CopyTest([blocks[place]], config.near_duplicates)
+            usable = (
+                i for i in ranked if i != place and content[id(tables[i])] != own and not copies(blocks[i])
+            )
+            draw = partial(_draw, config.seed, table.id, tables)
+            ranks = task.ranks if split == "train" else None
+            chosen, outside = pick(usable, task.n_contexts - with_oracle, ranks, draw)
+            report.note(split, "distractor_outside_ranks", outside)
+            chosen = _fitted(
+                ([place] if with_oracle else []) + chosen, blocks, place, task, count, split, report
+            )
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
     return out
 
 
-def _record(ask: _Ask, context: _Context) -> dict[str, Any]:
+def _draw(seed: int, table: str, tables: list[Table], place: int) -> int:
+    return seeded_hash(seed, "distractor", table, tables[place].id)
+
+
+def _fitted(
+    chosen: list[int],
+    blocks: list[str],
+    right: int,
+    task: TablesTask,
+    count: Count,
+    split: str,
+    report: TaskReport,
+) -> list[int]:
+    """Those of the chosen tables that are within the budget, each whole."""
+    if task.max_context_tokens is None:
+        return chosen
+    texts = [blocks[i] + "\n\n" for i in chosen]
+    protected = [chosen.index(right)] if right in chosen else [0]
+    fitted = fit(texts, task.max_context_tokens, count, protected)
+    report.note(split, "context_shortened", fitted.shortened)
+    return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None]
+
+
+def _record(
+    ask: _Ask, context: _Context, task: TablesTask, template: AnswerTemplate | None, report: TaskReport
+) -> dict[str, Any] | None:
     question = ask.question
+    name = f"tables:{question.id}"
+    passages = [Passage(i, "", block) for i, block in zip(context.ids, context.blocks, strict=True)]
+    abstention = prompts.NO_TABLE if task.abstain else None
+    taught = taught_answer(
+        task.answer_style,
+        template,
+        name,
+        question.text,
+        question.answers,
+        prompts.ANSWER_SEPARATOR.join(question.answers),
+        passages,
+        [passage for passage in passages if passage.id == ask.table.id],
+        abstention,
+    )
+    report.note(ask.split, taught.counted)
+    shown = prompts.tables_input(context.blocks, question.text)
+    if false_quotes(taught.output, shown):
+        report.tally.dropped[leaks.FALSE_QUOTE] += 1
+        return None
     return {
-        "id": f"tables:{question.id}",
-        "instruction": prompts.TABLES_INSTRUCTION,
-        "input": prompts.tables_input(context.blocks, question.text),
-        "output": prompts.ANSWER_SEPARATOR.join(question.answers),
+        "id": name,
+        "instruction": prompts.instruction(
+            prompts.TABLES_INSTRUCTION, abstention, task.answer_style == "quote"
+        ),
+        "input": shown,
+        "output": taught.output,
         "task": "tables",
         "split": ask.split,
         "context_id": ask.table.id,
         "context_ids": list(context.ids),
         "oracle_ids": [ask.table.id],
         "oracle_in_context": ask.table.id in context.ids,
-        "gold": list(question.answers),
+        "gold": list(taught.gold),
         "choices": [],
         "source": question.source,
         "source_row": question.row,

@@ -11,6 +11,7 @@ import numpy as np
 
 from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import Ranker
+from retrieval.budget import Count, token_count
 from retrieval.columns import Items, ItemSink, load_array, save_array, write_items
 from retrieval.config import LEGS, ContextConfig, ThreadsTask
 from retrieval.corpus import Post, Tally, Thread
@@ -21,6 +22,7 @@ from retrieval.readers.threads import read_threads
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import thread_format
 from retrieval.tasks.index import index_texts, open_index
+from retrieval.tasks.thread_record import thread_record
 from retrieval.text import duplicate_key
 from retrieval.vectors import cosines
 
@@ -168,6 +170,8 @@ class ThreadsWork:
     """What `prepare` wrote, opened to build records from."""
 
     task: ThreadsTask
+    seed: int
+    count: Count
     threads: _Threads
     asks: Items[_AskRow]
     bm25: Ranker
@@ -178,7 +182,8 @@ class ThreadsWork:
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """(record, ranking) of the asks low to high - 1, in corpus order, without those that leak."""
         for number, row in zip(range(low, high), self.asks.run(low, high), strict=True):
-            built = _build(self.threads.ask(row), number, self.task, self.bm25, self.dense, report)
+            ask = self.threads.ask(row)
+            built = _build(ask, number, self.task, self.seed, self.count, self.bm25, self.dense, report)
             if built is not None:
                 yield built
 
@@ -191,7 +196,8 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
     threads = _Threads(folder)
     bm25 = open_index(config, threads.texts, folder)
     dense = _Dense.open(folder) if "dense" in task.legs else None
-    return ThreadsWork(task, threads, Items(folder / "asks.arrow", _AskRow), bm25, dense)
+    asks = Items(folder / "asks.arrow", _AskRow)
+    return ThreadsWork(task, config.seed, token_count(config), threads, asks, bm25, dense)
 
 
 def _read(
@@ -325,7 +331,14 @@ class _Dense:
 
 
 def _build(
-    ask: _Ask, number: int, task: ThreadsTask, bm25: Ranker, dense: _Dense | None, report: TaskReport
+    ask: _Ask,
+    number: int,
+    task: ThreadsTask,
+    seed: int,
+    count: Count,
+    bm25: Ranker,
+    dense: _Dense | None,
+    report: TaskReport,
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The record and ranking of one comment, or None where the record would leak its label (counted)."""
     candidates = ask.thread.posts[ask.low : ask.place]
@@ -337,11 +350,24 @@ def _build(
     if dense is not None:
         similar["dense"] = dense.window_scores(number, low, high)
     rankings = _rankings(ask, candidates, similar, task)
-    fused = rankings["fused"]
-    record = _record(ask, candidates, fused, gold, task)
-    if task.format == "4chan" and guards.has_link(record["input"]):
-        report.tally.dropped["label_leak"] += 1
+    record = thread_record(
+        ask.name,
+        ask.thread.id,
+        ask.thread.source,
+        ask.split,
+        ask.comment,
+        candidates,
+        rankings["fused"].tolist(),
+        gold.tolist(),
+        [ask.thread.posts[place] for place in sorted(ask.parents)],
+        task,
+        seed,
+        count,
+        report,
+    )
+    if record is None:
         return None
+    report.add_question(ask.split, ask.thread.id, ask.comment.text, ask.place - max(ask.parents))
     for leg, ranking in rankings.items():
         report.add_ranking(ask.split, leg, ranking, gold, absent)
     return record, _ranking(ask, candidates, rankings)
@@ -364,38 +390,6 @@ def _rankings(
     fusing = {leg: say[leg] for leg in LEGS if leg in task.legs}
     rankings["fused"] = hybrid.fuse(fusing, len(candidates), task.fusion, task.rrf_k, task.weights)
     return rankings
-
-
-def _record(
-    ask: _Ask, candidates: Sequence[Post], fused: np.ndarray, gold: np.ndarray, task: ThreadsTask
-) -> dict[str, Any]:
-    chosen = fused[: task.n_contexts].tolist()
-    parents = set(gold.tolist())
-    if ask.split == "train" and not parents & set(chosen):
-        chosen[-1] = next(place for place in fused.tolist() if place in parents)
-    chosen.sort()
-    context = [candidates[place] for place in chosen]
-    labels = [prompts.post_label(post.author, n) for n, post in enumerate(context, start=1)]
-    answers = [labels[chosen.index(place)] for place in gold.tolist() if place in chosen]
-    posts = ask.thread.posts
-    return {
-        "id": ask.name,
-        "instruction": prompts.THREADS_INSTRUCTION,
-        "input": prompts.threads_input(
-            [(p.author, p.text) for p in context], ask.comment.author, ask.comment.text
-        ),
-        "output": answers[0] if answers else "",
-        "task": "threads",
-        "split": ask.split,
-        "context_id": ask.thread.id,
-        "context_ids": [post.id for post in context],
-        "oracle_ids": [posts[place].id for place in sorted(ask.parents)],
-        "oracle_in_context": bool(answers),
-        "gold": answers,
-        "choices": labels,
-        "source": ask.thread.source,
-        "source_row": ask.comment.row,
-    }
 
 
 def _ranking(ask: _Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
