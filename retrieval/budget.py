@@ -22,8 +22,17 @@ def count_words(text: str) -> int:
 
 
 def token_count(config: ContextConfig) -> Count:
-    """What budgets are counted in: words."""
-    return count_words
+    """What budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
+
+    Raises:
+        InputError: the tokenizer cannot be read.
+    """
+    from retrieval.sources import tokenizer_folder
+    from retrieval.tokens import load_counter
+
+    if not config.counts_tokens:
+        return count_words
+    return load_counter(tokenizer_folder(config)).count
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,12 @@ class ContextConfig(_Model):
         title="Dense index",
         description="Of documents; flat is exact, the others' recall is measured; auto: flat to a million.",
     )
+    token_histogram: bool = Field(
+        default=False,
+        title="Count tokens",
+        description="Say in the report how many tokens of the tokenizer the prompts have, not only how many "
+        "words. Another base model then builds the records anew.",
+    )
     bm25_backend: Literal["csr", "rank_bm25"] = Field(
         default="csr",
         title="BM25 backend",
@@ -394,7 +400,10 @@ class ContextConfig(_Model):
     @property
     def counts_tokens(self) -> bool:
         """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
-        return self.qa is not None and self.qa.chunk_tokens is not None
+        tasks = [task for task in (self.tables, self.threads, self.qa) if task is not None]
+        budgets = any(task.max_context_tokens is not None for task in tasks)
+        chunks = self.qa is not None and self.qa.chunk_tokens is not None
+        return chunks or self.token_histogram or (budgets and self.tokenizer is not None)
 
     def fingerprint(self) -> dict[str, Any]:
         """The config as JSON values without the fields that only say where files lie and who builds."""

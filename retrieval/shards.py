@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from retrieval import mergeable
+from retrieval.budget import token_count
 from retrieval.columns import RowSink
 from retrieval.config import ContextConfig
 from retrieval.dense import Embedder, load_embedder
@@ -137,6 +138,7 @@ def build_shard(
             told(shard.high - shard.low)
         return
     report = TaskReport()
+    count = token_count(config) if config.counts_tokens else None
     opened: TaskWork = _module(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
     with (
@@ -144,7 +146,7 @@ def build_shard(
         RowSink(paths["rankings"], schema(RANKING_COLUMNS)) as rankings,
     ):
         for record, ranking in opened.build(shard.low, shard.high, report):
-            report.add_record(record)
+            report.add_record(record, count(record["input"]) if count else None)
             records.append(tuple(record[name] for name in RECORD_COLUMNS))
             if ranking is not None:
                 rankings.append(tuple(ranking[name] for name in RANKING_COLUMNS))
