@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import guards
+from retrieval import guards, leaks
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, ThreadsTask
+from retrieval.config import ContextConfig, QaTask, ThreadsTask
 from retrieval.errors import InputError
 from retrieval.near_duplicates import NearDuplicates, bands_for, shingles, similarity
+from retrieval.readers import threads_4chan
 from retrieval.records import read_records
 
 from .conftest import TOPICS, link, post
@@ -126,3 +128,129 @@ def test_threads_are_split_by_time(write: Write, tmp_path: Path) -> None:
 def test_off_may_be_yaml_false() -> None:
     config = ContextConfig.model_validate({"near_duplicates": False, "threads": {"source": "x"}})
     assert config.near_duplicates == "off"
+
+
+PARENT = "My uncle keeps seven copper kettles in the old harbour shed."
+
+
+def leaking(reply: str, **fields: Any) -> list[dict[str, Any]]:
+    """A thread whose second comment answers the first by `reply`, beside one that is clean."""
+    posts = talk(10, "What is in your shed?", PARENT)
+    return [*posts, post(12, link(11) + reply, "Oskar", 10) | fields]
+
+
+@pytest.mark.parametrize(
+    ("reply", "fields", "leak"),
+    [
+        ("see above", {}, leaks.QUOTELINK),
+        (f"You said: {PARENT} Why seven?", {}, leaks.QUOTED_PARENT),
+        ("I agree with #2 Lena here", {}, leaks.ANSWER_LABEL),
+        ("Nice ones.", {"time": 5}, leaks.LATER_CONTEXT),
+    ],
+)
+def test_a_planted_leak_is_caught_in_the_finished_record(
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: str,
+    fields: dict[str, Any],
+    leak: str,
+) -> None:
+    if leak == leaks.QUOTELINK:  # a reader that overlooks them: ours was never seen to
+        parse = threads_4chan.parse_comment
+
+        def overlook(html: str, thread_no: str) -> threads_4chan.Comment:
+            found = parse(html, thread_no)
+            return replace(found, text=f">>11 {found.text}") if "see above" in html else found
+
+        monkeypatch.setattr(threads_4chan, "parse_comment", overlook)
+    source = write_threads(write, "t.ndjson", leaking(reply, **fields))
+    metrics = build_context(threads_config(source, test_share=0.0), tmp_path / "out")["tasks"]["threads"]
+    assert metrics["dropped"] == {leak: 1}
+    assert metrics["guards"]["leaks_dropped"][leak.removeprefix("leak_")] == 1
+    assert metrics["guards"]["records_searched"] == 2
+    records = read_records(tmp_path / "out" / "records.parquet")
+    assert [r["id"] for r in records] == ["threads:10:11"]
+    monkeypatch.undo()
+    clean = write_threads(write, "c.ndjson", leaking("Nice ones, said the harbour master."))
+    assert build_context(threads_config(clean, test_share=0.0), tmp_path / "clean")["records"] == 2
+
+
+def test_quoting_is_repeating_in_a_row() -> None:
+    long = " ".join(WORDS[:30])
+    assert leaks.quotes(f"well {long.upper()}!", long)
+    assert leaks.quotes(" ".join(WORDS[5:17]), long)
+    assert not leaks.quotes(" ".join(WORDS[5:16]), long)
+    assert leaks.quotes("so: one two three four five six. why", "One two three, four five six")
+    assert not leaks.quotes("yes yes yes", "yes yes yes")
+    assert leaks.names("as #3 Marta said", "#3 Marta") and not leaks.names("as #3 Martas said", "#3 Marta")
+
+
+def qa_config(write: Write, documents: list[dict], questions: list[dict], **fields: Any) -> ContextConfig:
+    rows = {"documents": documents, "questions": questions}
+    paths = {
+        name: write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+        for name, found in rows.items()
+    }
+    top = {"test_share": fields.pop("test_share", 0.0), "near_duplicates": fields.pop("near_duplicates", 0.8)}
+    task = {"source": str(paths["documents"]), "questions": str(paths["questions"]), "legs": ["bm25"]}
+    return ContextConfig(**top, qa=QaTask(**(task | fields)))
+
+
+def document(number: int, text: str = "", **fields: Any) -> dict[str, Any]:
+    words = (
+        text
+        or f"The {TOPICS[number % 9]} of number {number} costs {number * 7} coins at the {WORDS[number]}."
+    )
+    return {"id": f"d{number}", "title": "", "text": words} | fields
+
+
+def question(number: int, **fields: Any) -> dict[str, Any]:
+    asked = f"What does the {TOPICS[number % 9]} of number {number} cost?"
+    row = {"id": f"q{number}", "document_id": f"d{number}", "question": asked}
+    return row | {"answers": [f"{number * 7} coins"]} | fields
+
+
+def test_a_planted_context_later_than_the_question_is_caught(write: Write, tmp_path: Path) -> None:
+    documents = [document(i, time=i) for i in range(20)]
+    # Question 3 is asked before its own document was written; the others right after theirs.
+    questions = [question(i, time=2 if i == 3 else i + 0.5) for i in range(20)]
+    config = qa_config(write, documents, questions, oracle_share=1.0)
+    metrics = build_context(config, tmp_path / "out")["tasks"]["qa"]
+    assert metrics["dropped"] == {leaks.LATER_CONTEXT: 1}
+    records = read_records(tmp_path / "out" / "records.parquet")
+    assert len(records) == 19
+    for record in records:
+        asked = int(record["id"].removeprefix("qa:q"))
+        assert all(int(name[1:]) <= asked for name in record["context_ids"])
+
+
+def test_questions_are_split_by_time(write: Write, tmp_path: Path) -> None:
+    documents = [document(i) for i in range(20)]
+    config = qa_config(write, documents, [question(i, time=100 - i) for i in range(20)], test_share=0.25)
+    config = config.model_copy(update={"qa": config.qa.model_copy(update={"split": "time"})})
+    build_context(config, tmp_path / "out")
+    records = read_records(tmp_path / "out" / "records.parquet")
+    assert {r["id"] for r in records if r["split"] == "test"} == {f"qa:q{i}" for i in range(5)}
+
+
+def test_documents_that_nearly_repeat_a_held_out_one_stay_out_of_training(
+    write: Write, tmp_path: Path
+) -> None:
+    base = [document(i, " ".join(WORDS[i : i + 25])) for i in range(0, 54, 3)]
+    held = [d for d in base if guards.split_of(0, d["id"], 0.3) == "test"]
+    assert held
+    # A copy that is asked about, in the training split by its id, and one that nobody asks about.
+    ids = (f"d{n}" for n in range(100, 1000) if guards.split_of(0, f"d{n}", 0.3) == "train")
+    copy, idle = (
+        {"id": next(ids), "title": "", "text": f"{held[0]['text']} {word}"} for word in ("once", "again")
+    )
+    numbers = [int(d["id"][1:]) for d in [*base, copy]]
+    config = qa_config(write, [*base, copy, idle], [question(n) for n in numbers], test_share=0.3)
+    metrics = build_context(config, tmp_path / "out")["tasks"]["qa"]
+    assert metrics["dropped"] == {"document_nearly_in_test": 1}
+    assert metrics["guards"]["near_duplicates_dropped"] == 1
+    assert metrics["guards"]["test_contexts_in_training_prompts"] == 0
+    train = read_records(tmp_path / "out" / "records.parquet", split="train")
+    barred = {d["id"] for d in held} | {copy["id"], idle["id"]}
+    assert train and not any(barred & set(record["context_ids"]) for record in train)
