@@ -49,7 +49,7 @@ class _Task(_Model):
     )
     max_context_tokens: int | None = Field(
         default=None,
-        ge=16,
+        ge=8,
         title="Most context tokens",
         description="Longer contexts lose the least wanted texts, then sentences, but in training never what "
         "holds the answer; a table that alone is longer is dropped and counted. Tokens of the tokenizer, if "
