@@ -19,6 +19,7 @@ from retrieval.times import parse_time
 
 _MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
 _ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
+_LINE_NUMBER = re.compile(r"\d{1,18}$")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
 
@@ -102,7 +103,7 @@ def _annotations(
         words = text.split()
         if not words:
             continue
-        if len(words) < 2 or not (words[0].isdecimal() and words[1].isdecimal()):
+        if len(words) < 2 or not (_LINE_NUMBER.match(words[0]) and _LINE_NUMBER.match(words[1])):
             raise InputError(
                 f"{path}:{number}: found {text!r:.60}, expected `PARENT CHILD -` with line numbers"
             )

@@ -76,8 +76,16 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
     return tables, questions
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have, or that climbs out of the folder, is none."""
+    try:
+        return ".." not in path.parts and path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _read_csv(path: Path, key: str, where: str, tally: Tally) -> Table:
-    if not path.is_file():
+    if not _is_file(path):
         raise InputError(
             f"{where}: table {key} does not exist at {path}; add the file or mend the context column"
         )
