@@ -291,6 +291,12 @@ class QaTask(_Styled):
         _check_weights(self.weights, self.legs)
         return self
 
+    @model_validator(mode="after")
+    def _overlap_below_chunk(self) -> QaTask:
+        if self.chunk_overlap and (self.chunk_tokens is None or self.chunk_overlap >= self.chunk_tokens):
+            raise ValueError("chunk_overlap must be below chunk_tokens")
+        return self
+
 
 def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
     """Raises ValueError where a weight names a leg that is not fused, or all of them are zero."""
@@ -299,12 +305,6 @@ def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
             raise ValueError(f"weights has {leg!r}, which is not one of the legs ({', '.join(legs)})")
     if all(weights.get(leg, 1.0) == 0 for leg in legs):
         raise ValueError("weights are all zero: give some leg a weight above zero")
-
-    @model_validator(mode="after")
-    def _overlap_below_chunk(self) -> QaTask:
-        if self.chunk_overlap and (self.chunk_tokens is None or self.chunk_overlap >= self.chunk_tokens):
-            raise ValueError("chunk_overlap must be below chunk_tokens")
-        return self
 
 
 class ContextConfig(_Model):

@@ -36,7 +36,12 @@ def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{file.path}:{line}: not UTF-8; save the file as UTF-8") from error
     heading = _HEADING.search(text) if name.suffix.lower() == ".md" else None
-    return fold(heading[1]) if heading else name.stem, text
+    if heading is None:
+        return name.stem, text
+    if not text[: heading.start()].strip():
+        # The title is not said twice; spaces in its place keep every other character where it is.
+        text = " " * heading.end() + text[heading.end() :]
+    return fold(heading[1]), text
 
 
 def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
