@@ -176,4 +176,4 @@ def test_chunks_need_a_tokenizer_and_a_sensible_overlap(write: Write, tmp_path: 
         build_context(ContextConfig(qa=task, tokenizer=str(tmp_path)), tmp_path / "out")
     with pytest.raises(ValidationError, match="chunk_overlap must be below chunk_tokens"):
         QaTask(source="x", chunk_tokens=8, chunk_overlap=8)
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))

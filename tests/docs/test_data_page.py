@@ -1,0 +1,114 @@
+"""docs/data.md: every example on the page is cut out and read by the reader that it is about."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.config import load_config
+from retrieval.build import build_context
+from retrieval.config import QaTask, ThreadsTask
+from retrieval.corpus import Tally
+from retrieval.readers.documents import read_documents, read_questions
+from retrieval.readers.threads import read_threads
+from retrieval.readers.wikitables import read_tables
+from retrieval.records import read_records
+from retrieval.sources import document_files, question_files
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLE = re.compile(r"<!-- example: (\S+) (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    """The page's examples, each in the folder of its format."""
+    for folder, name, text in EXAMPLE.findall(PAGE):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_every_marked_example_is_found(examples: Path) -> None:
+    assert len(EXAMPLE.findall(PAGE)) == PAGE.count("<!-- example:") >= 13
+    assert {path.name for path in examples.iterdir()} >= {"qa", "squad", "hotpotqa", "tables", "4chan", "irc"}
+
+
+@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon"])
+def test_conversations(examples: Path, kind: str) -> None:
+    tally = Tally()
+    (thread,) = read_threads(ThreadsTask(source=str(examples / kind)), tally)
+    first, second = thread.posts
+    assert second.parents == (first.id,)
+    assert first.text.endswith("Which one?") and second.text.endswith("he red one.")
+    assert tally.read["posts"] == 2
+    if kind != "irc":
+        assert (first.time, second.time) == (1714521600.0, 1714521660.0)
+
+
+def qa(task: QaTask) -> tuple[dict[str, Any], list[Any], Tally]:
+    tally = Tally()
+    documents = read_documents(document_files(task), tally)
+    return documents, read_questions(question_files(task), documents, tally), tally
+
+
+def test_documents_and_questions(examples: Path) -> None:
+    source = str(examples / "qa" / "documents.jsonl")
+    documents, questions, _ = qa(QaTask(source=source, questions=str(examples / "qa" / "questions.jsonl")))
+    assert (documents["d1"].title, documents["d1"].time) == ("The lamp", 1714521600.0)
+    assert questions[0].answers == ("40 watts", "a bulb of 40 watts")
+    assert questions[1].oracle_ids == ("d1", "d2")
+
+
+def test_squad(examples: Path) -> None:
+    documents, (question,), tally = qa(QaTask(source=str(examples / "squad")))
+    (document,) = documents.values()
+    assert question.context_id == document.id and document.title == "Oslo"
+    low, high = question.span
+    assert document.text[low:high] == question.answers[0] == "the capital of Norway"
+    assert tally.dropped == {"question_unanswerable": 1}
+
+
+def test_hotpotqa(examples: Path) -> None:
+    documents, (question,), _ = qa(QaTask(source=str(examples / "hotpotqa")))
+    assert [documents[name].title for name in question.oracle_ids] == ["Oslo", "Rome"]
+    assert len(documents) == 3 and question.needs_all
+
+
+def test_tables(examples: Path) -> None:
+    root = examples / "tables"
+    tables, questions = read_tables(root, root / "data" / "training.tsv", Tally(), "training.tsv")
+    assert tables["csv/1.csv"].rows[0] == ("Oslo", "Norway", 'the "Tiger City"')
+    assert questions[0].answers == ("Oslo", "Bergen")
+
+
+def test_ten_minutes(tmp_path: Path) -> None:
+    """The page's own commands make the files, and its configuration builds records from them."""
+    part = PAGE[PAGE.index("## Your own data in ten minutes") : PAGE.index("## What all formats share")]
+    first, second, *_ = re.findall(r"```bash\n(.*?)```", part, re.DOTALL)
+    script = re.sub(r"^   ", "", first + second, flags=re.MULTILINE)
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
+    (config,) = re.findall(r"```yaml\n(.*?)```", part, re.DOTALL)
+    raw = yaml.safe_load(re.sub(r"^   ", "", config, flags=re.MULTILINE))
+    raw["model"]["path"] = str(ROOT / "data" / "tiny-llama")
+    (tmp_path / "mine" / "mine.yaml").write_text(yaml.safe_dump(raw))
+    settings = load_config(tmp_path / "mine" / "mine.yaml")
+    metrics = build_context(settings.context, tmp_path / "out")
+    assert metrics["records"] == 3 and set(metrics["tasks"]["qa"]["records"]) == {"train", "test"}
+    records = read_records(tmp_path / "out" / "records.parquet")
+    lamp = next(record for record in records if record["id"] == "qa:q2")
+    assert lamp["output"] == "40 watts" and lamp["context_id"] == "lamp.md"
+    assert ". # The" not in records[0]["input"], "a title is not said twice"
+
+
+def test_the_page_names_every_format() -> None:
+    known = {*ThreadsTask.model_fields["format"].annotation.__args__} - {"auto"}
+    known |= {"block", "missing_parents", "chunk_tokens", "chunk_overlap", "JORA_CACHE"}
+    missing = [name for name in known if name.lower() not in PAGE.lower()]
+    assert not missing
