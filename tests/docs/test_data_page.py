@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -108,7 +108,7 @@ def test_ten_minutes(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_format() -> None:
-    known = {*ThreadsTask.model_fields["format"].annotation.__args__} - {"auto"}
+    known = {*get_args(ThreadsTask.model_fields["format"].annotation)} - {"auto"}
     known |= {"block", "missing_parents", "chunk_tokens", "chunk_overlap", "JORA_CACHE"}
     missing = [name for name in known if name.lower() not in PAGE.lower()]
     assert not missing
