@@ -231,7 +231,7 @@ class QaTask(_Styled):
         description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
         "in SQuAD and HotpotQA.",
     )
-    format: Literal["auto", "documents", "squad", "hotpotqa"] = Field(
+    format: Literal["auto", "documents", "squad", "hotpotqa", "alpaca"] = Field(
         default="auto", title="Format", description="Layout of rows; auto: told by their fields."
     )
     split: Literal["context", "time"] = Field(

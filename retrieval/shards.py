@@ -22,8 +22,9 @@ from typing import Any, Protocol
 from retrieval import mergeable
 from retrieval.budget import token_count
 from retrieval.columns import RowSink
-from retrieval.config import ContextConfig
+from retrieval.config import ContextConfig, QaTask
 from retrieval.dense import Embedder, load_embedder
+from retrieval.readers.alpaca import is_alpaca
 from retrieval.records import (
     RANKING_COLUMNS,
     RECORD_COLUMNS,
@@ -242,6 +243,8 @@ def _embedder(config: ContextConfig) -> Embedder | None:
         InputError: a task has the leg and no usable embedder is configured.
     """
     for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
+        if isinstance(task, QaTask) and is_alpaca(task):  # nothing is retrieved for those
+            continue
         if task is not None and "dense" in task.legs:
             cache = config.embedding_cache
             folder = Path(expand_path(cache, "embedding_cache")) if cache else None

@@ -23,9 +23,11 @@ from retrieval.corpus import Document, Question
 from retrieval.dense import Embedder
 from retrieval.distractors import sharing_groups
 from retrieval.near_duplicates import NearDuplicates
+from retrieval.readers.alpaca import is_alpaca
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.styles import AnswerTemplate
+from retrieval.tasks import alpaca
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.qa_record import AskedQuestion, QaBuilder
 from retrieval.tasks.threads import RANKING_DEPTH
@@ -94,6 +96,8 @@ def prepare(
 
     task = config.qa
     assert task is not None
+    if is_alpaca(task):
+        return alpaca.prepare(config, folder, report, progress)
     AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
     progress("qa: read", 0, 0)
     chunker = None
@@ -305,8 +309,10 @@ class QaWork:
         return legs
 
 
-def open_work(config: ContextConfig, folder: Path) -> QaWork:
+def open_work(config: ContextConfig, folder: Path) -> QaWork | alpaca.AlpacaWork:
     """Opens what `prepare` wrote."""
+    if (folder / alpaca.TRIPLES).is_file():
+        return alpaca.open_work(folder)
     task = config.qa
     assert task is not None
     corpus = _Corpus.open(folder)

@@ -14,6 +14,7 @@ from flows.config import load_config
 from retrieval.build import build_context
 from retrieval.config import QaTask, ThreadsTask
 from retrieval.corpus import Tally
+from retrieval.readers.alpaca import is_alpaca, read_triples
 from retrieval.readers.documents import read_documents, read_questions
 from retrieval.readers.threads import read_threads
 from retrieval.readers.wikitables import read_tables
@@ -79,6 +80,12 @@ def test_hotpotqa(examples: Path) -> None:
     documents, (question,), _ = qa(QaTask(source=str(examples / "hotpotqa")))
     assert [documents[name].title for name in question.oracle_ids] == ["Oslo", "Rome"]
     assert len(documents) == 3 and question.needs_all
+
+
+def test_alpaca(examples: Path) -> None:
+    task = QaTask(source=str(examples / "alpaca"))
+    assert is_alpaca(task)
+    assert [t.output for t in read_triples(document_files(task), Tally())] == ["Oslo", "bonjour"]
 
 
 def test_tables(examples: Path) -> None:

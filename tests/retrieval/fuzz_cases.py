@@ -12,6 +12,7 @@ import zstandard
 
 from retrieval.config import ThreadsTask
 from retrieval.corpus import Tally
+from retrieval.readers.alpaca import read_triples
 from retrieval.readers.documents import stream_documents, stream_questions
 from retrieval.readers.threads import read_threads
 from retrieval.readers.wikitables import read_tables
@@ -172,6 +173,8 @@ HOTPOT = [
     for i in range(3)
 ]
 
+TRIPLES = [{"id": i, "instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(4)]
+
 Counts = tuple[int, int, int]
 
 
@@ -207,6 +210,13 @@ def count_questions(path: Path) -> tuple[Counts, list[Any]]:
     tally = Tally()
     found = list(stream_questions([SourceFile(path, path.name)], _Any(), tally))
     return (tally.read["questions"], len(found), _dropped(tally, "question_")), found
+
+
+def count_triples(path: Path) -> tuple[Counts, list[Any]]:
+    """(instructions read, given, dropped) of a file."""
+    tally = Tally()
+    found = list(read_triples([SourceFile(path, path.name)], tally))
+    return (tally.read["instructions"], len(found), _dropped(tally, "instruction_")), found
 
 
 def count_tables(path: Path) -> tuple[Counts, list[Any]]:
@@ -263,6 +273,7 @@ FORMATS = [
     Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40),
     Format("hotpot.json", HOTPOT, pretty, count_documents, 60),
     Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80),
+    Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
 ]
