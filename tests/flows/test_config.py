@@ -124,6 +124,21 @@ def test_embedder_is_a_folder_or_a_public_name(project: Project) -> None:
     assert project.config("context.embedder=./missing").context.embedder == str(project.folder / "missing")
 
 
+def test_chunks_are_counted_by_the_models_tokenizer(tmp_path: Path) -> None:
+    from flows.stages.context import BUILD_CONTEXT
+
+    sample = load_config()
+    assert sample.context.tokenizer == sample.model.path
+    whole, label = BUILD_CONTEXT.inputs(sample), "tokenizer/tokenizer.json"
+    assert sample.context.counts_tokens == (label in whole), "what counts nothing depends on no tokenizer"
+    chunked = load_config(None, ["context.qa.chunk_tokens=64"])
+    assert BUILD_CONTEXT.inputs(chunked)[label] == Path(sample.model.path) / "tokenizer.json"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    own = load_config(None, ["context.qa.chunk_tokens=64", f"context.tokenizer={tmp_path}"])
+    assert BUILD_CONTEXT.inputs(own)[label] == tmp_path / "tokenizer.json"
+    assert "tokenizer" not in BUILD_CONTEXT.settings(own)["context"], "a moved model changes no key"
+
+
 def test_second_phase_inherits_the_adapter_shape(project: Project) -> None:
     config = project.config("phases.0.lora={r: 4, target_modules: [q_proj]}")
     assert config.phases[1].lora == config.phases[0].lora
