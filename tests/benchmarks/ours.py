@@ -87,7 +87,8 @@ def order(settings: dict[str, Any]) -> TrainSpec:
             "data": {
                 "records": "none.parquet",
                 "max_seq_len": settings["sequence"],
-                "tokens_per_batch": settings["sequence"] * settings["batch"],
+                "tokens_per_batch": settings.get("tokens_per_batch")
+                or settings["sequence"] * settings["batch"],
             },
             "max_steps": 1000,
             "dtype": settings["dtype"],

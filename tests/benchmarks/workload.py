@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from harness import at_least_one
@@ -84,3 +84,40 @@ def supervised_tokens(text: str) -> int:
     if text == "all":
         return 0
     return at_least_one(text)
+
+
+class Tokenised(NamedTuple):
+    """One example: prompt int32 [T] with BOS and without loss, answer int32 with EOS and loss."""
+
+    id: str
+    context: str
+    prompt: np.ndarray
+    answer: np.ndarray
+
+
+def write_examples(path: Path, rows: Sequence[Tokenised]) -> None:
+    """Examples as an ``.npz`` that every side reads."""
+    tokens = {
+        f"{part}{n:06}": getattr(row, part) for n, row in enumerate(rows) for part in ("prompt", "answer")
+    }
+    names = {name: np.asarray([getattr(row, name) for row in rows]) for name in ("id", "context")}
+    np.savez(path, **names, **tokens)
+
+
+def read_examples(path: Path) -> list[Tokenised]:
+    """What `write_examples` wrote."""
+    with np.load(path) as file:
+        names = zip(file["id"].tolist(), file["context"].tolist(), strict=True)
+        return [
+            Tokenised(*name, file[f"prompt{n:06}"], file[f"answer{n:06}"]) for n, name in enumerate(names)
+        ]
+
+
+def systematic(count: int, rounds: int, per_round: int) -> list[list[int]]:
+    """Which of `count` batches, sorted by size, the rounds take: evenly spread ones, each round some of all.
+
+    Round r takes the middles of every `rounds`-th of rounds x per_round equal parts.
+    """
+    parts = rounds * per_round
+    middles = [min(int((part + 0.5) * count / parts), count - 1) for part in range(parts)]
+    return [middles[start::rounds] for start in range(rounds)]
