@@ -6,7 +6,8 @@
 400 questions over tables (WikiTableQuestions, up to 2,048 tokens) and 400 over windows of 100 chat messages
 (Ubuntu IRC), both in whole contexts, with Llama 2's tokenizer. Every side plans its own epoch over the same
 records; its microbatches are sorted by size, and evenly spread ones are timed, in rounds in which the sides
-take turns. The rate of a round is its records over its seconds, the rate of a side the median of its rounds.
+take turns. A round's seconds a token, padding included, times the epoch's tokens are the epoch's seconds; the
+rate of a side is the median of its rounds.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def measure(
             if not mine or "error" in mine[-1]:
                 results.append({"data": name, "side": worker.name, "error": "out of memory"})
                 continue
-            rates = [turn["records"] / turn["seconds"] for turn in mine]
+            about = worker.ask("about")
+            epochs = [about["padded"] * turn["seconds"] / turn["padded"] for turn in mine]
+            rates = [about["records"] / seconds for seconds in epochs]
             results.append(
                 {
                     "data": name,
@@ -179,7 +182,7 @@ def measure(
                     "records_timed": sum(turn["records"] for turn in mine),
                     "padded_timed": sum(turn["padded"] for turn in mine),
                     "check_loss": losses[worker.name]["loss"],
-                    **worker.ask("about"),
+                    **about,
                     **worker.ask("memory"),
                 }
             )

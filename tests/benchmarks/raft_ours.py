@@ -99,6 +99,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     def about() -> dict[str, Any]:
         return {
             "microbatches": len(plans),
+            "records": sum(len(group.ids) for group in groups),
             "groups": len(groups),
             "slots": sum(group.slots for group in groups),
             "padded": int(sum(stream.build(plan).tokens.size for plan in plans)),

@@ -139,7 +139,11 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
 
     def about() -> dict[str, Any]:
         padded_slots = sum(batch["input_ids"].numel() for _, batch in batches)
-        return {"microbatches": len(batches), "padded": padded_slots}
+        return {
+            "microbatches": len(batches),
+            "records": sum(count for count, _ in batches),
+            "padded": padded_slots,
+        }
 
     def report() -> dict[str, Any]:
         return memory.report() | ({"device_peak_bytes": torch.cuda.max_memory_allocated()} if gpu else {})
