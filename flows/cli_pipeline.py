@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,24 +52,29 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say per stage whether it would run, and why. Runs nothing, writes nothing."""
+    """Say per stage whether it would run, and why; and what sharing contexts saves. Writes nothing."""
     from dataclasses import asdict
 
     from flows import show
     from flows.plan import make_plan
+    from flows.sharing import sharing_of_phases
     from flows.store import Store
 
     settings = load(config, overrides)
-    lines = make_plan(settings, Store(settings.store), only, start, force)
+    store = Store(settings.store)
+    lines = make_plan(settings, store, only, start, force)
+    sharing = sharing_of_phases(settings, store, lines, say)
     needs = {}
     if memory:
         from flows.memory import memory_of_phases
 
-        needs = memory_of_phases(settings, [line.name for line in lines], say)
+        needs = memory_of_phases(settings, sharing, say)
     if as_json:
-        print_json({"stages": [asdict(line) for line in lines], **({"memory": needs} if memory else {})})
+        found: dict[str, Any] = {"stages": [asdict(line) for line in lines], "sharing": sharing}
+        print_json(found | ({"memory": needs} if memory else {}))
         return
     show.print_plan(lines)
+    show.print_sharing(sharing)
     if memory:
         from flows.show_memory import print_phases
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,14 @@ def memory_settings(
 
 
 def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]:
-    """The fields of a `MemorySpec` for one phase: its fullest microbatch."""
-    seq_len = -(-phase.max_seq_len // ROW_STEP) * ROW_STEP
+    """The fields of a `MemorySpec` for one phase: its fullest microbatch, as far as the configuration tells.
+
+    Groups that share contexts go into rows as long as the budget allows, examples alone into rows of theirs.
+    """
+    longest = phase.max_seq_len
+    if phase.sharing == "auto":
+        longest = max(longest, phase.tokens_per_batch // config.mesh.data)
+    seq_len = -(-longest // ROW_STEP) * ROW_STEP
     return {
         "model": config.model.path,
         "dtype": config.model.dtype,
@@ -80,13 +86,18 @@ def memory_plan(settings: dict[str, Any], say: Callable[[str], None]) -> dict[st
 
 
 def memory_of_phases(
-    config: PipelineConfig, stages: Sequence[str], say: Callable[[str], None]
+    config: PipelineConfig, counts: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Stage to plan, for the phases among `stages`."""
+    """Stage to plan, for the phases among `counts`.
+
+    Args:
+        counts: of `flows.sharing`; where a phase's records were counted, the step is that of its largest
+            microbatch of groups.
+    """
     plans = {}
     for phase in config.phases:
-        if phase.stage in stages:
+        if phase.stage in counts:
             say(f"{phase.stage}: compiling its step")
-            settings = phase_settings(config, phase) | {"find_longest": False}
-            plans[phase.stage] = memory_plan(settings, say)
+            settings = phase_settings(config, phase) | counts[phase.stage].get("fullest", {})
+            plans[phase.stage] = memory_plan(settings | {"find_longest": False}, say)
     return plans

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,20 @@ def print_plan(lines: Sequence[PlannedStage]) -> None:
         style = "green" if line.action == "cached" else "yellow"
         table.add_row(line.name, f"[{style}]{line.action}[/]", line.key[:KEY_LENGTH], _plain(line.reason))
     _console().print(table)
+
+
+def print_sharing(phases: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line a phase: its tokens with contexts shared and without."""
+    for stage, counts in phases.items():
+        if "unknown" in counts:
+            print(f"{stage}: tokens not counted, {counts['unknown']}")
+            continue
+        part = "" if counts["exact"] else f" (the first of {counts['records_selected']:,})"
+        print(
+            f"{stage}: {counts['records']:,} records{part} in {counts['groups']:,} groups, an epoch of "
+            f"{counts['tokens']:,} tokens; {counts['tokens_apart']:,} without sharing "
+            f"({counts['factor']:.2f}x)"
+        )
 
 
 def print_reference(reference: ArtifactRef) -> None:

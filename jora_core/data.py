@@ -26,7 +26,7 @@ from jora_core.errors import InputError
 from jora_core.groups import Example, Group, Piece, plain_group, share_contexts, suffix_groups
 from jora_core.prompt import fill_template, shorten_prompt
 from jora_core.spec import DataSpec
-from jora_core.token_cache import Pieces, Row, cache_key, cached_tokens, tokenised
+from jora_core.token_cache import Pieces, Row, cache_key, cached_tokens, has_tokens, tokenised
 from jora_core.tokenize import TextTokenizer
 
 RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
@@ -195,15 +195,38 @@ def _tokenised_rows(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer
         total = file.metadata.num_rows
     if spec.cache_dir is None:
         return tokenised(_read_rows(spec, columns), texts_of, tokenizer, total)
+    key, read = _cache_key(spec, columns, tokenizer), partial(_read_rows, spec, columns)
+    return cached_tokens(spec.cache_dir, key, read, texts_of, tokenizer, total)
+
+
+def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> str:
     selection = {
-        "texts": "weighted" if weighted else spec.prompt_template,
+        "texts": "weighted" if "segments" in columns else spec.prompt_template,
         "split": spec.split if "split" in columns else None,
         "tasks": spec.tasks,
         "max_records": spec.max_records,
     }
-    key = cache_key(spec.records, tokenizer, selection)
-    read = partial(_read_rows, spec, columns)
-    return cached_tokens(spec.cache_dir, key, read, texts_of, tokenizer, total)
+    return cache_key(spec.records, tokenizer, selection)
+
+
+def cached(spec: DataSpec, tokenizer: TextTokenizer) -> bool:
+    """Whether the token ids of this order's records are in its cache."""
+    if spec.cache_dir is None:
+        return False
+    return has_tokens(spec.cache_dir, _cache_key(spec, _columns(spec), tokenizer))
+
+
+def selected_records(spec: DataSpec) -> int:
+    """How many records an order selects."""
+    import pyarrow.parquet as pq
+
+    columns = [name for name in _columns(spec) if name in ("split", "task")]
+    rows = pq.read_table(spec.records, columns=columns).to_pylist()
+    found = sum(
+        row.get("split", spec.split) == spec.split and (spec.tasks is None or row.get("task") in spec.tasks)
+        for row in rows
+    )
+    return found if spec.max_records is None else min(found, spec.max_records)
 
 
 def _record_texts(template: str, row: Row) -> list[str]:

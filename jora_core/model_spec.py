@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from jora_core.spec import (
+    DataSpec,
     Dtype,
     LoraSpec,
     MeshSpec,
@@ -63,6 +64,22 @@ class MemorySpec(SpecModel):
         if self.trainable == "all" and self.quantization != "none":
             raise ValueError("quantization is of a frozen base, for trainable=lora; choose none")
         return self
+
+
+class SharingSpec(SpecModel):
+    """Say how many token slots an order's records take, with their contexts shared and apart."""
+
+    model: Path = Field(title="Model", description="Folder with config.json and the tokenizer")
+    data: DataSpec = Field(title="Data", description="Records and batching, as in training")
+    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
+    seed: int = Field(default=0, ge=0, title="Seed", description="As in training")
+    most_records: int = Field(
+        default=10_000,
+        ge=1,
+        title="Most records",
+        description="Where no token ids are cached, count the first ones only",
+    )
+    output_dir: Path = Field(title="Output folder", description="result.json")
 
 
 class ConvertSpec(SpecModel):

@@ -98,6 +98,11 @@ def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def has_tokens(folder: Path, key: str) -> bool:
+    """Whether `cached_tokens` would find a whole file."""
+    return _whole(folder / f"{key}.arrow")
+
+
 def _digest_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 

@@ -23,6 +23,7 @@ from flows.stages.base import CHECKPOINTS, Stage, StageContext, Upstream
 from jora_core.spec import ALPACA_SHORT, DataSpec, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
+TOKENS = "tokens"  # folder of token ids in the cache
 # Neither how often a checkpoint is written nor who else hears of it changes what is trained; the file of
 # general instructions is an input, by its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
@@ -68,6 +69,25 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
     )
 
 
+def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
+    """Which records one phase trains on, and how they are batched."""
+    return DataSpec(
+        records=records,
+        tasks=list(phase.tasks),
+        split="train",
+        prompt_template=ALPACA_SHORT,
+        max_seq_len=phase.max_seq_len,
+        tokens_per_batch=phase.tokens_per_batch,
+        max_records=phase.max_records,
+        sharing=phase.sharing,
+        validation_share=phase.validation_share,
+        curriculum=phase.curriculum,
+        alpaca_mix=phase.alpaca_mix,
+        alpaca_path=None if phase.alpaca_path is None else Path(phase.alpaca_path),
+        cache_dir=cache_dir / TOKENS,
+    )
+
+
 def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
     """The order for the child that trains one phase."""
     config = context.config
@@ -79,20 +99,8 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         adapter=context.upstream[config.phases[index - 1].stage] if index else None,
         lora=phase.lora,
         optim=phase.optim,
-        data=DataSpec(
-            records=context.upstream[build_context.NAME] / build_context.RECORDS,
-            tasks=list(phase.tasks),
-            split="train",
-            prompt_template=ALPACA_SHORT,
-            max_seq_len=phase.max_seq_len,
-            tokens_per_batch=phase.tokens_per_batch,
-            max_records=phase.max_records,
-            sharing=phase.sharing,
-            validation_share=phase.validation_share,
-            curriculum=phase.curriculum,
-            alpaca_mix=phase.alpaca_mix,
-            alpaca_path=None if phase.alpaca_path is None else Path(phase.alpaca_path),
-            cache_dir=context.cache_dir / "tokens",
+        data=data_spec(
+            phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
         ),
         max_steps=phase.max_steps,
         n_epochs=phase.n_epochs,

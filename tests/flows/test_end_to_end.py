@@ -14,6 +14,7 @@ import yaml
 from flows.config import SAMPLE_CONFIG, PipelineConfig, load_config
 from flows.plan import make_plan
 from flows.runner import ArtifactRef, execute_stage, run_pipeline
+from flows.sharing import sharing_of_phases
 from flows.store import Store
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"
@@ -70,6 +71,26 @@ def test_all_stages_run_and_are_current(finished: Finished) -> None:
     assert {line.action for line in make_plan(config, store)} == {"cached"}
     left = [path for part in (".tmp", ".work") for path in (store.root / part).rglob("*") if path.is_file()]
     assert left == []
+
+
+def test_the_plan_counts_what_training_counted(finished: Finished) -> None:
+    """A finished phase from its artifact, one that would run from its records: they agree."""
+    config, store, _ = finished
+    done = sharing_of_phases(config, store, make_plan(config, store), print)
+    assert list(done) == ["finetune-structure", "finetune-task"]
+    assert done["finetune-structure"]["factor"] > 1.2, "tables are asked several questions"
+    phases = [
+        phase.model_copy(update={"optim": phase.optim.model_copy(update={"learning_rate": 3e-4})})
+        for phase in config.phases
+    ]
+    changed = config.model_copy(update={"phases": phases})
+    counted = sharing_of_phases(changed, store, make_plan(changed, store), print)
+    for stage, counts in done.items():
+        assert {name: counted[stage][name] for name in counts} == counts
+        assert counted[stage]["fullest"]["seq_len"] in counted[stage]["row_lengths"]
+    other = config.model_copy(update={"seed": config.seed + 1})
+    unknown = sharing_of_phases(other, store, make_plan(other, store), print)
+    assert all("not built yet" in counts["unknown"] for counts in unknown.values())
 
 
 def test_evaluation_has_its_form(finished: Finished) -> None:
