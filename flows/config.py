@@ -180,6 +180,9 @@ class EvaluateConfig(Section):
     mode: Mode = Field(
         default="choice", title="Mode", description="Choose among the valid answers, write freely, or both"
     )
+    sharing: Literal["auto", "off"] = Field(
+        default="auto", title="Shared context", description="Score choices of one context in one pass over it"
+    )
     max_records: int | None = Field(
         default=None,
         ge=0,

@@ -125,6 +125,9 @@ class PredictSpec(AnswerSpec):
     tokens_per_batch: int = Field(
         default=8192, ge=8, title="Tokens of a batch", description="Padded token budget of one batch"
     )
+    sharing: Literal["auto", "off"] = Field(
+        default="auto", title="Shared context", description="Score choices of one context in one pass over it"
+    )
     mode: Literal["choice", "generate", "both"] = Field(
         default="choice", title="Mode", description="Score the record's choices, generate, or both"
     )

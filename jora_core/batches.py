@@ -25,6 +25,8 @@ MAX_ROW_LENGTHS = 3
 _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 # Groups planned together: the wider the window, the fuller the rows and the less local the order.
 _WINDOW_BATCHES = 32
+# Rows that pad at most this much more than the best are as good.
+_NEARLY_LEAST = 1.02
 # Row length at which attention's scores cost as much as all else: 8 times the width of a small model.
 _ATTENTION_SLOTS = 1024
 _WINDOW_GROUPS = 1024
@@ -231,8 +233,9 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
     """The row lengths that a stream packs these groups into.
 
     Attention skips blocks of other groups, so a full long row costs no more than short ones: where contexts
-    are shared, groups are long and few, and such rows may pad less, with one program. Rows of one plain
-    example each are left short, for cuDNN takes them.
+    are shared, groups are long and few, and such rows may pad less, with one program; the shortest that
+    pad nearly least are taken, since rows are computed side by side. Rows of one plain example each are left
+    short, for cuDNN takes them.
     """
     slots = np.asarray([group.slots for group in groups], np.int64)
     best = choose_row_lengths(slots, tokens_per_batch)
@@ -251,8 +254,9 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
             for length, rows in packed.items()
         )
 
-    long = [tokens_per_batch // rows // ROW_STEP * ROW_STEP for rows in (blocks, 2 * blocks, 3 * blocks)]
-    return min([best, *((length,) for length in long if length >= slots.max())], key=padded)
+    long = [tokens_per_batch // (blocks * rows) // ROW_STEP * ROW_STEP for rows in (4, 3, 2, 1)]
+    sizes = {lengths: padded(lengths) for lengths in [*((n,) for n in long if n >= slots.max()), best]}
+    return next(lengths for lengths, size in sizes.items() if size <= _NEARLY_LEAST * min(sizes.values()))
 
 
 def batch_rows(length: int, tokens_per_batch: int, blocks: int) -> int:

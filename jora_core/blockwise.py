@@ -198,6 +198,8 @@ def _all_queries(softcap, block, q, k, v, slots, limit):
     """The output like q, and the log-sum-exp of each query's scores, float32 [B, K, N/K, T']."""
     needed = _needed(slots, block, limit)
     count = needed.shape[0]
+    # A long row of many groups would spend its time on passing over blocks of the others.
+    first = jnp.where(needed.any(axis=1), needed.argmax(axis=1), count)
 
     def queries(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_i = jax.lax.dynamic_slice_in_dim(q, i * block, block, 3)
@@ -220,7 +222,7 @@ def _all_queries(softcap, block, q, k, v, slots, limit):
             top, total, out = visit(i, start)
         else:
             top, total, out = jax.lax.fori_loop(
-                0, i + 1, lambda j, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, j, s), start
+                first[i], i + 1, lambda j, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, j, s), start
             )
         total = jnp.maximum(total, 1e-30)
         return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
@@ -235,6 +237,7 @@ def _backward(softcap, block, saved, grad):
     q, k, v, slots, limit, out, log_total = saved
     needed = _needed(slots, block, limit)
     count = needed.shape[0]
+    end = jnp.where(needed.any(axis=0), count - needed[::-1].argmax(axis=0), 0)
     inner = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1)
 
     def keys(d_q: jax.Array, j: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -267,7 +270,7 @@ def _backward(softcap, block, saved, grad):
         else:
             d_q, d_k, d_v = jax.lax.fori_loop(
                 j,
-                count,
+                end[j],
                 lambda i, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, i, s),
                 (d_q, zeros, zeros),
             )

@@ -1,8 +1,9 @@
 """Which of a record's choices does the model find likeliest: all of them scored in one pass over the prompt.
 
-The choices of a record are suffixes of one prompt (see `jora_core.attention`), so the prompt is computed
-once. A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "1" is not
-preferred to "12" for being its beginning.
+The choices of a record are suffixes of one prompt (see `jora_core.blockwise`), so the prompt is computed
+once; and records of one context are suffixes of it, each question again for each of its choices, where that
+takes fewer slots. A score is the summed log-likelihood of the choice's tokens and the end of sequence, so
+"1" is not preferred to "12" for being its beginning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
-from jora_core.groups import Group, Piece
+from jora_core.groups import Group, Piece, common_prefix
 from jora_core.lora import Adapter
 from jora_core.loss import pick_positions, target_logprobs
 from jora_core.model import Params, forward
@@ -34,6 +35,7 @@ class Question:
     prompt: np.ndarray
     choices: tuple[str, ...]
     choice_tokens: tuple[np.ndarray, ...]
+    context: str = ""
 
 
 def score_choices(
@@ -46,9 +48,14 @@ def score_choices(
     adapter: Adapter | None = None,
     attention: AttentionChoice = "auto",
     label: str = "choose",
+    share: bool = True,
 ) -> list[np.ndarray]:
-    """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each."""
-    groups, owners = _choice_groups(questions, tokens_per_batch)
+    """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each.
+
+    Args:
+        share: let questions of one context share one pass over it.
+    """
+    groups, owners = _choice_groups(questions, tokens_per_batch, share)
     scores = [np.zeros(len(question.choices)) for question in questions]
     if not groups:
         return scores
@@ -61,39 +68,81 @@ def score_choices(
         found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
         values = np.asarray(found, np.float64)
         for group, suffix, value in _per_choice(batch, values):
-            question, first = owners[group]
-            scores[question][first + suffix - 1] += value
+            question, choice = owners[group][suffix - 1]
+            scores[question][choice] += value
         progress.update(number + 1)
     return scores
 
 
+_Owners = list[tuple[int, int]]  # of each suffix of a group: number of its question, number of its choice
+
+
 def _choice_groups(
-    questions: Sequence[Question], most_slots: int
-) -> tuple[list[Group], list[tuple[int, int]]]:
-    """One group a question, or more where its choices do not fit into one row, and what each group holds:
-    the question's number and that of its first choice. A group's id is its number.
+    questions: Sequence[Question], most_slots: int, share: bool
+) -> tuple[list[Group], list[_Owners]]:
+    """Groups of at most `most_slots` slots where that is possible, and whose suffixes they hold. A group's id
+    is its number.
     """
     groups: list[Group] = []
-    owners: list[tuple[int, int]] = []
-    for number, question in enumerate(questions):
-        # The prompt's last token opens every suffix: each needs a slot of its own to predict its first token.
-        prefix = Piece(question.prompt[:-1], np.zeros(len(question.prompt) - 1, np.float32))
-        last = question.prompt[-1:]
-        start = 0
+    owners: list[_Owners] = []
+    for run, shared in _runs(questions) if share else [([n], _alone(q)) for n, q in enumerate(questions)]:
+        prefix = Piece(questions[run[0]].prompt[:shared], np.zeros(shared, np.float32))
         suffixes: list[Piece] = []
-        for i, tokens in enumerate(question.choice_tokens):
-            weights = np.concatenate([np.zeros(1, np.float32), np.ones(len(tokens), np.float32)])
-            suffix = Piece(np.concatenate([last, tokens]), weights)
-            used = len(prefix) + sum(len(s) - 1 for s in suffixes)
-            if suffixes and used + len(suffix) - 1 > most_slots:
-                groups.append(Group((str(len(groups)),), prefix, tuple(suffixes)))
-                owners.append((number, start))
-                start, suffixes = i, []
-            suffixes.append(suffix)
+        whose: _Owners = []
+        used = shared
+        for number in run:
+            rest = questions[number].prompt[shared:]
+            for choice, tokens in enumerate(questions[number].choice_tokens):
+                weights = np.concatenate([np.zeros(len(rest), np.float32), np.ones(len(tokens), np.float32)])
+                suffix = Piece(np.concatenate([rest, tokens]), weights)
+                if suffixes and used + len(suffix) - 1 > most_slots:
+                    groups.append(Group((str(len(groups)),), prefix, tuple(suffixes)))
+                    owners.append(whose)
+                    suffixes, whose, used = [], [], shared
+                suffixes.append(suffix)
+                whose.append((number, choice))
+                used += len(suffix) - 1
         if suffixes:
             groups.append(Group((str(len(groups)),), prefix, tuple(suffixes)))
-            owners.append((number, start))
+            owners.append(whose)
     return groups, owners
+
+
+def _alone(question: Question) -> int:
+    """Tokens of a prompt that its choices share: all but the last, for each choice needs a slot of its own to
+    predict its first token.
+    """
+    return len(question.prompt) - 1
+
+
+def _runs(questions: Sequence[Question]) -> list[tuple[list[int], int]]:
+    """Questions that share a context, and how many tokens of it; in runs extended while that saves slots."""
+
+    def slots(run: list[int], shared: int) -> int:
+        members = [questions[number] for number in run]
+        return shared + sum(
+            len(q.prompt) - shared + len(tokens) - 1 for q in members for tokens in q.choice_tokens
+        )
+
+    contexts: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        if question.choices:
+            contexts.setdefault(question.context or f"alone {number}", []).append(number)
+    runs: list[tuple[list[int], int]] = []
+    for numbers in contexts.values():
+        first = len(runs)
+        for number in sorted(numbers, key=lambda n: (questions[n].prompt.astype(">i4").tobytes(), n)):
+            question = questions[number]
+            if len(runs) > first:
+                run, shared = runs[-1]
+                common = common_prefix(questions[run[0]].prompt[:shared], question.prompt)
+                common = min(common, _alone(question))
+                apart = slots(run, shared) + slots([number], _alone(question))
+                if slots([*run, number], common) < apart:
+                    runs[-1] = ([*run, number], common)
+                    continue
+            runs.append(([number], _alone(question)))
+    return runs
 
 
 def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:

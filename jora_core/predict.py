@@ -101,7 +101,7 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
             raise InputError(
                 f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(wanted)}"
             )
-        optional = [name for name in ("context_ids",) if name in names]
+        optional = [name for name in ("context_id", "context_ids") if name in names]
         rows = pq.read_table(spec.records, columns=[*wanted, *optional]).to_pylist()
     except FileNotFoundError:
         raise InputError(f"records file {spec.records} does not exist; build the context first") from None
@@ -164,7 +164,8 @@ def make_questions(
                 budget,
                 blocks=len(row.get("context_ids") or ()),
             )
-        questions.append(Question(row["id"], np.concatenate([bos, prompt]), texts_of_row, ended))
+        context = row.get("context_id") or ""
+        questions.append(Question(row["id"], np.concatenate([bos, prompt]), texts_of_row, ended, context))
     return questions, shortened
 
 
@@ -203,6 +204,7 @@ class Work:
             adapter=adapter,
             attention=self.spec.attention,
             label=f"choose, {system}",
+            share=self.spec.sharing == "auto",
         )
         best = [int(np.argmax(values)) if len(values) else None for values in scores]
         choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]

@@ -135,6 +135,7 @@ def _predict(
         max_seq_len=config.evaluate.max_seq_len,
         tokens_per_batch=config.evaluate.tokens_per_batch,
         mode=part.mode,
+        sharing=config.evaluate.sharing,
         max_new_tokens=config.evaluate.max_new_tokens,
         mesh=config.mesh,
         dtype=config.model.dtype,

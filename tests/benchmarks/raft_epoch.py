@@ -7,7 +7,7 @@
 (Ubuntu IRC), both in whole contexts, with Llama 2's tokenizer. Every side plans its own epoch over the same
 records; its microbatches are sorted by size, and evenly spread ones are timed, in rounds in which the sides
 take turns. A round's seconds a token, padding included, times the epoch's tokens are the epoch's seconds; the
-rate of a side is the median of its rounds.
+rate of a side is the median of its rounds, and a ratio the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -198,8 +198,11 @@ def ratios_of(name: str, results: Sequence[dict[str, Any]]) -> dict[str, float]:
     ours = by_side.get("shared")
     if ours is None:
         return {}
+    # Round by round, so that what slows the machine for a while slows both sides of a quotient.
     found = {
-        f"{name}/{side}": round(ours["records_per_second"] / by_side[side]["records_per_second"], 3)
+        f"{name}/{side}": round(
+            statistics.median(a / b for a, b in zip(ours["rates"], by_side[side]["rates"], strict=True)), 3
+        )
         for side in ("peft", "unshared", "trl")
         if side in by_side
     }

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jora_core import choices as choices_module
 from jora_core.answer_spec import PredictSpec
 from jora_core.choices import Question, score_choices
 from jora_core.config import ModelConfig
@@ -103,11 +104,40 @@ def test_choices_together_equal_choices_apart(
     config = ModelConfig.from_hf(tiny_weights)
     params = load_params(tiny_weights, config)
     # The second budget cuts a question's choices into several groups.
-    for budget in (512, max(len(q.prompt) for q in questions) + 8):
-        scores = score_choices(params, config, questions, tokens_per_batch=budget, adapter=adapter[0])
+    for budget, share in ((512, True), (512, False), (max(len(q.prompt) for q in questions) + 8, True)):
+        scores = score_choices(
+            params, config, questions, tokens_per_batch=budget, adapter=adapter[0], share=share
+        )
         assert [len(s) for s in scores] == [len(row["choices"]) for row in rows]
         for got, want in zip(scores, expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_questions_of_one_context_share_it() -> None:
+    """A long context with several questions is computed once; one with long questions again for each."""
+    rng = np.random.default_rng(0)
+    contexts = [rng.integers(3, 99, 200, dtype=np.int32) for _ in range(2)]
+    choices = tuple(np.asarray([n, 2], np.int32) for n in (5, 6, 7))
+    names = ("a", "b", "c")
+    prompts = [
+        np.concatenate([contexts[n % 2], rng.integers(3, 99, own, dtype=np.int32)])
+        for n, own in enumerate((9, 150, 8, 160, 7, 170))
+    ]
+    questions = [Question(str(n), prompt, names, choices, str(n % 2)) for n, prompt in enumerate(prompts)]
+    groups, owners = choices_module._choice_groups(questions, 1024, True)
+    assert [len(whose) for whose in owners] == [9, 3, 3, 3]
+    assert sorted(pair for whose in owners for pair in whose) == [(q, c) for q in range(6) for c in range(3)]
+    for group, whose in zip(groups, owners, strict=True):
+        for suffix, (question, choice) in zip(group.suffixes, whose, strict=True):
+            whole = np.concatenate([questions[question].prompt, choices[choice]])
+            np.testing.assert_array_equal((group.prefix + suffix).tokens, whole)
+            assert np.flatnonzero((group.prefix + suffix).weights)[0] == len(questions[question].prompt)
+    apart = choices_module._choice_groups(questions, 1024, False)[0]
+    assert (
+        sum(group.slots for group in groups)
+        < sum(group.slots for group in apart)
+        == sum(len(q.prompt) + 5 for q in questions)
+    )
 
 
 def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> None:
