@@ -7,6 +7,7 @@ A worker of `harness`: settings come on stdin, then requests. Not run by hand.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +50,9 @@ def padded_batches(
 
 def packed_batches(rows: Sequence[Tokenised], length: int) -> list[tuple[int, dict[str, torch.Tensor]]]:
     """Rows of `length` tokens as TRL packs them, one a batch, each with its number of records."""
-    from datasets import Dataset
-    from trl.data_utils import pack_dataset
-
-    data = Dataset.from_list(
+    # By name: they are of the extra `bench`, which type checking does without.
+    pack_dataset = importlib.import_module("trl.data_utils").pack_dataset
+    data = importlib.import_module("datasets").Dataset.from_list(
         [
             {
                 "input_ids": np.concatenate([row.prompt, row.answer]).tolist(),

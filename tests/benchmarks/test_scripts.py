@@ -65,6 +65,32 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
     assert by_side["forward only"][0] == pytest.approx(first[0], rel=1e-5)
 
 
+def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
+    """Tables and their questions as a tiny model's epoch: every side has the same loss of the same records."""
+    shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
+    if not (shared / "data" / "wikitables").is_dir():
+        pytest.skip(f"no WikiTableQuestions in {shared}; set JORA_SHARED")
+    to = tmp_path / "out.json"
+    words = ["--tiny", "--records", "30", "--rounds", "1", "--data", "wikitables", "--json", str(to)]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "raft_epoch.py"), *words, "--sides", "shared", "unshared", "peft"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JORA_SHARED": str(shared)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(to.read_text())
+    names = {"wikitables/peft", "wikitables/unshared", "memory/peft wikitables", "memory/peft"}
+    assert set(written["ratios"]) == names
+    ours, apart, theirs = written["results"]
+    assert [ours["side"], apart["side"], theirs["side"]] == ["shared", "unshared", "peft"]
+    assert ours["check_loss"] == pytest.approx(theirs["check_loss"], rel=1e-4)
+    assert ours["check_loss"] == pytest.approx(apart["check_loss"], rel=1e-5)
+    assert ours["padded"] < apart["padded"] / 3 and apart["padded"] < theirs["padded"]
+    assert ours["groups"] == ours["contexts"] < ours["records"] == apart["records"]
+
+
 def test_gpu_lora_without_a_gpu_says_what_it_could_not_measure(tmp_path: Path) -> None:
     written, printed = run("gpu_lora.py", "--cpu", to=tmp_path / "out.json")
     assert written["ratios"] == {} and "not measured: no GPU was used" in printed
