@@ -66,7 +66,7 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
 
 
 def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
-    """Tables and their questions as a tiny model's epoch: every side has the same loss of the same records."""
+    """Questions over tables and a tiny model: every side has the same loss of the same records."""
     shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
     if not (shared / "data" / "wikitables").is_dir():
         pytest.skip(f"no WikiTableQuestions in {shared}; set JORA_SHARED")
