@@ -153,7 +153,7 @@ def measure(
     smallest = min(
         {row.context for row in rows}, key=lambda c: sum(len(r.prompt) for r in rows if r.context == c)
     )
-    ids = [row.id for row in rows if row.context == smallest]
+    ids = [row.id for row in rows if row.context == smallest][:BATCH]
     workers: list[Worker] = []
     try:
         for side, (script, settings) in sides.items():

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from harness import HostMemory, serve
 from ours import make_adapter, make_weights, order
-from workload import read_examples, systematic
+from workload import Tokenised, read_examples, systematic
 
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
@@ -24,9 +24,8 @@ from jora_core.sharding import make_mesh
 from jora_core.step import build_step
 
 
-def read_groups(settings: dict[str, Any]) -> list[Group]:
-    """The benchmark's examples, shared as training shares them or apart."""
-    rows = read_examples(Path(settings["examples"]))
+def grouped(settings: dict[str, Any], rows: Sequence[Tokenised]) -> list[Group]:
+    """Examples shared as training shares them, or apart."""
     examples = [Example(r.id, r.context, r.prompt, r.answer) for r in rows]
     if settings["sharing"] == "off":
         return [plain_group(example) for example in examples]
@@ -45,7 +44,8 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return {"device": device}
     config = ModelConfig.from_hf(Path(settings["folder"]))
     spec = order(settings)
-    groups = read_groups(settings)
+    rows = read_examples(Path(settings["examples"]))
+    groups = grouped(settings, rows)
     stream = BatchStream(groups, spec.data.tokens_per_batch, seed=settings["seed"])
     # A row of 4,096 slots with a tenth less in it costs less attention, not less of anything else.
     plans = sorted(
@@ -69,7 +69,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return loss
 
     def check(ids: Sequence[str]) -> dict[str, Any]:
-        few = [group for group in groups if group.ids[0] in ids]
+        few = grouped(settings, [row for row in rows if row.id in ids])
         checked = BatchStream(few, spec.data.tokens_per_batch, seed=0)
         batches = [checked.build(plan) for plan in checked.plan(0)]
         found = [functions.evaluate(state, frozen, functions.place(batch)) for batch in batches]
