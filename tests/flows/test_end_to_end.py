@@ -88,7 +88,7 @@ def test_the_plan_counts_what_training_counted(finished: Finished) -> None:
     for stage, counts in done.items():
         assert {name: counted[stage][name] for name in counts} == counts
         assert counted[stage]["fullest"]["seq_len"] in counted[stage]["row_lengths"]
-    other = config.model_copy(update={"seed": config.seed + 1})
+    other = config.model_copy(update={"context": config.context.model_copy(update={"test_share": 0.35})})
     unknown = sharing_of_phases(other, store, make_plan(other, store), print)
     assert all("not built yet" in counts["unknown"] for counts in unknown.values())
 
