@@ -80,8 +80,12 @@ def _merge(spec: BuildContextSpec) -> dict[str, Any]:
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Settings and input digests stand in the manifest already."""
-    return {name: metrics[name] for name in ("records", "tasks")}
+    """What the manifest is to say; settings and digests stand there already, examples in metrics.json."""
+    tasks = {
+        name: {key: value for key, value in task.items() if key != "examples"}
+        for name, task in metrics["tasks"].items()
+    }
+    return {"records": metrics["records"], "tasks": tasks}
 
 
 def peak_memory_bytes() -> int:

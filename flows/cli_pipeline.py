@@ -108,9 +108,18 @@ def context(
 ) -> None:
     """Build the records (stage build-context).
 
-    Reads the corpora, retrieves, and writes training and held-out records; without Prefect.
+    Reads the corpora, retrieves, and writes training and held-out records; without Prefect. Prints how many,
+    how good the retriever is and what was left out, and writes a report of it.
     """
-    _run_stages(["build-context"], load(config, overrides), force, as_json)
+    settings = load(config, overrides)
+    references = _run_stages(["build-context"], settings, force, as_json)
+    if not as_json:
+        from flows import show
+        from flows.report import write_report
+        from flows.store import Store
+
+        show.print_records(references[0])
+        print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
 
 
 @app.command()
@@ -186,8 +195,8 @@ def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) 
         raise typer.Exit(1)
 
 
-def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> None:
-    """Run stages one after the other in this process, and print what they left."""
+def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:
+    """Run stages one after the other in this process, and print what they left; return their artifacts."""
     from flows import show
     from flows.runner import execute_stage
     from flows.store import Store
@@ -206,6 +215,7 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
         print_json(show.outcome_as_json(references, None))
     else:
         show.print_results(references)
+    return references
 
 
 def _log_to_stderr() -> None:

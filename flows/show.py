@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.plan import PlannedStage
 from flows.runner import ArtifactRef
+from flows.store import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # where no terminal says its own
+RETRIEVAL = ("recall@1", "recall@10", "mrr")
 # What is measured on threads, tables and documents.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
@@ -99,6 +101,42 @@ def print_scores(scores: dict[str, Any]) -> None:
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
 
 
+def print_records(reference: ArtifactRef) -> None:
+    """How many records there are, how good the fused retriever is on the held-out ones, what was left out."""
+    manifest = read_manifest(Path(reference.path) / MANIFEST)
+    metrics = manifest["metrics"] if manifest is not None else {}
+    if "tasks" not in metrics:
+        return
+    table = _grid("task", "train", "test", "contexts", "found", *RETRIEVAL)
+    for name, task in metrics["tasks"].items():
+        fused = task["retrieval"].get("test", {}).get("fused", {})
+        share = task["oracle_in_context"]["test"]
+        table.add_row(
+            name,
+            *(f"{task['records'][split]:,}" for split in ("train", "test")),
+            f"{sum(task['contexts'].values()):,}",
+            "-" if share is None else f"{share:.3f}",
+            *(_bounded(fused, measure) for measure in RETRIEVAL),
+        )
+    guarded = _grid("task", "searched", "leaks", "equal", "nearly equal", "held-out contexts in training")
+    for name, task in metrics["tasks"].items():
+        guards = task["guards"]
+        counts = (
+            guards["records_searched"],
+            sum(guards["leaks_dropped"].values()),
+            guards["exact_duplicates_dropped"],
+            guards["near_duplicates_dropped"],
+            guards["test_contexts_in_training_prompts"],
+        )
+        guarded.add_row(name, *(f"{count:,}" for count in counts))
+    console = _console()
+    console.print(table)
+    said = "found: share of the held-out prompts that hold the answer; fused, 95 % intervals by context"
+    console.print(f"{said}\n", style="dim")
+    console.print(guarded)
+    console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
+
+
 def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
     """The scores that the evaluation among the references wrote; None if there is none."""
     for reference in references:
@@ -125,6 +163,17 @@ def print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         table.add_row(finding.name, f"[{styles[finding.state]}]{finding.state}[/]", _plain(finding.detail))
     _console().print(table)
+
+
+def _bounded(leg: dict[str, Any], measure: str) -> str:
+    if leg.get(measure) is None:
+        return "-"
+    low, high = leg.get("interval", {}).get(measure, (None, None))
+    return (
+        _interval({"value": leg[measure], "low": low, "high": high})
+        if low is not None
+        else f"{leg[measure]:.3f}"
+    )
 
 
 def _interval(value: dict[str, Any]) -> str:

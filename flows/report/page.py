@@ -25,10 +25,13 @@ TITLE = "Retrieval-augmented fine-tuning"
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def write_report(store: Store, config: PipelineConfig, references: Sequence[ArtifactRef]) -> Path:
+def write_report(
+    store: Store, config: PipelineConfig, references: Sequence[ArtifactRef], latest: bool = True
+) -> Path:
     """Write `<store>/reports/<digest of the keys>.html` and a copy, `<store>/report.html`; return the copy.
 
-    `references` are the artifacts to tell of, in the order in which their stages run.
+    `references` are the artifacts to tell of, in the order in which their stages run. A report of a part of
+    the pipeline is not the `latest` one: no copy then, and its own path is returned.
 
     Raises:
         InputError: the store cannot be written, or the disk is full.
@@ -37,12 +40,12 @@ def write_report(store: Store, config: PipelineConfig, references: Sequence[Arti
     page = render_html(facts).encode("utf-8")
     keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
     name = hashlib.sha256(keys.encode()).hexdigest()[:16]
-    latest = store.root / LATEST
-    with one_line_os_errors("write report", latest):
+    paths = [store.root / REPORTS / f"{name}.html", *([store.root / LATEST] if latest else [])]
+    with one_line_os_errors("write report", paths[-1]):
         (store.root / REPORTS).mkdir(parents=True, exist_ok=True)
-        for path in (store.root / REPORTS / f"{name}.html", latest):
+        for path in paths:
             _write(path, page)
-    return latest
+    return paths[-1]
 
 
 def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef]) -> dict[str, str]:
