@@ -22,6 +22,8 @@ MEASURES = (
     ("mrr", "MRR"),
     ("ndcg@10", "nDCG@10"),
 )
+#: Those whose intervals are shown: all of them are wider than a page.
+BOUNDED = ("recall@1", "recall@10", "mrr", "ndcg@10")
 GROUPS = (
     ("by_distance", "by messages back to the right post", "Messages back"),
     ("by_length", "by words of the question", "Words"),
@@ -74,7 +76,8 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
     for key, words, header in GROUPS:
         rows = groups.get(key, [])
         if len(rows) > 1:
-            figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
+            if len(figures) < 2:  # two stand side by side
+                figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
             tables.append(_group_table(f"Fused, {words}", header, rows))
     shown = [(name, header) for name, header in MEASURES if name in legs[named[0]]]
     rows = tuple((leg_name(leg), *(_cell(legs[leg], name) for name, _ in shown)) for leg in named)
@@ -85,11 +88,11 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
     table = Table(
         caption, headers, rows, strong_rows=tuple(i for i, leg in enumerate(named) if leg == "fused")
     )
-    return [Columns(tuple(figures)), table, *([Columns(tuple(tables))] if tables else [])]
+    return [Columns(tuple(figures)), table, *tables]
 
 
 def _cell(leg: Mapping[str, Any], name: str) -> str:
-    low, high = leg.get("interval", {}).get(name, (None, None))
+    low, high = leg.get("interval", {}).get(name, (None, None)) if name in BOUNDED else (None, None)
     if name.startswith("recall"):
         return score_text({"value": leg[name], "low": low, "high": high})
     bounds = f" ({low:.3f}–{high:.3f})" if low is not None else ""
