@@ -95,26 +95,8 @@ def evaluation(facts: RunFacts) -> list[Block]:
     """How often each system names the right post and the right author, beside the baselines."""
     systems = [name for name in (*BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
     systems += [name for name in facts.systems if name not in systems]
-    blocks: list[Block] = []
-    if systems:
-        n = facts.evaluation.get("n") or facts.systems[systems[0]].get("reply@1", {}).get("n")
-        contexts = facts.evaluation.get("contexts")
-        where = f" in {contexts:,} threads" if contexts else ""
-        blocks.append(
-            Prose(
-                f"{n:,} held-out comments{where}: which earlier post does each one answer? Every comment "
-                "counts, also where retrieval missed the right post. Whiskers and brackets are 95 % "
-                "intervals, from resampling whole threads."
-            )
-        )
-        figures = [_score_chart(facts, metric, systems) for metric in METRICS]
-        blocks.append(Columns(tuple(figure for figure in figures if figure)))
-        rows = tuple(
-            (system_name(name), *(score_text(facts.systems[name].get(metric)) for metric in METRICS))
-            for name in systems
-        )
-        strong = tuple(index for index, name in enumerate(systems) if name == facts.shown_system)
-        blocks.append(Table("Scores with 95 % intervals", ("System", *METRICS), rows, strong_rows=strong))
+    # Without thread records there is nothing to say of replies, only of answers.
+    blocks = _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
     for metric, title in OTHER_METRICS.items():
         scores = {name: facts.systems[name][metric] for name in systems if metric in facts.systems[name]}
         if scores:
@@ -129,6 +111,31 @@ def evaluation(facts: RunFacts) -> list[Block]:
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
     return blocks
+
+
+def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
+    """What was asked of the threads, and each system's scores as charts and as a table."""
+    if not systems:
+        return []
+    n = facts.evaluation.get("n") or facts.systems[systems[0]]["reply@1"]["n"]
+    contexts = facts.evaluation.get("contexts")
+    where = f" in {contexts:,} threads" if contexts else ""
+    words = (
+        f"{n:,} held-out comments{where}: which earlier post does each one answer? Every comment counts, "
+        "also where retrieval missed the right post. Whiskers and brackets are 95 % intervals, from "
+        "resampling whole threads."
+    )
+    figures = [_score_chart(facts, metric, systems) for metric in METRICS]
+    rows = tuple(
+        (system_name(name), *(score_text(facts.systems[name].get(metric)) for metric in METRICS))
+        for name in systems
+    )
+    strong = tuple(index for index, name in enumerate(systems) if name == facts.shown_system)
+    return [
+        Prose(words),
+        Columns(tuple(figure for figure in figures if figure)),
+        Table("Scores with 95 % intervals", ("System", *METRICS), rows, strong_rows=strong),
+    ]
 
 
 def training(facts: RunFacts) -> list[Block]:

@@ -413,11 +413,22 @@ def test_report_of_a_part_of_the_pipeline(
 
 
 def test_report_leaves_out_what_could_not_be_scored(config: PipelineConfig, tmp_path: Path) -> None:
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    systems = {"bm25": {"reply@1": nothing}, "base": {"reply@1": score(0.2), "p(reply|target)": nothing}}
+    text = report_of_scores(config, tmp_path, systems)
+    assert "none" in text and "20.0 %" in text
+
+
+def test_report_of_a_run_without_threads(config: PipelineConfig, tmp_path: Path) -> None:
+    text = report_of_scores(config, tmp_path, {"base": {"f1": score(0.31)}, "phase1": {"f1": score(0.42)}})
+    assert "42.0 %" in text and "held-out comments" not in text
+
+
+def report_of_scores(config: PipelineConfig, tmp_path: Path, systems: dict[str, Any]) -> str:
+    """The page of an evaluation that says nothing but these scores."""
     store = Store(tmp_path)
     reference = commit(store, "build-context")
     folder = store.begin("evaluate", "0" * 64)
-    nothing = {"value": None, "low": None, "high": None, "n": 0}
-    systems = {"bm25": {"reply@1": nothing}, "base": {"reply@1": score(0.2), "p(reply|target)": nothing}}
     (folder / "metrics.json").write_text(json.dumps({"systems": systems}))
     manifest = {"stage": "evaluate", "key": "0" * 64, "inputs": {}, "upstream": {}, "code": {}, "config": {}}
     manifest |= {"metrics": {}, "seconds": 1.0, "ended": "2030-01-02T03:14:05+00:00", "environment": {}}
@@ -425,8 +436,7 @@ def test_report_leaves_out_what_could_not_be_scored(config: PipelineConfig, tmp_
     evaluate = ArtifactRef(
         stage="evaluate", key="0" * 64, path=str(path), cached=False, seconds=1.0, reason=""
     )
-    text = write_report(store, config, [reference, evaluate]).read_text("utf-8")
-    assert "none" in text and "20.0 %" in text
+    return write_report(store, config, [reference, evaluate]).read_text("utf-8")
 
 
 def test_a_store_that_cannot_be_written_is_one_line(config: PipelineConfig, tmp_path: Path) -> None:
