@@ -117,9 +117,14 @@ def read_questions(
     """
     questions = list(stream_questions(files, documents, tally, layout))
     if not questions:
-        names = ", ".join(str(file.path) for file in files[:3])
-        raise InputError(f"{names}: no questions; expected a question a row")
+        raise no_questions(files)
     return questions
+
+
+def no_questions(files: Sequence[SourceFile]) -> InputError:
+    """The one line for files without a question."""
+    names = ", ".join(str(file.path) for file in files[:3])
+    return InputError(f"{names}: no questions; expected a question a row")
 
 
 def stream_questions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from retrieval.bm25 import BM25Index, RankBM25Index, Ranker
 from retrieval.bm25_build import BM25Builder
@@ -13,6 +14,8 @@ from retrieval.text import Tokenizer
 
 STEP = 4096
 
+Item = TypeVar("Item")
+
 
 def index_texts(
     config: ContextConfig, texts: Iterable[str], count: int, folder: Path, progress: Progress
@@ -21,7 +24,7 @@ def index_texts(
     if config.bm25_backend == "rank_bm25":
         return
     with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
-        builder.add(_told(texts, count, f"{folder.name}: index", progress))
+        builder.add(counted(texts, f"{folder.name}: index", progress, count))
         builder.finish()
 
 
@@ -33,9 +36,11 @@ def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder
     return BM25Index.load(folder / "bm25")
 
 
-def _told(texts: Iterable[str], count: int, step: str, progress: Progress) -> Iterator[str]:
-    for number, text in enumerate(texts):
-        if number % STEP == 0:
-            progress(step, number, count)
-        yield text
-    progress(step, count, count)
+def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:
+    """The items as they are, with a word of progress now and then; `total` is 0 where it is not known."""
+    number = 0
+    for number, item in enumerate(items, start=1):
+        if number % STEP == 1:
+            progress(step, number - 1, total)
+        yield item
+    progress(step, number, number)

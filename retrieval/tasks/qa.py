@@ -28,7 +28,7 @@ from retrieval.report import Progress, TaskReport
 from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.styles import AnswerTemplate
 from retrieval.tasks import alpaca
-from retrieval.tasks.index import index_texts, open_index
+from retrieval.tasks.index import counted, index_texts, open_index
 from retrieval.tasks.qa_record import AskedQuestion, QaBuilder
 from retrieval.tasks.threads import RANKING_DEPTH
 from retrieval.text import duplicate_key
@@ -92,25 +92,12 @@ def prepare(
     Raises:
         InputError: a source is missing, broken or empty.
     """
-    from retrieval.readers.documents import read_documents, read_questions
-
     task = config.qa
     assert task is not None
     if is_alpaca(task):
         return alpaca.prepare(config, folder, report, progress)
     AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
-    progress("qa: read", 0, 0)
-    chunker = None
-    if task.chunk_tokens is not None:
-        chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
-    by_id = read_documents(document_files(task), report.tally, chunker, task.format)
-    chunks: dict[str, list[Document]] = {}
-    for document in by_id.values():
-        chunks.setdefault(document.context_id, []).append(document)
-    read = read_questions(question_files(task), chunks, report.tally, task.format)
-    asked = ask_about_chunks(read, chunks, report.tally)
-    documents = write_items(folder / "documents.arrow", Document, by_id.values())
-    questions = write_items(folder / "questions.arrow", Question, asked)
+    documents, questions = _read(config, task, folder, report, progress)
     corpus, splits = _corpus(config, task, folder, documents, questions, progress)
     guards.require_training(splits.values(), "qa", "documents with questions")
     kept = _kept(config, task, corpus, questions, splits, report)
@@ -133,6 +120,53 @@ def prepare(
         index.save(folder / VECTORS)
         save_array(folder / "queries.npy", queries)
     return len(kept)
+
+
+def _read(
+    config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
+) -> tuple[Items[Document], Items[Question]]:
+    """Streams documents (or their chunks) and questions from their sources into files."""
+    from retrieval.readers.documents import no_questions, stream_documents, stream_questions
+
+    chunker = None
+    if task.chunk_tokens is not None:
+        chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
+    found = stream_documents(document_files(task), report.tally, chunker, task.format)
+    found = counted(found, "qa: read documents", progress)
+    documents = write_items(folder / "documents.arrow", Document, found)
+    chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
+    files = question_files(task)
+    read = stream_questions(files, chunks, report.tally, task.format)
+    read = counted(read, "qa: read questions", progress)
+    asked = ask_about_chunks(read, chunks, report.tally)
+    questions = write_items(folder / "questions.arrow", Question, asked)
+    if not len(questions):
+        raise no_questions(files)
+    return documents, questions
+
+
+class _Chunks(Mapping[str, Sequence[Document]]):
+    """From a whole document's id to its chunks, which follow one another in the file."""
+
+    def __init__(self, documents: Items[Document], first: IdIndex) -> None:
+        self._documents, self._first = documents, first
+
+    def __getitem__(self, context_id: str) -> list[Document]:
+        found: list[Document] = []
+        for document in self._documents.run(self._first[context_id], len(self._documents), 16):
+            if document.context_id != context_id:
+                break
+            found.append(document)
+        return found
+
+    def __contains__(self, context_id: object) -> bool:
+        return context_id in self._first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(document.context_id for document in self._documents))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _corpus(
