@@ -3,12 +3,12 @@
     python tests/benchmarks/retrieval_scale.py [--documents N] [--questions N] [--backends single dask]
                                                [--workers N] [--dense] [--json FILE]
 
-Makes a seeded corpus (documents of about thirty words, drawn by Zipf's law; a question is four rare words of
-its document and two common ones) in a temporary folder, then runs the real `build_context` over it, each backend in
-a process of its own: `single` builds one shard after the other, `threads` on threads, `dask` on worker
-processes. Prints the time of each step, records a second, and the largest memory of all its processes
-together, sampled every fifth of a second; pages of mapped files that processes share count once (PSS). All backends must
-write the same bytes, or the run ends with an error.
+Makes a seeded corpus in a temporary folder (documents of about thirty words, drawn by Zipf's law; a question
+is four rare words of its document and two common ones), then runs the real `build_context` over it, each
+backend in a process of its own: `single` builds one shard after the other, `threads` on threads, `dask` on
+worker processes. Prints the time of each step, records a second, and the largest memory of all its processes
+together, sampled every fifth of a second; pages of mapped files that processes share count once (PSS). All
+backends must write the same bytes, or the run ends with an error.
 """
 
 from __future__ import annotations
