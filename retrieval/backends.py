@@ -75,7 +75,7 @@ def _all_or_first_error(futures: list[Any]) -> None:
 
 def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTask) -> None:
     with dask_client(config) as client:
-        from dask.distributed import as_completed  # pyright: ignore[reportMissingImports]
+        from distributed import as_completed  # pyright: ignore[reportMissingImports]
 
         calls = {
             client.submit(build_shard, config, work.resolve(), shard, pure=False): shard for shard in shards
@@ -104,7 +104,7 @@ def dask_client(config: ContextConfig) -> Any:
         InputError: Dask is not installed, or no scheduler answers at the address.
     """
     try:
-        from dask.distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
+        from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             "context.backend is dask, which is not installed; pip install 'jora-raft[scale]', or set it to "

@@ -6,9 +6,11 @@ shards.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,14 @@ from retrieval.backends import run_shards
 from retrieval.columns import map_batches
 from retrieval.config import ContextConfig
 from retrieval.errors import InputError
-from retrieval.records import RANKING_COLUMNS, RECORD_COLUMNS, ParquetSink, canonical_json, write_json
+from retrieval.records import (
+    RANKING_COLUMNS,
+    RECORD_COLUMNS,
+    ParquetSink,
+    canonical_json,
+    write_error,
+    write_json,
+)
 from retrieval.report import Progress
 from retrieval.shards import (
     FORMAT_VERSION,
@@ -52,15 +61,40 @@ def build_context(
     """
     tell = progress or _silent
     work = work_dir or output_dir / WORK
-    try:
-        prepared = prepare(config, work, tell)
-        run_shards(config, work, prepared, tell)
-        metrics = merge(config, work, prepared, output_dir, tell)
-    except InputError:
+    with _alone(work.parent):
+        try:
+            prepared = prepare(config, work, tell)
+            run_shards(config, work, prepared, tell)
+            metrics = merge(config, work, prepared, output_dir, tell)
+        except InputError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
     return metrics
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder against another build; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another build holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another build is writing there; wait for its end or choose another folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def merge(

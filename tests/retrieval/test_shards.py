@@ -205,6 +205,15 @@ def test_a_build_killed_by_the_clock_goes_on(light: ContextConfig, tmp_path: Pat
     assert contents(tmp_path / "killed") == contents(tmp_path / "one")
 
 
+def test_two_builds_do_not_share_a_folder(light: ContextConfig, tmp_path: Path) -> None:
+    def again(*_: object) -> None:
+        with pytest.raises(InputError, match="another build is writing there"):
+            build_context(light, tmp_path / "out")
+
+    build_context(light, tmp_path / "out", again)
+    contents(tmp_path / "out")
+
+
 def test_wrong_input_leaves_nothing(config: ContextConfig, tmp_path: Path) -> None:
     assert config.qa is not None
     Path(config.qa.questions).write_text(
@@ -218,7 +227,7 @@ def test_wrong_input_leaves_nothing(config: ContextConfig, tmp_path: Path) -> No
 def test_dask_that_is_not_there_is_said_in_one_line(
     config: ContextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"context\.backend is dask, .*jora-raft\[scale\]"):
         build_context(config.model_copy(update={"backend": "dask"}), tmp_path / "out")
     with pytest.raises(ValueError, match="backend is not dask"):
