@@ -20,7 +20,6 @@ from flows.server import prepare_environment
 prepare_environment()
 
 from prefect import flow, task, unmapped
-from prefect.futures import as_completed
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -60,7 +59,8 @@ def build_records_flow(
     )
     futures = call.map(list(range(len(shards))), shards, unmapped(order), unmapped(work_dir))
     say, begun = get_run_logger().info, time.monotonic()
-    for done, future in enumerate(as_completed(futures), start=1):
+    # In order: later shards go on meanwhile, and what they finish is found by the next try if one failed.
+    for done, future in enumerate(futures, start=1):
         peaks.append(future.result())
         rate = done / (time.monotonic() - begun)
         say(f"records: {done} of {len(shards)} shards, {(len(shards) - done) / rate:.0f} s left")
