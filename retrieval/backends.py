@@ -28,7 +28,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
 
 
 def worker_count(config: ContextConfig) -> int:
-    """How many shards are built at once."""
+    """How many shards are built at once by processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return config.workers or cores
 
@@ -51,7 +51,8 @@ def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], told: _B
     def build(shard: Shard) -> None:
         build_shard(config, work, shard, lambda n: told.add(shard.task, n))
 
-    workers = min(worker_count(config), len(shards))
+    # Building records is mostly Python, where threads of one process take turns: none are started unasked.
+    workers = min(config.workers or 1, len(shards))
     if workers <= 1:
         for shard in shards:
             build(shard)

@@ -370,7 +370,8 @@ class ContextConfig(_Model):
         default=None,
         ge=1,
         title="Workers",
-        description="Shards built at once; empty: one a core, 1: one after the other.",
+        description="Shards built at once; empty: one a core where each is built by a process of its own "
+        "(Prefect, Dask), one after the other in `jora context`.",
     )
     dask_address: str | None = Field(
         default=None,
