@@ -100,6 +100,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     """
     progress("digest inputs", 0, 0)
     inputs = input_digests(config)
+    progress("digest inputs", len(inputs), len(inputs))
     key = _key(config, inputs)
     found = read_prepared(config, work)
     if found is not None and found.key == key:

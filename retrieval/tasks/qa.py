@@ -232,10 +232,9 @@ def _bar_near_twins(
     index = NearDuplicates(texts, lambda at: _text(documents[int(held[at])]), threshold)
     texts = (_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
     near = np.zeros(len(free), dtype=bool)
-    for number, found in enumerate(index.matches(texts)):
+    matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))
+    for number, found in enumerate(matches):
         near[number] = found >= 0
-        if number % 20_000 == 0:
-            progress("qa: near-duplicates", number, len(free))
     barred[free[near]] = NEAR_TWIN
 
 

@@ -59,6 +59,7 @@ def prepare(
     AnswerTemplate.of(task, "tables")  # refused before hours of work, not after
     progress("tables: read", 0, 0)
     asks = _asks(config, task, report.tally)
+    progress("tables: read", len(asks), len(asks))
     content = {id(ask.table): _content(ask.table) for ask in asks}
     asks = guards.drop_across_splits(
         asks, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally

@@ -220,6 +220,7 @@ def _read(
                     continue
             about = (thread.id, thread.source, thread.row, thread.split, thread.time)
             rows[thread.id] = _ThreadRow(*about, start, len(thread.posts))
+    progress("threads: read", read, read)
     if not rows:
         raise InputError(f"threads.source: {task.source} holds no thread; expected at least one")
     _write_threads(folder, list(rows.values()), _splits(config, task, list(rows.values())))

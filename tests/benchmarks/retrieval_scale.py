@@ -158,7 +158,8 @@ def build_one(order: dict[str, Any]) -> None:
             moment = time.perf_counter()
             steps[str(now[0])] = steps.get(str(now[0]), 0.0) + moment - float(now[1])
             now[:] = [step, moment]
-        bars.show(step, done, total)
+        if step != "end":
+            bars.show(step, done, total)
 
     start = time.perf_counter()
     with bars:
