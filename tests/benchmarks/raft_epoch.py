@@ -300,10 +300,23 @@ def on_cpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, fl
     return results, ratios | ({"memory/peft": max(memory)} if memory else {})
 
 
+def has_gpu() -> bool:
+    """Whether our side finds a GPU; asked in a process of its own."""
+    probe = Worker("probe", HERE / "raft_ours.py", {"probe": True}, GPU_ENV)
+    try:
+        probe.answer()
+        return probe.ask("device")["platform"] == "gpu"
+    finally:
+        probe.close()
+
+
 def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Llama-2-7B shapes, contexts of 2,000 tokens with 1 to 32 questions; peft in batches of 4."""
     results: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
+    if not has_gpu():
+        print("not measured: no GPU was found")
+        return results, ratios
     for suffixes in (1, 4, 8, 16, 32):
         with tempfile.TemporaryDirectory() as made:
             folder, name = Path(made), f"S={suffixes}"
