@@ -87,7 +87,7 @@ def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
     assert [ours["side"], apart["side"], theirs["side"]] == ["shared", "unshared", "peft"]
     assert ours["check_loss"] == pytest.approx(theirs["check_loss"], rel=1e-4)
     assert ours["check_loss"] == pytest.approx(apart["check_loss"], rel=1e-5)
-    assert ours["padded"] < apart["padded"] / 3 and apart["padded"] < theirs["padded"]
+    assert ours["padded"] < apart["padded"] / 3
     assert ours["groups"] == ours["contexts"] < ours["records"] == apart["records"]
 
 
