@@ -29,7 +29,7 @@ PATH_KEYS = (
     "phases.*.alpaca_path",
 )
 # A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.
-PATH_OR_NAME_KEYS = ("context.embedder",)
+PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 

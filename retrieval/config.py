@@ -17,7 +17,7 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
-PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "embedding_cache", "tokenizer"})
+PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"})
 
 #: Fields that say who builds the records. They decide nothing in them and stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
@@ -81,6 +81,7 @@ class _Task(_Model):
 
 _FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
 _RRF_K = "k of reciprocal rank fusion; small favours first ranks."
+_RERANK_DEPTH = "How many of the fused ranking the reranker reads and orders anew; 0: none."
 _WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
 
 
@@ -192,6 +193,7 @@ class ThreadsTask(_Task):
     fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
     weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
+    rerank_depth: int = Field(default=0, ge=0, title="Rerank depth", description=_RERANK_DEPTH)
     split: Literal["context", "time"] = Field(
         default="context",
         title="Split",
@@ -285,6 +287,7 @@ class QaTask(_Styled):
     fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
     weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
+    rerank_depth: int = Field(default=0, ge=0, title="Rerank depth", description=_RERANK_DEPTH)
 
     @model_validator(mode="after")
     def _known_weights(self) -> QaTask:
@@ -334,6 +337,11 @@ class ContextConfig(_Model):
         title="Tokenizer",
         description="Model folder whose tokenizer counts tokens, where something is measured in them; in a "
         "pipeline the base model's if empty.",
+    )
+    reranker: str | None = Field(
+        default=None,
+        title="Reranker",
+        description="sentence-transformers cross-encoder for rerank_depth: a folder or a public name.",
     )
     embedding_cache: str | None = Field(
         default=None,
@@ -389,6 +397,16 @@ class ContextConfig(_Model):
         default=None, title="Threads", description="Reply questions, if wanted."
     )
     qa: QaTask | None = Field(default=None, title="Documents", description="Document questions, if wanted.")
+
+    @model_validator(mode="after")
+    def _reranked(self) -> ContextConfig:
+        tasks = {"threads": self.threads, "qa": self.qa}
+        deep = [name for name, task in tasks.items() if task is not None and task.rerank_depth]
+        if deep and not self.reranker:
+            raise ValueError(f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0")
+        if self.reranker and not deep:
+            raise ValueError("reranker is set but no task's rerank_depth is: set one (such as 20)")
+        return self
 
     @model_validator(mode="after")
     def _some_task(self) -> ContextConfig:

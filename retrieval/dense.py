@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.sources import embedder_folder, file_digest
+from retrieval.sources import file_digest, model_folder
 from retrieval.vector_cache import VectorCache, text_digests
 
 BATCH = 256
@@ -109,7 +109,7 @@ def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = Non
         raise InputError(
             f"{field} has the leg 'dense' but no embedder is configured; {options}, or leave 'dense' out"
         )
-    folder = embedder_folder(embedder)
+    folder = model_folder(embedder, "embedder")
     if folder is not None and not (folder / "modules.json").is_file():
         raise InputError(f"embedder: {folder} holds no modules.json, so it is no such model; {options}")
     from sentence_transformers import SentenceTransformer

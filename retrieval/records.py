@@ -60,6 +60,7 @@ RANKING_COLUMNS: dict[str, str] = {
     "same_author": "list",
     "partner": "list",
     "fused": "list",
+    "reranked": "list",
 }
 
 

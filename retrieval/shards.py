@@ -35,6 +35,7 @@ from retrieval.records import (
     text_digest,
 )
 from retrieval.report import Progress, TaskReport
+from retrieval.rerank import load_reranker
 from retrieval.sources import expand_path, file_digest, input_digests
 
 FORMAT_VERSION = "1"
@@ -108,6 +109,8 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
         return found
     shutil.rmtree(work, ignore_errors=True)
     embedder = _embedder(config)
+    if config.reranker:
+        load_reranker(config.reranker)  # refused now, not by the first shard
     examples: dict[str, int] = {}
     for task in configured_tasks(config):
         report = TaskReport()

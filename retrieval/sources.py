@@ -232,10 +232,11 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     if config.counts_tokens:
         file = tokenizer_file(tokenizer_folder(config))
         yield f"tokenizer/{file.name}", file
-    folder = embedder_folder(config.embedder)
-    if folder is not None:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            yield f"embedder/{path.relative_to(folder).as_posix()}", path
+    for field, model in models(config).items():
+        folder = model_folder(model, field)
+        if folder is not None:
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                yield f"{field}/{path.relative_to(folder).as_posix()}", path
 
 
 def annotation_path(log: Path) -> Path:
@@ -243,21 +244,25 @@ def annotation_path(log: Path) -> Path:
     return log.with_name(log.name.removesuffix(IRC_SUFFIX) + IRC_ANNOTATION_SUFFIX)
 
 
-def embedder_folder(embedder: str | None) -> Path | None:
-    """The embedder's folder, or None where it is a public name (or not given).
+def models(config: ContextConfig) -> dict[str, str]:
+    """The configured sentence-transformers models by field."""
+    found = {"embedder": config.embedder, "reranker": config.reranker}
+    return {field: model for field, model in found.items() if model}
+
+
+def model_folder(model: str, field: str) -> Path | None:
+    """The folder of a sentence-transformers model, or None where it is a public name.
 
     Raises:
         InputError: the text is a path by its form, and no folder is there.
     """
-    if not embedder:
-        return None
-    path = Path(embedder if is_url(embedder) else expand_path(embedder, "embedder"))
+    path = Path(model if is_url(model) else expand_path(model, field))
     if path.is_dir():
         return path
-    looks_like_path = path.is_absolute() or embedder.startswith((".", "~", "$")) or embedder.count("/") > 1
+    looks_like_path = path.is_absolute() or model.startswith((".", "~", "$")) or model.count("/") > 1
     if looks_like_path:
         raise InputError(
-            f"embedder: folder {path} does not exist; give a sentence-transformers folder or name"
+            f"{field}: folder {path} does not exist; give a sentence-transformers folder or name"
         )
     return None
 
@@ -278,8 +283,9 @@ def input_digests(config: ContextConfig) -> dict[str, str]:
     digests = {}
     for label, path in input_files(config):
         digests[label] = file_digest(path)
-    if config.embedder and embedder_folder(config.embedder) is None:
-        digests["embedder"] = config.embedder
+    for field, model in models(config).items():
+        if model_folder(model, field) is None:
+            digests[field] = model
     return digests
 
 

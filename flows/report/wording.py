@@ -24,6 +24,7 @@ LEG_NAMES = {
     "same_author": "Same author",
     "partner": "Partner",
     "fused": "Fused",
+    "reranked": "Reranked",
 }
 
 

@@ -20,14 +20,15 @@ RANKINGS = "rankings.parquet"
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    """The context section without paths; an embedder known by a public name stands here, a folder in
+    """The context section without paths; a model known by a public name stands here, a folder in
     `inputs`.
     """
-    from retrieval.sources import embedder_folder
+    from retrieval.sources import model_folder, models
 
     settings = config.context.fingerprint()
-    if embedder_folder(config.context.embedder) is None:
-        settings["embedder"] = config.context.embedder
+    for field, model in models(config.context).items():
+        if model_folder(model, field) is None:
+            settings[field] = model
     return {"context": settings}
 
 
