@@ -17,7 +17,9 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 #: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
 #: gives the same bytes; the digests of the files' contents stand there instead.
-PATH_FIELDS = frozenset({"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"})
+PATH_FIELDS = frozenset(
+    {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
+)
 
 #: Fields that say who builds the records. They decide nothing in them and stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
@@ -403,7 +405,9 @@ class ContextConfig(_Model):
         tasks = {"threads": self.threads, "qa": self.qa}
         deep = [name for name, task in tasks.items() if task is not None and task.rerank_depth]
         if deep and not self.reranker:
-            raise ValueError(f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0")
+            raise ValueError(
+                f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0"
+            )
         if self.reranker and not deep:
             raise ValueError("reranker is set but no task's rerank_depth is: set one (such as 20)")
         return self
