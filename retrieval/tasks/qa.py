@@ -6,8 +6,9 @@ retriever finds, right or not. Documents of the test split never appear in a tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from retrieval.distractors import sharing_groups
 from retrieval.near_duplicates import NearDuplicates
 from retrieval.readers.alpaca import is_alpaca
 from retrieval.report import Progress, TaskReport
+from retrieval.rerank import Reranker, load_reranker
 from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.styles import AnswerTemplate
 from retrieval.tasks import alpaca
@@ -46,18 +48,21 @@ FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The documents, whether training may see each, and the digest of its content."""
+    """The documents, whether training may see each, the digest of its content, and since when it exists
+    (seconds since 1970, NaN where nobody knows).
+    """
 
     documents: Items[Document]
     place: IdIndex
     barred: np.ndarray
     content: np.ndarray
+    times: np.ndarray
 
     @classmethod
     def open(cls, folder: Path) -> _Corpus:
         """The corpus that `prepare` wrote."""
         documents = Items(folder / "documents.arrow", Document)
-        arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content")]
+        arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content", "times")]
         return cls(documents, IdIndex(folder, documents), *arrays)
 
     def text(self, place: int) -> str:
@@ -73,6 +78,10 @@ class _Found:
 
     places: np.ndarray
     scores: np.ndarray
+
+    def among(self, which: np.ndarray | slice) -> _Found:
+        """Some of it, in the same order."""
+        return _Found(self.places[which], self.scores[which])
 
     def say(self, pool: np.ndarray) -> hybrid.Say:
         """What it has to say of a pool (ascending places): only scores above zero count."""
@@ -196,6 +205,9 @@ def _corpus(
         _bar_near_twins(barred, documents, config.near_duplicates, progress)
     save_array(folder / "barred.npy", barred)
     save_array(folder / "content.npy", content)
+    # An unknown time is no number, which is later than nothing.
+    since = (np.nan if time is None else time for time in documents.column("time"))
+    save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
     return _Corpus.open(folder), asked
 
 
@@ -288,6 +300,7 @@ class QaWork:
     bm25: Ranker
     dense: DenseIndex | None
     queries: np.ndarray | None
+    reranker: Reranker | None
 
     def build(
         self, low: int, high: int, report: TaskReport
@@ -329,17 +342,41 @@ class QaWork:
         for number, question, ranked in zip(numbers, questions, rankings, strict=True):
             oracles = tuple(self.corpus.place[name] for name in question.oracle_ids)
             split = "test" if self.held_out[number] else "train"
-            asked.append(AskedQuestion(question, split, oracles, ranked["fused"].tolist()))
+            if self.reranker is not None:
+                ranked["reranked"] = self.reranker.rerank(
+                    question.text, ranked["fused"], self.corpus.text, self.task.rerank_depth
+                )
+            best = ranked.get("reranked", ranked["fused"])
+            asked.append(AskedQuestion(question, split, oracles, best.tolist()))
         return asked, rankings
 
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
-        """Per leg and question: the best places with their scores."""
-        queries = [self.bm25.tokenizer(question.text) for question in questions]
-        legs = {"bm25": list(map(_Found, *self.bm25.search_batch(queries, DEPTH)))}
-        if self.dense is not None and self.queries is not None:
-            found = zip(*self.dense.search(self.queries[numbers.start : numbers.stop], DEPTH), strict=True)
-            legs["dense"] = [_Found(places[places >= 0], scores[places >= 0]) for places, scores in found]
+        """Per leg and question: the best places with their scores, of what existed when it was asked."""
+        words = [self.bm25.tokenizer(question.text) for question in questions]
+        search = {"bm25": lambda rows, k: list(map(_Found, *self.bm25.search_batch(words[rows], k)))}
+        if (dense := self.dense) is not None and self.queries is not None:
+            vectors = self.queries[numbers.start : numbers.stop]
+            search["dense"] = lambda rows, k: [
+                _Found(places[places >= 0], scores[places >= 0])
+                for places, scores in zip(*dense.search(vectors[rows], k), strict=True)
+            ]
+        legs = {leg: find(slice(None), DEPTH) for leg, find in search.items()}
+        for row, question in enumerate(questions):
+            if question.time is not None:
+                for leg, find in search.items():
+                    deeper = partial(find, slice(row, row + 1))
+                    legs[leg][row] = self._known(legs[leg][row], question.time, deeper)
         return legs
+
+    def _known(self, found: _Found, asked: float, deeper: Callable[[int], list[_Found]]) -> _Found:
+        """The first `DEPTH` of what was found that existed at `asked`, searched as deep as that needs."""
+        depth = DEPTH
+        while True:
+            known = found.among(~(self.corpus.times[found.places] > asked))
+            if len(known.places) >= DEPTH or len(found.places) < depth or depth >= len(self.corpus.times):
+                return known.among(slice(DEPTH))
+            depth = min(4 * depth, len(self.corpus.times))
+            found = deeper(depth)[0]
 
 
 def open_work(config: ContextConfig, folder: Path) -> QaWork | alpaca.AlpacaWork:
@@ -366,7 +403,8 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork | alpaca.AlpacaWork
         lambda place: bool(corpus.barred[place]),
         AnswerTemplate.of(task, "qa"),
     )
-    return QaWork(task, builder, corpus, questions, kept, held_out, bm25, dense, queries)
+    reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
+    return QaWork(task, builder, corpus, questions, kept, held_out, bm25, dense, queries, reranker)
 
 
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
@@ -381,7 +419,7 @@ def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.nda
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
-    for leg in (*LEGS, "fused"):
+    for leg in (*LEGS, "fused", "reranked"):
         ranked = rankings.get(leg)
         places = [] if ranked is None else ranked[:RANKING_DEPTH].tolist()
         row[leg] = [corpus.documents.value("id", place) for place in places]

@@ -20,6 +20,7 @@ from retrieval.errors import InputError
 from retrieval.legs import conversation_legs
 from retrieval.readers.threads import read_threads
 from retrieval.report import Progress, TaskReport
+from retrieval.rerank import Reranker, load_reranker
 from retrieval.sources import thread_format
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.thread_record import thread_record
@@ -176,6 +177,7 @@ class ThreadsWork:
     asks: Items[_AskRow]
     bm25: Ranker
     dense: _Dense | None
+    reranker: Reranker | None
 
     def build(
         self, low: int, high: int, report: TaskReport
@@ -183,7 +185,8 @@ class ThreadsWork:
         """(record, ranking) of the asks low to high - 1, in corpus order, without those that leak."""
         for number, row in zip(range(low, high), self.asks.run(low, high), strict=True):
             ask = self.threads.ask(row)
-            built = _build(ask, number, self.task, self.seed, self.count, self.bm25, self.dense, report)
+            legs = (self.bm25, self.dense, self.reranker)
+            built = _build(ask, number, self.task, self.seed, self.count, *legs, report)
             if built is not None:
                 yield built
 
@@ -197,7 +200,8 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
     bm25 = open_index(config, threads.texts, folder)
     dense = _Dense.open(folder) if "dense" in task.legs else None
     asks = Items(folder / "asks.arrow", _AskRow)
-    return ThreadsWork(task, config.seed, token_count(config), threads, asks, bm25, dense)
+    reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
+    return ThreadsWork(task, config.seed, token_count(config), threads, asks, bm25, dense, reranker)
 
 
 def _read(
@@ -339,6 +343,7 @@ def _build(
     count: Count,
     bm25: Ranker,
     dense: _Dense | None,
+    reranker: Reranker | None,
     report: TaskReport,
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The record and ranking of one comment, or None where the record would leak its label (counted)."""
@@ -351,6 +356,13 @@ def _build(
     if dense is not None:
         similar["dense"] = dense.window_scores(number, low, high)
     rankings = _rankings(ask, candidates, similar, task)
+    if reranker is not None:
+        rankings["reranked"] = reranker.rerank(
+            ask.comment.text,
+            rankings["fused"],
+            lambda place: prompts.thread_document(candidates[place].author, candidates[place].text),
+            task.rerank_depth,
+        )
     record = thread_record(
         ask.name,
         ask.thread.id,
@@ -358,7 +370,7 @@ def _build(
         ask.split,
         ask.comment,
         candidates,
-        rankings["fused"].tolist(),
+        rankings.get("reranked", rankings["fused"]).tolist(),
         gold.tolist(),
         [ask.thread.posts[place] for place in sorted(ask.parents)],
         task,
@@ -408,7 +420,7 @@ def _ranking(ask: _Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarr
         "gold_ids": [posts[place].id for place in ask.parents],
         "gold_authors": [posts[place].author for place in ask.parents],
     }
-    for leg in (*LEGS, "fused"):
+    for leg in (*LEGS, "fused", "reranked"):
         ranked = rankings.get(leg)
         row[leg] = [] if ranked is None else [ids[place] for place in ranked[:RANKING_DEPTH].tolist()]
     return row
