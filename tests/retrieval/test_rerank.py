@@ -88,7 +88,7 @@ def test_records_hold_what_the_reranker_puts_first(
         assert row["reranked"][depth:] == row["fused"][depth:]
         assert set(record["context_ids"]) == set(row["reranked"][:3])
         moved += set(row["reranked"][:3]) != set(row["fused"][:3])
-    assert moved > 10
+    assert moved > 0, "a reranker that changes no prompt proves nothing"
     for task in ("threads", "qa"):
         assert metrics["tasks"][task]["retrieval"]["test"]["reranked"]["n"] > 0
     assert "reranker/config.json" in input_digests(config)
