@@ -118,8 +118,8 @@ def context(
         from flows.report import write_report
         from flows.store import Store
 
-        show.print_records(references[0])
-        print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
+        if show.print_records(references[0]):
+            print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
 
 
 @app.command()

@@ -101,12 +101,15 @@ def print_scores(scores: dict[str, Any]) -> None:
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
 
 
-def print_records(reference: ArtifactRef) -> None:
-    """How many records there are, how good the fused retriever is on the held-out ones, what was left out."""
+def print_records(reference: ArtifactRef) -> bool:
+    """How many records there are, how good the fused retriever is on the held-out ones, what was left out.
+
+    False where the artifact tells of no records.
+    """
     manifest = read_manifest(Path(reference.path) / MANIFEST)
     metrics = manifest["metrics"] if manifest is not None else {}
     if "tasks" not in metrics:
-        return
+        return False
     table = _grid("task", "train", "test", "contexts", "found", *RETRIEVAL)
     for name, task in metrics["tasks"].items():
         fused = task["retrieval"].get("test", {}).get("fused", {})
@@ -135,6 +138,7 @@ def print_records(reference: ArtifactRef) -> None:
     console.print(f"{said}\n", style="dim")
     console.print(guarded)
     console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
+    return True
 
 
 def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
