@@ -16,6 +16,8 @@ from flows.errors import InputError
 from retrieval.build import build_context
 from retrieval.config import ContextConfig, ThreadsTask
 
+pytest_plugins = ["tests.flows.prefect_session"]
+
 FILES = ("records.parquet", "rankings.parquet", "metrics.json")
 RETRIES = RetryConfig(max_retries=1, delay_seconds=0.1, jitter=0)
 
