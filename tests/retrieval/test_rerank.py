@@ -73,6 +73,7 @@ def test_records_hold_what_the_reranker_puts_first(
     documents, questions = qa_files
     config = ContextConfig(
         reranker=str(cross_encoder),
+        test_share=0.4,
         threads=ThreadsTask(source=str(threads_file), legs=["bm25", "recency"], n_contexts=3, rerank_depth=6),
         qa=QaTask(source=str(documents), questions=str(questions), legs=["bm25"], rerank_depth=8),
     )
