@@ -5,8 +5,8 @@
 
 Corpora are seeded: documents of 6 to 18 words, frequencies after Zipf; queries are eight words drawn
 likewise; the best ten are wanted. Each side is a process of its own; they build one after the other and then
-take turns, A B A B. Ratios are ours over theirs in queries per second, from the medians of the turns. Peers are
-the extra `bench`.
+take turns, A B A B. Ratios are ours over theirs in queries per second, from the medians of the turns. Peers
+are the extra `bench`.
 """
 
 from __future__ import annotations
