@@ -27,7 +27,17 @@ from retrieval.vocabulary import known_ids
 LARGE = 1 << 17
 
 #: What a search reads.
-SEARCH_ARRAYS = ("indptr", "docs", "weights", "bounds", "fences", "fence_starts", "shifts")
+SEARCH_ARRAYS = (
+    "indptr",
+    "docs",
+    "weights",
+    "bounds",
+    "fences",
+    "fence_starts",
+    "shifts",
+    "signatures",
+    "bits",
+)
 
 
 class Ranker(Protocol):
@@ -70,7 +80,9 @@ class BM25Index:
     stand the counts from which they follow: by posting, `frequencies` of the term in the document and
     `firsts`, its first place there; by document, `lengths` in tokens. `bounds` has each term's largest
     weight. A term's document numbers are cut into equal blocks of 2 ** `shifts[t]`, about eight postings
-    each: those of block b begin at `fences[fence_starts[t] + b]`. Arrays may be memory-mapped.
+    each: those of block b begin at `fences[fence_starts[t] + b]`. The 63 most frequent terms have a bit
+    (`bits[t]`, others -1), and `signatures` says of each document which of these it holds. Arrays may be
+    memory-mapped.
     """
 
     vocabulary: Mapping[str, int]
@@ -85,6 +97,8 @@ class BM25Index:
     fences: np.ndarray
     fence_starts: np.ndarray
     shifts: np.ndarray
+    signatures: np.ndarray
+    bits: np.ndarray
     tokenizer: Tokenizer
     #: arrays in which `bm25_fast` works, kept from search to search; one set a thread
     room: list[Any] = field(default_factory=list, init=False, repr=False)

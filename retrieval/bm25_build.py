@@ -262,6 +262,9 @@ def assemble(
     fence_starts[:] = np.cumsum(n_fences) - n_fences
     fences = allocate("fences", np.dtype(np.int64), int(n_fences.sum()) + 1)
     fill_fences(indptr, docs, shifts, fence_starts, fences)
+    bits = allocate("bits", np.dtype(np.int8), len(vocabulary))
+    signatures = allocate("signatures", np.dtype(np.int64), len(lengths))
+    fill_signatures(indptr, docs, bits, signatures)
     return BM25Index(
         vocabulary,
         indptr,
@@ -275,6 +278,8 @@ def assemble(
         fences,
         fence_starts,
         shifts,
+        signatures,
+        bits,
         tokenizer,
     )
 
@@ -324,6 +329,15 @@ def fill_fences(
         end = int(fence_starts[last]) if last < len(shifts) else len(fences) - 1
         counts = np.bincount(blocks, minlength=end - begin)
         fences[begin:end] = part.start + np.cumsum(counts) - counts
+
+
+def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, signatures: np.ndarray) -> None:
+    """Gives the 63 most frequent terms a bit, and sets it in the documents that hold them."""
+    bits[:], signatures[:] = -1, 0
+    frequent = np.argsort(-np.diff(indptr), kind="stable")[:63]
+    for bit, term in enumerate(frequent.tolist()):
+        bits[term] = bit
+        signatures[docs[indptr[term] : indptr[term + 1]]] |= 1 << bit
 
 
 def _chunks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:

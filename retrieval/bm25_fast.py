@@ -179,6 +179,8 @@ def _search(
     fences: np.ndarray,
     fence_starts: np.ndarray,
     shifts: np.ndarray,
+    signatures: np.ndarray,
+    bits: np.ndarray,
     worth: int,
     sums: np.ndarray,
     touched: np.ndarray,
@@ -236,10 +238,19 @@ def _search(
     for j in range(count):
         doc = touched[j]
         score = sums[doc]
+        if score + rest[split] < bar:
+            continue
+        most = score
+        for i in range(split, n):
+            if bits[order[i]] < 0 or (signatures[doc] >> bits[order[i]]) & 1:
+                most += bounds[order[i]]
         i = split
-        while score + rest[i] >= bar and i < n:
+        while most >= bar and i < n:
             term = order[i]
-            score += _weight(docs, weights, fences, fence_starts, shifts, term, doc)
+            if bits[term] < 0 or (signatures[doc] >> bits[term]) & 1:
+                weight = _weight(docs, weights, fences, fence_starts, shifts, term, doc)
+                score += weight
+                most += weight - bounds[term]
             i += 1
         if i == n and score >= bar:
             sums[doc] = score
@@ -280,6 +291,8 @@ def search_many(
     fences: np.ndarray,
     fence_starts: np.ndarray,
     shifts: np.ndarray,
+    signatures: np.ndarray,
+    bits: np.ndarray,
     worth: int,
     sums: np.ndarray,
     touched: np.ndarray,
@@ -308,6 +321,8 @@ def search_many(
             fences,
             fence_starts,
             shifts,
+            signatures,
+            bits,
             worth,
             sums,
             touched,

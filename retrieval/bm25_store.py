@@ -31,8 +31,8 @@ FORMAT = "jora-bm25"
 VERSION = 1
 ABOUT = "bm25.json"
 POSTING_ARRAYS = ("docs", "frequencies", "firsts", "weights")
-TERM_ARRAYS = ("bounds", "fence_starts", "shifts")
-ARRAYS = ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences", "lengths", *WORD_ARRAYS)
+TERM_ARRAYS = ("bounds", "fence_starts", "shifts", "bits")
+ARRAYS = ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences", "signatures", "lengths", *WORD_ARRAYS)
 
 
 class Draft:
@@ -124,7 +124,7 @@ def save(index: BM25Index, folder: Path) -> None:
     """
     draft = Draft(folder)
     try:
-        for name in ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences"):
+        for name in ("indptr", *POSTING_ARRAYS, *TERM_ARRAYS, "fences", "signatures"):
             array = getattr(index, name)
             draft.allocate(name, array.dtype, len(array))[:] = array
         draft.publish(list(index.vocabulary), index.lengths, index.tokenizer)
@@ -191,7 +191,11 @@ def _problem(about: Mapping[str, Any]) -> str | None:
         str(about["digest"])[:12]
     except (KeyError, TypeError, ValueError) as error:
         return f"{_reason(error)}"
-    want = dict.fromkeys(POSTING_ARRAYS, postings) | {"indptr": terms + 1, "lengths": documents}
+    want = dict.fromkeys(POSTING_ARRAYS, postings) | {
+        "indptr": terms + 1,
+        "lengths": documents,
+        "signatures": documents,
+    }
     want |= dict.fromkeys((*TERM_ARRAYS, "word_ends", "hashes", "by_hash"), terms)
     for name in ARRAYS:
         if sizes[name] != want.get(name, sizes[name]):
