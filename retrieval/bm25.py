@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from retrieval.bm25_build import EPSILON, K1, B, BM25Builder, without
+from retrieval.bm25_arrays import EPSILON, K1, B
+from retrieval.bm25_build import BM25Builder, without
 from retrieval.text import Tokenizer
 from retrieval.vocabulary import known_ids
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import bm25_build
+from retrieval import bm25_arrays, bm25_build
 from retrieval.bm25 import BM25Index
 from retrieval.bm25_build import BM25Builder
 from retrieval.bm25_store import ARRAYS, WORD_ARRAYS
@@ -103,7 +103,7 @@ def test_a_streamed_index_is_the_same(stemmer: str, tmp_path: Path, monkeypatch:
     BM25Index.build([["older"]]).save(tmp_path / "whole")
     expected.save(tmp_path / "whole")
     monkeypatch.setattr(bm25_build, "BATCH_TOKENS", 700)
-    monkeypatch.setattr(bm25_build, "CHUNK", 100)
+    monkeypatch.setattr(bm25_arrays, "CHUNK", 100)
     with BM25Builder(tokenizer, tmp_path / "streamed") as builder:
         for start in range(0, len(texts), 37):
             builder.add(texts[start : start + 37])
