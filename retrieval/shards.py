@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from retrieval import mergeable
 from retrieval.budget import token_count
 from retrieval.columns import RowSink
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.dense import Embedder, load_embedder
 from retrieval.readers.alpaca import is_alpaca
 from retrieval.records import (
@@ -37,6 +37,7 @@ from retrieval.records import (
 from retrieval.report import Progress, TaskReport
 from retrieval.rerank import load_reranker
 from retrieval.sources import expand_path, file_digest, input_digests
+from retrieval.task_config import QaTask
 
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"

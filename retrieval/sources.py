@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.remote import is_url, local_copy
+from retrieval.task_config import QaTask, TablesTask, ThreadsTask
 from retrieval.tokens import tokenizer_file
 
 _GLOB = re.compile(r"[*?\[]")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval.config import QaTask
 from retrieval.corpus import Tally
 from retrieval.errors import InputError
 from retrieval.readers.rows import field_names, rows, text_of
 from retrieval.sources import SourceFile, document_files
+from retrieval.task_config import QaTask
 from retrieval.text import fold
 
 EXPECTED = "an object with instruction, input, output"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from retrieval.config import ThreadsTask
 from retrieval.corpus import Tally, Thread
 from retrieval.readers import threads_4chan, threads_convokit, threads_discord, threads_irc, threads_mastodon
 from retrieval.sources import thread_files, thread_format
+from retrieval.task_config import ThreadsTask
 
 _READERS = {
     "4chan": threads_4chan.read_threads,

@@ -14,62 +14,38 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import guards, hybrid, prompts
+from retrieval import guards, hybrid
 from retrieval.bm25 import Ranker
 from retrieval.budget import token_count
-from retrieval.chunking import ask_about_chunks, load_chunker
-from retrieval.columns import IdIndex, Items, load_array, save_array, write_items
-from retrieval.config import LEGS, ContextConfig, QaTask
-from retrieval.corpus import Document, Question
+from retrieval.columns import Items, load_array, save_array
+from retrieval.config import ContextConfig
+from retrieval.corpus import Question
 from retrieval.dense import Embedder
 from retrieval.distractors import sharing_groups
-from retrieval.near_duplicates import NearDuplicates
 from retrieval.readers.alpaca import is_alpaca
 from retrieval.report import Progress, TaskReport
 from retrieval.rerank import Reranker, load_reranker
-from retrieval.sources import document_files, question_files, tokenizer_folder
 from retrieval.styles import AnswerTemplate
+from retrieval.task_config import LEGS, QaTask
 from retrieval.tasks import alpaca
-from retrieval.tasks.index import counted, index_texts, open_index
+from retrieval.tasks.index import index_texts, open_index
+from retrieval.tasks.qa_corpus import (
+    HELD_OUT,
+    NEAR_TWIN,
+    TWIN,
+    Corpus,
+    document_text,
+    read_corpus,
+    write_corpus,
+)
 from retrieval.tasks.qa_record import AskedQuestion, QaBuilder
 from retrieval.tasks.threads import RANKING_DEPTH
-from retrieval.text import duplicate_key
 from retrieval.vectors import DenseIndex, kind_for, recall_against_flat
 
 DEPTH = 100
 #: Questions that are searched at once.
 SEARCH_BATCH = 256
-#: Content digests as raw bytes; "S16" would drop zeros at the end.
-CONTENT = np.dtype("V16")
 VECTORS = "vectors.faiss"
-#: What bars a document from training prompts: it is held out, or equal or nearly equal to one that is.
-FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """The documents, whether training may see each, the digest of its content, and since when it exists
-    (seconds since 1970, NaN where nobody knows).
-    """
-
-    documents: Items[Document]
-    place: IdIndex
-    barred: np.ndarray
-    content: np.ndarray
-    times: np.ndarray
-
-    @classmethod
-    def open(cls, folder: Path) -> _Corpus:
-        """The corpus that `prepare` wrote."""
-        documents = Items(folder / "documents.arrow", Document)
-        arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content", "times")]
-        return cls(documents, IdIndex(folder, documents), *arrays)
-
-    def text(self, place: int) -> str:
-        return _text(self.documents[place])
-
-    def texts(self) -> Iterator[str]:
-        return map(_text, self.documents)
 
 
 @dataclass(frozen=True)
@@ -89,10 +65,6 @@ class _Found:
         return hybrid.Say(np.searchsorted(pool, self.places[above]), self.scores[above])
 
 
-def _text(document: Document) -> str:
-    return prompts.titled(document.title, document.text)
-
-
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
@@ -106,8 +78,8 @@ def prepare(
     if is_alpaca(task):
         return alpaca.prepare(config, folder, report, progress)
     AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
-    documents, questions = _read(config, task, folder, report, progress)
-    corpus, splits = _corpus(config, task, folder, documents, questions, progress)
+    documents, questions = read_corpus(config, task, folder, report, progress)
+    corpus, splits = write_corpus(config, task, folder, documents, questions, progress)
     guards.require_training(splits.values(), "qa", "documents with questions")
     kept = _kept(config, task, corpus, questions, splits, report)
     save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
@@ -116,7 +88,7 @@ def prepare(
     save_array(folder / "held-out.npy", np.array(held_out, dtype=bool))
     index_texts(config, corpus.texts(), len(documents), folder, progress)
     if embedder and "dense" in task.legs:
-        texts = [_text(document) for document in documents]
+        texts = [document_text(document) for document in documents]
         vectors = embedder.encode(texts, lambda done, total: progress("qa: embed", done, total))
         queries = embedder.encode(
             [questions.value("text", place) for place in kept],
@@ -131,129 +103,10 @@ def prepare(
     return len(kept)
 
 
-def _read(
-    config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
-) -> tuple[Items[Document], Items[Question]]:
-    """Streams documents (or their chunks) and questions from their sources into files."""
-    from retrieval.readers.documents import no_questions, stream_documents, stream_questions
-
-    chunker = None
-    if task.chunk_tokens is not None:
-        chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
-    found = stream_documents(document_files(task), report.tally, chunker, task.format)
-    found = counted(found, "qa: read documents", progress)
-    documents = write_items(folder / "documents.arrow", Document, found)
-    chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
-    files = question_files(task)
-    read = stream_questions(files, chunks, report.tally, task.format)
-    read = counted(read, "qa: read questions", progress)
-    asked = ask_about_chunks(read, chunks, report.tally)
-    questions = write_items(folder / "questions.arrow", Question, asked)
-    if not len(questions):
-        raise no_questions(files)
-    return documents, questions
-
-
-class _Chunks(Mapping[str, Sequence[Document]]):
-    """From a whole document's id to its chunks, which follow one another in the file."""
-
-    def __init__(self, documents: Items[Document], first: IdIndex) -> None:
-        self._documents, self._first = documents, first
-
-    def __getitem__(self, context_id: str) -> list[Document]:
-        found: list[Document] = []
-        for document in self._documents.run(self._first[context_id], len(self._documents), 16):
-            if document.context_id != context_id:
-                break
-            found.append(document)
-        return found
-
-    def __contains__(self, context_id: object) -> bool:
-        return context_id in self._first
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(document.context_id for document in self._documents))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _corpus(
-    config: ContextConfig,
-    task: QaTask,
-    folder: Path,
-    documents: Items[Document],
-    questions: Items[Question],
-    progress: Progress,
-) -> tuple[_Corpus, dict[str, str]]:
-    """The corpus, and the split of each context that is asked about."""
-    place = IdIndex.build(folder, documents)
-    asked = _context_splits(config, task, documents, questions, place)
-    barred = np.zeros(len(documents), dtype=np.uint8)
-    content = np.zeros(len(documents), dtype=CONTENT)
-    for at, document in enumerate(documents):
-        if asked.get(document.context_id) == "test":
-            barred[at] = HELD_OUT
-        content[at] = np.void(duplicate_key(document.title, document.text))
-    for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
-        if asked[context] == "test":
-            for oracle in oracles:
-                barred[place[oracle]] = HELD_OUT
-    # A twin of a held-out document is held out itself, or its text would reach a training prompt.
-    barred[(barred == FREE) & np.isin(content, content[barred == HELD_OUT])] = TWIN
-    if config.near_duplicates != "off":
-        _bar_near_twins(barred, documents, config.near_duplicates, progress)
-    save_array(folder / "barred.npy", barred)
-    save_array(folder / "content.npy", content)
-    # An unknown time is no number, which is later than nothing.
-    since = (np.nan if time is None else time for time in documents.column("time"))
-    save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
-    return _Corpus.open(folder), asked
-
-
-def _context_splits(
-    config: ContextConfig,
-    task: QaTask,
-    documents: Items[Document],
-    questions: Items[Question],
-    place: IdIndex,
-) -> dict[str, str]:
-    """The split of each context by the hash of its id, or by when it was last asked about (else, written)."""
-    if task.split == "context":
-        contexts = dict.fromkeys(questions.column("context_id"))
-        return {c: guards.split_of(config.seed, c, config.test_share) for c in contexts}
-    times: dict[str, float | None] = {}
-    columns = (questions.column(name) for name in ("context_id", "oracles", "time"))
-    for context, oracles, time in zip(*columns, strict=True):
-        if time is None:
-            time = documents.value("time", place[oracles[0] if oracles else context])
-        known = [t for t in (times.get(context), time) if t is not None]
-        times[context] = max(known, default=None)
-    return guards.splits_by_time(times, config.test_share, "qa.split")
-
-
-def _bar_near_twins(
-    barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
-) -> None:
-    """Marks the free documents that nearly repeat a held-out one."""
-    held = np.flatnonzero(barred != FREE)
-    free = np.flatnonzero(barred == FREE)
-    if not len(held):
-        return
-    texts = (_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
-    index = NearDuplicates(texts, lambda at: _text(documents[int(held[at])]), threshold)
-    texts = (_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
-    near = np.zeros(len(free), dtype=bool)
-    matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))
-    for number, found in enumerate(matches):
-        near[number] = found >= 0
-    barred[free[near]] = NEAR_TWIN
-
-
 def _kept(
     config: ContextConfig,
     task: QaTask,
-    corpus: _Corpus,
+    corpus: Corpus,
     questions: Items[Question],
     asked: Mapping[str, str],
     report: TaskReport,
@@ -293,7 +146,7 @@ class QaWork:
 
     task: QaTask
     builder: QaBuilder
-    corpus: _Corpus
+    corpus: Corpus
     questions: Items[Question]
     kept: np.ndarray
     held_out: np.ndarray
@@ -385,7 +238,7 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork | alpaca.AlpacaWork
         return alpaca.open_work(folder)
     task = config.qa
     assert task is not None
-    corpus = _Corpus.open(folder)
+    corpus = Corpus.open(folder)
     dense = queries = None
     if "dense" in task.legs:
         dense = DenseIndex.load(folder / VECTORS)
@@ -415,7 +268,7 @@ def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str,
     return rankings
 
 
-def _ranking(corpus: _Corpus, record: dict[str, Any], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
+def _ranking(corpus: Corpus, record: dict[str, Any], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}

@@ -12,11 +12,11 @@ from typing import Any
 
 from retrieval import leaks, prompts, styles
 from retrieval.budget import Count, fit
-from retrieval.config import QaTask
 from retrieval.corpus import Document, Question
 from retrieval.distractors import CopyTest, merged, pick
 from retrieval.report import TaskReport
 from retrieval.styles import AnswerTemplate, Passage
+from retrieval.task_config import QaTask
 from retrieval.text import seeded_hash, seeded_share
 
 

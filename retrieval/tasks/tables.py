@@ -12,7 +12,7 @@ from retrieval import guards, leaks, prompts
 from retrieval.bm25 import build_index, top_k
 from retrieval.budget import Count, fit, token_count
 from retrieval.columns import Items, write_items
-from retrieval.config import ContextConfig, TablesTask
+from retrieval.config import ContextConfig
 from retrieval.corpus import Question, Table, Tally
 from retrieval.distractors import CopyTest, pick
 from retrieval.errors import InputError
@@ -20,6 +20,7 @@ from retrieval.readers.wikitables import read_tables
 from retrieval.report import Progress, TaskReport
 from retrieval.sources import table_files
 from retrieval.styles import AnswerTemplate, Passage, false_quotes, taught_answer
+from retrieval.task_config import TablesTask
 from retrieval.text import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from retrieval import leaks, prompts
 from retrieval.budget import Count, fit
-from retrieval.config import ThreadsTask
 from retrieval.corpus import Post
 from retrieval.distractors import pick
 from retrieval.report import TaskReport
+from retrieval.task_config import ThreadsTask
 from retrieval.text import seeded_hash, seeded_share
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,88 +13,22 @@ from retrieval import guards, hybrid, prompts
 from retrieval.bm25 import Ranker
 from retrieval.budget import Count, token_count
 from retrieval.columns import Items, ItemSink, load_array, save_array, write_items
-from retrieval.config import LEGS, ContextConfig, ThreadsTask
-from retrieval.corpus import Post, Tally, Thread
+from retrieval.config import ContextConfig
+from retrieval.corpus import Post, Tally
 from retrieval.dense import Embedder
 from retrieval.errors import InputError
 from retrieval.legs import conversation_legs
-from retrieval.readers.threads import read_threads
 from retrieval.report import Progress, TaskReport
 from retrieval.rerank import Reranker, load_reranker
 from retrieval.sources import thread_format
+from retrieval.task_config import LEGS, ThreadsTask
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.thread_record import thread_record
+from retrieval.tasks.thread_store import Ask, AskRow, ThreadStore, store_threads
 from retrieval.text import duplicate_key
 from retrieval.vectors import cosines
 
 RANKING_DEPTH = 20
-
-
-@dataclass(frozen=True)
-class _Ask:
-    """A comment to ask about: places within its thread, and where the thread starts in the flat corpus."""
-
-    thread: Thread
-    split: str
-    start: int
-    place: int
-    parents: tuple[int, ...]
-    low: int
-
-    @property
-    def comment(self) -> Post:
-        return self.thread.posts[self.place]
-
-    @property
-    def name(self) -> str:
-        return f"threads:{self.thread.id}:{self.comment.id}"
-
-
-@dataclass(frozen=True)
-class _ThreadRow:
-    """A thread without its posts, which are posts `start` to `start + n - 1` of the flat corpus."""
-
-    id: str
-    source: str
-    row: int
-    split: str
-    time: float | None
-    start: int
-    n: int
-
-
-@dataclass(frozen=True)
-class _AskRow:
-    """An `_Ask` by the number of its thread."""
-
-    thread: int
-    place: int
-    parents: tuple[int, ...]
-    low: int
-
-
-class _Threads:
-    """Threads and posts on disk; one thread is kept at hand, since its comments come one after another."""
-
-    def __init__(self, folder: Path) -> None:
-        self.posts = Items(folder / "posts.arrow", Post)
-        self.rows = Items(folder / "threads.arrow", _ThreadRow)
-        self._at_hand: tuple[int, Thread] | None = None
-
-    def thread(self, number: int) -> Thread:
-        if self._at_hand is None or self._at_hand[0] != number:
-            row = self.rows[number]
-            posts = tuple(self.posts.run(row.start, row.start + row.n))
-            self._at_hand = number, Thread(row.id, posts, row.source, row.row, row.split, row.time)
-        return self._at_hand[1]
-
-    def ask(self, row: _AskRow) -> _Ask:
-        start, split = self.rows.value("start", row.thread), self.rows.value("split", row.thread)
-        return _Ask(self.thread(row.thread), split, start, row.place, row.parents, row.low)
-
-    def texts(self) -> Iterator[str]:
-        """What is indexed of every post."""
-        return (prompts.thread_document(post.author, post.text) for post in self.posts)
 
 
 def prepare(
@@ -108,20 +42,20 @@ def prepare(
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
-    threads = _read(config, task, folder, report.tally, progress)
+    threads = store_threads(config, task, folder, report.tally, progress)
     guards.require_training(threads.rows.column("split"), "threads", "threads")
     content: list[bytes] = []
-    with ItemSink(folder / "all-asks.arrow", _AskRow) as sink:
+    with ItemSink(folder / "all-asks.arrow", AskRow) as sink:
         for row in _asks(threads, task, report.tally):
             sink.add(row)
             content.append(_content(threads.ask(row)))
-    asks = Items(folder / "all-asks.arrow", _AskRow)
+    asks = Items(folder / "all-asks.arrow", AskRow)
     kept = _kept(config, task, threads, asks, content, report.tally)
     if not kept:
         raise InputError(
             "threads: no post replies to an earlier post; expected threads with quotelinks or annotations"
         )
-    asks = write_items(folder / "asks.arrow", _AskRow, (asks[number] for number in kept))
+    asks = write_items(folder / "asks.arrow", AskRow, (asks[number] for number in kept))
     (folder / "all-asks.arrow").unlink()
     index_texts(config, threads.texts(), len(threads.posts), folder, progress)
     if embedder and "dense" in task.legs:
@@ -132,8 +66,8 @@ def prepare(
 def _kept(
     config: ContextConfig,
     task: ThreadsTask,
-    threads: _Threads,
-    asks: Items[_AskRow],
+    threads: ThreadStore,
+    asks: Items[AskRow],
     content: Sequence[bytes],
     tally: Tally,
 ) -> list[int]:
@@ -173,8 +107,8 @@ class ThreadsWork:
     task: ThreadsTask
     seed: int
     count: Count
-    threads: _Threads
-    asks: Items[_AskRow]
+    threads: ThreadStore
+    asks: Items[AskRow]
     bm25: Ranker
     dense: _Dense | None
     reranker: Reranker | None
@@ -196,56 +130,15 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
-    threads = _Threads(folder)
+    threads = ThreadStore(folder)
     bm25 = open_index(config, threads.texts, folder)
     dense = _Dense.open(folder) if "dense" in task.legs else None
-    asks = Items(folder / "asks.arrow", _AskRow)
+    asks = Items(folder / "asks.arrow", AskRow)
     reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
     return ThreadsWork(task, config.seed, token_count(config), threads, asks, bm25, dense, reranker)
 
 
-def _read(
-    config: ContextConfig, task: ThreadsTask, folder: Path, tally: Tally, progress: Progress
-) -> _Threads:
-    """All threads in source order, each id once (a test thread wins over its double in training)."""
-    rows: dict[str, _ThreadRow] = {}
-    read = 0
-    with ItemSink(folder / "all-posts.arrow", Post) as posts:
-        for thread in read_threads(task, tally):
-            start = posts.rows
-            for post in thread.posts:
-                posts.add(post)
-            read += 1
-            if read % 500 == 0:
-                progress("threads: read", read, 0)
-            if thread.id in rows:
-                tally.dropped["thread_twice"] += 1
-                if rows[thread.id].split == "test" or thread.split != "test":
-                    continue
-            about = (thread.id, thread.source, thread.row, thread.split, thread.time)
-            rows[thread.id] = _ThreadRow(*about, start, len(thread.posts))
-    progress("threads: read", read, read)
-    if not rows:
-        raise InputError(f"threads.source: {task.source} holds no thread; expected at least one")
-    _write_threads(folder, list(rows.values()), _splits(config, task, list(rows.values())))
-    return _Threads(folder)
-
-
-def _write_threads(folder: Path, rows: Sequence[_ThreadRow], splits: Sequence[str]) -> None:
-    """The threads with their splits, and their posts alone, in the threads' order."""
-    everything = Items(folder / "all-posts.arrow", Post)
-    with (
-        ItemSink(folder / "posts.arrow", Post) as posts,
-        ItemSink(folder / "threads.arrow", _ThreadRow) as threads,
-    ):
-        for row, split in zip(rows, splits, strict=True):
-            threads.add(replace(row, split=split, start=posts.rows))
-            for post in everything.run(row.start, row.start + row.n):
-                posts.add(post)
-    (folder / "all-posts.arrow").unlink()
-
-
-def _asks(threads: _Threads, task: ThreadsTask, tally: Tally) -> Iterator[_AskRow]:
+def _asks(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[AskRow]:
     """Every comment that can become a record, the others counted by reason."""
     for number in range(len(threads.rows)):
         thread = threads.thread(number)
@@ -266,23 +159,15 @@ def _asks(threads: _Threads, task: ThreadsTask, tally: Tally) -> Iterator[_AskRo
             elif split == "train" and max(parents) < low:
                 tally.dropped["training_parent_outside_window"] += 1
             else:
-                yield _AskRow(number, place, parents, low)
+                yield AskRow(number, place, parents, low)
 
 
-def _splits(config: ContextConfig, task: ThreadsTask, threads: Sequence[_ThreadRow]) -> list[str]:
-    """The split of each thread: what its source says, else what the hash of its id or its time says."""
-    if task.split == "time" and (times := {t.id: t.time for t in threads if not t.split}):
-        by_time = guards.splits_by_time(times, config.test_share, "threads.split")
-        return [t.split or by_time[t.id] for t in threads]
-    return [t.split or guards.split_of(config.seed, t.id, config.test_share) for t in threads]
-
-
-def _content(ask: _Ask) -> bytes:
+def _content(ask: Ask) -> bytes:
     parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
     return duplicate_key(ask.comment.text, *parents)
 
 
-def _said(ask: _Ask) -> str:
+def _said(ask: Ask) -> str:
     """The comment and what it answers, as one text."""
     parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
     return "\n".join([ask.comment.text, *parents])
@@ -301,8 +186,8 @@ class _Dense:
     @classmethod
     def build(
         cls,
-        threads: _Threads,
-        asks: Items[_AskRow],
+        threads: ThreadStore,
+        asks: Items[AskRow],
         embedder: Embedder,
         progress: Progress,
         folder: Path,
@@ -336,7 +221,7 @@ class _Dense:
 
 
 def _build(
-    ask: _Ask,
+    ask: Ask,
     number: int,
     task: ThreadsTask,
     seed: int,
@@ -387,7 +272,7 @@ def _build(
 
 
 def _rankings(
-    ask: _Ask, candidates: Sequence[Post], similar: Mapping[str, np.ndarray], task: ThreadsTask
+    ask: Ask, candidates: Sequence[Post], similar: Mapping[str, np.ndarray], task: ThreadsTask
 ) -> dict[str, np.ndarray]:
     """Every leg's ranking of the candidates, and `fused`; `similar` holds the scores of bm25 and dense."""
     rankings: dict[str, np.ndarray] = {}
@@ -405,7 +290,7 @@ def _rankings(
     return rankings
 
 
-def _ranking(ask: _Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
+def _ranking(ask: Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
     posts = ask.thread.posts
     ids = [post.id for post in candidates]
     row: dict[str, Any] = {

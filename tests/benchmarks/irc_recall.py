@@ -22,8 +22,9 @@ import numpy as np
 from harness import machine, print_table, write_result
 
 from retrieval.build import RANKINGS, build_context
-from retrieval.config import LEGS, ContextConfig, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.records import read_rankings
+from retrieval.task_config import LEGS, ThreadsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "wtq-irc.yaml"

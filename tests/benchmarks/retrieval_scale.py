@@ -136,7 +136,8 @@ def build_one(order: dict[str, Any]) -> None:
     """The measured process: build, then say times and digests as one line of JSON."""
     from flows.bars import Bars
     from retrieval.build import build_context
-    from retrieval.config import ContextConfig, QaTask
+    from retrieval.config import ContextConfig
+    from retrieval.task_config import QaTask
 
     folder = Path(order["folder"])
     config = ContextConfig(

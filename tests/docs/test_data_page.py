@@ -12,7 +12,6 @@ import yaml
 
 from flows.config import load_config
 from retrieval.build import build_context
-from retrieval.config import QaTask, ThreadsTask
 from retrieval.corpus import Tally
 from retrieval.readers.alpaca import is_alpaca, read_triples
 from retrieval.readers.documents import read_documents, read_questions
@@ -20,6 +19,7 @@ from retrieval.readers.threads import read_threads
 from retrieval.readers.wikitables import read_tables
 from retrieval.records import read_records
 from retrieval.sources import document_files, question_files
+from retrieval.task_config import QaTask, ThreadsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

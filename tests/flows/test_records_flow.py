@@ -14,7 +14,8 @@ from flows.build_context import BuildContextSpec, main
 from flows.config import RetryConfig
 from flows.errors import InputError
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, ThreadsTask
+from retrieval.config import ContextConfig
+from retrieval.task_config import ThreadsTask
 
 pytest_plugins = ["tests.flows.prefect_session"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import zstandard
 
-from retrieval.config import ThreadsTask
 from retrieval.corpus import Tally
 from retrieval.readers.alpaca import read_triples
 from retrieval.readers.documents import stream_documents, stream_questions
 from retrieval.readers.threads import read_threads
 from retrieval.readers.wikitables import read_tables
 from retrieval.sources import SourceFile
+from retrieval.task_config import ThreadsTask
 
 from .fuzz_damage import as_text, lines, parquet, pdf, pretty, tar_zst
 

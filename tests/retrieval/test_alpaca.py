@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.corpus import Tally
 from retrieval.errors import InputError
 from retrieval.readers.alpaca import is_alpaca, read_triples
 from retrieval.records import read_records
 from retrieval.sources import document_files
+from retrieval.task_config import QaTask
 
 Write = Callable[[str, str], Path]
 

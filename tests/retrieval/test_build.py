@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from retrieval import guards, prompts
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.records import RANKING_COLUMNS, RECORD_COLUMNS, read_metadata, read_rankings, read_records
 from retrieval.sources import input_digests
+from retrieval.task_config import QaTask, TablesTask, ThreadsTask
 
 from .conftest import TOPICS, link, post
 

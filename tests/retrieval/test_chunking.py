@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from retrieval.build import build_context
 from retrieval.chunking import ask_about_chunks, chunk_document, holding_chunks, load_chunker
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.corpus import Document, Question, Tally
 from retrieval.errors import InputError
 from retrieval.records import read_records
 from retrieval.sources import input_digests
+from retrieval.task_config import QaTask
 from retrieval.text import fold
 from retrieval.tokens import load_counter
 

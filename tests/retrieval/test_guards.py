@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from retrieval import guards, leaks
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.near_duplicates import NearDuplicates, bands_for, shingles, similarity
 from retrieval.readers import threads_4chan
 from retrieval.records import read_records
+from retrieval.task_config import QaTask, ThreadsTask
 
 from .conftest import TOPICS, link, post
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.config import ThreadsTask
 from retrieval.corpus import Post
 from retrieval.hybrid import Say, by_score, fuse, reciprocal_rank_fusion, weighted_score_fusion
 from retrieval.legs import addressed_me, conversation_legs, mentions, opening, partner, recency
 from retrieval.recall import RankTally
+from retrieval.task_config import ThreadsTask
 
 
 def test_by_score_counts_what_has_a_say() -> None:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.corpus import Document, Question, Tally
 from retrieval.errors import InputError
 from retrieval.readers.documents import read_documents, read_questions
 from retrieval.records import read_records
 from retrieval.sources import document_files, question_files
+from retrieval.task_config import QaTask
 
 from .fuzz_damage import pdf
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.records import read_rankings, read_records
 from retrieval.scoring import directionality, tables_scores
+from retrieval.task_config import TablesTask, ThreadsTask
 
 
 def test_all_of_wikitables_becomes_records_and_gold_scores_full(shared: Path, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from retrieval import prompts, styles
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.records import read_rankings, read_records
 from retrieval.scoring import qa_scores
+from retrieval.task_config import QaTask, TablesTask, ThreadsTask
 
 from .conftest import NAMES, TOPICS
 

@@ -14,9 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from flows.config_file import resolve_paths
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.sources import find_files, input_digests, input_files
+from retrieval.task_config import TablesTask, ThreadsTask
 
 
 @pytest.fixture

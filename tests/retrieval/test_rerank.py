@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.records import read_rankings, read_records
 from retrieval.rerank import Reranker, load_reranker
 from retrieval.sources import input_digests
+from retrieval.task_config import QaTask, ThreadsTask
 
 from .conftest import NAMES, TOPICS
 

@@ -18,10 +18,11 @@ import pytest
 from retrieval import mergeable, shards
 from retrieval.build import build_context, merge_prepared
 from retrieval.columns import BATCH, IdIndex, ItemSink, item_schema, write_items
-from retrieval.config import ContextConfig, QaTask, TablesTask, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.errors import InputError
 from retrieval.report import TaskReport
 from retrieval.shards import build_numbered, cut, prepare, shard_done, shard_paths
+from retrieval.task_config import QaTask, TablesTask, ThreadsTask
 
 FILES = ("records.parquet", "rankings.parquet", "metrics.json")
 

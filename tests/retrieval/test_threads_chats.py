@@ -15,11 +15,12 @@ import pytest
 import zstandard
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, ThreadsTask
+from retrieval.config import ContextConfig
 from retrieval.corpus import Tally, Thread
 from retrieval.errors import InputError
 from retrieval.readers.threads import read_threads
 from retrieval.sources import thread_format
+from retrieval.task_config import ThreadsTask
 
 from .conftest import NAMES, TOPICS
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.config import ThreadsTask
 from retrieval.corpus import Tally, Thread
 from retrieval.errors import InputError
 from retrieval.readers.threads_irc import read_threads
 from retrieval.sources import thread_files
+from retrieval.task_config import ThreadsTask
 
 Write = Callable[[str, str], Path]
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.records import read_rankings, read_records
+from retrieval.task_config import QaTask
 from retrieval.tasks import qa
 
 LATER = 300

@@ -15,9 +15,10 @@ import pytest
 
 from retrieval import dense
 from retrieval.build import build_context
-from retrieval.config import ContextConfig, QaTask
+from retrieval.config import ContextConfig
 from retrieval.dense import Embedder, load_embedder
 from retrieval.errors import InputError
+from retrieval.task_config import QaTask
 from retrieval.vector_cache import VectorCache, text_digests
 
 from .conftest import NAMES, TOPICS
