@@ -16,6 +16,8 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class SettingsModel(BaseModel):
+    """Settings that never change and that refuse an unknown key."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -53,6 +53,7 @@ class Corpus:
 
 
 def document_text(document: Document) -> str:
+    """Title and text, as they are indexed."""
     return prompts.titled(document.title, document.text)
 
 

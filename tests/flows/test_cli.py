@@ -202,7 +202,8 @@ def test_no_write_permission_without_traceback(project: Project) -> None:
     code = (
         "import os, sys\n"
         "from flows import cli, config, plan, runner, show, store, child\n"
-        "import encodings.utf_8_sig, retrieval.sources, retrieval.errors, retrieval.readers.lines, typer.main\n"
+        "import encodings.utf_8_sig\n"
+        "import retrieval.sources, retrieval.errors, retrieval.readers.lines, typer.main\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "cli.main()"
     )
