@@ -116,7 +116,7 @@ class BM25S:
     """bm25s, scipy's products or numba."""
 
     def __init__(self, corpus: Path, folder: Path, backend: str = "numpy") -> None:
-        import bm25s
+        import bm25s  # pyright: ignore[reportMissingImports] - of the extra `bench`
 
         self._bm25s, self._folder, self._backend = bm25s, folder, backend
         self.memory, self.began = HostMemory(), time.perf_counter()
@@ -152,7 +152,7 @@ class Tantivy:
     """tantivy, one segment, its queries parsed from text; it has no batches, so threads ask one by one."""
 
     def __init__(self, corpus: Path, folder: Path) -> None:
-        import tantivy
+        import tantivy  # pyright: ignore[reportMissingImports]
 
         self._tantivy, self._folder = tantivy, folder
         self.memory, self.began = HostMemory(), time.perf_counter()
