@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flows.config_file import apply_overrides, describe_error, read_yaml, resolve_paths
 from flows.errors import InputError
@@ -35,6 +35,11 @@ PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
 Task = Literal["tables", "threads", "qa"]
 Mode = Literal["choice", "generate", "both"]
+# YAML 1.1 reads `off` as false and `on` as true.
+Sharing = Annotated[
+    Literal["auto", "off"],
+    BeforeValidator(lambda value: ("auto" if value else "off") if isinstance(value, bool) else value),
+]
 
 
 class Section(BaseModel):
@@ -100,7 +105,7 @@ class PhaseConfig(Section):
     max_records: int | None = Field(
         default=None, ge=1, title="Most records", description="Train on at most this many"
     )
-    sharing: Literal["auto", "off"] = Field(
+    sharing: Sharing = Field(
         default="auto", title="Shared context", description="Compute a context once for all of its questions"
     )
     remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
@@ -180,7 +185,7 @@ class EvaluateConfig(Section):
     mode: Mode = Field(
         default="choice", title="Mode", description="Choose among the valid answers, write freely, or both"
     )
-    sharing: Literal["auto", "off"] = Field(
+    sharing: Sharing = Field(
         default="auto", title="Shared context", description="Score choices of one context in one pass over it"
     )
     max_records: int | None = Field(

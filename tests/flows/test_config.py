@@ -230,6 +230,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "is not UTF-8 text: byte 6" in refusal(file=tmp_path / "latin.yaml")
 
 
+def test_off_as_yaml_reads_it(project: Project) -> None:
+    config = project.config("phases.0.sharing=off", "evaluate.sharing=off", "context.near_duplicates=off")
+    assert (config.phases[0].sharing, config.evaluate.sharing) == ("off", "off")
+    assert config.context.near_duplicates == "off" and config.phases[1].sharing == "auto"
+
+
 def test_numbers_as_people_write_them(project: Project) -> None:
     for text, value in {"1e-4": 1e-4, "2E3": 2e3, "1.e-2": 1e-2, ".5e-3": 5e-4, "+1e0": 1.0}.items():
         assert project.config(f"phases.0.optim.learning_rate={text}").phases[0].optim.learning_rate == value
