@@ -94,7 +94,7 @@ def _huge_pages() -> dict[str, str]:
     """Let the child's C library ask for pages of 2 MB (glibc 2.35 and later; others ignore it).
 
     A step on a CPU takes some hundred MB of buffers from the system and gives them back at its end: with
-    pages of 4 kB that is 60,000 page faults a step, and a tenth of a small model's time.
+    pages of 4 kB the page faults were a tenth of a small model's time.
     """
     before = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in before:
