@@ -8,17 +8,16 @@ second copy.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType, UnionType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from retrieval.records import publish, write_error
+from retrieval.records import FileSink, replacing, write_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,31 +62,17 @@ def _arrow_type(name: str, hint: Any) -> pa.DataType:
     raise TypeError(f"field {name}: {hint} has no column type")
 
 
-class RowSink:
-    """Writes rows (tuples in the schema's order) to an Arrow file through a temporary name, a batch at a
-    time; leaving the `with` normally publishes it, an error discards it.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+class RowSink(FileSink):
+    """Rows (tuples in the schema's order) as an Arrow file, a batch at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.rows = 0
-        self._schema = schema
+        super().__init__(path, schema)
         self._buffer: list[tuple[Any, ...]] = []
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._writer: Any = None
 
-    def __enter__(self) -> Self:
+    def _open(self) -> Any:
         import pyarrow as pa
 
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pa.ipc.new_file(str(self._temporary), self._schema)
-        except OSError as error:
-            raise write_error(self.path, error) from error
-        return self
+        return pa.ipc.new_file(str(self._temporary), self._schema)
 
     def append(self, row: tuple[Any, ...]) -> None:
         """Adds one row; it reaches the disk with its batch."""
@@ -108,21 +93,6 @@ class RowSink:
             self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         except OSError as error:
             raise write_error(self.path, error) from error
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-            self._writer.close()
-            if kind is None:
-                publish(self._temporary, self.path)
-        except OSError as failure:
-            if kind is None:
-                raise write_error(self.path, failure) from failure
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
 
 class ItemSink(RowSink):
@@ -219,15 +189,8 @@ def save_array(path: Path, array: np.ndarray) -> np.ndarray:
     Raises:
         InputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            np.save(handle, array, allow_pickle=False)
-        publish(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, array, allow_pickle=False)
     return load_array(path)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from retrieval.errors import InputError
 
@@ -78,30 +79,62 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-class ParquetSink:
-    """Writes Parquet to `path` through a temporary file; leaving the `with` normally publishes it, an error
-    discards it.
+class FileSink:
+    """A file written piece by piece under a temporary name; leaving the `with` normally publishes it, an
+    error discards it.
 
     Raises:
-        InputError: the file cannot be written (no permission, no space).
+        InputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.rows = 0
-        self._schema = schema(columns, metadata)
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._schema = schema
+        self._temporary = temporary_name(path)
         self._writer: Any = None
 
-    def __enter__(self) -> ParquetSink:
-        import pyarrow.parquet as pq
+    def _open(self) -> Any:
+        """The writer of the temporary file."""
+        raise NotImplementedError
 
+    def _flush(self) -> None:
+        """Writes what is still held back."""
+
+    def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
+            self._writer = self._open()
         except OSError as error:
             raise write_error(self.path, error) from error
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+            if kind is None:
+                publish(self._temporary, self.path)
+        except OSError as failure:
+            if kind is None:
+                raise write_error(self.path, failure) from failure
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class ParquetSink(FileSink):
+    """Rows as Parquet, in row groups of one size."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+        super().__init__(path, schema(columns, metadata))
+
+    def _open(self) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
 
     def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Adds rows of the sink's columns; how they are cut into batches does not change the file."""
@@ -130,19 +163,6 @@ class ParquetSink:
         except OSError as error:
             raise write_error(self.path, error) from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._writer.close()
-            if kind is None:
-                publish(self._temporary, self.path)
-        except OSError as failure:
-            if kind is None:
-                raise write_error(self.path, failure) from failure
-        finally:
-            self._temporary.unlink(missing_ok=True)
-
 
 def write_error(path: Path, error: OSError) -> InputError:
     """The one line for a file that cannot be written."""
@@ -150,6 +170,29 @@ def write_error(path: Path, error: OSError) -> InputError:
     return InputError(
         f"{path}: cannot be written ({reason}); check free space and permissions of {path.parent}"
     )
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which gets its own name when the block ends well, and goes if not.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        publish(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -186,15 +229,8 @@ def publish_text(path: Path, text: bytes) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_bytes(text)
-        publish(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:

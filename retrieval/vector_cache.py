@@ -9,7 +9,6 @@ vectors are first used.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.records import publish, write_error
+from retrieval.records import replacing
 
 DIGEST_BYTES = 16
 #: numpy compares these as plain bytes; a digest that ends in zeros stays apart from all others of its length.
@@ -100,16 +99,12 @@ class VectorCache:
             pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.width),
         ]
         path = self.folder / (hashlib.sha256(raw).hexdigest()[:32] + SUFFIX)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-            publish(temporary, path)
-        except OSError as error:
-            raise write_error(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            writer.write_batch(pa.record_batch(columns, schema=schema))
 
     def _map(self, path: Path) -> None:
         import pyarrow as pa

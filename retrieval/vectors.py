@@ -11,7 +11,6 @@ is measured (`recall_against_flat`), never assumed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 
 from retrieval.bm25 import top_k
 from retrieval.errors import InputError
-from retrieval.records import publish, write_error
+from retrieval.records import replacing
 
 Kind = Literal["flat", "hnsw", "ivf_pq", "sq8"]
 FLAT_LIMIT = 1_000_000
@@ -117,17 +116,11 @@ class DenseIndex:
         """
         import faiss
 
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            faiss.write_index(self.index, str(temporary))
-            publish(temporary, path)
+            with replacing(path) as temporary:
+                faiss.write_index(self.index, str(temporary))
         except RuntimeError as error:
             raise InputError(f"{path}: cannot be written ({error}); check free space") from error
-        except OSError as error:
-            raise write_error(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @property
     def vectors(self) -> np.ndarray:

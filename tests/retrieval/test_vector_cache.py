@@ -131,16 +131,16 @@ def test_a_killed_run_keeps_its_finished_parts(
     """Killed while it writes a file: what was written before counts, the rest is as if unbroken."""
     code = f"""{MODEL}
 import os, pathlib, signal
-from retrieval import dense, records, vector_cache
+from retrieval import dense, records
 dense.CHUNK = 16
-written = []
+written, original = [], records.publish
 def publish(temporary, path):
     if len(written) == {after}:
         temporary.write_bytes(temporary.read_bytes()[:-100])
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(path)
-    records.publish(temporary, path)
-vector_cache.publish = publish
+    original(temporary, path)
+records.publish = publish
 dense.Embedder("x", Model(), pathlib.Path({str(tmp_path)!r})).encode({many(100)!r})
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
