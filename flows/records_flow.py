@@ -106,17 +106,14 @@ def _child(step: Step, order: dict[str, Any], folder: Path, shard: int = 0) -> d
 
 def _task_runner(context: ContextConfig) -> TaskRunner[Any]:
     """Threads, or Dask workers of the configured address or of their own."""
-    from retrieval.backends import local_cluster, worker_count
+    from retrieval.backends import DASK_MISSING, local_cluster, worker_count
 
     if context.backend == "threads":
         return ThreadPoolTaskRunner(max_workers=worker_count(context))
     try:
         from prefect_dask.task_runners import DaskTaskRunner  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError(
-            "context.backend is dask, which is not installed; pip install 'jora-raft[scale]', or set it to "
-            "threads"
-        ) from error
+        raise InputError(DASK_MISSING) from error
     if context.dask_address is not None:
         return DaskTaskRunner(address=context.dask_address)
     return DaskTaskRunner(cluster_kwargs=local_cluster(context))

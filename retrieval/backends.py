@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
@@ -10,8 +9,13 @@ from typing import Any
 
 from retrieval.config import ContextConfig
 from retrieval.errors import InputError
+from retrieval.processors import cores
 from retrieval.report import Progress
 from retrieval.shards import Prepared, Shard, build_shard
+
+DASK_MISSING = (
+    "context.backend is dask, which is not installed; pip install 'jora-raft[scale]', or set it to threads"
+)
 
 
 def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: Progress) -> None:
@@ -29,8 +33,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
 
 def worker_count(config: ContextConfig) -> int:
     """How many shards are built at once by processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or cores
+    return config.workers or cores()
 
 
 class _ByTask:
@@ -107,10 +110,7 @@ def dask_client(config: ContextConfig) -> Any:
     try:
         from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError(
-            "context.backend is dask, which is not installed; pip install 'jora-raft[scale]', or set it to "
-            "threads"
-        ) from error
+        raise InputError(DASK_MISSING) from error
     if config.dask_address is not None:
         try:
             return Client(config.dask_address, timeout="20s")

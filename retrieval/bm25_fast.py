@@ -13,13 +13,14 @@ search on a machine waits for the compiler. Compiled functions hold no interpret
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
+
+from retrieval.processors import cores
 
 if TYPE_CHECKING:
     from retrieval.bm25 import BM25Index
@@ -369,8 +370,3 @@ def search_batch(
 def _room(n_documents: int) -> tuple[np.ndarray, np.ndarray]:
     """What one thread works in; `search_many` leaves the sums at zero, so that it can be used again."""
     return np.zeros(n_documents), np.empty(n_documents + 1, dtype=np.int32)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
