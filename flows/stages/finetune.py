@@ -2,8 +2,8 @@
 
 The second phase goes on from the first one's adapter. Checkpoints live in the stage's work folder, which
 belongs to its key: a run that was killed goes on from the newest one, and no other run ever sees it. Where a
-microbatch does not fit into memory, half of it is tried with twice the accumulation: the sums, and so the
-step, are the same.
+microbatch does not fit into memory, half of it is tried with twice the accumulation, so that a step has as
+many tokens.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
                 raise
         spec = smaller
         logger.warning("%s: out of memory; going on with %s", stage, _microbatch(spec))
-        remembered.write_text(json.dumps(_microbatch(spec)))
+        temporary = remembered.with_suffix(".tmp")
+        temporary.write_text(json.dumps(_microbatch(spec)))
+        temporary.replace(remembered)  # a kill leaves all of it or nothing
 
 
 def _stage(name: PhaseStage) -> Stage:
