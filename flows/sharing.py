@@ -34,23 +34,39 @@ def sharing_of_phases(
     A finished phase has counted its records itself. Those of a phase that would run are counted now, where
     `build-context` has made them: exactly where their token ids are cached or they are few.
     """
-    action = {line.name: line.action for line in lines}
-    keys = identify(config, registry)
+    planned = {line.name: line for line in lines}
+    phases = [phase for phase in config.phases if phase.stage in planned]
     found: dict[str, Counts] = {}
-    for phase in config.phases:
-        if phase.stage not in action:
-            continue
-        if action[phase.stage] == "cached":
-            found[phase.stage] = _of_artifact(store, phase.stage, keys[phase.stage].key)
-            continue
-        artifact = store.check(build_context.NAME, keys[build_context.NAME].key)
-        if action.get(build_context.NAME) == "run" or not artifact.whole:
+    records: Path | None = None
+    if any(planned[phase.stage].action != "cached" for phase in phases):
+        records = _finished_records(config, store, planned.get(build_context.NAME), registry)
+    for phase in phases:
+        line = planned[phase.stage]
+        if line.action == "cached":
+            found[phase.stage] = _of_artifact(store, phase.stage, line.key)
+        elif records is None:
             found[phase.stage] = {"unknown": "its records are not built yet"}
-            continue
-        say(f"{phase.stage}: counting the tokens of its records")
-        folder = store.path(build_context.NAME, keys[build_context.NAME].key)
-        found[phase.stage] = _counted(config, phase, folder / build_context.RECORDS, store.cache_dir, say)
+        else:
+            say(f"{phase.stage}: counting the tokens of its records")
+            found[phase.stage] = _counted(config, phase, records, store.cache_dir, say)
     return found
+
+
+def _finished_records(
+    config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Mapping[str, Stage]
+) -> Path | None:
+    """The records that the phases of a plan would read, None where they are still to be built."""
+    if planned is not None and planned.action == "run":
+        return None
+    # Not part of the plan where only later stages were asked for.
+    key = (
+        planned.key
+        if planned
+        else identify(config, registry, until=build_context.NAME)[build_context.NAME].key
+    )
+    if not store.check(build_context.NAME, key).whole:
+        return None
+    return store.path(build_context.NAME, key) / build_context.RECORDS
 
 
 def _of_artifact(store: Store, stage: str, key: str) -> Counts:

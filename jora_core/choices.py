@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
-from jora_core.groups import Group, Piece, common_prefix
+from jora_core.groups import Group, Piece, common_prefix, token_order
 from jora_core.lora import Adapter
 from jora_core.loss import pick_positions, target_logprobs
 from jora_core.model import Params, forward
@@ -131,7 +131,7 @@ def _runs(questions: Sequence[Question]) -> list[tuple[list[int], int]]:
     runs: list[tuple[list[int], int]] = []
     for numbers in contexts.values():
         first = len(runs)
-        for number in sorted(numbers, key=lambda n: (questions[n].prompt.astype(">i4").tobytes(), n)):
+        for number in sorted(numbers, key=lambda n: (token_order(questions[n].prompt), n)):
             question = questions[number]
             if len(runs) > first:
                 run, shared = runs[-1]

@@ -145,8 +145,7 @@ def _runs(examples: Sequence[Example], numbers: list[int], most_slots: int) -> l
     A run is extended greedily: with causal attention over blocks, and other suffixes' blocks skipped, a
     merged group computes no pair of slots that its examples apart would not, so slots are all that counts.
     """
-    # Big-endian ids compare as bytes as they do as numbers.
-    in_order = sorted(numbers, key=lambda n: (examples[n].prompt.astype(">i4").tobytes(), n))
+    in_order = sorted(numbers, key=lambda n: (token_order(examples[n].prompt), n))
     runs: list[list[int]] = []
     shared = taken = shortest = 0  # tokens of the prefix, slots of the run, tokens of its shortest prompt
     for number in in_order:
@@ -170,6 +169,11 @@ def _runs(examples: Sequence[Example], numbers: list[int], most_slots: int) -> l
 
 def _slots_alone(example: Example) -> int:
     return len(example.prompt) + len(example.answer) - 1
+
+
+def token_order(prompt: np.ndarray) -> bytes:
+    """What to sort prompts by, so that those with the longest common prefixes stand side by side."""
+    return prompt.astype(">i4").tobytes()  # big-endian ids compare as bytes as they do as numbers
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

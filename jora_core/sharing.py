@@ -28,8 +28,9 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     data = spec.data
     all_of_them = selected_records(data)
-    exact = cached(data, tokenizer) or all_of_them <= spec.most_records
-    if not cached(data, tokenizer):
+    has_ids = cached(data, tokenizer)
+    exact = has_ids or all_of_them <= spec.most_records
+    if not has_ids:
         data = data.model_copy(update={"cache_dir": None})
     if not exact:
         data = data.model_copy(update={"max_records": spec.most_records})
