@@ -68,7 +68,7 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
                 f"{tsv}:{number}: question {key!r} has no {'answer' if text else 'text'}; fill it in"
             )
         if context not in tables:
-            tables[context] = _read_csv(root / context, context, f"{tsv}:{number}", tally)
+            tables[context] = _read_csv(root, context, f"{tsv}:{number}", tally)
         questions.append(Question(key, context, text, answers, source, number))
         tally.read["questions"] += 1
     if not questions:
@@ -76,16 +76,17 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
     return tables, questions
 
 
-def _is_file(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have, or that climbs out of the folder, is none."""
+def _is_table(root: Path, key: str) -> bool:
+    """Whether `key` names a file below `root`; a name that no file can have, or that climbs out, does not."""
     try:
-        return ".." not in path.parts and path.is_file()
+        return not Path(key).is_absolute() and ".." not in Path(key).parts and (root / key).is_file()
     except (OSError, ValueError):
         return False
 
 
-def _read_csv(path: Path, key: str, where: str, tally: Tally) -> Table:
-    if not _is_file(path):
+def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table:
+    path = root / key
+    if not _is_table(root, key):
         raise InputError(
             f"{where}: table {key} does not exist at {path}; add the file or mend the context column"
         )

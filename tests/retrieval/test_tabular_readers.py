@@ -58,6 +58,7 @@ def test_csv_escapes_and_cells_over_lines(write: Write, tmp_path: Path) -> None:
         (HEAD, r"training\.tsv: no question"),
         (HEAD + "q1\twho?\n", r"training\.tsv:2: 2 tab-separated fields, expected 4"),
         (HEAD + "q1\twho?\tcsv/9.csv\tx\n", r"training\.tsv:2: table csv/9\.csv does not exist"),
+        (HEAD + "q1\twho?\t../outside.csv\tx\n", r"training\.tsv:2: table \.\./outside\.csv does not exist"),
         (HEAD + "q1\twho?\tcsv/1.csv\t\n", r"training\.tsv:2: question 'q1' has no answer"),
         (HEAD + 2 * "q1\twho?\tcsv/1.csv\tx\n", r"training\.tsv:3: id 'q1' is already used in line 2"),
         (HEAD + "q1\twho?\tcsv/2.csv\tx\n", r"2\.csv: table with 1 rows"),
@@ -66,9 +67,16 @@ def test_csv_escapes_and_cells_over_lines(write: Write, tmp_path: Path) -> None:
 def test_bad_tables_are_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
     write("csv/1.csv", '"a"\n"b"\n')
     write("csv/2.csv", '"only a header"\n')
+    (tmp_path.parent / "outside.csv").write_text('"a"\n"b"\n', encoding="utf-8")
     tsv = write("data/training.tsv", text)
     with pytest.raises(InputError, match=said):
         read_tables(tmp_path, tsv, Tally(), tsv.name)
+
+
+def test_folder_of_tables_may_be_named_from_elsewhere(tables_folder: Path) -> None:
+    root = tables_folder / "csv" / ".."
+    tables, questions = read_tables(root, root / "data" / "training.tsv", Tally(), "training.tsv")
+    assert (len(tables), len(questions)) == (12, 24)
 
 
 def files(*paths: Path) -> list[SourceFile]:
