@@ -39,8 +39,8 @@ class _Task(SettingsModel):
         ge=8,
         title="Most context tokens",
         description="Longer contexts lose the least wanted texts, then sentences, but in training never what "
-        "holds the answer; a table that alone is longer is dropped and counted. Tokens of the tokenizer, if "
-        "one is given, else words; empty: no limit.",
+        "holds the answer; a window of posts loses its oldest; a table that alone is longer is dropped and "
+        "counted. Tokens of the tokenizer, if one is given, else words; empty: no limit.",
     )
     distractor_ranks: list[int] | None = Field(
         default=None,
@@ -152,7 +152,16 @@ class ThreadsTask(_Task):
         description="Discord's endless channels are cut into contexts of at most so many messages.",
     )
     n_contexts: int = Field(
-        default=10, ge=1, title="Posts a prompt", description="How many retrieved posts it holds."
+        default=10,
+        ge=1,
+        title="Posts a prompt",
+        description="How many posts it holds: so many retrieved ones, or in a window at most so many.",
+    )
+    contexts: Literal["retrieved", "window"] = Field(
+        default="retrieved",
+        title="Posts are chosen",
+        description="retrieved: what the retriever ranks first; window: the posts directly before the "
+        "comment, so that the comments of a thread share contexts, which training computes once.",
     )
     oracle_share: float = Field(
         default=1.0,
@@ -203,6 +212,26 @@ class ThreadsTask(_Task):
         if self.oracle_share < 1 and not self.abstain:
             raise ValueError(
                 "oracle_share below 1 needs abstain: a comment without its post has no other answer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_as_it_stands(self) -> ThreadsTask:
+        if self.contexts != "window":
+            return self
+        for name, given in (
+            ("oracle_share below 1", self.oracle_share < 1),
+            ("distractor_ranks", self.distractor_ranks is not None),
+        ):
+            if given:
+                raise ValueError(
+                    f"contexts: window takes the posts as they stand, so {name} can do nothing: "
+                    "leave it out, or set contexts to retrieved"
+                )
+        if self.window < self.n_contexts:
+            raise ValueError(
+                f"contexts: window needs a window of at least n_contexts, got {self.window} and "
+                f"{self.n_contexts}: raise window, or lower n_contexts"
             )
         return self
 

@@ -11,6 +11,7 @@ from retrieval.corpus import Post
 from retrieval.distractors import pick
 from retrieval.report import TaskReport
 from retrieval.task_config import ThreadsTask
+from retrieval.tasks.thread_window import window_stride, within_budget
 from retrieval.text import seeded_hash, seeded_share
 
 
@@ -21,7 +22,7 @@ def thread_record(
     split: str,
     comment: Post,
     candidates: Sequence[Post],
-    fused: Sequence[int],
+    wanted: Sequence[int],
     gold: Sequence[int],
     parents: Sequence[Post],
     task: ThreadsTask,
@@ -29,22 +30,28 @@ def thread_record(
     count: Count,
     report: TaskReport,
 ) -> dict[str, Any] | None:
-    """The record of a comment; None where it would leak its answer (counted in `report`).
+    """The record of a comment; None where it would leak its answer, or has none to teach (counted in
+    `report`).
 
     Args:
-        fused: places of the candidates, best first.
+        wanted: places of the candidates, best first; of a window, its posts alone, newest first.
         gold: places of those that the comment answers.
         parents: every post that it answers, candidate or not, in thread order.
     """
     training = split == "train"
+    # Held-out prompts and windows hold what they hold, whatever is right.
+    choose = training and task.contexts == "retrieved"
     chosen = (
-        _chosen(name, fused, gold, task, seed, split, report) if training else list(fused[: task.n_contexts])
+        _chosen(name, wanted, gold, task, seed, split, report) if choose else list(wanted[: task.n_contexts])
     )
-    texts = _fitted(chosen, candidates, set(gold) if training else set(), task, count, split, report)
+    texts = _fitted(chosen, candidates, set(gold) if choose else set(), task, count, split, report)
     places = sorted(texts)
     context = [candidates[place] for place in places]
     labels = [prompts.post_label(post.author, n) for n, post in enumerate(context, start=1)]
     answers = [labels[places.index(place)] for place in gold if place in texts]
+    if training and not answers and not task.abstain:
+        report.tally.dropped["training_parent_over_budget"] += 1
+        return None
     taught = answers
     if not answers and task.abstain:
         taught = [prompts.NO_POST]
@@ -120,12 +127,16 @@ def _fitted(
     if task.max_context_tokens is None:
         return dict(zip(chosen, texts, strict=True))
     labels = [count(f"\n{prompts.post_label(candidates[place].author, 10)}\n\n") for place in chosen]
+    left = len(chosen)
+    if task.contexts == "window":
+        costs = [count(text) + label for text, label in zip(texts, labels, strict=True)]
+        left = within_budget(costs, task.max_context_tokens, window_stride(task.n_contexts))
     protected = [i for i, place in enumerate(chosen) if place in right]
     # No sentence of a post is the answer: a long one may lose its end.
-    fitted = fit(texts, task.max_context_tokens, count, protected, lambda text: "", labels)
-    report.note(split, "context_shortened", fitted.shortened)
+    fitted = fit(texts[:left], task.max_context_tokens, count, protected, lambda text: "", labels[:left])
+    report.note(split, "context_shortened", fitted.shortened or left < len(chosen))
     report.note(split, "context_over_budget", fitted.over)
-    return {place: text for place, text in zip(chosen, fitted.texts, strict=True) if text is not None}
+    return {place: text for place, text in zip(chosen[:left], fitted.texts, strict=True) if text is not None}
 
 
 def _leaks(

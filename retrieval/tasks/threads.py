@@ -25,6 +25,7 @@ from retrieval.task_config import LEGS, ThreadsTask
 from retrieval.tasks.index import index_texts, open_index
 from retrieval.tasks.thread_record import thread_record
 from retrieval.tasks.thread_store import Ask, AskRow, ThreadStore, store_threads
+from retrieval.tasks.thread_window import window_start
 from retrieval.text import duplicate_key
 from retrieval.vectors import cosines
 
@@ -151,15 +152,21 @@ def _asks(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[Ask
             linked = [places[parent] for parent in post.parents]
             parents = tuple(parent for parent in linked if parent < place)
             tally.dropped["link_to_same_or_later_post"] += len(linked) - len(parents)
-            low = max(0, place - task.window)
             if not parents:
                 tally.dropped["comment_without_earlier_parent"] += 1
             elif not post.text:
                 tally.dropped["comment_without_text"] += 1
-            elif split == "train" and max(parents) < low:
+            elif split == "train" and _unteachable(place, parents, task):
                 tally.dropped["training_parent_outside_window"] += 1
             else:
-                yield AskRow(number, place, parents, low)
+                yield AskRow(number, place, parents, max(0, place - task.window))
+
+
+def _unteachable(place: int, parents: Sequence[int], task: ThreadsTask) -> bool:
+    """Whether a training prompt cannot hold any of the parents; of windows, `abstain` teaches those too."""
+    if task.contexts == "window":
+        return not task.abstain and max(parents) < window_start(place, task.n_contexts)
+    return max(parents) < place - task.window
 
 
 def _content(ask: Ask) -> bytes:
@@ -255,7 +262,7 @@ def _build(
         ask.split,
         ask.comment,
         candidates,
-        rankings.get("reranked", rankings["fused"]).tolist(),
+        _wanted(ask, rankings, task),
         gold.tolist(),
         [ask.thread.posts[place] for place in sorted(ask.parents)],
         task,
@@ -269,6 +276,16 @@ def _build(
     for leg, ranking in rankings.items():
         report.add_ranking(ask.split, leg, ranking, gold, absent)
     return record, _ranking(ask, candidates, rankings)
+
+
+def _wanted(ask: Ask, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
+    """Places of the candidates that the prompt may hold, the most wanted first: all as they are ranked, or
+    those of its window from the newest back.
+    """
+    if task.contexts == "window":
+        start = window_start(ask.place, task.n_contexts)
+        return [place - ask.low for place in reversed(range(start, ask.place))]
+    return rankings.get("reranked", rankings["fused"]).tolist()
 
 
 def _rankings(

@@ -96,6 +96,21 @@ def test_records_hold_what_the_reranker_puts_first(
     assert "reranker/config.json" in input_digests(config)
 
 
+def test_a_window_is_reranked_for_the_report_alone(
+    cross_encoder: Path, threads_file: Path, tmp_path: Path
+) -> None:
+    task = ThreadsTask(
+        source=str(threads_file), legs=["bm25", "recency"], contexts="window", n_contexts=3, rerank_depth=6
+    )
+    plain = ContextConfig(test_share=0.4, threads=task.model_copy(update={"rerank_depth": 0}))
+    build_context(plain, tmp_path / "plain")
+    config = ContextConfig(test_share=0.4, reranker=str(cross_encoder), threads=task)
+    metrics = build_context(config, tmp_path / "reranked")["tasks"]["threads"]
+    records = [read_records(tmp_path / name / "records.parquet") for name in ("plain", "reranked")]
+    assert records[0] == records[1]
+    assert metrics["retrieval"]["test"]["reranked"] != metrics["retrieval"]["test"]["fused"]
+
+
 def test_what_is_no_reranker_is_refused(tiny_embedder: Path, tmp_path: Path) -> None:
     for model, said in (
         (str(tmp_path), "holds no config.json"),
