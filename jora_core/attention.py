@@ -31,5 +31,5 @@ def attention(
 
 def example_mask(slots: Slots, window: int = 0) -> jax.Array:
     """Who sees whom in whole rows: bool [B, T, T] (query, key)."""
-    slot = jnp.arange(slots.segments.shape[1])
-    return allowed(slots, slots, slot[None, :] > slot[:, None], window)
+    slot = jnp.arange(slots.until.shape[1])
+    return allowed(slot, slots.positions, slot, slots, window)

@@ -1,8 +1,8 @@
 """Microbatches of fixed shapes from groups of any length, in an order that (seed, epoch) decides.
 
-A row of T slots holds several groups, told apart by segment ids; a microbatch holds as many rows as fit into
-its token budget. Few row lengths are used (each is one compiled program), chosen for the data at hand. The
-plan of an epoch is made from lengths alone, so a run that goes on at (epoch, index) builds exactly the
+A row of T slots holds several groups, which do not see one another; a microbatch holds as many rows as fit
+into its token budget. Few row lengths are used (each is one compiled program), chosen for the data at hand.
+The plan of an epoch is made from lengths alone, so a run that goes on at (epoch, index) builds exactly the
 batches it would have built, without reading those before.
 """
 
@@ -39,7 +39,7 @@ class Batch:
     """One microbatch, ready for the device.
 
     Attributes:
-        tokens, positions, segment_ids, suffix_ids: int32 [B, T]; segment 0 is padding.
+        tokens, positions, until: int32 [B, T]; see `jora_core.blockwise.Slots`; `until` is 0 in padding.
         index: int32 [G, M], slot of each supervised position within its block of B/G rows; 0 in padding.
         targets: int32 [G, M]; weights: float32 [G, M], 0 in padding.
         ids: records in the batch; groups: how many of examples that share a prefix, or are alone.
@@ -49,8 +49,7 @@ class Batch:
 
     tokens: np.ndarray
     positions: np.ndarray
-    segment_ids: np.ndarray
-    suffix_ids: np.ndarray
+    until: np.ndarray
     index: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
@@ -127,21 +126,19 @@ class BatchStream:
         length, blocks = plan.length, self._blocks
         height = batch_rows(length, self._budget, blocks)
         arrays = {
-            name: np.zeros((height, length), np.int32)
-            for name in ("tokens", "positions", "segment_ids", "suffix_ids", "targets")
+            name: np.zeros((height, length), np.int32) for name in ("tokens", "positions", "until", "targets")
         }
         weights = np.zeros((height, length), np.float32)
         ids: list[str] = []
         for r, row in enumerate(plan.rows):
             start = 0
-            for segment, number in enumerate(row, 1):
+            for number in row:
                 group = self._groups[number]
                 slots = layout(group)
                 part = slice(start, start + len(slots.tokens))
                 arrays["tokens"][r, part] = slots.tokens
                 arrays["positions"][r, part] = slots.positions
-                arrays["segment_ids"][r, part] = segment
-                arrays["suffix_ids"][r, part] = slots.suffix_ids
+                arrays["until"][r, part] = start + slots.until
                 arrays["targets"][r, part] = slots.targets
                 weights[r, part] = slots.weights
                 start = part.stop
@@ -155,7 +152,7 @@ class BatchStream:
             ids=tuple(ids),
             groups=sum(len(row) for row in plan.rows),
             slots_apart=sum(self._groups[number].slots_apart for row in plan.rows for number in row),
-            slots=int(np.count_nonzero(arrays["segment_ids"])),
+            slots=int(np.count_nonzero(arrays["until"])),
             supervised=int(np.count_nonzero(weights)),
         )
 
@@ -239,13 +236,13 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
     """
     slots = np.asarray([group.slots for group in groups], np.int64)
     best = choose_row_lengths(slots, tokens_per_batch)
-    if not any(len(group.suffixes) > 1 for group in groups):
+    if all(len(group.branches) == 1 for group in groups):
         return best
     few = slots[:: -(-len(slots) // _WINDOW_GROUPS)]
 
     def padded(lengths: tuple[int, ...]) -> float:
         """Slots of the batches that hold the groups, parts of a batch counted as parts."""
-        packed = _pack(np.arange(len(few)), few, lengths)
+        packed = pack(np.arange(len(few)), few, lengths)
         return sum(
             len(rows)
             / rows_of(length, tokens_per_batch)
@@ -279,7 +276,7 @@ def _plan_epoch(stream: BatchStream, epoch: int) -> tuple[RowPlan, ...]:
     plans: list[RowPlan] = []
     for start in range(0, len(order), window):
         made: list[RowPlan] = []
-        for length, rows in _pack(order[start : start + window], slots, stream.row_lengths).items():
+        for length, rows in pack(order[start : start + window], slots, stream.row_lengths).items():
             waiting[length] += [rows[i] for i in rng.permutation(len(rows))] if stream._shuffle else rows
             height = rows_of(length, stream._budget)
             while len(waiting[length]) >= height:
@@ -298,13 +295,13 @@ def _last_batches(
         return
     needed = int(slots[left].max())
     length = min(length for length in waiting if length >= needed)
-    rows = _pack(left, slots, (length,))[length]
+    rows = pack(left, slots, (length,))[length]
     height = rows_of(length, budget)
     for start in range(0, len(rows), height):
         yield RowPlan(length, tuple(rows[start : start + height]))
 
 
-def _pack(
+def pack(
     numbers: np.ndarray, slots: np.ndarray, lengths: tuple[int, ...]
 ) -> dict[int, list[tuple[int, ...]]]:
     """Best-fit decreasing: each group goes where it leaves the least room, else opens the shortest row it

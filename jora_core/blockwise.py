@@ -2,7 +2,7 @@
 
 FlashAttention's algorithm (arXiv:2205.14135, 2307.08691) written with XLA loops: per block of queries a loop
 over the blocks of keys keeps a running maximum and sum; the backward pass computes the probabilities again
-from the saved log-sum-exp. Blocks in which nothing is allowed (the future, other segments, other suffixes,
+from the saved log-sum-exp. Blocks in which nothing is allowed (the future, other examples, other branches,
 beyond the window) are skipped, so a packed row costs what its examples cost.
 """
 
@@ -27,14 +27,15 @@ _OTHER_BLOCK_SLOTS = 512
 
 @flax.struct.dataclass
 class Slots:
-    """What decides who sees whom: int32 [B, T] each; the window is a scalar, 0 for none.
+    """What decides who sees whom: int32 [B, T] each.
 
-    A query sees a key that does not come after it, of its own segment (segment 0 is padding), of the
-    segment's prefix (suffix 0) or its own suffix, and less than `window` positions before it.
+    A key is seen from its own slot on, up to and without slot `until`: to the end of its example where that
+    stands alone, of the last branch that goes on from it where examples share what they begin with (groups
+    stand depth first); 0 is padding. That is FlashMask's bound of a column (arXiv:2410.01359). And it is seen
+    from fewer than `window` positions on.
     """
 
-    segments: jax.Array
-    suffixes: jax.Array
+    until: jax.Array
     positions: jax.Array
 
     def part(self, start: Any, size: int) -> Slots:
@@ -42,13 +43,18 @@ class Slots:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), self)
 
 
-def allowed(queries: Slots, keys: Slots, after: jax.Array, window: jax.Array | int) -> jax.Array:
-    """The mask bool [B, Tq, Tk]; `after` is [Tq, Tk], whether the key's slot comes after the query's."""
-    same = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (queries.segments > 0)[:, :, None]
-    suffix = keys.suffixes[:, None, :]
-    visible = (suffix == 0) | (queries.suffixes[:, :, None] == suffix)
-    near = queries.positions[:, :, None] - keys.positions[:, None, :] < reach(window)
-    return same & visible & near & ~after
+def allowed(
+    queries: jax.Array,
+    query_positions: jax.Array,
+    keys: jax.Array,
+    key_slots: Slots,
+    window: jax.Array | int,
+) -> jax.Array:
+    """The mask bool [B, Tq, Tk] of queries in slots [Tq] with positions [B, Tq] and keys in slots [Tk]."""
+    after = keys[None, :] > queries[:, None]
+    there = queries[:, None] < key_slots.until[:, None, :]
+    near = query_positions[:, :, None] - key_slots.positions[:, None, :] < reach(window)
+    return there & near & ~after
 
 
 def reach(window: jax.Array | int) -> jax.Array:
@@ -297,33 +303,22 @@ def _scores(q_i, k_j, slots, i, j, block, softcap, limit):
     if softcap is not None:
         bounded = jnp.tanh(scores / softcap)
         scores, slope = softcap * bounded, 1 - bounded * bounded
-    slot = jnp.arange(block)
-    after = (j * block + slot)[None, :] > (i * block + slot)[:, None]
-    mask = allowed(slots.part(i * block, block), slots.part(j * block, block), after, limit)
+    queries, keys = (n * block + jnp.arange(block) for n in (i, j))
+    query_slots, key_slots = (slots.part(n * block, block) for n in (i, j))
+    mask = allowed(queries, query_slots.positions, keys, key_slots, limit)
     return jnp.where(mask[:, None, None], scores, MASKED), slope
 
 
 def _needed(slots: Slots, block: int, limit: jax.Array) -> jax.Array:
     """Which pairs of blocks (query, key) may hold an allowed pair of slots, in any row: bool [T/b, T/b].
 
-    From the smallest and largest ids of each block, so it may say yes too often and never no.
+    From the ends of each block, so with a window it may say yes too often, and never no.
     """
-
-    def ends(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        parts = x.reshape(x.shape[0], -1, block)
-        return parts.min(axis=2), parts.max(axis=2)
-
-    (seg_low, seg_high), (suf_low, suf_high), (pos_low, pos_high) = (
-        ends(x) for x in (slots.segments, slots.suffixes, slots.positions)
-    )
-    rows, columns = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    real = (seg_high > 0)[rows] & (seg_high > 0)[columns]
-    same = (seg_low[rows] <= seg_high[columns]) & (seg_low[columns] <= seg_high[rows])
-    visible = (suf_low[columns] == 0) | (
-        (suf_low[rows] <= suf_high[columns]) & (suf_low[columns] <= suf_high[rows])
-    )
-    near = pos_low[rows] - pos_high[columns] < limit
-    return (real & same & visible & near).any(axis=0)
+    until, positions = (x.reshape(x.shape[0], -1, block) for x in (slots.until, slots.positions))
+    starts = block * jnp.arange(until.shape[1])
+    seen = starts[:, None] < until.max(axis=2)[:, None, :]
+    near = positions.min(axis=2)[:, :, None] - positions.max(axis=2)[:, None, :] < limit
+    return (seen & near).any(axis=0)
 
 
 def _join(x: jax.Array, axis: int) -> jax.Array:

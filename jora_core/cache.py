@@ -1,6 +1,6 @@
 """Keys and values of what was read and written: filled by a prefill, then grown by a token a step.
 
-A row's prompt stands left in its slots and generated tokens from slot T on, the same slot for all rows: the
+A prompt stands left in its slots and generated tokens from slot T on, the same slot for all rows: the
 cache is written in one place, and a mask hides the padding between a short prompt's end and slot T. Positions
 do not know the gap.
 
@@ -33,6 +33,7 @@ from jora_core.model import (
     rms_norm,
     rotary_tables,
 )
+from jora_core.reading import Reading
 from jora_core.sharding import tokens_split
 from jora_core.spec import AttentionChoice
 
@@ -48,21 +49,22 @@ def prefill(
     params: Params,
     config: ModelConfig,
     adapter: Adapter | None,
-    tokens: jax.Array,
-    lengths: jax.Array,
+    reading: Reading,
     capacity: int,
     choice: AttentionChoice,
 ) -> tuple[jax.Array, Cache]:
-    """Hidden states of the prompts as `forward` gives them, and a cache of `capacity` slots that holds their
-    keys and values.
+    """Hidden states of the rows as `forward` gives them, and a cache of `capacity` slots a prompt that holds
+    its keys and values.
     """
-    slot = jnp.arange(tokens.shape[1])
-    positions = jnp.broadcast_to(slot, tokens.shape)
-    real = (slot < lengths[:, None]).astype(jnp.int32)
-    over_rows = model_attention(config, Slots(real, jnp.zeros_like(real), positions), choice)
-    rotary = rotary_tables(config, positions)
-    spare = ((0, 0), (0, capacity - tokens.shape[1]), (0, 0), (0, 0))
-    split = tokens_split(tokens.shape[1])
+    length = reading.tokens.shape[1]
+    over_rows = model_attention(config, Slots(reading.until, reading.positions), choice)
+    rotary = rotary_tables(config, reading.positions)
+    split = tokens_split(length)
+
+    def of_prompts(x: jax.Array) -> jax.Array:
+        """[R, T, K, H] of the rows as [B, capacity, K, H]."""
+        picked = x.reshape(-1, *x.shape[2:])[reading.path]
+        return jnp.pad(picked, ((0, 0), (0, capacity - length), (0, 0), (0, 0)))
 
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Cache]:
         kept: list[jax.Array] = []
@@ -72,9 +74,9 @@ def prefill(
             return over_rows(q, k, v, layer.window)
 
         x = decoder_layer(config, x, layer, projector(layer, adapter, None, split), rotary, attend, split)
-        return x, (jnp.pad(kept[0], spare), jnp.pad(kept[1], spare))
+        return x, (of_prompts(kept[0]), of_prompts(kept[1]))
 
-    x, cache = over_layers(step, embed(params, config, tokens), params, config, adapter)
+    x, cache = over_layers(step, embed(params, config, reading.tokens), params, config, adapter)
     return rms_norm(x, params.final_norm, config), cache
 
 

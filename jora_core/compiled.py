@@ -209,7 +209,7 @@ def _batch(spec: MemorySpec, mesh: Any, seq_len: int) -> dict[str, jax.ShapeDtyp
     def array(shape: tuple[int, int], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    arrays = {name: array((rows, seq_len)) for name in ("tokens", "positions", "segment_ids", "suffix_ids")}
+    arrays = {name: array((rows, seq_len)) for name in ("tokens", "positions", "until")}
     return arrays | {
         "index": array(chosen),
         "targets": array(chosen),

@@ -23,7 +23,7 @@ import numpy as np
 from jora_core.alpaca import mixed_records
 from jora_core.batches import ROW_STEP
 from jora_core.errors import InputError
-from jora_core.groups import Example, Group, Piece, plain_group, share_contexts, suffix_groups
+from jora_core.groups import Branch, Example, Group, Piece, plain_group, share_contexts, suffix_groups
 from jora_core.prompt import fill_template, shorten_prompt
 from jora_core.spec import DataSpec
 from jora_core.token_cache import Pieces, Row, cache_key, cached_tokens, has_tokens, tokenised
@@ -80,7 +80,7 @@ def load_groups(
     counts["validation_groups"] = len(validation)
     counts["slots"] = sum(g.slots for g in train)
     counts["slots_apart"] = sum(g.slots_apart for g in train)
-    counts["examples"] = sum(max(len(g.suffixes), 1) for g in train)
+    counts["examples"] = sum(len(g.branches) for g in train)
     log(
         f"data: {counts['records']} records, {len(train)} groups to train on, {len(validation)} for "
         f"validation, {counts['slots']} token slots ({counts['slots_apart']} without sharing)"
@@ -352,7 +352,7 @@ def _weighted_groups(
         if suffixes:
             groups[held_out].extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
         elif len(prefix) > 1:
-            groups[held_out].append(Group((row["id"],), prefix))
+            groups[held_out].append(Group((row["id"],), (Branch(0, prefix),)))
     return groups
 
 

@@ -105,9 +105,10 @@ def cuda_capability() -> tuple[int, int] | None:
 
 def plain_rows(slots: Slots) -> jax.Array:
     """Whether every row is one example, with nothing but padding behind it: bool scalar."""
-    segments, positions = slots.segments, slots.positions
-    follows = (segments[:, 1:] == segments[:, :-1]) & (positions[:, 1:] == positions[:, :-1] + 1)
-    return (follows | (segments[:, 1:] == 0)).all() & (slots.suffixes == 0).all()
+    until, slot = slots.until, jnp.arange(slots.until.shape[1])
+    # One example, then padding: every slot is seen to the same end, the first that holds nothing.
+    length = until[:, :1]
+    return ((until == jnp.where(slot < length, length, 0)) & ((slots.positions == slot) | (until == 0))).all()
 
 
 def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int = 0) -> jax.Array:
@@ -152,7 +153,7 @@ def _backward(scale, window, saved, grad):
     def flash(q, k, v, slots, out, log_total, grad):
         # The forward pass once more, for its log-sum-exp.
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
-        return back(jnp.where((slots.segments > 0)[:, :, None, None], grad, 0).astype(grad.dtype))
+        return back(jnp.where((slots.until > 0)[:, :, None, None], grad, 0).astype(grad.dtype))
 
     def blocks(q, k, v, slots, out, log_total, grad):
         return backward_pass(q, k, v, slots, out, log_total, grad, scale=scale, window=window)

@@ -23,9 +23,11 @@ from jora_core.answer_spec import SamplingSpec
 from jora_core.batches import choose_row_lengths, rows_of
 from jora_core.cache import Cache, decode, prefill
 from jora_core.config import ModelConfig
+from jora_core.groups import token_order
 from jora_core.lora import Adapter
 from jora_core.loss import pick_positions
 from jora_core.model import Params, unembed
+from jora_core.reading import Reading, read_prompts
 from jora_core.sampling import Method, Settings, method_of, next_tokens, rule_out, settings_of
 from jora_core.sharding import (
     batch_sharding,
@@ -59,6 +61,7 @@ def generate(
     adapter: Adapter | None = None,
     sampling: SamplingSpec = GREEDY,
     numbers: Sequence[int] | None = None,
+    contexts: Sequence[str] | None = None,
     watch: Callable[[int, np.ndarray], bool] | None = None,
     chunk: int = CHUNK,
     attention: AttentionChoice = "auto",
@@ -72,6 +75,8 @@ def generate(
         tokens_per_batch: padded slots of one batch, prompt and answer.
         sampling: how a token is chosen.
         numbers: one number below 2³² a prompt, from which its draws follow; its place if None.
+        contexts: the context of each prompt: those of one context in a batch share the reading of what they
+            begin with; None or "" for none.
         watch: told, every `chunk` tokens, a prompt's place and its new tokens; True ends its answer there. A
             batch ends with its last row.
         attention: of the prompts, see `jora_core.flash`.
@@ -96,7 +101,9 @@ def generate(
         attention,
     )
     drawn = np.asarray(range(len(prompts)) if numbers is None else numbers, np.uint32)
-    for chosen, batch in _batches(prompts, drawn, writer.spare, tokens_per_batch):
+    for chosen, batch in _batches(
+        prompts, contexts or [""] * len(prompts), drawn, writer.spare, tokens_per_batch
+    ):
 
         def tell(row: int, tokens: np.ndarray, chosen: np.ndarray = chosen) -> bool:
             return watch is not None and watch(int(chosen[row]), tokens)
@@ -110,30 +117,33 @@ def generate(
 
 
 def _batches(
-    prompts: Sequence[np.ndarray], numbers: np.ndarray, spare: int, tokens_per_batch: int
-) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Places of the prompts of each batch, and its arrays: tokens [B, T], lengths [B], numbers [B].
+    prompts: Sequence[np.ndarray],
+    contexts: Sequence[str],
+    numbers: np.ndarray,
+    spare: int,
+    tokens_per_batch: int,
+) -> Iterator[tuple[np.ndarray, tuple[Reading, np.ndarray, np.ndarray]]]:
+    """Places of the prompts of each batch, and of the batch: how it is read, lengths [B], numbers [B].
 
-    Rows of length 0 fill a batch up.
+    Prompts of length 0 fill a batch up.
     """
     sizes = np.asarray([len(prompt) for prompt in prompts])
+    # What may be shared comes together.
+    keys = [(of, token_order(prompt) if of else b"") for of, prompt in zip(contexts, prompts, strict=True)]
+    order = np.asarray(sorted(range(len(prompts)), key=keys.__getitem__))
     shards = data_shards()
     shorter = 0
     for length in choose_row_lengths(sizes, tokens_per_batch):
-        inside = np.flatnonzero((sizes > shorter) & (sizes <= length))
+        inside = order[(sizes[order] > shorter) & (sizes[order] <= length)]
         shorter = length
         fit = rows_of(length + spare, tokens_per_batch)
         height = -(-min(fit, max(len(inside), 1)) // shards) * shards
         for start in range(0, len(inside), height):
             chosen = inside[start : start + height]
-            tokens = np.zeros((height, length), np.int32)
-            for row, number in enumerate(chosen):
-                tokens[row, : sizes[number]] = prompts[number]
-            lengths = np.zeros(height, np.int32)
-            lengths[: len(chosen)] = sizes[chosen]
-            draws = np.zeros(height, np.uint32)
-            draws[: len(chosen)] = numbers[chosen]
-            yield chosen, (tokens, lengths, draws)
+            texts, of = [prompts[int(n)] for n in chosen], [contexts[int(n)] for n in chosen]
+            lengths, draws = np.zeros(height, np.int32), np.zeros(height, np.uint32)
+            lengths[: len(chosen)], draws[: len(chosen)] = sizes[chosen], numbers[chosen]
+            yield chosen, (read_prompts(texts, of, length, height, shards), lengths, draws)
 
 
 @flax.struct.dataclass
@@ -187,7 +197,7 @@ class Writer:
 
     def write(
         self,
-        tokens: np.ndarray,
+        reading: Reading,
         lengths: np.ndarray,
         numbers: np.ndarray,
         tell: Callable[[int, np.ndarray], bool],
@@ -197,7 +207,7 @@ class Writer:
         model = (self.params, self.adapter)
         static = (self.config, self.method, self.mesh)
         order = self.order(lengths, numbers)
-        state, cache = _begin(*model, tokens, order, *static, self.spare, self.attention)
+        state, cache = _begin(*model, reading, order, *static, self.spare, self.attention)
         told = np.zeros(len(lengths), np.int32)
         over = np.zeros(len(lengths), bool)
         until = 1
@@ -216,7 +226,7 @@ class Writer:
 def _begin(
     params: Params,
     adapter: Adapter | None,
-    tokens: jax.Array,
+    reading: Reading,
     order: Order,
     config: ModelConfig,
     method: Method,
@@ -224,23 +234,22 @@ def _begin(
     spare: int,
     attention: AttentionChoice,
 ) -> tuple[State, Cache]:
-    """Read the prompts [B, T] and choose each row's first token."""
+    """Read the prompts and choose the first token of each answer."""
 
-    def begin(
-        params: Params, adapter: Adapter | None, tokens: jax.Array, order: Order
-    ) -> tuple[State, Cache]:
-        lengths, slots = order.lengths, tokens.shape[1]
-        hidden, cache = prefill(params, config, adapter, tokens, lengths, slots + spare, attention)
-        ends_at = jnp.arange(tokens.shape[0]) * slots + jnp.maximum(lengths - 1, 0)
+    def begin(params: Params, adapter: Adapter | None, reading: Reading, order: Order) -> tuple[State, Cache]:
+        lengths, slots = order.lengths, reading.tokens.shape[1]
+        hidden, cache = prefill(params, config, adapter, reading, slots + spare, attention)
+        last = jnp.take_along_axis(reading.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         step = jnp.zeros((), jnp.int32)
-        last = pick_positions(hidden, ends_at[None], slots)[0]
-        token = _choose(params, config, last, step, order, method)
-        new = jnp.zeros((tokens.shape[0], spare), jnp.int32) + 0 * lengths[:, None]
+        token = _choose(params, config, pick_positions(hidden, last[None], slots)[0], step, order, method)
+        new = jnp.zeros((len(lengths), spare), jnp.int32) + 0 * lengths[:, None]
         empty = State(step, token, lengths == 0, new, jnp.zeros_like(lengths))
         return _noted(empty, token, order.ends), cache
 
-    places = (*model_shardings(config, params, adapter, mesh), batch_sharding(mesh), _order_places(mesh))
-    return per_device(begin, mesh, places, _state_places(mesh))(params, adapter, tokens, order)
+    rows = batch_sharding(mesh)
+    read = Reading(rows, rows, rows, rows)  # type: ignore[arg-type]
+    places = (*model_shardings(config, params, adapter, mesh), read, _order_places(mesh))
+    return per_device(begin, mesh, places, _state_places(mesh))(params, adapter, reading, order)
 
 
 @partial(jax.jit, static_argnames=("config", "method", "mesh"), donate_argnames="cache")

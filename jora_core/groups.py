@@ -1,15 +1,17 @@
-"""Tokenised examples, and examples of one context merged so that they share one pass over it.
+"""Tokenised examples, and examples of one context merged so that what they have in common is computed once.
 
-With causal attention the activations of a context do not depend on what follows. `S` suffixes (question and
-answer) can therefore follow one prefix: each attends to the prefix and causally to itself, its positions go
-on from the prefix's end, and loss and gradients are those of training the examples apart, at ``T_prefix +
-sum(T_suffix)`` tokens instead of ``sum(T_prefix + T_suffix)``.
+With causal attention the activations of a token depend on those before it alone. Examples whose tokens begin
+alike can therefore share that part as the branches of a tree: each branch attends to the path from the root
+to it and causally to itself, its positions go on from the path's length, and loss and gradients are those of
+training the examples apart. A table with its questions is a trunk with leaves; the comments of a thread,
+whose contexts grow from one to the next, leave the trunk one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,8 @@ _MIN_SHARED = 16
 # An example joins a group only if that saves this part of its slots: what is joined is trained on in one
 # microbatch, and a little arithmetic is not worth batches that are mixed less well.
 _LEAST_SAVED = 1 / 8
+
+_Tree = list[tuple[int, int]]  # of each branch: number of its example, where it starts
 
 
 @dataclass(frozen=True)
@@ -50,125 +54,151 @@ class Example:
     answer: np.ndarray
 
 
+class Branch(NamedTuple):
+    """Tokens that follow the first `start` tokens of the path of the branch before; they end an example."""
+
+    start: int
+    piece: Piece
+
+
 @dataclass(frozen=True)
 class Group:
-    """Examples that share a prefix; a plain example is a prefix without suffixes.
+    """Examples that share what their tokens begin with: branches of a tree, depth first.
 
-    With more than one suffix, the first token of every suffix but the first has weight 0: the one slot that
-    predicts it, the prefix's last, can predict one token only.
+    A branch of its own is a plain example. The first token of every later branch must have weight 0: the slot
+    that would predict it predicts what follows on the path that it leaves.
     """
 
     ids: tuple[str, ...]
-    prefix: Piece
-    suffixes: tuple[Piece, ...] = ()
+    branches: tuple[Branch, ...]
 
     @property
     def slots(self) -> int:
-        """Token slots that the group takes: the last token of each chain is only ever a target."""
-        return (
-            len(self.prefix) + sum(len(s) - 1 for s in self.suffixes)
-            if self.suffixes
-            else len(self.prefix) - 1
-        )
+        """Token slots that the group takes: the last token of each branch is only ever a target."""
+        return sum(len(piece) - 1 for _, piece in self.branches)
 
     @property
     def slots_apart(self) -> int:
-        """Token slots that the group's examples would take, each with the prefix of its own."""
-        return sum(len(self.prefix) + len(s) - 1 for s in self.suffixes) if self.suffixes else self.slots
+        """Token slots that the group's examples would take, each with all its tokens."""
+        return sum(start + len(piece) - 1 for start, piece in self.branches)
 
     @property
     def supervised(self) -> int:
         """Number of tokens with a loss weight, at most what `layout` gives."""
-        return sum(int(np.count_nonzero(p.weights)) for p in (self.prefix, *self.suffixes))
+        return sum(int(np.count_nonzero(piece.weights)) for _, piece in self.branches)
 
 
 class Layout(NamedTuple):
-    """The slots of one group: int32 arrays [slots], `weights` float32."""
+    """The slots of one group: int32 arrays [slots], `weights` float32.
+
+    `until` is the first slot of the group that does not see a slot any more.
+    """
 
     tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     positions: np.ndarray
-    suffix_ids: np.ndarray
+    until: np.ndarray
 
 
 def layout(group: Group) -> Layout:
     """Lay a group out in slots: what stands there, what it predicts and with which weight."""
-    prefix, suffixes = group.prefix, group.suffixes
-    if not suffixes:
-        n = len(prefix) - 1
-        return Layout(
-            prefix.tokens[:-1],
-            prefix.tokens[1:],
-            prefix.weights[1:],
-            np.arange(n, dtype=np.int32),
-            np.zeros(n, np.int32),
-        )
-    start = len(prefix)
-    lengths = [len(s) - 1 for s in suffixes]
+    pieces = [piece for _, piece in group.branches]
+    spans = [(start, start + len(piece) - 1) for start, piece in group.branches]
+    positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in spans])
+    until = np.empty_like(positions)
+    # By position: the first slot from which on no branch has that position's token on its path.
+    closed = np.full(positions.max(initial=0) + 1, len(positions), np.int32)
+    stop = len(positions)
+    for start, end in reversed(spans):
+        until[stop - (end - start) : stop] = closed[start:end]
+        stop -= end - start
+        closed[start:] = stop
     return Layout(
-        np.concatenate([prefix.tokens, *(s.tokens[:-1] for s in suffixes)]),
-        np.concatenate([prefix.tokens[1:], suffixes[0].tokens[:1], *(s.tokens[1:] for s in suffixes)]),
-        np.concatenate([prefix.weights[1:], suffixes[0].weights[:1], *(s.weights[1:] for s in suffixes)]),
-        np.concatenate([np.arange(start), *(np.arange(start, start + n) for n in lengths)]).astype(np.int32),
-        np.repeat(np.arange(len(suffixes) + 1, dtype=np.int32), [start, *lengths]),
+        np.concatenate([piece.tokens[:-1] for piece in pieces]),
+        np.concatenate([piece.tokens[1:] for piece in pieces]),
+        np.concatenate([piece.weights[1:] for piece in pieces]),
+        positions,
+        until,
     )
 
 
 def plain_group(example: Example) -> Group:
     """An example alone."""
-    return Group((example.id,), _whole(example))
+    return Group((example.id,), (_branch(example, 0),))
 
 
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
     """Merge examples of one context that begin alike into groups of at most `most_slots` slots.
 
-    The order of the examples does not decide what is shared: those of a context are compared in the order of
-    their tokens, where the longest common prefixes stand side by side. Groups come in the order of their
-    first examples, and so do the examples of a group. At least one prompt token stays in each suffix, and
-    answers are never shared.
+    The order of the examples does not decide what is shared: those of a context are ordered as the leaves of
+    the tree of their prompts. Groups come in the order of their first examples. At least one prompt token
+    stays in each branch, and answers are never shared.
     """
     contexts: dict[str, list[int]] = {}
-    alone: list[list[int]] = []
+    trees: list[_Tree] = []
     for number, example in enumerate(examples):
         if example.context:
             contexts.setdefault(example.context, []).append(number)
         else:
-            alone.append([number])
-    runs = [run for numbers in contexts.values() for run in _runs(examples, numbers, most_slots)]
-    return [_merged([examples[number] for number in run]) for run in sorted([*alone, *runs])]
+            trees.append([(number, 0)])
+    for numbers in contexts.values():
+        trees.extend(_trees(examples, numbers, most_slots))
+    return [
+        Group(
+            tuple(examples[number].id for number, _ in tree),
+            tuple(_branch(examples[number], start) for number, start in tree),
+        )
+        for tree in sorted(trees, key=min)
+    ]
 
 
-def _runs(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[list[int]]:
-    """Divide the examples of one context into those that share a prefix, each part in rising order.
+def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[_Tree]:
+    """Divide the examples of one context into groups.
 
-    A run is extended greedily: with causal attention over blocks, and other suffixes' blocks skipped, a
-    merged group computes no pair of slots that its examples apart would not, so slots are all that counts.
+    A group is extended greedily: with causal attention over blocks, and blocks of other branches skipped, it
+    computes no pair of slots that its examples apart would not, so slots are all that counts.
     """
-    in_order = sorted(numbers, key=lambda n: (token_order(examples[n].prompt), n))
-    runs: list[list[int]] = []
-    shared = taken = shortest = 0  # tokens of the prefix, slots of the run, tokens of its shortest prompt
-    for number in in_order:
-        example = examples[number]
-        prompt, slots = len(example.prompt), _slots_alone(example)
-        if runs:
-            run = runs[-1]
-            first = examples[run[0]].prompt
-            common = min(common_prefix(first[: shared or None], example.prompt), prompt - 1, shortest - 1)
-            # A lone example becomes prefix and suffix: the slots of the two together are still its own.
-            merged = taken + (len(run) - 1) * ((shared or common) - common) + slots - common
-            saved = taken + slots - merged
-            if common >= _MIN_SHARED and saved >= _LEAST_SAVED * slots and merged <= most_slots:
-                run.append(number)
-                shared, taken, shortest = common, merged, min(shortest, prompt)
-                continue
-        runs.append([number])
-        shared, taken, shortest = 0, slots, prompt
-    return [sorted(run) for run in runs]
+    trees: list[_Tree] = []
+    taken = 0
+    for leaf, common in _leaves([examples[number].prompt for number in numbers]):
+        example = examples[numbers[leaf]]
+        slots = len(example.prompt) + len(example.answer) - 1
+        start = min(common, len(example.prompt) - 1)
+        if start >= max(_MIN_SHARED, _LEAST_SAVED * slots) and taken + slots - start <= most_slots:
+            trees[-1].append((numbers[leaf], start))
+            taken += slots - start
+        else:
+            trees.append([(numbers[leaf], 0)])
+            taken = slots
+    return trees
 
 
-def _slots_alone(example: Example) -> int:
-    return len(example.prompt) + len(example.answer) - 1
+def _leaves(prompts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """The leaves of the tree of these prompts, depth first: (number, tokens in common with the one before).
+
+    Of the children of a node the one that reaches farthest comes first: its tokens, which the others hang on,
+    then stand together, and the blocks of attention that hold ends of branches alone are skipped. Equal
+    prompts keep their order.
+    """
+    order = sorted(range(len(prompts)), key=lambda n: (token_order(prompts[n]), n))
+    common = [common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    found: list[tuple[int, int]] = []
+    # Runs low to high - 1 of `order` still to come, the next one last; `shared` with what comes before.
+    waiting = [(0, len(order), 0)]
+    while waiting:
+        low, high, shared = waiting.pop()
+        if high - low == 1:
+            found.append((order[low], shared))
+            continue
+        least = min(common[low : high - 1])
+        cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == least), high]
+        children = [(max(len(prompts[n]) for n in order[a:b]), -a, b) for a, b in pairwise(cuts)]
+        children.sort()
+        waiting += [(-a, b, least) for _, a, b in children]
+        low, high, _ = waiting.pop()
+        waiting.append((low, high, shared))
+    return found
 
 
 def token_order(prompt: np.ndarray) -> bytes:
@@ -196,31 +226,20 @@ def suffix_groups(
         prefix = prefix[:-1]
         suffixes = [first + suffixes[0], *(rest + s for s in suffixes[1:])]
     unweighted = Piece(prefix.tokens, np.zeros_like(prefix.weights))
-    if not shared or len(prefix) < _MIN_SHARED or len(suffixes) == 1:
-        return [Group((id,), (unweighted if i else prefix) + s) for i, s in enumerate(suffixes)]
-    groups: list[Group] = []
-    chunk: list[Piece] = []
+    shared = shared and len(prefix) >= _MIN_SHARED
+    trees: list[list[Branch]] = []
+    taken = 0
     for suffix in suffixes:
-        if chunk and len(prefix) + sum(len(s) - 1 for s in [*chunk, suffix]) > most_slots:
-            groups.append(Group((id,), unweighted if groups else prefix, tuple(chunk)))
-            chunk = []
-        chunk.append(suffix)
-    groups.append(Group((id,), unweighted if groups else prefix, tuple(chunk)))
-    return groups
+        if trees and shared and taken + len(suffix) - 1 <= most_slots:
+            trees[-1].append(Branch(len(prefix), suffix))
+            taken += len(suffix) - 1
+        else:
+            trees.append([Branch(0, (unweighted if trees else prefix) + suffix)])
+            taken = len(prefix) + len(suffix) - 1
+    return [Group((id,), tuple(tree)) for tree in trees]
 
 
-def _merged(run: list[Example]) -> Group:
-    """One group of examples; those of one group share the longest prefix that leaves each a prompt token."""
-    if len(run) == 1:
-        return plain_group(run[0])
-    first = min(run, key=lambda example: len(example.prompt))
-    shared = min(len(first.prompt) - 1, *(common_prefix(first.prompt, e.prompt) for e in run))
-    prefix = Piece(first.prompt[:shared], np.zeros(shared, np.float32))
-    return Group(tuple(e.id for e in run), prefix, tuple(_whole(e)[shared:] for e in run))
-
-
-def _whole(example: Example) -> Piece:
-    tokens = np.concatenate([example.prompt, example.answer]).astype(np.int32)
-    weights = np.zeros(len(tokens), np.float32)
-    weights[len(example.prompt) :] = 1.0
-    return Piece(tokens, weights)
+def _branch(example: Example, start: int) -> Branch:
+    prompt, answer = example.prompt[start:], example.answer
+    weights = np.repeat(np.asarray([0, 1], np.float32), [len(prompt), len(answer)])
+    return Branch(start, Piece(np.concatenate([prompt, answer]).astype(np.int32), weights))

@@ -66,7 +66,7 @@ def _one_layer(
     """One decoder layer over [B, T, D], with an adapter's matrices for it or {}; weights of any type."""
     weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    slots = Slots(jnp.ones_like(positions), jnp.zeros_like(positions), positions)
+    slots = Slots(jnp.full_like(positions, x.shape[1]), positions)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         factor, softcap = attention_scale(config), config.attention_softcap

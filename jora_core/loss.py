@@ -50,7 +50,7 @@ def batch_loss(
         adapter: trained over frozen `params`; None if it is `params` that are trained.
         dropout_key: None turns the adapter's dropout off.
     """
-    places = (batch["tokens"], batch["positions"], batch["segment_ids"], batch["suffix_ids"])
+    places = (batch["tokens"], batch["positions"], batch["until"])
     options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
     hidden = forward(params, config, *places, **options)
     picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])

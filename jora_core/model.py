@@ -115,8 +115,7 @@ def forward(
     config: ModelConfig,
     tokens: jax.Array,
     positions: jax.Array,
-    segment_ids: jax.Array,
-    suffix_ids: jax.Array,
+    until: jax.Array,
     *,
     adapter: Adapter | None = None,
     dropout_key: jax.Array | None = None,
@@ -126,7 +125,7 @@ def forward(
     """Hidden states after the final norm.
 
     Args:
-        tokens, positions, segment_ids, suffix_ids: int32 [B, T]; see `jora_core.blockwise` for who sees whom.
+        tokens, positions, until: int32 [B, T]; see `jora_core.blockwise.Slots` for who sees whom.
         adapter: low-rank updates to add; gradients flow to it and, where asked for, to `params`.
         dropout_key: turns on the adapter's dropout (training); None is inference.
         remat: what the backward pass computes again instead of keeping it, see `jora_core.remat`.
@@ -137,7 +136,7 @@ def forward(
         `tokens_split(T)`.
     """
     split = tokens_split(tokens.shape[1])
-    attend = model_attention(config, Slots(segment_ids, suffix_ids, positions), attention)
+    attend = model_attention(config, Slots(until, positions), attention)
     rotary = rotary_tables(config, positions)
 
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:

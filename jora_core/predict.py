@@ -242,6 +242,7 @@ class Work:
             adapter=adapter,
             sampling=self.spec.sampling,
             numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
+            contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
             watch=watch if self.spec.stop else None,
             attention=self.spec.attention,
             on_rows=advance,

@@ -27,7 +27,7 @@ from jora_core.sharding import adapter_shardings, batch_sharding, param_sharding
 from jora_core.spec import TrainSpec
 
 # The fields of a `Batch` that go to the device, all with rows (or blocks of rows) first.
-BATCH_ARRAYS = ("tokens", "positions", "segment_ids", "suffix_ids", "index", "targets", "weights")
+BATCH_ARRAYS = ("tokens", "positions", "until", "index", "targets", "weights")
 
 
 @flax.struct.dataclass

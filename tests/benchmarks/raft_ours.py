@@ -49,7 +49,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     stream = BatchStream(groups, spec.data.tokens_per_batch, seed=settings["seed"])
     # A row of 4,096 slots with a tenth less in it costs less attention, not less of anything else.
     plans = sorted(
-        stream.plan(0), key=lambda p: (p.length, sum(len(groups[n].suffixes) for r in p.rows for n in r))
+        stream.plan(0), key=lambda p: (p.length, sum(len(groups[n].branches) for r in p.rows for n in r))
     )
     chosen = systematic(len(plans), settings["rounds"], settings["per_round"])
     mesh = make_mesh()

@@ -1,13 +1,14 @@
 """The records that `raft_epoch` trains on: questions over tables, and replies over windows of a chat.
 
 Made by the pipeline's own readers and prompts, so they are what `build-context` would write, but for the
-thread task's retrieval: here all replies of a window see the whole of it.
+thread task's retrieval: here all replies of a window see the whole of it, or all that comes before them.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,32 +40,44 @@ def table_contexts(shared: Path, seed: int) -> Iterator[Context]:
     yield from _shuffled(by_table.values(), seed)
 
 
-def chat_contexts(shared: Path, seed: int) -> Iterator[Context]:
-    """A window of 100 messages of each Ubuntu IRC log; of each of its last 20 replies: to what?"""
+def chat_contexts(shared: Path, seed: int, growing: bool = False) -> Iterator[Context]:
+    """A window of 100 messages of each Ubuntu IRC log; of each of its last 20 replies: to what?
+
+    Args:
+        growing: a reply sees what comes before it, as `contexts: window` has it, not the whole window.
+    """
     files = find_files(str(shared / "data" / "irc" / "train"), [IRC_SUFFIX], "irc")
     windows = []
     for thread in read_threads([("train", file) for file in files], "drop", Tally()):
-        window = _window(thread)
+        window = _window(thread, growing)
         if len(window) == REPLIES:
             windows.append(window)
     yield from _shuffled(windows, seed)
 
 
-def _window(thread: Thread) -> Context:
+growing_contexts = partial(chat_contexts, growing=True)
+
+
+def _window(thread: Thread, growing: bool) -> Context:
     """The last replies of the first 100 annotated messages, each with its parent among them."""
     start = next((i for i, post in enumerate(thread.posts) if post.asks), 0)
     window = thread.posts[start : start + WINDOW]
     labels = {post.id: prompts.post_label(post.author, n) for n, post in enumerate(window, 1)}
     posts = [(post.author, post.text) for post in window]
 
-    def record(post: Post) -> Row:
-        body = prompts.threads_input(posts, post.author, post.text)
-        answer = next(labels[parent] for parent in post.parents if parent in labels)
+    def record(place: int, post: Post) -> Row:
+        body = prompts.threads_input(posts[:place] if growing else posts, post.author, post.text)
+        answer = next(labels[parent] for parent in post.parents if places.get(parent, place) < place)
         name = f"{thread.id}:{post.id}"
         return _row(name, thread.id, prompts.THREADS_INSTRUCTION, body, answer, "threads")
 
-    replies = [post for post in window if any(parent in labels for parent in post.parents)]
-    return [record(post) for post in replies[-REPLIES:]]
+    places = {post.id: place for place, post in enumerate(window)}
+    replies = [
+        (place, post)
+        for place, post in enumerate(window)
+        if any(places.get(parent, place) < place for parent in post.parents)
+    ]
+    return [record(place, post) for place, post in replies[-REPLIES:]]
 
 
 def _row(name: str, context: str, instruction: str, body: str, answer: str, task: str) -> Row:

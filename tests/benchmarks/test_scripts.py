@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
     assert ours["check_loss"] == pytest.approx(apart["check_loss"], rel=1e-5)
     assert ours["padded"] < apart["padded"] / 3
     assert ours["groups"] == ours["contexts"] < ours["records"] == apart["records"]
+
+
+def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
+    if not (shared / "data" / "irc").is_dir():
+        pytest.skip(f"no IRC logs in {shared}; set JORA_SHARED")
+    monkeypatch.syspath_prepend(str(HERE))
+    records = importlib.import_module("raft_records")
+    (rows,) = records.take(records.growing_contexts(shared, 0), 20, lambda context: True)
+    shown = [row["input"].rsplit("\n\nComment by ", 1)[0] for row in rows]
+    assert len(set(shown)) == len(rows) == 20
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+    assert all(f"\n{row['output']}\n" in f"\n{text}\n" for row, text in zip(rows, shown, strict=True))
 
 
 def test_gpu_lora_without_a_gpu_says_what_it_could_not_measure(tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def main(order: dict) -> None:
             return jax.jit(lambda: jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes))
 
         step = build_step(config, spec, mesh, lambda _: jnp.float32(1e-4), shapes[1])
-        grid = dict.fromkeys(("tokens", "positions", "segment_ids", "suffix_ids"), (rows, length))
+        grid = dict.fromkeys(("tokens", "positions", "until"), (rows, length))
         chosen = {"index": (1, answers), "targets": (1, answers), "weights": (1, answers)}
         batch = {name: jnp.ones(shape, jnp.int32) for name, shape in (grid | chosen).items()}
         batch |= {
             "weights": jnp.ones((1, answers), jnp.float32),
-            "suffix_ids": jnp.zeros((rows, length), jnp.int32),
+            "until": jnp.full((rows, length), length, jnp.int32),
             "positions": jnp.broadcast_to(jnp.arange(length), (rows, length)),
         }
 

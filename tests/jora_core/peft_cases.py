@@ -99,8 +99,8 @@ def tokens(seed: int = 0) -> np.ndarray:
 def compute(params: Params, config: ModelConfig, adapter: Adapter | None) -> jax.Array:
     ids = jnp.asarray(tokens())
     positions = jnp.broadcast_to(jnp.arange(LENGTH), ids.shape)
-    one = jnp.ones_like(ids)
-    return unembed(params, config, forward(params, config, ids, positions, one, 0 * one, adapter=adapter))
+    until = jnp.full_like(ids, LENGTH)
+    return unembed(params, config, forward(params, config, ids, positions, until, adapter=adapter))
 
 
 def ours(base: Base, adapter: Adapter | None, params: Params | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core import blockwise
-from jora_core.batches import Batch, BatchStream, RowPlan, _pack
+from jora_core.batches import Batch, BatchStream, RowPlan, pack
 from jora_core.config import ModelConfig
 from jora_core.distributed import put
 from jora_core.groups import Example, Group, plain_group, share_contexts
@@ -37,10 +37,12 @@ OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 class Shape(NamedTuple):
-    """Tokens of a context, and of each of its questions (prompt, answer)."""
+    """Tokens of a context, and of each of its questions: (of the context's end that it does not read, prompt,
+    answer).
+    """
 
-    prefix: int
-    suffixes: tuple[tuple[int, int], ...]
+    context: int
+    questions: tuple[tuple[int, int, int], ...]
 
 
 def examples_of(shapes: Sequence[Shape], seed: int) -> list[Example]:
@@ -48,10 +50,11 @@ def examples_of(shapes: Sequence[Shape], seed: int) -> list[Example]:
     rng = np.random.default_rng(seed)
     made = []
     for number, shape in enumerate(shapes):
-        prefix = rng.integers(3, VOCAB, shape.prefix, dtype=np.int32)
-        for place, (prompt, answer) in enumerate(shape.suffixes):
+        context = rng.integers(3, VOCAB, shape.context, dtype=np.int32)
+        for place, (left, prompt, answer) in enumerate(shape.questions):
             own, said = (rng.integers(3, VOCAB, size, dtype=np.int32) for size in (prompt, answer))
-            made.append(Example(f"{number}-{place}", str(number), np.concatenate([prefix, own]), said))
+            read = context[: len(context) - left]
+            made.append(Example(f"{number}-{place}", str(number), np.concatenate([read, own]), said))
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -106,7 +109,7 @@ class Trainer:
     def placed(self, groups: Sequence[Group], packed: bool) -> list[Any]:
         stream = BatchStream(groups, ROWS * LENGTH, seed=0, blocks=self.blocks, shuffle=False)
         slots, numbers = np.asarray([group.slots for group in groups]), np.arange(len(groups))
-        rows = _pack(numbers, slots, (LENGTH,))[LENGTH] if packed else [(int(n),) for n in numbers]
+        rows = pack(numbers, slots, (LENGTH,))[LENGTH] if packed else [(int(n),) for n in numbers]
         plans = [RowPlan(LENGTH, tuple(rows[i : i + ROWS])) for i in range(0, len(rows), ROWS)]
         return [self.step.place(_same_shape(stream.build(plan))) for plan in plans]
 
@@ -148,8 +151,12 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def fixed_examples() -> list[Example]:
-    """A few contexts of several examples, and one of a single one."""
-    shapes = [Shape(60, ((3, 2), (9, 4), (2, 1), (5, 3))), Shape(33, ((7, 5), (4, 1))), Shape(20, ((12, 3),))]
+    """Contexts of several examples, one of which grows from one to the next, and one of a single one."""
+    shapes = [
+        Shape(60, ((20, 3, 2), (0, 9, 4), (10, 2, 1), (10, 5, 3))),
+        Shape(33, ((0, 7, 5), (0, 4, 1))),
+        Shape(20, ((0, 12, 3),)),
+    ]
     return examples_of(shapes, 0)
 
 

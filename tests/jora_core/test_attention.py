@@ -11,25 +11,27 @@ import pytest
 
 from jora_core.attention import attention, example_mask
 from jora_core.blockwise import Slots, blockwise_attention
+from tests.jora_core.trees import until_of
 
 
 def slow_mask(slots: Slots, window: int) -> np.ndarray:
     """The rule, slot by slot."""
-    segments, suffixes, positions = (np.asarray(x) for x in (slots.segments, slots.suffixes, slots.positions))
-    batch, length = segments.shape
+    until, positions = (np.asarray(x) for x in (slots.until, slots.positions))
+    batch, length = until.shape
     allowed = np.zeros((batch, length, length), bool)
     for b, q, k in np.ndindex(batch, length, length):
-        same = segments[b, q] == segments[b, k] > 0
         near = window == 0 or positions[b, q] - positions[b, k] < window
-        allowed[b, q, k] = k <= q and same and suffixes[b, k] in (0, suffixes[b, q]) and near
+        allowed[b, q, k] = k <= q < until[b, k] and near
     return allowed
 
 
 def make_slots(length: int) -> Slots:
-    """Three rows: one example, two examples and padding, one prefix with two suffixes and another example."""
-    segments = np.ones((3, length), np.int32)
-    suffixes = np.zeros((3, length), np.int32)
-    positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
+    """Rows of one example, of two examples and padding, of one prefix with two suffixes and another example,
+    and of a tree: the last branch leaves the second after the second has left the first.
+    """
+    segments = np.ones((4, length), np.int32)
+    suffixes = np.zeros((4, length), np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (4, 1))
     cut, end = length // 3, length - length // 5
     segments[1, cut:], segments[1, end:] = 2, 0
     positions[1, cut:] -= cut
@@ -37,7 +39,11 @@ def make_slots(length: int) -> Slots:
     suffixes[2, first:second], suffixes[2, second:other] = 1, 2
     positions[2, second:other] -= second - first
     segments[2, other:], positions[2, other:] = 2, np.arange(length - other)
-    return Slots(*(jnp.asarray(x) for x in (segments, suffixes, positions)))
+    until = until_of(segments, suffixes)
+    one, two, depth = length // 3, 2 * length // 3, length // 6
+    until[3, depth:one], positions[3, one:] = one, np.arange(length - one) + depth
+    until[3, one + depth : two], positions[3, two:] = two, np.arange(length - two) + 2 * depth
+    return Slots(jnp.asarray(until), jnp.asarray(positions))
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, scale: float, softcap: float | None) -> Any:
@@ -51,7 +57,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, scale: float, sof
 
 def test_mask_follows_the_rule() -> None:
     rng = np.random.default_rng(0)
-    slots = Slots(*(jnp.asarray(rng.integers(0, n, (3, 9))) for n in (3, 3, 9)))
+    slots = Slots(*(jnp.asarray(rng.integers(0, n, (3, 9))) for n in (11, 9)))
     for window in (0, 2, 5):
         np.testing.assert_array_equal(example_mask(slots, window), slow_mask(slots, window))
 
@@ -70,10 +76,10 @@ def test_mask_follows_the_rule() -> None:
 def test_values_and_gradients(groups: int, window: int, softcap: float | None, block: int | None) -> None:
     """Equal to plain attention with grouped heads, packing, suffixes, windows, soft-caps, any block size."""
     length, keys = 70, iter(jax.random.split(jax.random.key(0), 4))
-    q, k, v = (2 * jax.random.normal(next(keys), (3, length, n, 8)) for n in (6, groups, groups))
+    q, k, v = (2 * jax.random.normal(next(keys), (4, length, n, 8)) for n in (6, groups, groups))
     slots = make_slots(length)
     mask = jnp.asarray(slow_mask(slots, window))
-    real = (slots.segments > 0)[:, :, None, None]
+    real = (slots.until > 0)[:, :, None, None]
     upstream = jnp.where(real, jax.random.normal(next(keys), q.shape), 0.0)
     how = {"scale": 0.3, "softcap": softcap}
 
@@ -104,14 +110,13 @@ def test_no_array_holds_all_scores() -> None:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> jax.Array:
         return blockwise_attention(q, k, v, slots, scale=1.0, block=256).sum()
 
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, Slots(ids, ids, ids)).compile()
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, Slots(ids, ids)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
 
 def test_padding_gets_finite_values_and_gives_no_gradient() -> None:
     x = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))
-    segments = jnp.asarray([[1, 1, 1, 0, 0, 0]])
-    slots = Slots(segments, 0 * segments, jnp.arange(6)[None])
+    slots = Slots(jnp.asarray([[3, 3, 3, 0, 0, 0]]), jnp.arange(6)[None])
 
     def out(x: jax.Array, block: int) -> jax.Array:
         return blockwise_attention(x, x, x, slots, scale=0.5, block=block)

@@ -15,18 +15,11 @@ from jora_core.groups import Example, Group, Piece, layout, plain_group, suffix_
 from jora_core.prompt import context_blocks, shorten_prompt
 from jora_core.spec import ALPACA_SHORT, DataSpec
 from jora_core.tokenize import load_tokenizer
+from tests.jora_core.trees import chains, listed
 
 
 def spec(records: Path, **changes) -> DataSpec:
     return DataSpec(**({"records": records, "max_seq_len": 128, "tokens_per_batch": 512} | changes))
-
-
-def chains(group: Group) -> list[tuple[list[int], list[float]]]:
-    """Every example of a group as the token chain and weights that training it apart would use."""
-    if not group.suffixes:
-        return [(group.prefix.tokens.tolist(), group.prefix.weights.tolist())]
-    whole = [group.prefix + s for s in group.suffixes]
-    return [(w.tokens.tolist(), w.weights.tolist()) for w in whole]
 
 
 def test_record_is_bos_prompt_answer_eos(tiny_model, alpaca_rows, write_rows, tmp_path):
@@ -37,7 +30,7 @@ def test_record_is_bos_prompt_answer_eos(tiny_model, alpaca_rows, write_rows, tm
         prompt = tokenizer.encode(ALPACA_SHORT.format(**{k: row[k] for k in ("instruction", "input")}))
         answer = tokenizer.encode(row["output"])
         expected = [tokenizer.bos_id, *prompt, *answer, tokenizer.eos_id]
-        ((tokens, weights),) = chains(group)
+        ((tokens, weights),) = listed(group)
         assert tokens == expected
         assert weights == [0.0] * (1 + len(prompt)) + [1.0] * (len(answer) + 1)
         assert tokenizer.decode(tokens).endswith(row["output"])
@@ -51,11 +44,10 @@ def test_sharing_keeps_every_chain(tiny_model, alpaca_rows, write_rows, tmp_path
     assert len(shared.train) < len(apart.train)
     assert shared.counts["slots"] < 0.6 * shared.counts["slots_apart"]
     assert shared.counts["slots_apart"] == apart.counts["slots"]
-    found = [chain for group in shared.train for chain in chains(group)]
-    assert found == [chain for group in apart.train for chain in chains(group)]
-    assert [i for g in shared.train for i in g.ids] == [i for g in apart.train for i in g.ids]
+    found = {id: chain for group in shared.train for id, chain in zip(group.ids, listed(group), strict=True)}
+    assert found == {id: chain for group in apart.train for id in group.ids for chain in listed(group)}
     for group in shared.train:
-        assert all(s.weights[0] == 0 for s in group.suffixes)
+        assert all(piece.weights[0] == 0 for _, piece in group.branches)
 
 
 def test_over_long_context_is_cut_and_the_answer_stays(tiny_model, alpaca_rows, write_rows, tmp_path):
@@ -67,8 +59,9 @@ def test_over_long_context_is_cut_and_the_answer_stays(tiny_model, alpaca_rows, 
     assert data.counts["shortened"] == len(rows)
     assert any("6 examples longer than 128 tokens" in line for line in lines)
     for row, group in zip(rows, data.train, strict=True):
-        assert len(group.prefix) <= 128
-        text = tokenizer.decode(group.prefix.tokens)
+        (chain,) = chains(group)
+        assert len(chain) <= 128
+        text = tokenizer.decode(chain.tokens)
         assert text.startswith("### Instruction:\nSay which line it is.\n\n### Input:\n#1 ")
         assert text.endswith(row["input"].split("\n\n")[1] + "\n\n### Response:\n" + row["output"])
         picked = int(row["output"].split()[1])
@@ -133,7 +126,7 @@ def test_real_records_keep_what_holds_the_answer(tiny_model, sample_rows, write_
         data = load_groups(DataSpec(records=path, max_seq_len=limit, tokens_per_batch=limit), tokenizer)
         assert data.counts["shortened"] == (1 if limit < whole + answer else 0)
         (group,) = data.train
-        text = tokenizer.decode(group.prefix.tokens)
+        text = tokenizer.decode(chains(group)[0].tokens)
         assert all(part in text for part in oracle), row["id"]
         assert text.endswith(f"{question}\n\n### Response:\n{row['output']}")
         # A text is there whole or not at all: no label without its post, no row without its header.
@@ -170,9 +163,9 @@ def test_general_instructions_are_mixed_into_training_only(tiny_model, alpaca_ro
     assert all(id.startswith("mix-") for id in ids(mixed.train)[records:])
     # Seeded: the same again, another with another seed.
     again = load_groups(spec(path, validation_share=0.3, alpaca_mix=0.5), tokenizer)
-    assert [chains(g) for g in again.train] == [chains(g) for g in mixed.train]
+    assert [listed(g) for g in again.train] == [listed(g) for g in mixed.train]
     other = load_groups(spec(path, alpaca_mix=0.5), tokenizer, seed=1)
-    assert [chains(g) for g in other.train[-9:]] != [chains(g) for g in mixed.train[-9:]]
+    assert [listed(g) for g in other.train[-9:]] != [listed(g) for g in mixed.train[-9:]]
 
     # The user's own file: what it has is drawn, at most once each; the test split gets none.
     (tmp_path / "own.json").write_text(
@@ -181,7 +174,10 @@ def test_general_instructions_are_mixed_into_training_only(tiny_model, alpaca_ro
     own = load_groups(
         spec(path, alpaca_mix=0.5, alpaca_path=tmp_path / "own.json"), tokenizer, log=said.append
     )
-    assert sorted(tokenizer.decode(g.prefix.tokens).split()[-1] for g in own.train[-2:]) == ["lamp", "river"]
+    assert sorted(tokenizer.decode(chains(g)[0].tokens).split()[-1] for g in own.train[-2:]) == [
+        "lamp",
+        "river",
+    ]
     assert own.counts["mixed"] == 2 and "own.json (60 wanted)" in said[-2]
     rows = [row | {"split": "test"} for row in alpaca_rows(contexts=4)]
     held_out = write_rows(tmp_path / "t.parquet", rows)
@@ -220,14 +216,19 @@ def test_weighted_text(tiny_model, write_rows, tmp_path):
     data = load_groups(spec(write_rows(tmp_path / "r.parquet", rows)), tokenizer)
     plain, shared = data.train
     first, second = tokenizer.encode("river copper"), tokenizer.encode(" seven")
-    assert plain.prefix.tokens.tolist() == [tokenizer.bos_id, *first, *second, tokenizer.eos_id]
-    assert plain.prefix.weights.tolist() == [0.0] + [0.5] * len(first) + [1.0] * (len(second) + 1)
-    assert len(shared.suffixes) == 2
-    assert shared.suffixes[0].tokens[-1] == tokenizer.eos_id and shared.suffixes[0].weights[-1] == 1.0
+    assert listed(plain) == [
+        (
+            [tokenizer.bos_id, *first, *second, tokenizer.eos_id],
+            [0.0] + [0.5] * len(first) + [1.0] * (len(second) + 1),
+        )
+    ]
+    one, two = listed(shared)
+    assert one == two and one[0][-1] == tokenizer.eos_id and one[1][-1] == 1.0
+    prefix = 1 + len(tokenizer.encode("market " * 20))
+    assert shared.branches[1].start == prefix
     slots = layout(shared)
-    assert slots.positions[slots.suffix_ids == 2].tolist() == list(
-        range(len(shared.prefix), len(shared.prefix) + len(shared.suffixes[1]) - 1)
-    )
+    own = len(one[0]) - 1 - prefix
+    assert slots.positions[-own:].tolist() == list(range(prefix, prefix + own))
 
 
 def test_suffixes_that_start_supervised_get_a_slot_each():

@@ -19,6 +19,7 @@ from jora_core.loading import load_params
 from jora_core.model import Params, forward, unembed
 from jora_core.weights import save_params
 from tests.jora_core.family_cases import CASES, FAMILY_CASES, LENGTH, VOCAB, WINDOW, make_model, their_logits
+from tests.jora_core.trees import until_of
 
 # Largest difference of a logit, as a share of the largest logit.
 TOLERANCE = 2e-4
@@ -26,18 +27,19 @@ TOLERANCE = 2e-4
 
 @partial(jax.jit, static_argnums=1)
 def logits_of_slots(params: Params, config: ModelConfig, slots: jax.Array) -> jax.Array:
-    """Logits of slots [B, T, 4]: token, position, segment, suffix."""
-    return unembed(params, config, forward(params, config, *(slots[..., i] for i in range(4))))
+    """Logits of slots [B, T, 3]: token, position, until."""
+    return unembed(params, config, forward(params, config, *(slots[..., i] for i in range(3))))
 
 
 def plain(tokens: np.ndarray, segment: int = 1) -> np.ndarray:
-    """Slots [T, 4] of one example."""
+    """Slots [T, 4] of one example: token, position, segment, suffix."""
     return np.stack([tokens, np.arange(len(tokens)), np.full(len(tokens), segment), 0 * tokens], axis=-1)
 
 
 def rows(*examples: np.ndarray) -> np.ndarray:
-    """Slots [B, LENGTH, 4], padded."""
-    return np.stack([np.pad(row, ((0, LENGTH - len(row)), (0, 0))) for row in examples]).astype(np.int32)
+    """Slots [B, LENGTH, 3] (token, position, until), padded."""
+    slots = np.stack([np.pad(row, ((0, LENGTH - len(row)), (0, 0))) for row in examples]).astype(np.int32)
+    return np.stack([slots[..., 0], slots[..., 1], until_of(slots[..., 2], slots[..., 3])], axis=-1)
 
 
 def our_logits(params: Params, config: ModelConfig, tokens: np.ndarray) -> np.ndarray:

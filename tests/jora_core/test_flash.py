@@ -43,6 +43,7 @@ from jora_core.sharding import (
 )
 from jora_core.spec import LoraSpec
 from jora_core.step import BATCH_ARRAYS
+from tests.jora_core.trees import until_of
 
 AMPERE = (8, 0)
 HEADS, KV_HEADS, WIDTH, LENGTH = 4, 2, 8, 192
@@ -76,7 +77,7 @@ def gpu() -> Iterator[Callable[..., None]]:
 
 
 def rows(*examples: tuple[int, ...], suffix: int = 0) -> Slots:
-    """One row of slots per tuple of example lengths; `suffix` slots at the first row's end are a suffix."""
+    """A row of slots per tuple of example lengths; the first ends in two suffixes of `suffix` slots each."""
     segments, positions, suffixes = (np.zeros((len(examples), LENGTH), np.int32) for _ in range(3))
     for row, lengths in enumerate(examples):
         start = 0
@@ -84,8 +85,8 @@ def rows(*examples: tuple[int, ...], suffix: int = 0) -> Slots:
             segments[row, start : start + length] = number
             positions[row, start : start + length] = np.arange(length)
             start += length
-    suffixes[0, LENGTH - suffix :] = 1
-    return Slots(jnp.asarray(segments), jnp.asarray(suffixes), jnp.asarray(positions))
+    suffixes[0, LENGTH - 2 * suffix :], suffixes[0, LENGTH - suffix :] = 1, 2
+    return Slots(jnp.asarray(until_of(segments, suffixes)), jnp.asarray(positions))
 
 
 PLAIN = rows((LENGTH,), (100,), ())
@@ -96,9 +97,9 @@ def test_which_rows_are_plain() -> None:
     assert plain_rows(PLAIN)
     assert not plain_rows(PACKED)
     assert not plain_rows(rows((LENGTH,), suffix=5))
-    gap = PLAIN.replace(segments=PLAIN.segments.at[0, 7].set(0))  # type: ignore[attr-defined]
+    gap = PLAIN.replace(until=PLAIN.until.at[0, 7].set(0))  # type: ignore[attr-defined]
     assert not plain_rows(gap)
-    late = PLAIN.replace(segments=PLAIN.segments.at[2, 7].set(1))  # type: ignore[attr-defined]
+    late = PLAIN.replace(until=PLAIN.until.at[2, 7].set(8))  # type: ignore[attr-defined]
     assert not plain_rows(late), "padding in front"
     jump = PLAIN.replace(positions=PLAIN.positions.at[1, 7:].add(1))  # type: ignore[attr-defined]
     assert not plain_rows(jump), "slots would not count as positions do, in a window"
@@ -156,7 +157,7 @@ def passes(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, .
 
     @jax.jit
     def both(q: jax.Array, k: jax.Array, v: jax.Array, grad: jax.Array, slots: Slots) -> Any:
-        real = (slots.segments > 0)[:, :, None, None]
+        real = (slots.until > 0)[:, :, None, None]
         out, back = jax.vjp(lambda q, k, v: attend(slots, q, k, v), q, k, v)
         return jnp.where(real, out, 0), *back(jnp.where(real, grad, 0)), jnp.isfinite(out).all()
 
@@ -303,8 +304,7 @@ def batch_of(slots: Slots) -> dict[str, Any]:
     tokens = np.random.default_rng(0).integers(0, 96, (4, LENGTH), dtype=np.int32)
     return {
         "tokens": tokens,
-        "segment_ids": slots.segments,
-        "suffix_ids": slots.suffixes,
+        "until": slots.until,
         "positions": slots.positions,
         "index": np.tile(np.arange(40, 100, dtype=np.int32), (4, 1)),
         "targets": tokens[:, 41:101],

@@ -19,6 +19,7 @@ from jora_core.generate import GREEDY, NEW_STEP, Writer, _begin, _go_on, generat
 from jora_core.loading import load_params
 from jora_core.lora import Adapter, save_adapter
 from jora_core.model import Params
+from jora_core.reading import read_prompts
 from jora_core.sampling import settings_of
 from jora_core.sharding import make_mesh
 from jora_core.spec import LoraSpec
@@ -88,6 +89,35 @@ def test_same_tokens_as_transformers(
         params, config, PROMPTS, eos_ids=(), max_new_tokens=NEW, tokens_per_batch=1, adapter=with_adapter[0]
     )
     assert [answer.tolist() for answer in alone] == expected
+
+
+def test_prompts_of_one_context_are_read_together(
+    base: tuple[ModelConfig, Params], with_adapter: tuple[Adapter, Path]
+) -> None:
+    """The same answers from fewer rows, whatever the budget lets stand together."""
+    config, params = base
+    rng = np.random.default_rng(0)
+    shared = [rng.integers(3, 300, size, dtype=np.int32) for size in (90, 40)]
+    contexts = [str(number % 2) for number in range(9)]
+    prompts = [
+        np.concatenate([shared[number % 2], rng.integers(3, 300, 3 + number, dtype=np.int32)])
+        for number in range(9)
+    ]
+    options: dict[str, Any] = {"eos_ids": (), "max_new_tokens": NEW, "adapter": with_adapter[0]}
+    expected = [answer.tolist() for answer in generate(params, config, prompts, **options)]
+    assert len({tuple(answer) for answer in expected}) > 6
+    for budget in (8192, 500, 1):
+        got = generate(params, config, prompts, contexts=contexts, tokens_per_batch=budget, **options)
+        assert [answer.tolist() for answer in got] == expected
+    together = read_prompts(prompts, contexts, 128, 12, 1)
+    assert together.tokens.shape == (3, 128), "two rows would do; twelve are halved twice"
+    found = np.asarray(together.tokens).reshape(-1)[np.asarray(together.path)]
+    for row, prompt in zip(found, prompts, strict=False):
+        np.testing.assert_array_equal(row[: len(prompt)], prompt)
+    assert np.asarray(together.until).astype(bool).sum() == 90 + 40 + sum(3 + number for number in range(9))
+    assert read_prompts(prompts, [""] * 9, 128, 12, 1).tokens.shape == (12, 128)
+    apart = [str(number) for number in range(9)]
+    assert read_prompts(prompts, apart, 128, 12, 1).tokens.shape == (12, 128), "cuDNN takes no packed rows"
 
 
 def test_end_tokens_end_an_answer(
@@ -193,7 +223,7 @@ def test_the_cache_is_written_in_place(base: tuple[ModelConfig, Params]) -> None
     static = (config, "greedy", make_mesh())
     state, cache = jax.eval_shape(
         partial(_begin, config=config, method="greedy", mesh=make_mesh(), spare=512, attention="auto"),
-        params, None, np.zeros((rows, 64), np.int32), order,
+        params, None, read_prompts(PROMPTS[:1] * rows, [""] * rows, 64, rows, 1), order,
     )  # fmt: skip
     size = cache_bytes(config, rows * slots, 4)
     assert sum(part.size * 4 for part in cache) == size

@@ -26,8 +26,8 @@ LENGTH = 80
 def next_token(params: Params, config: ModelConfig, tokens: jax.Array, length: jax.Array) -> jax.Array:
     """The likeliest token after the first `length` of tokens [T]: the whole forward pass, no cache."""
     slot = jnp.arange(LENGTH)
-    real = (slot < length).astype(jnp.int32)[None]
-    hidden = forward(params, config, tokens[None], slot[None], real, 0 * real)
+    until = jnp.where(slot < length, length, 0)
+    hidden = forward(params, config, tokens[None], slot[None], until[None])
     return jnp.argmax(unembed(params, config, hidden[0, length - 1]))
 
 

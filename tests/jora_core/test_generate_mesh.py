@@ -44,6 +44,15 @@ CONFIG = ModelConfig(
     initializer_range=0.3,
 )
 PROMPTS = [np.random.default_rng(n).integers(3, 96, n, dtype=np.int32) for n in (3, 11, 30)]
+# Three questions on one context, two on another, and one that stands alone.
+CONTEXTS = ["a", "b", "a", "", "a", "b"]
+_TEXTS = {
+    of: np.random.default_rng(n).integers(3, 96, 40, dtype=np.int32) for n, of in enumerate(["", "a", "b"])
+}
+SHARING = [
+    np.concatenate([_TEXTS[of], prompt])
+    for of, prompt in zip(CONTEXTS, [*PROMPTS, *(p[::-1] for p in PROMPTS)], strict=True)
+]
 SAMPLING = SamplingSpec(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 ENOUGH = 5
 
@@ -63,7 +72,10 @@ def compute(data: int, tensor: int) -> dict[str, Any]:
         answers = generate(params, CONFIG, PROMPTS, watch=watch, chunk=4, **options)
         # One prompt a batch, and no looking.
         alone = generate(params, CONFIG, PROMPTS, tokens_per_batch=1, **options)
+        contexts = [generate(params, CONFIG, SHARING, contexts=of, **options) for of in (CONTEXTS, None)]
     return {
+        "shared": [answer.tolist() for answer in contexts[0]],
+        "not shared": [answer.tolist() for answer in contexts[1]],
         "answers": [answer.tolist() for answer in answers],
         "alone": [answer.tolist() for answer in alone],
         "seen": [seen[i] for i in range(len(PROMPTS))],
@@ -89,6 +101,7 @@ def test_every_mesh_draws_the_same() -> None:
     for answer, alone, parts in zip(one["answers"], one["alone"], one["seen"], strict=True):
         assert answer == alone[: len(answer)] == [token for part in parts for token in part]
     assert len({tuple(answer[:5]) for answer in one["answers"]}) == 3
+    assert one["shared"] == one["not shared"]
     assert others == [one, one]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jora_core.batches import BatchStream
 from jora_core.data import load_groups
-from jora_core.groups import Example, Group, Piece, share_contexts
+from jora_core.groups import Branch, Example, Group, Piece, layout, share_contexts
 from jora_core.tokenize import load_tokenizer
-from tests.jora_core.test_data import chains, spec
+from tests.jora_core.test_data import spec
+from tests.jora_core.trees import listed
 
 
 def test_the_order_of_the_file_does_not_decide_what_is_shared(tiny_model, alpaca_rows, write_rows, tmp_path):
@@ -22,17 +25,17 @@ def test_the_order_of_the_file_does_not_decide_what_is_shared(tiny_model, alpaca
     whole = load_groups(spec(write_rows(tmp_path / "a.parquet", rows)), tokenizer)
     mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     found = load_groups(spec(write_rows(tmp_path / "b.parquet", mixed)), tokenizer)
-    assert len(whole.train) == 10 and whole.counts["slots"] == found.counts["slots"]
+    assert len(whole.train) == 9 and whole.counts["slots"] == found.counts["slots"]
     assert {frozenset(g.ids) for g in whole.train} == {frozenset(g.ids) for g in found.train}
-    assert frozenset(("c0-q0", "c0-q2")) in {frozenset(g.ids) for g in whole.train}
+    assert whole.train[0].ids == ("c0-q0", "c0-q2", "c0-q1", "c0-q3"), "the leaves of a tree, depth first"
     place = {row["id"]: i for i, row in enumerate(mixed)}
-    order = [[place[id] for id in g.ids] for g in found.train]
-    assert order == sorted(sorted(group) for group in order)
+    first = [min(place[id] for id in g.ids) for g in found.train]
+    assert first == sorted(first), "groups come in the order of their first examples"
     assert sorted(map(str, chains_of(found))) == sorted(map(str, chains_of(whole)))
 
 
 def chains_of(data) -> list[Any]:
-    return [chain for group in data.train for chain in chains(group)]
+    return [chain for group in data.train for chain in listed(group)]
 
 
 def test_a_long_run_of_long_suffixes_is_shared():
@@ -47,14 +50,13 @@ def test_a_long_run_of_long_suffixes_is_shared():
 def test_shared_groups_fill_long_rows():
     sizes = np.random.default_rng(0).integers(100, 2200, 60)
     groups = [
-        Group((str(i),), Piece(np.arange(n), np.zeros(n, np.float32)), (_suffix(30), _suffix(30)))
-        for i, n in enumerate(sizes)
+        Group((str(i),), (Branch(0, _piece(n + 30)), Branch(n, _piece(30)))) for i, n in enumerate(sizes)
     ]
     slots = sum(g.slots for g in groups)
     stream = BatchStream(groups, 4096, seed=0)
     assert stream.row_lengths == (4096,)
     assert slots > 0.93 * sum(stream.build(plan).tokens.size for plan in stream.plan(0))
-    alone = [Group(g.ids, g.prefix + g.suffixes[0]) for g in groups]
+    alone = [Group(g.ids, g.branches[:1]) for g in groups]
     assert len(BatchStream(alone, 4096, seed=0).row_lengths) == 3
     two = BatchStream(groups, 4096, seed=0, blocks=2)
     assert all(
@@ -62,7 +64,7 @@ def test_shared_groups_fill_long_rows():
     )
 
 
-def _suffix(length: int) -> Piece:
+def _piece(length: int) -> Piece:
     return Piece(np.arange(length), np.r_[np.zeros(length - 1), 1].astype(np.float32))
 
 
@@ -74,8 +76,7 @@ def test_groups_split_beyond_the_budget():
     ]
     groups = share_contexts(examples, 64)
     assert all(g.slots <= 64 for g in groups)
-    assert [i for g in groups for i in g.ids] == [str(i) for i in range(20)]
-    assert len(groups) == 2
+    assert [sorted(map(int, g.ids)) for g in groups] == [list(range(12)), list(range(12, 20))]
 
 
 def test_a_short_prefix_of_long_prompts_is_not_worth_a_longer_row():
@@ -88,3 +89,56 @@ def test_a_short_prefix_of_long_prompts_is_not_worth_a_longer_row():
 
     assert len(share_contexts(examples(common=300, own=20), 4096)) == 1
     assert len(share_contexts(examples(common=20, own=300), 4096)) == 6
+
+
+def test_comments_of_a_thread_share_the_posts_before_them():
+    """Contexts that grow from one example to the next: every post is computed once, before all comments."""
+    post = [np.arange(100 * i, 100 * i + 20, dtype=np.int32) for i in range(9)]
+    examples = [
+        Example(f"{i}", "t", np.concatenate([*post[:i], np.full(5, 2000 + i)]), np.asarray([7, 1], np.int32))
+        for i in range(1, 10)
+    ]
+    (group,) = share_contexts([examples[i] for i in (3, 0, 8, 1, 2, 7, 4, 6, 5)], 4096)
+    assert group.ids == ("9", "8", "7", "6", "5", "4", "3", "2", "1")
+    assert group.slots == 9 * 20 + 9 * 6 and group.slots_apart == sum(20 * i + 6 for i in range(1, 10))
+    assert [start for start, _ in group.branches] == [0, *(20 * i for i in range(8, 0, -1))]
+
+
+@st.composite
+def _trees(draw) -> list[Example]:
+    """Examples whose prompts leave a common trunk, or one another, at any place, some of them equal."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    prompts = [rng.integers(0, 3, draw(st.integers(1, 60)))]
+    for _ in range(draw(st.integers(0, 9))):
+        of = prompts[draw(st.integers(0, len(prompts) - 1))]
+        kept = of[: draw(st.integers(0, len(of)))]
+        prompts.append(np.append(kept, rng.integers(0, 3, draw(st.integers(0 if len(kept) else 1, 20)))))
+    return [
+        Example(str(n), draw(st.sampled_from(("a", "b", ""))), p.astype(np.int32), rng.integers(3, 9, 2))
+        for n, p in enumerate(prompts)
+    ]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(examples=_trees(), most=st.integers(40, 200))
+def test_every_slot_sees_its_own_example_and_nothing_else(examples: list[Example], most: int):
+    groups = share_contexts(examples, most)
+    assert sorted(int(id) for group in groups for id in group.ids) == list(range(len(examples)))
+    by_id = {example.id: example for example in examples}
+    for group in groups:
+        assert len({by_id[id].context for id in group.ids}) == 1
+        assert group.slots <= most or len(group.ids) == 1
+        found = layout(group)
+        assert found.weights.sum() == sum(len(by_id[id].answer) for id in group.ids)
+        slot = 0
+        for id, (start, piece) in zip(group.ids, group.branches, strict=True):
+            whole = np.concatenate([by_id[id].prompt, by_id[id].answer])
+            assert start < len(by_id[id].prompt)
+            for place in range(start, start + len(piece) - 1):
+                seen = (np.arange(group.slots) <= slot) & (slot < found.until)
+                np.testing.assert_array_equal(found.tokens[seen], whole[: place + 1])
+                np.testing.assert_array_equal(found.positions[seen], np.arange(place + 1))
+                assert found.targets[slot] == whole[place + 1]
+                assert found.weights[slot] == (place + 1 >= len(by_id[id].prompt))
+                slot += 1
+        assert slot == group.slots

@@ -28,8 +28,8 @@ TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), dtype=np.int32)
 @partial(jax.jit, static_argnums=1)
 def compute(params: Params, config: ModelConfig, adapter: Adapter | None) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    one = jnp.ones_like(positions)
-    hidden = forward(params, config, jnp.asarray(TOKENS), positions, one, 0 * one, adapter=adapter)
+    until = jnp.full_like(positions, 12)
+    hidden = forward(params, config, jnp.asarray(TOKENS), positions, until, adapter=adapter)
     return unembed(params, config, hidden)
 
 

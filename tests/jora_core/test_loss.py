@@ -82,17 +82,17 @@ def packed_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: t
 
 def slow_loss(config: ModelConfig, params: Params, adapter: Adapter, groups: tuple[Group, ...]) -> Any:
     """The same with each example in a row of its own and logits everywhere: no packing, no gathering."""
-    longest = max(len(g.prefix) for g in groups)
+    pieces = [piece for group in groups for _, piece in group.branches]
+    longest = max(map(len, pieces))
     tokens = np.zeros((len(groups), longest), np.int32)
     weights = np.zeros((len(groups), longest), np.float32)
-    for row, group in enumerate(groups):
-        tokens[row, : len(group.prefix)] = group.prefix.tokens
-        weights[row, : len(group.prefix)] = group.prefix.weights
-    ones = np.ones_like(tokens)
-    positions = np.arange(longest)[None] * ones
+    for row, piece in enumerate(pieces):
+        tokens[row, : len(piece)] = piece.tokens
+        weights[row, : len(piece)] = piece.weights
+    positions = np.tile(np.arange(longest), (len(groups), 1))
 
     def loss(p, a):
-        hidden = forward(p, config, tokens, positions, ones, 0 * ones, adapter=a)
+        hidden = forward(p, config, tokens, positions, np.full_like(tokens, longest), adapter=a)
         logits = unembed(p, config, hidden)[:, :-1]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return jnp.sum(losses * weights[:, 1:])
@@ -133,10 +133,10 @@ def test_a_change_in_one_example_leaves_the_others_loss(model, tiny_model, alpac
     stream = BatchStream([group], 512, seed=0)
     batch = stream.build(stream.plan(0)[0])
     arrays = {name: jnp.asarray(getattr(batch, name)) for name in BATCH_ARRAYS}
-    arrays["weights"] = jnp.where(
-        (arrays["suffix_ids"].reshape(1, -1)[0, arrays["index"]] == 3), 0.0, arrays["weights"]
-    )
-    third = (arrays["suffix_ids"] == 3) & (arrays["segment_ids"] > 0)
+    slots = np.arange(batch.tokens.size).reshape(batch.tokens.shape)
+    start = group.slots - (len(group.branches[2].piece) - 1)
+    third = (slots >= start) & (slots < group.slots)
+    arrays["weights"] = jnp.where(third.reshape(1, -1)[0, arrays["index"]], 0.0, arrays["weights"])
     changed = arrays | {"tokens": jnp.where(third, 9, arrays["tokens"])}
     loss = jax.jit(lambda a: batch_loss(params, config, a, adapter=adapter, dropout_key=None))
     before, after = float(loss(arrays)), float(loss(changed))

@@ -160,7 +160,7 @@ def test_flops_equal_xlas_count_where_it_has_no_loops(tmp_path: Path) -> None:
     # One layer and one block of attention: XLA counts the body of a loop once, so there must be one pass.
     config = ModelConfig.from_hf(write_config(tmp_path, (128, 352, 1, 4, 2, 256)))
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    places = [jax.ShapeDtypeStruct((1, 64), jnp.int32)] * 4
+    places = [jax.ShapeDtypeStruct((1, 64), jnp.int32)] * 3
     compiled = jax.jit(lambda p, *args: forward(p, config, *args)).lower(params, *places).compile()
     counted = compiled.cost_analysis()
     assert counted is not None

@@ -16,6 +16,7 @@ from jora_core.config import ModelConfig
 from jora_core.loading import load_params
 from jora_core.lora import Adapter, LoraWeights
 from jora_core.model import Params, dropout, forward, init_params, swiglu, unembed
+from tests.jora_core.trees import until_of
 
 CONFIG = ModelConfig(97, 32, 48, 2, 4, 2, 8, initializer_range=0.2)
 LLAMA3 = {
@@ -49,12 +50,13 @@ def run(params: Params, rows: list[list[tuple[int, int, int, int]]], **options: 
     """Logits of rows given as (token, position, segment, suffix) per slot, padded to the longest."""
     length = max(map(len, rows))
     slots = np.asarray([row + [(0, 0, 0, 0)] * (length - len(row)) for row in rows], np.int32)
+    slots = np.stack([slots[..., 0], slots[..., 1], until_of(slots[..., 2], slots[..., 3])], axis=-1)
     return logits(params, CONFIG, slots, **options)
 
 
 @partial(jax.jit, static_argnums=1, static_argnames="remat")
 def logits(params: Params, config: ModelConfig, slots: jax.Array, **options: Any) -> jax.Array:
-    hidden = forward(params, config, *(slots[..., i] for i in range(4)), **options)
+    hidden = forward(params, config, *(slots[..., i] for i in range(3)), **options)
     return unembed(params, config, hidden)
 
 
@@ -94,8 +96,7 @@ def test_same_logits_as_transformers(tmp_path: Path, changes: dict[str, Any]) ->
     assert (ours.head is None) == changes.get("tie_word_embeddings", False)
     tokens = np.random.default_rng(0).integers(0, 97, (2, 80), dtype=np.int32)
     positions = np.broadcast_to(np.arange(80, dtype=np.int32), tokens.shape)
-    one = np.ones_like(tokens)
-    got = logits(ours, config, np.stack([tokens, positions, one, 0 * one], axis=-1))
+    got = logits(ours, config, np.stack([tokens, positions, np.full_like(tokens, 80)], axis=-1))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from jora_core.batches import Batch, BatchStream, RowPlan
 from jora_core.config import ModelConfig
 from jora_core.data import load_groups
+from jora_core.groups import Group
 from jora_core.loading import load_params
 from jora_core.lora import Adapter
 from jora_core.model import Params, forward
@@ -24,8 +27,8 @@ ROW = 0  # the row of the batch whose examples are changed
 
 
 @pytest.fixture(scope="module")
-def packed(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> tuple[TrainSpec, Batch]:
-    """An order and a batch with several groups of shared contexts in each row."""
+def packed(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> tuple[TrainSpec, Batch, list[Group]]:
+    """An order, a batch with several groups of shared contexts in each row, and the groups of one row."""
     folder = tmp_path_factory.mktemp("packing")
     rows = alpaca_rows(contexts=6, questions=6, lines=14) + alpaca_rows(contexts=60, questions=2, lines=2)
     spec = TrainSpec.model_validate(
@@ -50,13 +53,14 @@ def packed(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> tuple[Tra
     )
     rows = sorted(fullest.rows, key=len, reverse=True)
     assert len(rows[ROW]) >= 3 and len(rows) > 1, "the test needs three groups in a row, and another row"
-    assert any(len(groups[number].suffixes) > 1 for number in rows[ROW])
-    return spec, stream.build(RowPlan(fullest.length, tuple(rows)))
+    assert any(len(groups[number].branches) > 1 for number in rows[ROW])
+    batch = stream.build(RowPlan(fullest.length, tuple(rows)))
+    return spec, batch, [groups[number] for number in rows[ROW]]
 
 
 @pytest.fixture(scope="module")
 def model(packed, random_adapter) -> tuple[ModelConfig, Params, Adapter, TrainStep]:
-    spec, _ = packed
+    spec, *_ = packed
     config = ModelConfig.from_hf(spec.model)
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh):
@@ -66,53 +70,43 @@ def model(packed, random_adapter) -> tuple[ModelConfig, Params, Adapter, TrainSt
     return config, params, adapter, step
 
 
-def changed(batch: Batch, segment: int, seed: int = 0) -> Batch:
-    """The batch with other tokens wherever `segment` stands in the row."""
+def changed(batch: Batch, where: np.ndarray, seed: int = 0) -> Batch:
+    """The batch with other tokens in some slots [T] of the row."""
     rng = np.random.default_rng(seed)
     tokens = batch.tokens.copy()
-    where = batch.segment_ids[ROW] == segment
     tokens[ROW, where] = (tokens[ROW, where] + rng.integers(1, 200, where.sum())) % 256
     return dataclasses.replace(batch, tokens=tokens)
 
 
-def supervised_by(batch: Batch, segment: int) -> Batch:
-    """The batch with the loss of all segments but one switched off."""
-    of = batch.segment_ids.reshape(batch.index.shape[0], -1)
-    rows = np.arange(of.size).reshape(of.shape) // batch.tokens.shape[1]
-    mine = np.take_along_axis((of == segment) & (rows == ROW), batch.index, axis=1)
-    return dataclasses.replace(batch, weights=np.where(mine, batch.weights, 0).astype(np.float32))
+def supervised_by(batch: Batch, where: np.ndarray) -> Batch:
+    """The batch with the loss of all slots switched off but of some [T] of the row."""
+    mine = np.zeros(batch.tokens.shape, bool)
+    mine[ROW] = where
+    kept = np.take_along_axis(mine.reshape(batch.index.shape[0], -1), batch.index, axis=1)
+    return dataclasses.replace(batch, weights=np.where(kept, batch.weights, 0).astype(np.float32))
+
+
+def slots_of(groups: list[Group], length: int) -> list[np.ndarray]:
+    """For each group of the row its slots, as bool [T]."""
+    ends = np.cumsum([group.slots for group in groups])
+    slot = np.arange(length)
+    return [(slot >= end - group.slots) & (slot < end) for group, end in zip(groups, ends, strict=True)]
 
 
 def test_hidden_states_of_other_examples_do_not_change(packed, model):
-    _, batch = packed
-    config, params, adapter, _ = model
-
-    @jax.jit
-    def hidden(tokens: jax.Array) -> jax.Array:
-        return forward(
-            params,
-            config,
-            tokens,
-            batch.positions,
-            batch.segment_ids,
-            batch.suffix_ids,
-            adapter=adapter,
-            dropout_key=None,
-        )
-
-    before = np.asarray(hidden(batch.tokens))
-    for segment in range(1, batch.segment_ids[ROW].max() + 1):
-        after = np.asarray(hidden(changed(batch, segment).tokens))
-        other = batch.segment_ids != segment
-        other[np.arange(len(other)) != ROW] = True
-        other &= batch.segment_ids > 0
+    _, batch, groups = packed
+    hidden = hidden_states(batch, model)
+    before = hidden(batch.tokens)
+    for mine in slots_of(groups, batch.tokens.shape[1]):
+        after = hidden(changed(batch, mine).tokens)
+        other = batch.until > 0
+        other[ROW] &= ~mine
         np.testing.assert_array_equal(after[other], before[other])
-        mine = (batch.segment_ids == segment) & ~other
-        assert np.abs(after[mine] - before[mine]).max() > 1e-3, "the change must be felt somewhere"
+        assert np.abs(after[ROW, mine] - before[ROW, mine]).max() > 1e-3, "the change must be felt somewhere"
 
 
 def test_losses_of_other_examples_do_not_change(packed, model):
-    _, batch = packed
+    _, batch, groups = packed
     _, params, adapter, step = model
     state = step.start(jax.tree.map(np.array, adapter))
 
@@ -120,31 +114,35 @@ def test_losses_of_other_examples_do_not_change(packed, model):
         total, weight = step.evaluate(state, params, step.place(of))
         return float(total), float(weight)
 
-    segments = range(1, batch.segment_ids[ROW].max() + 1)
-    before = {segment: loss(supervised_by(batch, segment)) for segment in segments}
-    assert all(weight > 0 for _, weight in before.values())
-    for altered in segments:
-        after = {segment: loss(supervised_by(changed(batch, altered), segment)) for segment in segments}
-        assert {segment for segment in segments if after[segment] != before[segment]} == {altered}
+    places = slots_of(groups, batch.tokens.shape[1])
+    before = [loss(supervised_by(batch, where)) for where in places]
+    assert all(weight > 0 for _, weight in before)
+    for altered, where in enumerate(places):
+        after = [loss(supervised_by(changed(batch, where), mine)) for mine in places]
+        assert [n for n, (a, b) in enumerate(zip(after, before, strict=True)) if a != b] == [altered]
 
 
-def test_suffixes_of_one_context_do_not_see_one_another(packed, model):
+def test_branches_of_one_context_do_not_see_one_another(packed, model):
     """The same exactness inside a group: another question of the same context changes nothing."""
-    _, batch = packed
+    _, batch, groups = packed
+    number = next(n for n, group in enumerate(groups) if len(group.branches) > 1)
+    before_it = sum(group.slots for group in groups[:number])
+    sizes = [len(piece) - 1 for _, piece in groups[number].branches]
+    slot = np.arange(batch.tokens.shape[1]) - before_it
+    second = (slot >= sizes[0]) & (slot < sizes[0] + sizes[1])
+    hidden = hidden_states(batch, model)
+    before, after = (hidden(b.tokens)[ROW] for b in (batch, changed(batch, second)))
+    others = (batch.until[ROW] > 0) & ~second
+    np.testing.assert_array_equal(after[others], before[others])
+    assert np.abs(after[second] - before[second]).max() > 1e-3
+
+
+def hidden_states(batch: Batch, model: Any) -> Callable[[np.ndarray], np.ndarray]:
     config, params, adapter, _ = model
-    segment = next(
-        s for s in range(1, 99) if batch.suffix_ids[ROW][batch.segment_ids[ROW] == s].max(initial=0) >= 2
-    )
-    second = (batch.segment_ids[ROW] == segment) & (batch.suffix_ids[ROW] == 2)
-    tokens = batch.tokens.copy()
-    tokens[ROW, second] = (tokens[ROW, second] + 17) % 256
 
     @jax.jit
     def hidden(tokens: jax.Array) -> jax.Array:
-        args = (batch.positions, batch.segment_ids, batch.suffix_ids)
-        return forward(params, config, tokens, *args, adapter=adapter, dropout_key=None)
+        places = (batch.positions, batch.until)
+        return forward(params, config, tokens, *places, adapter=adapter, dropout_key=None)
 
-    before, after = (np.asarray(hidden(t))[ROW] for t in (batch.tokens, tokens))
-    others = (batch.segment_ids[ROW] > 0) & ~second
-    np.testing.assert_array_equal(after[others], before[others])
-    assert np.abs(after[second] - before[second]).max() > 1e-3
+    return lambda tokens: np.asarray(hidden(tokens))

@@ -50,8 +50,7 @@ def microbatch(seed: int) -> tuple[Batch, np.ndarray, np.ndarray]:
     batch = Batch(
         tokens=ids,
         positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape).copy(),
-        segment_ids=np.ones_like(ids),
-        suffix_ids=np.zeros_like(ids),
+        until=np.full_like(ids, LENGTH),
         index=np.concatenate([index, padding])[None],
         targets=np.concatenate([np.roll(ids, -1, axis=1).reshape(-1)[index], padding])[None],
         weights=np.concatenate([np.ones(len(index), np.float32), padding], dtype=np.float32)[None],

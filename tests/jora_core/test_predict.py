@@ -26,6 +26,7 @@ from jora_core.model import forward, unembed
 from jora_core.predict import end_tokens, make_questions, predict
 from jora_core.spec import LoraSpec
 from jora_core.tokenize import load_tokenizer
+from tests.jora_core.trees import chains
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,12 @@ def apart(model: Path, questions: list[Question], adapter: Adapter) -> list[list
     rows = [np.concatenate([q.prompt, tokens]) for q in questions for tokens in q.choice_tokens]
     width = max(map(len, rows))
     tokens = np.asarray([np.pad(row, (0, width - len(row))) for row in rows])
-    real = jnp.asarray([[1] * len(row) + [0] * (width - len(row)) for row in rows], jnp.int32)
+    until = jnp.asarray([[len(row)] * len(row) + [0] * (width - len(row)) for row in rows], jnp.int32)
     positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
 
     @jax.jit
     def logprobs(tokens: jax.Array) -> jax.Array:
-        hidden = forward(params, config, tokens, jnp.asarray(positions), real, 0 * real, adapter=adapter)
+        hidden = forward(params, config, tokens, jnp.asarray(positions), until, adapter=adapter)
         values = jax.nn.log_softmax(unembed(params, config, hidden))[:, :-1]
         return jnp.take_along_axis(values, tokens[:, 1:, None], axis=-1)[..., 0]
 
@@ -114,30 +115,30 @@ def test_choices_together_equal_choices_apart(
 
 
 def test_questions_of_one_context_share_it() -> None:
-    """A long context with several questions is computed once; one with long questions again for each."""
+    """A context is computed once for its questions, and each question once for its choices."""
     rng = np.random.default_rng(0)
     contexts = [rng.integers(3, 99, 200, dtype=np.int32) for _ in range(2)]
     choices = tuple(np.asarray([n, 2], np.int32) for n in (5, 6, 7))
     names = ("a", "b", "c")
+    owns = (9, 150, 8, 160, 7, 170)
     prompts = [
-        np.concatenate([contexts[n % 2], rng.integers(3, 99, own, dtype=np.int32)])
-        for n, own in enumerate((9, 150, 8, 160, 7, 170))
+        np.concatenate([contexts[number % 2], rng.integers(3, 99, own, dtype=np.int32)])
+        for number, own in enumerate(owns)
     ]
     questions = [Question(str(n), prompt, names, choices, str(n % 2)) for n, prompt in enumerate(prompts)]
-    groups, owners = choices_module._choice_groups(questions, 1024, True)
-    assert [len(whose) for whose in owners] == [9, 3, 3, 3]
-    assert sorted(pair for whose in owners for pair in whose) == [(q, c) for q in range(6) for c in range(3)]
-    for group, whose in zip(groups, owners, strict=True):
-        for suffix, (question, choice) in zip(group.suffixes, whose, strict=True):
+    owners, groups = choices_module._choice_groups(questions, 1024, True)
+    assert owners == [(q, c) for q in range(6) for c in range(3)]
+    assert sorted(int(id) for group in groups for id in group.ids) == list(range(18)) and len(groups) == 2
+    for group in groups:
+        for id, chain in zip(group.ids, chains(group), strict=True):
+            question, choice = owners[int(id)]
             whole = np.concatenate([questions[question].prompt, choices[choice]])
-            np.testing.assert_array_equal((group.prefix + suffix).tokens, whole)
-            assert np.flatnonzero((group.prefix + suffix).weights)[0] == len(questions[question].prompt)
-    apart = choices_module._choice_groups(questions, 1024, False)[0]
-    assert (
-        sum(group.slots for group in groups)
-        < sum(group.slots for group in apart)
-        == sum(len(q.prompt) + 5 for q in questions)
-    )
+            np.testing.assert_array_equal(chain.tokens, whole)
+            assert np.flatnonzero(chain.weights)[0] == len(questions[question].prompt)
+    # Of each choice one slot more than its question's, and the last prompt token for each but the first.
+    assert sum(group.slots for group in groups) == 2 * 200 + sum(owns) + 6 * (3 + 2)
+    apart = choices_module._choice_groups(questions, 1024, False)[1]
+    assert sum(group.slots for group in apart) == sum(len(q.prompt) + 5 for q in questions)
 
 
 def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from jora_core.spec import LORA_TARGETS, TrainSpec
 from jora_core.step import build_step
 from jora_core.weights import save_params
 from tests.jora_core.family_cases import CASES as FAMILIES
+from tests.jora_core.trees import until_of
 
 TENSOR4, BOTH, DATA4 = (1, 4), (2, 2), (4, 1)
 LENGTH = 16
@@ -92,8 +93,7 @@ def make_batch(vocabulary: int, data: int) -> dict[str, np.ndarray]:
     return {
         "tokens": tokens,
         "positions": positions,
-        "segment_ids": segments,
-        "suffix_ids": suffixes,
+        "until": until_of(segments, suffixes),
         "index": index,
         "targets": targets.astype(np.int32),
         "weights": weights,

@@ -29,8 +29,8 @@ from tests.jora_core.shared_cases import (
     leaves,
 )
 
-_SUFFIX = st.tuples(st.integers(1, 9), st.integers(1, 5))
-_SHAPE = st.builds(Shape, st.integers(16, 60), st.lists(_SUFFIX, min_size=1, max_size=4).map(tuple))
+_QUESTION = st.tuples(st.sampled_from((0, 0, 3, 8)), st.integers(1, 9), st.integers(1, 5))
+_SHAPE = st.builds(Shape, st.integers(24, 60), st.lists(_QUESTION, min_size=1, max_size=4).map(tuple))
 _SHAPES = st.lists(_SHAPE, min_size=1, max_size=4)
 
 
@@ -98,7 +98,9 @@ def test_four_devices_equal_one(case: str, on_four: dict[str, list[np.ndarray]])
 
 def test_ten_steps_stay_together() -> None:
     one = trainer(FAMILY_CASES[-1])
-    examples = examples_of([Shape(50, ((3, 2), (9, 4), (2, 1))), Shape(30, ((7, 5), (4, 1)))], 1)
+    examples = examples_of(
+        [Shape(50, ((9, 3, 2), (0, 9, 4), (20, 2, 1))), Shape(30, ((0, 7, 5), (0, 4, 1)))], 1
+    )
     shared = grouped(examples)
     assert sum(group.slots for group in shared) < 0.7 * sum(group.slots for group in apart(examples))
     before = jax.device_get(one.state.trainable)
@@ -108,13 +110,13 @@ def test_ten_steps_stay_together() -> None:
 
 
 def test_a_group_that_sees_too_much_would_be_noticed() -> None:
-    """The check itself: one suffix id changed, so that a suffix sees its neighbour, and gradients differ."""
+    """The check itself: every branch sees those before it, and gradients differ."""
     one = trainer(FAMILY_CASES[-1])
-    examples = examples_of([Shape(50, ((3, 2), (9, 4), (2, 1)))], 2)
+    examples = examples_of([Shape(50, ((0, 3, 2), (0, 9, 4), (0, 2, 1)))], 2)
     (group,) = grouped(examples)
     (batch,) = one.placed([group], packed=True)
     wrong = dict(batch)
-    wrong["suffix_ids"] = np.minimum(np.asarray(batch["suffix_ids"]), 1)
+    wrong["until"] = np.where(np.asarray(batch["until"]) > 0, group.slots, 0)
     with jax.set_mesh(one.mesh):
         sums = [one.accumulate(one.step.zero(one.state), one.state, one.frozen, b, 0) for b in (batch, wrong)]
     assert difference(jax.device_get(sums[1].grads), jax.device_get(sums[0].grads)) > 1e-3

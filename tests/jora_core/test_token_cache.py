@@ -12,6 +12,7 @@ from jora_core import token_cache
 from jora_core.data import TrainData, load_groups
 from jora_core.spec import DataSpec
 from jora_core.tokenize import TextTokenizer, load_tokenizer
+from tests.jora_core.trees import listed
 
 
 def flat(data: TrainData) -> list[tuple]:
@@ -19,7 +20,7 @@ def flat(data: TrainData) -> list[tuple]:
         (
             side,
             group.ids,
-            [(piece.tokens.tolist(), piece.weights.tolist()) for piece in (group.prefix, *group.suffixes)],
+            listed(group),
         )
         for side, groups in (("train", data.train), ("validation", data.validation))
         for group in groups

@@ -166,7 +166,7 @@ def test_losses_equal_peft_and_torch(tiny_weights, records, train_order):
     parameters = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     data = spec.data.model_copy(update={"sharing": "off"})
-    examples = {g.ids[0]: g.prefix for g in load_groups(data, load_tokenizer(tiny_weights)).train}
+    examples = {g.ids[0]: g.branches[0].piece for g in load_groups(data, load_tokenizer(tiny_weights)).train}
     shared = load_groups(spec.data, load_tokenizer(tiny_weights)).train
     walk = BatchStream(shared, spec.data.tokens_per_batch, seed=spec.seed).walk()
     rate = module.make_schedule(spec.optim, 6)
