@@ -106,7 +106,9 @@ class PhaseConfig(Section):
         default=None, ge=1, title="Most records", description="Train on at most this many"
     )
     sharing: Sharing = Field(
-        default="auto", title="Shared context", description="Compute a context once for all of its questions"
+        default="auto",
+        title="Shared context",
+        description="Compute once what examples of a context begin with",
     )
     remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
         default="dots",
@@ -186,7 +188,7 @@ class EvaluateConfig(Section):
         default="choice", title="Mode", description="Choose among the valid answers, write freely, or both"
     )
     sharing: Sharing = Field(
-        default="auto", title="Shared context", description="Score choices of one context in one pass over it"
+        default="auto", title="Shared context", description="Read once what records of a context begin with"
     )
     max_records: int | None = Field(
         default=None,

@@ -126,7 +126,7 @@ class PredictSpec(AnswerSpec):
         default=8192, ge=8, title="Tokens of a batch", description="Padded token budget of one batch"
     )
     sharing: Literal["auto", "off"] = Field(
-        default="auto", title="Shared context", description="Score choices of one context in one pass over it"
+        default="auto", title="Shared context", description="Read once what records of a context begin with"
     )
     mode: Literal["choice", "generate", "both"] = Field(
         default="choice", title="Mode", description="Score the record's choices, generate, or both"

@@ -159,7 +159,7 @@ class DataSpec(SpecModel):
     sharing: Literal["auto", "off"] = Field(
         default="auto",
         title="Shared context",
-        description="Let examples of one context share one pass over it",
+        description="Compute once what examples of a context begin with",
     )
     prompt_template: str = Field(
         default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"

@@ -27,7 +27,7 @@ from jora_core import blockwise, flash
 from jora_core.attention import attention, example_mask
 from jora_core.batches import Batch, BatchStream
 from jora_core.config import ModelConfig
-from jora_core.groups import Group, Piece
+from jora_core.groups import Branch, Group, Piece
 from jora_core.lora import init_adapter
 from jora_core.model import init_params
 from jora_core.optim import make_schedule
@@ -104,7 +104,7 @@ def make_batch(settings: dict[str, Any], step: int) -> Batch:
     weights = np.zeros(settings["sequence"], np.float32)
     weights[first_supervised(settings) :] = 1
     rows = token_ids(settings, step)
-    groups = [Group((f"row-{i}",), Piece(row, weights)) for i, row in enumerate(rows)]
+    groups = [Group((f"row-{i}",), (Branch(0, Piece(row, weights)),)) for i, row in enumerate(rows)]
     stream = BatchStream(groups, settings["sequence"] * settings["batch"], seed=0, shuffle=False)
     (plan,) = stream.plan(0)
     batch = stream.build(plan)

@@ -134,7 +134,7 @@ def test_real_validation_losses_choose_the_weights(order, tmp_path):
         tmp_path,
         "hot",
         keep_best=True,
-        optim={"learning_rate": 0.3, "schedule": "constant", "warmup_ratio": 0.9},
+        optim={"learning_rate": 1.0, "schedule": "constant", "warmup_ratio": 0.9},
     )
     result = train(TrainSpec.model_validate(hot))
     losses = {row["step"]: row["validation_loss"] for row in metrics(hot) if "validation_loss" in row}

@@ -44,8 +44,8 @@ def test_tokens_and_logits(model: tuple[ModelConfig, Params], expected: list[dic
         if entry["prompt"]:
             assert [tokenizer.bos_id, *tokenizer.encode(entry["prompt"]).tolist()] == ids
         tokens = jnp.asarray([ids], jnp.int32)
-        positions, one = jnp.arange(len(ids))[None], jnp.ones_like(tokens)
-        hidden = jax.jit(forward, static_argnums=1)(params, config, tokens, positions, one, 0 * one)
+        places = jnp.arange(len(ids))[None], jnp.full_like(tokens, len(ids))
+        hidden = jax.jit(forward, static_argnums=1)(params, config, tokens, *places)
         logits = unembed(params, config, hidden)
         np.testing.assert_allclose(logits[0, -1, :8], entry["last_logits_first8"], atol=1e-4)
 
