@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from jora_core.groups import Group, layout
+from jora_core.groups import Group, Layout, layout
 
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
@@ -125,35 +125,22 @@ class BatchStream:
         """Lay out the rows of a plan, padded to the batch's fixed shape."""
         length, blocks = plan.length, self._blocks
         height = batch_rows(length, self._budget, blocks)
-        arrays = {
-            name: np.zeros((height, length), np.int32) for name in ("tokens", "positions", "until", "targets")
-        }
-        weights = np.zeros((height, length), np.float32)
-        ids: list[str] = []
-        for r, row in enumerate(plan.rows):
-            start = 0
-            for number in row:
-                group = self._groups[number]
-                slots = layout(group)
-                part = slice(start, start + len(slots.tokens))
-                arrays["tokens"][r, part] = slots.tokens
-                arrays["positions"][r, part] = slots.positions
-                arrays["until"][r, part] = start + slots.until
-                arrays["targets"][r, part] = slots.targets
-                weights[r, part] = slots.weights
-                start = part.stop
-                ids.extend(group.ids)
-        index, targets, gathered = self._gather(arrays.pop("targets"), weights)
+        rows = [[self._groups[number] for number in row] for row in plan.rows]
+        groups = [group for row in rows for group in row]
+        slots = lay_rows(rows, height, length)
+        index, targets, weights = self._gather(slots.targets, slots.weights)
         return Batch(
-            **arrays,
+            slots.tokens,
+            slots.positions,
+            slots.until,
             index=index,
             targets=targets,
-            weights=gathered,
-            ids=tuple(ids),
-            groups=sum(len(row) for row in plan.rows),
-            slots_apart=sum(self._groups[number].slots_apart for row in plan.rows for number in row),
-            slots=int(np.count_nonzero(arrays["until"])),
-            supervised=int(np.count_nonzero(weights)),
+            weights=weights,
+            ids=tuple(id for group in groups for id in group.ids),
+            groups=len(groups),
+            slots_apart=sum(group.slots_apart for group in groups),
+            slots=sum(group.slots for group in groups),
+            supervised=int(np.count_nonzero(slots.weights)),
         )
 
     def _gather(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,6 +169,27 @@ class BatchStream:
             count = int(sum(self._supervised[list(row)].sum() for row in plan.rows))
             floors[plan.length] = max(floors[plan.length], count)
         return floors
+
+
+def lay_rows(rows: Sequence[Sequence[Group]], height: int, length: int) -> Layout:
+    """Groups in their rows, one behind the other, zeros behind them: arrays [height, length], with `until`
+    counted in the row.
+    """
+    laid = Layout(
+        *(
+            np.zeros((height, length), np.float32 if name == "weights" else np.int32)
+            for name in Layout._fields
+        )
+    )
+    for row, groups in enumerate(rows):
+        start = 0
+        for group in groups:
+            slots = layout(group)
+            slots = slots._replace(until=start + slots.until)
+            for whole, part in zip(laid, slots, strict=True):
+                whole[row, start : start + len(part)] = part
+            start += len(slots.tokens)
+    return laid
 
 
 def rows_of(length: int, tokens_per_batch: int) -> int:

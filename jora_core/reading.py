@@ -12,8 +12,8 @@ import flax.struct
 import jax
 import numpy as np
 
-from jora_core.batches import pack
-from jora_core.groups import Example, Group, layout, share_contexts
+from jora_core.batches import lay_rows, pack
+from jora_core.groups import Example, Group, share_contexts
 
 # A branch has a slot for each token but its last, so one more stands for the answer.
 _ANSWER = np.zeros(1, np.int32)
@@ -50,20 +50,17 @@ def read_prompts(
     shared = any(len(group.branches) > 1 for part in parts for row in part for group in row)
     while shared and rows % 2 == 0 and rows // 2 >= max(map(len, parts)):
         rows //= 2
-    tokens, positions, until = (np.zeros((shards * rows, length), np.int32) for _ in range(3))
+    filled = [row for part in parts for row in (*part, *[[]] * (rows - len(part)))]
+    slots = lay_rows(filled, shards * rows, length)
     path = np.zeros((height, length), np.int32)
     for shard, part in enumerate(parts):
         for row, groups in enumerate(part):
-            start = 0
+            start = row * length
             for group in groups:
-                slots = layout(group)
-                where = shard * rows + row, slice(start, start + group.slots)
-                tokens[where], positions[where] = slots.tokens, slots.positions
-                until[where] = start + slots.until
-                for number, along in _paths(group, row * length + start):
+                for number, along in _paths(group, start):
                     path[shard * size + number, : len(along)] = along
                 start += group.slots
-    return Reading(tokens, positions, until, path)  # type: ignore[arg-type]
+    return Reading(slots.tokens, slots.positions, slots.until, path)  # type: ignore[arg-type]
 
 
 def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -> list[list[Group]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.sources import file_digest, model_folder
+from retrieval.sources import file_digest, open_model
 from retrieval.vector_cache import VectorCache, text_digests
 
 BATCH = 256
@@ -109,16 +109,13 @@ def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = Non
         raise InputError(
             f"{field} has the leg 'dense' but no embedder is configured; {options}, or leave 'dense' out"
         )
-    folder = model_folder(embedder, "embedder")
-    if folder is not None and not (folder / "modules.json").is_file():
-        raise InputError(f"embedder: {folder} holds no modules.json, so it is no such model; {options}")
-    from sentence_transformers import SentenceTransformer
 
-    try:
-        model = SentenceTransformer(str(folder) if folder else embedder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"embedder: {embedder} cannot be loaded ({reason}); {options}") from error
+    def make(name: str) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(name)
+
+    model, folder = open_model("embedder", embedder, "modules.json", options, make)
     cache = cache_dir / model_digest(model, folder) if cache_dir else None
     return Embedder(embedder, model, cache)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-class FileSink:
+class FileSink(ABC):
     """A file written piece by piece under a temporary name; leaving the `with` normally publishes it, an
     error discards it.
 
@@ -94,11 +95,11 @@ class FileSink:
         self._temporary = temporary_name(path)
         self._writer: Any = None
 
+    @abstractmethod
     def _open(self) -> Any:
         """The writer of the temporary file."""
-        raise NotImplementedError
 
-    def _flush(self) -> None:
+    def _flush(self) -> None:  # noqa: B027 - a sink that holds nothing back has nothing to write
         """Writes what is still held back."""
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.sources import model_folder
+from retrieval.sources import open_model
 from retrieval.vectors import DECIMALS
 
 BATCH = 32
@@ -53,16 +53,13 @@ def load_reranker(reranker: str) -> Reranker:
         "set reranker to a cross-encoder's folder or a public name (such as "
         "cross-encoder/ms-marco-MiniLM-L6-v2), or leave it empty and rerank_depth at 0"
     )
-    folder = model_folder(reranker, "reranker")
-    if folder is not None and not (folder / "config.json").is_file():
-        raise InputError(f"reranker: {folder} holds no config.json, so it is no such model; {options}")
-    from sentence_transformers import CrossEncoder
 
-    try:
-        model = CrossEncoder(str(folder) if folder else reranker)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"reranker: {reranker} cannot be loaded ({reason}); {options}") from error
+    def make(name: str) -> Any:
+        from sentence_transformers import CrossEncoder
+
+        return CrossEncoder(name)
+
+    model, _ = open_model("reranker", reranker, "config.json", options, make)
     if model.num_labels != 1:
         raise InputError(
             f"reranker: {reranker} gives {model.num_labels} scores a pair; expected one; {options}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from retrieval.config import ContextConfig
 from retrieval.errors import InputError
@@ -266,6 +267,28 @@ def model_folder(model: str, field: str) -> Path | None:
             f"{field}: folder {path} does not exist; give a sentence-transformers folder or name"
         )
     return None
+
+
+def open_model(
+    field: str, model: str, marker: str, options: str, make: Callable[[str], Any]
+) -> tuple[Any, Path | None]:
+    """What `make` loads from a model's folder or by its public name, and the folder.
+
+    Args:
+        marker: file that tells the folder of such a model.
+        options: what to do about a model that cannot be used.
+
+    Raises:
+        InputError: the folder is missing or is none of such a model, or the model cannot be loaded.
+    """
+    folder = model_folder(model, field)
+    if folder is not None and not (folder / marker).is_file():
+        raise InputError(f"{field}: {folder} holds no {marker}, so it is no such model; {options}")
+    try:
+        return make(str(folder) if folder else model), folder
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(f"{field}: {model} cannot be loaded ({reason}); {options}") from error
 
 
 def tokenizer_folder(config: ContextConfig) -> Path:

@@ -6,12 +6,12 @@ What is said stands in `flows.report.sections`. The page needs no script, no net
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.config import PipelineConfig
 from flows.errors import one_line_os_errors
+from flows.files import write_whole
 from flows.report.blocks import Section, to_markdown
 from flows.report.charts import STYLE
 from flows.report.data import RunFacts
@@ -44,7 +44,7 @@ def write_report(
     with one_line_os_errors("write report", paths[-1]):
         (store.root / REPORTS).mkdir(parents=True, exist_ok=True)
         for path in paths:
-            _write(path, page)
+            write_whole(path, page)
     return paths[-1]
 
 
@@ -77,15 +77,3 @@ def _subtitle(facts: RunFacts) -> str:
 def _footer(facts: RunFacts) -> str:
     last = list(facts.manifests.values())[-1:]
     return f"JORA-RAFT · `{last[0]['stage']}` `{last[0]['key']}`" if last else "JORA-RAFT"
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

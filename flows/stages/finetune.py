@@ -16,6 +16,7 @@ from typing import Any
 
 from flows.child import ChildFailed, run_child
 from flows.config import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
+from flows.files import write_whole
 from flows.sources import stage_sources
 from flows.stages import context as build_context
 from flows.stages import convert
@@ -166,9 +167,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
                 raise
         spec = smaller
         logger.warning("%s: out of memory; going on with %s", stage, _microbatch(spec))
-        temporary = remembered.with_suffix(".tmp")
-        temporary.write_text(json.dumps(_microbatch(spec)))
-        temporary.replace(remembered)  # a kill leaves all of it or nothing
+        write_whole(remembered, json.dumps(_microbatch(spec)).encode())
 
 
 def _stage(name: PhaseStage) -> Stage:
