@@ -81,7 +81,7 @@ def model_folder(folder: Path, weights: dict[str, np.ndarray]) -> Path:
 
 
 def spec(work: Path, model: Path, lesson: Lesson) -> dict:
-    """The order for `python -m jora_core.train`."""
+    """The order for `python -m jora_core.commands.train`."""
     return {
         "model": str(model),
         "init": "pretrained",
@@ -117,7 +117,7 @@ def take(work: Path, model: Path, lesson: Lesson) -> dict[str, np.ndarray]:
             write_rows(work / "rows.parquet", rows_of(lesson, seed=1))
         order = work / "spec.json"
         order.write_text(json.dumps(spec(work, model, lesson), indent=2))
-        subprocess.run([sys.executable, "-m", "jora_core.train", "--spec", str(order)], check=True)
+        subprocess.run([sys.executable, "-m", "jora_core.commands.train", "--spec", str(order)], check=True)
     return load_file(learned)
 
 

@@ -1,5 +1,6 @@
 """What runs when: configuration, stages, artifact store, plan, runner and the ``jora`` command.
 
 Importing this package imports nothing heavy: no JAX, no torch, no Prefect. JAX work runs in child processes
-(:mod:`flows.child`), retrieval work too, so this process stays small for as long as the pipeline runs.
+(:mod:`flows.children.run_child`), retrieval work too, so this process stays small for as long as the
+pipeline runs.
 """

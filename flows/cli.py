@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 # Importing the commands registers them, in the order of the help.
-from flows import cli_pipeline, cli_tools  # noqa: F401
-from flows.cli_app import app
+from flows.commands import model, pipeline  # noqa: F401
+from flows.commands.app import app
 
 
 def main() -> None:
@@ -14,15 +14,15 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        from flows.errors import is_input_error
+        from jora_core.base.errors import InputError
 
-        if not is_input_error(error):
+        if not isinstance(error, InputError):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        from flows.child import ChildError
-        from flows.errors import StageFailed
+        from flows.children.run_child import ChildError
+        from flows.engine.errors import StageFailed
 
         if not isinstance(error, (ChildError, StageFailed)):
             raise

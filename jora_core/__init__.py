@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from jora_core.errors import InputError
+from jora_core.base.errors import InputError
 
 if TYPE_CHECKING:
     from jora_core.paper import (

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jora_core.errors import InputError
+from jora_core.base.errors import InputError
 
 
 def merge_to_huggingface(
@@ -28,9 +28,9 @@ def merge_to_huggingface(
     Raises:
         InputError: a folder is missing or does not fit, or `save_path` is the base itself.
     """
-    from jora_core.config import ModelConfig
-    from jora_core.lora import load_adapter
-    from jora_core.merge import write_merged
+    from jora_core.architecture.model_config import ModelConfig
+    from jora_core.weights.adapter_folder import load_adapter
+    from jora_core.weights.merge_adapters import write_merged
 
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")

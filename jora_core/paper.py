@@ -19,8 +19,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
-from jora_core.alpaca import PAPER_TEMPLATE, AlpacaRecord, Split, mixed_records, read_alpaca, split_records
-from jora_core.errors import InputError
+from jora_core.base.errors import InputError
+from jora_core.data.instruction_files import (
+    PAPER_TEMPLATE,
+    AlpacaRecord,
+    Split,
+    mixed_records,
+    read_alpaca,
+    split_records,
+)
 
 ALPACA_FILE = "alpaca_data_cleaned.json"
 # Room for BOS, EOS and the tokens a cut may add.
@@ -174,7 +181,7 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from jora_core.storage import atomic_path
+        from jora_core.base.atomic_files import atomic_path
 
         rows = [
             {
@@ -243,10 +250,10 @@ def _train(
     """Train; `owner` is the class whose settings a message is about."""
     import jax
 
-    from jora_core.config import ModelConfig
-    from jora_core.spec import TrainSpec
-    from jora_core.spec_file import describe_validation_error
-    from jora_core.train import train
+    from jora_core.architecture.model_config import ModelConfig
+    from jora_core.base.error_messages import describe_validation_error
+    from jora_core.specs.train import TrainSpec
+    from jora_core.training.train import train
 
     folder = Path(checkpoint_dir)
     layers = ModelConfig.from_hf(config.model).num_layers
@@ -319,7 +326,7 @@ def train_lora_gemma(
 
 def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:
     """Tokens of the longest example, at most MAX_SEQ_LEN: a microbatch needs no longer rows than that."""
-    from jora_core.tokenize import load_tokenizer
+    from jora_core.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     prompts = tokenizer.encode_batch([record.prompt for record in dataset.records])

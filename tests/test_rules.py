@@ -27,12 +27,12 @@ MOST_LINES = 400
 # Of the training core, the orchestrating process may import what starts no device runtime.
 LIGHT_CORE = {
     "jora_core",
-    "jora_core.answer_spec",
-    "jora_core.errors",
-    "jora_core.model_spec",
-    "jora_core.progress",
-    "jora_core.spec",
-    "jora_core.spec_file",
+    "jora_core.specs.answers",
+    "jora_core.base.errors",
+    "jora_core.specs.model_files",
+    "jora_core.base.progress",
+    "jora_core.specs.train",
+    "jora_core.specs.read_spec",
 }
 
 
@@ -69,7 +69,14 @@ def test_no_room_imports_torch_or_pickle(room: str) -> None:
 
 
 def test_importing_the_rooms_loads_nothing_heavy() -> None:
-    modules = (*ROOMS, "jora_core.spec", "retrieval.config", "flows.config", "flows.report", "flows.cli")
+    modules = (
+        *ROOMS,
+        "jora_core.specs.train",
+        "retrieval.settings.context",
+        "flows.configuration.schema",
+        "flows.report",
+        "flows.cli",
+    )
     assert not loaded_after(f"import {', '.join(modules)}") & HEAVY
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from flows.report.charts import data_uri
+from flows.report.svg_charts import data_uri
 
 Mark = Literal["", "right", "wrong"]
 
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart (see `flows.report.charts`) under its title."""
+    """A chart (see `flows.report.svg_charts`) under its title."""
 
     title: str
     svg: str

@@ -9,15 +9,14 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.config import PipelineConfig
-from flows.errors import one_line_os_errors
-from flows.files import write_whole
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Store
+from flows.engine.run_stage import ArtifactRef
 from flows.report.blocks import Section, to_markdown
-from flows.report.charts import STYLE
-from flows.report.data import RunFacts
+from flows.report.facts import RunFacts
 from flows.report.sections import sections
-from flows.runner import ArtifactRef
-from flows.store import Store
+from flows.report.svg_charts import STYLE
+from jora_core.base.atomic_files import write_bytes
 
 REPORTS = "reports"
 LATEST = "report.html"
@@ -41,10 +40,8 @@ def write_report(
     keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
     name = hashlib.sha256(keys.encode()).hexdigest()[:16]
     paths = [store.root / REPORTS / f"{name}.html", *([store.root / LATEST] if latest else [])]
-    with one_line_os_errors("write report", paths[-1]):
-        (store.root / REPORTS).mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            write_whole(path, page)
+    for path in paths:
+        write_bytes(path, page)
     return paths[-1]
 
 

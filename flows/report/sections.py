@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
-from flows.report.charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
-from flows.report.corpora import corpora, retrieval
-from flows.report.data import TRAINED_FIRST, Row, RunFacts
-from flows.report.examples import predictions, records
-from flows.report.lineage import configuration, lineage
+from flows.report.example_sections import predictions, records
+from flows.report.facts import TRAINED_FIRST, Row, RunFacts
+from flows.report.lineage_sections import configuration, lineage
+from flows.report.records_sections import corpora, retrieval
+from flows.report.svg_charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
 from flows.report.wording import (
     byte_size,
     duration,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flows.config import PipelineConfig
-from flows.errors import InputError
-from flows.stages.base import Stage, StageContext, Upstream
-from flows.stages.context import BUILD_CONTEXT
-from flows.stages.convert import CONVERT_MODEL
+from flows.configuration.schema import PipelineConfig
+from flows.engine.stage import Stage, StageContext, Upstream
+from flows.stages.build_context import BUILD_CONTEXT
+from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
+from jora_core.base.errors import InputError
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.child import run_child
-from flows.config import Mode, PipelineConfig, Task
-from flows.errors import InputError
-from flows.sources import stage_sources
-from flows.stages import context as build_context
-from flows.stages import convert
-from flows.stages.base import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
+from flows.children.run_child import run_child
+from flows.configuration.schema import Mode, PipelineConfig, Task
+from flows.engine.code_files import stage_sources
+from flows.engine.stage import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
+from flows.stages import build_context, convert_model
 from flows.stages.finetune import ADAPTER
-from jora_core.answer_spec import PredictSpec
-from jora_core.spec import ALPACA_SHORT
+from jora_core.base.errors import InputError
+from jora_core.specs.answers import PredictSpec
+from jora_core.specs.common import ALPACA_SHORT
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -74,7 +73,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         raise InputError(
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
-    from retrieval.records import read_records
+    from retrieval.build.record_files import read_records
 
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}}
@@ -103,7 +102,7 @@ def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list
     """At most `most` rows, drawn by seed so that they spread over all contexts; in the order of the file."""
     if most is None or len(rows) <= most:
         return list(rows)
-    from retrieval.text import seeded_hash
+    from retrieval.text.normalize import seeded_hash
 
     drawn = sorted(rows, key=lambda row: (seeded_hash(seed, "evaluated", row["id"]), row["id"]))[:most]
     kept = {row["id"] for row in drawn}
@@ -117,7 +116,7 @@ def _predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from retrieval.records import RECORD_COLUMNS, schema
+    from retrieval.build.record_files import RECORD_COLUMNS, schema
 
     config = context.config
     folder = context.work_dir / part.task
@@ -149,8 +148,8 @@ def _predict(
 
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    from retrieval.records import read_rankings
-    from retrieval.scoring import qa_scores, tables_scores
+    from retrieval.build.record_files import read_rankings
+    from retrieval.evaluation.answer_scores import qa_scores, tables_scores
 
     options: dict[str, Any] = {
         "seed": context.config.seed,
@@ -176,7 +175,7 @@ def _thread_scores(
     """Directionality of all systems; where both were asked for, of the written answers too, under
     `generated`.
     """
-    from retrieval.scoring import directionality, prediction_from_answer
+    from retrieval.evaluation.answer_scores import directionality, prediction_from_answer
 
     by_id = {row["id"]: row for row in chosen}
 
@@ -235,9 +234,14 @@ EVALUATE = Stage(
     inputs=lambda config: {},
     upstream=lambda config: (
         Upstream(build_context.NAME, (build_context.RECORDS, build_context.RANKINGS)),
-        Upstream(convert.NAME, (convert.MODEL_CARD,)),
+        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
     ),
-    sources=lambda: stage_sources(__file__, "jora_core.predict", "retrieval.records", "retrieval.scoring"),
+    sources=lambda: stage_sources(
+        __file__,
+        "jora_core.commands.predict",
+        "retrieval.build.record_files",
+        "retrieval.evaluation.answer_scores",
+    ),
     run=_run,
 )

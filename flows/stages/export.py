@@ -1,6 +1,7 @@
 """`export`: merge the last adapter into the base model, write the PEFT adapter and a model card, prove both.
 
-The proof runs in a process of its own (:mod:`flows.verify_export`), because `transformers` and `peft` bring
+The proof runs in a process of its own (:mod:`flows.children.verify_export`), because `transformers` and
+`peft` bring
 torch: both exports are reloaded with them, and their logits are compared with those of the training core.
 """
 
@@ -10,16 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flows.child import run_child
-from flows.config import PipelineConfig
-from flows.digests import digest_json
-from flows.sources import stage_sources
-from flows.stages import context as build_context
-from flows.stages import convert, evaluate
-from flows.stages.base import Stage, StageContext, Upstream
+from flows.children.run_child import run_child
+from flows.children.verify_export import VerifySpec
+from flows.configuration.schema import PipelineConfig
+from flows.engine.code_files import stage_sources
+from flows.engine.stage import Stage, StageContext, Upstream
+from flows.stages import build_context, convert_model, evaluate
 from flows.stages.finetune import ADAPTER
-from flows.verify_export import VerifySpec
-from jora_core.model_spec import ExportSpec
+from jora_core.base.digests import json_digest
+from jora_core.specs.model_files import ExportSpec
 
 NAME = "export"
 MODEL_FOLDER = "model"
@@ -35,7 +35,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     """Everything before it: what is not merged stands in the model card as the model's origin."""
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
-        Upstream(convert.NAME, (convert.MODEL_CARD,)),
+        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
         Upstream(evaluate.NAME, (evaluate.METRICS,)),
     )
@@ -47,8 +47,8 @@ def lineage(context: StageContext) -> dict[str, Any]:
         name: {
             "key": manifest["key"],
             "config": manifest["config"],
-            "inputs": digest_json({label: item["sha256"] for label, item in manifest["inputs"].items()}),
-            "code": digest_json(manifest["code"]),
+            "inputs": json_digest({label: item["sha256"] for label, item in manifest["inputs"].items()}),
+            "code": json_digest(manifest["code"]),
         }
         for name, manifest in context.manifests.items()
     }
@@ -89,7 +89,9 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
             output_dir=context.work_dir,
         )
         # Both folders are local: nothing is to be looked up.
-        verified = run_child("flows.verify_export", spec, context.work_dir, env={"HF_HUB_OFFLINE": "1"})
+        verified = run_child(
+            "flows.children.verify_export", spec, context.work_dir, env={"HF_HUB_OFFLINE": "1"}
+        )
     reference.unlink()  # megabytes for a large vocabulary, and its work is done
     return verified
 
@@ -100,6 +102,6 @@ EXPORT = Stage(
     settings=_settings,
     inputs=lambda config: {},
     upstream=_upstream,
-    sources=lambda: stage_sources(__file__, "jora_core.export", "flows.verify_export"),
+    sources=lambda: stage_sources(__file__, "jora_core.commands.export", "flows.children.verify_export"),
     run=_run,
 )

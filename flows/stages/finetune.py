@@ -14,14 +14,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flows.child import ChildFailed, run_child
-from flows.config import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
-from flows.files import write_whole
-from flows.sources import stage_sources
-from flows.stages import context as build_context
-from flows.stages import convert
-from flows.stages.base import CHECKPOINTS, Stage, StageContext, Upstream
-from jora_core.spec import ALPACA_SHORT, DataSpec, TrainSpec
+from flows.children.run_child import ChildFailed, run_child
+from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
+from flows.engine.code_files import stage_sources
+from flows.engine.stage import CHECKPOINTS, Stage, StageContext, Upstream
+from flows.stages import build_context, convert_model
+from jora_core.base.atomic_files import write_bytes
+from jora_core.specs.common import ALPACA_SHORT
+from jora_core.specs.data import DataSpec
+from jora_core.specs.train import TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
 TOKENS = "tokens"  # folder of token ids in the cache
@@ -65,7 +66,7 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
     earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
-        Upstream(convert.NAME, (convert.MODEL_CARD,)),
+        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *earlier,
     )
 
@@ -167,7 +168,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
                 raise
         spec = smaller
         logger.warning("%s: out of memory; going on with %s", stage, _microbatch(spec))
-        write_whole(remembered, json.dumps(_microbatch(spec)).encode())
+        write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
 
 
 def _stage(name: PhaseStage) -> Stage:
@@ -177,7 +178,7 @@ def _stage(name: PhaseStage) -> Stage:
         settings=lambda config: _settings(config, name),
         inputs=lambda config: _inputs(config, name),
         upstream=lambda config: _upstream(config, name),
-        sources=lambda: stage_sources(__file__, "jora_core.train"),
+        sources=lambda: stage_sources(__file__, "jora_core.commands.train"),
         run=lambda context: train_phase(context, name),
         applies=lambda config: phase_index(config, name) is not None,
     )

@@ -1,6 +1,6 @@
 """One side of `bm25.py`, as a process of its own: builds an index over the corpus, then searches when asked.
 
-ours          retrieval.bm25: streamed from the file, saved, opened memory-mapped
+ours          retrieval.search.bm25.index: streamed from the file, saved, opened memory-mapped
 rank_bm25     the library whose scores are ours
 bm25s         scipy arrays of scores made beforehand; with numba where so named (imports JAX)
 tantivy       Lucene's algorithms in Rust
@@ -61,11 +61,11 @@ def lines(path: Path) -> Iterator[str]:
 
 
 class Ours:
-    """retrieval.bm25."""
+    """retrieval.search.bm25.index."""
 
     def __init__(self, corpus: Path, folder: Path) -> None:
-        from retrieval.bm25 import BM25Index
-        from retrieval.bm25_build import BM25Builder
+        from retrieval.search.bm25.builder import BM25Builder
+        from retrieval.search.bm25.index import BM25Index
 
         self._index_class, self._folder = BM25Index, folder
         self.memory, self.began = HostMemory(), time.perf_counter()
@@ -96,7 +96,7 @@ class RankBM25:
     def __init__(self, corpus: Path, folder: Path) -> None:
         from rank_bm25 import BM25Okapi
 
-        from retrieval.bm25 import top_k
+        from retrieval.search.top_k import top_k
 
         self._top_k = top_k
         self.memory, self.began = HostMemory(), time.perf_counter()

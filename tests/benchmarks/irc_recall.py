@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from harness import machine, print_table, write_result
 
-from retrieval.build import RANKINGS, build_context
-from retrieval.config import ContextConfig
-from retrieval.records import read_rankings
-from retrieval.task_config import LEGS, ThreadsTask
+from retrieval.build.build import RANKINGS, build_context
+from retrieval.build.record_files import read_rankings
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import LEGS, ThreadsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "wtq-irc.yaml"

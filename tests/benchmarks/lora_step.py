@@ -31,7 +31,8 @@ from workload import supervised_tokens, write_config
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of the losses, relative, before anything is timed
 MIB = 2**20
-# Huge pages are what the pipeline gives its children (flows/processes.py); here both sides get them.
+# Huge pages are what the pipeline gives its children (flows/children/supervised_process.py); here both sides
+# get them.
 CPU_ONLY = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -158,7 +159,7 @@ def variants(base: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Our step with one technique exchanged at a time; the names say what differs from the first."""
     from typing import get_args
 
-    from jora_core.spec import TrainSpec
+    from jora_core.specs.train import TrainSpec
 
     field = TrainSpec.model_fields["remat"]
     used = base["remat"] or field.default

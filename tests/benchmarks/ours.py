@@ -1,4 +1,5 @@
-"""Our side of a benchmark: the real training step, `jora_core.step.build_step`, on made-up batches.
+"""Our side of a benchmark: the real training step, `jora_core.training.train_step.build_step`, on made-up
+batches.
 
 A worker of `harness`: settings come on stdin, then requests. Not run by hand.
 """
@@ -23,17 +24,17 @@ from workload import (
     token_ids,
 )
 
-from jora_core import blockwise, flash
-from jora_core.attention import attention, example_mask
-from jora_core.batches import Batch, BatchStream
-from jora_core.config import ModelConfig
-from jora_core.groups import Branch, Group, Piece
-from jora_core.lora import init_adapter
-from jora_core.model import init_params
-from jora_core.optim import make_schedule
-from jora_core.sharding import make_mesh
-from jora_core.spec import TrainSpec
-from jora_core.step import build_step
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.data.batches import Batch, BatchStream
+from jora_core.data.shared_context import Branch, Group, Piece
+from jora_core.model import blockwise_attention, cudnn_attention
+from jora_core.model.attention_slots import Slots
+from jora_core.model.dense_attention import attention, example_mask
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parameters.initialize import init_adapter, init_params
+from jora_core.specs.train import TrainSpec
+from jora_core.training.optimizer import make_schedule
+from jora_core.training.train_step import build_step
 
 
 def stacked(
@@ -125,7 +126,7 @@ def all_logits(batch: Batch) -> Batch:
 
 
 def plain_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, slots: blockwise.Slots, *, window: int = 0, **scores: Any
+    q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, *, window: int = 0, **scores: Any
 ) -> jax.Array:
     """What stands in for blockwise attention to see what that gives: all scores in memory."""
     return attention(q, k, v, example_mask(slots, window), **scores)
@@ -134,10 +135,10 @@ def plain_attention(
 def exchange(settings: dict[str, Any]) -> None:
     """Techniques that no order chooses, exchanged in this process before anything is compiled."""
     if settings.get("attention") == "plain":
-        setattr(flash, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
-        setattr(flash, "cuda_capability", lambda: None)  # noqa: B010
+        setattr(cudnn_attention, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
+        setattr(cudnn_attention, "cuda_capability", lambda: None)  # noqa: B010
     if settings.get("block"):
-        blockwise.BLOCK_SLOTS[jax.default_backend()] = settings["block"]
+        blockwise_attention.BLOCK_SLOTS[jax.default_backend()] = settings["block"]
 
 
 def build(settings: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def arguments() -> argparse.Namespace:
 
 def build_records(folder: Path) -> Path:
     """The sample's thread records, as its recipe makes them but for the dense leg."""
-    from retrieval.build import build_context
-    from retrieval.config import ContextConfig
+    from retrieval.build.build import build_context
+    from retrieval.settings.context import ContextConfig
 
     threads = {
         "source": str(ROOT / "data" / "sample" / "threads.ndjson"),
@@ -74,7 +74,7 @@ def train(kind: str, records: Path, folder: Path, args: argparse.Namespace) -> d
     spec = folder / f"{kind}.json"
     spec.write_text(json.dumps(order))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "jora_core.train", "--spec", str(spec)]
+    command = [sys.executable, "-m", "jora_core.commands.train", "--spec", str(spec)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"training over the base in {kind} failed:\n{done.stderr[-2000:]}")

@@ -78,9 +78,9 @@ def arguments() -> argparse.Namespace:
 
 def tokenised(shared: Path, name: str, args: argparse.Namespace) -> list[Tokenised]:
     """The records of one data set as token ids, laid out as training lays them out."""
-    from jora_core.prompt import fill_template
-    from jora_core.spec import ALPACA_SHORT
-    from jora_core.tokenize import load_tokenizer
+    from jora_core.data.prompts import fill_template
+    from jora_core.data.tokenizer import load_tokenizer
+    from jora_core.specs.common import ALPACA_SHORT
 
     make, longest, _ = DATA[name]
     tokenizer = load_tokenizer(shared / "models" / "llama2-tokenizer", 32000)

@@ -15,13 +15,13 @@ from harness import HostMemory, serve
 from ours import make_adapter, make_weights, order
 from workload import Tokenised, read_examples, systematic
 
-from jora_core.batches import Batch, BatchStream
-from jora_core.config import ModelConfig
-from jora_core.data import most_slots
-from jora_core.groups import Example, Group, plain_group, share_contexts
-from jora_core.optim import make_schedule
-from jora_core.sharding import make_mesh
-from jora_core.step import build_step
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.data.batches import Batch, BatchStream
+from jora_core.data.examples import most_slots
+from jora_core.data.shared_context import Example, Group, plain_group, share_contexts
+from jora_core.parallel.mesh import make_mesh
+from jora_core.training.optimizer import make_schedule
+from jora_core.training.train_step import build_step
 
 
 def grouped(settings: dict[str, Any], rows: Sequence[Tokenised]) -> list[Group]:

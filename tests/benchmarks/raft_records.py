@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval import prompts
-from retrieval.corpus import Post, Tally, Thread
-from retrieval.readers.threads_irc import read_threads
-from retrieval.readers.wikitables import read_tables
-from retrieval.sources import IRC_SUFFIX, find_files
+from retrieval.corpus.source_files import IRC_SUFFIX, find_files
+from retrieval.corpus.types import Post, Tally, Thread
+from retrieval.prompts import templates
+from retrieval.readers.tables.wikitables import read_tables
+from retrieval.readers.threads.irc import read_threads
 
 WINDOW = 100  # messages of a chat in a window
 REPLIES = 20  # questions over one window
@@ -32,10 +32,10 @@ def table_contexts(shared: Path, seed: int) -> Iterator[Context]:
     by_table: dict[str, Context] = {}
     for question in questions:
         table = tables[question.context_id]
-        block = prompts.table_block(table.header, table.rows, table.title)
-        body = prompts.tables_input([block], question.text)
-        answer = prompts.ANSWER_SEPARATOR.join(question.answers)
-        row = _row(question.id, table.id, prompts.TABLES_INSTRUCTION, body, answer, "tables")
+        block = templates.table_block(table.header, table.rows, table.title)
+        body = templates.tables_input([block], question.text)
+        answer = templates.ANSWER_SEPARATOR.join(question.answers)
+        row = _row(question.id, table.id, templates.TABLES_INSTRUCTION, body, answer, "tables")
         by_table.setdefault(table.id, []).append(row)
     yield from _shuffled(by_table.values(), seed)
 
@@ -62,14 +62,14 @@ def _window(thread: Thread, growing: bool) -> Context:
     """The last replies of the first 100 annotated messages, each with its parent among them."""
     start = next((i for i, post in enumerate(thread.posts) if post.asks), 0)
     window = thread.posts[start : start + WINDOW]
-    labels = {post.id: prompts.post_label(post.author, n) for n, post in enumerate(window, 1)}
+    labels = {post.id: templates.post_label(post.author, n) for n, post in enumerate(window, 1)}
     posts = [(post.author, post.text) for post in window]
 
     def record(place: int, post: Post) -> Row:
-        body = prompts.threads_input(posts[:place] if growing else posts, post.author, post.text)
+        body = templates.threads_input(posts[:place] if growing else posts, post.author, post.text)
         answer = next(labels[parent] for parent in post.parents if places.get(parent, place) < place)
         name = f"{thread.id}:{post.id}"
-        return _row(name, thread.id, prompts.THREADS_INSTRUCTION, body, answer, "threads")
+        return _row(name, thread.id, templates.THREADS_INSTRUCTION, body, answer, "threads")
 
     places = {post.id: place for place, post in enumerate(window)}
     replies = [

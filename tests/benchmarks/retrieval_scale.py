@@ -134,10 +134,10 @@ def measure(folder: Path, backend: str, workers: int, dense: bool) -> dict[str, 
 
 def build_one(order: dict[str, Any]) -> None:
     """The measured process: build, then say times and digests as one line of JSON."""
-    from flows.bars import Bars
-    from retrieval.build import build_context
-    from retrieval.config import ContextConfig
-    from retrieval.task_config import QaTask
+    from flows.children.progress_bars import Bars
+    from retrieval.build.build import build_context
+    from retrieval.settings.context import ContextConfig
+    from retrieval.settings.tasks import QaTask
 
     folder = Path(order["folder"])
     config = ContextConfig(

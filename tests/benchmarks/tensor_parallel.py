@@ -3,10 +3,10 @@
     python tests/benchmarks/tensor_parallel.py --json out.json     # no weights, no accelerator
 
 Rank 16 on q and v, one row, an eighth of its tokens supervised. Each mesh is compiled in a process of
-its own by `jora_core.memory`, as `jora memory` does. bytes@N is N times the bytes of a device over those
-of one device alone, at the longest row. allreduce_per_layer@N counts what a layer's forward and backward
-pass move in all-reduces of one activation [batch, tokens, width]; an all-gather or a reduce-scatter of
-one counts half.
+its own by `jora_core.planning.memory_plan`, as `jora memory` does. bytes@N is N times the bytes of a device
+over those of one device alone, at the longest row. allreduce_per_layer@N counts what a layer's forward and
+backward pass move in all-reduces of one activation [batch, tokens, width]; an all-gather or a reduce-scatter
+of one counts half.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import at_least_one, machine, print_table, write_result
 
-from jora_core.memory import activation_all_reduces
+from jora_core.planning.memory_plan import activation_all_reduces
 
 SHAPE = {
     "hidden_size": 4096,
@@ -64,7 +64,7 @@ def compile_one(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The plan of one mesh, from a process of its own."""
     spec = folder / "spec.json"
     spec.write_text(json.dumps(settings | {"model": str(folder), "output_dir": str(folder / "out")}))
-    command = [sys.executable, "-m", "jora_core.memory", "--spec", str(spec)]
+    command = [sys.executable, "-m", "jora_core.commands.memory", "--spec", str(spec)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise SystemExit(f"{settings}: {done.stderr.strip().splitlines()[-1]}")

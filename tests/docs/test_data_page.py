@@ -10,16 +10,16 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from flows.config import load_config
-from retrieval.build import build_context
-from retrieval.corpus import Tally
-from retrieval.readers.alpaca import is_alpaca, read_triples
-from retrieval.readers.documents import read_documents, read_questions
-from retrieval.readers.threads import read_threads
-from retrieval.readers.wikitables import read_tables
-from retrieval.records import read_records
-from retrieval.sources import document_files, question_files
-from retrieval.task_config import QaTask, ThreadsTask
+from flows.configuration.load import load_config
+from retrieval.build.build import build_context
+from retrieval.build.record_files import read_records
+from retrieval.corpus.source_files import document_files, question_files
+from retrieval.corpus.types import Tally
+from retrieval.readers.documents.documents import read_documents, read_questions
+from retrieval.readers.documents.instructions import is_alpaca, read_triples
+from retrieval.readers.tables.wikitables import read_tables
+from retrieval.readers.threads.registry import read_threads
+from retrieval.settings.tasks import QaTask, ThreadsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

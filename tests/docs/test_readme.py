@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import PipelineConfig, load_config
+from flows.configuration.load import load_config
+from flows.configuration.schema import PipelineConfig
 from flows.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,8 @@ NOT_RUN = {
     "make test": "this is it",
     "make lint": "CI runs it next",
     "jora run": "tests/flows runs pipelines",
-    "jora doctor": "tests/flows/test_cli.py",
-    "jora serve": "tests/flows/test_serve.py",
+    "jora doctor": "tests/flows/commands/test_cli.py",
+    "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora generate": "reads a model that the demo exports",
     "source .venv/bin/activate": "changes a shell",
 }
@@ -94,7 +95,7 @@ def test_every_command_that_is_not_run_has_a_reason_and_known_options() -> None:
     )
     from typer.main import get_command
 
-    from flows.cli import app
+    from flows.commands.app import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in commands:
@@ -175,7 +176,7 @@ def test_configuration_keys_in_the_docs_exist() -> None:
 
 
 def test_architecture_names_every_stage_and_every_column() -> None:
-    from retrieval.records import RECORD_COLUMNS
+    from retrieval.build.record_files import RECORD_COLUMNS
 
     for name in (*STAGES, *RECORD_COLUMNS):
         assert name in ARCHITECTURE, name
@@ -184,7 +185,7 @@ def test_architecture_names_every_stage_and_every_column() -> None:
 
 
 def test_orders_are_those_of_the_core() -> None:
-    from jora_core import answer_spec, model_spec, spec
+    from jora_core.specs import answers, model_files, train
 
     for name in re.findall(r"`(\w+Spec)`", ARCHITECTURE):
-        assert any(hasattr(module, name) for module in (spec, answer_spec, model_spec)), name
+        assert any(hasattr(module, name) for module in (train, answers, model_files)), name

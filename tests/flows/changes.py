@@ -177,17 +177,17 @@ CHANGES = [
     ),
     Change(
         "code of retrieval",
-        append("code/retrieval/bm25.py", "\n# changed\n"),
+        append("code/retrieval/search/bm25/index.py", "\n# changed\n"),
         ["build-context", *TRAINING_ON],
         "build-context",
-        "code changed: retrieval/bm25.py",
+        "code changed: retrieval/search/bm25/index.py",
     ),
     Change(
         "code of the training",
-        append("code/jora_core/step.py", "\n# changed\n"),
+        append("code/jora_core/training/train_step.py", "\n# changed\n"),
         TRAINING_ON,
         "finetune-structure",
-        "code changed: jora_core/step.py",
+        "code changed: jora_core/training/train_step.py",
     ),
     Change(
         "a bit of the records",

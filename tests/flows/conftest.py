@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config import PipelineConfig, load_config
-from flows.digests import digest_file, digest_json
+from flows.configuration.load import load_config
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Store
+from flows.engine.stage import Stage, StageContext
 from flows.stages import STAGES
-from flows.stages.base import Stage, StageContext
-from flows.store import Store
+from jora_core.base.digests import file_digest, json_digest
 
 # What each stage's stand-in writes: files that the next stages read (a function of what the stage read),
 # and a log that differs from run to run, as a real one's times do.
@@ -137,16 +138,16 @@ def _stand_in(stage: Stage, runs: list[str]) -> Callable[[StageContext], dict[st
         runs.append(stage.name)
         read = {
             "settings": stage.settings(context.config),
-            "inputs": {name: digest_file(path) for name, path in stage.inputs(context.config).items()},
+            "inputs": {name: file_digest(path) for name, path in stage.inputs(context.config).items()},
             "upstream": {
-                item.stage: [digest_file(context.upstream[item.stage] / name) for name in item.reads]
+                item.stage: [file_digest(context.upstream[item.stage] / name) for name in item.reads]
                 for item in stage.upstream(context.config)
             },
         }
         for name in OUTPUTS[stage.name]:
             path = context.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{name} {digest_json(read)}\n")
+            path.write_text(f"{name} {json_digest(read)}\n")
         (context.output_dir / "result.json").write_text(json.dumps({"at": time.time_ns()}))
         return {"loss": 1.0}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import prefect_api, prepare_environment
+from flows.orchestration.prefect_server import prefect_api, prepare_environment
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from flows.config import SAMPLE_CONFIG, PipelineConfig, load_config
-from flows.plan import make_plan
-from flows.runner import ArtifactRef, execute_stage, run_pipeline
-from flows.sharing import sharing_of_phases
-from flows.store import Store
+from flows.commands.sharing_counts import sharing_of_phases
+from flows.configuration.load import SAMPLE_CONFIG, load_config
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Store
+from flows.engine.plan import make_plan
+from flows.engine.run_stage import ArtifactRef, execute_stage, run_pipeline
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"
 MODEL = DATA / "tiny-llama"
@@ -136,11 +137,11 @@ def test_the_export_writes_what_we_write(finished: Finished) -> None:
     import pyarrow.parquet as pq
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from jora_core.config import ModelConfig
-    from jora_core.generate import generate
-    from jora_core.loading import load_params
-    from jora_core.lora import load_adapter
-    from jora_core.spec import ALPACA_SHORT
+    from jora_core.architecture.model_config import ModelConfig
+    from jora_core.generation.generate import generate
+    from jora_core.specs.common import ALPACA_SHORT
+    from jora_core.weights.adapter_folder import load_adapter
+    from jora_core.weights.load_params import load_params
 
     context, exported = (Path(finished[2][index].path) for index in (0, 5))
     rows = pq.read_table(context / "records.parquet", columns=["instruction", "input"]).to_pylist()

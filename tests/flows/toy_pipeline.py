@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.child import run_child
-from flows.config import PipelineConfig
-from flows.errors import InputError
-from flows.stages.base import Stage, StageContext, Upstream
+from flows.children.run_child import run_child
+from flows.configuration.schema import PipelineConfig
+from flows.engine.stage import Stage, StageContext, Upstream
+from jora_core.base.errors import InputError
 
 
 class ToySpec(BaseModel):
@@ -111,11 +111,11 @@ TOY_STAGES = {
 
 def main(folder: str) -> None:
     """Run the toy pipeline over `folder` as `jora run` does."""
-    from flows import pipeline, run
+    from flows.orchestration import pipeline_flow, run_pipeline
 
-    pipeline.STAGES = run.STAGES = TOY_STAGES
-    pipeline.pipeline_references = run.pipeline_references = lambda *_: None
-    outcome = run.run(toy_config(Path(folder)), say=lambda line: print(line, file=sys.stderr))
+    pipeline_flow.STAGES = run_pipeline.STAGES = TOY_STAGES
+    pipeline_flow.pipeline_references = run_pipeline.pipeline_references = lambda *_: None
+    outcome = run_pipeline.run(toy_config(Path(folder)), say=lambda line: print(line, file=sys.stderr))
     print(" ".join(f"{item.stage}:{'cached' if item.cached else 'run'}" for item in outcome.references))
     print("heavy:", sorted({"jax", "torch", "faiss", "transformers"} & set(sys.modules)))
 

@@ -33,9 +33,10 @@ if "TOY_NETWORK_LOG" in os.environ:
     sys.addaudithook(refuse)
     sys.modules["uvloop"] = None  # type: ignore[assignment]  # it connects without Python's audit events
 
-from flows import run, stages
+from flows import stages
+from flows.orchestration import run_pipeline
 from tests.flows.toy_pipeline import TOY_STAGES
 
 stages.STAGES.clear()  # type: ignore[attr-defined]
 stages.STAGES.update(TOY_STAGES)  # type: ignore[attr-defined]
-run.pipeline_references = lambda *_: None
+run_pipeline.pipeline_references = lambda *_: None

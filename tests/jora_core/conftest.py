@@ -70,9 +70,9 @@ def tiny_weights(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     import jax
 
-    from jora_core.config import ModelConfig
-    from jora_core.model import init_params
-    from jora_core.weights import save_params
+    from jora_core.architecture.model_config import ModelConfig
+    from jora_core.parameters.initialize import init_params
+    from jora_core.weights.checkpoint_folder import save_params
 
     folder = tmp_path_factory.mktemp("tiny-weights")
     shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
@@ -163,7 +163,7 @@ def random_adapter() -> Callable[..., Any]:
     """A maker of adapters that change something: B is random too."""
     import jax
 
-    from jora_core.lora import init_adapter
+    from jora_core.parameters.initialize import init_adapter
 
     def make(config: Any, spec: Any, seed: int = 0) -> Any:
         adapter = init_adapter(config, spec, jax.random.key(seed))

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jora_core.config import ModelConfig
-from jora_core.loading import load_params
-from jora_core.lora import Adapter, init_adapter
-from jora_core.model import Params, forward, unembed
-from jora_core.spec import LoraSpec
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.model.decoder import forward, unembed
+from jora_core.parameters.initialize import init_adapter
+from jora_core.parameters.trees import Adapter, Params
+from jora_core.specs.lora import LoraSpec
+from jora_core.weights.load_params import load_params
 
 ROWS, LENGTH, VOCAB = 3, 24, 96
 SHAPE = {

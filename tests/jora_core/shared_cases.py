@@ -17,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jora_core import blockwise
-from jora_core.batches import Batch, BatchStream, RowPlan, pack
-from jora_core.config import ModelConfig
-from jora_core.distributed import put
-from jora_core.groups import Example, Group, plain_group, share_contexts
-from jora_core.lora import init_adapter
-from jora_core.model import init_params
-from jora_core.optim import make_schedule
-from jora_core.sharding import adapter_shardings, make_mesh, param_shardings
-from jora_core.spec import TrainSpec
-from jora_core.step import build_step
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.data.batches import Batch, BatchStream, RowPlan
+from jora_core.data.row_packing import pack
+from jora_core.data.shared_context import Example, Group, plain_group, share_contexts
+from jora_core.model import blockwise_attention
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.placements import adapter_shardings, param_shardings
+from jora_core.parallel.processes import put
+from jora_core.parameters.initialize import init_adapter, init_params
+from jora_core.specs.train import TrainSpec
+from jora_core.training.optimizer import make_schedule
+from jora_core.training.train_step import build_step
 from tests.jora_core.family_cases import CASES, FAMILY_CASES, VOCAB, write_config
 
 LENGTH, ROWS = 128, 4  # of every batch: one program serves grouped and apart
@@ -166,7 +167,7 @@ def leaves(sums: Any) -> list[np.ndarray]:
 
 
 def _main() -> None:
-    blockwise.BLOCK_SLOTS["cpu"] = BLOCK
+    blockwise_attention.BLOCK_SLOTS["cpu"] = BLOCK
     found = {}
     for case in FAMILY_CASES:
         for data, tensor in ((2, 2), (1, 4)) if case == "llama-3" else ((2, 2),):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jora_core
-from jora_core.errors import InputError
+from jora_core.base.errors import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -178,10 +178,10 @@ def test_bad_input_is_named(alpaca_json, tiny_model, tmp_path):
 def test_gemma_pair_trains_a_gemma(alpaca_json, tiny_model, tmp_path):
     import jax
 
-    from jora_core.config import ModelConfig
-    from jora_core.lora import load_adapter
-    from jora_core.model import init_params
-    from jora_core.weights import save_params
+    from jora_core.architecture.model_config import ModelConfig
+    from jora_core.parameters.initialize import init_params
+    from jora_core.weights.adapter_folder import load_adapter
+    from jora_core.weights.checkpoint_folder import save_params
 
     folder = tmp_path / "gemma"
     shutil.copytree(tiny_model, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jora_core.groups import Group, Piece
+from jora_core.data.shared_context import Group, Piece
 
 
 def until_of(segments: np.ndarray, suffixes: np.ndarray) -> np.ndarray:

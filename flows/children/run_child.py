@@ -1,0 +1,292 @@
+"""Run one command of the training core as a child process: ``python -m jora_core.commands.<module> --spec
+SPEC.json``.
+
+Device memory is given back when the child ends, a crash or an out-of-memory cannot take the pipeline with
+it, and this process never imports JAX. The child runs under :mod:`flows.children.supervisor` in a session of
+its own; it is killed with all its helpers when this call ends for whatever reason, and when this process is
+killed with -9.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from flows.children import supervised_process
+from jora_core.base.errors import InputError
+
+TAIL_LINES = 40
+GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
+KILLED_STATUSES = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
+ERROR_MARK = "error: "
+_ERROR_LINE = re.compile(rb"(?m)^error: [^\n]*\n")
+OUT_OF_MEMORY_MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError")
+
+logger = logging.getLogger("jora.child")
+_stop_all = threading.Event()
+_running: list[supervised_process.Supervised] = []
+
+
+class Spec(Protocol):
+    """What a specification of :mod:`jora_core.specs.train` offers here."""
+
+    output_dir: Path
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """Return the specification as JSON."""
+        ...
+
+
+class ChildError(RuntimeError):
+    """A child process ended without a result; ``status`` is its exit status and ``tail`` its last lines."""
+
+    def __init__(self, message: str, status: int = 1, tail: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.tail = tail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.status, self.tail)
+
+
+class ChildFailed(ChildError):
+    """The child failed by itself (exit status 1 or a crash); the same spec may well fail again."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the child's last lines say that host or device memory ran out."""
+        return any(mark in self.tail for mark in OUT_OF_MEMORY_MARKS)
+
+
+class ChildKilled(ChildError):
+    """The child was ended from outside (SIGTERM, SIGKILL): worth a retry, which resumes where it was."""
+
+
+class ChildInputError(InputError):
+    """The child refused its input (exit status 2); the message is its one line."""
+
+
+def run_child(
+    module: str,
+    spec: Spec,
+    workdir: Path,
+    *,
+    env: dict[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    on_output: Callable[[str], None] | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> dict[str, Any]:
+    """Run ``python -m jora_core.commands.<module>`` on ``spec`` and return its ``result.json``.
+
+    A dotted ``module`` is taken as it is. On a terminal the child draws its progress bars there; elsewhere
+    each of its lines goes to ``on_line`` (default: the Prefect run's logger inside a run, the
+    ``jora.child`` logger outside). With ``on_output``, that gets each line of the child's standard output,
+    in this thread and while the child runs, and the rest is about its standard error. ``env`` is added to the
+    environment.
+
+    Raises:
+        ChildInputError: the child refused its input.
+        ChildKilled: it was ended from outside; a retry resumes from its checkpoint.
+        ChildFailed: it failed, or left no readable ``result.json``.
+    """
+    if stopping():
+        raise ChildKilled(f"{module} was not started: the pipeline is ending", 128 + signal.SIGTERM)
+    workdir.mkdir(parents=True, exist_ok=True)
+    spec_path = workdir / f"{module}.spec.json"
+    spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    target = module if "." in module else f"jora_core.commands.{module}"
+    status, tail = _supervised(
+        supervised_process.python_module(target, "--spec", str(spec_path)),
+        env=env or {},
+        on_line=on_line or _log_line(),
+        on_output=on_output,
+        grace_seconds=grace_seconds,
+    )
+    if status == 0:
+        return _read_result(Path(spec.output_dir) / "result.json", target, tail)
+    if status == 2:
+        raise ChildInputError(_error_line(tail) or f"{target} refused its input: {_last(tail)}")
+    if status in KILLED_STATUSES:
+        raise ChildKilled(f"{target} was ended by signal {status - 128}", status, tail)
+    failure = ChildFailed(f"{target} failed with exit status {status}: {_last(tail)}\n{tail}", status, tail)
+    if failure.out_of_memory:
+        hint = "lower data.tokens_per_batch and raise gradient_accumulation_steps by the same factor"
+        failure = ChildFailed(f"{target} ran out of memory ({hint})\n{tail}", status, tail)
+    raise failure
+
+
+def stopping() -> bool:
+    """Whether children are being ended because the pipeline is: then nothing is worth a retry."""
+    return _stop_all.is_set()
+
+
+@contextmanager
+def children_end_with_block() -> Iterator[None]:
+    """End the children of every thread when the block is left by an exception.
+
+    A signal interrupts the main thread only: without this a task's thread would go on waiting for its
+    child, and the interpreter for the thread. Each child gets SIGTERM and the time for a checkpoint.
+    """
+    _stop_all.clear()
+    try:
+        yield
+    except BaseException:
+        _stop_all.set()
+        while _running:
+            time.sleep(supervised_process.POLL_SECONDS)
+        raise
+
+
+def _supervised(
+    command: list[str],
+    env: dict[str, str],
+    on_line: Callable[[str], None],
+    on_output: Callable[[str], None] | None,
+    grace_seconds: float,
+) -> tuple[int, str]:
+    """Run ``command`` supervised; return its exit status (128 + n for signal n) and its last lines."""
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    said: SimpleQueue[str] = SimpleQueue()
+    output_read, output_write, terminal = _output_channel()
+    threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
+    own, stdout = [output_read], None
+    if on_output:
+        stdout_read, stdout = os.pipe()
+        own.append(stdout_read)
+        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, said.put), daemon=True))
+    try:
+        try:
+            child = supervised_process.start(command, env, output_write, stdout)
+        finally:
+            for end in (output_write, *([] if stdout is None else [stdout])):
+                os.close(end)
+        _running.append(child)
+        try:
+            for thread in threads:
+                thread.start()
+            while not child.ended() and not _stop_all.wait(supervised_process.POLL_SECONDS):
+                _hand_over(said, on_output)
+        finally:
+            status = child.end(grace_seconds)
+            _running.remove(child)
+            for thread in threads:
+                thread.join(timeout=5)
+        _hand_over(said, on_output)
+    finally:
+        for end in own:
+            os.close(end)
+    return status, "\n".join(tail)
+
+
+def _hand_over(said: SimpleQueue[str], on_output: Callable[[str], None] | None) -> None:
+    """Give what was said so far to ``on_output``."""
+    while on_output and not said.empty():
+        on_output(said.get())
+
+
+def _read_lines(source: int, take: Callable[[str], None]) -> None:
+    """Give each whole line of a pipe to ``take``, until its end."""
+    rest = b""
+    while chunk := _read(source):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            take(line.decode("utf-8", "replace"))
+
+
+def _output_channel() -> tuple[int, int, bool]:
+    """Return (read end, write end, is a terminal) of the child's output: a terminal where ours is one."""
+    if not sys.stderr.isatty():
+        return *os.pipe(), False
+    import fcntl
+    import pty
+    import termios
+
+    master, slave = pty.openpty()
+    size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
+    attributes = termios.tcgetattr(slave)
+    attributes[1] &= ~termios.OPOST  # our own terminal turns "\n" into "\r\n"
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)
+    return master, slave, True
+
+
+def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
+    """Copy the child's output until its end: raw to a terminal, line by line to ``on_line`` elsewhere.
+
+    Its ``error: …`` line is kept back: it becomes the message of the exception, which is shown once.
+    """
+    rest = b""
+    while chunk := _read(source):
+        if terminal:
+            os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
+        # A bar redrawn over itself with "\r" is one line for the log: its last state.
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            _take(line, terminal, tail, on_line)
+    if rest:
+        _take(rest, terminal, tail, on_line)
+
+
+def _take(line: bytes, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
+    text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip()
+    if text:
+        tail.append(text)
+        if not terminal and not text.startswith(ERROR_MARK):
+            on_line(text)
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, 65536)
+    except OSError:  # a pseudo-terminal whose other end is closed gives EIO, not an empty read
+        return b""
+
+
+def _log_line() -> Callable[[str], None]:
+    """Return the logger's ``info`` for the child's lines: the Prefect run's inside a run."""
+    if inside_flow_run():
+        from prefect.logging import get_run_logger
+
+        return get_run_logger().info
+    return logger.info
+
+
+def inside_flow_run() -> bool:
+    """Whether this code runs in a Prefect task or flow."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ChildFailed(f"{target} ended well but left no readable {path}: {error}", 0, tail) from error
+    if not isinstance(result, dict):
+        raise ChildFailed(f"{target} wrote {path}, which is not a JSON object", 0, tail)
+    return result
+
+
+def _error_line(tail: str) -> str | None:
+    """Return the child's last ``error: …`` line without the mark."""
+    lines = [line for line in tail.splitlines() if line.startswith(ERROR_MARK)]
+    return lines[-1].removeprefix(ERROR_MARK) if lines else None
+
+
+def _last(tail: str) -> str:
+    return tail.splitlines()[-1] if tail else "no output"

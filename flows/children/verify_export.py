@@ -1,0 +1,107 @@
+"""Hold an export against other libraries: ``python -m flows.children.verify_export --spec SPEC.json``, a
+child of `export`.
+
+The merged model is loaded with `transformers`, the adapter over its base with `peft`, both in float32, and
+their logits are compared with those that the training core computed. The libraries bring torch themselves;
+nothing here imports it by name. Exit codes as for the commands of the training core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TOLERANCE = 1e-3
+SAMPLE_TEXT = "### Instruction:\nSay which post it is.\n\n### Input:\n#1 Zoë: 42 – really?\n\n### Response:\n"
+
+
+class VerifySpec(BaseModel):
+    """What the child is asked to do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Path = Field(title="Base model", description="Model folder that the adapter belongs to")
+    model: Path = Field(title="Merged model", description="Folder of the export")
+    adapter: Path = Field(title="Adapter", description="PEFT folder of the export")
+    reference: Path = Field(title="Reference", description="safetensors: tokens [B, T], logits [B, T, V]")
+    judge_adapter: bool = Field(
+        title="Judge the adapter",
+        description="Off where the merged weights are rounded to a narrow type: then the two differ rightly",
+    )
+    output_dir: Path = Field(title="Output folder", description="result.json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify what the spec names; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="flows.children.verify_export", description="Compare an export's logits"
+    )
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file with a VerifySpec")
+    spec = VerifySpec.model_validate_json(parser.parse_args(argv).spec.read_text(encoding="utf-8"))
+    result = verify(spec)
+    spec.output_dir.mkdir(parents=True, exist_ok=True)
+    (spec.output_dir / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    judged = {"transformers": result["transformers_largest_difference"]}
+    if spec.judge_adapter:
+        judged["peft"] = result["peft_largest_difference"]
+    for library, difference in judged.items():
+        if not difference <= TOLERANCE:
+            print(
+                f"the export loaded with {library} gives logits that differ by {difference:.2e} from the "
+                f"training core's; at most {TOLERANCE} is allowed",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
+
+
+def verify(spec: VerifySpec) -> dict[str, Any]:
+    """Return the largest difference of a logit for each library.
+
+    Raises:
+        RuntimeError: the exported tokenizer splits text otherwise than the base's.
+    """
+    import warnings
+
+    import numpy as np
+
+    # What one of the libraries says to the authors of the other is no matter for who exports a model.
+    warnings.simplefilter("ignore", FutureWarning)
+    from peft import PeftModel
+    from safetensors.numpy import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    reference = load_file(spec.reference)
+    tokens = BatchEncoding({"input_ids": reference["tokens"].astype(np.int64)}, tensor_type="pt")["input_ids"]
+
+    def difference(model: Any) -> float:
+        logits = model.eval()(input_ids=tokens).logits.detach().float().numpy()
+        return float(np.abs(logits - reference["logits"]).max())
+
+    def load(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
+
+    found = {"transformers_largest_difference": difference(load(spec.model))}
+    adapted = PeftModel.from_pretrained(load(spec.base), str(spec.adapter))
+    found["peft_largest_difference"] = difference(adapted)
+    ids = [
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)(SAMPLE_TEXT)["input_ids"]
+        for folder in (spec.base, spec.model)
+    ]
+    if ids[0] != ids[1]:
+        raise RuntimeError(
+            f"the exported tokenizer splits text otherwise than the base's: {ids[1]}, not {ids[0]}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `jora`, and how each prints what it found."""

@@ -1,0 +1,170 @@
+"""`jora doctor`: is this machine ready, and if not, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jora_core.base.errors import InputError
+
+DISTRIBUTION = "jora-raft"
+OLDEST_PYTHON = (3, 11)
+LEAST_FREE_BYTES = 2 * 2**30
+DEVICE_SECONDS = 120
+# In a process of its own: a device, once opened, is held until the process ends.
+DEVICE_CODE = """
+import json, jax
+print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kind) for d in jax.devices()]}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
+    """Check everything; a check that cannot be made is a finding, never an error."""
+    findings = [_python(), *_packages(), _torch(), _devices(), _server()]
+    findings += _configuration(config, overrides)
+    return findings
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    state = "ok" if sys.version_info >= OLDEST_PYTHON else "fail"
+    return Finding("python", state, f"{found} on {platform.system()} {platform.machine()} ({sys.executable})")
+
+
+def _packages() -> list[Finding]:
+    """Each declared dependency: its version, and whether it is one that the declaration allows."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in requires(DISTRIBUTION) or []]
+    except PackageNotFoundError:
+        return [Finding("packages", "fail", f"{DISTRIBUTION} is not installed; run `pip install -e .`")]
+    findings: list[Finding] = []
+    for requirement in declared:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            findings.append(Finding(requirement.name, "fail", f"missing; expected {requirement.specifier}"))
+            continue
+        good = requirement.specifier.contains(found, prereleases=True)
+        detail = found if good else f"{found}, but expected {requirement.specifier}; run `pip install -e .`"
+        findings.append(Finding(requirement.name, "ok" if good else "fail", detail))
+    return findings
+
+
+def _torch() -> Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            return Finding(
+                "export check", "warn", f"{name} is missing: exports are not reloaded and compared"
+            )
+    return Finding("export check", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def _devices() -> Finding:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", DEVICE_CODE],
+            capture_output=True,
+            text=True,
+            timeout=DEVICE_SECONDS,
+            check=False,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, OSError):
+        return Finding("devices", "fail", f"JAX did not start within {DEVICE_SECONDS} s")
+    except (ValueError, IndexError):
+        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        return Finding("devices", "fail", f"JAX does not start: {last[0]}")
+    kinds = found["devices"]
+    return Finding(
+        "devices", "ok", f"{len(kinds)} × {kinds[0]} ({found['backend']}), {os.cpu_count()} CPU cores"
+    )
+
+
+def _server() -> Finding:
+    from flows.orchestration.prefect_server import answers, served_url_file
+
+    urls = [os.environ.get("PREFECT_API_URL"), _read(served_url_file())]
+    for url in filter(None, urls):
+        if answers(url):
+            return Finding("prefect server", "ok", f"answers at {url}")
+    named = next(filter(None, urls), None)
+    if named:
+        return Finding("prefect server", "warn", f"none answers at {named}; runs start one of their own")
+    return Finding(
+        "prefect server", "ok", "none running; runs start one of their own, `jora serve` a lasting one"
+    )
+
+
+def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
+    """The configuration, its input files, and whether its store can be written."""
+    from flows.configuration.load import load_config
+    from flows.engine.keys import identify
+
+    try:
+        config = load_config(path, overrides)
+    except ValueError as error:
+        return [_refused("configuration", error)]
+    findings = [Finding("configuration", "ok", str(path) if path else "the embedded sample")]
+    try:
+        count = sum(len(identity.inputs) for identity in identify(config).values())
+        findings.append(Finding("input files", "ok", f"{count} files"))
+    except ValueError as error:
+        findings.append(_refused("input files", error))
+    findings.append(_writable(Path(config.store)))
+    return findings
+
+
+def _refused(name: str, error: ValueError) -> Finding:
+    if not isinstance(error, InputError):
+        raise error
+    return Finding(name, "fail", str(error))
+
+
+def _writable(store: Path) -> Finding:
+    """Write a probe where the store is or would be; nothing stays."""
+    place = next(folder for folder in (store, *store.parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".jora-probe-") as probe:
+            probe.write(b"\0")
+            probe.flush()
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding("store", "fail", f"cannot write to {store}: {(error.strerror or str(error)).lower()}")
+    detail = f"{store} can be written, {free / 2**30:.1f} GiB free"
+    return Finding("store", "ok" if free >= LEAST_FREE_BYTES else "warn", detail)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

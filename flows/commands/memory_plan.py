@@ -1,0 +1,103 @@
+"""What `jora memory` and `jora plan --memory` do: one order for the training core, outside the store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.children.run_child import run_child
+from flows.configuration.schema import PhaseConfig, PipelineConfig
+from jora_core.base.error_messages import describe_validation_error
+from jora_core.base.errors import InputError
+from jora_core.specs.planning import MemorySpec
+
+ROW_STEP = 64
+_UNUSED = Path("unused")
+
+
+def memory_settings(
+    config: PipelineConfig | None, model: Path | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The fields of a `MemorySpec`: those of a model or of a configuration, changed by what was given.
+
+    Args:
+        config: its phase with the largest microbatch is taken; None with `model`.
+        given: option to value, None where it was not given; `rows` and `tokens_per_batch` exclude each other.
+
+    Raises:
+        InputError: a combination of options or a value that makes no sense.
+    """
+    settings: dict[str, Any]
+    phase: PhaseConfig | None
+    if config is not None:
+        phase = max(config.phases, key=lambda phase: (phase.tokens_per_batch, phase.max_seq_len))
+        settings = phase_settings(config, phase)
+    else:
+        settings = {"model": model}
+        phase = None
+    given = {name: value for name, value in given.items() if value is not None}
+    budget = given.pop("tokens_per_batch", None)
+    if budget is not None and "rows" in given:
+        raise InputError("give --batch or --tokens-per-batch, not both")
+    for part, names in (("mesh", ("data", "tensor")), ("lora", ("r", "target_modules"))):
+        changes = {name: given.pop(name) for name in names if name in given}
+        settings[part] = {**settings.get(part, {}), **changes}
+    if "seq_len" in given and phase is not None and budget is None and "rows" not in given:
+        budget = phase.tokens_per_batch
+    settings |= given
+    if budget is not None:
+        settings["rows"] = max(1, budget // settings.get("seq_len", 2048))
+    try:
+        return MemorySpec.model_validate(settings | {"output_dir": _UNUSED}).model_dump(mode="json")
+    except ValidationError as error:
+        raise InputError(f"jora memory: {describe_validation_error(error, MemorySpec)}") from None
+
+
+def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]:
+    """The fields of a `MemorySpec` for one phase: its fullest microbatch, as far as the configuration tells.
+
+    Groups that share contexts go into rows as long as the budget allows, examples alone into rows of theirs.
+    """
+    longest = phase.max_seq_len
+    if phase.sharing == "auto":
+        longest = max(longest, phase.tokens_per_batch // config.mesh.data)
+    seq_len = -(-longest // ROW_STEP) * ROW_STEP
+    return {
+        "model": config.model.path,
+        "dtype": config.model.dtype,
+        "quantization": config.model.quantization,
+        "mesh": config.mesh.model_dump(),
+        "lora": phase.lora.model_dump(),
+        "remat": phase.remat,
+        "seq_len": seq_len,
+        "rows": max(1, phase.tokens_per_batch // seq_len),
+    }
+
+
+def memory_plan(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``python -m jora_core.commands.memory`` on the settings and return its result."""
+    with tempfile.TemporaryDirectory(prefix="jora-memory-") as name:
+        spec = MemorySpec.model_validate(settings | {"output_dir": Path(name) / "plan"})
+        return run_child("memory", spec, Path(name), on_line=say)
+
+
+def memory_of_phases(
+    config: PipelineConfig, counts: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Stage to plan, for the phases among `counts`.
+
+    Args:
+        counts: of `flows.commands.sharing_counts`; where a phase's records were counted, the step is that of
+            its largest microbatch of groups.
+    """
+    plans = {}
+    for phase in config.phases:
+        if phase.stage in counts:
+            say(f"{phase.stage}: compiling its step")
+            settings = phase_settings(config, phase) | counts[phase.stage].get("fullest", {})
+            plans[phase.stage] = memory_plan(settings | {"find_longest": False}, say)
+    return plans

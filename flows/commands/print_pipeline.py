@@ -1,0 +1,209 @@
+"""What the `jora` command prints: the plan, what ran, and the evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.engine.artifact_store import MANIFEST, read_manifest
+from flows.engine.plan import PlannedStage
+from flows.engine.run_stage import ArtifactRef
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.commands.doctor import Finding
+
+KEY_LENGTH = 12
+PLAIN_WIDTH = 120  # where no terminal says its own
+RETRIEVAL = ("recall@1", "recall@10", "mrr")
+# What is measured on threads, tables and documents.
+METRICS = (
+    ("target@1", "reply@1", "joint", "p(reply|target)"),
+    ("denotation_accuracy",),
+    ("exact_match", "f1"),
+)
+
+
+def print_plan(lines: Sequence[PlannedStage]) -> None:
+    """One line a stage: what would happen, under which key, why."""
+    table = _grid("stage", "would", "key", "because")
+    for line in lines:
+        style = "green" if line.action == "cached" else "yellow"
+        table.add_row(line.name, f"[{style}]{line.action}[/]", line.key[:KEY_LENGTH], _plain(line.reason))
+    _console().print(table)
+
+
+def print_sharing(phases: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line a phase: its tokens with contexts shared and without."""
+    for stage, counts in phases.items():
+        if "unknown" in counts:
+            print(f"{stage}: tokens not counted, {counts['unknown']}")
+            continue
+        part = "" if counts["exact"] else f" (the first of {counts['records_selected']:,})"
+        print(
+            f"{stage}: {counts['records']:,} records{part} in {counts['groups']:,} groups, an epoch of "
+            f"{counts['tokens']:,} tokens; {counts['tokens_apart']:,} without sharing "
+            f"({counts['factor']:.2f}x)"
+        )
+
+
+def print_reference(reference: ArtifactRef) -> None:
+    """One line of one stage: cached or ran, seconds, key."""
+    what = "cached" if reference.cached else "ran"
+    key = reference.key[:KEY_LENGTH]
+    print(
+        f"{reference.stage:<20} {what:<7} {reference.seconds:>8.1f} s  {key}  {reference.reason}".rstrip(),
+        flush=True,
+    )
+
+
+def print_outcome(references: Sequence[ArtifactRef], report: Path | None) -> None:
+    """A line a stage, the evaluation's table, and where to find things."""
+    for reference in references:
+        print_reference(reference)
+    print_results(references)
+    if report:
+        print(f"report: {report}")
+
+
+def print_results(references: Sequence[ArtifactRef]) -> None:
+    """The evaluation's table and the exported model's path, of those stages that are among the references."""
+    scores = evaluation_of(references)
+    if scores:
+        print()
+        print_scores(scores)
+    for reference in references:
+        if reference.stage == "export":
+            print(f"exported model: {Path(reference.path) / 'model'}")
+            print(f"exported adapter: {Path(reference.path) / 'adapter'}")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """Systems as rows, metrics as columns, each value with its 95 % interval; a table for each kind of
+    records.
+    """
+    systems: dict[str, dict[str, Any]] = dict(scores["systems"])
+    for name, values in scores.get("generated", {}).get("systems", {}).items():
+        systems[f"{name}, written freely"] = values
+    console = _console()
+    for metrics in METRICS:
+        rows = {name: values for name, values in systems.items() if metrics[0] in values}
+        if not rows:
+            continue
+        table = _grid("system", *metrics)
+        for name, values in rows.items():
+            table.add_row(name, *(_interval(values[metric]) for metric in metrics))
+        count = next(iter(rows.values()))[metrics[0]]["n"]
+        console.print(table)
+        console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
+
+
+def print_records(reference: ArtifactRef) -> bool:
+    """How many records there are, how good the fused retriever is on the held-out ones, what was left out.
+
+    False where the artifact tells of no records.
+    """
+    manifest = read_manifest(Path(reference.path) / MANIFEST)
+    metrics = manifest["metrics"] if manifest is not None else {}
+    if "tasks" not in metrics:
+        return False
+    table = _grid("task", "train", "test", "contexts", "found", *RETRIEVAL)
+    for name, task in metrics["tasks"].items():
+        fused = task["retrieval"].get("test", {}).get("fused", {})
+        share = task["oracle_in_context"]["test"]
+        table.add_row(
+            name,
+            *(f"{task['records'][split]:,}" for split in ("train", "test")),
+            f"{sum(task['contexts'].values()):,}",
+            "-" if share is None else f"{share:.3f}",
+            *(_bounded(fused, measure) for measure in RETRIEVAL),
+        )
+    guarded = _grid("task", "searched", "leaks", "equal", "nearly equal", "held-out contexts in training")
+    for name, task in metrics["tasks"].items():
+        guards = task["guards"]
+        counts = (
+            guards["records_searched"],
+            sum(guards["leaks_dropped"].values()),
+            guards["exact_duplicates_dropped"],
+            guards["near_duplicates_dropped"],
+            guards["test_contexts_in_training_prompts"],
+        )
+        guarded.add_row(name, *(f"{count:,}" for count in counts))
+    console = _console()
+    console.print(table)
+    said = "found: share of the held-out prompts that hold the answer; fused, 95 % intervals by context"
+    console.print(f"{said}\n", style="dim")
+    console.print(guarded)
+    console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
+    return True
+
+
+def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
+    """The scores that the evaluation among the references wrote; None if there is none."""
+    for reference in references:
+        if reference.stage == "evaluate":
+            return json.loads((Path(reference.path) / "metrics.json").read_text(encoding="utf-8"))
+    return None
+
+
+def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> dict[str, Any]:
+    """What a run left, for other programs."""
+    exported = [str(Path(item.path) / "model") for item in references if item.stage == "export"]
+    return {
+        "stages": [reference.model_dump(mode="json") for reference in references],
+        "evaluation": evaluation_of(references),
+        "model": exported[0] if exported else None,
+        "report": str(report) if report else None,
+    }
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line a check of `jora doctor`."""
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = _grid("check", "", "found")
+    for finding in findings:
+        table.add_row(finding.name, f"[{styles[finding.state]}]{finding.state}[/]", _plain(finding.detail))
+    _console().print(table)
+
+
+def _bounded(leg: dict[str, Any], measure: str) -> str:
+    if leg.get(measure) is None:
+        return "-"
+    low, high = leg.get("interval", {}).get(measure, (None, None))
+    return (
+        _interval({"value": leg[measure], "low": low, "high": high})
+        if low is not None
+        else f"{leg[measure]:.3f}"
+    )
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return "-"
+    return f"{value['value']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _grid(*headers: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
+    return console

@@ -1,0 +1,101 @@
+"""What `jora plan` says of shared contexts: the tokens of each phase, with them and without."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.children.run_child import ChildError, run_child
+from flows.configuration.schema import PhaseConfig, PipelineConfig
+from flows.engine.artifact_store import Store
+from flows.engine.keys import identify
+from flows.engine.plan import PlannedStage
+from flows.engine.stage import Stage
+from flows.stages import STAGES, build_context
+from flows.stages.finetune import data_spec
+from jora_core.base.errors import InputError
+from jora_core.specs.planning import SharingSpec
+
+Counts = dict[str, Any]
+
+
+def sharing_of_phases(
+    config: PipelineConfig,
+    store: Store,
+    lines: Sequence[PlannedStage],
+    say: Callable[[str], None],
+    registry: Mapping[str, Stage] = STAGES,
+) -> dict[str, Counts]:
+    """Stage to counts, for the phases of a plan; one that cannot be counted has `unknown`, the reason.
+
+    A finished phase has counted its records itself. Those of a phase that would run are counted now, where
+    `build-context` has made them: exactly where their token ids are cached or they are few.
+    """
+    planned = {line.name: line for line in lines}
+    phases = [phase for phase in config.phases if phase.stage in planned]
+    found: dict[str, Counts] = {}
+    records: Path | None = None
+    if any(planned[phase.stage].action != "cached" for phase in phases):
+        records = _finished_records(config, store, planned.get(build_context.NAME), registry)
+    for phase in phases:
+        line = planned[phase.stage]
+        if line.action == "cached":
+            found[phase.stage] = _of_artifact(store, phase.stage, line.key)
+        elif records is None:
+            found[phase.stage] = {"unknown": "its records are not built yet"}
+        else:
+            say(f"{phase.stage}: counting the tokens of its records")
+            found[phase.stage] = _counted(config, phase, records, store.cache_dir, say)
+    return found
+
+
+def _finished_records(
+    config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Mapping[str, Stage]
+) -> Path | None:
+    """The records that the phases of a plan would read, None where they are still to be built."""
+    if planned is not None and planned.action == "run":
+        return None
+    # Not part of the plan where only later stages were asked for.
+    key = (
+        planned.key
+        if planned
+        else identify(config, registry, until=build_context.NAME)[build_context.NAME].key
+    )
+    if not store.check(build_context.NAME, key).whole:
+        return None
+    return store.path(build_context.NAME, key) / build_context.RECORDS
+
+
+def _of_artifact(store: Store, stage: str, key: str) -> Counts:
+    manifest = store.check(stage, key).manifest
+    data = (manifest or {}).get("metrics", {}).get("data", {})
+    if "slots_apart" not in data:
+        return {"unknown": "the artifact does not say"}
+    return {
+        "records": data["records"],
+        "exact": True,
+        "groups": data["groups"],
+        "tokens": data["slots"],
+        "tokens_apart": data["slots_apart"],
+        "factor": round(data["slots_apart"] / max(data["slots"], 1), 3),
+    }
+
+
+def _counted(
+    config: PipelineConfig, phase: PhaseConfig, records: Path, cache_dir: Path, say: Callable[[str], None]
+) -> Counts:
+    with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
+        spec = SharingSpec(
+            model=Path(config.model.path),
+            data=data_spec(phase, records, cache_dir),
+            mesh=config.mesh,
+            seed=config.seed,
+            output_dir=Path(name) / "counts",
+        )
+        try:
+            return run_child("sharing", spec, Path(name), on_line=say)
+        except (ChildError, InputError) as error:
+            # The plan stands without it; the phase itself will say the same when it runs.
+            return {"unknown": str(error).splitlines()[0]}

@@ -1,0 +1,92 @@
+"""Which settings are paths, and what a relative one counts from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.remote_sources import is_url
+
+# The fields that name a file or a folder, as dotted keys; `*` is any one key.
+PATH_KEYS = (
+    "model.path",
+    "context.*.source",
+    "context.*.test_source",
+    "context.*.questions",
+    "context.tokenizer",
+    "context.embedding_cache",
+    "phases.*.alpaca_path",
+)
+# A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.
+PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
+
+
+def resolve_paths(
+    raw: Mapping[str, Any], root: Path, source: str, root_from: Path | None = None
+) -> dict[str, Any]:
+    """Return `raw` with every path field absolute: counted from `root`, environment variables replaced.
+
+    `store` counts from the working directory, `root` from `root_from` (default: the working directory).
+
+    Raises:
+        InputError: an environment variable is not set.
+    """
+
+    def visit(value: Any, key: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {name: visit(child, (*key, str(name))) for name, child in value.items()}
+        if isinstance(value, list):
+            return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        dotted = ".".join(key)
+        if key in (("store",), ("root",)):
+            base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
+            return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
+        if _is_one_of(key, PATH_KEYS):
+            value = expand_variables(value, f"{source}: {dotted}")
+            return value if is_url(value) else _absolute(root / Path(value).expanduser())
+        if _is_one_of(key, PATH_OR_NAME_KEYS):
+            value = expand_variables(value, f"{source}: {dotted}")
+            folder = root / Path(value).expanduser()
+            return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
+        return value
+
+    return visit(raw, ())
+
+
+def expand_variables(text: str, where: str) -> str:
+    """Replace `$NAME`, `${NAME}` and `${NAME:-default}` from the environment.
+
+    Raises:
+        InputError: a variable without default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        found = os.environ.get(name, match[3])
+        if found is None:
+            raise InputError(
+                f"{where}: environment variable {name} is not set; run `export {name}=FOLDER` first"
+            )
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _is_one_of(key: tuple[str, ...], patterns: Sequence[str]) -> bool:
+    for pattern in patterns:
+        parts = pattern.split(".")
+        if len(parts) == len(key) and all(part in ("*", name) for part, name in zip(parts, key, strict=True)):
+            return True
+    return False
+
+
+def _absolute(path: Path) -> str:
+    """`path` without `..`; links stay, because a corpus is known by the name that it was given."""
+    return os.path.abspath(path)  # noqa: PTH100

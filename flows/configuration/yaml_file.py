@@ -1,0 +1,211 @@
+"""Reading a configuration file: YAML with line numbers, `--set` overrides, paths, and errors that help.
+
+Nothing here knows the fields of the configuration except which of them are paths.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from flows.configuration.path_fields import resolve_paths
+from jora_core.base.errors import InputError
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping of keys",
+    "model": "a mapping of keys",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-4` is a number, and a key given twice is an error, not the last one's
+    value.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; `source` names it in the error.
+
+    Raises:
+        InputError: broken YAML or a key given twice, with line and column.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{source}{where}: broken YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        InputError: no such file, not text, broken YAML, not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot read configuration {path}: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"configuration {path} is not UTF-8 text: byte {error.start}") from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values, got {_short(raw)}")
+    return raw
+
+
+def apply_overrides(
+    raw: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+    """Return `raw` changed by `key.path=value` overrides, and the key paths that they set.
+
+    Raises:
+        InputError: no `=`, an empty key, a list index that is not there, a key below a plain value.
+    """
+    result = _copy(dict(raw))
+    changed: list[tuple[str, ...]] = []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
+        value = parse_yaml(text, f"--set {dotted}")
+        # A relative path given on the command line counts from where it was typed.
+        for key in reversed(keys):
+            value = {key: value}
+        value = resolve_paths(value, Path.cwd(), "--set")
+        for key in keys:
+            value = value[key]
+        changed.append(_assign(result, keys, value, override))
+    return result, changed
+
+
+def describe_error(
+    error: ValidationError, model: type[BaseModel], source: str, overridden: Sequence[tuple[str, ...]] = ()
+) -> str:
+    """One line for the first problem: source, key path, what was expected, what stands there, nearest known
+    key.
+    """
+    first = error.errors()[0]
+    location = tuple(str(part) for part in first["loc"])
+    where = ".".join(location)
+    if any(location[: len(keys)] == keys for keys in overridden):
+        source = "--set"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        known = known_keys(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
+        return f"{source}: {where}: unknown key; {hint}{more}"
+    if kind == "missing":
+        return f"{source}: {where}: this key is missing{more}"
+    if kind == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+    elif kind == "literal_error":
+        message = f"expected {first.get('ctx', {}).get('expected')}, got {_short(first['input'])}"
+    elif (expected := _EXPECTED.get(kind.split("_")[0])) and not kind.endswith(("_short", "_long")):
+        message = f"expected {expected}, got {_short(first['input'])}"
+    else:
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {_short(first['input'])}"
+    return f"{source}: {where}: {message}{more}" if where else f"{source}: {message}{more}"
+
+
+def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Field names of the nested model at `location`, through lists and optional fields."""
+    current: Any = model
+    for part in location:
+        models = _models_in(current)
+        if part.isdigit() or not models:
+            continue
+        field = models[0].model_fields.get(part)
+        current = field.annotation if field else None
+    models = _models_in(current)
+    return list(models[0].model_fields) if models else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tuple[str, ...]:
+    """Set `value` at `keys` in nested mappings and lists; return the path with list items by number."""
+    path: list[str] = []
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(target, list):
+            index = _index(target, key, override)
+            path.append(str(index))
+            if last:
+                target[index] = value
+            target = target[index]
+            continue
+        path.append(key)
+        if last:
+            target[key] = value
+            break
+        if target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+        if not isinstance(target, (dict, list)):
+            raise InputError(
+                f"--set {override}: {'.'.join(path)} is a plain value ({_short(target)}), it has no keys"
+            )
+    return tuple(path)
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    """Return the position that `key` names in a list: a number, or the `stage` of an item."""
+    stages = [item.get("stage") if isinstance(item, dict) else None for item in items]
+    if key in stages:
+        return stages.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    names = [str(position) for position in range(len(items))] + [str(stage) for stage in stages if stage]
+    raise InputError(f"--set {override}: no item {key} in the list; there are {', '.join(names)}")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _copy(child) for name, child in value.items()}
+    return [_copy(child) for child in value] if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,258 @@
+"""The artifact store: immutable folders `<store>/<stage>/<key>/`, each proven by its `manifest.json`.
+
+An artifact is written under a temporary name, fsynced and renamed, so a reader sees all of it or none.
+Every file's SHA-256 is checked at every use (a flipped byte that kept its size and time is noticed), and
+the manifest is sealed by a digest of itself. One process at a time works on a key: `fcntl.flock`, which the
+kernel frees when the holder
+dies however it dies. Dot-folders beside the stages are the store's own:
+
+    .locks/   one empty file a key          .tmp/    artifacts being written
+    .work/    checkpoints and orders        .cache/  compiled programs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.engine.errors import StageFailed, one_line_os_errors
+from jora_core.base.atomic_files import fsync, fsync_tree
+from jora_core.base.digests import file_digests, json_digest
+from jora_core.base.errors import InputError
+
+MANIFEST = "manifest.json"
+ABANDONED_SECONDS = 14 * 24 * 3600  # checkpoints of a key that nobody came back to
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the store found under a key: the manifest if the artifact is whole, else what is wrong with it.
+
+    `damage` is None for an artifact that is simply not there.
+    """
+
+    manifest: Manifest | None = None
+    damage: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file is there and byte for byte what it was when it was written."""
+        return self.manifest is not None
+
+
+class Store:
+    """Artifacts below one folder. Making the object touches nothing; the first write makes the folder."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"store {self.root} is a file; choose a folder with --set store=FOLDER")
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of compiled programs, shared by all runs; safe to delete."""
+        return self.root / ".cache"
+
+    def path(self, stage: str, key: str) -> Path:
+        """Folder of an artifact, whether it is there or not."""
+        return self.root / stage / key
+
+    def work_dir(self, stage: str, key: str) -> Path:
+        """Folder of what must outlive a kill while the artifact is being made."""
+        return self.root / ".work" / stage / key
+
+    def check(self, stage: str, key: str) -> Check:
+        """Verify an artifact: its manifest, and every file's SHA-256."""
+        folder = self.path(stage, key)
+        if not folder.is_dir():
+            return Check()
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest is None or (manifest["stage"], manifest["key"]) != (stage, key):
+            return Check(damage=MANIFEST)
+        outputs = manifest["outputs"]
+        present = _files(folder)
+        for name in sorted(set(outputs) | present):
+            if name not in present or name not in outputs:
+                return Check(damage=name)
+        names = sorted(outputs)
+        try:
+            digests = file_digests([folder / name for name in names])
+        except OSError as error:
+            unreadable = Path(error.filename or folder).relative_to(folder).as_posix()
+            return Check(damage=f"{unreadable} ({(error.strerror or 'unreadable').lower()})")
+        for name, digest in zip(names, digests, strict=True):
+            if digest != outputs[name]["sha256"]:
+                return Check(damage=name)
+        return Check(manifest=manifest)
+
+    def newest_manifest(self, stage: str) -> Manifest | None:
+        """The manifest that was finished last among a stage's artifacts; unreadable ones are passed over."""
+        folder = self.root / stage
+        if not folder.is_dir():
+            return None
+        found = [read_manifest(path / MANIFEST) for path in folder.iterdir() if path.is_dir()]
+        return max((item for item in found if item), key=lambda item: item["ended"], default=None)
+
+    @contextmanager
+    def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the key alone, waiting for another run that holds it; `on_wait` is called once if it must
+        wait.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        with one_line_os_errors("write to store", self.root):
+            descriptor = self._open_lock(f"{stage}-{key}")
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait:
+                    on_wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)  # frees the lock
+
+    def begin(self, stage: str, key: str) -> Path:
+        """Return a new empty folder to fill; call it while holding the key's lock.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        folder = self._temporary(stage, key)
+        with one_line_os_errors("write to store", self.root):
+            _remove(folder)  # whoever left it held the lock that we hold now: dead
+            folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Path:
+        """Make the filled temporary folder the artifact; add its outputs to `manifest` and seal it.
+
+        Raises:
+            InputError: the disk is full or the store cannot be written; the temporary folder is gone then.
+            StageFailed: the stage wrote nothing, or something other than files.
+        """
+        folder = self._temporary(stage, key)
+        final = self.path(stage, key)
+        try:
+            names = sorted(_files(folder))
+            if not names:
+                raise StageFailed(f"{stage} wrote nothing")
+            with one_line_os_errors("write artifact", final):
+                digests = file_digests([folder / name for name in names])
+                outputs = {
+                    name: {"sha256": digest, "size": (folder / name).stat().st_size}
+                    for name, digest in zip(names, digests, strict=True)
+                }
+                (folder / MANIFEST).write_bytes(render_manifest({**manifest, "outputs": outputs}))
+                fsync_tree(folder)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                if final.exists():
+                    old = folder.with_name(f"{folder.name}.old")
+                    _remove(old)
+                    final.rename(old)
+                    folder.rename(final)
+                    _remove(old)
+                else:
+                    folder.rename(final)
+                fsync(final.parent)
+        except BaseException:
+            self.abandon(stage, key)
+            raise
+        return final
+
+    def abandon(self, stage: str, key: str) -> None:
+        """Remove the temporary folder of a key; never raises."""
+        shutil.rmtree(self._temporary(stage, key), ignore_errors=True)
+
+    def finish_work(self, stage: str, key: str) -> None:
+        """Remove what had to outlive a kill: the artifact is there now."""
+        shutil.rmtree(self.work_dir(stage, key), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed runs left: temporary folders, and checkpoints that nobody came back to for two
+        weeks.
+        """
+        for folder in self._folders(".tmp"):
+            self._remove_if_free(folder, folder.name.removesuffix(".old"))
+        for stage in self._folders(".work"):
+            for folder in self._folders(f".work/{stage.name}"):
+                if time.time() - _newest_change(folder) > ABANDONED_SECONDS:
+                    self._remove_if_free(folder, f"{stage.name}-{folder.name}")
+
+    def _open_lock(self, name: str) -> int:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _folders(self, name: str) -> list[Path]:
+        folder = self.root / name
+        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def _remove_if_free(self, folder: Path, name: str) -> None:
+        """Remove `folder` unless a living process holds the lock called `name`."""
+        try:
+            descriptor = self._open_lock(name)
+        except OSError:
+            return  # a store that we may only read
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+    def _temporary(self, stage: str, key: str) -> Path:
+        return self.root / ".tmp" / f"{stage}-{key}"
+
+
+def render_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """The only text that a manifest may have: sorted, indented JSON with a digest of the rest as `seal`."""
+    body = {name: value for name, value in manifest.items() if name != "seal"}
+    text = json.dumps({**body, "seal": json_digest(body)}, sort_keys=True, indent=1, ensure_ascii=False)
+    return f"{text}\n".encode()
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; None if it is missing or not byte for byte what was written."""
+    try:
+        data = path.read_bytes()
+        manifest = json.loads(data)
+        return manifest if render_manifest(manifest) == data else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _files(folder: Path) -> set[str]:
+    """Relative paths of everything in an artifact that is no folder, without the manifest."""
+    names = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    return names - {MANIFEST}
+
+
+def _newest_change(folder: Path) -> float:
+    """Time of the last change of anything in `folder`, in seconds since 1970; now if it is changing."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:
+        return time.time()
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

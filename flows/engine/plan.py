@@ -1,0 +1,186 @@
+"""What a run would do and why, before it does it.
+
+A stage is *current*, and does nothing, when its artifact exists under its key, every file of it verifies,
+and the upstream files that it was made from are byte for byte those of today. :func:`assess` is that rule,
+for the plan and for the run alike. One thing is only known afterwards: whether a stage that must run again
+under an unchanged key (a damaged or forced artifact) reproduces its files. Stages are deterministic, so the
+plan says `cached` for what comes after; where the files do differ, say after a change of hardware, the run
+notices and goes on with the next stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Check, Manifest, Store
+from flows.engine.keys import Identity, digest_reads, identify
+from flows.engine.stage import Stage
+from flows.stages import STAGES, stage_named
+from jora_core.base.errors import InputError
+
+Action = Literal["cached", "run"]
+MOST_REASONS = 3
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan."""
+
+    name: str
+    action: Action
+    reason: str
+    key: str
+
+
+def make_plan(
+    config: PipelineConfig,
+    store: Store,
+    only: str | None = None,
+    start: str | None = None,
+    force: bool = False,
+    registry: Mapping[str, Stage] = STAGES,
+) -> list[PlannedStage]:
+    """Say for each selected stage whether it would run, and why; the selection is as in `select`.
+
+    Raises:
+        InputError: a missing input, an unknown stage, or a stage outside the selection that has no whole
+        artifact.
+    """
+    identities = identify(config, registry)
+    selected = select(config, only, start, registry)
+    checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
+    running: set[str] = set()
+    plan: list[PlannedStage] = []
+    for name in selected:
+        identity = identities[name]
+        for upstream in identity.upstream:
+            if upstream not in selected and not checks[upstream].whole:
+                raise missing_upstream(name, upstream, checks[upstream])
+        reason = assess(identity, checks, store, running)
+        if force and reason is None:
+            reason = "forced"
+        if reason is not None:
+            running.add(name)
+        remade = [upstream for upstream in identity.upstream if upstream in running]
+        cached = f"up to date, as {remade[0]} makes the same files again" if remade else "up to date"
+        plan.append(PlannedStage(name, "run" if reason else "cached", reason or cached, identity.key))
+    return plan
+
+
+def select(
+    config: PipelineConfig, only: str | None, start: str | None, registry: Mapping[str, Stage] = STAGES
+) -> list[str]:
+    """Names of the stages to look at: all, one (`only`), or one and those after it (`start`).
+
+    Raises:
+        InputError: unknown stage, or both given.
+    """
+    names = [stage.name for stage in registry.values() if stage.applies(config)]
+    if only and start:
+        raise InputError("--only and --from exclude each other; give one of them")
+    if only:
+        return [stage_named(only, config, registry).name]
+    return names[names.index(stage_named(start, config, registry).name) :] if start else names
+
+
+def assess(
+    identity: Identity,
+    checks: Mapping[str, Check],
+    store: Store,
+    running: set[str] | frozenset[str] = frozenset(),
+) -> str | None:
+    """Return why a stage must run, or None if its artifact is current.
+
+    `checks` has the state of this stage's and its upstream stages' artifacts under their keys; `running`
+    names the stages that will run before it.
+    """
+    check = checks[identity.stage]
+    if check.damage:
+        return f"artifact damaged: {check.damage}"
+    if check.manifest is None:
+        return _why_absent(identity, store.newest_manifest(identity.stage), running)
+    for upstream in identity.reads:
+        present = checks[upstream.stage].manifest
+        if upstream.stage in running or present is None:
+            continue
+        recorded = check.manifest["upstream"][upstream.stage]["digest"]
+        if digest_reads(present["outputs"], upstream.reads) != recorded:
+            return f"upstream {upstream.stage} made other files than this was made from"
+    return None
+
+
+def missing_upstream(stage: str, upstream: str, check: Check) -> InputError:
+    """The error of a stage that was asked for without what it reads."""
+    state = f"is damaged ({check.damage})" if check.damage else "does not exist for this configuration"
+    return InputError(
+        f"{stage} reads the artifact of {upstream}, which {state}; run `jora run --from {upstream}`"
+    )
+
+
+def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | frozenset[str]) -> str:
+    """Compare with the stage's newest artifact: what changed since."""
+    if last is None:
+        return "no artifact"
+    reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
+    reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
+    changed_code = sorted(
+        label
+        for label in {*last["code"], *identity.code}
+        if last["code"].get(label) != identity.code.get(label)
+    )
+    if last["version"] != identity.version:
+        changed_code.insert(0, f"version {last['version']} → {identity.version}")
+    reasons += [f"code changed: {label}" for label in changed_code]
+    for name, key in identity.upstream.items():
+        if name in running:
+            reasons.append(f"upstream {name} runs")
+        elif last["upstream"].get(name, {}).get("key") != key:
+            reasons.append(f"upstream {name} changed")
+    if not reasons:
+        return "no artifact"
+    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+    return "; ".join(reasons[:MOST_REASONS]) + more
+
+
+def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
+    old, new = dict(_flatten(before)), dict(_flatten(after))
+    return [
+        f"{key} {_show(old, key)} → {_show(new, key)}"
+        for key in sorted({*old, *new})
+        if (key in old, old.get(key)) != (key in new, new.get(key))
+    ]
+
+
+def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
+    """Paths of the input files whose content differs, the gone ones last."""
+    names = [
+        identity.paths[name]
+        for name, digest in sorted(identity.inputs.items())
+        if before.get(name, {}).get("sha256") != digest
+    ]
+    return names + [
+        f"{before[name]['path']} is gone" for name in sorted(before) if name not in identity.inputs
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [
+            pair
+            for name, child in value.items()
+            for pair in _flatten(child, f"{prefix}.{name}" if prefix else name)
+        ]
+    return [(prefix, value)]
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    """A value as short text; `(none)` where the key is not there."""
+    if key not in values:
+        return "(none)"
+    value = values[key]
+    text = f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

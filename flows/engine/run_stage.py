@@ -1,0 +1,208 @@
+"""Running stages: one at a time with :func:`execute_stage`, all of them with :func:`run_pipeline`.
+
+The Prefect tasks call `execute_stage` too, so the artifact store alone decides what runs, whoever asks.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Check, Store
+from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
+from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
+from flows.engine.plan import assess, missing_upstream, select
+from flows.engine.stage import CHECKPOINTS, Stage, StageContext
+from flows.stages import STAGES, stage_named
+from jora_core.base.errors import InputError
+
+MANIFEST_FORMAT = 1
+# Their versions are written into the manifest, to explain a difference; they are no part of the key.
+RECORDED_PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "numpy",
+    "pyarrow",
+    "faiss-cpu",
+    "sentence-transformers",
+    "tokenizers",
+)
+
+
+class ArtifactRef(BaseModel):
+    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str = Field(title="Stage", description="Name of the stage")
+    key: str = Field(title="Key", description="SHA-256 of everything that decides its content")
+    path: str = Field(title="Folder", description="Absolute path of the artifact")
+    cached: bool = Field(title="Cached", description="Whether it was there already")
+    seconds: float = Field(title="Seconds", description="Wall time of this call")
+    reason: str = Field("", title="Reason", description="Why it ran; empty if cached")
+
+
+def execute_stage(
+    name: str,
+    config: PipelineConfig,
+    store: Store,
+    force: bool = False,
+    registry: Mapping[str, Stage] = STAGES,
+    on_start: Callable[[str], None] | None = None,
+) -> ArtifactRef:
+    """Make sure that a stage's artifact is current; run the stage if it is not, or if `force`.
+
+    `on_start` is called with one line before the stage runs, and when it waits for another run of the same
+    stage.
+
+    Raises:
+        InputError: wrong input, an upstream artifact missing or damaged, a store that cannot be written.
+        StageFailed: the stage could not finish. Errors of its child process pass through as they are.
+    """
+    started = time.monotonic()
+    say = on_start or (lambda line: None)
+    stage = stage_named(name, config, registry)
+    identities = identify(config, registry, until=name)
+    identity = identities[name]
+    key = identity.key
+
+    def look() -> tuple[dict[str, Check], str]:
+        checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
+        reason = assess(identity, checks, store) or ("forced" if force else "")
+        for upstream in identity.upstream if reason else ():
+            if not checks[upstream].whole:
+                raise missing_upstream(name, upstream, checks[upstream])
+        return checks, reason
+
+    _, reason = look()  # needs neither a lock nor the right to write
+    if reason:
+        with store.lock(
+            name, key, on_wait=lambda: say("waiting for another run that makes the same artifact")
+        ):
+            checks, reason = look()
+            if reason:
+                say(reason)
+                _run(stage, identity, config, store, checks)
+    return ArtifactRef(
+        stage=name,
+        key=key,
+        path=str(store.path(name, key)),
+        cached=not reason,
+        seconds=round(time.monotonic() - started, 3),
+        reason=reason,
+    )
+
+
+def run_pipeline(
+    config: PipelineConfig,
+    store: Store,
+    only: str | None = None,
+    start: str | None = None,
+    force: bool = False,
+    registry: Mapping[str, Stage] = STAGES,
+    on_stage: Callable[[str, str], None] | None = None,
+    on_done: Callable[[ArtifactRef], None] | None = None,
+) -> list[ArtifactRef]:
+    """Run the selected stages one after the other in this process, without Prefect.
+
+    `on_stage(name, line)` is called when a stage starts to work, `on_done(reference)` when it has its
+    artifact.
+    """
+    names = select(config, only, start, registry)
+    store.sweep()
+    done: list[ArtifactRef] = []
+    for name in names:
+        report = (lambda line, name=name: on_stage(name, line)) if on_stage else None
+        done.append(execute_stage(name, config, store, force, registry, report))
+        if on_done:
+            on_done(done[-1])
+    return done
+
+
+def _run(
+    stage: Stage, identity: Identity, config: PipelineConfig, store: Store, checks: Mapping[str, Check]
+) -> None:
+    """Run a stage into a temporary folder and commit it; the caller holds the key's lock."""
+    key = identity.key
+    output_dir = store.begin(stage.name, key)
+    context = StageContext(
+        config=config,
+        key=key,
+        output_dir=output_dir,
+        work_dir=store.work_dir(stage.name, key),
+        cache_dir=store.cache_dir,
+        upstream={name: store.path(name, upstream_key) for name, upstream_key in identity.upstream.items()},
+        manifests={name: checks[name].manifest or {} for name in identity.upstream},
+    )
+    begun = datetime.now(UTC)
+    clock = time.monotonic()
+    try:
+        with one_line_os_errors("write to store", store.root, DISK_FULL):
+            metrics = stage.run(context)
+        after = digest_inputs(stage.inputs(config))
+        if moved := [name for name in identity.inputs if after.get(name) != identity.inputs[name]]:
+            raise StageFailed(
+                f"{identity.paths[moved[0]]} changed while {stage.name} was reading it; run again"
+            )
+    except BaseException as error:
+        store.abandon(stage.name, key)
+        if isinstance(error, InputError) and not (context.work_dir / CHECKPOINTS).exists():
+            store.finish_work(stage.name, key)  # nothing to go on from: leave nothing behind
+        raise
+    store.commit(
+        stage.name,
+        key,
+        {
+            "format": MANIFEST_FORMAT,
+            "stage": stage.name,
+            "key": key,
+            "version": identity.version,
+            "config": identity.config,
+            "inputs": {
+                name: {"path": identity.paths[name], "sha256": digest}
+                for name, digest in identity.inputs.items()
+            },
+            "upstream": _upstream(identity, context.manifests),
+            "code": dict(identity.code),
+            "metrics": metrics,
+            "started": begun.isoformat(),
+            "ended": datetime.now(UTC).isoformat(),
+            "seconds": round(time.monotonic() - clock, 3),
+            "environment": _environment(),
+        },
+    )
+    store.finish_work(stage.name, key)
+
+
+def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each upstream artifact the key, and the digest of the files that were read."""
+    return {
+        item.stage: {
+            "key": identity.upstream[item.stage],
+            "digest": digest_reads(manifests[item.stage]["outputs"], item.reads),
+            "reads": list(item.reads),
+        }
+        for item in identity.reads
+    }
+
+
+@cache
+def _environment() -> dict[str, str]:
+    """Versions of Python and of the packages that compute; for reading, not part of any key."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

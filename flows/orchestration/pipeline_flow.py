@@ -1,0 +1,222 @@
+"""The Prefect flows: `raft-pipeline` over all stages, and one flow for each stage alone.
+
+Prefect decides when a stage is tried, retried and shown; :mod:`flows.engine.run_stage` and the store decide
+whether it has anything to do. Tasks hand small references to one another, never tables or arrays, and what
+needs JAX runs in child processes, which end with the run.
+"""
+
+# ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from flows.orchestration.prefect_server import prepare_environment
+from jora_core.base.errors import InputError
+
+prepare_environment()
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from flows.children.run_child import children_end_with_block, stopping
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import Store
+from flows.engine.errors import StageFailed
+from flows.engine.keys import Identity, identify
+from flows.engine.plan import select
+from flows.engine.run_stage import ArtifactRef, execute_stage
+from flows.orchestration.references import pipeline_references, report_of
+from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
+from flows.stages import STAGES
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import State, TaskRun
+
+PIPELINE = "raft-pipeline"
+StageName = Literal[
+    "build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export"
+]
+
+
+class InputsChanged(StageFailed):
+    """A corpus, the model or our own code changed between the run's start and the stage that reads it."""
+
+
+def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Whether a failure may pass by itself: not a wrong input, and not while the run is being ended."""
+    error = state.result(raise_on_failure=False)
+    return not (stopping() or isinstance(error, InputsChanged | InputError))
+
+
+@task(
+    name="stage",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=stage_key_policy(),
+    retry_condition_fn=_worth_retrying,
+)
+def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[str, Any]:
+    """Make sure that the stage's artifact is current; return the reference to it.
+
+    Raises:
+        InputsChanged: an input is no longer what ``key`` was computed from.
+    """
+    changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
+    try:
+        reference = execute_stage(name, config, Store(config.store), force, STAGES, get_run_logger().info)
+    except Exception as error:
+        # Under a changed key the artifacts before it are not there, which says nothing of the cause.
+        if isinstance(error, InputError) and identify(config, STAGES, until=name)[name].key != key:
+            raise changed from error
+        raise
+    if reference.key != key:
+        raise changed
+    return reference.model_dump(mode="json")
+
+
+@flow(name=PIPELINE, persist_result=False)
+def raft_pipeline(
+    *,
+    only: StageName | None = None,
+    from_stage: StageName | None = None,
+    force: bool = False,
+    config: PipelineConfig,
+) -> dict[str, Any]:
+    """From raw corpora to an exported model; finished stages are taken from the store.
+
+    The parameters are the run form: the configuration, which is long, comes last there.
+
+    Args:
+        only: Run this stage alone, on the artifacts of the stages before it.
+        from_stage: Run this stage and those after it.
+        force: Run the selected stages even where their artifacts are current.
+        config: What to run on what.
+    """
+    config = config.resolved()
+    references = _run_stages(config, only, from_stage, force)
+    store = Store(config.store)
+    whole = pipeline_references(config, store, references)
+    report = report_of(config, store, whole)
+    if whole is not None:
+        _publish(config, whole)
+    return {
+        "stages": [reference.model_dump(mode="json") for reference in references],
+        "report": str(report) if report else None,
+    }
+
+
+def _publish(config: PipelineConfig, whole: list[ArtifactRef]) -> None:
+    """Show the report's sections as markdown artifacts of the current flow run."""
+    from flows.report import markdown_sections
+
+    for name, text in markdown_sections(config, whole).items():
+        create_markdown_artifact(text, key=f"report-{name}", description=f"Report: {name.replace('-', ' ')}")
+
+
+def _one_stage(name: StageName, config: PipelineConfig, force: bool) -> dict[str, Any]:
+    (reference,) = _run_stages(config.resolved(), name, None, force)
+    return reference.model_dump(mode="json")
+
+
+@flow(name="build-context", persist_result=False)
+def build_context(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Read the corpora, retrieve, and write the training and held-out records."""
+    return _one_stage("build-context", config, force)
+
+
+@flow(name="convert-model", persist_result=False)
+def convert_model(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Check the base model tensor by tensor."""
+    return _one_stage("convert-model", config, force)
+
+
+@flow(name="finetune-structure", persist_result=False)
+def finetune_structure(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Train the first phase's adapter on the existing records."""
+    return _one_stage("finetune-structure", config, force)
+
+
+@flow(name="finetune-task", persist_result=False)
+def finetune_task(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Train on from the first phase's existing adapter."""
+    return _one_stage("finetune-task", config, force)
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Score the existing adapters on the held-out records."""
+    return _one_stage("evaluate", config, force)
+
+
+@flow(name="export", persist_result=False)
+def export(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+    """Merge the existing adapter into the base model and write both."""
+    return _one_stage("export", config, force)
+
+
+STAGE_FLOWS = (build_context, convert_model, finetune_structure, finetune_task, evaluate, export)
+
+
+def _run_stages(
+    config: PipelineConfig, only: str | None, start: str | None, force: bool
+) -> list[ArtifactRef]:
+    """Run the selected stages as tasks of the current flow run, in order; return their references."""
+    store = Store(config.store)
+    store.sweep()
+    identities = identify(config, STAGES)
+    names = select(config, only, start, STAGES)
+    # Stages that read from no other (records, base weights) run side by side; the others use the devices
+    # and run one after another in the main thread, which signals interrupt.
+    first = [name for name in names if not identities[name].upstream]
+    rest = [name for name in names if name not in first]
+    states: dict[str, State[dict[str, Any]]] = {}
+    with children_end_with_block():
+        if len(first) > 1:
+            calls = {name: _task(name, config, store, identities, force) for name in first}
+            runs = {name: call.submit(*arguments) for name, (call, arguments) in calls.items()}
+            # All of them end before one's failure is raised: what is nearly done is kept for the next run.
+            for name, run in runs.items():
+                run.wait()
+                states[name] = run.state
+        else:
+            rest = names
+        for name in rest:
+            for state in states.values():
+                state.result()
+            call, arguments = _task(name, config, store, identities, force)
+            states[name] = cast("State[dict[str, Any]]", call(*arguments, return_state=True))
+        return [_reference(states[name], store) for name in names]
+
+
+def _task(
+    name: str, config: PipelineConfig, store: Store, identities: Mapping[str, Identity], force: bool
+) -> tuple[Task[..., dict[str, Any]], tuple[Any, ...]]:
+    """Return the task of one stage, set up for its state in the store now, and its arguments."""
+    key = identities[name].key
+    stale = why_stale(name, identities, store)
+    retries = config.retries
+    call = run_stage.with_options(
+        name=name,
+        task_run_name=f"{name} {key[:8]}",
+        retries=retries.max_retries,
+        retry_delay_seconds=[retries.delay_seconds * 2**attempt for attempt in range(retries.max_retries)],
+        retry_jitter_factor=retries.jitter,
+        # Nothing that Prefect remembers counts where the artifact itself is not current.
+        refresh_cache=force or stale is not None,
+        result_storage=result_folder(store),
+    )
+    return call, (name, key, config, force)
+
+
+def _reference(state: State[dict[str, Any]], store: Store) -> ArtifactRef:
+    """Return the reference of a finished task; raises the error of a failed one."""
+    found = ArtifactRef.model_validate(state.result())
+    # A remembered result tells of the run that made it, and of where the store lay then.
+    now: dict[str, Any] = {"path": str(store.path(found.stage, found.key))}
+    if state.name == "Cached":
+        now |= {"cached": True, "seconds": 0.0, "reason": ""}
+    return found.model_copy(update=now)

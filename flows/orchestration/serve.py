@@ -1,0 +1,240 @@
+"""`jora serve`: server and web UI if none answers, the deployments, and a worker that runs them.
+
+Three processes: this one, and below it, supervised, the Prefect server and the worker. However this one
+ends, the other two end with it, and with the worker every run and its children. The worker is Prefect's
+runner: on one machine it needs no work pool, and one run at a time has the devices for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from flows.children import supervised_process
+from flows.configuration.schema import PipelineConfig
+from flows.engine.errors import StageFailed
+from flows.orchestration.prefect_server import (
+    answers,
+    known_urls,
+    prepare_environment,
+    running_server,
+    served_url_file,
+)
+from flows.stages import stages_of
+from jora_core.base.errors import InputError
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
+
+DEFAULT_PORT = 4200
+WORKER_GRACE_SECONDS = 60.0  # runs that are ended write their checkpoints first
+POLL_SECONDS = 0.2
+WORKER_NAME = "jora-raft"
+
+READY = """
+Prefect UI:      {ui}
+Run form:        {ui}/deployments/deployment/{pipeline}/run
+Schedule:        {schedule}
+From a terminal: export PREFECT_API_URL={api} DO_NOT_TRACK=1
+                 prefect deployment run raft-pipeline/raft-pipeline
+                 prefect deployment run raft-pipeline/raft-pipeline --param force=true
+                 prefect deployment run evaluate/evaluate
+Deployments:     {names}
+Ctrl-C ends this and whatever it runs; a later run goes on from the checkpoints.
+"""
+
+
+def serve(config: PipelineConfig, port: int | None = None, say: Callable[[str], None] = print) -> None:
+    """Serve the pipeline of ``config`` until a signal ends it.
+
+    Uses the Prefect server that answers at ``PREFECT_API_URL`` or on ``port`` (default 4200), else starts
+    one there.
+
+    Raises:
+        InputError: the schedule is not one.
+        StageFailed: the server did not start, or server or worker ended by themselves.
+    """
+    prepare_environment()
+    _schedules(config)
+    with ExitStack() as stack:
+        stack.enter_context(_signals_end_the_block())
+        # The server is started first and so ends last: the worker has something to report to until then.
+        api_url, server = stack.enter_context(
+            _server(port or DEFAULT_PORT, explicit=port is not None, say=say)
+        )
+        stack.enter_context(_noted(api_url))
+        worker = stack.enter_context(_worker(config, api_url))
+        while True:
+            time.sleep(POLL_SECONDS)
+            for name, process in (("worker", worker), ("server", server)):
+                if process is not None and process.ended():
+                    raise StageFailed(f"the {name} ended by itself; its last lines stand above")
+
+
+def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
+    """Return the deployments of a configuration: the pipeline with its schedule, then one for each stage.
+
+    Raises:
+        InputError: the schedule is not one.
+    """
+    prepare_environment()
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.orchestration import pipeline_flow
+
+    given = {"config": config.model_dump(mode="json")}
+    wanted = {stage.name for stage in stages_of(config)}
+    flows: list[Flow[..., Any]] = [pipeline_flow.raft_pipeline]
+    flows += [flow for flow in pipeline_flow.STAGE_FLOWS if flow.name in wanted]
+    made = [
+        flow.to_deployment(
+            name=flow.name,
+            parameters=given,
+            # Only the whole pipeline has a schedule; an empty list takes an earlier one away.
+            schedules=_schedules(config) if flow is pipeline_flow.raft_pipeline else [],
+            description=(flow.fn.__doc__ or "").split("\n\n")[0],
+            tags=["jora-raft"],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for flow in flows
+    ]
+    # Awaitable only where an event loop runs, says Prefect's type; here none does.
+    return cast("list[RunnerDeployment]", made)
+
+
+def _schedules(config: PipelineConfig) -> list[Any]:
+    if config.schedule.cron is None:
+        return []
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        return [CronSchedule(cron=config.schedule.cron, timezone=config.schedule.timezone)]
+    except ValueError as error:
+        raise InputError(
+            f"schedule: {config.schedule.cron!r} in time zone {config.schedule.timezone!r}: expected "
+            "five fields like '0 2 * * *' and an IANA name like Europe/Berlin"
+        ) from error
+
+
+@contextmanager
+def _server(
+    port: int, explicit: bool, say: Callable[[str], None]
+) -> Iterator[tuple[str, supervised_process.Supervised | None]]:
+    """Yield the API URL of a server that answers, or of one that runs for the length of the block."""
+    own = f"http://127.0.0.1:{port}/api"
+    for url in [own] if explicit else [*known_urls(), own]:
+        if answers(url):
+            say(f"using the Prefect server at {url}")
+            yield url, None
+            return
+    say("starting a Prefect server …")
+    command = supervised_process.python_module(
+        "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
+    )
+    with running_server(command, {"PREFECT_UI_API_URL": own}, own) as server:
+        yield own, server
+
+
+@contextmanager
+def _worker(config: PipelineConfig, api_url: str) -> Iterator[supervised_process.Supervised]:
+    """Run the worker for the length of the block; its lines and those of its runs go to our error output."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(config.model_dump_json())
+        file.flush()
+        command = supervised_process.python_module("flows.orchestration.serve", file.name)
+        worker = supervised_process.start(command, {"PREFECT_API_URL": api_url}, sys.stderr.fileno())
+        try:
+            yield worker
+        finally:
+            worker.end(WORKER_GRACE_SECONDS)
+
+
+@contextmanager
+def _noted(api_url: str) -> Iterator[None]:
+    """Note the address for `jora run`: two servers on one SQLite file would get in each other's way."""
+    path = served_url_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(api_url, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals_end_the_block() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and Ctrl-C end the block in an orderly way."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(config: PipelineConfig) -> None:
+    """Be the worker: make the deployments, say how to use them, and run what is due, one run at a time."""
+    import asyncio
+
+    from prefect.runner import Runner
+
+    # Without the heartbeats a run that was killed would count as running for ever. Schedules stay as they
+    # are when the worker stops: Prefect's default would pause them for good.
+    runner = Runner(name=WORKER_NAME, limit=1, heartbeat_seconds=30, pause_on_shutdown=False)
+    ids = {item.name: runner.add_deployment(item) for item in deployments(config)}
+    api_url = os.environ["PREFECT_API_URL"]
+    print(
+        READY.format(
+            ui=api_url.removesuffix("/api"),
+            api=api_url,
+            pipeline=ids["raft-pipeline"],
+            schedule=_schedule_in_words(config),
+            names=", ".join(f"{name}/{name}" for name in ids),
+        ),
+        flush=True,
+    )
+    asyncio.run(_until_signal(runner))
+
+
+async def _until_signal(runner: Runner) -> None:
+    """Run what is due until SIGTERM; then end what runs, tell the server, and return."""
+    import asyncio
+
+    work = asyncio.create_task(runner.start())
+    while not (runner.started or work.done()):
+        await asyncio.sleep(POLL_SECONDS)
+    # In place of the runner's own handler, which calls its stop without waiting for it and exits in mid-air.
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    signalled = asyncio.create_task(ended.wait())
+    await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        await runner.astop()
+    await work
+
+
+def _schedule_in_words(config: PipelineConfig) -> str:
+    if config.schedule.cron is None:
+        return "none; schedule.cron of the configuration sets one"
+    return f"{config.schedule.cron} ({config.schedule.timezone})"
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    _work(PipelineConfig.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

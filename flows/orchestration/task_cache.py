@@ -1,0 +1,43 @@
+"""Prefect's task cache under the store's keys, so that the two can never disagree.
+
+The cache entry of a stage is named by the same key as its artifact, lies in the same store, and holds a
+small JSON reference. Before a stage is called its artifact is verified; where it is missing, damaged or
+made from other files, Prefect is told to forget its entry and the stage runs, whatever was remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.engine.artifact_store import Store
+from flows.engine.keys import Identity
+from flows.engine.plan import assess
+
+if TYPE_CHECKING:
+    from prefect.cache_policies import CachePolicy
+    from prefect.context import TaskRunContext
+
+
+def stage_key_policy() -> CachePolicy:
+    """Return the cache policy of the stage task, whose parameters include ``name`` and ``key``."""
+    from prefect.cache_policies import CachePolicy
+
+    return CachePolicy.from_cache_key_fn(_cache_key)
+
+
+def result_folder(store: Store) -> Path:
+    """Return the folder of the store in which Prefect keeps the stages' references."""
+    return store.root / ".prefect"
+
+
+def why_stale(name: str, identities: Mapping[str, Identity], store: Store) -> str | None:
+    """Verify a stage's artifact; return why it must run again, or None if what is there is current."""
+    identity = identities[name]
+    checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
+    return assess(identity, checks, store)
+
+
+def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    return f"{parameters['name']}-{parameters['key']}"

@@ -1,0 +1,173 @@
+"""What a report is about: the facts of one run, read from its artifacts.
+
+Everything comes from the artifacts, nothing from the run that made them, so the report of a cached run is the
+report of the original one. A stage that was not run, or a file that was not written, is simply absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import MANIFEST, Manifest, read_manifest
+from flows.engine.run_stage import ArtifactRef
+
+Row = dict[str, Any]
+
+EXAMPLES = 5  # of right answers and of wrong ones
+SAMPLES = 10  # of training records
+# From the most to the least trained: the first that was evaluated is the one whose answers are shown.
+TRAINED_FIRST = ("both_phases", "phase1", "base")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out record, what each system answered, and whether the shown system was right."""
+
+    record: Row
+    answers: Mapping[str, str]
+    right: bool
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The artifacts of one run: stage name to folder and manifest, in the order in which the stages ran."""
+
+    config: PipelineConfig
+    folders: Mapping[str, Path]
+    manifests: Mapping[str, Manifest]
+
+    @classmethod
+    def read(cls, config: PipelineConfig, references: Iterable[ArtifactRef]) -> RunFacts:
+        """Read the manifests of the referenced artifacts; one without a whole manifest is left out."""
+        folders = {item.stage: Path(item.path) for item in references}
+        found = {name: read_manifest(folder / MANIFEST) for name, folder in folders.items()}
+        manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
+        return cls(config, {name: folders[name] for name in manifests}, manifests)
+
+    def json(self, stage: str, name: str) -> Any:
+        """A JSON file of a stage's artifact; an empty mapping where it is not there."""
+        path = self.file(stage, name)
+        return json.loads(path.read_text(encoding="utf-8")) if path else {}
+
+    def file(self, stage: str, name: str) -> Path | None:
+        """Path of a file of a stage's artifact; None where it is not there."""
+        folder = self.folders.get(stage)
+        return folder / name if folder and (folder / name).is_file() else None
+
+    def training(self, stage: str) -> list[Row]:
+        """The rows of a phase's `metrics.jsonl`, one a step."""
+        path = self.file(stage, "metrics.jsonl")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path else []
+
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any]:
+        """`metrics.json` of the evaluation."""
+        return self.json("evaluate", "metrics.json")
+
+    @cached_property
+    def systems(self) -> Mapping[str, Mapping[str, Any]]:
+        """System to metric to {value, low, high, n}."""
+        return self.evaluation.get("systems", {})
+
+    @cached_property
+    def context(self) -> Mapping[str, Any]:
+        """`metrics.json` of the records, by task."""
+        return self.json("build-context", "metrics.json").get("tasks", {})
+
+    @cached_property
+    def shown_system(self) -> str | None:
+        """The system whose answers are shown: the most trained one."""
+        return next((name for name in TRAINED_FIRST if name in self.systems), None)
+
+    def samples(self, count: int) -> list[Row]:
+        """`count` training records, an equal share of each task, chosen by a digest of their ids."""
+        path = self.file("build-context", "records.parquet")
+        if path is None:
+            return []
+        ids = [row for row in _columns(path, ["id", "task", "split"]) if row["split"] == "train"]
+        by_task: dict[str, list[str]] = {}
+        for row in ids:
+            by_task.setdefault(row["task"], []).append(row["id"])
+        queues = [_shuffled(names)[:count] for _, names in sorted(by_task.items(), reverse=True)]
+        chosen = [queue[place] for place in range(count) for queue in queues if place < len(queue)][:count]
+        return _records(path, chosen)
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """A few held-out comments that the shown system answered right, and as many wrong ones.
+
+        They are chosen by a digest of their ids, not by how well they look.
+        """
+        records = self.file("build-context", "records.parquet")
+        predictions = self.file("evaluate", "predictions.parquet")
+        if records is None or predictions is None or self.shown_system is None:
+            return []
+        answers: dict[str, dict[str, str]] = {}
+        for row in _columns(predictions, ["id", "system", "choice", "text"]):
+            answers.setdefault(row["id"], {})[row["system"]] = row["choice"] or row["text"] or ""
+        was_right = {
+            row["id"]: means_gold(answers[row["id"]][self.shown_system], row)
+            for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
+            if row["task"] == "threads" and self.shown_system in answers[row["id"]]
+        }
+        order = _shuffled(was_right)
+        right = [name for name in order if was_right[name]][:EXAMPLES]
+        wrong = [name for name in order if not was_right[name]][:EXAMPLES]
+        rows = {row["id"]: row for row in _records(records, [*right, *wrong])}
+        first = self._bm25_answers(rows)
+        return [
+            Judged(rows[name], {**answers[name], **first.get(name, {})}, was_right[name])
+            for name in (*right, *wrong)
+        ]
+
+    def _bm25_answers(self, rows: Mapping[str, Row]) -> dict[str, dict[str, str]]:
+        """What BM25 alone would answer: the choice that is its best post, if that is in the prompt."""
+        path = self.file("build-context", "rankings.parquet")
+        if path is None:
+            return {}
+        found = {}
+        for ranking in _columns(path, ["id", "bm25"], ids=list(rows)):
+            row, best = rows[ranking["id"]], next(iter(ranking["bm25"]), None)
+            if best is not None:
+                places = dict(zip(row["context_ids"], row["choices"], strict=False))
+                found[row["id"]] = {"bm25": places.get(best, "(a post that is not in the prompt)")}
+        return found
+
+
+def means_gold(answer: str, record: Row) -> bool:
+    """Whether an answer like `#3 Marta` names one of the right posts: by its number, as it is scored."""
+    from retrieval.evaluation.answer_scores import prediction_from_answer
+
+    gold = {prediction_from_answer(text, record).post_id for text in record["gold"]}
+    return prediction_from_answer(answer, record).post_id in gold - {None}
+
+
+def _columns(path: Path, names: list[str], ids: Iterable[str] | None = None) -> list[Row]:
+    """Some columns of a Parquet file as rows; of the rows named by `ids` only, if given."""
+    import pyarrow.parquet as pq
+
+    filters = None if ids is None else [("id", "in", list(ids))]
+    return (
+        []
+        if ids is not None and not list(ids)
+        else pq.read_table(path, columns=names, filters=filters).to_pylist()
+    )
+
+
+def _records(path: Path, ids: list[str]) -> list[Row]:
+    """Whole records, in the order of `ids`."""
+    names = ["id", "instruction", "input", "output", "task", "context_ids", "gold", "choices", "source"]
+    rows = {row["id"]: row for row in _columns(path, names, ids)}
+    return [rows[name] for name in ids]
+
+
+def _shuffled(ids: Iterable[str]) -> list[str]:
+    """The ids in the order of their digests: as good as random, and the same every time."""
+    return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())

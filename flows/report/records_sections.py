@@ -1,0 +1,229 @@
+"""What the report says of the data: how well the retriever finds, what became records, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flows.report.blocks import Block, Columns, Figure, Table
+from flows.report.facts import RunFacts
+from flows.report.svg_charts import Bar, Series, bar_chart, line_chart
+from flows.report.wording import LEG_NAMES, leg_name, percent, score_text
+
+DEPTHS = (1, 3, 5, 10, 20)
+TASK_NAMES = {
+    "threads": "comments in threads",
+    "qa": "questions on documents",
+    "tables": "questions on tables",
+}
+#: Columns of the table of legs, with their headers; those that the artifact has are shown.
+MEASURES = (
+    *((f"recall@{k}", f"Recall@{k}") for k in DEPTHS),
+    ("mrr", "MRR"),
+    ("ndcg@10", "nDCG@10"),
+)
+#: Those whose intervals are shown: all of them are wider than a page.
+BOUNDED = ("recall@1", "recall@10", "mrr")
+GROUPS = (
+    ("by_distance", "by messages back to the right post", "Messages back"),
+    ("by_length", "by words of the question", "Words"),
+)
+GROUP_MEASURES = (
+    ("recall@1", "Recall@1"),
+    ("recall@5", "Recall@5"),
+    ("recall@10", "Recall@10"),
+    ("mrr", "MRR"),
+)
+
+
+def retrieval(facts: RunFacts) -> list[Block]:
+    """How often each leg puts the right post or document among its first k, and for which questions."""
+    blocks: list[Block] = []
+    for task in TASK_NAMES:
+        metrics = facts.context.get(task, {})
+        legs = {
+            leg: found
+            for leg, found in metrics.get("retrieval", {}).get("test", {}).items()
+            if found.get("n") and found.get("recall@1") is not None
+        }
+        if legs:
+            blocks += _legs(task, metrics, legs)
+    return blocks
+
+
+def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> list[Block]:
+    title = TASK_NAMES[task]
+    named = [leg for leg in LEG_NAMES if leg in legs] + [leg for leg in legs if leg not in LEG_NAMES]
+    lines = [
+        Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
+        for leg in named
+    ]
+    best = max(named, key=lambda leg: legs[leg]["recall@10"])
+    chart = line_chart(
+        f"Recall at k, {title}",
+        f"Share of the right {_unit(task)} among the first k, by leg. {leg_name(best)} is best at 10: "
+        f"{percent(legs[best]['recall@10'])}.",
+        lines,
+        "k",
+        "recall",
+        y_range=(0.0, 1.0),
+        y_format=lambda value: f"{100 * value:.0f} %",
+        x_categories=[str(k) for k in DEPTHS],
+    )
+    figures = [Figure(f"Recall at k, {title}", chart, _ceiling_note(metrics))]
+    groups = metrics.get("retrieval_groups", {})
+    tables = []
+    for key, words, header in GROUPS:
+        rows = groups.get(key, [])
+        if len(rows) > 1:
+            if len(figures) < 2:  # two stand side by side
+                figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
+            tables.append(_group_table(f"Fused, {words}", header, rows))
+    shown = [(name, header) for name, header in MEASURES if name in legs[named[0]]]
+    rows = tuple((leg_name(leg), *(_cell(legs[leg], name) for name, _ in shown)) for leg in named)
+    n = legs[named[0]]["n"]
+    headers = ("Leg", *(header for _, header in shown))
+    said = " (95 % intervals, over contexts)" if "interval" in legs[named[0]] else ""
+    caption = f"Held-out {title}, n\u00a0=\u00a0{n:,}{said}"
+    table = Table(
+        caption, headers, rows, strong_rows=tuple(i for i, leg in enumerate(named) if leg == "fused")
+    )
+    return [Columns(tuple(figures)), table, *tables]
+
+
+def _cell(leg: Mapping[str, Any], name: str) -> str:
+    low, high = leg.get("interval", {}).get(name, (None, None)) if name in BOUNDED else (None, None)
+    if name.startswith("recall"):
+        return score_text({"value": leg[name], "low": low, "high": high})
+    bounds = f" ({low:.3f}–{high:.3f})" if low is not None else ""
+    return f"{leg[name]:.3f}{bounds}"
+
+
+def _group_chart(title: str, rows: list[dict[str, Any]]) -> Figure:
+    bars = [
+        Bar(_range(row), row["recall@5"]["value"], row["recall@5"]["low"], row["recall@5"]["high"], "model")
+        for row in rows
+    ]
+    said = "; ".join(f"{bar.label}: {percent(bar.value)}" for bar in bars)
+    return Figure(title, bar_chart(title, f"{said}.", bars, x_range=(0.0, 1.0)))
+
+
+def _group_table(caption: str, header: str, rows: list[dict[str, Any]]) -> Table:
+    def cell(row: dict[str, Any], name: str) -> str:
+        value = row[name]
+        return f"{value['value']:.3f}" if name == "mrr" else score_text(value)
+
+    names = [(name, title) for name, title in GROUP_MEASURES if name in rows[0]]
+    body = tuple((_range(row), f"{row['n']:,}", *(cell(row, name) for name, _ in names)) for row in rows)
+    return Table(caption, (header, "n", *(title for _, title in names)), body)
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    first, last = row["from"], row["to"]
+    if last is None:
+        return f"{first} and more"
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _unit(task: str) -> str:
+    return {"threads": "posts", "qa": "documents"}.get(task, "tables")
+
+
+def _ceiling_note(metrics: Mapping[str, Any]) -> str:
+    share = metrics.get("oracle_in_context", {}).get("test")
+    if share is None or share == 1:
+        return ""
+    return (
+        f"What is asked for is in {percent(share)} of the held-out prompts: no model can find more than that."
+    )
+
+
+def corpora(facts: RunFacts) -> list[Block]:
+    """What was read, what became records and how long they are, and what was left out and why."""
+    tasks = {name: facts.context[name] for name in TASK_NAMES if name in facts.context}
+    if not any("guards" in metrics for metrics in tasks.values()):
+        return []
+    figures = [
+        figure for name, metrics in tasks.items() if (figure := _length_chart(TASK_NAMES[name], metrics))
+    ]
+    blocks: list[Block] = [_counts(tasks)]
+    if figures:
+        blocks.append(Columns(tuple(figures)))
+    blocks.append(_guards(tasks))
+    left_out = [
+        (TASK_NAMES[name], _said(reason), f"{count:,}")
+        for name, metrics in tasks.items()
+        for reason, count in metrics.get("dropped", {}).items()
+    ]
+    built = [
+        (f"{TASK_NAMES[name]}, {split}", _said(what), f"{count:,}")
+        for name, metrics in tasks.items()
+        for split, found in metrics.get("notes", {}).items()
+        for what, count in found.items()
+    ]
+    tables = []
+    if left_out:
+        tables.append(Table("Left out", ("Task", "Why", "Count"), tuple(left_out), text_columns=(1,)))
+    if built:
+        tables.append(Table("How records were built", ("Task", "What", "Count"), tuple(built), (1,)))
+    return [*blocks, *([Columns(tuple(tables))] if tables else [])]
+
+
+def _counts(tasks: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, metrics in tasks.items():
+        for split in ("train", "test"):
+            if not metrics["records"].get(split):
+                continue
+            share = metrics.get("oracle_in_context", {}).get(split)
+            rows.append(
+                (
+                    f"{TASK_NAMES[name]}, {split}",
+                    f"{metrics['records'][split]:,}",
+                    f"{metrics.get('contexts', {}).get(split, 0):,}",
+                    percent(share) if share is not None else "",
+                )
+            )
+    return Table("Records", ("Task", "Records", "Contexts", "Answer in the prompt"), tuple(rows))
+
+
+def _guards(tasks: Mapping[str, Any]) -> Table:
+    """Every guard as a row, every task as a column: a zero is a finding, too."""
+    searched = [
+        (TASK_NAMES[name], metrics["guards"]) for name, metrics in tasks.items() if "guards" in metrics
+    ]
+    names = {
+        "records_searched": "Finished records searched for leaks",
+        "exact_duplicates_dropped": "Equal to a held-out one, left out",
+        "near_duplicates_dropped": "Nearly a held-out one, left out",
+        "test_contexts_in_training_prompts": "Held-out contexts found in training prompts",
+    }
+    rows = [(title, *(f"{guards.get(key, 0):,}" for _, guards in searched)) for key, title in names.items()]
+    for leak in searched[0][1].get("leaks_dropped", {}):
+        cells = (f"{guards.get('leaks_dropped', {}).get(leak, 0):,}" for _, guards in searched)
+        rows.insert(-1, (f"Leak: {_said(leak)}, left out", *cells))
+    return Table("Guards against leakage", ("Guard", *(title for title, _ in searched)), tuple(rows))
+
+
+def _length_chart(title: str, metrics: Mapping[str, Any]) -> Figure | None:
+    unit = "tokens" if "prompt_tokens" in metrics else "words"
+    found = metrics.get(f"prompt_{unit}")
+    if not found or not found.get("max"):
+        return None
+    bounds, counts = found["histogram"]["up_to"], found["histogram"]["counts"]
+    full = [i for i, count in enumerate(counts) if count]
+    bars = []
+    for i in range(full[0], full[-1] + 1):
+        low = bounds[i - 1] if i else 0
+        label = f"{low}–{bounds[i] - 1}" if bounds[i] is not None else f"{low} and more"
+        bars.append(Bar(label, float(counts[i]), kind="model"))
+    name = f"Length of the prompts, {title}"
+    note = (
+        f"{unit.capitalize()}: mean {found['mean']:,.0f}, median {found['p50']:,}, longest {found['max']:,}."
+    )
+    chart = bar_chart(name, note, bars, value_format=lambda value: f"{value:,.0f}", axis=False)
+    return Figure(name, chart, note)
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,67 @@
+"""`build-context`: corpora → retrieval-augmented records (`records.parquet`) and rankings, in a child
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.children.build_records import BuildContextSpec
+from flows.children.run_child import inside_flow_run, run_child
+from flows.configuration.schema import PipelineConfig
+from flows.engine.code_files import stage_sources
+from flows.engine.stage import Stage, StageContext
+
+NAME = "build-context"
+RECORDS = "records.parquet"
+RANKINGS = "rankings.parquet"
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    """The context section without paths; a model known by a public name stands here, a folder in
+    `inputs`.
+    """
+    from retrieval.search.sentence_models import model_folder, models
+
+    settings = config.context.fingerprint()
+    for field, model in models(config.context).items():
+        if model_folder(model, field) is None:
+            settings[field] = model
+    return {"context": settings}
+
+
+def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
+    from retrieval.build.inputs import input_files
+
+    return dict(input_files(config.context))
+
+
+def _run(context: StageContext) -> dict[str, Any]:
+    """Inside a Prefect run the steps are tasks; else one child does them all. The records are the same."""
+    settings, retries = context.config.context, context.config.retries
+    if settings.embedding_cache is None:
+        settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
+    if inside_flow_run():
+        from flows.orchestration.records_flow import build_records
+
+        return build_records(settings, context.output_dir, context.work_dir, retries)
+    spec = BuildContextSpec(
+        context=settings,
+        work_dir=context.work_dir / "build",
+        records_dir=context.output_dir,
+        output_dir=context.work_dir / "orders",
+    )
+    return run_child("flows.children.build_records", spec, context.work_dir)
+
+
+BUILD_CONTEXT = Stage(
+    name=NAME,
+    version=1,
+    settings=_settings,
+    inputs=_inputs,
+    upstream=lambda config: (),
+    sources=lambda: stage_sources(__file__, "retrieval.build.build"),
+    run=_run,
+)

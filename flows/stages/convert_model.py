@@ -1,0 +1,64 @@
+"""`convert-model`: read the base model once, check every tensor, write down what was read (`model.json`).
+
+The weights stay where they are: the core reads safetensors shard by shard, so there is no second copy of
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.children.run_child import run_child
+from flows.configuration.schema import PipelineConfig
+from flows.engine.code_files import stage_sources
+from flows.engine.errors import one_line_os_errors
+from flows.engine.stage import Stage, StageContext
+from jora_core.base.errors import InputError
+from jora_core.specs.model_files import ConvertSpec
+
+NAME = "convert-model"
+MODEL_CARD = "model.json"
+# Of the files of a model folder, those that decide what the model computes.
+SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {
+        "model": {"dtype": config.model.dtype, "quantization": config.model.quantization},
+        "mesh": config.mesh.model_dump(mode="json"),
+    }
+
+
+def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
+    folder = Path(config.model.path)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "there is no folder"
+        raise InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
+    with one_line_os_errors("read", folder):
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+    return {f"model/{path.name}": path for path in files}
+
+
+def _run(context: StageContext) -> dict[str, Any]:
+    config = context.config
+    spec = ConvertSpec(
+        model=Path(config.model.path),
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        mesh=config.mesh,
+        output_dir=context.output_dir,
+    )
+    return run_child("check_model", spec, context.work_dir)
+
+
+CONVERT_MODEL = Stage(
+    name=NAME,
+    version=1,
+    settings=_settings,
+    inputs=_inputs,
+    upstream=lambda config: (),
+    sources=lambda: stage_sources(__file__, "jora_core.commands.check_model"),
+    run=_run,
+)

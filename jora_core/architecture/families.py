@@ -1,0 +1,296 @@
+"""What sets the supported Hugging Face architectures apart, as one table.
+
+A `Family` says which parts of the decoder an architecture has, what `transformers` takes for a field that its
+``config.json`` leaves out, and which field values leave the computation as it is. Any other value is refused
+by name: a model that loads is a model that is computed exactly.
+
+Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
+(arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
+Gemma 2 (2408.00118) and Gemma 3 (2503.19786).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from jora_core.base.errors import InputError
+
+Activation = Literal["silu", "gelu_tanh"]
+Fields = Mapping[str, Any]
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def _no_layer(layer: int, fields: Fields) -> bool:
+    return False
+
+
+def _every_layer(layer: int, fields: Fields) -> bool:
+    return fields["sliding_window"] is not None
+
+
+def _upper_layers(layer: int, fields: Fields) -> bool:
+    """Qwen: the layers from max_window_layers on, if windows are switched on at all."""
+    return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
+
+
+def _all_but_every_nth(layer: int, fields: Fields) -> bool:
+    """Gemma: each pattern of layers ends with one that sees everything."""
+    return (layer + 1) % fields["sliding_window_pattern"] != 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        model_type, architecture: as in ``config.json``.
+        title: its name in prose.
+        scaled_embedding: token embeddings are multiplied by the square root of the width.
+        has_window: (layer, fields) → whether this layer has a window where no layer_types say so.
+        names_layers: whether the family knows the field layer_types.
+        local_rope: layers with a window have rotary frequencies of their own.
+        defaults: what a missing field means.
+        accepted: values that a field may have; the first is what `to_hf` writes (None: it writes nothing).
+    """
+
+    model_type: str
+    architecture: str
+    title: str
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: bool = False
+    post_norms: bool = False
+    scaled_embedding: bool = False
+    has_window: Callable[[int, Fields], bool] = _no_layer
+    names_layers: bool = False
+    local_rope: bool = False
+    defaults: Fields = field(default_factory=dict)
+    accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def complete(self, fields: Fields) -> dict[str, Any]:
+        """The fields of a ``config.json`` with the family's defaults for those left out."""
+        complete = {**_DEFAULTS, **self.defaults, **fields}
+        if complete.get("use_sliding_window") is False:  # Qwen keeps a width that it does not use
+            complete["sliding_window"] = None
+        return complete
+
+    def check(self, fields: Fields, where: str) -> None:
+        """Refuse what this decoder would compute differently.
+
+        Raises:
+            InputError: naming the field, its value and what is expected.
+        """
+        for name, accepted in self._rules().items():
+            if name in fields and fields[name] not in accepted:
+                expected = " or ".join(json.dumps(value) for value in accepted)
+                raise InputError(
+                    f"{where}: {name}={json.dumps(fields[name])} is not supported for {self.title} models; "
+                    f"expected {expected}"
+                )
+
+    def constants(self) -> dict[str, Any]:
+        """The fields of a ``config.json`` that all supported models of this family share."""
+        written = {name: accepted[0] for name, accepted in self._rules().items() if accepted[0] is not None}
+        return {"model_type": self.model_type, "architectures": [self.architecture], **written}
+
+    def _rules(self) -> dict[str, tuple[Any, ...]]:
+        foreign = {name: rule for name, rule in _NEUTRAL.items() if name not in self.defaults}
+        return foreign | dict(self.accepted)
+
+
+# Widths and the number of layers have no default: a config without them is no model's.
+_DEFAULTS: Fields = MappingProxyType(
+    {
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "attention_dropout": 0.0,
+    }
+)
+# Fields that change what some model computes, with the values that do not. A family that reads a field has it
+# among its defaults and is exempt.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "attention_bias": (False, None),
+        "attention_dropout": (0.0, None),
+        "mlp_bias": (None, False),
+        "use_bidirectional_attention": (None, False),
+        "partial_rotary_factor": (None, 1),
+        "rope_interleaved": (None, False),
+        "rope_local_base_freq": (None,),
+        "sliding_window": (None,),
+        "use_sliding_window": (None, False),
+        "sliding_window_pattern": (None,),
+        "layer_types": (None,),
+        "no_rope_layers": (None,),
+        "attention_chunk_size": (None,),
+        "query_pre_attn_scalar": (None,),
+        "attn_logit_softcapping": (None,),
+        "final_logit_softcapping": (None,),
+        "qk_layernorm": (None, False),
+        "use_qk_norm": (None, False),
+        "clip_qkv": (None,),
+        "attention_multiplier": (None,),
+        "embedding_multiplier": (None, 1),
+        "residual_multiplier": (None, 1),
+        "logits_scaling": (None, 1),
+        "num_experts": (None, 0),
+        "num_local_experts": (None, 0),
+        "quantization_config": (None,),
+        "text_config": (None,),
+        "vision_config": (None,),
+    }
+)
+_QWEN_WINDOWS = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+_GEMMA2_WINDOWS = {"sliding_window": 4096, "sliding_window_pattern": 2, "layer_types": None}
+_GELU = "gelu_pytorch_tanh"
+_FAMILIES = (
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        "Llama",
+        defaults={"max_position_embeddings": 2048},
+        accepted={"hidden_act": ("silu",), "mlp_bias": (False, None)},
+    ),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        "Mistral",
+        has_window=_every_layer,
+        defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+        accepted={"hidden_act": ("silu",), "attention_bias": (None, False)},
+    ),
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        "Qwen2",
+        qkv_bias=True,
+        has_window=_upper_layers,
+        names_layers=True,
+        defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOWS},
+        # The biases of q, k and v are part of the architecture, not an option of it.
+        accepted={
+            "hidden_act": ("silu",),
+            "attention_bias": (None, True),
+            "use_sliding_window": (False, True),
+        },
+    ),
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        "Qwen3",
+        qk_norm=True,
+        has_window=_upper_layers,
+        names_layers=True,
+        defaults={
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            **_QWEN_WINDOWS,
+        },
+        accepted={"hidden_act": ("silu",), "use_sliding_window": (False, True)},
+    ),
+    Family(
+        "gemma",
+        "GemmaForCausalLM",
+        "Gemma",
+        activation="gelu_tanh",
+        norm_offset=True,
+        scaled_embedding=True,
+        defaults={
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+        # The first releases say "gelu" and mean its tanh approximation.
+        accepted={"hidden_act": (_GELU, "gelu"), "hidden_activation": (_GELU, None)},
+    ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "Gemma 2",
+        activation="gelu_tanh",
+        norm_offset=True,
+        post_norms=True,
+        scaled_embedding=True,
+        has_window=_all_but_every_nth,
+        names_layers=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            **_GEMMA2_WINDOWS,
+        },
+        accepted={
+            "hidden_act": (None, _GELU),
+            "hidden_activation": (_GELU,),
+            "sliding_window_pattern": (None, 2),
+        },
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "Gemma 3",
+        activation="gelu_tanh",
+        qk_norm=True,
+        norm_offset=True,
+        post_norms=True,
+        scaled_embedding=True,
+        has_window=_all_but_every_nth,
+        names_layers=True,
+        local_rope=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "final_logit_softcapping": None,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            **_GEMMA2_WINDOWS,
+            "sliding_window_pattern": 6,
+        },
+        # transformers reads attn_logit_softcapping and does not apply it: only its absence is unambiguous.
+        accepted={"hidden_act": (None, _GELU), "hidden_activation": (_GELU,)},
+    ),
+)
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _FAMILIES})
+
+
+def find_family(fields: Fields, where: str) -> Family:
+    """The family that a ``config.json`` names.
+
+    Raises:
+        InputError: no model_type, or an architecture that is not supported.
+    """
+    model_type = fields.get("model_type")
+    if model_type is None:
+        raise InputError(f"{where}: field model_type is missing")
+    architectures = fields.get("architectures") or []
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None or (architectures and family.architecture not in architectures):
+        found = ", ".join(map(str, architectures)) or "of no name"
+        known = ", ".join(f"{each.model_type} ({each.architecture})" for each in _FAMILIES)
+        raise InputError(
+            f"{where}: architecture {model_type} ({found}) is not supported; supported are {known}"
+        )
+    return family

@@ -1,0 +1,61 @@
+"""Which layers attend to a sliding window, in each spelling of a config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jora_core.architecture.families import _FULL, _SLIDING, Family, Fields, _no_layer
+from jora_core.base.errors import InputError
+
+
+def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tuple[int, ...]:
+    """Window of each layer in tokens, the token itself included, 0 for none; () if no layer has one.
+
+    Raises:
+        InputError: layer_types that do not fit, or layers with a window of no width.
+    """
+    for name, least in (("max_window_layers", 0), ("sliding_window_pattern", 1)):
+        value = fields.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{where}: {name} must be an integer from {least} on, found {json.dumps(value)}")
+    kinds = fields.get("layer_types") if family.names_layers else None
+    if kinds is None:
+        has_window = [family.has_window(layer, fields) for layer in range(layers)]
+    elif not isinstance(kinds, list) or len(kinds) != layers:
+        raise InputError(f"{where}: layer_types must list {layers} layers, found {json.dumps(kinds)}")
+    elif unknown := [kind for kind in kinds if kind not in (_FULL, _SLIDING)]:
+        raise InputError(
+            f"{where}: layer_types entry {json.dumps(unknown[0])} is not supported; "
+            f"expected {_FULL} or {_SLIDING}"
+        )
+    else:
+        has_window = [kind == _SLIDING for kind in kinds]
+    if not any(has_window):
+        return ()
+    width = fields["sliding_window"]
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise InputError(
+            f"{where}: {sum(has_window)} layers attend within a window, but sliding_window is "
+            f"{json.dumps(width)}; expected a positive integer"
+        )
+    return tuple(width if windowed else 0 for windowed in has_window)
+
+
+def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
+    """The fields of a ``config.json`` that `read_windows` reads back."""
+    if family.has_window is _no_layer:
+        return {}
+    width = max(windows, default=0) or None
+    if not family.names_layers:
+        return {"sliding_window": width}
+    each = windows or (0,) * layers
+    fields = {"layer_types": [_SLIDING if window else _FULL for window in each]}
+    if "use_sliding_window" not in family.defaults:
+        return fields | {"sliding_window": width or family.defaults["sliding_window"]}
+    first = next((layer for layer, window in enumerate(each) if window), layers)
+    return fields | {
+        "use_sliding_window": width is not None,
+        "sliding_window": width,
+        "max_window_layers": first,
+    }

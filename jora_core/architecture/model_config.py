@@ -1,0 +1,225 @@
+"""The shape of a model, read from and written to a Hugging Face ``config.json``.
+
+`jora_core.architecture.families` knows the architectures and their differences. Whatever a config asks for
+that this decoder would compute differently is refused by name: a model that loads is a model that is
+computed exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_core.architecture.families import FAMILIES, Activation, find_family
+from jora_core.architecture.layer_windows import read_windows, write_windows
+from jora_core.architecture.rope_config import RopeScaling, read_rope, write_rope_scaling
+from jora_core.base.errors import InputError
+from jora_core.base.json_fields import read_flag, read_json_object, read_number, read_optional
+
+__all__ = ["ModelConfig", "RopeScaling", "read_json_object"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder: V vocab_size, D hidden_size, F intermediate_size, L num_layers, N num_heads,
+    K num_kv_heads, H head_dim.
+
+    Attributes:
+        rope_theta, rope_scaling: rotary base and its stretching; of the layers without a window where
+            `local_rope_theta` is set.
+        family: model_type of its ``config.json``.
+        norm_offset: norms multiply by 1 + weight.
+        post_norms: norms on the outputs of attention and MLP too.
+        embedding_scale: factor on token embeddings (None: 1).
+        attention_scale: factor on attention scores (None: 1/√H).
+        attention_softcap, logit_softcap: c in c·tanh(x/c) on scores and on logits.
+        windows: of each layer, how many tokens it sees, itself included, 0 for all; () if all see all.
+        local_rope_theta: rotary base of the layers with a window; they have no scaling.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int = 2048
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    family: str = "llama"
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: bool = False
+    post_norms: bool = False
+    embedding_scale: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    windows: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"model config: {name} must be at least 1, found {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"model config: num_attention_heads ({self.num_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_kv_heads})"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise InputError(
+                f"model config: head_dim must be even for rotary positions, found {self.head_dim}"
+            )
+        for name in ("rope_theta", "local_rope_theta", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"model config: {name} must be positive, found {value}")
+        if self.windows and len(self.windows) != self.num_layers:
+            raise InputError(
+                f"model config: {len(self.windows)} windows, {self.num_layers} layers; expected one a layer"
+            )
+
+    @classmethod
+    def from_hf(cls, folder: Path | str) -> ModelConfig:
+        """Read ``config.json`` of a Hugging Face model folder, as transformers 4 or 5 writes it.
+
+        Raises:
+            InputError: folder or file missing, broken JSON, an architecture or field value not supported.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"model folder {folder} does not exist; give a folder in Hugging Face layout")
+        path = folder / "config.json"
+        return cls.from_fields(read_json_object(path, f"model folder {folder}"), str(path))
+
+    @classmethod
+    def from_fields(cls, given: dict[str, Any], where: str = "model config") -> ModelConfig:
+        """Make a config from the fields of a ``config.json``; `where` says in messages whose they are.
+
+        Raises:
+            InputError: an architecture or field value that is not supported, or a missing width.
+        """
+        family = find_family(given, where)
+        family.check(given, where)
+        data = family.complete(given)
+        heads = read_number(where, data, "num_attention_heads", int)
+        hidden = read_number(where, data, "hidden_size", int)
+        layers = read_number(where, data, "num_hidden_layers", int)
+        if data["head_dim"] is None and hidden % max(heads, 1):
+            raise InputError(
+                f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+            )
+        theta, scaling, local_theta = read_rope(where, data, family)
+        query_scalar = read_optional(where, data, "query_pre_attn_scalar", int)
+        if query_scalar is not None and query_scalar < 1:
+            raise InputError(f"{where}: query_pre_attn_scalar must be at least 1, found {query_scalar}")
+        return cls(
+            vocab_size=read_number(where, data, "vocab_size", int),
+            hidden_size=hidden,
+            intermediate_size=read_number(where, data, "intermediate_size", int),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=read_number(where, data, "num_key_value_heads", int, heads),
+            head_dim=read_number(where, data, "head_dim", int, hidden // max(heads, 1)),
+            max_positions=read_number(where, data, "max_position_embeddings", int),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(read_number(where, data, "rms_norm_eps", float)),
+            tie_embeddings=read_flag(where, data, "tie_word_embeddings"),
+            initializer_range=float(read_number(where, data, "initializer_range", float)),
+            bos_token_id=read_optional(where, data, "bos_token_id", int),
+            eos_token_ids=_token_ids(where, data.get("eos_token_id")),
+            pad_token_id=read_optional(where, data, "pad_token_id", int),
+            family=family.model_type,
+            activation=family.activation,
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            norm_offset=family.norm_offset,
+            post_norms=family.post_norms,
+            embedding_scale=math.sqrt(hidden) if family.scaled_embedding else None,
+            attention_scale=None if query_scalar is None else query_scalar**-0.5,
+            attention_softcap=read_optional(where, data, "attn_logit_softcapping", float),
+            logit_softcap=read_optional(where, data, "final_logit_softcapping", float),
+            windows=read_windows(family, data, layers, where),
+            local_rope_theta=local_theta,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of a ``config.json`` that `from_hf` and `transformers` read back as this config.
+
+        Raises:
+            InputError: the family's ``config.json`` cannot say what this config says.
+        """
+        family = FAMILIES.get(self.family)
+        if family is None:
+            raise InputError(
+                f"model config: family {self.family!r} is unknown; expected one of {', '.join(FAMILIES)}"
+            )
+        ids = self.eos_token_ids
+        fields = {
+            **family.constants(),
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None if self.rope_scaling is None else write_rope_scaling(self.rope_scaling),
+            "tie_word_embeddings": self.tie_embeddings,
+            "initializer_range": self.initializer_range,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None,
+            "pad_token_id": self.pad_token_id,
+            **write_windows(family, self.windows, self.num_layers),
+        }
+        if family.local_rope:
+            fields["rope_local_base_freq"] = self.local_rope_theta
+        if self.attention_scale is not None:
+            fields["query_pre_attn_scalar"] = round(self.attention_scale**-2)
+        for name, value in (
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ):
+            if value is not None or name in family.defaults:
+                fields[name] = value
+        self._check_reads_back(fields)
+        return fields
+
+    def _check_reads_back(self, fields: dict[str, Any]) -> None:
+        """A config made by hand may hold what its family cannot say, such as windows on a Llama."""
+        again = ModelConfig.from_fields(fields)
+        for each in dataclasses.fields(self):
+            ours, theirs = getattr(self, each.name), getattr(again, each.name)
+            if ours != theirs:
+                raise InputError(
+                    f"model config: a config.json of family {self.family} cannot say {each.name}={ours!r}; "
+                    f"it would be read as {theirs!r}"
+                )
+
+
+def _token_ids(where: str, value: Any) -> tuple[int, ...]:
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(read_number(where, {"eos_token_id": each}, "eos_token_id", int) for each in ids)

@@ -1,0 +1,1 @@
+"""The ground floor: errors, atomic files, digests, progress; no JAX, no room of ours."""

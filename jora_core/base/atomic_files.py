@@ -1,0 +1,86 @@
+"""Files that exist whole or not at all: written under a temporary name, forced to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import write_error
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it becomes `path`, on failure it is removed.
+
+    Raises:
+        InputError: the folder cannot be made or written to, or the disk is full.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        publish(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):  # it may never have been made
+            temporary.unlink()
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a small file, all of it or nothing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write readable JSON with sorted keys, all of it or nothing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def temporary_name(path: Path) -> Path:
+    """Return where this process writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Force a finished temporary file to disk and give it its name."""
+    fsync(temporary)
+    temporary.replace(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left below a folder that nobody else writes to now."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Force a file's content, or a folder's names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Force a folder and all below it to disk, files before the folders that hold them."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync(Path(parent) / name)
+        fsync(Path(parent))

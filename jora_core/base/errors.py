@@ -1,0 +1,34 @@
+"""The error that means "your input is wrong", told apart from a failure of the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LONGEST_MESSAGE = 1000  # characters
+
+
+class InputError(ValueError):
+    """Bad input in one line: what is wrong, where (file, row, field), what was expected, how to fix it.
+
+    The command line prints it as ``error: …`` and ends with exit code 2, without a traceback.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = " ".join(message.split())
+        if len(text) > _LONGEST_MESSAGE:  # the content of a broken file may be part of it
+            text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 3 :]}"
+        super().__init__(text)
+
+
+def read_error(path: Path, error: OSError) -> InputError:
+    """Return the one line for a file that cannot be read."""
+    reason = error.strerror or str(error)
+    return InputError(f"{path}: cannot be read ({reason}); check the file and its permissions")
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """Return the one line for a file that cannot be written."""
+    reason = error.strerror or str(error)
+    return InputError(
+        f"{path}: cannot be written ({reason}); check free space and permissions of {path.parent}"
+    )

@@ -1,0 +1,60 @@
+"""Fields of a JSON configuration, read with their types checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+
+
+def read_json_object(path: Path, owner: str) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; `owner` says in the message whose file it is.
+
+    Raises:
+        InputError: missing or unreadable file, broken JSON, not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{owner} has no {path.name}") from None
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror or err}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as err:
+        raise InputError(f"{path} is not valid JSON: {err}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold a JSON object, found {type(data).__name__}")
+    return data
+
+
+def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object of the config, empty where missing or null."""
+    value = data.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {name} must be an object, found {type(value).__name__}")
+    return value
+
+
+def read_number(where: str, data: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """A required or defaulted number of the config; integers are accepted where a float is expected."""
+    value = data.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise InputError(f"{where}: field {name} is missing")
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise InputError(f"{where}: {name} must be {kind.__name__}, found {json.dumps(value)}")
+    return value
+
+
+def read_optional(where: str, data: dict[str, Any], name: str, kind: type) -> Any:
+    """A number of the config, None where missing or null."""
+    return None if data.get(name) is None else kind(read_number(where, data, name, kind))
+
+
+def read_flag(where: str, data: dict[str, Any], name: str) -> bool:
+    """A true-or-false field of the config."""
+    value = data[name]
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {name} must be true or false, found {json.dumps(value)}")
+    return value

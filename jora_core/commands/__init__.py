@@ -1,0 +1,1 @@
+"""The commands of the core: ``python -m jora_core.commands.NAME --spec SPEC.json``."""

@@ -1,0 +1,84 @@
+"""Read a Hugging Face model folder, check every tensor, and write down what was read.
+
+``python -m jora_core.commands.check_model --spec FILE`` writes ``model.json`` (config; shape, type and
+SHA-256 of each tensor) and ``result.json``. The weights stay where they are: training and export read them
+from the folder slice by slice, so a checked model costs no second copy on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.base.atomic_files import write_json
+from jora_core.base.progress import Progress
+from jora_core.commands.run_command import run_command
+from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parallel.mesh import check_mesh, make_mesh
+from jora_core.parallel.placements import check_quantization
+from jora_core.specs.model_files import ConvertSpec
+from jora_core.weights.checkpoint_folder import open_checkpoint
+
+_THREADS = 8
+
+
+def convert(spec: ConvertSpec) -> dict[str, Any]:
+    """Check a model folder and describe it.
+
+    Returns:
+        What ``result.json`` says.
+
+    Raises:
+        InputError: config, tokenizer, a tensor, or the mesh cannot be used; tensor and file are named.
+    """
+    began = time.perf_counter()
+    config = ModelConfig.from_hf(spec.model)
+    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    check_mesh(config, mesh)
+    check_quantization(config, mesh, spec.quantization)
+    tokenizer = load_tokenizer(spec.model, config.vocab_size)
+    store = open_checkpoint(spec.model, config)
+    expected = expected_tensors(config)
+    progress = Progress("check tensors", len(expected))
+    digests: dict[str, str] = {}
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        for name, digest in zip(expected, pool.map(store.sha256, expected), strict=True):
+            digests[name] = digest
+            progress.update(len(digests))
+    parameters = sum(math.prod(shape) for shape in expected.values())
+    size = sum(path.stat().st_size for path in store.files())
+    tensors = {
+        name: {"shape": list(shape), "dtype": store.dtype(name), "sha256": digests[name]}
+        for name, shape in expected.items()
+    }
+    description = {
+        "config": config.to_hf(),
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "tokens": tokenizer.vocab_size,
+        "parameters": parameters,
+        "bytes": size,
+        "tensors": tensors,
+    }
+    write_json(spec.output_dir / "model.json", description)
+    result = {
+        "parameters": parameters,
+        "tensors": len(tensors),
+        "bytes": size,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    write_json(spec.output_dir / "result.json", result)
+    return result
+
+
+def _main(spec: ConvertSpec) -> None:
+    convert(spec)
+
+
+if __name__ == "__main__":
+    run_command(ConvertSpec, _main)

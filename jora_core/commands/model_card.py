@@ -1,0 +1,80 @@
+"""The model card that goes with an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jora_core.architecture.families import FAMILIES
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.specs.lora import LoraSpec
+from jora_core.specs.model_files import ExportSpec
+
+
+def model_card(
+    spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
+) -> str:
+    """The README.md of an export: how to load it, how it was made, digests of all files."""
+    made = "; then with ".join(_described(lora) for lora in loras)
+    use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
+    if len(loras) > 1:
+        order = ", ".join(f"`{_adapter_folder(number)}`" for number in range(len(loras)))
+        use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
+    base = spec.model.name
+    verified = ""
+    if "largest_logit_difference" in result:
+        verified = (
+            f"Read back after writing; largest difference of a logit from base plus adapter: "
+            f"{result['largest_logit_difference']:.2e}.\n"
+        )
+    files = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in result["files"].items())
+    return f"""---
+base_model: {json.dumps(base)}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lora, raft, jora-raft]
+---
+
+# {base}, fine-tuned
+
+{result["parameters"]:,} parameters in {result["dtype"]}: a {FAMILIES[config.family].title} decoder of
+{config.num_layers} layers and hidden width {config.hidden_size}, fine-tuned with {made}.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")  # the adapter is merged in
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+
+{use}
+
+{verified}
+## Origin
+
+```json
+{json.dumps(spec.lineage, indent=2, sort_keys=True, ensure_ascii=False)}
+```
+
+## Files
+
+| File | SHA-256 |
+|---|---|
+{files}
+"""
+
+
+def _adapter_folder(number: int) -> str:
+    """Where an export keeps its adapters: adapter, adapter-2, adapter-3."""
+    return "adapter" if number == 0 else f"adapter-{number + 1}"
+
+
+def _described(lora: LoraSpec) -> str:
+    kind = ("an rs" if lora.use_rslora else "a ") + ("DoRA" if lora.use_dora else "LoRA")
+    return (
+        f"{kind} adapter (rank {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "
+        f"{', '.join(lora.target_modules)})"
+    )

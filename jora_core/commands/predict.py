@@ -1,0 +1,262 @@
+"""Answer records with one base model and several adapters: score given choices, generate, or both.
+
+``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
+choice_logprob, text) and ``result.json``. The base is read once; adapters of one shape share the compiled
+programs.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.atomic_files import atomic_path, write_json
+from jora_core.base.errors import InputError
+from jora_core.base.memory_use import peak_memory_bytes
+from jora_core.base.progress import Progress
+from jora_core.commands.run_command import run_command
+from jora_core.data.prompts import fill_template, shorten_prompt
+from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
+from jora_core.generation.choice_scores import Question, score_choices
+from jora_core.generation.generate import generate
+from jora_core.generation.text_stream import TextStream
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parameters.trees import Adapter, Params
+from jora_core.specs.answers import PredictSpec
+from jora_core.weights.adapter_folder import read_adapter
+from jora_core.weights.load_params import load_params
+
+
+def predict(spec: PredictSpec) -> dict[str, Any]:
+    """Do what a spec orders and write its two files.
+
+    Returns:
+        What ``result.json`` says.
+
+    Raises:
+        InputError: the model, an adapter, or the records cannot be used.
+    """
+    began = time.perf_counter()
+    config = ModelConfig.from_hf(spec.model)
+    tokenizer = load_tokenizer(spec.model, config.vocab_size)
+    rows = read_rows(spec)
+    questions, shortened = make_questions(rows, spec, tokenizer)
+    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    with jax.set_mesh(mesh):
+        adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
+        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
+        loaded = time.perf_counter()
+        table: dict[str, list[Any]] = {
+            name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
+        }
+        ends = end_tokens(spec.model, config, tokenizer)
+        work = Work(spec, config, params, questions, tokenizer, ends)
+        for system, adapter in adapters.items():
+            choices, logprobs = work.choose(system, adapter)
+            table["id"] += [question.id for question in questions]
+            table["system"] += [system] * len(questions)
+            table["choice"] += choices
+            table["choice_logprob"] += logprobs
+            table["text"] += work.write(system, adapter)
+    _write_table(spec.output_dir / "predictions.parquet", table)
+    result = {
+        "records": len(questions),
+        "systems": list(spec.systems),
+        "shortened": shortened,
+        "prompt_tokens": int(sum(len(question.prompt) for question in questions)),
+        "seconds": round(time.perf_counter() - loaded, 3),
+        "seconds_total": round(time.perf_counter() - began, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    write_json(spec.output_dir / "result.json", result)
+    return result
+
+
+def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
+    """The records that a spec selects, in the file's order.
+
+    Raises:
+        InputError: no such file, not Parquet, a column missing, nothing selected, or no choices to choose
+            from.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = ["id", "instruction", "input", "split", "task"]
+    if spec.mode != "generate":
+        wanted.append("choices")
+    try:
+        names = pq.read_schema(spec.records).names
+        if missing := [name for name in wanted if name not in names]:
+            raise InputError(
+                f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(wanted)}"
+            )
+        optional = [name for name in ("context_id", "context_ids") if name in names]
+        rows = pq.read_table(spec.records, columns=[*wanted, *optional]).to_pylist()
+    except FileNotFoundError:
+        raise InputError(f"records file {spec.records} does not exist; build the context first") from None
+    except (OSError, pa.ArrowInvalid) as err:
+        raise InputError(
+            f"{spec.records} is not a readable Parquet file: {str(err).splitlines()[0]}"
+        ) from None
+    rows = [r for r in rows if r["split"] == spec.split and spec.task in (None, r["task"])]
+    rows = rows[: spec.max_records]
+    if not rows:
+        task = f" and task={spec.task!r}" if spec.task else ""
+        raise InputError(f"{spec.records}: no records with split={spec.split!r}{task}")
+    for name in wanted[:3]:
+        bad = next((i for i, row in enumerate(rows) if row[name] is None), None)
+        if bad is not None:
+            raise InputError(
+                f"{spec.records}: {name} is null in selected record {bad}; every record needs one"
+            )
+    if spec.mode == "choice" and not any(row["choices"] for row in rows):
+        raise InputError(f"{spec.records}: no record has choices; use mode=generate for open questions")
+    return rows
+
+
+def make_questions(
+    rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer
+) -> tuple[list[Question], int]:
+    """Tokenise records; a prompt too long for `max_seq_len` beside its longest answer loses context.
+
+    Returns:
+        The questions, and how many of them were shortened.
+
+    Raises:
+        InputError: an answer leaves no room for any prompt.
+    """
+    texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
+    prompts = tokenizer.encode_batch(texts)
+    choices = [tuple(row.get("choices") or ()) for row in rows]
+    flat = iter(tokenizer.encode_batch([choice for group in choices for choice in group]))
+    bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
+    shortened = 0
+    questions = []
+    for row, prompt, texts_of_row in zip(rows, prompts, choices, strict=True):
+        ended = tuple(np.append(next(flat), np.int32(tokenizer.eos_id)) for _ in texts_of_row)
+        longest = max((len(tokens) for tokens in ended), default=0)
+        if spec.mode != "choice":
+            longest = max(longest, spec.max_new_tokens)
+        budget = spec.max_seq_len - len(bos) - longest
+        if budget < 1:
+            raise InputError(
+                f"{spec.records}, record {row['id']}: an answer of {longest} tokens leaves no room for a "
+                f"prompt; raise max_seq_len (now {spec.max_seq_len})"
+            )
+        if len(prompt) > budget:
+            shortened += 1
+            prompt = shorten_prompt(
+                tokenizer,
+                spec.prompt_template,
+                row["instruction"],
+                row["input"],
+                budget,
+                blocks=len(row.get("context_ids") or ()),
+            )
+        context = row.get("context_id") or ""
+        questions.append(Question(row["id"], np.concatenate([bos, prompt]), texts_of_row, ended, context))
+    return questions, shortened
+
+
+@dataclass(frozen=True)
+class Work:
+    """The questions of one order, to be answered by any number of adapters over one base."""
+
+    spec: PredictSpec
+    config: ModelConfig
+    params: Params
+    questions: Sequence[Question]
+    tokenizer: TextTokenizer
+    ends: tuple[int, ...]
+
+    def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
+        """The likeliest choice of each question and its log-likelihood; '' and None where it has no
+        choices."""
+        if self.spec.mode == "generate":
+            return [""] * len(self.questions), [None] * len(self.questions)
+        scores = score_choices(
+            self.params,
+            self.config,
+            self.questions,
+            tokens_per_batch=self.spec.tokens_per_batch,
+            blocks=self.spec.mesh.data,
+            adapter=adapter,
+            attention=self.spec.attention,
+            label=f"choose, {system}",
+            share=self.spec.sharing == "auto",
+        )
+        best = [int(np.argmax(values)) if len(values) else None for values in scores]
+        choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]
+        return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
+
+    def write(self, system: str, adapter: Adapter | None) -> list[str]:
+        """The written answer to each question; '' where only choices are asked for.
+
+        A record's draws follow from its id: its answer does not depend on which others are asked for.
+        """
+        if self.spec.mode == "choice":
+            return [""] * len(self.questions)
+        progress = Progress(f"generate, {system}", len(self.questions))
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            progress.update(done)
+
+        texts = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
+
+        def watch(place: int, tokens: np.ndarray) -> bool:
+            texts[place].add(tokens)
+            return texts[place].stopped
+
+        answers = generate(
+            self.params,
+            self.config,
+            [question.prompt for question in self.questions],
+            eos_ids=self.ends,
+            max_new_tokens=self.spec.max_new_tokens,
+            min_new_tokens=self.spec.min_new_tokens,
+            tokens_per_batch=self.spec.tokens_per_batch,
+            adapter=adapter,
+            sampling=self.spec.sampling,
+            numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
+            contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
+            watch=watch if self.spec.stop else None,
+            attention=self.spec.attention,
+            on_rows=advance,
+        )
+        if not self.spec.stop:
+            return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
+        for text in texts:
+            text.finish()
+        return [text.text.strip() for text in texts]
+
+
+def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [(name, pa.float64() if name == "choice_logprob" else pa.string()) for name in columns]
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary)
+
+
+def _main(spec: PredictSpec) -> None:
+    predict(spec)
+
+
+if __name__ == "__main__":
+    run_command(PredictSpec, _main)

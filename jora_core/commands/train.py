@@ -1,0 +1,24 @@
+"""Train an adapter, or a whole model: ``python -m jora_core.commands.train --spec SPEC.json``."""
+
+from __future__ import annotations
+
+import sys
+
+from jora_core.commands.run_command import run_command
+from jora_core.specs.train import TrainSpec
+from jora_core.training.loop import DivergedError
+from jora_core.training.train import train
+
+
+def main(spec: TrainSpec) -> int:
+    """The command: 0 done, 1 the loss diverged, 143 stopped by SIGTERM with the state saved."""
+    try:
+        train(spec)
+    except DivergedError as err:
+        print(f"error: {err}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(TrainSpec, main)

@@ -1,0 +1,1 @@
+"""From a records file to batches: tokens, shared contexts, packed rows."""

@@ -1,0 +1,181 @@
+"""Instruction files of the Alpaca kind: JSON, JSON lines or Parquet with instruction, input and output.
+
+Beside the user's own file there is the *mix*: general instructions that keep a model from forgetting
+everything but its new task. The JORA paper mixes in 30 % from the Alpaca set, whose licence does not let us
+ship it; who has it names it. Without it, a small built-in set of plain word and number tasks takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jora_core.base.errors import InputError
+from jora_core.data.prompts import split_question
+
+Split = Literal["train", "test"]
+
+# The prompt of Stanford Alpaca and of JORA, https://github.com/tatsu-lab/stanford_alpaca. The head goes into
+# the record's instruction, so that one template serves records with and without an input.
+_HEAD_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### Input:\n"
+)
+_HEAD_ALONE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.\n\n### Instruction:\n{}"
+)
+PAPER_TEMPLATE = "{instruction}{input}\n\n### Response:\n"
+
+_WORD_LIST = (
+    "apple bridge candle desert engine forest guitar harbor island jacket kettle ladder meadow needle orange "
+    "pencil quarry ribbon saddle tunnel umbrella valley window yellow zipper basket copper dinner"
+)
+_WORDS = tuple(_WORD_LIST.split())
+
+
+class AlpacaRecord(NamedTuple):
+    """One instruction; `context` is what it shares with others (a table, a thread), empty if nothing."""
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+    context: str
+    split: str | None
+
+    @property
+    def head(self) -> str:
+        """The prompt up to the input."""
+        return (_HEAD_WITH_INPUT if self.input else _HEAD_ALONE).format(self.instruction)
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, as in the paper."""
+        return PAPER_TEMPLATE.format(instruction=self.head, input=self.input)
+
+
+def read_alpaca(path: Path) -> list[AlpacaRecord]:
+    """Read an instruction file; which format it has is seen from its first bytes.
+
+    Raises:
+        InputError: missing file, broken JSON (with its line), a record without instruction or output (with
+            its row), no records at all.
+    """
+    records = []
+    for number, row in enumerate(_rows(path)):
+        for name in ("instruction", "output"):
+            if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                raise InputError(
+                    f"{path}, record {number}: no text in field {name!r}; expected the Alpaca fields"
+                )
+        text = row.get("input") or ""
+        if not isinstance(text, str):
+            raise InputError(f"{path}, record {number}: field 'input' must be text")
+        context = row.get("context_id") or (split_question(text)[0] if split_question(text)[1] else "")
+        id = str(row.get("id") or f"{path.stem}-{number}")
+        records.append(
+            AlpacaRecord(id, row["instruction"], text, row["output"], str(context), row.get("split") or None)
+        )
+    if not records:
+        raise InputError(f"{path}: no records; expected Alpaca records as JSON, JSON lines or Parquet")
+    return records
+
+
+def split_records(records: list[AlpacaRecord], split: Split, share: float) -> list[AlpacaRecord]:
+    """The train or test part: as the file itself says, else the first `share` of the records, in file order.
+
+    Records of one context stay on one side, so nothing of a test record's context was trained on.
+
+    Raises:
+        InputError: the part is empty.
+    """
+    if any(record.split for record in records):
+        chosen = [record for record in records if record.split == split]
+    else:
+        contexts: dict[str, list[AlpacaRecord]] = {}
+        for record in records:
+            contexts.setdefault(record.context or record.id, []).append(record)
+        wanted = int(len(records) * share)
+        train: list[AlpacaRecord] = []
+        test: list[AlpacaRecord] = []
+        for members in contexts.values():
+            (train if len(train) < wanted else test).extend(members)
+        chosen = train if split == "train" else test
+    if not chosen:
+        raise InputError(f"split {split!r} holds none of the {len(records)} records; change split_percentage")
+    return chosen
+
+
+def mixed_records(count: int, seed: int, path: Path | None) -> list[AlpacaRecord]:
+    """`count` general instructions (fewer if the file has fewer): drawn from a file, or built in if None."""
+    rng = random.Random(f"alpaca mix {seed}")
+    if path is None:
+        return [_built_in(rng, number) for number in range(count)]
+    records = read_alpaca(path)
+    chosen = rng.sample(records, min(count, len(records)))
+    return [record._replace(id=f"mix-{record.id}", context="") for record in chosen]
+
+
+def _built_in(rng: random.Random, number: int) -> AlpacaRecord:
+    words = rng.sample(_WORDS, rng.randint(3, 7))
+    a, b = rng.randint(2, 60), rng.randint(2, 60)
+    listed = ", ".join(words)
+    tasks = [
+        ("Sort these words alphabetically.", listed, ", ".join(sorted(words))),
+        ("Write these words in reverse order.", listed, ", ".join(reversed(words))),
+        ("Which of these words is first?", listed, words[0]),
+        ("Which of these words is last?", listed, words[-1]),
+        ("How many words are in the list?", listed, str(len(words))),
+        ("Write the text in capital letters.", " ".join(words), " ".join(words).upper()),
+        ("Repeat the text.", " ".join(words), " ".join(words)),
+        (f"What is {a} plus {b}?", "", str(a + b)),
+        (f"Which number is larger, {a} or {b}?", "", str(max(a, b))),
+        (f"Spell the word {words[0]}, letters separated by spaces.", "", " ".join(words[0])),
+    ]
+    instruction, text, output = rng.choice(tasks)
+    return AlpacaRecord(f"mix-{number}", instruction, text, output, "", None)
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+        if start[:4] == b"PAR1":
+            yield from _parquet_rows(path)
+            return
+        text = path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror or err}") from None
+    except UnicodeDecodeError as err:
+        raise InputError(f"{path} is not UTF-8 text: {err.reason} at byte {err.start}") from None
+    if start[:1] == b"[":
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as err:
+            raise InputError(f"{path}, line {err.lineno}: broken JSON ({err.msg})") from None
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as err:
+            raise InputError(f"{path}, line {number}: broken JSON ({err.msg})") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = ("id", "instruction", "input", "output", "context_id", "split")
+            columns = [name for name in wanted if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+    except pa.ArrowInvalid as err:
+        raise InputError(f"cannot read {path}: {str(err).splitlines()[0]}") from None

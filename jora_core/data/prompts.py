@@ -1,0 +1,158 @@
+"""From one Alpaca record to prompt tokens, and how a prompt that is too long is shortened.
+
+What must survive a cut is the instruction, the question (the last paragraph of `input`) and the answer; what
+can be given up is retrieved context. So retrieved texts are dropped whole, the first one (a thread's opening
+post) last, then lines of the text that holds the answer, but for its first and last, and only if that is not
+enough are tokens cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from jora_core.base.errors import InputError
+from jora_core.data.tokenizer import TextTokenizer
+
+_HERE = "\x00input\x00"
+
+
+def fill_template(template: str, instruction: str, input: str) -> str:
+    """The prompt's text.
+
+    Raises:
+        InputError: the template has a field other than {instruction} and {input}, or stray braces.
+    """
+    try:
+        return template.format(instruction=instruction, input=input)
+    except (KeyError, IndexError, ValueError) as err:
+        raise InputError(
+            f"prompt_template: bad field {err}; only {{instruction}} and {{input}} are known"
+        ) from None
+
+
+def split_question(input: str) -> tuple[str, str]:
+    """Context and question of an `input`: the question is its last paragraph; alone, it is all context."""
+    context, separator, question = input.rpartition("\n\n")
+    return (context, separator + question) if separator else (input, "")
+
+
+def context_blocks(lines: Sequence[str], count: int) -> list[range] | None:
+    """The lines of each of the `count` retrieved texts that a context holds, in order; None if unknown.
+
+    Texts are told apart by what numbers them (``[n] title`` before a document, ``#n name`` below a post),
+    else by blank lines, else by being one line each: whichever gives `count` of them.
+    """
+    if count < 1:
+        return None
+    blank = [i for i, line in enumerate(lines) if not line]
+    for starts in (
+        [0] if count == 1 else [],
+        _at_numbers(lines, count),
+        _after_labels(lines, count),
+        [0, *(i + 1 for i in blank)],
+        list(range(len(lines))),
+    ):
+        if len(starts) == count:
+            return [range(a, b) for a, b in itertools.pairwise([*starts, len(lines)])]
+    return None
+
+
+def _after_labels(lines: Sequence[str], count: int) -> list[int]:
+    """First lines of posts that end with their label, the last line before a blank one or the end."""
+    starts = [0]
+    for i, line in enumerate(lines):
+        ends = i + 1 == len(lines) or not lines[i + 1]
+        if ends and line.startswith(f"#{len(starts)} "):
+            starts.append(i + 2)
+    # The last label has no post after it.
+    return starts[:-1] if len(starts) == count + 1 and starts[-1] > len(lines) else []
+
+
+def _at_numbers(lines: Sequence[str], count: int) -> list[int]:
+    starts: list[int] = []
+    for i, line in enumerate(lines):
+        if line.startswith(f"[{len(starts) + 1}] "):
+            starts.append(i)
+    return starts if len(starts) == count and starts[:1] == [0] else []
+
+
+def shorten_prompt(
+    tokenizer: TextTokenizer,
+    template: str,
+    instruction: str,
+    input: str,
+    budget: int,
+    blocks: int = 0,
+    protected: Collection[int] = (),
+) -> np.ndarray:
+    """Tokens (int32, at most `budget`) of a prompt whose context is cut until it fits.
+
+    Args:
+        budget: most tokens of the prompt, at least 1.
+        blocks: retrieved texts in the context, if known; they are dropped whole before any is cut.
+        protected: those of them, counted from 0, that go last (in training: those that hold the answer).
+    """
+    context, question = split_question(input)
+    lines = context.split("\n")
+    total = len(tokenizer.encode(fill_template(template, instruction, input)))
+    costs = [len(tokens) for tokens in tokenizer.encode_batch([line + "\n" for line in lines])]
+    dropped: set[int] = set()
+    found = context_blocks(lines, blocks)
+    each = [range(i, i + 1) for i in range(len(lines))]
+    order = _drop_order(found, protected, lines) if found else _drop_order(each, (), lines)
+    for part in order:
+        if total <= budget:
+            break
+        dropped.update(part)
+        total -= sum(costs[line] for line in part)
+        if total <= budget:  # the costs are of lines alone: a merge across the cut can be one token off
+            tokens = tokenizer.encode(fill_template(template, instruction, _kept(lines, dropped) + question))
+            if len(tokens) <= budget:
+                return tokens
+            total = len(tokens)
+    return _cut_tokens(tokenizer, template, instruction, _kept(lines, dropped), question, budget)
+
+
+def _kept(lines: Sequence[str], dropped: Collection[int]) -> str:
+    """The context without some lines, and without the blank lines that stood beside them at its ends."""
+    kept = "\n".join(text for i, text in enumerate(lines) if i not in dropped)
+    return kept.strip("\n") if dropped else kept
+
+
+def _drop_order(blocks: Sequence[range], protected: Collection[int], lines: Sequence[str]) -> list[range]:
+    """Parts of the context in the order in which they are given up.
+
+    First the texts that are not protected, each whole, the first one last: it is a thread's opening post.
+    Then lines of what is left, but for each text's first (a table's header) and last (a post's label).
+    """
+    kept = [block for number, block in enumerate(blocks) if number in protected] or [blocks[0]]
+    free = [block for block in blocks[1:] if block not in kept]
+    if blocks[0] not in kept:
+        free.append(blocks[0])
+    inner = []
+    for block in kept:
+        full = [i for i in block if lines[i]]
+        inner += [range(i, i + 1) for i in full[1:-1]]
+    return [*free, *inner]
+
+
+def _cut_tokens(
+    tokenizer: TextTokenizer, template: str, instruction: str, context: str, question: str, budget: int
+) -> np.ndarray:
+    """Cut tokens out of the middle of the context, then off the start of the question."""
+    before, _, after = fill_template(template, instruction, _HERE).partition(_HERE)
+    head, middle, tail = (tokenizer.encode(text) for text in (before, context, question + after))
+    room = budget - len(head) - len(tail)
+    if room >= 0:
+        first = min(len(middle), room) // 2
+        last = min(len(middle), room) - first
+        middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
+        return np.concatenate([head, middle, tail])
+    return (
+        np.concatenate([head, tail])[-budget:]
+        if budget <= len(head)
+        else (np.concatenate([head, tail[-(budget - len(head)) :]]))
+    )

@@ -1,0 +1,112 @@
+"""The columns of a records file, and its rows, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from jora_core.data.token_cache import Row
+from jora_core.specs.data import DataSpec
+
+RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
+_READ_ROWS = 8192
+
+
+def _columns(spec: DataSpec) -> list[str]:
+    """The file's columns to read, after checking that it has those it needs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(spec.records)
+    except FileNotFoundError:
+        raise InputError(
+            f"no records file {spec.records}; build the context first or correct data.records"
+        ) from None
+    except OSError as err:
+        raise InputError(f"cannot read {spec.records}: {err.strerror or err}") from None
+    except pa.ArrowInvalid as err:
+        raise InputError(f"{spec.records} is not a Parquet file: {str(err).splitlines()[0]}") from None
+    names = schema.names
+    if "segments" in names:
+        needed = ["segments", *(["task"] if spec.tasks is not None else [])]
+        optional = ["suffixes", "id", "task", "split", "context_id"]
+    else:
+        needed = list(RECORD_COLUMNS)
+        optional = ["context_ids", "oracle_ids"]
+    if missing := [name for name in needed if name not in names]:
+        raise InputError(
+            f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(needed)} "
+            "(records) or segments (weighted text)"
+        )
+    _check_types(spec.records, schema)
+    return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
+
+
+def _check_types(path: Path, schema: Any) -> None:
+    """Refuse columns whose values would fail later, one row at a time and less clearly."""
+    import pyarrow as pa
+
+    def weighted(kind: Any, depth: int) -> bool:
+        for _ in range(depth):
+            if not pa.types.is_list(kind):
+                return False
+            kind = kind.value_type
+        return pa.types.is_struct(kind) and {"text", "weight"} <= {field.name for field in kind}
+
+    for name, depth in (("segments", 1), ("suffixes", 2)):
+        if name in schema.names and not weighted(schema.field(name).type, depth):
+            shape = "list<" * depth + "struct<text, weight>" + ">" * depth
+            raise InputError(f"{path}: column {name!r} has type {schema.field(name).type}, expected {shape}")
+    for name in ("instruction", "input", "output") if "segments" not in schema.names else ():
+        kind = schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{path}: column {name!r} has type {kind}, expected text")
+
+
+def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    taken = 0
+    number = -1
+    try:
+        with pq.ParquetFile(spec.records) as file:
+            for batch in file.iter_batches(batch_size=_READ_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    if row.get("split", spec.split) != spec.split:
+                        continue
+                    if spec.tasks is not None and row.get("task") not in spec.tasks:
+                        continue
+                    if taken == spec.max_records:
+                        return
+                    taken += 1
+                    row.setdefault("id", f"row {number}")
+                    row.setdefault("context_id", "")
+                    _check_row(row, number, spec.records, columns)
+                    yield row
+    except (OSError, pa.ArrowInvalid) as err:
+        raise InputError(f"cannot read {spec.records}: {str(err).splitlines()[0]}") from None
+
+
+def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
+    texts = ("segments",) if "segments" in columns else ("id", "instruction", "input", "output")
+    for name in texts:
+        if row[name] is None:
+            raise InputError(f"{path}, row {number}: {name} is null; every record needs one")
+
+
+def selected_records(spec: DataSpec) -> int:
+    """How many records an order selects."""
+    import pyarrow.parquet as pq
+
+    columns = [name for name in _columns(spec) if name in ("split", "task")]
+    rows = pq.read_table(spec.records, columns=columns).to_pylist()
+    found = sum(
+        row.get("split", spec.split) == spec.split and (spec.tasks is None or row.get("task") in spec.tasks)
+        for row in rows
+    )
+    return found if spec.max_records is None else min(found, spec.max_records)

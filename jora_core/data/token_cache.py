@@ -1,0 +1,158 @@
+"""Token ids of a records file, made once and kept as an Arrow file that later starts map into memory.
+
+What is kept is what the tokenizer said: per record the token ids of each of its texts (prompt and answer, or
+the segments and suffixes of weighted text), without special tokens. What an order does with them, such as
+shortening, grouping or holding some out, comes later and is no part of the key.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jora_core.base.atomic_files import atomic_path, write_bytes
+from jora_core.base.digests import file_digest, json_digest
+from jora_core.base.errors import read_error
+from jora_core.base.progress import Progress
+from jora_core.data.tokenizer import TextTokenizer
+
+FORMAT = 1
+_CHUNK_ROWS = 2048
+# Smaller files are tokenised before a bar could be read.
+_BAR_ROWS = 20_000
+
+Row = dict[str, Any]
+Pieces = list[np.ndarray]
+TextsOf = Callable[[Row], Sequence[str]]
+
+
+def tokenised(
+    rows: Iterable[Row], texts_of: TextsOf, tokenizer: TextTokenizer, total: int
+) -> Iterator[tuple[Row, Pieces]]:
+    """Each row with the token ids (int32 [T]) of its texts.
+
+    Args:
+        total: rows of the file, for the progress bar of a large one.
+    """
+    bar = Progress("tokenise", total) if total >= _BAR_ROWS and sys.stderr is not None else None
+    iterator = iter(rows)
+    done = 0
+    while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
+        texts = [texts_of(row) for row in chunk]
+        flat = iter(tokenizer.encode_batch([text for group in texts for text in group]))
+        for row, group in zip(chunk, texts, strict=True):
+            yield row, list(itertools.islice(flat, len(group)))
+        done += len(chunk)
+        if bar is not None:
+            bar.update(done)
+    if bar is not None and done < total:
+        bar.update(total)  # the rest of the file is of another split or task
+
+
+def cached_tokens(
+    folder: Path,
+    key: str,
+    rows: Callable[[], Iterable[Row]],
+    texts_of: TextsOf,
+    tokenizer: TextTokenizer,
+    total: int,
+) -> Iterator[tuple[Row, Pieces]]:
+    """As `tokenised`, from a file of the cache; a file that is missing or damaged is made first.
+
+    Args:
+        rows: reads the rows anew each time it is called, in the same order.
+
+    Raises:
+        InputError: the cache's folder cannot be written.
+    """
+    path = folder / f"{key}.arrow"
+    if not _whole(path):
+        _build(path, tokenised(rows(), texts_of, tokenizer, total))
+    yield from zip(rows(), _read(path), strict=True)
+
+
+def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]) -> str:
+    """SHA-256 of what decides the tokens: the records' content, the tokenizer's, and what is selected.
+
+    Args:
+        selection: which rows and texts are taken, JSON values.
+
+    Raises:
+        InputError: the records cannot be read.
+    """
+    import tokenizers
+
+    try:
+        content = file_digest(records)
+    except OSError as error:
+        raise read_error(records, error) from None
+    parts = [FORMAT, content, tokenizer.digest, tokenizers.__version__, selection]
+    return json_digest(parts)
+
+
+def has_tokens(folder: Path, key: str) -> bool:
+    """Whether `cached_tokens` would find a whole file."""
+    return _whole(folder / f"{key}.arrow")
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _whole(path: Path) -> bool:
+    """Whether the file has the content that was written: a changed bit would be trained on unseen."""
+    try:
+        return file_digest(path) == _digest_file(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
+    import pyarrow as pa
+
+    kind = pa.list_(pa.list_(pa.int32()))
+    schema = pa.schema([("pieces", kind)], {"format": str(FORMAT)})
+    with suppress(OSError):
+        _digest_file(path).unlink()
+    with atomic_path(path) as temporary:
+        # Not through Python's file object: Arrow then owns the descriptor and its buffering.
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            while chunk := [pieces for _, pieces in itertools.islice(rows, _CHUNK_ROWS)]:
+                writer.write_batch(pa.record_batch([_nested(chunk)], schema=schema))
+        digest = file_digest(temporary)
+    write_bytes(_digest_file(path), f"{digest}\n".encode())
+
+
+def _nested(chunk: list[Pieces]) -> Any:
+    """An Arrow array list<list<int32>> of the rows' pieces, built from offsets instead of Python lists."""
+    import pyarrow as pa
+
+    flat = [piece for pieces in chunk for piece in pieces]
+    values = np.concatenate([np.zeros(0, np.int32), *flat]).astype(np.int32)
+    inner = np.concatenate([[0], np.cumsum([len(piece) for piece in flat])]).astype(np.int32)
+    outer = np.concatenate([[0], np.cumsum([len(pieces) for pieces in chunk])]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(outer), pa.ListArray.from_arrays(pa.array(inner), pa.array(values))
+    )
+
+
+def _read(path: Path) -> Iterator[Pieces]:
+    """The pieces of each row, views of the mapped file."""
+    import pyarrow as pa
+
+    # Not closed here: the arrays that are handed out look into the map, and keep it as long as they live.
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    for number in range(reader.num_record_batches):
+        rows = reader.get_batch(number).column(0)
+        pieces = rows.values
+        values = pieces.values.to_numpy(zero_copy_only=True)
+        inner = pieces.offsets.to_numpy(zero_copy_only=True)
+        outer = rows.offsets.to_numpy(zero_copy_only=True)
+        for start, stop in itertools.pairwise(outer.tolist()):
+            yield [values[inner[i] : inner[i + 1]] for i in range(start, stop)]

@@ -1,0 +1,1 @@
+"""Answers: prefill, key/value cache, sampling, streamed text, and scores of choices."""

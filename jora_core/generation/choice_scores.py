@@ -1,0 +1,133 @@
+"""Which of a record's choices does the model find likeliest: all of them scored in one pass over the prompt.
+
+Every choice is an example of its own, and examples share what they begin with (see
+`jora_core.data.shared_context`): the choices of a record their prompt, the records of a context the context.
+A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "1" is not
+preferred to "12" for being its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.progress import Progress
+from jora_core.data.batches import Batch, BatchStream, RowPlan
+from jora_core.data.shared_context import Example, Group, share_contexts
+from jora_core.model.answer_loss import pick_positions, target_logprobs
+from jora_core.model.decoder import forward
+from jora_core.parallel.collectives import per_device
+from jora_core.parallel.mesh import current_mesh
+from jora_core.parallel.placements import batch_sharding, model_shardings
+from jora_core.parameters.trees import Adapter, Params
+from jora_core.specs.common import AttentionChoice
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record to answer: prompt int32 [T] with BOS, and each choice's tokens with EOS."""
+
+    id: str
+    prompt: np.ndarray
+    choices: tuple[str, ...]
+    choice_tokens: tuple[np.ndarray, ...]
+    context: str = ""
+
+
+def score_choices(
+    params: Params,
+    config: ModelConfig,
+    questions: Sequence[Question],
+    *,
+    tokens_per_batch: int,
+    blocks: int = 1,
+    adapter: Adapter | None = None,
+    attention: AttentionChoice = "auto",
+    label: str = "choose",
+    share: bool = True,
+) -> list[np.ndarray]:
+    """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each.
+
+    Args:
+        share: let questions of one context share one pass over it.
+    """
+    scores = [np.zeros(len(question.choices)) for question in questions]
+    owners, groups = _choice_groups(questions, tokens_per_batch, share)
+    if not groups:
+        return scores
+    stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
+    plans = stream.plan(0)
+    mesh = current_mesh()
+    progress = Progress(label, len(plans))
+    for number, plan in enumerate(plans):
+        batch = stream.build(plan)
+        found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
+        sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
+        for id, value in zip(batch.ids, sums, strict=True):
+            question, choice = owners[int(id)]
+            scores[question][choice] = value
+        progress.update(number + 1)
+    return scores
+
+
+def _choice_groups(
+    questions: Sequence[Question], most_slots: int, share: bool
+) -> tuple[list[tuple[int, int]], list[Group]]:
+    """Each choice as an example: (number of its question, number of the choice) of every example, and groups
+    of examples, whose ids are their numbers.
+    """
+    owners: list[tuple[int, int]] = []
+    examples: list[Example] = []
+    for number, question in enumerate(questions):
+        context = question.context if share and question.context else f"alone {number}"
+        for choice, tokens in enumerate(question.choice_tokens):
+            examples.append(Example(str(len(owners)), context, question.prompt, tokens))
+            owners.append((number, choice))
+    return owners, share_contexts(examples, most_slots)
+
+
+def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    names = ("tokens", "positions", "until", "index", "targets")
+    return {name: getattr(batch, name) for name in names}
+
+
+@partial(jax.jit, static_argnames=("config", "mesh", "attention"))
+def _token_logprobs(
+    params: Params,
+    adapter: Adapter | None,
+    batch: dict[str, jax.Array],
+    config: ModelConfig,
+    mesh: Mesh,
+    attention: AttentionChoice,
+) -> jax.Array:
+    """Log-probability of each gathered position's target: float32 [G, M]."""
+
+    def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
+        places = (batch["tokens"], batch["positions"], batch["until"])
+        hidden = forward(params, config, *places, adapter=adapter, attention=attention)
+        picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
+        return target_logprobs(params, config, picked, batch["targets"])
+
+    rows = batch_sharding(mesh)
+    places = (*model_shardings(config, params, adapter, mesh), dict.fromkeys(batch, rows))
+    return per_device(logprobs, mesh, places, rows)(params, adapter, batch)
+
+
+def _per_branch(batch: Batch, plan: RowPlan, groups: Sequence[Group], values: np.ndarray) -> np.ndarray:
+    """Sums of token values [G, M] per branch of a batch's groups, in their order: float64 [branches]."""
+    blocks, _ = batch.index.shape
+    height, length = batch.tokens.shape
+    starts: list[np.ndarray] = []
+    for number, row in enumerate(plan.rows):
+        sizes = [len(branch.piece) - 1 for group in row for branch in groups[group].branches]
+        starts.append(number * length + np.cumsum([0, *sizes[:-1]]))
+    slots = batch.index + np.arange(blocks)[:, None] * (height // blocks) * length
+    first = np.concatenate(starts)
+    branch = np.searchsorted(first, slots, side="right") - 1
+    return np.bincount(branch.ravel(), weights=(values * (batch.weights > 0)).ravel(), minlength=len(first))

@@ -1,0 +1,81 @@
+"""Text of an answer while its tokens come: whole characters only, and nothing of what a stop string cuts off.
+
+A character may be several tokens, and a stop string may begin in one token and end in a later one. Text is
+given out as soon as no later token can change it or cut it off; the pieces together are the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jora_core.data.tokenizer import TextTokenizer
+
+
+class TextStream:
+    """One answer's text. `stopped` says that it contained a stop string; it ends before it.
+
+    Of several stop strings the one that is complete first counts, so that the text does not depend on how it
+    was cut into tokens.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.tokens = 0
+        self.stopped = False
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._step = tokenizer.stream(())
+        self._ids: list[int] = []
+        self._pending: list[int] = []
+        self._decoded = ""
+
+    def add(self, tokens: Iterable[int]) -> str:
+        """The piece of text that these tokens made certain; tokens after a stop string are not counted."""
+        before = len(self.text)
+        for token in tokens:
+            if self.stopped:
+                break
+            self.tokens += 1
+            self._take(self._decode(int(token)))
+        return self.text[before:]
+
+    def finish(self) -> str:
+        """The last piece, when no more tokens come: what was held back, incomplete characters included."""
+        before = len(self.text)
+        if not self.stopped:
+            whole = self._tokenizer.decode(self._ids)
+            # Bytes that are no UTF-8 may have been read otherwise when they came than all at once.
+            steady = whole.startswith(self._decoded)
+            self._take(whole[len(self._decoded) :] if steady else self._tokenizer.decode(self._pending))
+            if not self.stopped:
+                self.text = self._decoded
+        return self.text[before:]
+
+    def _decode(self, token: int) -> str:
+        self._ids.append(token)
+        self._pending.append(token)
+        try:
+            piece = self._step(token)
+        except Exception:  # the library's own type is bare Exception: these bytes are no UTF-8
+            piece = self._tokenizer.decode(self._pending)
+            self._step = self._tokenizer.stream((token,))
+        if piece:
+            self._pending.clear()
+        return piece or ""
+
+    def _take(self, piece: str) -> None:
+        self._decoded += piece
+        # What was given out holds no beginning of a stop string, so none begins before its end.
+        fresh = self._decoded[len(self.text) :]
+        found = [(at + len(stop), at) for stop in self._stop if (at := fresh.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            safe = min(found)[1]
+        else:
+            safe = len(fresh) - max((_begun(fresh, stop) for stop in self._stop), default=0)
+        self.text += fresh[:safe]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Length of the longest beginning of `stop`, not all of it, that `text` ends with."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,35 @@
+"""Plain attention over a mask: for a step of generation, and to hold the blockwise kernel to."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jora_core.model.attention_slots import MASKED, Slots, allowed
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float, softcap: float | None = None
+) -> jax.Array:
+    """Softmax attention of N query heads over K key/value heads with all scores in memory.
+
+    Args:
+        q: [B, T, N, H]; k, v: [B, S, K, H], N a multiple of K; mask: bool [B, T, S].
+        scale, softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
+
+    Returns:
+        [B, T, N, H] in the type of `q`.
+    """
+    grouped = (q * scale).astype(q.dtype).reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def example_mask(slots: Slots, window: int = 0) -> jax.Array:
+    """Who sees whom in whole rows: bool [B, T, T] (query, key)."""
+    slot = jnp.arange(slots.until.shape[1])
+    return allowed(slot, slots.positions, slot, slots, window)

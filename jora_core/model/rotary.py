@@ -1,0 +1,66 @@
+"""Rotary positions (arXiv:2104.09864), stretched as a config asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.rope_config import RopeScaling
+
+Tables = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, H/2] each
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary tables of a batch; layers with a window may have their own (Gemma 3)."""
+
+    everywhere: Tables
+    windowed: Tables | None = None
+
+    def of(self, window: jax.Array | int) -> Tables:
+        """The tables of a layer with this window."""
+        if self.windowed is None:
+            return self.everywhere
+        cos, sin = (
+            jnp.where(jnp.asarray(window) > 0, a, b)
+            for a, b in zip(self.windowed, self.everywhere, strict=True)
+        )
+        return cos, sin
+
+
+def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
+    """Cosine and sine of the rotary angles (arXiv:2104.09864) of positions [B, T]."""
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+
+    def tables(theta: float, scaling: RopeScaling | None) -> Tables:
+        angle = positions[..., None, None].astype(jnp.float32) * _scaled_frequency(
+            1.0 / theta**exponent, scaling
+        )
+        return jnp.cos(angle), jnp.sin(angle)
+
+    everywhere = tables(config.rope_theta, config.rope_scaling)
+    if config.local_rope_theta is None:
+        return Rotary(everywhere)
+    return Rotary(everywhere, tables(config.local_rope_theta, None))
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate heads [B, T, heads, H] by their position, first half of H against second half."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _scaled_frequency(frequency: jax.Array, scaling: RopeScaling | None) -> jax.Array:
+    """Stretched rotary frequencies; llama3 as in Meta's Llama 3.1 reference code (`apply_scaling`)."""
+    if scaling is None:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    wavelength = 2 * math.pi / frequency
+    smooth = scaling.original_max_positions / wavelength - scaling.low_freq_factor
+    smooth = jnp.clip(smooth / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency

@@ -1,0 +1,136 @@
+"""One mesh over several processes (hosts): joining them, and what only one of them may do.
+
+Every process runs the same loop over the same records and holds its part of the weights and of each batch.
+What is written once (metrics, outputs, the checkpoint folder's owner) is written by the first process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jora_core.base.errors import InputError
+from jora_core.specs.common import DistributedSpec
+
+_VARIABLES = {
+    "coordinator_address": "JORA_COORDINATOR",
+    "num_processes": "JORA_NUM_PROCESSES",
+    "process_id": "JORA_PROCESS_ID",
+}
+
+
+def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
+    """Join the processes that an order or the environment names; alone if neither names any.
+
+    Must come before anything touches a device.
+
+    Raises:
+        InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
+    """
+    spec = spec or _from_environment(environment)
+    if spec is None or jax.distributed.is_initialized():
+        return
+    # Virtual and real CPU devices of several processes need a transport; accelerators bring their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            spec.coordinator_address,
+            spec.num_processes,
+            spec.process_id,
+            initialization_timeout=spec.timeout_seconds,
+        )
+    except RuntimeError as err:
+        line = " ".join(str(err).split())
+        raise InputError(
+            f"distributed: process {spec.process_id} of {spec.num_processes} cannot join at "
+            f"{spec.coordinator_address}: {line}; start all processes, the first at that address"
+        ) from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> DistributedSpec | None:
+    found = {field: environment.get(name) for field, name in _VARIABLES.items()}
+    if not any(found.values()):
+        return None
+    if missing := [_VARIABLES[field] for field, value in found.items() if not value]:
+        raise InputError(f"{missing[0]} is not set; set {', '.join(_VARIABLES.values())} together, or none")
+    try:
+        return DistributedSpec.model_validate(found)
+    except ValueError as err:
+        raise InputError(f"{', '.join(_VARIABLES.values())}: {' '.join(str(err).split())}") from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def check_whole(mesh: Mesh) -> None:
+    """See that a mesh of several processes leaves no process without its devices.
+
+    Raises:
+        InputError: it has fewer devices than there are.
+    """
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise InputError(
+            f"mesh of {mesh.size} devices, but {jax.process_count()} processes have {jax.device_count()}; "
+            "with several processes mesh.data x mesh.tensor must be all devices"
+        )
+
+
+def wait_for_all(where: str) -> None:
+    """Return when every process is here; `where` names the place in an error."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
+@contextmanager
+def first_before_others(where: str) -> Iterator[None]:
+    """The block runs in the first process, then in the others, which find what it left in caches."""
+    if not is_first():
+        wait_for_all(where)
+    yield
+    if is_first():
+        wait_for_all(where)
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Host or local arrays that are equal in all processes, on the mesh.
+
+    Args:
+        places: one NamedSharding for all leaves, or a tree of them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+
+    def place(value: Any, sharding: NamedSharding) -> jax.Array:
+        # Unlike device_put this talks to no other process, so a thread may do it beside the running step.
+        host = np.asarray(value)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(places, NamedSharding):
+        return jax.tree.map(lambda value: place(value, places), tree)
+    return jax.tree.map(place, tree, places)
+
+
+def whole_on_host(tree: Any) -> Any:
+    """The tree with arrays that every process can read whole; all processes must call it."""
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def preempted(step: int) -> bool:
+    """Whether some process got SIGTERM and all have agreed to stop at this step; each calls it every step."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)

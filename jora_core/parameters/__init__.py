@@ -1,0 +1,1 @@
+"""Parameters as trees of arrays: how they start, LoRA's arithmetic, quantisation."""

@@ -1,0 +1,84 @@
+"""First values of a model's weights and of an adapter."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import projection_shape
+from jora_core.parameters.lora_math import row_norms
+from jora_core.parameters.quantization import dense
+from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
+from jora_core.specs.lora import LoraSpec
+from jora_core.weights.adapter_folder import _targets
+
+
+def init_adapter(
+    config: ModelConfig,
+    spec: LoraSpec,
+    key: jax.Array,
+    dtype: Any = jnp.float32,
+    params: Params | None = None,
+) -> Adapter:
+    """A new adapter that changes nothing yet: A uniform in ±1/√in (PEFT's Kaiming with a=√5), B zero.
+
+    Args:
+        params: the base weights, whose row norms are DoRA's first magnitudes; not looked at otherwise.
+
+    Raises:
+        InputError: `spec.target_modules` does not fit this model.
+        ValueError: DoRA without `params`.
+    """
+    if spec.use_dora and params is None:
+        raise ValueError("a new DoRA adapter starts from the base's row norms: give params")
+    weights = {}
+    for target in _targets(config, spec):
+        out_width, in_width = projection_shape(config, target)
+        bound = 1 / math.sqrt(in_width)
+        # The key depends on the name alone, so a target keeps its start when another is added.
+        target_key = jax.random.fold_in(key, zlib.crc32(target.encode()))
+        a = jax.random.uniform(target_key, (config.num_layers, spec.r, in_width), dtype, -bound, bound)
+        magnitude = None
+        if spec.use_dora and params is not None:
+            magnitude = jax.lax.map(lambda w: row_norms(dense(w)), getattr(params.layers, target)).astype(
+                dtype
+            )
+        b = jnp.zeros((config.num_layers, out_width, spec.r), dtype)
+        weights[target] = LoraWeights(a=a, b=b, magnitude=magnitude)
+    return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random weights: normal with `initializer_range`, norms that do nothing, biases zero, outputs of both
+    blocks scaled down by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section
+    2.3).
+    """
+    from jora_core.architecture.tensor_names import layer_shapes
+
+    def normal(stream: int, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
+        values = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)
+        return (values * (config.initializer_range * scale)).astype(dtype)
+
+    neutral = 0.0 if config.norm_offset else 1.0
+    residual = 1 / math.sqrt(2 * config.num_layers)
+    layers = {}
+    for i, (name, shape) in enumerate(layer_shapes(config).items()):
+        shape = (config.num_layers, *shape)
+        if name.endswith("_norm"):
+            layers[name] = jnp.full(shape, neutral, dtype)
+        elif name.endswith("_bias"):
+            layers[name] = jnp.zeros(shape, dtype)
+        else:
+            layers[name] = normal(i, shape, residual if name in ("o_proj", "down_proj") else 1.0)
+    vocab_shape = (config.vocab_size, config.hidden_size)
+    return Params(
+        embedding=normal(100, vocab_shape),
+        layers=LayerParams(**layers),
+        final_norm=jnp.full((config.hidden_size,), neutral, dtype),
+        head=None if config.tie_embeddings else normal(101, vocab_shape),
+    )

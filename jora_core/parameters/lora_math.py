@@ -1,0 +1,147 @@
+"""The arithmetic of one adapted linear layer, LoRA and DoRA, for one layer's weights and without any mesh.
+
+Shapes: weight W [out, in]; A [R, in], B [out, R], magnitude m [out] (DoRA only); s is the adapter's scale.
+The update is always ``(x Aᵀ) Bᵀ``; ``B A`` is formed only to merge. LoRA: arXiv:2106.09685; rank-stabilised
+scale: arXiv:2312.03732; DoRA: arXiv:2402.09353.
+
+Where a device holds only a part of a weight's *inputs* (Megatron's row-parallel layer), `base_out` and the
+results here are partial sums, which the caller adds up afterwards as it does for the base alone. Only DoRA's
+norm is not linear in the parts: `sum_over_inputs` adds its squares up over those devices. A weight split
+along its outputs needs nothing: give the matching parts of B and of the magnitude.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jora_core.parameters.trees import Adapter, LoraWeights, Params
+
+# Rows of zeros (a padded or pruned output) have no direction: their norm is taken as this, never as zero.
+_SMALLEST_SQUARE = 1e-30
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def low_rank(x: jax.Array, pair: LoraWeights) -> jax.Array:
+    """The narrow middle of a LoRA update: x Aᵀ, x [..., in] to [..., R], in x's type."""
+    return x @ pair.a.astype(x.dtype).T
+
+
+def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
+    """What LoRA adds to a linear layer's output: s · low Bᵀ, low = x Aᵀ [..., R] to [..., out]."""
+    return (low @ pair.b.astype(low.dtype).T) * scale
+
+
+def adapted(
+    base_out: jax.Array,
+    low: jax.Array,
+    weight: Any,
+    pair: LoraWeights,
+    scale: float,
+    *,
+    dense: Callable[[Any], jax.Array] = _same,
+    sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
+) -> jax.Array:
+    """Output of one linear layer with its adapter: W x + s·B A x, for DoRA times m / ‖W + s·B A‖ row by row.
+
+    The norm is a constant to the gradient (DoRA, section 4.3), as in peft. Under dropout only the low-rank
+    path sees the dropped input; peft's DoRA gives the dropped input to (m/‖·‖ − 1)·W x as well, so the two
+    agree exactly where the dropout is zero or off.
+
+    Args:
+        base_out: [..., out], the frozen layer's output *without its bias*; the bias is added afterwards.
+        low: [..., R], `low_rank` of the adapter's input: the layer's own, after dropout.
+        weight: [out, in], or what `dense` makes that of; read for DoRA alone.
+        pair: one layer's A, B and magnitude.
+        scale: s.
+        dense: makes an array of a weight that is stored otherwise (quantised).
+        sum_over_inputs: adds [out] up over the devices that hold the other inputs of this weight.
+
+    Returns:
+        [..., out] in the type of `base_out`.
+    """
+    out = base_out + lora_update(low, pair, scale).astype(base_out.dtype)
+    if pair.magnitude is None:
+        return out
+    norm = row_norms(dense(weight), pair, scale, sum_over_inputs=sum_over_inputs)
+    # In float32: near 1, where training starts, a narrow type has no ratio between 1 and 1.004.
+    return (out * (pair.magnitude.astype(jnp.float32) / norm)).astype(out.dtype)
+
+
+def row_norms(
+    weight: jax.Array,
+    pair: LoraWeights | None = None,
+    scale: float = 1.0,
+    *,
+    sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
+) -> jax.Array:
+    """‖W + s·B A‖ of each row, float32 [out], through which no gradient flows; of W alone without a pair.
+
+    ‖W‖² + 2s·⟨W, B A⟩ + s²·‖B A‖² row by row, each term from [out, R] products: nothing of W's size is formed
+    besides W in float32.
+    """
+    wide = jax.lax.stop_gradient(weight).astype(jnp.float32)
+    squares = jnp.sum(wide * wide, axis=-1)
+    if pair is not None:
+        a, b = (jax.lax.stop_gradient(m).astype(jnp.float32) for m in (pair.a, pair.b))
+        cross = jnp.matmul(wide, a.T, precision="highest")
+        inner = jnp.matmul(a, a.T, precision="highest")
+        # Both terms are linear in the inputs that are summed over, so one sum over devices serves all three.
+        update = 2 * scale * cross + scale**2 * jnp.matmul(b, inner, precision="highest")
+        squares = squares + jnp.sum(update * b, axis=-1)
+    return jnp.sqrt(jnp.maximum(sum_over_inputs(squares), _SMALLEST_SQUARE))
+
+
+def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]]) -> jax.Array:
+    """One layer's weight with adapters merged into it in order: float32 [out, in], to be cast once.
+
+    Each adapter is (pair, scale) and stands over the weight that those before it made, as adapters trained
+    one after the other do. (peft takes each DoRA norm of the first base; a single one, and any number of LoRA
+    adapters, give the same there and here.)
+    """
+    merged = weight.astype(jnp.float32)
+    for pair, scale in updates:
+        a, b = pair.a.astype(jnp.float32), pair.b.astype(jnp.float32)
+        merged = merged + scale * jnp.matmul(b, a, precision="highest")
+        if pair.magnitude is not None:
+            merged = merged * (pair.magnitude.astype(jnp.float32) / row_norms(merged))[:, None]
+    return merged
+
+
+def merge_adapter(params: Params, adapter: Adapter) -> Params:
+    """Base weights with one adapter merged in; see `merge_adapters`."""
+    return merge_adapters(params, [adapter])
+
+
+def merge_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
+    """Base weights with adapters merged in order, in float32 and cast once to each weight's type.
+
+    Each adapter stands over what those before it made, with its own alpha / r; a layer at a time is held in
+    float32. The head is left alone: tied stays tied.
+    """
+
+    changed = {}
+    for target in sorted({name for adapter in adapters for name in adapter.weights}):
+        used = [adapter for adapter in adapters if target in adapter.weights]
+        pairs = tuple(adapter.weights[target] for adapter in used)
+        scales = tuple(adapter.scale for adapter in used)
+        changed[target] = _merge_stacked(getattr(params.layers, target), pairs, scales)
+    return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **changed))
+
+
+@partial(jax.jit, static_argnums=2)
+def _merge_stacked(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
+    """`merged_weight` of every layer of one target, one at a time."""
+
+    def one_layer(layer: tuple[jax.Array, tuple[LoraWeights, ...]]) -> jax.Array:
+        return merged_weight(layer[0], zip(layer[1], scales, strict=True)).astype(weight.dtype)
+
+    return jax.lax.map(one_layer, (weight, pairs))

@@ -1,0 +1,108 @@
+"""A frozen base in 8 or 4 bits: codes and scales instead of a weight, and the product with it.
+
+int8 is symmetric, with one scale an output channel. NF4 is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314):
+blocks of 64 along the input axis, each divided by its largest magnitude and rounded to the nearest of 16
+quantiles of a normal distribution. Both are functions of single rows, so a weight split over devices by
+outputs is quantised where it lies; split by inputs, int8 takes the maximum over the devices of a row, and NF4
+asks that no block straddles two of them. So the codes do not depend on the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jora_core.parameters.trees import Kind, QuantizedWeight
+from jora_core.specs.common import LORA_TARGETS, Quantization
+
+if TYPE_CHECKING:
+    from jora_core.parameters.trees import Params
+
+# The seven projections: what is quantised. Embedding, head, norms and biases stay as they are.
+QUANTIZED_FIELDS = LORA_TARGETS
+BLOCK = 64
+INT8_LARGEST = 127
+# QLoRA, appendix E.
+NF4_VALUES = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)  # fmt: skip
+
+
+def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> QuantizedWeight:
+    """Codes and scales of a weight [..., out, in].
+
+    Args:
+        in_axis: inside of `jax.shard_map`, the mesh axis that splits the weight's inputs, if any.
+    """
+    wide = weight.astype(jnp.float32)
+    if kind == "int8":
+        largest = jnp.max(jnp.abs(wide), axis=-1)
+        if in_axis is not None:
+            largest = jax.lax.pmax(largest, in_axis)
+        scale = largest / INT8_LARGEST
+        codes = jnp.round(wide / _nonzero(scale)[..., None])
+        return QuantizedWeight(jnp.clip(codes, -INT8_LARGEST, INT8_LARGEST).astype(jnp.int8), scale, kind)
+    padding = -wide.shape[-1] % BLOCK
+    wide = jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, padding)])
+    blocks = wide.reshape(*wide.shape[:-1], -1, BLOCK)
+    scale = jnp.max(jnp.abs(blocks), axis=-1)
+    unit = blocks / _nonzero(scale)[..., None]
+    # The nearest value's number is how many midpoints lie below; fifteen comparisons fuse into one pass.
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(NF4_VALUES)]
+    number = sum(((unit > middle).astype(jnp.uint8) for middle in middles), jnp.uint8(0))
+    low, high = jnp.split(number, 2, axis=-1)
+    return QuantizedWeight((low | (high << 4)).reshape(*wide.shape[:-1], -1), scale, kind, padding)
+
+
+def dequantize(weight: QuantizedWeight, dtype: Any) -> jax.Array:
+    """The weight [..., out, in] that codes and scales stand for."""
+    if weight.kind == "int8":
+        return (weight.codes.astype(jnp.float32) * weight.scale[..., None]).astype(dtype)
+    packed = weight.codes.reshape(*weight.scale.shape, BLOCK // 2)
+    numbers = jnp.concatenate([packed & 15, packed >> 4], axis=-1)
+    values = jnp.asarray(NF4_VALUES, jnp.float32)[numbers] * weight.scale[..., None]
+    return values.astype(dtype).reshape(*values.shape[:-2], -1)[..., : weight.shape[-1]]
+
+
+def dense(weight: jax.Array | QuantizedWeight) -> jax.Array:
+    """A weight as an array: itself, or the float32 values of its codes."""
+    return dequantize(weight, jnp.float32) if isinstance(weight, QuantizedWeight) else weight
+
+
+def quantization_of(params: Params) -> Quantization:
+    """How a model's projections are stored."""
+    weight = params.layers.q_proj
+    return weight.kind if isinstance(weight, QuantizedWeight) else "none"
+
+
+def quantize_params(params: Params, kind: Kind) -> Params:
+    """The same model with its projections quantised, one layer at a time."""
+    changed = {
+        name: jax.lax.map(lambda w: quantize(w, kind), getattr(params.layers, name))
+        for name in QUANTIZED_FIELDS
+    }
+    return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **changed))
+
+
+def _nonzero(scale: jax.Array) -> jax.Array:
+    """A row or block of zeros is divided by one: its codes are zero's."""
+    return jnp.where(scale > 0, scale, 1.0)

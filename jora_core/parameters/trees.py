@@ -1,0 +1,86 @@
+"""The trees of parameters: a decoder's weights, an adapter, a quantised weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class LoraWeights:
+    """One target's adapter, stacked over layers: a [L, R, in], b [L, out, R]; DoRA's magnitude [L, out]."""
+
+    a: jax.Array
+    b: jax.Array
+    magnitude: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Adapter:
+    """Adapter weights of all layers: target name to its matrices; `scale` and `dropout` are static."""
+
+    weights: dict[str, LoraWeights]
+    scale: float = flax.struct.field(pytree_node=False)
+    dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+
+@flax.struct.dataclass
+class LayerParams:
+    """Weights of all layers, each with a leading layer axis L; None where the family has none."""
+
+    attention_norm: jax.Array  # [L, D]
+    q_proj: jax.Array  # [L, N*H, D]
+    k_proj: jax.Array  # [L, K*H, D]
+    v_proj: jax.Array  # [L, K*H, D]
+    o_proj: jax.Array  # [L, D, N*H]
+    mlp_norm: jax.Array  # [L, D]
+    gate_proj: jax.Array  # [L, F, D]
+    up_proj: jax.Array  # [L, F, D]
+    down_proj: jax.Array  # [L, D, F]
+    q_bias: jax.Array | None = None  # [L, N*H]
+    k_bias: jax.Array | None = None  # [L, K*H]
+    v_bias: jax.Array | None = None  # [L, K*H]
+    q_norm: jax.Array | None = None  # [L, H]
+    k_norm: jax.Array | None = None  # [L, H]
+    attention_post_norm: jax.Array | None = None  # [L, D]
+    mlp_post_norm: jax.Array | None = None  # [L, D]
+
+
+@flax.struct.dataclass
+class Params:
+    """Weights of one model; `head` is None where the output projection is the embedding (tied)."""
+
+    embedding: jax.Array  # [V, D]
+    layers: LayerParams
+    final_norm: jax.Array  # [D]
+    head: jax.Array | None = None  # [V, D]
+
+
+Kind = Literal["int8", "nf4"]
+
+
+@flax.struct.dataclass
+class QuantizedWeight:
+    """A weight [..., out, in] in few bits; stands in `LayerParams` where an array would.
+
+    Leading axes (the layers) index codes and scale alike: ``jax.tree.map(lambda x: x[i], w)`` is one layer.
+
+    Attributes:
+        codes: int8: int8 [..., out, in]. nf4: uint8 [..., out, blocks * 32], byte j of a block holds its
+            element j in the low bits and element j + 32 in the high ones.
+        scale: float32. int8: [..., out], a code's step. nf4: [..., out, blocks], a block's largest magnitude.
+        padding: nf4: elements of the last block beyond the weight's inputs; 0 where inputs are split.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    kind: Kind = flax.struct.field(pytree_node=False)
+    padding: int = flax.struct.field(pytree_node=False, default=0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that the codes stand for."""
+        width = self.codes.shape[-1]
+        return (*self.codes.shape[:-1], width if self.kind == "int8" else 2 * width - self.padding)

@@ -1,0 +1,1 @@
+"""What a training step costs before there is a device: bytes, operations, traffic."""

@@ -1,0 +1,243 @@
+"""Compile one training step from shapes alone and divide its memory by kind; no weight is ever made."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.parallel.mesh import BATCH, TENSOR
+from jora_core.parallel.placements import (
+    adapter_shardings,
+    batch_sharding,
+    check_quantization,
+    param_shardings,
+    quantized_axes,
+)
+from jora_core.parameters.initialize import init_adapter, init_params
+from jora_core.parameters.quantization import quantize_params
+from jora_core.parameters.trees import Params, QuantizedWeight
+from jora_core.planning.buffer_assignment import Buffer, Heap, read_heap
+from jora_core.planning.compile_target import Target
+from jora_core.planning.hlo_text import Program, parse_program
+from jora_core.specs.common import Quantization
+from jora_core.specs.data import DataSpec
+from jora_core.specs.planning import MemorySpec
+from jora_core.specs.train import TrainSpec
+from jora_core.training.train_step import build_step
+
+HEAP_KINDS = ("activations", "logits", "gradients", "workspace")
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What one device holds at the fullest moment of a step, in bytes.
+
+    Attributes:
+        weights: frozen weights.
+        adapter: what is trained, AdamW's moments, the sums of gradients and their parts in the heap.
+        activations: what the forward pass keeps for the backward pass.
+        logits: arrays with an axis of the vocabulary, not the weights.
+        workspace: the rest: one layer's own arrays, buffers of collectives, the batch.
+        offloaded: of the host, where activations are kept there.
+    """
+
+    rows: int
+    seq_len: int
+    weights: int
+    adapter: int
+    activations: int
+    logits: int
+    workspace: int
+    offloaded: int
+    heap: Heap
+    program: Program
+
+    @property
+    def total(self) -> int:
+        """Bytes of one device."""
+        return sum(self.by_kind().values())
+
+    def by_kind(self) -> dict[str, int]:
+        """Kind to bytes, the table's rows."""
+        return {
+            "weights": self.weights,
+            "adapter": self.adapter,
+            "activations": self.activations,
+            "logits": self.logits,
+            "workspace": self.workspace,
+        }
+
+    def largest(self, count: int) -> list[dict[str, Any]]:
+        """The largest arrays of the heap that are not there in turn, with the operation that makes each."""
+        found = []
+        for buffer in self.heap.largest(count):
+            made = self.program.named.get(buffer.instruction.partition("{")[0])
+            found.append(
+                {
+                    "bytes": buffer.bytes,
+                    "shape": f"{buffer.dtype}[{','.join(map(str, buffer.shape))}]",
+                    "instruction": buffer.instruction,
+                    "operation": made.op_name if made else "",
+                }
+            )
+        return found
+
+
+def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len: int) -> StepMemory:
+    """Compile the step of `spec` for rows of `seq_len` tokens and say what one device holds."""
+    dtype = target.dtype(spec.dtype)
+    mesh = target.mesh
+    lora = spec.trainable == "lora"
+    params = _abstract_params(config, spec.quantization, dtype if lora else jnp.dtype(jnp.float32), mesh)
+    trainable: Any = params
+    if lora:
+        adapter = jax.eval_shape(
+            lambda key, below: init_adapter(config, spec.lora, key, params=below), _key(), params
+        )
+        trainable = _placed(adapter, adapter_shardings(config, adapter, mesh))
+    frozen = params if lora else None
+    step = build_step(config, _train_spec(spec, dtype), mesh, lambda _: jnp.float32(1e-4), trainable)
+    state = jax.eval_shape(step.start, trainable)
+    sums = jax.eval_shape(step.zero, state)
+    batch = _batch(spec, mesh, seq_len)
+    with jax.set_mesh(mesh):
+        compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target.options)
+        updated = step.update.lower(state, sums).compile(compiler_options=dict(target.options))
+    program = parse_program(compiled.as_text())
+    stats, update = compiled.memory_analysis(), updated.memory_analysis()
+    gradients = {_shard_shape(leaf) for leaf in jax.tree.leaves(trainable)}
+    parts = heap.divided(
+        lambda buffer: _kind(buffer, program, config, mesh.shape[TENSOR], gradients), HEAP_KINDS
+    )
+    weights = _bytes(frozen)
+    trained = _bytes(state) + _bytes(sums)
+    inputs = _bytes(batch)
+    peak = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    update_peak = update.temp_size_in_bytes + update.output_size_in_bytes - update.alias_size_in_bytes
+    # Temporaries outside of the one heap (there are few), and what only the update needs.
+    other = max(peak - heap.bytes, 0) + max(update_peak - max(peak, heap.bytes), 0)
+    return StepMemory(
+        rows=spec.rows,
+        seq_len=seq_len,
+        weights=weights,
+        adapter=trained + parts["gradients"],
+        activations=parts["activations"],
+        logits=parts["logits"],
+        workspace=parts["workspace"] + inputs + other,
+        offloaded=stats.host_temp_size_in_bytes,
+        heap=heap,
+        program=program,
+    )
+
+
+def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any, mesh: Mesh) -> Params:
+    """Shapes and places of the weights, as training loads them."""
+
+    def make(key: jax.Array) -> Params:
+        params = init_params(config, key, dtype)
+        return params if quantization == "none" else quantize_params(params, quantization)
+
+    if quantization != "none":
+        check_quantization(config, mesh, quantization)
+
+    def place(leaf: Any, where: NamedSharding) -> Any:
+        if not isinstance(leaf, QuantizedWeight):
+            return _with_place(leaf, where)
+        axes = (*where.spec, *(None,) * (len(leaf.shape) - len(where.spec)))
+        codes, scale = quantized_axes(leaf.kind, *axes)
+        return leaf.replace(  # type: ignore[attr-defined]
+            codes=_with_place(leaf.codes, NamedSharding(mesh, PartitionSpec(*codes))),
+            scale=_with_place(leaf.scale, NamedSharding(mesh, PartitionSpec(*scale))),
+        )
+
+    shapes = jax.eval_shape(make, _key())
+    return jax.tree.map(
+        place, shapes, param_shardings(config, mesh), is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight)
+    )
+
+
+def _with_place(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
+    with tempfile.TemporaryDirectory(prefix="jora-memory-") as folder:
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options={**options, **dump})
+        return compiled, read_heap(Path(folder))
+
+
+def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
+    """The order that a run of this shape would have; its paths are never read."""
+    unused = Path("unused")
+    settings = {
+        "model": unused,
+        "data": DataSpec(records=unused),  # type: ignore[call-arg]
+        "max_steps": 1,
+        "output_dir": unused,
+        "checkpoint_dir": unused,
+    }
+    known = {name: getattr(spec, name) for name in ("trainable", "lora", "mesh", "remat", "quantization")}
+    made = TrainSpec.model_validate(settings | known | {"dtype": spec.dtype})
+    return made.model_copy(update={"dtype": dtype.name})
+
+
+def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:
+    if buffer.shape in gradients and buffer.dtype == "f32":
+        return "gradients"
+    vocabulary = {config.vocab_size, -(-config.vocab_size // tensor)}
+    width = {config.hidden_size, config.hidden_size // tensor}
+    if len(buffer.shape) > 1 and vocabulary & set(buffer.shape) and not width & set(buffer.shape):
+        return "logits"
+    made = program.named.get(buffer.instruction.partition("{")[0])
+    if (
+        made is not None
+        and len(buffer.shape) > 2
+        and buffer.shape[0] == config.num_layers
+        and program.makes(made, "dynamic-update-slice")
+    ):
+        return "activations"
+    return "workspace"
+
+
+def _batch(spec: MemorySpec, mesh: Any, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+    blocks = mesh.shape[BATCH]
+    rows = -(-spec.rows // blocks) * blocks
+    answers = spec.answer_tokens or max(seq_len // 8, 1)
+    chosen = (blocks, rows // blocks * min(answers, seq_len))
+    place = batch_sharding(mesh)
+
+    def array(shape: tuple[int, int], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    arrays = {name: array((rows, seq_len)) for name in ("tokens", "positions", "until")}
+    return arrays | {
+        "index": array(chosen),
+        "targets": array(chosen),
+        "weights": array(chosen, jnp.float32),
+    }
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    return jax.tree.map(_with_place, tree, places)
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _shard_shape(leaf: Any) -> tuple[int, ...]:
+    place = leaf.sharding
+    return tuple(place.shard_shape(leaf.shape)) if isinstance(place, NamedSharding) else tuple(leaf.shape)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(_shard_shape(leaf))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

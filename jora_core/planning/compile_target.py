@@ -1,0 +1,116 @@
+"""Devices to compile for that need not be there: virtual ones of this CPU, or an NVIDIA card by description.
+
+Three ways to know what a step takes, from the truest to the most available:
+
+- ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device; buffers, kernels and
+  collectives are those of a real run.
+- ``host``: the CPU compiler stands in for an accelerator's. It would widen bfloat16 products to float32,
+  whole weights at a time, which no accelerator does; so float16, which it computes as it is, stands in for
+  bfloat16, and the passes that widen or hoist are off.
+- ``cpu``: what a run on this machine's CPU takes, as compiled for such a run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jora_core.base.errors import InputError
+from jora_core.parallel.mesh import BATCH, TENSOR, make_mesh
+
+CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+
+# NVIDIA H100 SXM5 as its data sheet describes it, with the memory of the largest card planned for: the
+# compiler must not start to recompute by itself to fit.
+_CARD = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 150754820096
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+_HOST_OPTIONS = {
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,change-op-data-type,operand_upcaster",
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A mesh to compile for, the compiler's options, and the element types that stand in for others."""
+
+    kind: str
+    description: str
+    mesh: Mesh
+    options: dict[str, Any] = field(default_factory=dict)
+    stand_in: dict[str, str] = field(default_factory=dict)
+
+    def dtype(self, name: str) -> np.dtype:
+        """The element type to compile with for the one that is meant."""
+        return jax.numpy.dtype(self.stand_in.get(name, name))
+
+
+def make_target(kind: str, data: int, tensor: int) -> Target:
+    """Devices for a mesh of data x tensor; `kind` is cuda, host, cpu, or auto: cuda where its plugin is.
+
+    Must come before anything else starts a JAX backend in this process.
+
+    Raises:
+        InputError: cuda is asked for and its plugin is not installed.
+    """
+    plugin = next((name for name in CUDA_PLUGINS if _installed(name)), None)
+    if kind == "auto":
+        kind = "cuda" if plugin else "host"
+    if kind == "cuda" and plugin is None:
+        raise InputError("target cuda needs JAX's CUDA plugin; install jora-raft[gpu], or take target host")
+    # Only ever the CPU's backend is started: a plan must not take a card's memory.
+    jax.config.update("jax_platforms", "cpu")
+    # An executable read back from the cache has lost its memory analysis.
+    jax.config.update("jax_enable_compilation_cache", False)
+    if kind == "cuda":
+        return Target(
+            "cuda", "CUDA compiler, H100 (no device used)", _described_mesh(data, tensor), _cuda_options()
+        )
+    jax.config.update("jax_num_cpu_devices", data * tensor)
+    mesh = make_mesh(data, tensor)
+    if kind == "cpu":
+        return Target("cpu", "this machine's CPU", mesh)
+    return Target(
+        "host", "CPU compiler in an accelerator's place", mesh, dict(_HOST_OPTIONS), {"bfloat16": "float16"}
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _described_mesh(data: int, tensor: int) -> Mesh:
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", target_config=_CARD, topology=f"1x1x{data * tensor}"
+    ).devices
+    grid = np.asarray(devices).reshape(data, tensor)
+    return Mesh(grid, (BATCH, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _cuda_options() -> dict[str, Any]:
+    return {"xla_gpu_autotune_level": 0}  # there is no device to time kernels on

@@ -1,0 +1,62 @@
+"""Say what sharing contexts will save: ``python -m jora_core.commands.sharing --spec SPEC.json``.
+
+The records of an order are tokenised, grouped and packed as training does it; nothing is trained, and no
+device is started. Token ids that a run has left in its cache are read from there; where there are none, only
+the first records are counted, and nothing is written to the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.data.batches import BatchStream
+from jora_core.data.examples import cached, load_groups
+from jora_core.data.records import selected_records
+from jora_core.data.row_packing import batch_rows
+from jora_core.data.tokenizer import load_tokenizer
+from jora_core.specs.planning import SharingSpec
+
+
+def count_sharing(spec: SharingSpec) -> dict[str, Any]:
+    """Records, groups, token slots with and without sharing, and the microbatches of the first epoch.
+
+    Raises:
+        InputError: the records or the tokenizer cannot be used, or nothing is selected.
+    """
+    config = ModelConfig.from_hf(spec.model)
+    tokenizer = load_tokenizer(spec.model, config.vocab_size)
+    data = spec.data
+    all_of_them = selected_records(data)
+    has_ids = cached(data, tokenizer)
+    exact = has_ids or all_of_them <= spec.most_records
+    if not has_ids:
+        data = data.model_copy(update={"cache_dir": None})
+    if not exact:
+        data = data.model_copy(update={"max_records": spec.most_records})
+    found = load_groups(data, tokenizer, spec.seed, blocks=spec.mesh.data)
+    stream = BatchStream(found.train, data.tokens_per_batch, seed=spec.seed, blocks=spec.mesh.data)
+    plans = stream.plan(0)
+    shapes = {plan.length for plan in plans}
+    fullest = max(stream.row_lengths, key=lambda n: n * batch_rows(n, data.tokens_per_batch, spec.mesh.data))
+    batch = stream.build(
+        next(plan for plan in plans if plan.length == fullest) if fullest in shapes else plans[0]
+    )
+    rows, length = batch.tokens.shape
+    counts = found.counts
+    return {
+        "records": counts["records"],
+        "records_selected": all_of_them,
+        "exact": exact,
+        "groups": counts["groups"],
+        "examples": counts["examples"],
+        "tokens": counts["slots"],
+        "tokens_apart": counts["slots_apart"],
+        "factor": round(counts["slots_apart"] / max(counts["slots"], 1), 3),
+        "microbatches": len(plans),
+        "padded_tokens": sum(
+            plan.length * batch_rows(plan.length, data.tokens_per_batch, spec.mesh.data) for plan in plans
+        ),
+        "row_lengths": list(stream.row_lengths),
+        "fullest": {"rows": rows, "seq_len": length, "answer_tokens": -(-batch.index.size // rows)},
+    }

@@ -1,0 +1,85 @@
+"""Arithmetic of one training step, counted from the shape of the model.
+
+XLA's own count takes the body of a loop once, whatever its trips, and GPU compilers give none; so it is
+counted here, two operations a multiply-add, and a test compares it with XLA's on a model without loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import projection_shape
+from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.common import LORA_TARGETS
+from jora_core.specs.lora import LoraSpec
+
+# Matrix products of blockwise attention: two forward, five backward (the scores once more).
+_ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 5
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Floating-point operations of a token: `forward`, `backward`, `recompute` in the backward pass."""
+
+    forward: float
+    backward: float
+    recompute: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.forward + self.backward + self.recompute
+
+    def as_dict(self) -> dict[str, float]:
+        """With the total."""
+        return {**asdict(self), "total": self.total}
+
+
+def step_flops(
+    config: ModelConfig, lora: LoraSpec | None, remat: str, seq_len: int, answer_share: float
+) -> StepFlops:
+    """Operations of a token in a row of `seq_len` tokens.
+
+    Args:
+        lora: None where all weights are trained.
+        answer_share: share of positions that meet the vocabulary.
+    """
+    sizes = {name: 2 * _product(projection_shape(config, name)) for name in LORA_TARGETS}
+    layer = sum(sizes.values())
+    attention = _attention_flops(config, seq_len)
+    low_rank = 0.0
+    if lora is not None:
+        targets = resolve_targets(lora.target_modules, config.num_layers)
+        low_rank = sum(2 * lora.r * sum(projection_shape(config, name)) for name in targets)
+    head = 2 * config.vocab_size * config.hidden_size * answer_share
+    layers = config.num_layers
+    forward = layers * (layer + low_rank + attention * _ATTENTION_FORWARD) + head
+    # Gradients of inputs always; of weights only where they are trained.
+    weight_gradients = layer if lora is None else 0.0
+    per_layer = layer + weight_gradients + 2 * low_rank + attention * _ATTENTION_BACKWARD
+    backward = layers * per_layer + head * (2 if lora is None else 1)
+    mlp = sizes["gate_proj"] + sizes["up_proj"]
+    again = {
+        "none": 0.0,
+        "dots": 0.0,
+        "attention": mlp,
+        # Neither the last product of the layer nor its low-rank part is needed again.
+        "full": layer - sizes["down_proj"] + low_rank + attention * _ATTENTION_FORWARD,
+    }
+    recompute = layers * again["full" if remat == "offload" else remat]
+    return StepFlops(forward, backward, recompute)
+
+
+def _attention_flops(config: ModelConfig, seq_len: int) -> float:
+    """Of one matrix product of causal attention, a token's mean over the row and over the layers."""
+    windows = getattr(config, "windows", ()) or (0,) * config.num_layers
+    keys = 0.0
+    for window in windows:
+        seen = min(window or seq_len, seq_len)
+        keys += (seen * (seen + 1) / 2 + (seq_len - seen) * seen) / seq_len
+    return 2 * config.num_heads * config.head_dim * keys / len(windows)
+
+
+def _product(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1]

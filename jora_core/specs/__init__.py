@@ -1,0 +1,1 @@
+"""What the commands are asked for, as Pydantic models; nothing here imports JAX."""

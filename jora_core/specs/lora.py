@@ -1,0 +1,59 @@
+"""An adapter's settings: rank, scale, dropout, targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from jora_core.specs.adapter_targets import check_targets
+from jora_core.specs.common import LoraTarget, SpecModel
+
+
+class LoraSpec(SpecModel):
+    """Low-rank adapter: rank, scale, dropout and the projections that get one (names as in PEFT)."""
+
+    r: int = Field(default=16, ge=1, title="Rank", description="Inner width R of A [R, in] and B [out, R]")
+    lora_alpha: float = Field(
+        default=16,
+        gt=0,
+        title="Alpha",
+        description="The update is scaled by alpha / r, or by alpha / sqrt(r) with rsLoRA",
+    )
+    lora_dropout: float = Field(
+        default=0.05, ge=0, lt=1, title="Dropout", description="Dropout on the adapter's input"
+    )
+    target_modules: list[LoraTarget] | str = Field(
+        default=["q_proj", "v_proj"],
+        title="Targets",
+        description="Projections that get an adapter, in every layer: a list of names, all-linear, or a "
+        "regular expression for whole module names such as model.layers.0.self_attn.q_proj",
+    )
+    use_rslora: bool = Field(
+        default=False,
+        title="Rank-stabilised scale",
+        description="rsLoRA: scale by alpha / sqrt(r), so that higher ranks keep learning",
+    )
+    use_dora: bool = Field(
+        default=False,
+        title="DoRA",
+        description="Also train the length of each weight row: a slower step, better at low ranks",
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _known_targets(cls, value: Any) -> Any:
+        """One line for a wrong choice, where the union would report each of its forms."""
+        if isinstance(value, tuple | set | frozenset):
+            value = sorted(value, key=str)
+        if not isinstance(value, str) and not (
+            isinstance(value, list) and all(isinstance(v, str) for v in value)
+        ):
+            raise ValueError(f"expected a list of names or one pattern, found {type(value).__name__}")
+        check_targets(value)
+        return value
+
+    @property
+    def scale(self) -> float:
+        """The factor s of the update s · B A: alpha / r, with rsLoRA alpha / √r (arXiv:2312.03732)."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)

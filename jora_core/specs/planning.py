@@ -1,0 +1,77 @@
+"""What is asked of the commands that plan memory and count shared contexts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jora_core.specs.common import Dtype, MeshSpec, Quantization, SpecModel
+from jora_core.specs.data import DataSpec
+from jora_core.specs.lora import LoraSpec
+
+Card = Literal[24, 40, 48, 80, 141]
+
+
+class MemorySpec(SpecModel):
+    """Say what a training step of one model takes on each device, without weights and without devices."""
+
+    model: Path = Field(title="Model", description="config.json, or the folder that holds it")
+    trainable: Literal["lora", "all"] = Field(
+        default="lora", title="Trainable", description="Adapter or all weights"
+    )
+    lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")  # type: ignore[arg-type]
+    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
+    dtype: Dtype = Field(
+        default="bfloat16", title="Base dtype", description="Type of the frozen base weights"
+    )
+    quantization: Quantization = Field(
+        default="none", title="Quantization", description="Of the frozen projections, as in training"
+    )
+    remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
+        default="full", title="Recompute", description="What the backward pass computes again, as in training"
+    )
+    rows: int = Field(default=1, ge=1, title="Rows", description="Rows of a microbatch, over all devices")
+    seq_len: int = Field(default=2048, ge=8, title="Row length", description="Tokens of a row")
+    answer_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        title="Answer tokens",
+        description="Supervised tokens a row; empty: an eighth",
+    )
+    card: Card | None = Field(
+        default=None, title="Card", description="Memory of the card in GB; empty: the smallest that fits"
+    )
+    target: Literal["auto", "cuda", "host", "cpu"] = Field(
+        default="auto",
+        title="Compiler",
+        description="cuda: a card described, not present; host: the CPU's compiler in its place; cpu: a run "
+        "on this machine; auto: cuda where its plugin is installed, else host",
+    )
+    find_longest: bool = Field(
+        default=True, title="Longest row", description="Search the longest row that fits the card"
+    )
+    output_dir: Path = Field(title="Output folder", description="result.json")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MemorySpec:
+        if self.trainable == "all" and self.quantization != "none":
+            raise ValueError("quantization is of a frozen base, for trainable=lora; choose none")
+        return self
+
+
+class SharingSpec(SpecModel):
+    """Say how many token slots an order's records take, with their contexts shared and apart."""
+
+    model: Path = Field(title="Model", description="Folder with config.json and the tokenizer")
+    data: DataSpec = Field(title="Data", description="Records and batching, as in training")
+    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
+    seed: int = Field(default=0, ge=0, title="Seed", description="As in training")
+    most_records: int = Field(
+        default=10_000,
+        ge=1,
+        title="Most records",
+        description="Where no token ids are cached, count the first ones only",
+    )
+    output_dir: Path = Field(title="Output folder", description="result.json")

@@ -1,0 +1,36 @@
+"""Reading an order from its JSON file, with errors that name the field; imports no JAX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from jora_core.base.error_messages import describe_validation_error
+from jora_core.base.errors import InputError
+
+AnySpec = TypeVar("AnySpec", bound=BaseModel)
+
+
+def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
+    """Read and check one spec file.
+
+    Raises:
+        InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"cannot read spec {path}: {err.strerror or err}") from None
+    except UnicodeDecodeError as err:
+        raise InputError(f"spec {path} is not UTF-8 text: {err.reason} at byte {err.start}") from None
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as err:
+        raise InputError(f"spec {path}, line {err.lineno}: broken JSON ({err.msg})") from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as err:
+        raise InputError(f"spec {path}: {describe_validation_error(err, model)}") from None

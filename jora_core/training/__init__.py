@@ -1,0 +1,1 @@
+"""Training: the step, the loop, the optimizer, checkpoints, and exact resume."""

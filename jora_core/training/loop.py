@@ -1,0 +1,326 @@
+"""The training loop: steps, evaluations, checkpoints and metrics of a run that is all set up.
+
+Its random choices follow from (seed, epoch) and (seed, step, microbatch), and its sums are empty between
+steps, so a run that was killed and is started again ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.memory_use import peak_memory_bytes
+from jora_core.data.batches import Batch, BatchStream
+from jora_core.data.prefetch import prefetched
+from jora_core.model.answer_loss import Arrays
+from jora_core.parallel.processes import is_first, preempted
+from jora_core.parameters.trees import Params
+from jora_core.specs.train import TrainSpec
+from jora_core.training.early_stopping import Standing
+from jora_core.training.metrics_log import MetricsLog, StepProgress
+from jora_core.training.reporters import open_reporters
+from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
+from jora_core.training.training_checkpoints import Checkpoints, Position, run_digest
+
+_NAMED_IDS = 20
+_RATE_ROWS = 8
+_Stop = Callable[[int], bool]
+
+
+class DivergedError(RuntimeError):
+    """The loss is not a number any more; the message names the step and its records."""
+
+
+class Interrupted(SystemExit):
+    """SIGTERM came; the state is in a checkpoint. Exit code 143, as of a process that the signal ended."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a training loop needs besides its state."""
+
+    spec: TrainSpec
+    config: ModelConfig
+    steps: int
+    stream: BatchStream
+    validation: BatchStream | None
+    step: TrainStep
+    frozen: Params | None
+
+
+@dataclass
+class _Pending:
+    """A step that is still being computed: read when the next one is on its way."""
+
+    number: int
+    metrics: StepMetrics
+    ids: tuple[str, ...]
+    groups: int
+    slots: int
+    slots_apart: int
+    supervised: int
+
+
+def run_loop(
+    run: Run, state: TrainState, lines: list[str], verbose: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train from the newest checkpoint, or from `state`, to the end; returns the state to write and results.
+
+    Args:
+        lines: what was said so far, shown with the progress.
+    """
+    spec = run.spec
+    digest = run_digest(spec)
+    checkpoints = Checkpoints(spec.checkpoint_dir, digest, spec.keep_checkpoints, spec.keep_best)
+    resumed = checkpoints.restore(state)
+    state, position = resumed or (state, Position())
+    log = MetricsLog(
+        spec.output_dir / "metrics.jsonl",
+        spec.checkpoint_dir / "metrics.jsonl",
+        position.step,
+        open_reporters(
+            spec.report_to if is_first() else [],
+            spec.report_dir or spec.output_dir / "reports",
+            digest,
+            position.step,
+            spec.model_dump(mode="json"),
+        ),
+        writes=is_first(),
+    )
+    progress = StepProgress(run.steps, position.step, verbose)
+    for line in lines:
+        progress.say(line)
+    if checkpoints.fresh_because:
+        progress.say(f"checkpoints: starting anew in {spec.checkpoint_dir}, {checkpoints.fresh_because}")
+    if position.step:
+        progress.say(f"checkpoints: resuming after step {position.step} of {run.steps}")
+    meter = _Meter(log, progress)
+    try:
+        with _terminated() as stop:
+            state, position = _steps(run, state, position, checkpoints, meter, stop)
+        if spec.keep_best and position.standing.best_step != position.step:
+            best = checkpoints.restore(state, position.standing.best_step)
+            assert best is not None
+            state = best[0]
+            progress.say(
+                f"keep_best: the weights are those of step {position.standing.best_step}, "
+                f"validation loss {position.standing.best_loss:.4f}"
+            )
+    finally:
+        checkpoints.close()
+        log.close()
+        progress.close()
+    return state, _result(run, log, position)
+
+
+def _steps(
+    run: Run, state: TrainState, position: Position, checkpoints: Checkpoints, meter: _Meter, stop: _Stop
+) -> tuple[TrainState, Position]:
+    """Run from a position to the last step; a step's metrics are read while the next one computes."""
+    spec = run.spec
+    if _stops_early(spec, position.standing):
+        return state, position
+    microbatches = (run.steps - position.step) * spec.gradient_accumulation_steps
+    walk = itertools.islice(run.stream.walk(position.epoch, position.index), microbatches)
+    sums = run.step.zero(state)
+    pending: _Pending | None = None
+    evaluate_every = spec.evaluate_every or spec.checkpoint_every
+    with prefetched((at, batch, run.step.place(batch)) for at, batch in walk) as ready:
+        for number in range(position.step + 1, run.steps + 1):
+            state, sums, new, (epoch, index) = _one_step(run, state, sums, ready, number)
+            position = Position(number, epoch, index, position.standing)
+            if pending is not None:
+                meter.write(meter.read(pending))
+            pending = new
+            last = number == run.steps
+            evaluates = run.validation is not None and (last or number % evaluate_every == 0)
+            stopping = stop(number)
+            saves = last or stopping or number % spec.checkpoint_every == 0
+            if not (evaluates or saves):
+                continue
+            # Read first: a state that no longer is a number must never replace a good checkpoint.
+            row = meter.read(pending)
+            pending = None
+            if evaluates:
+                loss = row["validation_loss"] = _validation_loss(run, state, number)
+                standing = position.standing.after(number, loss, spec.early_stopping_min_delta)
+                position = dataclasses.replace(position, standing=standing)
+                saves |= spec.keep_best and standing.best_step == number
+                last |= _stops_early(spec, standing)
+            meter.write(row)
+            if saves or last:
+                checkpoints.save(state, position)
+            if last:
+                break
+            if stopping:
+                meter.say(f"stopped by SIGTERM after step {number}; the same order goes on from here")
+                raise Interrupted
+    if position.step < run.steps:
+        meter.say(
+            f"early stopping after step {position.step} of {run.steps}: no better validation loss in "
+            f"{position.standing.waited} evaluations, the best was {position.standing.best_loss:.4f} after "
+            f"step {position.standing.best_step}"
+        )
+    return state, position
+
+
+def _stops_early(spec: TrainSpec, standing: Standing) -> bool:
+    return spec.early_stopping_patience is not None and standing.waited >= spec.early_stopping_patience
+
+
+def _one_step(
+    run: Run,
+    state: TrainState,
+    sums: Sums,
+    ready: Iterator[tuple[tuple[int, int], Batch, Arrays]],
+    number: int,
+) -> tuple[TrainState, Sums, _Pending, tuple[int, int]]:
+    ids: list[str] = []
+    groups = slots = slots_apart = supervised = 0
+    at = (0, 0)
+    for microbatch in range(run.spec.gradient_accumulation_steps):
+        at, batch, placed = next(ready)
+        sums = run.step.accumulate(sums, state, run.frozen, placed, microbatch)
+        ids.extend(batch.ids)
+        groups += batch.groups
+        slots += batch.slots
+        slots_apart += batch.slots_apart
+        supervised += batch.supervised
+    state, sums, metrics = run.step.update(state, sums)
+    pending = _Pending(number, metrics, tuple(ids), groups, slots, slots_apart, supervised)
+    return state, sums, pending, at
+
+
+def _validation_loss(run: Run, state: TrainState, number: int) -> float:
+    """Mean loss of the records kept for validation, without dropout, of the weights as they are."""
+    stream = run.validation
+    assert stream is not None
+    loss = weight = 0.0
+    with prefetched(run.step.place(stream.build(plan)) for plan in stream.plan(0)) as ready:
+        for placed in ready:
+            sums = run.step.evaluate(state, run.frozen, placed)
+            loss += float(sums[0])
+            weight += float(sums[1])
+    mean = loss / max(weight, 1e-9)
+    if not math.isfinite(mean):
+        raise DivergedError(f"step {number}: validation loss {mean}, while the training loss is a number")
+    return mean
+
+
+class _Meter:
+    """Turns finished steps into rows of metrics, and stops the run when the loss is no number."""
+
+    def __init__(self, log: MetricsLog, progress: StepProgress) -> None:
+        self._log = log
+        self._progress = progress
+        self._since = time.perf_counter()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_ROWS)
+
+    def read(self, pending: _Pending) -> dict[str, Any]:
+        """A finished step's row of metrics; waits for the device.
+
+        Raises:
+            DivergedError: loss or gradient norm is no number; names the step's records.
+        """
+        metrics = jax.device_get(pending.metrics)
+        loss = float(metrics.loss)
+        if not (math.isfinite(loss) and math.isfinite(float(metrics.grad_norm))):
+            named = ", ".join(pending.ids[:_NAMED_IDS])
+            more = f" and {len(pending.ids) - _NAMED_IDS} more" if len(pending.ids) > _NAMED_IDS else ""
+            raise DivergedError(
+                f"step {pending.number}: loss {loss}, gradient norm {float(metrics.grad_norm)}; "
+                f"the step's records: {named}{more}"
+            )
+        seconds = time.perf_counter() - self._since
+        self._recent.append((pending.slots, seconds))
+        # Over several rows: two reads may come right after one another (a step, and the one before it).
+        rate = sum(slots for slots, _ in self._recent) / max(sum(took for _, took in self._recent), 1e-9)
+        return {
+            "step": pending.number,
+            "loss": loss,
+            "supervised_tokens": pending.supervised,
+            "tokens": pending.slots,
+            "tokens_saved": pending.slots_apart - pending.slots,
+            "groups": pending.groups,
+            "records": len(pending.ids),
+            "seconds": round(seconds, 6),
+            "tokens_per_s": round(rate, 1),
+            "grad_norm": float(metrics.grad_norm),
+            "learning_rate": float(metrics.learning_rate),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Log and show a row; the next step's time counts from here, so that no evaluation is in it."""
+        self._log.write(row)
+        self._progress.step(row)
+        self._since = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+
+@contextmanager
+def _terminated() -> Iterator[_Stop]:
+    """Tells after each step whether SIGTERM came; never where signals cannot be had (another thread).
+
+    Of several processes any may get the signal, and all must leave the loop after the same step.
+    """
+    if jax.process_count() > 1:
+        yield preempted
+        return
+    flag = [False]
+
+    def stop(number: int) -> bool:
+        return flag[0]
+
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: flag.__setitem__(0, True))
+    except ValueError:
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _result(run: Run, log: MetricsLog, position: Position) -> dict[str, Any]:
+    rows = log.rows
+    result = {
+        "steps": position.step,
+        "final_loss": rows[-1]["loss"],
+        "mean_loss_last_10": sum(row["loss"] for row in rows[-10:]) / len(rows[-10:]),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "tokens": sum(row["tokens"] for row in rows),
+        "tokens_saved": sum(row["tokens_saved"] for row in rows),
+        "records_per_group": sum(row["records"] for row in rows) / sum(row["groups"] for row in rows),
+        "supervised_tokens": sum(row["supervised_tokens"] for row in rows),
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        "row_lengths": list(run.stream.row_lengths),
+        "microbatches_first_epoch": len(run.stream.plan(0)),
+    }
+    validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    if not validation:
+        return result
+    return result | {
+        "validation_loss": validation[-1],
+        "best_validation_loss": position.standing.best_loss,
+        "best_step": position.standing.best_step,
+        "weights_of_step": position.standing.best_step if run.spec.keep_best else position.step,
+        "stopped_early": position.step < run.steps,
+    }

@@ -1,0 +1,116 @@
+"""One JSON line a step, kept in step with the checkpoints, and the progress a person sees."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jora_core.base.atomic_files import write_bytes
+from jora_core.base.errors import InputError
+from jora_core.training.reporters import Writer
+
+
+class MetricsLog:
+    """``metrics.jsonl`` in the output folder, with a copy beside the checkpoints that outlives the former.
+
+    A resumed run starts from the copy, cut back to the checkpoint's step, so that no step stands there twice.
+    Of several processes all keep the rows, and one writes them.
+    """
+
+    def __init__(
+        self, output: Path, kept: Path, steps_done: int, writers: Sequence[Writer] = (), writes: bool = True
+    ) -> None:
+        rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.rows: list[dict[str, Any]] = rows
+        self._writers = tuple(writers)
+        self._files: list[IO[str]] = []
+        for path in (kept, output) if writes else ():
+            try:
+                write_bytes(path, text.encode())
+                self._files.append(path.open("a", encoding="utf-8"))
+            except OSError as err:
+                raise InputError(f"cannot write {path}: {err.strerror or err}") from None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; readers see whole lines as they are made."""
+        self.rows.append(row)
+        for file in self._files:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        for writer in self._writers:
+            writer.write(row)
+
+    def close(self) -> None:
+        """Close the files and the writers."""
+        for writer in self._writers:
+            writer.close()
+        for file in self._files:
+            file.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last line of a killed run may be half there
+            break
+    return rows
+
+
+class StepProgress:
+    """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
+
+    def __init__(self, total: int, done: int, shown: bool = True, every: float = 10.0) -> None:
+        self._total = total
+        self._every = every
+        self._shown = shown
+        self._next = 0.0
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("training", total=total, completed=done, text="")
+            self._bar.start()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Show one row of metrics."""
+        text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
+        if "validation_loss" in row:
+            text += f"  validation {row['validation_loss']:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], text=text)
+        elif time.monotonic() >= self._next or row["step"] == self._total or "validation_loss" in row:
+            self._next = time.monotonic() + self._every
+            self.say(f"step {row['step']}/{self._total}  {text}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()

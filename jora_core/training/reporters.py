@@ -1,0 +1,122 @@
+"""Optional writers of the metrics beside ``metrics.jsonl``: TensorBoard and Weights & Biases.
+
+Each is an extra of this package and imported only when an order names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from jora_core.base.errors import InputError
+from jora_core.specs.common import Reporter
+
+_MODULES: dict[Reporter, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+_ID_LENGTH = 16
+
+
+class Writer(Protocol):
+    """What the training loop asks of a writer."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Take one row of metrics."""
+        ...
+
+    def close(self) -> None:
+        """Put everything on disk, or send it."""
+        ...
+
+
+def require_reporters(names: Sequence[Reporter]) -> None:
+    """See that the writers' packages are there, before any work is spent.
+
+    Raises:
+        InputError: one is missing; the line says what to install.
+    """
+    for name in names:
+        if find_spec(_MODULES[name]) is None:
+            raise InputError(
+                f"report_to: {name} needs the package {_MODULES[name]}; pip install 'jora-raft[{name}]'"
+            )
+
+
+def open_reporters(
+    names: Sequence[Reporter], folder: Path, run_id: str, steps_done: int, settings: Mapping[str, Any]
+) -> list[Writer]:
+    """Open the writers of a run.
+
+    Args:
+        folder: where they keep their files.
+        run_id: names the run; a run that resumes goes on in its own record.
+        steps_done: rows of later steps, of a run that was killed, are written again.
+        settings: the order, shown beside the curves.
+
+    Raises:
+        InputError: a package is missing, or the service refuses.
+    """
+    require_reporters(names)
+    make: dict[Reporter, Callable[[], Writer]] = {
+        "tensorboard": lambda: _TensorBoard(folder / "tensorboard" / run_id[:_ID_LENGTH], steps_done),
+        "wandb": lambda: _WandB(folder, run_id[:_ID_LENGTH], settings),
+    }
+    return [make[name]() for name in dict.fromkeys(names)]
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row's values under the names that the writers show: ``train/…``, the validation loss apart."""
+    return {
+        "validation/loss" if name == "validation_loss" else f"train/{name}": value
+        for name, value in row.items()
+        if name != "step"
+    }
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        module = import_module(_MODULES["tensorboard"])
+        try:
+            # TensorBoard forgets what an earlier try wrote from `purge_step` on. File names count seconds:
+            # two tries within one would share a name, and the second empty the first's file.
+            self._writer = module.SummaryWriter(
+                str(folder),
+                purge_step=steps_done + 1,
+                flush_secs=10,
+                filename_suffix=f".{steps_done}.{os.getpid()}",
+            )
+        except OSError as err:
+            raise InputError(f"cannot write to report folder {folder}: {err.strerror or err}") from None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
+        wandb = import_module(_MODULES["wandb"])
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "jora"),
+                id=run_id,
+                dir=str(folder),
+                resume="allow",
+                config=dict(settings),
+                settings=wandb.Settings(silent=True),
+            )
+        except wandb.Error as err:
+            line = " ".join(str(err).split())
+            raise InputError(f"report_to: wandb: {line}; log in, or set WANDB_MODE=offline") from None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._run.log(scalars(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()

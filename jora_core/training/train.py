@@ -1,0 +1,170 @@
+"""Train an adapter, or a whole model: ``python -m jora_core.commands.train --spec SPEC.json``.
+
+The loop is the same for both. Its random choices follow from (seed, epoch) and (seed, step, microbatch), and
+its sums are empty between steps, so a run that was killed and is started again ends with the same bits as one
+that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.atomic_files import write_json
+from jora_core.base.errors import InputError
+from jora_core.commands.run_command import set_compilation_cache
+from jora_core.data.batches import BatchStream
+from jora_core.data.examples import TrainData, load_groups
+from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
+from jora_core.parallel.processes import (
+    check_whole,
+    first_before_others,
+    is_first,
+    join_processes,
+    put,
+    wait_for_all,
+    whole_on_host,
+)
+from jora_core.parameters.initialize import init_adapter, init_params
+from jora_core.parameters.quantization import quantize_params
+from jora_core.parameters.trees import Adapter, Params
+from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.train import TrainSpec
+from jora_core.training.loop import Run, run_loop
+from jora_core.training.optimizer import make_schedule
+from jora_core.training.reporters import require_reporters
+from jora_core.training.train_step import build_step
+from jora_core.weights.adapter_folder import load_adapter, save_adapter
+from jora_core.weights.checkpoint_folder import save_params
+from jora_core.weights.companion_files import copy_tokenizer
+from jora_core.weights.load_params import load_params
+
+
+def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
+    """Do what a spec orders, resuming from its checkpoint folder if that holds a state of the same order.
+
+    Args:
+        verbose: report progress on stderr.
+
+    Returns:
+        What ``result.json`` in the output folder says.
+
+    Raises:
+        InputError: the spec's files or values cannot be used.
+        DivergedError: the loss became NaN or infinite.
+        Interrupted: SIGTERM; the state was saved.
+    """
+    began = time.perf_counter()
+    require_reporters(spec.report_to)
+    set_compilation_cache(spec.compilation_cache_dir)
+    join_processes(spec.distributed)
+    verbose = verbose and is_first()
+    config = ModelConfig.from_hf(spec.model)
+    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    check_whole(mesh)
+    tokenizer = load_tokenizer(spec.model, config.vocab_size)
+    with jax.set_mesh(mesh):
+        lines: list[str] = []
+        with first_before_others("records"):
+            data = load_groups(spec.data, tokenizer, spec.seed, lines.append, spec.mesh.data)
+        stream = BatchStream(
+            data.train,
+            spec.data.tokens_per_batch,
+            seed=spec.seed,
+            blocks=spec.mesh.data,
+            curriculum=spec.data.curriculum,
+        )
+        steps = _total_steps(spec, stream)
+        trainable, frozen = _initial_weights(spec, config, mesh)
+        functions = build_step(config, spec, mesh, make_schedule(spec.optim, steps), trainable)
+        run = Run(spec, config, steps, stream, _validation_stream(spec, data), functions, frozen)
+        state, result = run_loop(run, functions.start(trainable), lines, verbose)
+    result |= {"data": data.counts, "seconds_total": round(time.perf_counter() - began, 3)}
+    trainable = whole_on_host(state.trainable)
+    if is_first():
+        _write_outputs(spec, config, trainable, result)
+    wait_for_all("outputs")
+    return result
+
+
+def _total_steps(spec: TrainSpec, stream: BatchStream) -> int:
+    if spec.max_steps is not None:
+        return spec.max_steps
+    assert spec.n_epochs is not None
+    return max(1, math.ceil(stream.count(spec.n_epochs) / spec.gradient_accumulation_steps))
+
+
+def _validation_stream(spec: TrainSpec, data: TrainData) -> BatchStream | None:
+    if not data.validation:
+        return None
+    return BatchStream(
+        data.validation, spec.data.tokens_per_batch, seed=spec.seed, blocks=spec.mesh.data, shuffle=False
+    )
+
+
+def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[Any, Params | None]:
+    """The tree to train and, for an adapter, the frozen weights below it."""
+    # As numbers of the host: a key on one device is no argument for a program of several processes.
+    key = np.asarray(jax.random.key_data(jax.random.key(spec.seed)))
+    dtype = jnp.dtype("float32" if spec.trainable == "all" else spec.dtype)
+    if spec.init == "random":
+        make = jax.jit(
+            lambda data: init_params(config, jax.random.wrap_key_data(data), dtype),
+            out_shardings=param_shardings(config, mesh),
+        )
+        params = make(key)
+        kind = spec.quantization
+        if kind != "none":
+            check_quantization(config, mesh, kind)
+            params = jax.jit(lambda p: quantize_params(p, kind))(params)
+    else:
+        params = load_params(spec.model, config, dtype, mesh, spec.quantization)
+    if spec.trainable == "all":
+        return params, None
+    if spec.adapter is not None:
+        adapter = _adapter_to_continue(spec, config)
+        return put(adapter, adapter_shardings(config, adapter, mesh)), params
+
+    def new(data: jax.Array, params: Params) -> Adapter:
+        key = jax.random.fold_in(jax.random.wrap_key_data(data), 1)
+        return init_adapter(config, spec.lora, key, params=params)
+
+    places = adapter_shardings(config, jax.eval_shape(new, key, params), mesh)
+    return jax.jit(new, out_shardings=places)(key, params), params
+
+
+def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
+    assert spec.adapter is not None
+    adapter, found = load_adapter(spec.adapter, config)
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        if getattr(found, name) != getattr(spec.lora, name):
+            raise InputError(
+                f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the order lora.{name}="
+                f"{getattr(spec.lora, name)}; give the adapter's own value to go on from it"
+            )
+    asked = resolve_targets(spec.lora.target_modules, config.num_layers)
+    if set(found.target_modules) != set(asked):
+        raise InputError(
+            f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the order's "
+            f"lora.target_modules are {', '.join(asked)}; they must be the same"
+        )
+    return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
+
+
+def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result: dict[str, Any]) -> None:
+    """Adapter or model into the output folder; ``result.json`` last, as the sign that all of it is there."""
+    folder = spec.output_dir
+    if spec.trainable == "lora":
+        save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
+    else:
+        copy_tokenizer(spec.model, folder)
+        save_params(trainable, config, folder, jnp.dtype(spec.dtype))
+    write_json(folder / "result.json", result)

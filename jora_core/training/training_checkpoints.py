@@ -1,0 +1,193 @@
+"""Training state on disk: Orbax checkpoints that belong to one order and survive a kill at any moment.
+
+A checkpoint is written under a temporary name and renamed, so one that a kill cut short is never read; the
+newest are kept, and the best if an order asks for it. Each carries a digest of the order and of its input
+files: state of another order is never resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+from jora_core.base.atomic_files import write_bytes
+from jora_core.base.digests import file_digest, json_digest
+from jora_core.base.errors import InputError
+from jora_core.parallel.processes import is_first, wait_for_all
+from jora_core.specs.train import TrainSpec
+from jora_core.training.early_stopping import Standing
+from jora_core.training.train_step import TrainState
+
+# Where results go, what is cached and what is reported does not change what is computed.
+_NOT_COMPUTED = {
+    "output_dir",
+    "checkpoint_dir",
+    "compilation_cache_dir",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "report_to",
+    "report_dir",
+    "distributed",
+}
+# Content, not names: a run may go on after its inputs moved.
+_BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir"}}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: steps done, the next microbatch, and what the evaluations said."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    standing: Standing = field(default_factory=Standing)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Position:
+        """The inverse of `dataclasses.asdict`."""
+        standing = Standing(**value.get("standing", {}))
+        return cls(value["step"], value["epoch"], value["index"], standing)
+
+
+class _Kept(policies.PreservationPolicy):
+    """The newest checkpoints and the one of the best step."""
+
+    def __init__(self, newest: int) -> None:
+        self._newest = newest
+        self.best_step: int | None = None
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> list[bool]:
+        oldest = len(checkpoints) - self._newest
+        return [i >= oldest or found.step == self.best_step for i, found in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of one order in one folder."""
+
+    def __init__(self, folder: Path, digest: str, keep: int = 2, keep_best: bool = False) -> None:
+        """Open a folder; checkpoints of another order, and remains of a kill, are removed.
+
+        Args:
+            keep: newest checkpoints that stay.
+            keep_best: the checkpoint of the position's best step stays as well.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        # Orbax reports each of its phases; what a person needs to know is said by the loop.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.fresh_because: str | None = None
+        self._folder = Path(folder).absolute()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if is_first():
+                self._own(digest)
+        except OSError as err:
+            raise InputError(f"cannot write checkpoint_dir {folder}: {err.strerror or err}") from None
+        wait_for_all("checkpoint folder")
+        self._kept = _Kept(keep)
+        self._keep_best = keep_best
+        self._manager = ocp.CheckpointManager(
+            self._folder / "steps",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._kept, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def _own(self, digest: str) -> None:
+        owner = self._folder / "digest"
+        if owner.exists() and owner.read_text().strip() != digest:
+            self.fresh_because = "its checkpoints belong to another order or to other input files"
+            shutil.rmtree(self._folder / "steps", ignore_errors=True)
+            (self._folder / "metrics.jsonl").unlink(missing_ok=True)
+        write_bytes(owner, f"{digest}\n".encode())
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Write a checkpoint; returns when the state has been copied, the disk may take longer."""
+        if position.step in self._manager.all_steps():
+            return
+        leaves = _as_dict(state)
+        if jax.default_backend() == "cpu":
+            # What Orbax writes in the background may be a view of the very buffers that the next step reuses.
+            leaves = jax.tree.map(jnp.copy, leaves)
+        if self._keep_best:
+            self._kept.best_step = position.standing.best_step
+        self._manager.save(
+            position.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves),  # type: ignore[call-arg]
+                position=ocp.args.JsonSave(dataclasses.asdict(position)),  # type: ignore[call-arg]
+            ),
+        )
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Position] | None:
+        """A step's checkpoint (the newest if None), placed as `like` is; None if there is none."""
+        self._manager.wait_until_finished()
+        step = self._manager.latest_step() if step is None else step
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),  # type: ignore[call-arg]
+                position=ocp.args.JsonRestore(),  # type: ignore[call-arg]
+            ),
+        )
+        leaves = [found["state"][name] for name in sorted(found["state"])]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        position = Position.from_json(found["position"])
+        if self._keep_best:
+            self._kept.best_step = position.standing.best_step
+        return state, position
+
+    def close(self) -> None:
+        """Wait until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def run_digest(spec: TrainSpec) -> str:
+    """SHA-256 of what decides a result: the order, the records, the tokenizer, and the weights' headers.
+
+    Weights are identified by name, size and safetensors header instead of content: reading 140 GB to decide
+    whether to resume would cost more than most resumes save.
+    """
+    excluded = dict.fromkeys(_NOT_COMPUTED, True) | _BY_CONTENT
+    if spec.early_stopping_patience is None and not spec.keep_best:
+        excluded["evaluate_every"] = True  # then the validation loss is only shown
+    order = spec.model_dump(mode="json", exclude=excluded)
+    parts: dict[str, Any] = {"spec": order | {"adapter": spec.adapter is not None}}
+    files = {"records": spec.data.records}
+    if spec.data.alpaca_path is not None:
+        files["alpaca"] = spec.data.alpaca_path
+    files |= {name: spec.model / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+    if spec.adapter is not None:
+        files |= {n: spec.adapter / n for n in ("adapter_config.json", "adapter_model.safetensors")}
+    for role, file in files.items():
+        if file.is_file():
+            parts[role] = file_digest(file)
+    if spec.init == "pretrained":
+        for file in sorted(spec.model.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                head = stream.read(min(int.from_bytes(stream.read(8), "little"), 1 << 26))
+            parts[file.name] = [file.stat().st_size, hashlib.sha256(head).hexdigest()]
+    return json_digest(parts)
+
+
+def _as_dict(state: TrainState) -> dict[str, jax.Array]:
+    """A flat dict, so that the files do not depend on how the classes of optimizer and model nest."""
+    return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}

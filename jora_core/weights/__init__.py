@@ -1,0 +1,1 @@
+"""Weights on disk: Hugging Face folders, safetensors, PEFT adapters, merging."""

@@ -1,0 +1,58 @@
+"""Weights in and out of Hugging Face folders, from one table of names.
+
+`TENSORS` says for every field of `Params` what Hugging Face calls it and its shape; loading (in
+`jora_core.weights.load_params`), saving, adapter names and the checks are all derived from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import _ROWS, expected_tensors, model_rows
+from jora_core.base.atomic_files import write_json
+from jora_core.data.tokenizer import load_tokenizer
+from jora_core.weights.tensor_store import TensorStore, write_tensors
+
+if TYPE_CHECKING:
+    from jora_core.parameters.trees import Params
+
+
+def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
+    """Open a model folder and check names, shapes and the tokenizer's size, reading no weights yet.
+
+    Raises:
+        InputError: naming the tensor and the file.
+    """
+    store = TensorStore.of_model(folder)
+    # Tied checkpoints may carry the head a second time; transformers ignores it as well.
+    ignore = frozenset({_ROWS["head"].name()}) if config.tie_embeddings else frozenset()
+    store.check(expected_tensors(config), ignore)
+    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        load_tokenizer(Path(folder), config.vocab_size)
+    return store
+
+
+def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: Any = jnp.float32) -> None:
+    """Write ``model.safetensors`` and ``config.json`` (head left out where tied), each atomically."""
+    folder = Path(folder)
+    write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
+    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": jnp.dtype(dtype).name})
+
+
+def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.ndarray]:
+    """All weights on the host under their Hugging Face names, one tensor a layer."""
+    tensors = {}
+    for row in model_rows(config):
+        value = getattr(params.layers if row.per_layer else params, row.field)
+        host = np.asarray(jax.device_get(value)).astype(jnp.dtype(dtype))
+        if row.per_layer:
+            tensors |= {row.name(layer): host[layer] for layer in range(config.num_layers)}
+        else:
+            tensors[row.name()] = host
+    return tensors

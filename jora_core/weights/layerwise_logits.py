@@ -1,0 +1,78 @@
+"""Logits of a model that is never whole in memory: one layer after the other, read from its files.
+
+For proving an export. Everything is computed in float32 whatever the files hold, so that only the rounding
+of stored weights tells two models apart; a layer in float32 and some rows of the vocabulary are in memory at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_rows
+from jora_core.model.attention_slots import Slots
+from jora_core.model.blockwise_attention import blockwise_attention
+from jora_core.model.decoder import Layer, attention_scale, decoder_layer, projector, rms_norm
+from jora_core.model.rotary import rotary_tables
+from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
+from jora_core.weights.merge_adapters import MergedWeights
+
+
+def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter | None = None) -> jax.Array:
+    """Hidden states after the final norm: int [B, T] to float32 [B, T, D], each row one causal sequence."""
+    config, store = weights.config, weights.store
+    table = {row.field: row for row in model_rows(config) if not row.per_layer}
+    used, places = np.unique(tokens, return_inverse=True)
+    name = table["embedding"].name()
+    rows = np.concatenate([store.read(name, (slice(i, i + 1), slice(None))) for i in used.tolist()])
+    x = jnp.asarray(rows, jnp.float32)[places.reshape(tokens.shape)]
+    if config.embedding_scale is not None:
+        x = x * jnp.float32(config.embedding_scale)
+    with jax.default_matmul_precision("highest"):
+        for number in range(config.num_layers):
+            lora = {} if adapter is None else jax.tree.map(lambda a, i=number: a[i], adapter.weights)
+            scale = 1.0 if adapter is None else adapter.scale
+            window = config.windows[number] if config.windows else 0
+            # Finished before the next layer is read: else two are in memory.
+            x = jax.block_until_ready(_one_layer(config, window, scale, x, weights.layer(number), lora))
+        return rms_norm(x, jnp.asarray(store.read(table["final_norm"].name()), jnp.float32), config)
+
+
+def logits(weights: MergedWeights, hidden: jax.Array) -> Iterator[np.ndarray]:
+    """Logits of hidden states [..., D], float32 [..., v] for some v of the vocabulary at a time, in order."""
+    config = weights.config
+    table = {row.field: row for row in model_rows(config)}
+    for rows in weights.rows(table["embedding" if config.tie_embeddings else "head"]):
+        with jax.default_matmul_precision("highest"):
+            part = jnp.einsum("...d,vd->...v", hidden, jnp.asarray(rows, jnp.float32))
+        cap = config.logit_softcap
+        yield np.asarray(part if cap is None else cap * jnp.tanh(part / cap))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _one_layer(
+    config: ModelConfig,
+    window: int,
+    scale: float,
+    x: jax.Array,
+    weights: LayerParams,
+    lora: dict[str, LoraWeights],
+) -> jax.Array:
+    """One decoder layer over [B, T, D], with an adapter's matrices for it or {}; weights of any type."""
+    weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    slots = Slots(jnp.full_like(positions, x.shape[1]), positions)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        factor, softcap = attention_scale(config), config.attention_softcap
+        return blockwise_attention(q, k, v, slots, scale=factor, softcap=softcap, window=window)
+
+    layer = Layer(weights, lora, jnp.int32(0), window)
+    project = projector(layer, Adapter(weights={}, scale=scale), None)
+    return decoder_layer(config, x, layer, project, rotary_tables(config, positions), attend, False)

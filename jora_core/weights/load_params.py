@@ -1,0 +1,202 @@
+"""A model's weights from a folder into their places on the mesh, quantised on the way if asked for.
+
+Every device's share of a field is allocated where it will live and filled in place, some rows of one layer at
+a time, so the host holds no more than those rows, however large the model, its layers or its vocabulary. Each
+process reads the slices of its own devices; replicas of a slice share one read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.base.progress import Progress
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
+from jora_core.parameters.quantization import QUANTIZED_FIELDS, quantize
+from jora_core.parameters.trees import LayerParams, Params
+from jora_core.specs.common import Quantization
+from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.tensor_store import TensorStore
+
+# Bytes that are on the host at once. With larger chunks the allocator keeps more of what was freed.
+_CHUNK_BYTES = 4 << 20
+# From this size on, reading takes long enough to be watched.
+_PROGRESS_BYTES = 100 << 20
+
+
+def load_params(
+    folder: Path | str,
+    config: ModelConfig,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    quantization: Quantization = "none",
+) -> Params:
+    """Read a model's weights into their places on the mesh (one device if None).
+
+    Args:
+        dtype: of what is not quantised.
+        quantization: of the projections, which become `QuantizedWeight`s; no float copy of them is made.
+
+    Raises:
+        InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
+            tokens in the tokenizer than rows in the embedding; a mesh that cannot split this model.
+    """
+    mesh = mesh or make_mesh()
+    check_quantization(config, mesh, quantization)
+    store = open_checkpoint(folder, config)
+    shardings = param_shardings(config, mesh)
+    tick = _ticker(config)
+
+    def load(row: TensorRow) -> Any:
+        sharding = getattr(shardings.layers if row.per_layer else shardings, row.field)
+        field = _Field(
+            mesh=mesh,
+            # The layer axis is never split; a tensor of the file has none.
+            axes=tuple(sharding.spec)[1:] if row.per_layer else tuple(sharding.spec),
+            shape=row.size(config),
+            layers=config.num_layers if row.per_layer else None,
+            quantization=quantization if row.field in QUANTIZED_FIELDS else "none",
+            dtype=jnp.dtype(dtype),
+        )
+        return _load_field(store, row, field, tick)
+
+    layers = {row.field: load(row) for row in model_rows(config) if row.per_layer}
+    rest = {row.field: load(row) for row in model_rows(config) if not row.per_layer}
+    return Params(layers=LayerParams(**layers), **rest)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What decides how one field of `Params` is filled.
+
+    Attributes:
+        axes: mesh axis of each dimension of a (layer's) tensor.
+        shape: of a (layer's) tensor.
+        layers: length of the layer axis in front; None if the field has none.
+    """
+
+    mesh: Mesh
+    axes: tuple[str | None, ...]
+    shape: tuple[int, ...]
+    layers: int | None
+    quantization: Quantization
+    dtype: np.dtype
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Placement of a (layer's) tensor."""
+        return NamedSharding(self.mesh, PartitionSpec(*self.axes))
+
+    def convert(self, rows: jax.Array, in_axis: str | None) -> Any:
+        """What becomes of some rows of the file."""
+        if self.quantization == "none":
+            return rows.astype(self.dtype)
+        return quantize(rows, self.quantization, in_axis)
+
+
+def _load_field(store: TensorStore, row: TensorRow, field: _Field, tick: Callable[[], None]) -> Any:
+    """One field, filled chunk by chunk."""
+    empty, fill = _programs(field)
+    local = field.sharding.shard_shape(field.shape)
+    holders = _holders(field)
+    value = empty()
+    for layer in range(field.layers or 1):
+        name = row.name(layer)
+        row_bytes = math.prod(field.shape[1:]) * jnp.dtype(store.dtype(name)).itemsize
+        count = min(local[0], max(1, _CHUNK_BYTES // row_bytes))
+        for first in range(0, local[0], count):
+            first = min(first, local[0] - count)  # the last chunk repeats rows rather than have its own size
+            parts = []
+            for start, (span, devices) in holders.items():
+                host = store.read(name, (slice(start + first, start + first + count), *span))
+                parts += [jax.device_put(host[:, cut] if span else host, d) for d, cut in devices]
+                jax.block_until_ready(parts)
+            shape = (count * field.shape[0] // local[0], *field.shape[1:])
+            chunk = jax.make_array_from_single_device_arrays(shape, field.sharding, parts)
+            value = fill(value, chunk, np.int32(layer), np.int32(first))
+            jax.block_until_ready(value)  # else reading runs ahead, and the chunks pile up
+        tick()
+    return value
+
+
+def _holders(field: _Field) -> dict[int, tuple[tuple[slice, ...], list[tuple[Any, slice]]]]:
+    """What this process reads of each (layer's) tensor, by first row of a device's slice.
+
+    Returns:
+        The span of columns that its devices need, none for a vector; each device and its cut of that span.
+    """
+    found: dict[int, list[tuple[Any, slice]]] = {}
+    for device, index in field.sharding.addressable_devices_indices_map(field.shape).items():
+        assert index is not None
+        rows, *columns = (slice(*s.indices(n)[:2]) for s, n in zip(index, field.shape, strict=True))
+        found.setdefault(rows.start, []).append((device, columns[0] if columns else slice(0, 1)))
+    holders = {}
+    for start, devices in found.items():
+        low, high = min(cut.start for _, cut in devices), max(cut.stop for _, cut in devices)
+        cuts = [(device, slice(cut.start - low, cut.stop - low)) for device, cut in devices]
+        holders[start] = ((slice(low, high),) if len(field.shape) > 1 else (), cuts)
+    return holders
+
+
+@functools.cache
+def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
+    """Compiled (): the field, empty; and (field, chunk, layer, first row): the field with the chunk put in.
+
+    A chunk has some rows of every device's slice. Both run on each device by itself, but for the largest
+    magnitude of an int8 row whose inputs are split.
+    """
+    one = jax.eval_shape(lambda x: field.convert(x, None), jax.ShapeDtypeStruct(field.shape, jnp.float32))
+    axes = (field.axes,) if field.quantization == "none" else quantized_axes(field.quantization, *field.axes)
+    lead = () if field.layers is None else (field.layers,)
+    specs = jax.tree.unflatten(
+        jax.tree.structure(one), [PartitionSpec(*[None] * len(lead), *names) for names in axes]
+    )
+
+    def empty() -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), one)
+
+    def fill(value: Any, chunk: jax.Array, layer: jax.Array, first: jax.Array) -> Any:
+        start = (first,) if field.layers is None else (layer, first)
+
+        def put(whole: jax.Array, new: jax.Array) -> jax.Array:
+            # As integers: XLA's CPU compiler widens a bfloat16 update to float32, the whole field with it.
+            bits = jnp.dtype(f"u{whole.dtype.itemsize}")
+            new = jax.lax.bitcast_convert_type(new, bits).reshape((*[1] * len(lead), *new.shape))
+            at = (*start, *[0] * (new.ndim - len(start)))
+            changed = jax.lax.dynamic_update_slice(jax.lax.bitcast_convert_type(whole, bits), new, at)
+            return jax.lax.bitcast_convert_type(changed, whole.dtype)
+
+        return jax.tree.map(put, value, field.convert(chunk, field.axes[-1]))
+
+    scalar = PartitionSpec()
+    filled = jax.shard_map(
+        fill,
+        mesh=field.mesh,
+        in_specs=(specs, PartitionSpec(*field.axes), scalar, scalar),
+        out_specs=specs,
+        check_vma=False,
+    )
+    placed = jax.tree.map(lambda spec: NamedSharding(field.mesh, spec), specs)
+    return jax.jit(empty, out_shardings=placed), jax.jit(filled, donate_argnums=0)
+
+
+def _ticker(config: ModelConfig) -> Callable[[], None]:
+    """A function to call after each tensor: draws the progress of a large model."""
+    sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
+    if 2 * sum(sizes) < _PROGRESS_BYTES or jax.process_index():
+        return lambda: None
+    progress = Progress("load tensors", len(sizes))
+    done = iter(range(1, len(sizes) + 1))
+    return lambda: progress.update(next(done))

@@ -1,0 +1,192 @@
+"""A base with adapters merged into it, made and written one tensor at a time.
+
+Of the base, the host holds one layer's tensor at once, or some rows of it where no adapter touches it; the
+adapters are whole in memory. `jora_core.parameters.lora_math.merge_adapters` gives the same numbers for a
+whole model.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.base.atomic_files import atomic_path, write_json
+from jora_core.base.errors import InputError
+from jora_core.base.json_fields import read_json_object
+from jora_core.base.progress import Progress
+from jora_core.parameters.lora_math import merged_weight
+from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
+from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.safetensors_reader import numpy_dtype
+from jora_core.weights.safetensors_writer import MAX_SHARD_SIZE, write_shards
+from jora_core.weights.tensor_store import TensorStore
+
+# Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+# Values that are read, cast and checked at once.
+_CHUNK_VALUES = 1 << 20
+# From this size on, merging takes long enough to be watched.
+_PROGRESS_BYTES = 100 << 20
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """The weights of a folder with adapters merged into them in order, each made when asked for."""
+
+    store: TensorStore
+    config: ModelConfig
+    adapters: tuple[Adapter, ...] = ()
+
+    def layer(self, number: int) -> LayerParams:
+        """One layer's weights without the layer axis: float32 where merged, else as stored."""
+        rows = [row for row in model_rows(self.config) if row.per_layer]
+        return LayerParams(
+            **{
+                row.field: self._merged(row, number)
+                if self._adapters_of(row)
+                else jnp.asarray(self.store.read(row.name(number)))
+                for row in rows
+            }
+        )
+
+    def parts(self, row: TensorRow, layer: int, dtype: str) -> Iterator[np.ndarray]:
+        """One tensor from its first row to its last, merged in float32 and cast once to `dtype`.
+
+        Raises:
+            InputError: the base holds NaN or infinity, or what is to be written would.
+        """
+        for part in self._wide_parts(row, layer):
+            with np.errstate(over="ignore"):
+                narrow = part.astype(numpy_dtype(dtype), copy=False)
+            if not np.isfinite(narrow).all():
+                raise InputError(
+                    f"{row.name(layer)} of the merged model holds values that {dtype} cannot; "
+                    "choose dtype float32, or another adapter"
+                )
+            yield narrow
+
+    def rows(self, row: TensorRow, layer: int = 0) -> Iterator[np.ndarray]:
+        """Some rows of the base's tensor at a time, as stored; as many whatever the type."""
+        name = row.name(layer)
+        for part in _row_slices(self.store.shape(name)):
+            yield self.store.read(name, part)
+
+    def _wide_parts(self, row: TensorRow, layer: int) -> Iterator[np.ndarray]:
+        if not self._adapters_of(row):
+            yield from self.rows(row, layer)
+            return
+        merged = np.asarray(self._merged(row, layer))
+        for part in _row_slices(merged.shape):
+            yield merged[part]
+
+    def _merged(self, row: TensorRow, layer: int) -> jax.Array:
+        used = self._adapters_of(row)
+        pairs = tuple(jax.tree.map(lambda x: x[layer], adapter.weights[row.field]) for adapter in used)
+        weight = jnp.asarray(self.store.read(row.name(layer)))
+        return merged_tensor(weight, pairs, tuple(adapter.scale for adapter in used))
+
+    def _adapters_of(self, row: TensorRow) -> list[Adapter]:
+        return [adapter for adapter in self.adapters if row.field in adapter.weights]
+
+
+@partial(jax.jit, static_argnums=2)
+def merged_tensor(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
+    """`merged_weight`, compiled: weight [out, in] and each adapter's matrices for it, to float32."""
+    return merged_weight(weight, zip(pairs, scales, strict=True))
+
+
+def write_merged(
+    base: Path,
+    config: ModelConfig,
+    adapters: Sequence[Adapter],
+    folder: Path,
+    dtype: str | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> str:
+    """Write a Hugging Face folder: the base's weights with adapters merged in, all else as in its folder.
+
+    The base's config.json is kept field by field, except for the type of the weights; tied heads stay tied.
+    Each file is written whole or not at all, the weights first, see `write_shards`.
+
+    Args:
+        dtype: of the weights; the base's own if None.
+        max_shard_size: bytes, see `write_shards`.
+
+    Returns:
+        The type of the weights.
+
+    Raises:
+        InputError: the base cannot be used, is the folder itself, or the folder cannot be written.
+    """
+    if base.resolve() == folder.resolve():
+        raise InputError(f"{folder} is the base model itself; choose another folder")
+    store = open_checkpoint(base, config)
+    places = {
+        row.name(layer): (row, layer)
+        # Layer by layer, as transformers orders a model: a shard holds whole layers but for its ends.
+        for layer in range(config.num_layers)
+        for row in model_rows(config)
+        if row.per_layer or layer == (0 if row.field == "embedding" else config.num_layers - 1)
+    }
+    expected = expected_tensors(config)
+    dtype = dtype or store.dtype(next(iter(expected)))
+    weights = MergedWeights(store, config, tuple(adapters))
+    tick = _ticker(sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize, len(expected))
+
+    def parts(name: str) -> Iterator[np.ndarray]:
+        yield from weights.parts(*places[name], dtype)
+        tick()
+
+    write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
+    fields = read_json_object(base / "config.json", f"model folder {base}")
+    # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
+    name = "dtype" if "dtype" in fields else "torch_dtype"
+    write_json(folder / "config.json", fields | {name: dtype})
+    for pattern in _COMPANIONS:
+        for path in sorted(base.glob(pattern)):
+            if path.is_file():
+                copy_file(path, folder / path.name)
+    return dtype
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one file, all of it or nothing."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Slices of some rows each that make up a tensor."""
+    size, *widths = shape
+    count = max(1, _CHUNK_VALUES // math.prod(widths))
+    for first in range(0, size, count):
+        yield slice(first, first + count), *[slice(None)] * len(widths)
+
+
+def _ticker(size: int, tensors: int) -> Callable[[], None]:
+    """A function to call after each tensor: draws the progress of a large model."""
+    if size < _PROGRESS_BYTES:
+        return lambda: None
+    progress = Progress("merge tensors", tensors)
+    done = iter(range(1, tensors + 1))
+    return lambda: progress.update(next(done))

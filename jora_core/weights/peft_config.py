@@ -1,0 +1,136 @@
+"""``adapter_config.json`` as ``peft`` writes it, read into a `LoraSpec` and written from one.
+
+What would mean another computation than this core's is refused by name, whatever release of ``peft`` wrote
+it: a field that is unknown here passes only with a value that turns it off. No JAX here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jora_core.base.error_messages import describe_validation_error
+from jora_core.base.errors import InputError
+from jora_core.base.json_fields import read_json_object
+from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.lora import LoraSpec
+
+CONFIG_FILE = "adapter_config.json"
+
+# Fields that say nothing about the computation of a finished adapter: where it comes from, how its weights
+# were drawn (where that leaves the base as it is), settings of something that another field turns on.
+_SILENT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+    }
+)
+_READ = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "use_rslora",
+        "use_dora",
+        "init_lora_weights",
+    }
+)
+# Values that turn a field off.
+_OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
+# Ways of drawing A and B that leave the base weights alone; the others store a changed base.
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+def read_peft_config(folder: Path, num_layers: int) -> LoraSpec:
+    """The LoRA settings of a PEFT folder, its targets resolved to names of projections.
+
+    Args:
+        num_layers: of the base model, for targets that are given as a pattern or by full names.
+
+    Raises:
+        InputError: file missing or broken, another PEFT method, a field that is missing, wrong, or asks for
+            what this core would compute differently.
+    """
+    path = folder / CONFIG_FILE
+    data = read_json_object(path, f"adapter folder {folder}")
+    if data.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type {data.get('peft_type')} is not supported; expected LORA")
+    if data.get("task_type") not in (None, "CAUSAL_LM"):
+        raise InputError(f"{path}: task_type {data['task_type']} is not supported; expected CAUSAL_LM")
+    if data.get("init_lora_weights") not in _INITS:
+        raise InputError(
+            f"{path}: init_lora_weights={json.dumps(data['init_lora_weights'])} changes the base weights; "
+            "save the adapter with peft's path_initial_model_for_weight_conversion first"
+        )
+    for name in sorted(data.keys() - _READ - _SILENT):
+        if data[name] not in _OFF:
+            raise InputError(
+                f"{path}: {name}={json.dumps(data[name])} is not supported; expected it to be off"
+            )
+    for name in ("r", "lora_alpha", "target_modules"):
+        if data.get(name) is None:
+            raise InputError(f"{path}: {name} is missing; write the value that the adapter was trained with")
+    return _spec(path, data, num_layers)
+
+
+def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
+    """The fields of an ``adapter_config.json`` for an adapter on these projections."""
+    whole = float(spec.lora_alpha).is_integer()
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": spec.r,
+        "lora_alpha": int(spec.lora_alpha) if whole else spec.lora_alpha,
+        "lora_dropout": spec.lora_dropout,
+        "target_modules": sorted(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
+        "modules_to_save": None,
+    }
+
+
+def _spec(path: Path, data: dict[str, Any], num_layers: int) -> LoraSpec:
+    targets, exclude = data["target_modules"], data.get("exclude_modules")
+    for name, value in (("target_modules", targets), ("exclude_modules", exclude)):
+        listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if not (listed or isinstance(value, str) or value is None):
+            raise InputError(
+                f"{path}: {name} must be a list of names or a pattern, found {json.dumps(value)}"
+            )
+    try:
+        fields = {
+            "r": data["r"],
+            "lora_alpha": data["lora_alpha"],
+            "lora_dropout": data.get("lora_dropout") or 0.0,
+            "target_modules": list(resolve_targets(targets, num_layers, exclude)),
+            "use_rslora": data.get("use_rslora") or False,
+            "use_dora": data.get("use_dora") or False,
+        }
+        return LoraSpec.model_validate(fields, strict=True)
+    except ValidationError as err:
+        raise InputError(f"{path}: {describe_validation_error(err, LoraSpec)}") from None
+    except InputError as err:
+        raise InputError(f"{path}: {err}") from None

@@ -1,0 +1,152 @@
+"""From corpora to records: everything a config asks for, in one call.
+
+The same config over the same files gives the same bytes, wherever the files lie and whoever builds the
+shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jora_core.base.atomic_files import write_json
+from jora_core.base.digests import canonical_json
+from jora_core.base.errors import InputError, write_error
+from retrieval.build.executors import run_shards
+from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS
+from retrieval.build.shards import (
+    FORMAT_VERSION,
+    Prepared,
+    Shard,
+    prepare,
+    require_prepared,
+    shard_done,
+    shard_paths,
+    task_report,
+)
+from retrieval.corpus.file_sinks import ParquetSink
+from retrieval.corpus.mapped_items import map_batches
+from retrieval.evaluation.task_report import Progress
+from retrieval.settings.context import ContextConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RECORDS = "records.parquet"
+RANKINGS = "rankings.parquet"
+METRICS = "metrics.json"
+WORK = ".build"
+
+
+def build_context(
+    config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
+) -> dict[str, Any]:
+    """Writes `records.parquet`, `rankings.parquet` and, last, `metrics.json`; returns the metrics.
+
+    Each file appears complete or not at all; an error publishes none of them. What is half done lies in
+    `work_dir` (a folder below `output_dir` by default) until the build ends: a build that was killed goes on
+    from there when it is called again. Wrong input leaves nothing.
+    Raises:
+        InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
+            writable.
+    """
+    tell = progress or _silent
+    work = work_dir or output_dir / WORK
+    with _alone(work.parent):
+        try:
+            prepared = prepare(config, work, tell)
+            run_shards(config, work, prepared, tell)
+            metrics = merge(config, work, prepared, output_dir, tell)
+        except InputError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    return metrics
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder against another build; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another build holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another build is writing there; wait for its end or choose another folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def merge(
+    config: ContextConfig, work: Path, prepared: Prepared, output_dir: Path, progress: Progress
+) -> dict[str, Any]:
+    """Joins the finished shards in order into the three files; returns the metrics.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    progress("merge shards", 0, len(prepared.shards))
+    metadata = {
+        "config": canonical_json(config.fingerprint()),
+        "inputs": canonical_json(prepared.inputs),
+        "seed": str(config.seed),
+        "format": FORMAT_VERSION,
+    }
+    with ExitStack() as stack:
+        rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
+        records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
+        rankings.append_batches(_batches(work, prepared.shards, "rankings"))
+        records.append_batches(_batches(work, prepared.shards, "records"))
+        # From here on until they are written again, the folder says of itself that it is not whole.
+        (output_dir / METRICS).unlink(missing_ok=True)
+    metrics = {
+        "seed": config.seed,
+        "config": config.fingerprint(),
+        "inputs": prepared.inputs,
+        "records": records.rows,
+        "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
+    }
+    write_json(output_dir / METRICS, metrics)
+    progress("merge shards", len(prepared.shards), len(prepared.shards))
+    return metrics
+
+
+def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[str, Any]:
+    """`merge` for a work folder whose shards were built elsewhere; the folder is gone afterwards.
+
+    Raises:
+        InputError: a file cannot be written.
+        RuntimeError: a shard is missing or damaged.
+    """
+    prepared = require_prepared(config, work)
+    for shard in prepared.shards:
+        if not shard_done(work, shard):
+            raise RuntimeError(f"{work}: shard {shard.number} was not built to its end")
+    metrics = merge(config, work, prepared, output_dir, _silent)
+    shutil.rmtree(work, ignore_errors=True)
+    return metrics
+
+
+def _batches(work: Path, shards: list[Shard], kind: str) -> Iterator[pa.RecordBatch]:
+    for shard in shards:
+        yield from map_batches(shard_paths(work, shard)[kind])
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that tells nobody."""

@@ -1,0 +1,137 @@
+"""Who builds the shards: this process, its threads, or Dask workers. The records are the same bytes."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.build.shards import Prepared, Shard, build_shard
+from retrieval.evaluation.task_report import Progress
+from retrieval.search.cores import cores
+from retrieval.settings.context import ContextConfig
+
+DASK_MISSING = (
+    "context.backend is dask, which is not installed; pip install 'jora-raft[scale]', or set it to threads"
+)
+
+
+def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: Progress) -> None:
+    """Builds every shard that is not there yet, by the configured backend.
+
+    Raises:
+        InputError: Dask is asked for and not installed, or no scheduler answers.
+    """
+    told = _ByTask(prepared, progress)
+    if config.backend == "dask":
+        _on_dask(config, work, prepared.shards, told)
+    else:
+        _on_threads(config, work, prepared.shards, told)
+
+
+def worker_count(config: ContextConfig) -> int:
+    """How many shards are built at once by processes."""
+    return config.workers or cores()
+
+
+class _ByTask:
+    """Progress of each task, from any thread."""
+
+    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+        self._progress, self._totals = progress, prepared.examples
+        self._done = dict.fromkeys(prepared.examples, 0)
+        self._lock = Lock()
+
+    def add(self, task: str, examples: int) -> None:
+        with self._lock:
+            self._done[task] += examples
+            self._progress(f"{task}: records", self._done[task], self._totals[task])
+
+
+def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTask) -> None:
+    def build(shard: Shard) -> None:
+        build_shard(config, work, shard, lambda n: told.add(shard.task, n))
+
+    # Building records is mostly Python, where threads of one process take turns: none are started unasked.
+    workers = min(config.workers or 1, len(shards))
+    if workers <= 1:
+        for shard in shards:
+            build(shard)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
+        _all_or_first_error([pool.submit(build, shard) for shard in shards])
+
+
+def _all_or_first_error(futures: list[Any]) -> None:
+    """Waits for all; at the first error, what has not begun is not begun."""
+    waiting = set(futures)
+    try:
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTask) -> None:
+    with dask_client(config) as client:
+        from distributed import as_completed  # pyright: ignore[reportMissingImports]
+
+        calls = {
+            client.submit(build_shard, config, work.resolve(), shard, pure=False): shard for shard in shards
+        }
+        for future in as_completed(list(calls)):
+            future.result()
+            shard = calls[future]
+            told.add(shard.task, shard.high - shard.low)
+
+
+def local_cluster(config: ContextConfig) -> dict[str, Any]:
+    """Settings of a `LocalCluster` of worker processes that end with this one."""
+    return {
+        "n_workers": worker_count(config),
+        "threads_per_worker": 1,
+        "processes": True,
+        "dashboard_address": None,
+        "memory_limit": 0,
+    }
+
+
+def dask_client(config: ContextConfig) -> Any:
+    """A client of the configured scheduler, or of worker processes of its own that end with it.
+
+    Raises:
+        InputError: Dask is not installed, or no scheduler answers at the address.
+    """
+    try:
+        from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(DASK_MISSING) from error
+    if config.dask_address is not None:
+        try:
+            return Client(config.dask_address, timeout="20s")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"context.dask_address: no Dask scheduler answers at {config.dask_address}; start one or "
+                "leave it empty"
+            ) from error
+    cluster = LocalCluster(**local_cluster(config))
+    return _OwnCluster(Client(cluster), cluster)
+
+
+class _OwnCluster:
+    """A client whose workers end with the `with` block."""
+
+    def __init__(self, client: Any, cluster: Any) -> None:
+        self._client, self._cluster = client, cluster
+
+    def __enter__(self) -> Any:
+        return self._client
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+        self._cluster.close()

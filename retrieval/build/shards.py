@@ -1,0 +1,253 @@
+"""A build cut into shards: prepare once, build every shard on its own, merge in order.
+
+    prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
+    shard     retrieves for a fixed run of a task's records and writes them, wherever and whenever it runs
+    merge     joins the shards' records in order and adds up their reports
+
+All three share one work folder and nothing else, so a shard may be built by this process, a thread,
+another process or another machine that sees the folder. How the records are cut follows from their number
+alone, never from who builds them: the result is the same bytes. A finished shard is found again by a build
+that was killed, as long as configuration, inputs and code are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jora_core.base.atomic_files import remove_temporaries, write_bytes
+from jora_core.base.digests import canonical_json, file_digest, text_digest
+from retrieval.build.inputs import input_digests
+from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS, schema
+from retrieval.corpus.mapped_items import RowSink
+from retrieval.corpus.source_files import expand_path
+from retrieval.evaluation import merge_reports
+from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.prompts.token_budget import token_count
+from retrieval.readers.documents.instructions import is_alpaca
+from retrieval.search.dense.embedder import Embedder, load_embedder
+from retrieval.search.reranker import load_reranker
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import QaTask
+
+FORMAT_VERSION = "1"
+PREPARED = "prepared.json"
+
+#: A shard is a task of an orchestrator, which keeps track of tens of them well and of thousands badly.
+MOST_SHARDS = 64
+#: Records between two words of progress.
+PROGRESS_STEP = 500
+
+Example = tuple[dict[str, Any], dict[str, Any] | None]
+
+
+class TaskWork(Protocol):
+    """A task's prepared files, opened."""
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
+        """(record, ranking or None) of the prepared examples low to high - 1, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Examples `low` to `high - 1` of a task; `number` counts over all tasks."""
+
+    number: int
+    task: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` leaves: the work folder's key, the inputs' digests, the number of examples by task."""
+
+    key: str
+    inputs: dict[str, str]
+    examples: dict[str, int]
+    shards: list[Shard]
+
+
+def configured_tasks(config: ContextConfig) -> list[str]:
+    """The tasks of a configuration in the order of the records."""
+    return [name for name in ("tables", "threads", "qa") if getattr(config, name) is not None]
+
+
+def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
+    """The shards of all tasks: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
+    shards: list[Shard] = []
+    for task, n in examples.items():
+        size = max(shard_records, -(-n // MOST_SHARDS))
+        for low in range(0, n, size):
+            shards.append(Shard(len(shards), task, low, min(low + size, n)))
+    return shards
+
+
+def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
+    """Fills the work folder, or finds it filled by an earlier try with the same configuration and inputs.
+
+    Raises:
+        InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
+            writable; then the work folder is gone.
+    """
+    progress("digest inputs", 0, 0)
+    inputs = input_digests(config)
+    progress("digest inputs", len(inputs), len(inputs))
+    key = _key(config, inputs)
+    found = read_prepared(config, work)
+    if found is not None and found.key == key:
+        remove_temporaries(work)
+        return found
+    shutil.rmtree(work, ignore_errors=True)
+    embedder = _embedder(config)
+    if config.reranker:
+        load_reranker(config.reranker)  # refused now, not by the first shard
+    examples: dict[str, int] = {}
+    for task in configured_tasks(config):
+        report = TaskReport()
+        folder = work / task
+        examples[task] = _module(task).prepare(config, embedder, folder, report, progress)
+        write_bytes(folder / "report.json", merge_reports.dump(report))
+    about = {"key": key, "inputs": inputs, "examples": examples}
+    write_bytes(work / PREPARED, json.dumps(about).encode())
+    return Prepared(key, inputs, examples, cut(examples, config.shard_records))
+
+
+def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
+    """What an earlier `prepare` left, None where it did not finish."""
+    try:
+        about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Prepared(**about, shards=cut(about["examples"], config.shard_records))
+
+
+def build_shard(
+    config: ContextConfig, work: Path, shard: Shard, told: Callable[[int], None] | None = None
+) -> None:
+    """Writes a shard's records, rankings and report; does nothing where they are there already.
+
+    `told` is called with the number of examples done since it was last called.
+    """
+    if shard_done(work, shard):
+        if told:
+            told(shard.high - shard.low)
+        return
+    report = TaskReport()
+    count = token_count(config) if config.counts_tokens else None
+    opened: TaskWork = _module(shard.task).open_work(config, work / shard.task)
+    paths = shard_paths(work, shard)
+    with (
+        RowSink(paths["records"], schema(RECORD_COLUMNS)) as records,
+        RowSink(paths["rankings"], schema(RANKING_COLUMNS)) as rankings,
+    ):
+        for record, ranking in opened.build(shard.low, shard.high, report):
+            report.add_record(record, count(record["input"]) if count else None)
+            records.append(tuple(record[name] for name in RECORD_COLUMNS))
+            if ranking is not None:
+                rankings.append(tuple(ranking[name] for name in RANKING_COLUMNS))
+            if told and records.rows % PROGRESS_STEP == 0:
+                told(PROGRESS_STEP)
+    if told:
+        told(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
+    write_bytes(paths["report"], merge_reports.dump(report))
+    digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}
+    write_bytes(paths["done"], json.dumps(digests).encode())
+
+
+def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
+    """Builds the shard of that number of a prepared work folder; returns how many examples it has.
+
+    Raises:
+        RuntimeError: the folder was not prepared.
+    """
+    shard = require_prepared(config, work).shards[number]
+    build_shard(config, work, shard)
+    return shard.high - shard.low
+
+
+def require_prepared(config: ContextConfig, work: Path) -> Prepared:
+    """What `prepare` left.
+
+    Raises:
+        RuntimeError: it did not finish.
+    """
+    found = read_prepared(config, work)
+    if found is None:
+        raise RuntimeError(f"{work} holds no prepared build")
+    return found
+
+
+def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
+    """Where a shard's files lie; the span in their names keeps another cut's files apart."""
+    name = f"{shard.task}-{shard.low:010d}-{shard.high:010d}"
+    folder = work / "shards"
+    return {
+        "records": folder / f"{name}.records.arrow",
+        "rankings": folder / f"{name}.rankings.arrow",
+        "report": folder / f"{name}.report.json",
+        "done": folder / f"{name}.done.json",
+    }
+
+
+def shard_done(work: Path, shard: Shard) -> bool:
+    """Whether a shard was written to its end and is still what was written."""
+    paths = shard_paths(work, shard)
+    try:
+        digests = json.loads(paths["done"].read_text(encoding="utf-8"))
+        return all(
+            paths[name].is_file() and file_digest(paths[name]) == digest for name, digest in digests.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
+    """The report of one task: of its preparation and of its shards, added up in order."""
+    report = merge_reports.load(TaskReport, (work / task / "report.json").read_bytes())
+    for shard in shards:
+        if shard.task == task:
+            merge_reports.join(
+                report, merge_reports.load(TaskReport, shard_paths(work, shard)["report"].read_bytes())
+            )
+    return report
+
+
+def _module(name: str) -> Any:
+    """A task's `prepare` and `open_work`; plain imports, which the orchestrator follows to find our code."""
+    if name == "tables":
+        from retrieval.tasks.tables import task
+    elif name == "threads":
+        from retrieval.tasks.threads import task
+    else:
+        from retrieval.tasks.qa import task
+    return task
+
+
+def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
+    """Digest of all that decides what is in the work folder, this room's code included."""
+    root = Path(__file__).resolve().parents[2]
+    files = [path for room in ("retrieval", "jora_core/base") for path in sorted((root / room).rglob("*.py"))]
+    code = {path.relative_to(root).as_posix(): file_digest(path) for path in files}
+    return text_digest(canonical_json({"config": config.fingerprint(), "inputs": inputs, "code": code}))
+
+
+def _embedder(config: ContextConfig) -> Embedder | None:
+    """The embedder if some task has the dense leg, loaded before anything is written.
+
+    Raises:
+        InputError: a task has the leg and no usable embedder is configured.
+    """
+    for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
+        if isinstance(task, QaTask) and is_alpaca(task):  # nothing is retrieved for those
+            continue
+        if task is not None and "dense" in task.legs:
+            cache = config.embedding_cache
+            folder = Path(expand_path(cache, "embedding_cache")) if cache else None
+            return load_embedder(config.embedder, field, folder)
+    return None

@@ -1,0 +1,1 @@
+"""A corpus in memory and on disk: its types, source files, mapped rows and chunks."""

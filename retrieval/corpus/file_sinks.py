@@ -1,0 +1,103 @@
+"""Files that are written row by row and published whole."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from jora_core.base.atomic_files import publish, temporary_name
+from jora_core.base.errors import write_error
+from retrieval.build.record_files import schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP = 4096
+
+
+class FileSink(ABC):
+    """A file written piece by piece under a temporary name; leaving the `with` normally publishes it, an
+    error discards it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.rows = 0
+        self._schema = schema
+        self._temporary = temporary_name(path)
+        self._writer: Any = None
+
+    @abstractmethod
+    def _open(self) -> Any:
+        """The writer of the temporary file."""
+
+    def _flush(self) -> None:  # noqa: B027 - a sink that holds nothing back has nothing to write
+        """Writes what is still held back."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = self._open()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+            if kind is None:
+                publish(self._temporary, self.path)
+        except OSError as failure:
+            if kind is None:
+                raise write_error(self.path, failure) from failure
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class ParquetSink(FileSink):
+    """Rows as Parquet, in row groups of one size."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+        super().__init__(path, schema(columns, metadata))
+
+    def _open(self) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
+
+    def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Adds rows of the sink's columns; how they are cut into batches does not change the file."""
+        import pyarrow as pa
+
+        waiting: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            while batch.num_rows:
+                part = batch.slice(0, ROW_GROUP - rows)
+                batch = batch.slice(part.num_rows)
+                waiting.append(part)
+                rows += part.num_rows
+                if rows == ROW_GROUP:
+                    self._write(pa.Table.from_batches(waiting))
+                    waiting, rows = [], 0
+        if waiting:
+            self._write(pa.Table.from_batches(waiting))
+
+    def _write(self, table: pa.Table) -> None:
+        """One row group; in one piece, since pages follow the pieces."""
+        self.rows += table.num_rows
+        try:
+            table = table.combine_chunks().cast(self._schema)
+            self._writer.write_table(table, row_group_size=ROW_GROUP)
+        except OSError as error:
+            raise write_error(self.path, error) from error

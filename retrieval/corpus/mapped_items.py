@@ -1,0 +1,202 @@
+"""Frozen dataclasses on disk: Arrow files that many processes map into memory, and ids found without a dict.
+
+A corpus is read once, in a stream, into such files; whatever needs a document later reads its row out of the
+mapping. So a build holds no more of the corpus in memory than it is looking at, and a second process costs no
+second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from jora_core.base.atomic_files import atomic_path
+from jora_core.base.errors import write_error
+from retrieval.corpus.file_sinks import FileSink
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Item = TypeVar("Item")
+#: Rows of a batch; all batches but the last are full, so a row's batch is a division away.
+BATCH = 4096
+
+
+def item_schema(kind: type) -> pa.Schema:
+    """The Arrow schema of a dataclass of str, int, float, bool, tuples of them, and `| None`.
+
+    Raises:
+        TypeError: a field is of another type.
+    """
+    import pyarrow as pa
+
+    hints = get_type_hints(kind)
+    return pa.schema([_field(f.name, hints[f.name]) for f in fields(kind)])  # type: ignore[arg-type]
+
+
+def _field(name: str, hint: Any) -> pa.Field:
+    import pyarrow as pa
+
+    optional = get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
+    if optional:
+        (hint,) = [part for part in get_args(hint) if part is not type(None)]
+    return pa.field(name, _arrow_type(name, hint), nullable=optional)
+
+
+def _arrow_type(name: str, hint: Any) -> pa.DataType:
+    import pyarrow as pa
+
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
+    if hint in plain:
+        return plain[hint]
+    arguments = get_args(hint)
+    alike = (len(arguments) == 2 and arguments[1] is Ellipsis) or len(set(arguments)) == 1
+    if get_origin(hint) is tuple and alike:
+        return pa.list_(pa.field("item", _arrow_type(name, arguments[0]), nullable=False))
+    raise TypeError(f"field {name}: {hint} has no column type")
+
+
+class RowSink(FileSink):
+    """Rows (tuples in the schema's order) as an Arrow file, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path, schema)
+        self._buffer: list[tuple[Any, ...]] = []
+
+    def _open(self) -> Any:
+        import pyarrow as pa
+
+        return pa.ipc.new_file(str(self._temporary), self._schema)
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        """Adds one row; it reaches the disk with its batch."""
+        self._buffer.append(row)
+        self.rows += 1
+        if len(self._buffer) >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._buffer:
+            return
+        kinds = self._schema.types
+        columns = [pa.array(c, t) for c, t in zip(zip(*self._buffer, strict=True), kinds, strict=True)]
+        self._buffer = []
+        try:
+            self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+
+class ItemSink(RowSink):
+    """The same for the instances of one dataclass."""
+
+    def __init__(self, path: Path, kind: type) -> None:
+        super().__init__(path, item_schema(kind))
+        names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+        get = attrgetter(*names)
+        self._values = get if len(names) > 1 else lambda item: (get(item),)
+
+    def add(self, item: Any) -> None:
+        """Adds one instance."""
+        self.append(self._values(item))
+
+
+def write_items(path: Path, kind: type[Item], items: Iterable[Item]) -> Items[Item]:
+    """Writes all of `items` and opens the file."""
+    with ItemSink(path, kind) as sink:
+        for item in items:
+            sink.add(item)
+    return Items(path, kind)
+
+
+class Items(Sequence[Item], Generic[Item]):
+    """The instances of a dataclass in a file of `ItemSink`: a sequence that is mapped, not read."""
+
+    def __init__(self, path: Path, kind: type[Item]) -> None:
+        self._batches = map_batches(path)
+        self._length = sum(batch.num_rows for batch in self._batches)
+        self._kind = kind
+        self.names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: int) -> Item:  # type: ignore[override]
+        batch, row = self._at(place)
+        return self._kind(*(_frozen(batch.column(i)[row].as_py()) for i in range(len(self.names))))
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.run(0, self._length)
+
+    def run(self, low: int, high: int, step: int = 512) -> Iterator[Item]:
+        """Items low to high - 1, the columns of `step` of them converted at once: much faster than one by
+        one.
+        """
+        while low < high:
+            batch, row = self._at(low)
+            part = batch.slice(row, min(batch.num_rows - row, high - low, step))
+            columns = [map(_frozen, part.column(i).to_pylist()) for i in range(len(self.names))]
+            yield from (self._kind(*values) for values in zip(*columns, strict=True))
+            low += part.num_rows
+
+    def value(self, name: str, place: int) -> Any:
+        """One field of one item."""
+        batch, row = self._at(place)
+        return _frozen(batch.column(self.names.index(name))[row].as_py())
+
+    def column(self, name: str) -> Iterator[Any]:
+        """One field of all items."""
+        at = self.names.index(name)
+        for batch in self._batches:
+            yield from map(_frozen, batch.column(at).to_pylist())
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A field of int, float or bool of all items as one array."""
+        at = self.names.index(name)
+        parts = [batch.column(at).to_numpy(zero_copy_only=False) for batch in self._batches]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def _at(self, place: int) -> tuple[pa.RecordBatch, int]:
+        if not 0 <= place < self._length:
+            raise IndexError(f"item {place} of {self._length}")
+        at, row = divmod(place, BATCH)
+        return self._batches[at], row
+
+
+def map_batches(path: Path) -> list[pa.RecordBatch]:
+    """The batches of an Arrow file, mapped, not read."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def save_array(path: Path, array: np.ndarray) -> np.ndarray:
+    """Writes an array through a temporary name and returns it mapped from the disk.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+    return load_array(path)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An array of `save_array`, mapped (an empty one read: it cannot be mapped)."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        return np.load(path, allow_pickle=False)

@@ -1,0 +1,1 @@
+"""How good the retriever is, and how good a model's answers are."""

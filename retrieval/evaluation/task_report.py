@@ -1,0 +1,148 @@
+"""What a build says about one task: counts, drops with reasons, guards, retriever quality, prompt lengths."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from retrieval.corpus.types import Tally
+from retrieval.evaluation.retriever_intervals import Asked, grouped, leg_summary
+from retrieval.evaluation.retriever_ranks import RankTally
+from retrieval.guards.leaks import LEAKS
+from retrieval.text.normalize import seeded_hash
+
+#: (stage of the work, done, total); total is 0 where it is not known yet
+Progress = Callable[[str, int, int], None]
+
+LENGTH_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+EXAMPLES = 10
+#: Reasons under which training items that repeat a held-out one are dropped.
+EXACT = ("duplicate_of_test_record", "table_also_in_test", "document_also_in_test", "thread_twice")
+NEAR = ("near_duplicate_of_test_record", "table_nearly_in_test", "document_nearly_in_test")
+_SPLITS = ("train", "test")
+
+
+@dataclass
+class TaskReport:
+    """Gathers the numbers of one task while its records pass by; the reports of parts can be joined."""
+
+    tally: Tally = field(default_factory=Tally)
+    ranks: dict[str, dict[str, RankTally]] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+    records: Counter[str] = field(default_factory=Counter)
+    with_oracle: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
+    contexts: dict[str, set[str]] = field(default_factory=dict)
+    shown: dict[str, set[str]] = field(default_factory=dict)
+    words: list[int] = field(default_factory=list)
+    index: dict[str, Any] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def add_record(self, record: dict[str, Any], tokens: int | None = None) -> None:
+        """Counts a record as written; `tokens` of its input, where a tokenizer is given."""
+        split = record["split"]
+        self.records[split] += 1
+        self.with_oracle[split] += record["oracle_in_context"]
+        self.contexts.setdefault(split, set()).add(record["context_id"])
+        shown = record["context_ids"] if split == "train" else record["oracle_ids"]
+        # Ids of posts are unique in their thread only.
+        self.shown.setdefault(split, set()).update(
+            [record["context_id"]] if record["task"] == "threads" else shown
+        )
+        self.words.append(record["input"].count(" ") + record["input"].count("\n") + 1)
+        if tokens is not None:
+            self.tokens.append(tokens)
+        self._keep_example(record)
+
+    def _keep_example(self, record: dict[str, Any]) -> None:
+        """Keeps the records with the smallest digests of their ids: as good as drawn, and always the same."""
+        place = -seeded_hash(0, "example", record["id"])
+        if len(self.examples) < EXAMPLES:
+            heapq.heappush(self.examples, (place, record))
+        elif place > self.examples[0][0]:
+            heapq.heapreplace(self.examples, (place, record))
+
+    def add_question(self, split: str, context_id: str, question: str, distance: int = 0) -> None:
+        """Notes whose ranks `add_ranking` counts: call it once a record."""
+        self.asked.setdefault(split, Asked()).add(context_id, question, distance)
+
+    def add_ranking(
+        self, split: str, leg: str, ranking: np.ndarray, gold: np.ndarray, absent: int = 0
+    ) -> None:
+        """Counts where a leg ranked the gold places of one record."""
+        self.ranks.setdefault(split, {}).setdefault(leg, RankTally()).add(ranking, gold, absent)
+
+    def note(self, split: str, what: str, count: int = 1) -> None:
+        """Counts something about how records were built, such as a quotation that was not found."""
+        if what and count:
+            self.notes.setdefault(split, Counter())[what] += count
+
+    def summary(self) -> dict[str, Any]:
+        """The task's part of `metrics.json`."""
+        out = {
+            **self.tally.as_dict(),
+            "records": {split: self.records[split] for split in _SPLITS},
+            "contexts": {split: len(self.contexts.get(split, ())) for split in _SPLITS},
+            "oracle_in_context": {
+                split: round(self.with_oracle[split] / self.records[split], 6)
+                if self.records[split]
+                else None
+                for split in _SPLITS
+            },
+            "notes": {split: dict(sorted(found.items())) for split, found in sorted(self.notes.items())},
+            "guards": self._guards(),
+            "retrieval": {
+                split: {leg: self._leg(split, tally) for leg, tally in sorted(legs.items())}
+                for split, legs in sorted(self.ranks.items())
+            },
+            "prompt_words": lengths(self.words),
+            "examples": self._examples(),
+        }
+        if self.index:
+            out["dense_index"] = self.index
+        if self.tokens:
+            out["prompt_tokens"] = lengths(self.tokens)
+        fused = self.ranks.get("test", {}).get("fused")
+        if fused is not None and "test" in self.asked:
+            out["retrieval_groups"] = grouped(fused, self.asked["test"])
+        return out
+
+    def _leg(self, split: str, tally: RankTally) -> dict[str, Any]:
+        # Intervals for what is judged; the training side is only looked at.
+        return leg_summary(tally, self.asked.get(split) if split == "test" else None)
+
+    def _guards(self) -> dict[str, Any]:
+        dropped = self.tally.dropped
+        both = self.shown.get("train", set()) & self.shown.get("test", set())
+        return {
+            "records_searched": sum(self.records.values()) + sum(dropped[name] for name in LEAKS),
+            "exact_duplicates_dropped": sum(dropped[name] for name in EXACT),
+            "near_duplicates_dropped": sum(dropped[name] for name in NEAR),
+            "leaks_dropped": {name.removeprefix("leak_"): dropped[name] for name in LEAKS},
+            "test_contexts_in_training_prompts": len(both),
+        }
+
+    def _examples(self) -> list[dict[str, Any]]:
+        """The ten records to read, in the order of their digests."""
+        best = sorted(self.examples, key=lambda item: (-item[0], item[1]["id"]))[:EXAMPLES]
+        names = ("id", "split", "instruction", "input", "output", "gold", "oracle_in_context")
+        return [{name: record[name] for name in names} for _, record in best]
+
+
+def lengths(counts: Sequence[int]) -> dict[str, Any]:
+    """Mean, quantiles and histogram of prompt lengths."""
+    values = np.array(counts or [0])
+    bins, _ = np.histogram(values, bins=[0, *LENGTH_BOUNDS, np.iinfo(np.int64).max])
+    return {
+        "mean": round(float(values.mean()), 2),
+        "p50": int(np.percentile(values, 50)),
+        "p95": int(np.percentile(values, 95)),
+        "max": int(values.max()),
+        "histogram": {"up_to": [*LENGTH_BOUNDS, None], "counts": bins.tolist()},
+    }

@@ -1,0 +1,1 @@
+"""Guards of honest evaluation: splits, leaks, near-duplicates."""

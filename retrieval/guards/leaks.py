@@ -1,0 +1,71 @@
+"""The last look at a finished record: does it give its answer away, or know what came later?
+
+The readers and tasks take quotelinks, quoted lines and labels out. What they overlooked is found here, in the
+very text that is taught, and the record is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from retrieval.guards.splits import has_link
+from retrieval.text.normalize import tokenize
+
+QUOTELINK = "leak_quotelink"
+QUOTED_PARENT = "leak_quoted_parent"
+ANSWER_LABEL = "leak_answer_label"
+LATER_CONTEXT = "leak_context_later_than_question"
+FALSE_QUOTE = "leak_quote_not_in_context"
+LEAKS = (QUOTELINK, QUOTED_PARENT, ANSWER_LABEL, LATER_CONTEXT, FALSE_QUOTE)
+
+#: A comment that repeats so many words of its parent in a row quotes it; or the whole parent, if that is no
+#: mere exclamation.
+QUOTE_WORDS = 12
+WHOLE_PARENT_WORDS = 6
+
+
+def quotes(comment: str, parent: str) -> bool:
+    """Whether a comment repeats its parent: all of it (six words or more), or twelve words of it in a row."""
+    said, words = tokenize(comment), tokenize(parent)
+    width = min(QUOTE_WORDS, len(words))
+    if width < WHOLE_PARENT_WORDS or len(said) < width:
+        return False
+    runs = {tuple(said[i : i + width]) for i in range(len(said) - width + 1)}
+    return any(tuple(words[i : i + width]) in runs for i in range(len(words) - width + 1))
+
+
+def thread_leaks(
+    record: dict[str, Any], comment: str, parents: Iterable[str], *, links: bool, labels: Sequence[str]
+) -> list[str]:
+    """What gives away whom a comment answers.
+
+    Args:
+        parents: texts of the posts it answers.
+        links: whether `>>123` is a quotelink in this kind of corpus.
+        labels: the answers' labels as they stand in the prompt.
+    """
+    found = []
+    if links and has_link(record["input"]):
+        found.append(QUOTELINK)
+    if any(quotes(comment, parent) for parent in parents):
+        found.append(QUOTED_PARENT)
+    if any(names(comment, label) for label in labels):
+        found.append(ANSWER_LABEL)
+    return found
+
+
+def names(comment: str, label: str) -> bool:
+    """Whether a comment names a post by its whole label, such as `#3 Marta`."""
+    at = comment.find(label)
+    while at >= 0:
+        end = at + len(label)
+        if (at == 0 or not comment[at - 1].isalnum()) and (end == len(comment) or not comment[end].isalnum()):
+            return True
+        at = comment.find(label, at + 1)
+    return False
+
+
+def later_contexts(asked: float | None, times: Iterable[float | None]) -> int:
+    """How many texts of a prompt are later than its question; unknown times are never later."""
+    return 0 if asked is None else sum(time is not None and time > asked for time in times)

@@ -1,0 +1,157 @@
+"""Guards against leakage: splits by context, duplicates across splits, labels in the text, seeded caps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.types import Tally
+from retrieval.guards.near_duplicates import NearDuplicates
+from retrieval.text.normalize import seeded_hash, seeded_share
+
+Item = TypeVar("Item")
+
+_LINK = re.compile(r">>\s*\d")
+
+
+def split_of(seed: int, context_id: str, test_share: float) -> str:
+    """The split of a context by hash: it never changes as other contexts come and go."""
+    return "test" if seeded_share(seed, "split", context_id) < test_share else "train"
+
+
+def splits_by_time(times: Mapping[str, float | None], test_share: float, field: str) -> dict[str, str]:
+    """The split of each context: the newest `test_share` of those with a time is the test split.
+
+    Contexts of one moment stay together, so every test context is later than every training context. One
+    without a time is trained on, because nobody knows that it is new.
+    Raises:
+        InputError: no context has a time, or all have the same.
+    """
+    known = sorted(time for time in times.values() if time is not None)
+    if not known:
+        raise InputError(
+            f"{field} is time, but none of the {len(times)} contexts has a time; give times in the source, "
+            "or set it to context"
+        )
+    wanted = round(test_share * len(known))
+    first = known[len(known) - wanted] if wanted else float("inf")
+    if first == known[0]:
+        raise InputError(
+            f"{field} is time, but the newest {wanted} of {len(known)} contexts are of the same moment as "
+            "the oldest; set it to context"
+        )
+    return {
+        context: "test" if time is not None and time >= first else "train" for context, time in times.items()
+    }
+
+
+def near_held_out(
+    texts: Sequence[str], split: Sequence[str], threshold: float | Literal["off"]
+) -> list[bool]:
+    """Which texts that are not held out themselves nearly repeat one that is ("test" in `split`)."""
+    places = [i for i, which in enumerate(split) if which == "test"]
+    if threshold == "off" or not places:
+        return [False] * len(texts)
+    index = NearDuplicates((texts[i] for i in places), lambda at: texts[places[at]], threshold)
+    others = [i for i, which in enumerate(split) if which != "test"]
+    near = [False] * len(texts)
+    for place, found in zip(others, index.matches(texts[i] for i in others), strict=True):
+        near[place] = found >= 0
+    return near
+
+
+class _Texts(Sequence[str]):
+    """The items' texts, each made when it is looked at."""
+
+    def __init__(self, items: Sequence[Any], text: Callable[[Any], str]) -> None:
+        self._items, self._text = items, text
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, at: int) -> str:  # type: ignore[override]
+        return self._text(self._items[at])
+
+
+def drop_near_duplicates(
+    items: Sequence[Item],
+    split: Callable[[Item], str],
+    text: Callable[[Item], str],
+    threshold: float | Literal["off"],
+    reason: str,
+    tally: Tally,
+) -> list[Item]:
+    """Drops training items whose text nearly repeats one of the test split, counted under `reason`."""
+    if threshold == "off":
+        return list(items)
+    splits = [split(item) for item in items]
+    near = near_held_out(_Texts(items, text), splits, threshold)
+    tally.dropped[reason] += sum(near)
+    return [item for item, copied in zip(items, near, strict=True) if not copied]
+
+
+def drop_across_splits(
+    items: Sequence[Item],
+    split: Callable[[Item], str],
+    key: Callable[[Item], Hashable],
+    reason: str,
+    tally: Tally,
+) -> list[Item]:
+    """Drops training items whose key also occurs in the test split, and counts them under `reason`."""
+    held_out = {key(item) for item in items if split(item) == "test"}
+    if not held_out:
+        return list(items)
+    kept = [item for item in items if split(item) == "test" or key(item) not in held_out]
+    tally.dropped[reason] += len(items) - len(kept)
+    return kept
+
+
+def cap(
+    items: Sequence[Item],
+    split: Callable[[Item], str],
+    context: Callable[[Item], str],
+    name: Callable[[Item], str],
+    limits: tuple[int | None, int | None],
+    seed: int,
+    tally: Tally,
+) -> list[Item]:
+    """At most `limits` (train, test) items, in their old order.
+
+    Training keeps whole contexts, so that examples go on sharing prefixes; the test split is thinned evenly,
+    because intervals are clustered by context and want many.
+    """
+    kept: set[int] = set()
+    for which, limit in zip(("train", "test"), limits, strict=True):
+        places = [i for i, item in enumerate(items) if split(item) == which]
+        if limit is not None and len(places) > limit:
+            if which == "train":
+                order = {c: seeded_hash(seed, "cap", c) for c in {context(items[i]) for i in places}}
+                places.sort(key=lambda i: (order[context(items[i])], i))
+            else:
+                places.sort(key=lambda i: seeded_hash(seed, "cap", name(items[i])))
+            tally.dropped[f"over_max_{which}_records"] += len(places) - limit
+            places = places[:limit]
+        kept.update(places)
+    return [item for i, item in enumerate(items) if i in kept]
+
+
+def require_training(splits: Iterable[str], task: str, what: str) -> None:
+    """Refuses a corpus whose contexts all fell into the test split.
+
+    Raises:
+        InputError: nothing is left to train on.
+    """
+    seen = list(splits)
+    if "train" not in seen:
+        n = len(seen)
+        raise InputError(
+            f"{task}: none of the {n} {what} is in the training split; add data, lower test_share or change "
+            "the seed"
+        )
+
+
+def has_link(text: str) -> bool:
+    """Whether a quotelink (`>>123`) survived in a text: the label would leak."""
+    return _LINK.search(text) is not None

@@ -1,0 +1,1 @@
+"""What stands in a record: templates, answer styles, distractors, the token budget."""

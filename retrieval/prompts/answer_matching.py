@@ -1,0 +1,203 @@
+"""Judging answers: denotations of table questions, exact match and F1 of open questions, post labels.
+
+The denotation rules are those of WikiTableQuestions' official evaluator (Pasupat and Liang 2015): predicted
+and target sets are of equal size, and each target matches as a normalised string, as a number, or as a date.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from retrieval.prompts.templates import ANSWER_SEPARATOR
+
+NUMBER_TOLERANCE = 1e-6
+MAX_PIECES = 256
+MAX_STATES = 10_000
+
+#: Before the answer, where a style teaches to write something else first.
+ANSWER_MARK = "##Answer:"
+
+_QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”", '"') | dict.fromkeys("‐‑‒–—−", "-"))
+_CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
+_DETAILS = re.compile(r"(?<!^)(?: \([^)]*\))+$")
+_QUOTED = re.compile(r'^"([^"]*)"$')
+_LABEL = re.compile(r"^\s*#\s*(?P<number>\d{1,9})(?!\d)\s*(?P<author>.*?)[\s.,;:!?]*$")
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+
+
+def normalize(text: str) -> str:
+    """The evaluator's form of a string: no accents, plain quotes and dashes, no citations or trailing
+    details.
+    """
+    text = "".join(
+        c for c in unicodedata.normalize("NFKD", text.translate(_QUOTES)) if not unicodedata.combining(c)
+    )
+    text = text.translate(_QUOTES)
+    while True:
+        before = text
+        text = _CITATION.sub("", text.strip())
+        text = _DETAILS.sub("", text.strip())
+        text = _QUOTED.sub(r"\1", text.strip())
+        if text == before:
+            break
+    return " ".join(text.removesuffix(".").split()).lower()
+
+
+@dataclass(frozen=True)
+class Value:
+    """One answer: its normalised text, and what it is beside that: a number or a (year, month, day), -1
+    unknown.
+    """
+
+    text: str
+    number: float | None = None
+    date: tuple[int, int, int] | None = None
+
+    def matches(self, other: Value) -> bool:
+        """Equal as text, as number, or as date."""
+        if self.text == other.text:
+            return True
+        if self.number is not None and other.number is not None:
+            return abs(self.number - other.number) < NUMBER_TOLERANCE
+        return self.date is not None and self.date == other.date
+
+
+@lru_cache(maxsize=65536)
+def parse_value(text: str) -> Value:
+    """Reads an answer as text and, where it is one, as number (`1e3` too) or as `YYYY-MM-DD` with `xx`
+    unknown.
+    """
+    plain = text.strip()
+    form = normalize(text)
+    number = _number(plain)
+    if number is not None:
+        return Value(form, number=number)
+    date = _date(plain.lower())
+    if date is not None and date[1:] == (-1, -1):
+        return Value(form, number=float(date[0]))
+    return Value(form, date=date)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _date(text: str) -> tuple[int, int, int] | None:
+    parts = text.split("-")
+    if len(parts) != 3:
+        return None
+    try:
+        year = -1 if parts[0] in ("xx", "xxxx") else int(parts[0])
+        month = -1 if parts[1] == "xx" else int(parts[1])
+        day = -1 if parts[2] == "xx" else int(parts[2])
+    except ValueError:
+        return None
+    if (year, month, day) == (-1, -1, -1):
+        return None
+    if not (month == -1 or 1 <= month <= 12) or not (day == -1 or 1 <= day <= 31):
+        return None
+    return year, month, day
+
+
+def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> bool:
+    """Whether a prediction denotes the gold answers, in any order.
+
+    A generated string joins its answers by `, `, which answers may hold as well (`Bangkok, Thailand`): every
+    way of cutting it at such places is tried.
+    """
+    targets = _unique(gold)
+    if not isinstance(prediction, str):
+        return _sets_match(_unique(prediction), targets)
+    pieces = prediction.strip().split(ANSWER_SEPARATOR)
+    if len(pieces) > MAX_PIECES:
+        return False
+    # Counted before normalising, which may take a part with commas away.
+    longest = max((answer.count(",") for answer in gold), default=0) + 2
+    return _segments(pieces, targets, longest)
+
+
+def _unique(answers: Sequence[str]) -> list[Value]:
+    """The answers as a set: the evaluator counts equal texts once."""
+    return list({value.text: value for value in map(parse_value, answers)}.values())
+
+
+def _sets_match(predicted: list[Value], targets: list[Value]) -> bool:
+    if len(predicted) != len(targets):
+        return False
+    return all(any(target.matches(value) for value in predicted) for target in targets)
+
+
+def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
+    """Whether runs of the pieces, of at most `longest` each, match all targets, and each run some target.
+
+    `met[p]` holds which sets of targets (bit masks) the first `p` pieces can have met; both only grow.
+    """
+    met: list[set[int]] = [{0}] + [set() for _ in pieces]
+    for start in range(len(pieces)):
+        if not met[start]:
+            continue
+        for end in range(start + 1, min(start + longest, len(pieces)) + 1):
+            value = parse_value(ANSWER_SEPARATOR.join(pieces[start:end]))
+            for i, target in enumerate(targets):
+                if target.matches(value):
+                    met[end].update(mask | 1 << i for mask in met[start])
+        met[start] = set()
+        if len(met[start + 1]) > MAX_STATES:  # only an adversary's lists of look-alikes get here
+            return False
+    return (1 << len(targets)) - 1 in met[-1]
+
+
+def exact_match(prediction: str, gold: Sequence[str]) -> bool:
+    """SQuAD's exact match: equal to some accepted answer without case, articles, punctuation and spacing."""
+    said = _plain(prediction)
+    return any(said == _plain(answer) for answer in gold)
+
+
+def token_f1(prediction: str, gold: Sequence[str]) -> float:
+    """SQuAD's F1: the best overlap of words with an accepted answer."""
+    said = _plain(prediction).split()
+    best = 0.0
+    for answer in gold:
+        wanted = _plain(answer).split()
+        common = sum((Counter(said) & Counter(wanted)).values())
+        if not said or not wanted:
+            best = max(best, float(said == wanted))
+        elif common:
+            best = max(best, 2 * common / (len(said) + len(wanted)))
+    return best
+
+
+def _plain(text: str) -> str:
+    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def final_answer(text: str) -> str:
+    """What a written answer comes to: the part behind its last `##Answer:`, all of it without one."""
+    return text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else text
+
+
+def parse_answer(text: str) -> tuple[str | None, int | None]:
+    """(author, post number) of an answer such as `#3 Marta`; None for what it does not say.
+
+    Tolerant: spaces, a closing full stop and further lines do not matter.
+    """
+    lines = text.strip().splitlines()
+    if not lines:
+        return None, None
+    match = _LABEL.match(lines[0])
+    if match is None:
+        return " ".join(lines[0].split()), None
+    author = " ".join(match["author"].split())
+    return author or None, int(match["number"])

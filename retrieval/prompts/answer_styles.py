@@ -1,0 +1,184 @@
+"""What a record teaches to answer: the bare answer, a quotation before it, or the user's own template.
+
+Quote-then-answer is RAFT's format (arXiv:2403.10131, section 3): the sentence of the right document that
+holds the answer, verbatim between `##begin_quote##` and `##end_quote##`, then `##Answer:` and the answer.
+Scoring reads what stands behind the last `##Answer:` (`retrieval.prompts.answer_matching.final_answer`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jora_core.base.errors import InputError
+from retrieval.prompts.answer_matching import ANSWER_MARK
+from retrieval.settings.answer_style import Style
+from retrieval.text.normalize import tokenize
+from retrieval.text.sentences import sentences
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+QUOTE_BEGIN = "##begin_quote##"
+QUOTE_END = "##end_quote##"
+TEMPLATE_FIELDS = ("question", "answer", "answers", "context", "oracles", "quote", "oracle_in_context")
+_QUOTED = re.compile(re.escape(QUOTE_BEGIN) + r"(.*?)" + re.escape(QUOTE_END), re.DOTALL)
+
+
+def supporting_sentence(passages: Sequence[str], answers: Sequence[str], question: str) -> str | None:
+    """The sentence of the passages that holds an answer (the first answer that any holds) as whole words.
+
+    Of several, the one that shares most words with the question, then the first. None where no sentence does.
+    """
+    found = [(sentence, tokenize(sentence)) for passage in passages for sentence in sentences(passage)]
+    asked = set(tokenize(question))
+    for answer in answers:
+        wanted = tokenize(answer)
+        holding = [(sentence, words) for sentence, words in found if wanted and _holds(words, wanted)]
+        if holding:
+            return max(holding, key=lambda item: len(asked & set(item[1])))[0]
+    return None
+
+
+def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    n = len(wanted)
+    return any(words[i : i + n] == wanted for i in range(len(words) - n + 1))
+
+
+def quote_then_answer(sentence: str, answer: str) -> str:
+    """RAFT's answer: the quotation, then the answer, on one line."""
+    return f"{QUOTE_BEGIN} {sentence} {QUOTE_END} {ANSWER_MARK} {answer}"
+
+
+def false_quotes(output: str, context: str) -> list[str]:
+    """The quoted spans of an answer that are not verbatim in the context."""
+    return [span for found in _QUOTED.findall(output) if (span := found.strip()) not in context]
+
+
+class Styled(Protocol):
+    """A task's configuration, as far as styles go."""
+
+    @property
+    def answer_template(self) -> str | None:
+        """Jinja text, if the style is template."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerTemplate:
+    """A user's Jinja template of the taught answer; it runs sandboxed and may use `TEMPLATE_FIELDS`."""
+
+    template: Template
+    field: str
+
+    @classmethod
+    def load(cls, source: str, field: str) -> AnswerTemplate:
+        """Compiles a template; `field` names it in errors.
+
+        Raises:
+            InputError: the template has a syntax error, with its line.
+        """
+        from jinja2 import StrictUndefined, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+        try:
+            return cls(environment.from_string(source), field)
+        except TemplateSyntaxError as error:
+            raise InputError(f"{field}, line {error.lineno}: {error.message}; mend the template") from error
+
+    @classmethod
+    def of(cls, task: Styled, name: str) -> AnswerTemplate | None:
+        """The template of a task's configuration; `name` is the task's.
+
+        Raises:
+            InputError: the template has a syntax error.
+        """
+        source = task.answer_template
+        return None if source is None else cls.load(source, f"{name}.answer_template")
+
+    def render(self, values: Mapping[str, Any], record: str) -> str:
+        """The taught answer of a record.
+
+        Raises:
+            InputError: the template fails on it (an unknown field, a forbidden access, any error in it), or
+                gives nothing.
+        """
+        try:
+            text = self.template.render(values).strip()
+        except Exception as error:  # a template may raise anything
+            said = " ".join(str(error).split()) or type(error).__name__
+            known = ", ".join(TEMPLATE_FIELDS)
+            raise InputError(f"{self.field}: record {record}: {said}; known fields: {known}") from error
+        if not text:
+            raise InputError(
+                f"{self.field}: record {record}: the template gives no text; every record needs one"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text of the prompt as styles see it: its id, its title and its text as they stand in the prompt."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The answer to teach, the accepted ones to score by, and a name to count it under ("" for none)."""
+
+    output: str
+    gold: tuple[str, ...]
+    counted: str = ""
+
+
+def taught_answer(
+    style: Style,
+    template: AnswerTemplate | None,
+    record: str,
+    question: str,
+    answers: Sequence[str],
+    direct: str,
+    passages: Sequence[Passage],
+    oracles: Sequence[Passage],
+    abstain: str | None,
+) -> Taught:
+    """What a record teaches.
+
+    Args:
+        direct: the answer as the direct style has it.
+        oracles: those passages of the prompt that hold the answer; empty where it cannot be found there.
+        abstain: what to answer then; None: the answer is taught all the same.
+
+    A quotation that cannot be had (no oracle in the prompt, or no sentence with the answer in it) leaves the
+    direct answer, and is counted.
+    Raises:
+        InputError: the template fails on the record.
+    """
+    gold = tuple(answers)
+    if not oracles and abstain is not None:
+        return Taught(abstain, (abstain,), "abstained")
+    if style == "direct":
+        return Taught(direct, gold)
+    quote = supporting_sentence([passage.text for passage in oracles], answers, question)
+    if style == "template":
+        if template is None:
+            raise ValueError("style template without a template")
+        values = {
+            "question": question,
+            "answer": direct,
+            "answers": gold,
+            "context": passages,
+            "oracles": oracles,
+            "quote": quote or "",
+            "oracle_in_context": bool(oracles),
+        }
+        return Taught(template.render(values, record), gold)
+    if quote is None:
+        return Taught(direct, gold, "quote_not_found" if oracles else "quote_without_oracle")
+    return Taught(quote_then_answer(quote, direct), gold, "quoted")

@@ -1,0 +1,75 @@
+"""Which retrieved texts stand beside the right ones, and which questions share what was retrieved.
+
+Random distractors are too easy: a model learns to tell the right document by its topic. These are what the
+retriever takes for right (hard negatives), the best ones or a seeded draw from a range of ranks. A copy of
+the right text is no distractor but a second right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+from retrieval.guards.near_duplicates import shingles, similarity
+
+Ranks = tuple[int, int]
+
+
+def pick(
+    usable: Iterable[int], count: int, ranks: Ranks | None, draw: Callable[[int], int]
+) -> tuple[list[int], int]:
+    """(`count` of the usable places, best first, how many of them lie outside of `ranks`).
+
+    Args:
+        usable: places that may be distractors, as ranked; read only as far as needed.
+        ranks: (low, high), counted from 1 among the usable: drawn from these by the order of `draw`; None:
+            the best ones. Where the range holds too few, the ranks nearest to it fill up, worse ones first.
+        draw: a seeded number for a place.
+    """
+    if count <= 0:
+        return [], 0
+    if ranks is None:
+        return list(islice(usable, count)), 0
+    low, high = ranks
+    found = list(islice(usable, high + count))
+    inside = sorted(range(low - 1, min(high, len(found))), key=lambda i: draw(found[i]))[:count]
+    missing = count - len(inside)
+    beyond = [*range(high, len(found)), *reversed(range(min(low - 1, len(found))))][:missing]
+    return [found[i] for i in sorted([*inside, *beyond])], len(beyond)
+
+
+class CopyTest:
+    """Whether a text nearly repeats one of some others (a document's, a table's right answers)."""
+
+    def __init__(self, texts: Iterable[str], threshold: float | str) -> None:
+        self._threshold = None if isinstance(threshold, str) else threshold
+        self._sets = [] if self._threshold is None else [shingles(text) for text in texts]
+
+    def __call__(self, text: str) -> bool:
+        """Always false where near-duplicates are allowed (threshold "off")."""
+        if self._threshold is None:
+            return False
+        own = shingles(text)
+        return any(similarity(own, other) >= self._threshold for other in self._sets)
+
+
+def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
+    """For each question, the places of those that share its context, itself included.
+
+    Up to `share` training questions that follow one another share; blocks are cut at multiples of `share`, so
+    that the groups of a part of the corpus do not depend on the rest. Held-out questions share with nobody:
+    each is judged on what the retriever finds for it alone.
+    """
+    out: list[tuple[int, ...]] = []
+    for start in range(0, len(splits), share):
+        block = range(start, min(start + share, len(splits)))
+        together = tuple(i for i in block if splits[i] != "test")
+        out += [(i,) if splits[i] == "test" else together for i in block]
+    return out
+
+
+def merged(rankings: Sequence[Sequence[int]]) -> list[int]:
+    """Several rankings as one: the first of each, then the second of each, every place once."""
+    depth = max((len(ranking) for ranking in rankings), default=0)
+    turns = (ranking[rank] for rank in range(depth) for ranking in rankings if rank < len(ranking))
+    return list(dict.fromkeys(turns))

@@ -1,0 +1,121 @@
+"""Contexts within a budget of tokens: what is given up when the retrieved texts are too long.
+
+Texts go whole, the least wanted first, but never one that holds the answer. If those alone are too long, they
+lose sentences, the ones farthest from the answer first, and never the sentence with the answer in it. A text
+of which nobody knows where its answer stands stays whole, and the caller counts a context that is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from retrieval.settings.context import ContextConfig
+from retrieval.text.sentences import sentences
+
+Count = Callable[[str], int]
+
+
+def count_words(text: str) -> int:
+    """How many words a text has, where no tokenizer is given."""
+    return len(text.split())
+
+
+def token_count(config: ContextConfig) -> Count:
+    """What budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
+
+    Raises:
+        InputError: the tokenizer cannot be read.
+    """
+    from retrieval.corpus.source_files import tokenizer_folder
+    from retrieval.text.token_counter import load_counter
+
+    if not config.counts_tokens:
+        return count_words
+    return load_counter(tokenizer_folder(config)).count
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`texts` in the order given, None for one that was dropped; `shortened`: some text was dropped or cut;
+    `over`: what is left is beyond the budget all the same.
+    """
+
+    texts: tuple[str | None, ...]
+    shortened: bool = False
+    over: bool = False
+
+
+def fit(
+    texts: Sequence[str],
+    budget: int,
+    count: Count,
+    protected: Collection[int] = (),
+    keep: Callable[[str], str | None] = lambda text: None,
+    fixed: Sequence[int] = (),
+) -> Fitted:
+    """The texts, the most wanted first, within a budget of tokens.
+
+    Args:
+        protected: places of texts that are not dropped (in training: those that hold the answer).
+        keep: the sentence of a protected text that must stay; None: unknown, so the text stays whole.
+        fixed: tokens that stand beside each text while it is there (its title, its label).
+
+    Without a protected text the most wanted one stays, cut at its end as far as the budget asks.
+    """
+    kept: list[str | None] = list(texts)
+    beside = list(fixed) or [0] * len(texts)
+    costs = [count(text) + more for text, more in zip(texts, beside, strict=True)]
+    total = sum(costs)
+    if total <= budget:
+        return Fitted(tuple(kept))
+    free = [i for i in range(len(texts)) if i not in protected]
+    if not protected:
+        free = free[1:]
+    for place in reversed(free):
+        if total <= budget:
+            break
+        kept[place] = None
+        total -= costs[place]
+    for place in reversed(range(len(texts))):
+        text = kept[place]
+        if total <= budget or text is None:
+            continue
+        room = budget - (total - costs[place]) - beside[place]
+        wanted = keep(text) if place in protected else ""
+        if wanted is None:
+            continue
+        short = _around(text, wanted, room, count) if wanted else _head(text, room, count)
+        kept[place] = short
+        total += count(short) + beside[place] - costs[place]
+    return Fitted(tuple(kept), True, total > budget)
+
+
+def _around(text: str, wanted: str, room: int, count: Count) -> str:
+    """The longest run of sentences within `room` tokens around the wanted one, which always stays."""
+    parts = sentences(text)
+    if wanted not in parts:
+        return text
+    low = parts.index(wanted)
+    high = low + 1
+    while True:
+        # What follows an answer explains it less often than what stands before: the earlier one first.
+        for first, last in ((low - 1, high), (low, high + 1)):
+            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= room:
+                low, high = first, last
+                break
+        else:
+            return " ".join(parts[low:high])
+
+
+def _head(text: str, room: int, count: Count) -> str:
+    """As many words of the beginning as fit, one at least."""
+    words = text.split()
+    low, high = 1, max(len(words), 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count(" ".join(words[:middle])) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low])

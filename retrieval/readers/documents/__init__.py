@@ -1,0 +1,1 @@
+"""Readers of documents and of questions about them."""

@@ -1,0 +1,85 @@
+"""Instructions of the Alpaca kind: rows of `instruction`, `input` (may be empty or missing) and `output`.
+
+As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is made of file name and row.
+Format: https://github.com/tatsu-lab/stanford_alpaca
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile, document_files
+from retrieval.corpus.types import Tally
+from retrieval.readers.files.rows import field_names, rows, text_of
+from retrieval.settings.tasks import QaTask
+from retrieval.text.normalize import fold
+
+EXPECTED = "an object with instruction, input, output"
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One instruction with its answer, word for word as it stands in the file."""
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+    source: str
+    row: int
+
+
+def is_alpaca(task: QaTask) -> bool:
+    """Whether a question task's source holds instructions: as configured, or told by the first row's fields.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if task.format != "auto":
+        return task.format == "alpaca"
+    if task.questions is not None:
+        return False
+    first = document_files(task)[0]
+    if Path(first.name).suffix.lower() in (".txt", ".md", ".pdf"):
+        return False
+    try:
+        return "instruction" in field_names(first, ("instruction", "data", "paragraphs", "supporting_facts"))
+    except InputError:
+        return False  # whoever reads the file's rows says better what is wrong with it
+
+
+def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:
+    """The instructions in file order; those without an output are dropped and counted.
+
+    `read["instructions"]` counts what the files hold.
+    Raises:
+        InputError: a row is broken, an id is used twice, or there is none at all.
+    """
+    seen: set[str] = set()
+    for file in files:
+        for where, row, value in rows(file, ("instruction", "output"), ("input", "id"), EXPECTED):
+            tally.read["instructions"] += 1
+            key = value.get("id")
+            name = f"{file.name}:{row}" if key is None else fold(text_of(key, "id", where))
+            if name in seen:
+                raise InputError(f"{where}: id {name!r} is used twice; ids are unique")
+            seen.add(name)
+            instruction = text_of(value["instruction"], "instruction", where)
+            texts = {field: _text(value.get(field), field, where) for field in ("input", "output")}
+            if not texts["output"].strip():
+                tally.dropped["instruction_without_output"] += 1
+                continue
+            yield Triple(name, instruction, texts["input"], texts["output"], file.name, row)
+    if not seen:
+        names = ", ".join(str(file.path) for file in files[:3])
+        raise InputError(f"{names}: no instructions; expected {EXPECTED} a row")
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: field {field} is {type(value).__name__}, expected text")
+    return value or ""

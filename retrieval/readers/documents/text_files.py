@@ -1,0 +1,73 @@
+"""Documents that are a file each: `.txt`, `.md` and `.pdf`. The id is the file's path below the source."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import PurePosixPath
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally
+from retrieval.readers.files.packed_lines import open_binary
+from retrieval.text.normalize import fold
+
+SUFFIXES = (".txt", ".md", ".pdf")
+
+_HEADING = re.compile(r"^ {0,3}# +(.+?)(?: +#+)? *$", re.MULTILINE)
+
+
+def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
+    """(title, text) of one file: Markdown's first heading or PDF's title, else the file's own name.
+
+    Markup stays as it is. The text is empty where there is none, as in a scanned PDF.
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
+    """
+    name = PurePosixPath(file.name)
+    if name.suffix.lower() == ".pdf":
+        title, text = _pdf(file, tally)
+        return title or name.stem, text
+    with open_binary(file.path) as handle:
+        raw = handle.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file.path}:{line}: not UTF-8; save the file as UTF-8") from error
+    heading = _HEADING.search(text) if name.suffix.lower() == ".md" else None
+    if heading is None:
+        return name.stem, text
+    if not text[: heading.start()].strip():
+        # The title is not said twice; spaces in its place keep every other character where it is.
+        text = " " * heading.end() + text[heading.end() :]
+    return fold(heading[1]), text
+
+
+def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
+    """(title or "", the pages' texts apart by blank lines)."""
+    from pypdf import PdfReader
+
+    # Its warnings about harmless flaws would go to the terminal line by line.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    try:
+        with file.path.open("rb") as handle:
+            reader = PdfReader(handle)
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise InputError(f"{file.path}: the PDF is encrypted; save it without a password")
+            pages = [_utf8(page.extract_text()) for page in reader.pages]
+            meta = reader.metadata
+            title = _utf8(str(meta.title)) if meta is not None and meta.title else ""
+    except InputError:
+        raise
+    except Exception as error:  # a broken PDF gives any exception there is, from deep within the library
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{file.path}: not a readable PDF ({reason:.200}); print it to a new one") from error
+    tally.read["pages"] += len(pages)
+    tally.read["pages_without_text"] += sum(not page.strip() for page in pages)
+    return fold(title), "\n\n".join(pages)
+
+
+def _utf8(text: str) -> str:
+    """What can be written: fonts may map glyphs to halves of surrogate pairs."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

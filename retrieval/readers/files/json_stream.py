@@ -1,0 +1,204 @@
+"""JSON files that are one large value, item by item: an array, or an object with one long array in it.
+
+Only one item is in memory at a time, each parsed by the standard library. (The event parsers for this, such
+as ijson, keep the path of every level: a line of 100,000 brackets takes them 25 GB.)
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jora_core.base.errors import InputError
+from retrieval.readers.files.packed_lines import mend_surrogates, open_binary
+
+_READ = 1 << 16
+_LARGEST = 1 << 28  # characters of one item
+_UNSURE = 64  # an error so near to the end of what was read may be because the rest is missing
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def stream_items(
+    path: Path, expected: str, keys: Sequence[str] = (), header: dict[str, Any] | None = None
+) -> Iterator[tuple[str, int, Any]]:
+    """(place for errors, 1-based position, item) of a file's array.
+
+    The array is the whole file or stands in the top-level object under one of `keys`; the object's other
+    fields that come before it are put into `header`. Without `keys` a top-level object is the one item.
+    Raises:
+        InputError: broken JSON (line and column are named), no such array, or an item beyond all measure.
+    """
+    with open_binary(path) as handle:
+        reader = _Reader(handle, path, expected)
+        first = reader.peek()
+        if first == "{" and keys:
+            _enter_field(reader, keys, header if header is not None else {})
+        elif first != "[":
+            yield f"{path}:1", 1, reader.value()
+            reader.finish()
+            return
+        reader.take("[")
+        position = 0
+        while reader.peek() != "]":
+            if position:
+                reader.take(",")
+            position += 1
+            where = f"{path}: item {position} (line {reader.line()})"
+            yield where, position, reader.value()
+        reader.take("]")
+        if first == "[":
+            reader.finish()
+
+
+def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
+    """Field names of a JSON file's first object, up to one of `decisive`; an array's first item counts.
+
+    Raises:
+        InputError: the file cannot be read, or it does not begin with an object.
+    """
+    expected = "a JSON object"
+    with open_binary(path) as handle:
+        reader = _Reader(handle, path, expected)
+        if reader.peek() == "[":
+            reader.take("[")
+        names: list[str] = []
+        reader.take("{")
+        while reader.peek() != "}":
+            if names:
+                reader.take(",")
+            names.append(reader.name())
+            if names[-1] in decisive:
+                break
+            reader.take(":")
+            reader.value()
+        return names
+
+
+def _enter_field(reader: _Reader, keys: Sequence[str], header: dict[str, Any]) -> None:
+    """Goes on to the array under one of `keys`."""
+    reader.take("{")
+    first = True
+    while reader.peek() != "}":
+        if not first:
+            reader.take(",")
+        first = False
+        name = reader.name()
+        reader.take(":")
+        if name in keys and reader.peek() == "[":
+            return
+        header[name] = reader.value()
+    raise reader.error(f"no list {' or '.join(keys)} in the object")
+
+
+class _Reader:
+    """A window over the text of a file that is read as far as the value at hand needs it."""
+
+    def __init__(self, handle: IO[bytes], path: Path, expected: str) -> None:
+        self._handle, self._path, self._expected = handle, path, expected
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._counted = 1, 0  # the line of a place of the window, counted so far
+        self._column = 0  # characters of the window's first line that lie before the window
+
+    def line(self) -> int:
+        """The line of the next thing."""
+        self.peek()
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def peek(self) -> str:
+        """The next character that is no space, "" at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None  # an empty match at least
+            self._at = match.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def take(self, wanted: str) -> None:
+        """Goes past one character."""
+        found = self.peek()
+        if found != wanted:
+            raise self.error(f"found {found or 'the end'}, expected {wanted}")
+        self._at += 1
+
+    def name(self) -> str:
+        """Goes past a field's name."""
+        if self.peek() != '"':
+            raise self.error("expected a field name in double quotes")
+        return self.value()
+
+    def value(self) -> Any:
+        """Goes past one whole value."""
+        self.peek()
+        while True:
+            try:
+                found, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _UNSURE
+                if not cut or not self._more(double=True):
+                    raise self.error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(str(error)) from error
+            else:
+                if end < len(self._text) or not self._more():  # a number goes on where the window ends
+                    self._at = end
+                    return _mended(found)
+
+    def finish(self) -> None:
+        """Checks that nothing follows."""
+        if self.peek():
+            raise self.error("more after the end of the value; for a value a line name the file .jsonl")
+
+    def error(self, what: str, place: int | None = None) -> InputError:
+        """The error at a place of the window, by default the next thing."""
+        at = self._at if place is None else place
+        row = self._line + self._text.count("\n", self._counted, at)
+        start = self._text.rfind("\n", 0, at)
+        column = at - start if start >= 0 else at + 1 + self._column
+        return InputError(
+            f"{self._path}:{row}: broken JSON at column {column} ({what}); expected {self._expected}"
+        )
+
+    def _more(self, double: bool = False) -> bool:
+        """Reads on, forgetting what was gone past; doubling keeps the retries of a long item linear."""
+        if self._ended:
+            return False
+        self._line += self._text.count("\n", self._counted, self._at)
+        last = self._text.rfind("\n", 0, self._at)
+        self._column = self._at - last - 1 if last >= 0 else self._column + self._at
+        self._text, self._at, self._counted = self._text[self._at :], 0, 0
+        if len(self._text) > _LARGEST:
+            raise self.error(f"one value of more than {_LARGEST} characters")
+        raw = self._handle.read(max(_READ, len(self._text)) if double else _READ)
+        self._ended = not raw
+        try:
+            self._text += self._decoder.decode(raw, final=self._ended)
+        except UnicodeDecodeError as error:
+            row = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
+            raise InputError(f"{self._path}:{row}: not UTF-8; save the file as UTF-8") from error
+        return True
+
+
+def _mended(value: Any) -> Any:
+    """The value, with its texts mended only if one of them needs it."""
+    return mend_surrogates(value) if _has_surrogate(value) else value
+
+
+def _has_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and _SURROGATES.search(value) is not None
+    if isinstance(value, list):
+        return any(map(_has_surrogate, value))
+    if isinstance(value, dict):
+        return any(_has_surrogate(key) or _has_surrogate(item) for key, item in value.items())
+    return False

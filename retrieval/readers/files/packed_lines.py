@@ -1,0 +1,179 @@
+"""Lines and JSON lines of files, plain or packed (`.gz`, `.zst`, and dumps in `.tar`), streaming.
+
+Errors name file and line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from jora_core.base.errors import InputError
+
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+_LINE_FILES = (".ndjson", ".jsonl", ".json")
+_PACKED_READ = 1 << 13
+_MAX_WINDOW = 2**31  # long-distance windows of `zstd --ultra --long=31`
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a file, as a stream; `.gz` and `.zst` are told by the name.
+
+    Raises:
+        InputError: it cannot be read or is damaged, also while the caller reads.
+    """
+    import zstandard
+
+    try:
+        with path.open("rb") as raw:
+            if path.name.endswith((".gz", ".tgz")):
+                with gzip.open(raw, "rb") as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            elif path.name.endswith(".zst"):
+                yield io.BufferedReader(_Unpacked(raw), 1 << 20)
+            else:
+                yield raw
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of zstd frames, one after the other; a file that ends within a frame is an error, which the
+    library's own reader lets pass.
+    """
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """It is only read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, as far as the next packed bytes do; 0 at the end."""
+        while not self._ready:
+            # Few packed bytes at a time, because they may unpack to very many.
+            packed = self._raw.read(_PACKED_READ)
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a zstd frame")
+                return 0
+            pieces = []
+            while packed:
+                self._frame = self._frame or self._make()
+                pieces.append(self._frame.decompress(packed))
+                packed = self._frame.unused_data if self._frame.eof else b""
+                if self._frame.eof:
+                    self._frame = None
+            self._ready = memoryview(b"".join(pieces))
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is an archive, by its name."""
+    return path.name.endswith(_TAR)
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(1-based line number, text without line end) of a UTF-8 file, unpacked by its suffix, streaming.
+
+    Only `\\n` (and `\\r\\n`) end a line: other separators occur inside chat messages.
+    Raises:
+        InputError: the file cannot be read or a line is not UTF-8.
+    """
+    with open_binary(path) as handle:
+        yield from _decoded(handle, str(path))
+
+
+def _decoded(handle: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(handle, start=1):
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            where = f"byte {error.start + 1} of the line"
+            raise InputError(f"{label}:{number}: not UTF-8 ({where}); save the file as UTF-8") from error
+        yield number, text.rstrip("\r\n")
+
+
+def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
+    """(place, line number, line) of every file of JSON lines in an archive, in its order."""
+    found = False
+    with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
+        for member in archive:
+            if not (member.isfile() and member.name.endswith(_LINE_FILES)):
+                continue
+            found = True
+            unpacked = archive.extractfile(member)
+            assert unpacked is not None  # it is a file
+            for number, text in _decoded(unpacked, f"{path}/{member.name}"):
+                yield f"{path}/{member.name}:{number}", number, text
+    if not found:
+        raise InputError(
+            f"{path}: no {', '.join(_LINE_FILES)} file in the archive; expected JSON lines in it"
+        )
+
+
+def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
+    """One JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+
+    Raises:
+        InputError: it is not JSON; the line and column are named.
+    """
+    try:
+        value = json.loads(text)
+        return mend_surrogates(value) if _SURROGATE.search(text) else value
+    except json.JSONDecodeError as error:
+        row, column = line + error.lineno - 1, error.colno
+        raise InputError(
+            f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; mend or "
+            "remove the line"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}:{line}: unusable JSON ({error}); expected {expected}") from error
+
+
+def mend_surrogates(value: Any) -> Any:
+    """A JSON value whose texts can be written as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [mend_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {mend_surrogates(key): mend_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(place for errors, line, object) for every non-blank line of a JSON-lines file, or of such files in an
+    archive.
+
+    Raises:
+        InputError: a line is broken or is no object.
+    """
+    lines = _archived(path) if is_tar(path) else ((f"{path}:{n}", n, text) for n, text in text_lines(path))
+    for where, number, text in lines:
+        if not text.strip():
+            continue
+        value = parse_json(text, where.rsplit(":", 1)[0], number, expected)
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
+        yield where, number, value

@@ -1,0 +1,127 @@
+"""Rows of `.jsonl`, `.json` and `.parquet` files as dictionaries, streaming, with a place for errors each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile, unpacked_name
+from retrieval.readers.files.json_stream import first_fields, stream_items
+from retrieval.readers.files.packed_lines import json_objects
+from retrieval.text.normalize import fold
+
+Row = tuple[str, int, dict[str, Any]]
+
+_BATCH = 1024
+
+
+def rows(
+    file: SourceFile,
+    fields: Sequence[str],
+    optional: Sequence[str],
+    expected: str,
+    keys: Sequence[str] = (),
+    header: dict[str, Any] | None = None,
+) -> Iterator[Row]:
+    """(place for errors, 1-based row, row) of a file; `.json` is a list of rows or has one under `keys`.
+
+    The fields beside such a list, as far as they come before it, are put into `header`.
+    Raises:
+        InputError: the file is broken, or a row is no object or lacks one of `fields`.
+    """
+    for where, row, value in _values(file.path, fields, optional, expected, keys, header):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
+        missing = [name for name in fields if value.get(name) is None]
+        if missing:
+            raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}")
+        yield where, row, value
+
+
+def _values(
+    path: Path,
+    fields: Sequence[str],
+    optional: Sequence[str],
+    expected: str,
+    keys: Sequence[str],
+    header: dict[str, Any] | None,
+) -> Iterator[tuple[str, int, Any]]:
+    name = unpacked_name(path)
+    if name.endswith(".parquet"):
+        return parquet_rows(path, fields, optional)
+    if name.endswith(".json"):
+        return stream_items(path, expected, keys, header)
+    return json_objects(path, expected)
+
+
+def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
+    """(place for errors, 1-based row, row) of a Parquet file, batch by batch.
+
+    Raises:
+        InputError: it is no readable Parquet or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    # Values out of Python's range are ValueErrors, such as dates beyond the year 9999.
+    try:
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            missing = [name for name in fields if name not in present]
+            if missing:
+                have, want = ", ".join(present) or "none", ", ".join(missing)
+                raise InputError(f"{path}: column {want} is missing; the file has {have}; add or rename it")
+            wanted = [*fields, *(name for name in optional if name in present)]
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield f"{path}:{row}", row, value
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
+    """The names that tell a file's layout: columns, or the first object's fields up to a decisive one.
+
+    Raises:
+        InputError: the file cannot be read or does not begin with an object.
+    """
+    if not unpacked_name(file.path).endswith(".parquet"):
+        return first_fields(file.path, decisive)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(file.path).names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file.path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def text_of(value: Any, field: str, where: str) -> str:
+    """A text field's value, unfolded; whole numbers count as text, because ids often are.
+
+    Raises:
+        InputError: it is empty or no text.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: field {field} is empty or no text ({type(value).__name__}); fill it in")
+    return value
+
+
+def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
+    """A text or a list of texts, folded, each once.
+
+    Raises:
+        InputError: it is empty or holds what is no text.
+    """
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
+        raise InputError(f"{where}: field {field} is not a list of texts; give at least one")
+    return tuple(dict.fromkeys(fold(item) for item in items))

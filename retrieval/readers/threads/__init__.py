@@ -1,0 +1,1 @@
+"""Readers of threads, one file a format, and their registry."""

@@ -1,0 +1,81 @@
+"""Conversations in ConvoKit's form: a folder's `utterances.jsonl`, an utterance a line.
+
+`{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora say `user` for
+`speaker` and `root` for `conversation_id`, some say `reply_to`. A conversation is a thread. `meta` is not
+read. Format: https://convokit.cornell.edu/documentation/data_format.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.rows import rows, text_of
+from retrieval.readers.threads.message_tree import Message, threads_of
+from retrieval.text.labels import ANONYMOUS
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+EXPECTED = 'an utterance a line: {"id": …, "conversation_id": …, "speaker": …, "reply-to": …, "text": …}'
+
+
+def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
+    """A thread a conversation, in the order of their first utterances.
+
+    Raises:
+        InputError: a line is broken, or a reply goes to what is not there (unless `missing_parents` is
+            "drop").
+    """
+    for split in dict.fromkeys(split for split, _ in files):
+        own = [file for which, file in files if which == split]
+        tally.read["files"] += len(own)
+        yield from threads_of(_messages(own), split, missing_parents, True, tally)
+
+
+def _messages(files: list[SourceFile]) -> Iterator[Message]:
+    for file in files:
+        for where, row, value in rows(file, ("id",), (), EXPECTED):
+            thread = _first(value, ("conversation_id", "root"))
+            if thread is None:
+                raise InputError(f"{where}: field conversation_id (or root) is missing; expected {EXPECTED}")
+            parent = _first(value, ("reply-to", "reply_to"))
+            yield Message(
+                where,
+                fold(text_of(value["id"], "id", where)),
+                _speaker(_first(value, ("speaker", "user")), where),
+                _text(value.get("text"), where),
+                file.name,
+                row,
+                "" if parent is None else fold(text_of(parent, "reply-to", where)),
+                fold(text_of(thread, "conversation_id", where)),
+                _time(value.get("timestamp"), where),
+            )
+
+
+def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((value[name] for name in names if value.get(name) not in (None, "")), None)
+
+
+def _speaker(value: Any, where: str) -> str:
+    if isinstance(value, dict):  # an exported Speaker object
+        value = value.get("id")
+    return ANONYMOUS if value is None else fold(text_of(value, "speaker", where))
+
+
+def _text(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: field text is {type(value).__name__}, expected text")
+    return fold(value or "")
+
+
+def _time(value: Any, where: str) -> float | None:
+    """Seconds, given as a number or as its digits, or a date."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    return parse_time(value, "timestamp", where)

@@ -1,0 +1,128 @@
+"""Discord's messages, as DiscordChatExporter writes them (JSON) or as the API gives them.
+
+Export: `{"guild", "channel": {"id", "name"}, "messages": [{"id", "type", "timestamp", "content", "author":
+{"name", "nickname"}, "reference": {"messageId"}}]}`. API: a list, or a line each, of `{"id", "channel_id",
+"type", "timestamp", "content", "author": {"username", "global_name"}, "message_reference": {"message_id"}}`.
+A channel is a thread, cut into blocks of messages because it never ends. Messages of the system (joins, pins)
+are dropped and counted, as are forwards' references, which are no replies.
+Formats: https://github.com/Tyrrrz/DiscordChatExporter, https://docs.discord.com/developers/resources/message
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.rows import rows, text_of
+from retrieval.readers.threads.message_tree import Message, blocks, threads_of
+from retrieval.text.labels import ANONYMOUS
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+EXPECTED = 'messages with "id", "timestamp", "content", "author"'
+
+#: Spoken: default, reply, slash command, thread starter, context menu command.
+_SPOKEN = {"Default", "Reply", "ChatInputCommand", "ContextMenuCommand", "ThreadStarterMessage"}
+_SPOKEN_NUMBERS = {0, 19, 20, 21, 23}
+_MENTION = re.compile(r"<@!?(\d+)>")
+_EMOJI = re.compile(r"<a?(:\w+:)\d+>")
+_FORWARD = (1, "1", "Forward")
+
+
+def read_threads(
+    files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally, block: int = 500
+) -> Iterator[Thread]:
+    """A thread a channel, in blocks of at most `block` messages.
+
+    Raises:
+        InputError: a message is broken, or a reply goes to what is not there (unless `missing_parents` is
+            "drop").
+    """
+    for split in dict.fromkeys(split for split, _ in files):
+        own = [file for which, file in files if which == split]
+        tally.read["files"] += len(own)
+        found = threads_of(_messages(own, tally), split, missing_parents, True, tally)
+        yield from blocks(found, block, tally)
+
+
+def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
+    for file in files:
+        header: dict[str, Any] = {}
+        for where, row, value in rows(file, (), (), EXPECTED, ("messages",), header):
+            if not _spoken(value.get("type"), where):
+                tally.read["posts"] += 1
+                tally.dropped["post_of_the_system"] += 1
+                continue
+            yield Message(
+                where,
+                fold(text_of(value.get("id"), "id", where)),
+                _author(value.get("author"), where),
+                _text(value, where),
+                file.name,
+                row,
+                _parent(value, where, tally),
+                _channel(value, header, file, where),
+                parse_time(value.get("timestamp"), "timestamp", where),
+            )
+
+
+def _spoken(kind: Any, where: str) -> bool:
+    if kind is None:
+        return True
+    if isinstance(kind, str):
+        return kind in _SPOKEN
+    if isinstance(kind, int):
+        return kind in _SPOKEN_NUMBERS
+    raise InputError(f"{where}: field type is {type(kind).__name__}, expected a name or number")
+
+
+def _channel(value: dict[str, Any], header: dict[str, Any], file: SourceFile, where: str) -> str:
+    """The channel's id: the message's own, else the export's, else the file."""
+    found = value.get("channel_id")
+    if found is None and isinstance(header.get("channel"), dict):
+        found = header["channel"].get("id")
+    return file.name if found is None else fold(text_of(found, "channel id", where))
+
+
+def _parent(value: dict[str, Any], where: str, tally: Tally) -> str:
+    reference = value.get("reference", value.get("message_reference"))
+    if reference is None:
+        return ""
+    if not isinstance(reference, dict):
+        raise InputError(f"{where}: field reference is {type(reference).__name__}, expected an object")
+    if reference.get("type") in _FORWARD:
+        tally.read["links"] += 1
+        tally.dropped["link_is_a_forward"] += 1
+        return ""
+    found = reference.get("messageId", reference.get("message_id"))
+    return "" if found is None else fold(text_of(found, "reference.messageId", where))
+
+
+def _author(value: Any, where: str) -> str:
+    """The name that others see."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: field author is {type(value).__name__}, expected an object with a name")
+    for name in ("nickname", "global_name", "name", "username"):
+        if value.get(name):
+            return fold(text_of(value[name], f"author.{name}", where))
+    return ANONYMOUS
+
+
+def _text(value: dict[str, Any], where: str) -> str:
+    """The content, with mentions by name and emoji by their own."""
+    content = value.get("content")
+    if content is not None and not isinstance(content, str):
+        raise InputError(f"{where}: field content is {type(content).__name__}, expected text")
+    if not content or "<" not in content:
+        return fold(content or "")
+    names: dict[str, str] = {}
+    mentioned = value.get("mentions")
+    for person in mentioned if isinstance(mentioned, list) else []:
+        if isinstance(person, dict) and isinstance(person.get("id"), str):
+            names[person["id"]] = _author(person, where)
+    text = _MENTION.sub(lambda match: "@" + names.get(match[1], "someone"), content)
+    return fold(_EMOJI.sub(lambda match: match[1], text))

@@ -1,0 +1,239 @@
+"""Threads in 4chan's API form: `{"posts": [{"no", "resto", "now", "time", "name", "com", "sub"?}, …]}`.
+
+One thread a line (`.ndjson`, `.jsonl`), one thread or a list of them a file (`.json`), packed by `.gz` or
+`.zst`, or whole dumps (`.tar.zst`, `.tar.gz`, `.tar`) of such files. `com` is HTML; what a post replies to is
+marked by quotelinks to other posts of the thread. Format: https://github.com/4chan/4chan-API
+
+The labelled dump of /pol/ (Papasavva et al., ICWSM 2020, arXiv:2001.07487) adds keys to each post:
+`extracted_poster_id` names a nameless post's author, as the API's own `id` does; `entities` (named entities)
+and `perspectives` (toxicity scores) are labels of other tasks and are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile, unpacked_name
+from retrieval.corpus.types import Post, Tally, Thread
+from retrieval.readers.files.json_stream import stream_items
+from retrieval.readers.files.packed_lines import json_objects
+from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
+
+EXPECTED = 'one thread a line: {"posts": [{"no": 1, "com": "…"}, …]}'
+
+_TARGET = re.compile(r"#p([0-9]{1,19})$")
+_PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
+_LINK_NOTE = re.compile(r"^\s*\((?:OP|You|Dead|Cross-thread)\)")
+_LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
+_UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
+
+
+@dataclass(frozen=True)
+class Comment:
+    """A post's HTML read: clean text, the posts of this thread it links to, and links that lead elsewhere."""
+
+    text: str
+    links: tuple[str, ...]
+    cross_thread: int = 0
+    dead: int = 0
+
+
+def parse_comment(html: str, thread_no: str) -> Comment:
+    """Text and in-thread links of one `com`, with quotelinks and quoted lines taken out of the text.
+
+    A link counts by its target (`#p123`, or a path whose thread is `thread_no`), never by its text, which
+    `<wbr>` may split. Dead links are spans and, like links to other threads, name no parent.
+    """
+    if "<" not in html and "&" not in html:
+        return Comment(_clean(html), ())
+    from selectolax.lexbor import LexborHTMLParser
+
+    # The wrapper keeps stray <html>, <head> or <frameset> tags of a comment from replacing the body.
+    body = LexborHTMLParser(f"<body><div>{html}").body
+    if body is None:
+        return Comment(_clean(html), ())
+    pieces: list[str] = []
+    links: list[str] = []
+    cross = dead = 0
+    # An own stack, for nested markup as deep as a hostile page makes it; `quiet` marks quoted subtrees whose
+    # links still count while their text does not.
+    # None ends a block.
+    stack: list[tuple[LexborNode | None, bool]] = [(body, False)]
+    while stack:
+        node, quiet = stack.pop()
+        if node is None:
+            pieces.append("\n")
+            continue
+        following = node.next
+        if following is not None and node is not body:
+            stack.append((following, quiet))
+        tag = node.tag or ""
+        inner = quiet
+        if tag == "-text":
+            if not quiet:
+                pieces.append(node.text_content or "")
+            continue
+        if tag in _UNSEEN:
+            continue
+        if tag in _LINE_BREAKERS:
+            pieces.append("\n")
+            stack.append((None, quiet))
+        elif tag in ("a", "span"):
+            attributes = node.attributes
+            classes = (attributes.get("class") or "").split()
+            if tag == "a" and "quotelink" in classes:
+                target = _target(attributes.get("href") or "", thread_no)
+                if target:
+                    links.append(target)
+                else:
+                    cross += 1
+                inner = True
+                pieces.append(" >>0 ")  # taken out by _clean together with a "(OP)" that may follow
+            elif tag == "span" and "deadlink" in classes:
+                dead += 1
+                inner = True
+                pieces.append(" >>0 ")
+            elif tag == "span" and "quote" in classes:
+                inner = True
+        child = node.first_child
+        if child is not None:
+            stack.append((child, inner))
+    return Comment(_clean("".join(pieces)), tuple(dict.fromkeys(links)), cross, dead)
+
+
+def _target(href: str, thread_no: str) -> str | None:
+    """The post a quotelink leads to, or None where that post is not of this thread."""
+    match = _TARGET.search(href)
+    if match is None:
+        return None
+    path = href[: match.start()].rstrip("/")
+    if path and path.rsplit("/", 1)[-1].removesuffix(".html") != thread_no:
+        return None
+    return str(int(match[1]))
+
+
+def _clean(text: str) -> str:
+    """Drops plain `>>123` links and quoted lines, folds white space."""
+    if ">" not in text:
+        return fold(text)
+    lines = (_PLAIN_LINK.sub(" ", line).strip() for line in text.split("\n"))
+    return fold(" ".join(line for line in lines if not line.startswith(">")))
+
+
+def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
+    """The threads of all files, in file order.
+
+    Raises:
+        InputError: a line is broken, a thread has no posts, a post no number, or a link in the thread leads
+            to a post that is not there (unless `missing_parents` is "drop").
+    """
+    for split, file in files:
+        tally.read["files"] += 1
+        for where, row, value in _objects(file):
+            tally.read["threads"] += 1
+            yield _thread(value, file, row, where, split, missing_parents, tally)
+
+
+def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    if not unpacked_name(file.path).endswith(".json"):
+        yield from json_objects(file.path, EXPECTED)
+        return
+    for where, position, item in stream_items(file.path, EXPECTED):
+        if not isinstance(item, dict):
+            raise InputError(f"{where}: found {type(item).__name__}, expected {EXPECTED}")
+        yield where, position, item
+
+
+def _thread(
+    value: dict[str, Any],
+    file: SourceFile,
+    row: int,
+    where: str,
+    split: str,
+    missing_parents: str,
+    tally: Tally,
+) -> Thread:
+    raw_posts = value.get("posts")
+    if not isinstance(raw_posts, list) or not raw_posts:
+        raise InputError(f"{where}: thread without posts; expected {EXPECTED}; remove the line")
+    by_number: dict[int, dict[str, Any]] = {}
+    tally.read["posts"] += len(raw_posts)
+    for position, raw in enumerate(raw_posts):
+        number = _number(raw, where, position)
+        if number in by_number:
+            tally.dropped["post_number_twice"] += 1
+        else:
+            by_number[number] = raw
+    numbers = sorted(by_number)  # numbers grow with time on a board
+    opening = by_number[numbers[0]]
+    resto = opening.get("resto")
+    if resto is not None and (isinstance(resto, bool) or not isinstance(resto, int)):
+        kind = type(resto).__name__
+        raise InputError(f'{where}: field "resto" of post {numbers[0]} is {kind}, expected a number')
+    thread_no = str(resto or numbers[0])
+    posts = []
+    for number in numbers:
+        raw = by_number[number]
+        comment = parse_comment(_string(raw, "com", where), thread_no)
+        tally.read["links"] += comment.cross_thread + comment.dead
+        tally.dropped["link_to_other_thread"] += comment.cross_thread
+        tally.dropped["link_dead"] += comment.dead
+        parents = []
+        for link in comment.links:
+            tally.read["links"] += 1
+            if int(link) in by_number:
+                parents.append(link)
+            elif missing_parents == "drop":
+                tally.dropped["link_to_missing_post"] += 1
+            else:
+                raise InputError(
+                    f"{where}: post {number} replies to post {link}, which is not in the thread; add the "
+                    "post, remove the link, or set threads.missing_parents to drop"
+                )
+        subject = _clean(_string(raw, "sub", where)) if raw.get("sub") else ""
+        text = titled(subject, comment.text) if comment.text else subject
+        time = parse_time(raw.get("time"), "time", where)
+        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), row, time=time))
+    board = value.get("board") or opening.get("board")
+    thread_id = f"{board}/{thread_no}" if isinstance(board, str) and board else thread_no
+    return Thread(thread_id, tuple(posts), file.name, row, split, posts[0].time)
+
+
+def _number(raw: Any, where: str, position: int) -> int:
+    number = raw.get("no") if isinstance(raw, dict) else None
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
+        raise InputError(
+            f'{where}: post {position + 1} of the thread has no number; expected an integer "no"'
+        )
+    return number
+
+
+def _string(raw: dict[str, Any], field: str, where: str) -> str:
+    value = raw.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise InputError(f'{where}: field "{field}" of post {raw["no"]} is {kind}, expected text')
+    return value
+
+
+def _author(raw: dict[str, Any], where: str) -> str:
+    """The name; nameless posts go by the dump's poster id, so that people can be told apart."""
+    name = parse_comment(_string(raw, "name", where), "").text
+    if name and name != ANONYMOUS:
+        return name
+    for key in ("id", "extracted_poster_id"):
+        poster = raw.get(key)
+        if isinstance(poster, str) and fold(poster):
+            return fold(poster)
+    return ANONYMOUS

@@ -1,0 +1,127 @@
+"""IRC logs with reply annotations (irc-disentanglement, Kummerfeld et al., ACL 2019, arXiv:1810.11118).
+
+`NAME.ascii.txt` holds a message a line, counted from 0; `NAME.annotation.txt` holds `PARENT CHILD -` lines. A
+message linked to itself starts a conversation; messages without a line of their own are not annotated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import IRC_ANNOTATION_SUFFIX, IRC_SUFFIX, SourceFile, annotation_path
+from retrieval.corpus.types import Post, Tally, Thread
+from retrieval.readers.files.packed_lines import text_lines
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+_MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
+_ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
+_LINE_NUMBER = re.compile(r"\d{1,18}$")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
+
+
+def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
+    """A thread a log; its posts are the messages and actions, system lines are left out.
+
+    Folder names `train`, `dev` and `test` decide the split where the configuration does not.
+    Raises:
+        InputError: an annotation file is missing, a line of it is broken or names a message that does not
+            exist.
+    """
+    for split, file in files:
+        if not file.path.name.endswith(IRC_SUFFIX):
+            raise InputError(f"{file.path}: not an IRC log; expected a name ending in {IRC_SUFFIX}")
+        tally.read["files"] += 1
+        tally.read["threads"] += 1
+        yield _thread(file, split or _folder_split(file), missing_parents, tally)
+
+
+def _folder_split(file: SourceFile) -> str:
+    """The split by the innermost folder whose name says one; a log named outright goes by its own folder."""
+    name = PurePosixPath(file.name)
+    folders = name.parent.parts or (file.path.resolve().parent.name,)
+    return next((_SPLIT_FOLDERS[part] for part in reversed(folders) if part in _SPLIT_FOLDERS), "")
+
+
+def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) -> Thread:
+    lines = [text for _, text in text_lines(file.path)]
+    parents, annotated = _annotations(file, len(lines), missing_parents, tally)
+    spoken = [_spoken(line) for line in lines]
+    tally.read["lines"] += len(lines)
+    posts = []
+    for row, message in enumerate(spoken):
+        if message is None:
+            tally.dropped["system_line"] += 1
+            tally.dropped["annotated_system_line"] += row in annotated
+            continue
+        tally.read["posts"] += 1
+        links = []
+        for parent in parents.get(row, ()):
+            if spoken[parent] is None:
+                tally.dropped["link_to_system_line"] += 1
+            else:
+                links.append(str(parent))
+        author, text = message
+        posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
+    if not posts:
+        raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
+    name = file.name.removesuffix(IRC_SUFFIX)
+    return Thread(name, tuple(posts), file.name, 0, split, _day(name))
+
+
+def _day(name: str) -> float | None:
+    """Midnight (UTC) of the day that a log is named by, such as `2004-11-15_03`; None for another name."""
+    found = _DAY.search(name)
+    try:
+        return parse_time(found[0], "day", name) if found else None
+    except InputError:  # digits that are no day of the calendar
+        return None
+
+
+def _spoken(line: str) -> tuple[str, str] | None:
+    """(nick, text) of a message or action, None for a system line."""
+    match = _MESSAGE.match(line) or _ACTION.match(line)
+    return (match[1], fold(match[2])) if match else None
+
+
+def _annotations(
+    file: SourceFile, n_lines: int, missing_parents: str, tally: Tally
+) -> tuple[dict[int, list[int]], set[int]]:
+    """Parents by child in file order, and which messages are annotated at all (as replies or as starts)."""
+    path: Path = annotation_path(file.path)
+    if not path.is_file():
+        raise InputError(
+            f"{file.path}: no annotations; expected {path.name} ({IRC_ANNOTATION_SUFFIX}) beside it"
+        )
+    parents: dict[int, list[int]] = {}
+    annotated: set[int] = set()
+    for number, text in text_lines(path):
+        words = text.split()
+        if not words:
+            continue
+        if len(words) < 2 or not (_LINE_NUMBER.match(words[0]) and _LINE_NUMBER.match(words[1])):
+            raise InputError(
+                f"{path}:{number}: found {text!r:.60}, expected `PARENT CHILD -` with line numbers"
+            )
+        parent, child = sorted((int(words[0]), int(words[1])))
+        tally.read["links"] += 1
+        if child >= n_lines:
+            if missing_parents == "drop":
+                tally.dropped["link_to_missing_post"] += 1
+                continue
+            raise InputError(
+                f"{path}:{number}: message {child} does not exist, {file.path.name} has {n_lines} lines "
+                "(counted from 0); mend the link or set threads.missing_parents to drop"
+            )
+        annotated.add(child)
+        if parent == child:
+            tally.read["conversation_starts"] += 1
+        elif parent not in parents.setdefault(child, []):
+            parents[child].append(parent)
+        else:
+            tally.dropped["link_twice"] += 1
+    return parents, annotated

@@ -1,0 +1,91 @@
+"""Mastodon statuses as the API gives them: `{"id", "in_reply_to_id", "content": HTML, "account",
+"created_at"}`.
+
+A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`).
+What hangs together by replies is a thread. Boosts are dropped and counted; a content warning stands before
+the text. Format: https://docs.joinmastodon.org/entities/Status/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.rows import rows, text_of
+from retrieval.readers.threads.fourchan import parse_comment
+from retrieval.readers.threads.message_tree import Message, threads_of
+from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+EXPECTED = 'a status: {"id": …, "in_reply_to_id": …, "content": …, "account": {"acct": …}}'
+
+
+def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
+    """A thread for what hangs together by replies, in the order of their first statuses.
+
+    Raises:
+        InputError: a status is broken, or a reply goes to what is not there (unless `missing_parents` is
+            "drop").
+    """
+    for split in dict.fromkeys(split for split, _ in files):
+        own = [file for which, file in files if which == split]
+        tally.read["files"] += len(own)
+        yield from threads_of(_messages(own, tally), split, missing_parents, False, tally)
+
+
+def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
+    for file in files:
+        for where, row, value in _statuses(file):
+            if value.get("reblog") is not None:
+                tally.read["posts"] += 1
+                tally.dropped["post_is_a_boost"] += 1
+                continue
+            parent = value.get("in_reply_to_id")
+            yield Message(
+                where,
+                fold(text_of(value.get("id"), "id", where)),
+                _author(value.get("account"), where),
+                _text(value, where),
+                file.name,
+                row,
+                "" if parent is None else fold(text_of(parent, "in_reply_to_id", where)),
+                time=parse_time(value.get("created_at"), "created_at", where),
+            )
+
+
+def _statuses(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The statuses of a file; those of a context, in order, where a row is one."""
+    for where, row, value in rows(file, (), (), EXPECTED):
+        if "ancestors" not in value and "descendants" not in value:
+            yield where, row, value
+            continue
+        for name in ("ancestors", "descendants"):
+            found = value.get(name, [])
+            if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+                raise InputError(f"{where}: field {name} is not a list of statuses; expected {EXPECTED}")
+            for number, item in enumerate(found, start=1):
+                yield f"{where}, {name} {number}", row, item
+
+
+def _author(value: Any, where: str) -> str:
+    """The account's name with its server, which sets people of one name apart."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: field account is {type(value).__name__}, expected an object with acct")
+    for name in ("acct", "username"):
+        if value.get(name):
+            return fold(text_of(value[name], f"account.{name}", where))
+    return ANONYMOUS
+
+
+def _text(value: dict[str, Any], where: str) -> str:
+    found = {}
+    for name in ("content", "spoiler_text"):
+        found[name] = value.get(name)
+        if found[name] is not None and not isinstance(found[name], str):
+            raise InputError(f"{where}: field {name} is {type(found[name]).__name__}, expected text")
+    text, warning = parse_comment(found["content"] or "", "").text, fold(found["spoiler_text"] or "")
+    return titled(warning, text) if text else warning

@@ -1,0 +1,49 @@
+"""The slow reference: rank_bm25 itself behind the index's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from retrieval.search.bm25.index import _one_by_one
+from retrieval.search.bm25.weights import EPSILON, K1, B
+from retrieval.search.top_k import top_k
+from retrieval.text.normalize import Tokenizer
+
+
+class RankBM25Index:
+    """The same over the rank_bm25 library: for corpora of some thousand documents, and the oracle of the
+    tests.
+    """
+
+    def __init__(self, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> None:
+        from rank_bm25 import BM25Okapi
+
+        documents = [list(document) for document in corpus]
+        self.n_documents = len(documents)
+        self.tokenizer = tokenizer or Tokenizer()
+        # The library divides by the number of documents and of terms.
+        self._okapi = BM25Okapi(documents, k1=K1, b=B, epsilon=EPSILON) if any(documents) else None
+
+    def scores(self, query: Sequence[str]) -> np.ndarray:
+        """float64[D]: the score of every document."""
+        return self._okapi.get_scores(list(query)) if self._okapi else np.zeros(self.n_documents)
+
+    def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
+        """float64[high - low]: the scores of documents low to high - 1."""
+        if self._okapi is None:
+            return np.zeros(high - low)
+        return np.asarray(self._okapi.get_batch_scores(list(query), list(range(low, high))))
+
+    def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k documents (int64) and their scores, ties by the earlier document."""
+        scores = self.scores(query)
+        best = top_k(scores, k)
+        return best, scores[best]
+
+    def search_batch(
+        self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` of many queries, one after the other."""
+        return _one_by_one(self, queries, k)

@@ -1,0 +1,1 @@
+"""Dense retrieval: embeddings, their cache on disk, and FAISS indexes."""

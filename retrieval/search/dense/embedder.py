@@ -1,0 +1,161 @@
+"""Dense retrieval: vectors of a sentence-transformers model (by folder or public name).
+
+Each text is embedded once, ever, where a cache folder is given. torch comes with sentence-transformers and is
+never named here. The index over the vectors is `retrieval.search.dense.faiss_index`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jora_core.base.digests import file_digest
+from jora_core.base.errors import InputError
+from retrieval.search.dense.vector_cache import VectorCache, text_digests
+from retrieval.search.sentence_models import open_model
+
+BATCH = 256
+#: Texts that are embedded, and cached, at a time: what a kill can lose.
+CHUNK = 4096
+
+#: Some models put another prompt before a question than before a document, or have a part for each.
+Role = Literal["document", "query"]
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A loaded sentence-transformers model; `cache` is the folder of its vectors, if they are kept."""
+
+    name: str
+    model: Any
+    cache: Path | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers a vector."""
+        # Older releases know the second name only, newer ones warn of it.
+        named = getattr(self.model, "get_embedding_dimension", None)
+        return int(named() if named else self.model.get_sentence_embedding_dimension())
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+        role: Role = "document",
+    ) -> np.ndarray:
+        """float32[len(texts), width]: unit vectors (zeros where the model knows no word).
+
+        Each text is embedded once, and not at all if the cache has it; progress counts only what is
+        embedded. A vector of the cache may differ from a fresh one in the seventh decimal, since that
+        depends on the other texts of the batch.
+        Raises:
+            InputError: the cache is damaged or cannot be written.
+        """
+        places: dict[str, int] = {}
+        which = np.fromiter(
+            (places.setdefault(t, len(places)) for t in texts), dtype=np.int64, count=len(texts)
+        )
+        unique = list(places)
+        out = np.zeros((len(unique), self.width), dtype=np.float32)
+        self._fill(unique, out, progress or _silent, role)
+        return out if len(unique) == len(texts) else out[which]
+
+    def _fill(
+        self, unique: list[str], out: np.ndarray, progress: Callable[[int, int], None], role: Role
+    ) -> None:
+        cache = VectorCache.open(self.cache, out.shape[1]) if self.cache else None
+        new = np.arange(len(unique))
+        digests = np.zeros(0)
+        if cache is not None:
+            digests = text_digests(unique, role if _tells_roles_apart(self.model) else "")
+            found = cache.find(digests)
+            cache.take(found, out)
+            new = new[found[:, 0] < 0]
+        # Sorted by length, a batch pads little; the order of first appearance settles equal lengths.
+        new = np.array(sorted(new.tolist(), key=lambda place: len(unique[place])), dtype=np.int64)
+        for start in range(0, len(new), CHUNK):
+            part = new[start : start + CHUNK]
+            out[part] = self._embed([unique[place] for place in part.tolist()], role)
+            if cache is not None:
+                cache.add(digests[part], out[part])
+            progress(start + len(part), len(new))
+
+    def _embed(self, texts: list[str], role: Role) -> np.ndarray:
+        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        vectors = encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.nan_to_num(np.asarray(vectors, dtype=np.float32))
+
+
+def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = None) -> Embedder:
+    """Loads the configured model; `field` names the setting that asked for it.
+
+    Args:
+        cache_dir: where vectors are kept from build to build, a folder a model below it; None keeps none.
+    Raises:
+        InputError: none is configured, the folder is missing or is no sentence-transformers model.
+    """
+    options = (
+        "set embedder to a sentence-transformers folder (such as data/tiny-embedder) or a public name (such "
+        "as sentence-transformers/all-MiniLM-L6-v2)"
+    )
+    if not embedder:
+        raise InputError(
+            f"{field} has the leg 'dense' but no embedder is configured; {options}, or leave 'dense' out"
+        )
+
+    def make(name: str) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(name)
+
+    model, folder = open_model("embedder", embedder, "modules.json", options, make)
+    cache = cache_dir / model_digest(model, folder) if cache_dir else None
+    return Embedder(embedder, model, cache)
+
+
+def model_digest(model: Any, folder: Path | None) -> str:
+    """32 hexadecimal digits that change with anything that changes the vectors: the files of the model's
+    folder or, for a model known by name, its loaded weights and settings.
+    """
+    digest = hashlib.sha256()
+    if folder is not None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+        return digest.hexdigest()[:32]
+    settings = {
+        "modules": [
+            [type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in model.modules()
+        ],
+        "prompts": [model.prompts, model.default_prompt_name],
+        "tokenizer": _tokenizer_json(model.tokenizer),
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        # As float32, which holds every half-precision number exactly and which numpy knows.
+        values = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _tokenizer_json(tokenizer: Any) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return fast.to_str() if hasattr(fast, "to_str") else repr(tokenizer)
+
+
+def _tells_roles_apart(model: Any) -> bool:
+    """Whether the same text has another vector as a question than as a document."""
+    routed = any(type(module).__name__ == "Router" for module in model.modules())
+    return routed or any(model.prompts.values()) or model.default_prompt_name is not None
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that tells nobody."""

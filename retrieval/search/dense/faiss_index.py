@@ -1,0 +1,257 @@
+"""Nearest neighbours among unit vectors: FAISS finds, exact cosines decide.
+
+- `flat`: all vectors, exact; right for offline building up to about a million of them. 4d bytes a vector.
+- `hnsw`: a graph over all vectors, fast to search. It is built by one thread, or it would not be repeatable.
+- `sq8`: all vectors, a byte a number.
+- `ivf_pq`: cells of product-quantised vectors, d/4 bytes each, for tens of millions.
+
+`auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. What an approximate index misses
+is measured (`recall_against_flat`), never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jora_core.base.atomic_files import atomic_path
+from jora_core.base.errors import InputError
+from retrieval.search.top_k import top_k
+
+Kind = Literal["flat", "hnsw", "ivf_pq", "sq8"]
+FLAT_LIMIT = 1_000_000
+HNSW_LIMIT = 10_000_000
+
+#: Scores are cut to this many decimals before they rank: the same text embedded in another batch differs in
+#: the seventh, and such noise must not decide between ties.
+DECIMALS = 5
+#: FAISS adds up in float32, in an order of its own: so far may its score be from the exact one.
+_NOISE = 2e-6
+#: How many more than asked for FAISS is asked for, so that ties at the last place are seen to be ties.
+_MARGIN = 32
+_QUERIES = 64
+_ROWS = 1 << 16
+#: Product quantisation learns 256 centres a part, and wants 39 vectors a centre.
+_LEAST_FOR_PQ = 256 * 39
+_MAX_GPU_K = 2048
+
+
+def kind_for(kind: Literal["auto"] | Kind, n: int) -> Kind:
+    """The kind of index for n vectors."""
+    if kind != "auto":
+        return kind
+    return "flat" if n <= FLAT_LIMIT else "hnsw" if n <= HNSW_LIMIT else "ivf_pq"
+
+
+def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """float64[D]: the cosines of unit vectors float32[D, width] with a query.
+
+    They are added up in double precision, so that the order of adding does not show, then cut.
+    """
+    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
+
+
+@dataclass(frozen=True)
+class DenseIndex:
+    """Unit vectors in a FAISS inner-product index; a score is a cosine.
+
+    `fast` is the same on GPUs, where faiss-gpu and a GPU are there, else None.
+    """
+
+    index: Any
+    n_documents: int
+    kind: Kind = "flat"
+    fast: Any = None
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, kind: Kind = "flat", seed: int = 0) -> DenseIndex:
+        """Indexes float32[D, width] unit vectors; the same vectors, kind and seed give the same index.
+
+        Raises:
+            InputError: too few vectors for the kind.
+        """
+        values = np.ascontiguousarray(vectors, dtype=np.float32)
+        index = _empty(kind, len(values), values.shape[1], seed)
+        with _threads(1 if kind == "hnsw" else None):
+            if not index.is_trained:
+                index.train(values)
+            index.add(values)
+        return cls(index, len(values), kind, _on_gpus(index, kind))
+
+    @classmethod
+    def load(cls, path: Path) -> DenseIndex:
+        """A saved index, mapped into memory rather than read.
+
+        Raises:
+            InputError: the file is missing or is no such index.
+        """
+        import faiss
+
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        except RuntimeError as error:
+            raise InputError(f"{path}: no readable FAISS index; build it again") from error
+        kinds: dict[str, Kind] = {
+            "IndexFlatIP": "flat",
+            "IndexFlat": "flat",
+            "IndexHNSWFlat": "hnsw",
+            "IndexScalarQuantizer": "sq8",
+            "IndexIVFPQ": "ivf_pq",
+        }
+        name = type(index).__name__
+        if name not in kinds:
+            raise InputError(f"{path}: holds {name}; expected one of {', '.join(kinds)}")
+        return cls(index, int(index.ntotal), kinds[name], _on_gpus(index, kinds[name]))
+
+    def save(self, path: Path) -> None:
+        """Writes the index, all of it or nothing.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        import faiss
+
+        try:
+            with atomic_path(path) as temporary:
+                faiss.write_index(self.index, str(temporary))
+        except RuntimeError as error:
+            raise InputError(f"{path}: cannot be written ({error}); check free space") from error
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """float32[D, width]: a flat index's own vectors, without a copy."""
+        import faiss
+
+        if self.kind != "flat":
+            raise ValueError(f"an index of kind {self.kind} does not hold its vectors as they are")
+        width = self.index.d
+        return faiss.rev_swig_ptr(self.index.get_xb(), self.n_documents * width).reshape(-1, width)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places int64[Q, k'], scores float64[Q, k']), best first, ties by the earlier document.
+
+        A flat index gives exactly the best k. Others may find fewer: -1 (with score 0) stands at the end.
+        """
+        k = min(k, self.n_documents)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if self.kind == "flat":
+            return self._search_exactly(queries, k)
+        scores, places = self._find(queries, k)
+        scores = np.where(places < 0, -np.inf, np.round(scores.astype(np.float64), DECIMALS))
+        order = np.lexsort((places, -scores), axis=-1)
+        places, scores = np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
+        return places, np.where(places < 0, 0.0, scores)
+
+    def _find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        parameters = None
+        if self.kind == "hnsw":
+            make: Any = faiss.SearchParametersHNSW  # pyright: ignore[reportAttributeAccessIssue]
+            parameters = make(efSearch=max(128, 2 * k))
+        index = self.fast if self.fast is not None and k <= _MAX_GPU_K else self.index
+        return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)
+
+    def _search_exactly(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS proposes some more than k; exact cosines of those decide, and where they tie beyond the last
+        proposed, all documents are scored.
+        """
+        places = np.zeros((len(queries), k), dtype=np.int64)
+        scores = np.zeros((len(queries), k))
+        if k == 0:
+            return places, scores
+        vectors, wide = self.vectors, min(k + _MARGIN, self.n_documents)
+        for start in range(0, len(queries), _QUERIES):
+            part = queries[start : start + _QUERIES]
+            found = np.sort(self._find(part, wide)[1], axis=1)
+            for row, query in enumerate(part):
+                exact = cosines(vectors[found[row]], query)
+                best = top_k(exact, k)
+                unseen = np.round(exact.min() + _NOISE, DECIMALS)
+                if wide < self.n_documents and unseen >= exact[best[-1]]:
+                    exact = np.concatenate(
+                        [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
+                    )
+                    best = top_k(exact, k)
+                    places[start + row] = best
+                else:
+                    places[start + row] = found[row][best]
+                scores[start + row] = exact[best]
+        return places, scores
+
+
+def recall_against_flat(
+    index: DenseIndex, vectors: np.ndarray, queries: np.ndarray, k: int = 10, sample: int = 200
+) -> dict[str, Any]:
+    """`{"kind", "recall@k_against_flat", "queries"}`: what share of the exact best k an index finds.
+
+    Up to `sample` queries, evenly spaced, are searched exactly in all of `vectors`; whatever scores no less
+    than the k-th best counts as one of them, so that ties are no misses.
+    """
+    k = min(k, len(vectors))
+    chosen = queries[np.unique(np.linspace(0, len(queries) - 1, min(sample, len(queries))).astype(int))]
+    found, _ = index.search(chosen, k)
+    hits = 0
+    for query, places in zip(chosen, found, strict=True):
+        exact = np.concatenate(
+            [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
+        )
+        bar = np.partition(exact, len(exact) - k)[len(exact) - k]
+        hits += int((exact[places[places >= 0]] >= bar).sum())
+    share = round(hits / (k * len(chosen)), 6) if k and len(chosen) else None
+    return {"kind": index.kind, f"recall@{k}_against_flat": share, "queries": len(chosen)}
+
+
+def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
+    """An index of a kind for n vectors, without them."""
+    import faiss
+
+    inner = faiss.METRIC_INNER_PRODUCT
+    if kind == "flat":
+        return faiss.IndexFlatIP(width)
+    if kind == "sq8":
+        return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, inner)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, 32, inner)
+        index.hnsw.efConstruction = 200
+        return index
+    if n < _LEAST_FOR_PQ:
+        raise InputError(
+            f"dense_index: ivf_pq learns from {_LEAST_FOR_PQ:,} vectors or more, here are {n:,}; choose flat "
+            "(exact, right up to a million) or leave auto"
+        )
+    cells = max(1, min(int(4 * n**0.5), n // 39))
+    parts = next(width // size for size in (4, 8, 6, 5, 3, 2, 1) if width % size == 0)
+    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, cells, parts, 8, inner)
+    index.cp.seed = index.pq.cp.seed = seed + 1  # FAISS takes 0 for "draw one"
+    index.nprobe = min(cells, max(16, cells // 32))
+    return index
+
+
+def _on_gpus(index: Any, kind: Kind) -> Any:
+    """The index copied to all GPUs, or None without faiss-gpu, without a GPU, or for a kind that has none."""
+    import faiss
+
+    gpus = getattr(faiss, "get_num_gpus", int)()
+    if gpus < 1 or kind == "hnsw" or not hasattr(faiss, "index_cpu_to_all_gpus"):
+        return None
+    return faiss.index_cpu_to_all_gpus(index)
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """FAISS with n threads; None leaves them as they are."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    if n is not None:
+        faiss.omp_set_num_threads(n)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

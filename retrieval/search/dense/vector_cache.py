@@ -1,0 +1,156 @@
+"""Vectors of texts on disk, so that a later build embeds only what is new.
+
+A folder a model holds Arrow files that are only ever added, each written whole under a temporary name and
+renamed: a kill leaves no half of one, and two processes that embed the same texts write the same file. A
+file has a digest and a vector a row, is mapped into memory, and is checked against its own checksum when its
+vectors are first used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jora_core.base.atomic_files import atomic_path
+from jora_core.base.errors import InputError
+
+DIGEST_BYTES = 16
+#: numpy compares these as plain bytes; a digest that ends in zeros stays apart from all others of its length.
+DIGEST = np.dtype(f"S{DIGEST_BYTES}")
+SUFFIX = ".arrow"
+
+
+def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
+    """S16[n]: digests of texts in the role in which they are embedded."""
+    prefix = role.encode() + b"\0"
+    each = (hashlib.sha256(prefix + text.encode("utf-8", "surrogatepass")).digest() for text in texts)
+    return np.array([digest[:DIGEST_BYTES] for digest in each], dtype=DIGEST)
+
+
+@dataclass
+class VectorCache:
+    """The vectors in `folder`, all of one model: float32[n, width] by text digest.
+
+    Files that other processes add after this was opened are not seen: their texts are embedded once more.
+    """
+
+    folder: Path
+    width: int
+    _parts: list[tuple[Path, np.ndarray, Any]] = field(default_factory=list)
+    _checked: set[int] = field(default_factory=set)
+    _keys: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=DIGEST))
+    _places: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+
+    @classmethod
+    def open(cls, folder: Path, width: int) -> VectorCache:
+        """The cache of a folder, which may not exist yet.
+
+        Raises:
+            InputError: a file in it is not one of ours, or is damaged.
+        """
+        cache = cls(folder, width)
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
+            cache._map(path)
+        cache._sort()
+        return cache
+
+    def find(self, digests: np.ndarray) -> np.ndarray:
+        """int64[n, 2]: (file, row) of each digest, (-1, -1) where it has none."""
+        out = np.full((len(digests), 2), -1, dtype=np.int64)
+        if len(self._keys):
+            at = np.minimum(np.searchsorted(self._keys, digests), len(self._keys) - 1)
+            known = self._keys[at] == digests
+            out[known] = self._places[at[known]]
+        return out
+
+    def take(self, places: np.ndarray, out: np.ndarray) -> None:
+        """Copies the vectors of places that `find` gave into `out`, float32[n, width]; others stay as they
+        are.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        for part in np.unique(places[:, 0]):
+            if part >= 0:
+                mine = np.flatnonzero(places[:, 0] == part)
+                out[mine] = self._vectors(int(part))[places[mine, 1]]
+
+    def add(self, digests: np.ndarray, vectors: np.ndarray) -> None:
+        """Writes a file with one more row a digest; it is on disk when this returns, but not yet found.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        import pyarrow as pa
+
+        values = np.ascontiguousarray(vectors, dtype=np.float32)
+        raw = digests.tobytes()
+        schema = _schema(self.width).with_metadata({"crc32": str(zlib.crc32(values.data, zlib.crc32(raw)))})
+        columns = [
+            pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(DIGEST_BYTES), len(digests), [None, pa.py_buffer(raw)]
+            ),
+            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.width),
+        ]
+        path = self.folder / (hashlib.sha256(raw).hexdigest()[:32] + SUFFIX)
+        with (
+            atomic_path(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+    def _map(self, path: Path) -> None:
+        import pyarrow as pa
+
+        try:
+            with pa.memory_map(str(path)) as source:
+                batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise _damaged(path) from error
+        if not batch.schema.equals(_schema(self.width)):
+            raise _damaged(path)
+        keys = np.frombuffer(batch.column(0).buffers()[1], dtype=DIGEST)
+        self._parts.append((path, keys[: batch.num_rows], batch))
+
+    def _sort(self) -> None:
+        if not self._parts:
+            return
+        keys = np.concatenate([keys for _, keys, _ in self._parts])
+        places = [
+            np.stack([np.full(len(keys), part), np.arange(len(keys))], axis=1)
+            for part, (_, keys, _) in enumerate(self._parts)
+        ]
+        # Stable: of a digest that two files hold, the first file's vector counts.
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._places = keys[order], np.concatenate(places)[order]
+
+    def _vectors(self, part: int) -> np.ndarray:
+        """float32[rows, width] of one file, without a copy."""
+        path, keys, batch = self._parts[part]
+        vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self.width)
+        if part not in self._checked:
+            noted = (batch.schema.metadata or {}).get(b"crc32", b"").decode()
+            if noted != str(zlib.crc32(vectors.data, zlib.crc32(keys.tobytes()))):
+                raise _damaged(path)
+            self._checked.add(part)
+        return vectors
+
+
+def _schema(width: int) -> Any:
+    import pyarrow as pa
+
+    digest = pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False)
+    return pa.schema([digest, pa.field("vector", pa.list_(pa.float32(), width), nullable=False)])
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(
+        f"{path}: damaged, or no file of cached vectors; delete it, and its texts are embedded again"
+    )

@@ -1,0 +1,7 @@
+"""The styles in which an answer is taught."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Style = Literal["direct", "quote", "template"]

@@ -1,0 +1,152 @@
+"""What the user may say about building records; the same models are the form in the orchestrator's UI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, ThreadsTask
+from retrieval.text.normalize import Stemmer
+
+#: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
+#: gives the same bytes; the digests of the files' contents stand there instead.
+PATH_FIELDS = frozenset(
+    {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
+)
+
+#: Fields that say who builds the records. They decide nothing in them and stay out as well.
+EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
+
+#: YAML 1.1 reads `off` as false.
+Threshold = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | Literal["off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
+
+class ContextConfig(SettingsModel):
+    """Everything `build_context` reads."""
+
+    seed: int = Field(default=0, ge=0, title="Seed", description="Decides splits, samples and orders.")
+    test_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        title="Test share",
+        description="Share of the contexts held out, where no test source is given.",
+    )
+    near_duplicates: Threshold = Field(
+        default=0.8,
+        title="Near-duplicates",
+        description="Similarity (Jaccard, runs of three words) from which a training text counts as a copy "
+        "of a held-out one and is left out; off: only equal texts are.",
+    )
+    embedder: str | None = Field(
+        default=None,
+        title="Embedder",
+        description="sentence-transformers model for the dense leg: a folder or a public name.",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        title="Tokenizer",
+        description="Model folder whose tokenizer counts tokens, where something is measured in them; in a "
+        "pipeline the base model's if empty.",
+    )
+    reranker: str | None = Field(
+        default=None,
+        title="Reranker",
+        description="sentence-transformers cross-encoder for rerank_depth: a folder or a public name.",
+    )
+    embedding_cache: str | None = Field(
+        default=None,
+        title="Cache of vectors",
+        description="Folder that keeps the embedder's vectors from build to build; empty: the store's own.",
+    )
+    dense_index: Literal["auto", "flat", "hnsw", "ivf_pq", "sq8"] = Field(
+        default="auto",
+        title="Dense index",
+        description="Of documents; flat is exact, the others' recall is measured; auto: flat to a million.",
+    )
+    token_histogram: bool = Field(
+        default=False,
+        title="Count tokens",
+        description="Say in the report how many tokens of the tokenizer the prompts have, not only how many "
+        "words. Another base model then builds the records anew.",
+    )
+    bm25_backend: Literal["csr", "rank_bm25"] = Field(
+        default="csr",
+        title="BM25 backend",
+        description="Sparse postings, or the rank_bm25 library (same scores, for small corpora only).",
+    )
+    bm25_stemmer: Stemmer = Field(
+        default="none",
+        title="BM25 stemmer",
+        description="Snowball stemmer of documents and queries, by language; none: words as they are.",
+    )
+    backend: Literal["threads", "dask"] = Field(
+        default="threads",
+        title="Backend",
+        description="What builds the shards of the records: threads of one process, or Dask (extra scale).",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        title="Workers",
+        description="Shards built at once; empty: one a core where each is built by a process of its own "
+        "(Prefect, Dask), one after the other in `jora context`.",
+    )
+    dask_address: str | None = Field(
+        default=None,
+        title="Dask scheduler",
+        description="Address of one whose workers see the same folders; empty: workers started here.",
+    )
+    shard_records: int = Field(
+        default=4096,
+        ge=1,
+        title="Records a shard",
+        description="How finely the work is cut; the records are the same.",
+    )
+    tables: TablesTask | None = Field(default=None, title="Tables", description="Table questions, if wanted.")
+    threads: ThreadsTask | None = Field(
+        default=None, title="Threads", description="Reply questions, if wanted."
+    )
+    qa: QaTask | None = Field(default=None, title="Documents", description="Document questions, if wanted.")
+
+    @model_validator(mode="after")
+    def _reranked(self) -> ContextConfig:
+        tasks = {"threads": self.threads, "qa": self.qa}
+        deep = [name for name, task in tasks.items() if task is not None and task.rerank_depth]
+        if deep and not self.reranker:
+            raise ValueError(
+                f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0"
+            )
+        if self.reranker and not deep:
+            raise ValueError("reranker is set but no task's rerank_depth is: set one (such as 20)")
+        return self
+
+    @model_validator(mode="after")
+    def _some_task(self) -> ContextConfig:
+        if self.tables is None and self.threads is None and self.qa is None:
+            raise ValueError("no task: give at least one of tables, threads, qa")
+        if self.dask_address is not None and self.backend != "dask":
+            raise ValueError("dask_address is given, but backend is not dask; set backend: dask")
+        return self
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
+        tasks = [task for task in (self.tables, self.threads, self.qa) if task is not None]
+        budgets = any(task.max_context_tokens is not None for task in tasks)
+        chunks = self.qa is not None and self.qa.chunk_tokens is not None
+        return chunks or self.token_histogram or (budgets and self.tokenizer is not None)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The config as JSON values without the fields that only say where files lie and who builds."""
+        return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
+
+
+def _without(value: Any, names: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return value

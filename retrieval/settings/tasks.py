@@ -1,0 +1,326 @@
+"""What the user may say about each task: tables, threads, questions over documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from retrieval.settings.answer_style import Style
+
+Leg = Literal["bm25", "dense", "recency", "mention", "opening", "addressed_me", "same_author", "partner"]
+LEGS: tuple[Leg, ...] = get_args(Leg)
+Fusion = Literal["rrf", "weighted"]
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class SettingsModel(BaseModel):
+    """Settings that never change and that refuse an unknown key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Task(SettingsModel):
+    max_records: int | None = Field(
+        default=None,
+        ge=1,
+        title="Most training records",
+        description="Keeps whole contexts, chosen by seed; empty: all.",
+    )
+    max_test_records: int | None = Field(
+        default=None,
+        ge=1,
+        title="Most test records",
+        description="Spread over all contexts by seed; empty: all.",
+    )
+    max_context_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        title="Most context tokens",
+        description="Longer contexts lose the least wanted texts, then sentences, but in training never what "
+        "holds the answer; a window of posts loses its oldest; a table that alone is longer is dropped and "
+        "counted. Tokens of the tokenizer, if one is given, else words; empty: no limit.",
+    )
+    distractor_ranks: list[int] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        title="Ranks of distractors",
+        description="[lowest, highest]: training distractors are drawn by seed from these ranks of the "
+        "retriever, counted from 1 among what may stand there; empty: the best ones.",
+    )
+
+    @model_validator(mode="after")
+    def _ranks_ascend(self) -> _Task:
+        if (
+            self.distractor_ranks is not None
+            and not 1 <= self.distractor_ranks[0] <= self.distractor_ranks[1]
+        ):
+            raise ValueError("distractor_ranks must be [lowest, highest], from 1 and ascending")
+        return self
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The range of ranks that distractors are drawn from."""
+        return (self.distractor_ranks[0], self.distractor_ranks[1]) if self.distractor_ranks else None
+
+
+_FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
+_RRF_K = "k of reciprocal rank fusion; small favours first ranks."
+_RERANK_DEPTH = "How many of the fused ranking the reranker reads and orders anew; 0: none."
+_WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
+
+
+class _Styled(_Task):
+    answer_style: Style = Field(
+        default="direct",
+        title="Answer style",
+        description="What is taught: the answer alone (direct), the sentence that holds it and then the "
+        "answer (quote), or what answer_template makes (template).",
+    )
+    answer_template: str | None = Field(
+        default=None,
+        title="Answer template",
+        description="Jinja text of the taught answer for the style template; it may use question, answer, "
+        "answers, context, oracles, quote, oracle_in_context.",
+    )
+
+    @model_validator(mode="after")
+    def _template_with_its_style(self) -> _Styled:
+        if (self.answer_style == "template") != (self.answer_template is not None):
+            raise ValueError("answer_style template and answer_template go together: give both or neither")
+        return self
+
+
+class TablesTask(_Styled):
+    """Questions over tables (phase 1 of the paper)."""
+
+    source: str = Field(
+        title="Tables", description="Folder in WikiTableQuestions' layout, or one of its .tsv files."
+    )
+    test_source: str | None = Field(
+        default=None,
+        title="Test tables",
+        description="A second .tsv or folder that is the test split; empty: by seed.",
+    )
+    format: Literal["wikitables"] = Field(
+        default="wikitables", title="Format", description="Layout of the source."
+    )
+    n_contexts: int = Field(
+        default=1, ge=1, title="Tables a prompt", description="1 is the right table alone."
+    )
+    oracle_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training tables whose prompt holds the right one; for two or more tables.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks the right table, teach (and accept) a fixed sentence that says "
+        "so.",
+    )
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        title="Most rows",
+        description="Longer tables are dropped and counted; empty: no limit.",
+    )
+
+
+class ThreadsTask(_Task):
+    """Which earlier post does a comment reply to (phase 2 of the paper)."""
+
+    source: str = Field(title="Threads", description="File, folder or glob of threads.")
+    test_source: str | None = Field(
+        default=None,
+        title="Test threads",
+        description="File, folder or glob that is the test split; empty: train/dev folders, else by seed.",
+    )
+    format: Literal["auto", "4chan", "convokit", "discord", "irc", "mastodon"] = Field(
+        default="auto",
+        title="Format",
+        description="Layout of the source; auto: told by file names and first fields.",
+    )
+    block: int = Field(
+        default=500,
+        ge=2,
+        title="Block of a chat",
+        description="Discord's endless channels are cut into contexts of at most so many messages.",
+    )
+    n_contexts: int = Field(
+        default=10,
+        ge=1,
+        title="Posts a prompt",
+        description="How many posts it holds: so many retrieved ones, or in a window at most so many.",
+    )
+    contexts: Literal["retrieved", "window"] = Field(
+        default="retrieved",
+        title="Posts are chosen",
+        description="retrieved: what the retriever ranks first; window: the posts directly before the "
+        "comment, so that the comments of a thread share contexts, which training computes once.",
+    )
+    oracle_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training comments whose prompt holds what they answer; below 1 only with "
+        "abstain.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks the post that is answered, teach (and accept) a fixed sentence "
+        "that says so.",
+    )
+    window: int = Field(
+        default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
+    )
+    legs: list[Leg] = Field(
+        default=["bm25", "dense", "recency", "opening"],
+        min_length=1,
+        title="Retriever legs",
+        description=f"Rankings that are fused: {', '.join(LEGS)}.",
+    )
+    fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
+    weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
+    rerank_depth: int = Field(default=0, ge=0, title="Rerank depth", description=_RERANK_DEPTH)
+    split: Literal["context", "time"] = Field(
+        default="context",
+        title="Split",
+        description="What decides the test split, where no test source does: a hash of the context, or time: "
+        "the newest contexts.",
+    )
+    missing_parents: Literal["error", "drop"] = Field(
+        default="error",
+        title="Links to missing posts",
+        description="An in-thread link to a post that is not there: refuse it, or drop and count it.",
+    )
+
+    @model_validator(mode="after")
+    def _known_weights(self) -> ThreadsTask:
+        _check_weights(self.weights, self.legs)
+        return self
+
+    @model_validator(mode="after")
+    def _no_answer_without_a_post(self) -> ThreadsTask:
+        if self.oracle_share < 1 and not self.abstain:
+            raise ValueError(
+                "oracle_share below 1 needs abstain: a comment without its post has no other answer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_as_it_stands(self) -> ThreadsTask:
+        if self.contexts != "window":
+            return self
+        for name, given in (
+            ("oracle_share below 1", self.oracle_share < 1),
+            ("distractor_ranks", self.distractor_ranks is not None),
+        ):
+            if given:
+                raise ValueError(
+                    f"contexts: window takes the posts as they stand, so {name} can do nothing: "
+                    "leave it out, or set contexts to retrieved"
+                )
+        if self.window < self.n_contexts:
+            raise ValueError(
+                f"contexts: window needs a window of at least n_contexts, got {self.window} and "
+                f"{self.n_contexts}: raise window, or lower n_contexts"
+            )
+        return self
+
+
+class QaTask(_Styled):
+    """Questions over documents."""
+
+    source: str = Field(
+        title="Documents",
+        description="File, folder or glob of .jsonl, .json, .parquet, .txt, .md or .pdf.",
+    )
+    questions: str | None = Field(
+        default=None,
+        title="Questions",
+        description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
+        "in SQuAD and HotpotQA.",
+    )
+    format: Literal["auto", "documents", "squad", "hotpotqa", "alpaca"] = Field(
+        default="auto", title="Format", description="Layout of rows; auto: told by their fields."
+    )
+    split: Literal["context", "time"] = Field(
+        default="context",
+        title="Split",
+        description="What decides the test split, where no test source does: a hash of the context, or time: "
+        "the newest contexts.",
+    )
+    n_contexts: int = Field(
+        default=3, ge=1, title="Documents a prompt", description="How many documents it holds."
+    )
+    oracle_share: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        title="Oracle share",
+        description="Share of training records whose prompt holds the right document (P of the RAFT paper).",
+    )
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        title="Chunk length",
+        description="Longer documents are cut at sentence borders into chunks of at most so many tokens of "
+        "the tokenizer; empty: whole documents.",
+    )
+    chunk_overlap: int = Field(
+        default=0,
+        ge=0,
+        title="Chunk overlap",
+        description="Tokens that neighbouring chunks share at most: the whole sentences that fit.",
+    )
+    abstain: bool = Field(
+        default=False,
+        title="Abstain",
+        description="Where the prompt lacks a right document, teach (and accept) a fixed sentence that says "
+        "so.",
+    )
+    share_contexts: int = Field(
+        default=1,
+        ge=1,
+        title="Questions a context",
+        description="Up to so many training questions that follow one another share one retrieved context "
+        "(all their right documents, and distractors), so that training computes it once; 1: each its own.",
+    )
+    legs: list[Literal["bm25", "dense"]] = Field(
+        default=["bm25", "dense"],
+        min_length=1,
+        title="Retriever legs",
+        description="Rankings that are fused: bm25, dense.",
+    )
+    fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
+    weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
+    rerank_depth: int = Field(default=0, ge=0, title="Rerank depth", description=_RERANK_DEPTH)
+
+    @model_validator(mode="after")
+    def _known_weights(self) -> QaTask:
+        _check_weights(self.weights, self.legs)
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_below_chunk(self) -> QaTask:
+        if self.chunk_overlap and (self.chunk_tokens is None or self.chunk_overlap >= self.chunk_tokens):
+            raise ValueError("chunk_overlap must be below chunk_tokens")
+        return self
+
+
+def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
+    """Raises ValueError where a weight names a leg that is not fused, or all of them are zero."""
+    for leg in weights:
+        if leg not in legs:
+            raise ValueError(f"weights has {leg!r}, which is not one of the legs ({', '.join(legs)})")
+    if all(weights.get(leg, 1.0) == 0 for leg in legs):
+        raise ValueError("weights are all zero: give some leg a weight above zero")

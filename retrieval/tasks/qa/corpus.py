@@ -1,0 +1,178 @@
+"""The documents of a question corpus on disk: read in a stream, split, barred from training where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.corpus.chunking import ask_about_chunks, load_chunker
+from retrieval.corpus.id_index import IdIndex
+from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
+from retrieval.corpus.source_files import document_files, question_files, tokenizer_folder
+from retrieval.corpus.types import Document, Question
+from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.guards.near_duplicates import NearDuplicates
+from retrieval.guards.splits import split_of, splits_by_time
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import QaTask
+from retrieval.tasks.task_index import counted
+from retrieval.text.labels import titled
+from retrieval.text.normalize import duplicate_key
+
+#: Content digests as raw bytes; "S16" would drop zeros at the end.
+CONTENT = np.dtype("V16")
+#: What bars a document from training prompts: it is held out, or equal or nearly equal to one that is.
+FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents, whether training may see each, the digest of its content, and since when it exists
+    (seconds since 1970, NaN where nobody knows).
+    """
+
+    documents: Items[Document]
+    place: IdIndex
+    barred: np.ndarray
+    content: np.ndarray
+    times: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus:
+        """The corpus that `prepare` wrote."""
+        documents = Items(folder / "documents.arrow", Document)
+        arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content", "times")]
+        return cls(documents, IdIndex(folder, documents), *arrays)
+
+    def text(self, place: int) -> str:
+        return document_text(self.documents[place])
+
+    def texts(self) -> Iterator[str]:
+        return map(document_text, self.documents)
+
+
+def document_text(document: Document) -> str:
+    """Title and text, as they are indexed."""
+    return titled(document.title, document.text)
+
+
+def read_corpus(
+    config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
+) -> tuple[Items[Document], Items[Question]]:
+    """Streams documents (or their chunks) and questions from their sources into files."""
+    from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
+
+    chunker = None
+    if task.chunk_tokens is not None:
+        chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
+    found = stream_documents(document_files(task), report.tally, chunker, task.format)
+    found = counted(found, "qa: read documents", progress)
+    documents = write_items(folder / "documents.arrow", Document, found)
+    chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
+    files = question_files(task)
+    read = stream_questions(files, chunks, report.tally, task.format)
+    read = counted(read, "qa: read questions", progress)
+    asked = ask_about_chunks(read, chunks, report.tally)
+    questions = write_items(folder / "questions.arrow", Question, asked)
+    if not len(questions):
+        raise no_questions(files)
+    return documents, questions
+
+
+class _Chunks(Mapping[str, Sequence[Document]]):
+    """From a whole document's id to its chunks, which follow one another in the file."""
+
+    def __init__(self, documents: Items[Document], first: IdIndex) -> None:
+        self._documents, self._first = documents, first
+
+    def __getitem__(self, context_id: str) -> list[Document]:
+        found: list[Document] = []
+        for document in self._documents.run(self._first[context_id], len(self._documents), 16):
+            if document.context_id != context_id:
+                break
+            found.append(document)
+        return found
+
+    def __contains__(self, context_id: object) -> bool:
+        return context_id in self._first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(document.context_id for document in self._documents))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def write_corpus(
+    config: ContextConfig,
+    task: QaTask,
+    folder: Path,
+    documents: Items[Document],
+    questions: Items[Question],
+    progress: Progress,
+) -> tuple[Corpus, dict[str, str]]:
+    """The corpus, and the split of each context that is asked about."""
+    place = IdIndex.build(folder, documents)
+    asked = _context_splits(config, task, documents, questions, place)
+    barred = np.zeros(len(documents), dtype=np.uint8)
+    content = np.zeros(len(documents), dtype=CONTENT)
+    for at, document in enumerate(documents):
+        if asked.get(document.context_id) == "test":
+            barred[at] = HELD_OUT
+        content[at] = np.void(duplicate_key(document.title, document.text))
+    for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
+        if asked[context] == "test":
+            for oracle in oracles:
+                barred[place[oracle]] = HELD_OUT
+    # A twin of a held-out document is held out itself, or its text would reach a training prompt.
+    barred[(barred == FREE) & np.isin(content, content[barred == HELD_OUT])] = TWIN
+    if config.near_duplicates != "off":
+        _bar_near_twins(barred, documents, config.near_duplicates, progress)
+    save_array(folder / "barred.npy", barred)
+    save_array(folder / "content.npy", content)
+    # An unknown time is no number, which is later than nothing.
+    since = (np.nan if time is None else time for time in documents.column("time"))
+    save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
+    return Corpus.open(folder), asked
+
+
+def _context_splits(
+    config: ContextConfig,
+    task: QaTask,
+    documents: Items[Document],
+    questions: Items[Question],
+    place: IdIndex,
+) -> dict[str, str]:
+    """The split of each context by the hash of its id, or by when it was last asked about (else, written)."""
+    if task.split == "context":
+        contexts = dict.fromkeys(questions.column("context_id"))
+        return {c: split_of(config.seed, c, config.test_share) for c in contexts}
+    times: dict[str, float | None] = {}
+    columns = (questions.column(name) for name in ("context_id", "oracles", "time"))
+    for context, oracles, time in zip(*columns, strict=True):
+        if time is None:
+            time = documents.value("time", place[oracles[0] if oracles else context])
+        known = [t for t in (times.get(context), time) if t is not None]
+        times[context] = max(known, default=None)
+    return splits_by_time(times, config.test_share, "qa.split")
+
+
+def _bar_near_twins(
+    barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
+) -> None:
+    """Marks the free documents that nearly repeat a held-out one."""
+    held = np.flatnonzero(barred != FREE)
+    free = np.flatnonzero(barred == FREE)
+    if not len(held):
+        return
+    texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
+    index = NearDuplicates(texts, lambda at: document_text(documents[int(held[at])]), threshold)
+    texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
+    near = np.zeros(len(free), dtype=bool)
+    matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))
+    for number, found in enumerate(matches):
+        near[number] = found >= 0
+    barred[free[near]] = NEAR_TWIN

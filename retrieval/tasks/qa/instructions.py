@@ -1,0 +1,91 @@
+"""Instructions of the Alpaca kind as records: word for word, without retrieval.
+
+They are records of the `qa` task, with an instruction of their own instead of the task's. The prompt holds no
+retrieved text, so `context_ids` and `oracle_ids` are empty, and each is a context of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
+from retrieval.corpus.source_files import document_files
+from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.guards.splits import cap, require_training, split_of
+from retrieval.readers.documents.instructions import Triple, read_triples
+from retrieval.settings.context import ContextConfig
+from retrieval.text.normalize import duplicate_key
+
+TRIPLES = "triples.arrow"
+
+
+def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: Progress) -> int:
+    """Reads, splits and thins the instructions into `folder`; returns how many there are to build.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
+    task = config.qa
+    assert task is not None
+    progress("qa: read", 0, 0)
+    triples = write_items(folder / TRIPLES, Triple, read_triples(document_files(task), report.tally))
+    asked = zip(triples.column("instruction"), triples.column("input"), strict=True)
+    # By content, so that an instruction that comes twice is on one side of the split.
+    splits = [split_of(config.seed, duplicate_key(*pair).hex(), config.test_share) for pair in asked]
+    require_training(splits, "qa", "instructions")
+    kept = cap(
+        range(len(triples)),
+        lambda number: splits[number],
+        lambda number: triples.value("id", number),
+        lambda number: triples.value("id", number),
+        (task.max_records, task.max_test_records),
+        config.seed,
+        report.tally,
+    )
+    save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    save_array(folder / "split.npy", np.array(splits, dtype="U5"))
+    return len(kept)
+
+
+@dataclass(frozen=True)
+class AlpacaWork:
+    """What `prepare` wrote, opened to build records from."""
+
+    triples: Items[Triple]
+    kept: np.ndarray
+    split: np.ndarray
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
+        """(record, None) of the kept instructions low to high - 1, in source order."""
+        for place in self.kept[low:high].tolist():
+            yield _record(self.triples[place], str(self.split[place])), None
+
+
+def open_work(folder: Path) -> AlpacaWork:
+    """Opens what `prepare` wrote."""
+    arrays = [load_array(folder / f"{name}.npy") for name in ("kept", "split")]
+    return AlpacaWork(Items(folder / TRIPLES, Triple), *arrays)
+
+
+def _record(triple: Triple, split: str) -> dict[str, Any]:
+    return {
+        "id": f"qa:{triple.id}",
+        "instruction": triple.instruction,
+        "input": triple.input,
+        "output": triple.output,
+        "task": "qa",
+        "split": split,
+        "context_id": triple.id,
+        "context_ids": [],
+        "oracle_ids": [],
+        "oracle_in_context": False,
+        "gold": [triple.output],
+        "choices": [],
+        "source": triple.source,
+        "source_row": triple.row,
+    }

@@ -1,0 +1,184 @@
+"""One document record: which documents stand in the prompt, and what it teaches.
+
+Training prompts hold the right documents with probability P, beside documents that the retriever takes for
+right; held-out prompts hold what the retriever finds, right or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval.corpus.types import Document, Question
+from retrieval.evaluation.task_report import TaskReport
+from retrieval.guards import leaks
+from retrieval.prompts import answer_styles, templates
+from retrieval.prompts.answer_styles import AnswerTemplate, Passage
+from retrieval.prompts.distractors import CopyTest, merged, pick
+from retrieval.prompts.token_budget import Count, fit
+from retrieval.settings.tasks import QaTask
+from retrieval.text.labels import titled
+from retrieval.text.normalize import seeded_hash, seeded_share
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question with its split, the places of its oracles, and the retriever's places, best first."""
+
+    question: Question
+    split: str
+    oracles: tuple[int, ...]
+    fused: Sequence[int]
+
+    @property
+    def needed(self) -> list[int]:
+        """The oracles that together answer it: all, or the best ranked one where any is enough."""
+        if self.question.needs_all:
+            return list(self.oracles)
+        return [next((place for place in self.fused if place in self.oracles), self.oracles[0])]
+
+
+@dataclass(frozen=True)
+class QaBuilder:
+    """What all records of a build have in common.
+
+    `document`, `content` and `held_out` tell of the document at a place: itself, the digest of its words,
+    and whether its text belongs to the test split.
+    """
+
+    task: QaTask
+    seed: int
+    near_duplicates: float | str
+    count: Count
+    document: Callable[[int], Document]
+    content: Callable[[int], bytes]
+    held_out: Callable[[int], bool]
+    template: AnswerTemplate | None = None
+
+    def context(self, group: Sequence[AskedQuestion], report: TaskReport) -> dict[int, str]:
+        """The prompt's documents in their order, place to text: what all questions of the group see."""
+        split = group[0].split
+        wanted: list[int] = []
+        if split == "test":
+            chosen = [p for p in group[0].fused if not self._later(p, group)][: self.task.n_contexts]
+        else:
+            wanted = list(
+                dict.fromkeys(p for asked in group if self._with_oracle(asked) for p in asked.needed)
+            )
+            size = max(self.task.n_contexts, len(wanted))
+            if len(group) > 1:  # as many distractors as a question of its own would have
+                size = self.task.n_contexts + max(len(wanted) - 1, 0)
+            name = group[0].question.id
+            distractors, outside = pick(
+                self._usable(group),
+                size - len(wanted),
+                self.task.ranks,
+                lambda place: seeded_hash(self.seed, "distractor", name, self.document(place).id),
+            )
+            report.note(split, "distractor_outside_ranks", outside)
+            chosen = wanted + distractors
+        texts = self._fitted(chosen, group, wanted, report)
+        name = group[0].question.id
+        order = sorted(texts, key=lambda p: seeded_hash(self.seed, "order", name, self.document(p).id))
+        return {place: texts[place] for place in order}
+
+    def record(
+        self, asked: AskedQuestion, context: dict[int, str], context_id: str, report: TaskReport
+    ) -> dict[str, Any] | None:
+        """The record of one question over a context; None where it knows what came later (counted)."""
+        question, task = asked.question, self.task
+        documents = {place: self.document(place) for place in context}
+        later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
+        if later or any(self._later(place, [asked]) for place in asked.needed):
+            report.tally.dropped[leaks.LATER_CONTEXT] += 1
+            return None
+        passages = {p: Passage(d.id, d.title, context[p]) for p, d in documents.items()}
+        there = [place for place in asked.oracles if place in context]
+        enough = len(there) == len(asked.oracles) if question.needs_all else bool(there)
+        shown = templates.qa_input([(p.title, p.text) for p in passages.values()], question.text)
+        name = f"qa:{question.id}"
+        taught = answer_styles.taught_answer(
+            task.answer_style,
+            self.template,
+            name,
+            question.text,
+            question.answers,
+            question.answers[0],
+            list(passages.values()),
+            [passages[place] for place in there] if enough else [],
+            templates.NO_DOCUMENT if task.abstain else None,
+        )
+        report.note(asked.split, taught.counted)
+        if answer_styles.false_quotes(taught.output, shown):
+            report.tally.dropped[leaks.FALSE_QUOTE] += 1
+            return None
+        return {
+            "id": name,
+            "instruction": templates.instruction(
+                templates.QA_INSTRUCTION,
+                templates.NO_DOCUMENT if task.abstain else None,
+                task.answer_style == "quote",
+            ),
+            "input": shown,
+            "output": taught.output,
+            "task": "qa",
+            "split": asked.split,
+            "context_id": context_id,
+            "context_ids": [document.id for document in documents.values()],
+            "oracle_ids": list(question.oracle_ids),
+            "oracle_in_context": enough,
+            "gold": list(taught.gold),
+            "choices": [],
+            "source": question.source,
+            "source_row": question.row,
+        }
+
+    def _with_oracle(self, asked: AskedQuestion) -> bool:
+        return seeded_share(self.seed, "oracle", asked.question.id) < self.task.oracle_share
+
+    def _later(self, place: int, group: Sequence[AskedQuestion]) -> bool:
+        """Whether a document is later than some question of the group."""
+        times = [asked.question.time for asked in group if asked.question.time is not None]
+        since = self.document(place).time if times else None
+        return since is not None and since > min(times)
+
+    def _usable(self, group: Sequence[AskedQuestion]) -> Iterator[int]:
+        """Places that may be distractors, as ranked: not held out, not right nor a copy of it, not later."""
+        right = {place for asked in group for place in asked.oracles}
+        same = {self.content(place) for place in right}
+        copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
+        rankings = [asked.fused for asked in group]
+        for place in rankings[0] if len(rankings) == 1 else merged(rankings):
+            barred = place in right or self.held_out(place) or self.content(place) in same
+            if not barred and not self._later(place, group) and not copies(self._text(place)):
+                yield place
+
+    def _text(self, place: int) -> str:
+        document = self.document(place)
+        return titled(document.title, document.text)
+
+    def _fitted(
+        self, chosen: Sequence[int], group: Sequence[AskedQuestion], wanted: Sequence[int], report: TaskReport
+    ) -> dict[int, str]:
+        """Text by place of the documents that are within the budget."""
+        documents = [self.document(place) for place in chosen]
+        texts = [document.text for document in documents]
+        if self.task.max_context_tokens is None:
+            return dict(zip(chosen, texts, strict=True))
+        titles = [self.count(templates.document_line(10, document.title, "")) + 1 for document in documents]
+
+        def keep(text: str) -> str | None:
+            """The one sentence that must stay; none can be named where questions want different ones."""
+            found = {
+                answer_styles.supporting_sentence([text], asked.question.answers, asked.question.text)
+                for asked in group
+                if any(self.document(place).text == text for place in asked.oracles)
+            }
+            return next(iter(found)) if len(found) == 1 else None
+
+        protected = [i for i, place in enumerate(chosen) if place in wanted]
+        fitted = fit(texts, self.task.max_context_tokens, self.count, protected, keep, titles)
+        report.note(group[0].split, "context_shortened", fitted.shortened)
+        report.note(group[0].split, "context_over_budget", fitted.over)
+        return {place: text for place, text in zip(chosen, fitted.texts, strict=True) if text is not None}

@@ -1,0 +1,275 @@
+"""Table records: answer a question from its table, with retrieved tables beside it if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.mapped_items import Items, write_items
+from retrieval.corpus.source_files import table_files
+from retrieval.corpus.types import Question, Table, Tally
+from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.guards import leaks
+from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training, split_of
+from retrieval.prompts import templates
+from retrieval.prompts.answer_styles import AnswerTemplate, Passage, false_quotes, taught_answer
+from retrieval.prompts.distractors import CopyTest, pick
+from retrieval.prompts.token_budget import Count, fit, token_count
+from retrieval.readers.tables.wikitables import read_tables
+from retrieval.search.bm25.builder import build_index
+from retrieval.search.top_k import top_k
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import TablesTask
+from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seeded_share
+
+
+@dataclass(frozen=True)
+class _Ask:
+    question: Question
+    table: Table
+    split: str
+
+
+@dataclass(frozen=True)
+class _AskRow:
+    """An `_Ask` by the number of its table."""
+
+    table: int
+    split: str
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The tables of one prompt; all questions of a table share it, and so share a token prefix."""
+
+    ids: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+
+def prepare(
+    config: ContextConfig, embedder: object, folder: Path, report: TaskReport, progress: Progress
+) -> int:
+    """Reads, splits and thins the corpus into `folder`; returns the number of questions to build.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
+    task = config.tables
+    assert task is not None
+    AnswerTemplate.of(task, "tables")  # refused before hours of work, not after
+    progress("tables: read", 0, 0)
+    asks = _asks(config, task, report.tally)
+    progress("tables: read", len(asks), len(asks))
+    content = {id(ask.table): _content(ask.table) for ask in asks}
+    asks = drop_across_splits(
+        asks, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
+    )
+    asks = drop_near_duplicates(
+        asks,
+        lambda a: a.split,
+        lambda a: _block(a.table),
+        config.near_duplicates,
+        "table_nearly_in_test",
+        report.tally,
+    )
+    asks = cap(
+        asks,
+        lambda a: a.split,
+        lambda a: a.table.id,
+        lambda a: a.question.id,
+        (task.max_records, task.max_test_records),
+        config.seed,
+        report.tally,
+    )
+    contexts = _contexts(config, task, asks, content, report)
+    tables: dict[tuple[str, str], int] = {}
+    rows = [_AskRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asks]
+    held = {(ask.split, ask.table.id): ask.table for ask in asks}
+    write_items(folder / "tables.arrow", Table, (held[key] for key in tables))
+    write_items(folder / "contexts.arrow", _Context, (contexts[key] for key in tables))
+    write_items(folder / "questions.arrow", Question, (ask.question for ask in asks))
+    write_items(folder / "asks.arrow", _AskRow, rows)
+    return len(asks)
+
+
+@dataclass(frozen=True)
+class TablesWork:
+    """What `prepare` wrote, opened to build records from; tables and their contexts share numbers."""
+
+    task: TablesTask
+    template: AnswerTemplate | None
+    tables: Items[Table]
+    contexts: Items[_Context]
+    questions: Items[Question]
+    asks: Items[_AskRow]
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
+        """(record, None) of the questions low to high - 1, in source order."""
+        for question, row in zip(self.questions.run(low, high), self.asks.run(low, high), strict=True):
+            ask = _Ask(question, self.tables[row.table], row.split)
+            record = _record(ask, self.contexts[row.table], self.task, self.template, report)
+            if record is not None:
+                yield record, None
+
+
+def open_work(config: ContextConfig, folder: Path) -> TablesWork:
+    """Opens what `prepare` wrote."""
+    task = config.tables
+    assert task is not None
+    return TablesWork(
+        task,
+        AnswerTemplate.of(task, "tables"),
+        Items(folder / "tables.arrow", Table),
+        Items(folder / "contexts.arrow", _Context),
+        Items(folder / "questions.arrow", Question),
+        Items(folder / "asks.arrow", _AskRow),
+    )
+
+
+def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
+    asks = []
+    splits: dict[str, str] = {}
+    count = token_count(config)
+
+    @cache
+    def over(table: Table) -> bool:
+        # Half a table gives another answer: how many, which is the last. It is all or nothing.
+        return task.max_context_tokens is not None and count(_block(table)) > task.max_context_tokens
+
+    for split, root, tsv in table_files(task):
+        tables, questions = read_tables(root, tsv, tally, tsv.name)
+        for key in tables:
+            splits[f"{split}:{key}"] = split or split_of(config.seed, key, config.test_share)
+        for question in questions:
+            table = tables[question.context_id]
+            if task.max_rows is not None and len(table.rows) > task.max_rows:
+                tally.dropped["table_over_max_rows"] += 1
+            elif over(table):
+                tally.dropped["table_over_max_context_tokens"] += 1
+            else:
+                asks.append(_Ask(question, table, splits[f"{split}:{table.id}"]))
+    require_training(splits.values(), "tables", "tables")
+    if not asks:
+        raise InputError(
+            f"tables: no table has at most {task.max_rows} rows and {task.max_context_tokens} tokens; raise "
+            "tables.max_rows or tables.max_context_tokens"
+        )
+    return asks
+
+
+def _block(table: Table) -> str:
+    return templates.table_block(table.header, table.rows, table.title)
+
+
+def _content(table: Table) -> bytes:
+    return duplicate_key(_block(table))
+
+
+def _contexts(
+    config: ContextConfig,
+    task: TablesTask,
+    asks: list[_Ask],
+    content: dict[int, bytes],
+    report: TaskReport,
+) -> dict[tuple[str, str], _Context]:
+    """The context of every table: alone, or among the tables of its own split most like it."""
+    out: dict[tuple[str, str], _Context] = {}
+    count = token_count(config)
+    for split in ("train", "test"):
+        tables = list({ask.table.id: ask.table for ask in asks if ask.split == split}.values())
+        blocks = [_block(table) for table in tables]
+        if task.n_contexts == 1:
+            out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
+            continue
+        tokenizer = Tokenizer(config.bm25_stemmer)
+        tokens = [tokenizer(block) for block in blocks]
+        index = build_index(tokens, config.bm25_backend, tokenizer)
+        for place, table in enumerate(tables):
+            with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
+            ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
+            # A table equal to the right one, or nearly, would be a second right answer, not a distractor.
+            own, copies = content[id(table)], CopyTest([blocks[place]], config.near_duplicates)
+            usable = (
+                i for i in ranked if i != place and content[id(tables[i])] != own and not copies(blocks[i])
+            )
+            draw = partial(_draw, config.seed, table.id, tables)
+            ranks = task.ranks if split == "train" else None
+            chosen, outside = pick(usable, task.n_contexts - with_oracle, ranks, draw)
+            report.note(split, "distractor_outside_ranks", outside)
+            chosen = _fitted(
+                ([place] if with_oracle else []) + chosen, blocks, place, task, count, split, report
+            )
+            chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
+            ids = tuple(tables[i].id for i in chosen)
+            out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
+    return out
+
+
+def _draw(seed: int, table: str, tables: list[Table], place: int) -> int:
+    return seeded_hash(seed, "distractor", table, tables[place].id)
+
+
+def _fitted(
+    chosen: list[int],
+    blocks: list[str],
+    right: int,
+    task: TablesTask,
+    count: Count,
+    split: str,
+    report: TaskReport,
+) -> list[int]:
+    """Those of the chosen tables that are within the budget, each whole."""
+    if task.max_context_tokens is None:
+        return chosen
+    texts = [blocks[i] + "\n\n" for i in chosen]
+    protected = [chosen.index(right)] if right in chosen else [0]
+    fitted = fit(texts, task.max_context_tokens, count, protected)
+    report.note(split, "context_shortened", fitted.shortened)
+    return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None]
+
+
+def _record(
+    ask: _Ask, context: _Context, task: TablesTask, template: AnswerTemplate | None, report: TaskReport
+) -> dict[str, Any] | None:
+    question = ask.question
+    name = f"tables:{question.id}"
+    passages = [Passage(i, "", block) for i, block in zip(context.ids, context.blocks, strict=True)]
+    abstention = templates.NO_TABLE if task.abstain else None
+    taught = taught_answer(
+        task.answer_style,
+        template,
+        name,
+        question.text,
+        question.answers,
+        templates.ANSWER_SEPARATOR.join(question.answers),
+        passages,
+        [passage for passage in passages if passage.id == ask.table.id],
+        abstention,
+    )
+    report.note(ask.split, taught.counted)
+    shown = templates.tables_input(context.blocks, question.text)
+    if false_quotes(taught.output, shown):
+        report.tally.dropped[leaks.FALSE_QUOTE] += 1
+        return None
+    return {
+        "id": name,
+        "instruction": templates.instruction(
+            templates.TABLES_INSTRUCTION, abstention, task.answer_style == "quote"
+        ),
+        "input": shown,
+        "output": taught.output,
+        "task": "tables",
+        "split": ask.split,
+        "context_id": ask.table.id,
+        "context_ids": list(context.ids),
+        "oracle_ids": [ask.table.id],
+        "oracle_in_context": ask.table.id in context.ids,
+        "gold": list(taught.gold),
+        "choices": [],
+        "source": question.source,
+        "source_row": question.row,
+    }

@@ -1,0 +1,47 @@
+"""A task's BM25 index in its work folder: built once in a stream, mapped by whoever builds a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from retrieval.evaluation.task_report import Progress
+from retrieval.search.bm25.builder import BM25Builder
+from retrieval.search.bm25.index import BM25Index, Ranker
+from retrieval.search.bm25.okapi_reference import RankBM25Index
+from retrieval.settings.context import ContextConfig
+from retrieval.text.normalize import Tokenizer
+
+STEP = 4096
+
+Item = TypeVar("Item")
+
+
+def index_texts(
+    config: ContextConfig, texts: Iterable[str], count: int, folder: Path, progress: Progress
+) -> None:
+    """Indexes `count` texts; nothing is written for the rank_bm25 library, which cannot be stored."""
+    if config.bm25_backend == "rank_bm25":
+        return
+    with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
+        builder.add(counted(texts, f"{folder.name}: index", progress, count))
+        builder.finish()
+
+
+def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder: Path) -> Ranker:
+    """The index of `index_texts`; the library's is made from the texts, which is for small corpora only."""
+    if config.bm25_backend == "rank_bm25":
+        tokenizer = Tokenizer(config.bm25_stemmer)
+        return RankBM25Index(map(tokenizer, texts()), tokenizer)
+    return BM25Index.load(folder / "bm25")
+
+
+def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:
+    """The items as they are, with a word of progress now and then; `total` is 0 where it is not known."""
+    number = 0
+    for number, item in enumerate(items, start=1):
+        if number % STEP == 1:
+            progress(step, number - 1, total)
+        yield item
+    progress(step, number, number)

@@ -1,0 +1,1 @@
+"""The task of reply links in threads."""

@@ -1,0 +1,1 @@
+"""Text: normalising, sentences, times, labels, and counting tokens."""

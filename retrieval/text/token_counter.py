@@ -1,0 +1,67 @@
+"""Token counts by the tokenizer that lies in a model folder: what budgets and chunks are measured in.
+
+The same files as the training core reads, without the core: `tokenizer.json` with the `tokenizers` library,
+else sentencepiece's `tokenizer.model`. Special tokens are never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+
+FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts the tokens of texts; `fast` is the `tokenizers.Tokenizer` behind it, where it is one."""
+
+    count: Callable[[str], int]
+    fast: Any = None
+
+
+def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
+    """The file of a model folder that decides the counts.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{field}: {folder} has no {' or '.join(FILES)}; give the folder of the base model")
+
+
+def load_counter(folder: Path, field: str = "context.tokenizer") -> TokenCounter:
+    """The counter of a model folder.
+
+    Raises:
+        InputError: no tokenizer file, or one that cannot be read.
+    """
+    path = tokenizer_file(folder, field)
+    try:
+        return _fast(path) if path.suffix == ".json" else _sentencepiece(path)
+    except Exception as error:  # both libraries raise bare exceptions for broken files
+        raise InputError(f"{field}: tokenizer {path} cannot be read ({error})") from error
+
+
+def _fast(path: Path) -> TokenCounter:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    # A saved tokenizer may carry the padding or truncation of whoever saved it.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), tokenizer)
+
+
+def _sentencepiece(path: Path) -> TokenCounter:
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    processor.LoadFromFile(str(path))
+    return TokenCounter(lambda text: len(processor.EncodeAsIds(text)))

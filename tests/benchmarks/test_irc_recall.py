@@ -1,0 +1,37 @@
+"""Recall on real IRC logs, by the script that prints the table in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("irc_recall")
+
+
+def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:
+    rows = [
+        {"context_id": "a", "gold_ids": ["1", "2"], "fused": ["3", "1"], "bm25": ["2"]},
+        {"context_id": "b", "gold_ids": ["5"], "fused": ["5"], "bm25": []},
+    ]
+    fused, bm25 = script.measure("fused without bm25", rows), script.measure("bm25", rows)
+    assert fused["recall@1"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert (fused["recall@5"]["value"], fused["mrr"]["value"]) == (0.75, 0.75)
+    assert (bm25["recall@1"]["value"], bm25["mrr"]["value"], bm25["n"], bm25["logs"]) == (0.25, 0.5, 2, 2)
+
+
+def test_the_recipe_finds_what_irc_messages_answer(script: ModuleType, shared: Path) -> None:
+    rankings = script.rank(script.recipe_task(shared / "irc"), None)
+    fused, bm25 = script.measure("fused", rankings), script.measure("bm25", rankings)
+    assert fused["n"] > 2000
+    for depth, least in ((1, 0.54), (5, 0.85), (10, 0.93)):
+        assert fused[f"recall@{depth}"]["value"] >= least
+        assert bm25[f"recall@{depth}"]["value"] < least - 0.3

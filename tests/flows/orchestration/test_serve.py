@@ -1,0 +1,241 @@
+"""`jora serve` as a process: deployments, runs through the API, a schedule, and an end without orphans."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.orchestration.prefect_server import answers, free_port
+from jora_core.base.errors import InputError
+from tests.flows.toy_pipeline import TOY_STAGES, log, toy_config
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVE = """
+import sys
+from pathlib import Path
+from flows.serve import serve
+from tests.flows.toy_pipeline import toy_config
+schedule = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
+port = int(sys.argv[2]) if len(sys.argv) > 2 else None
+serve(toy_config(Path(sys.argv[1]), schedule=schedule), port)
+"""
+pytest_plugins = ["tests.flows.prefect_session"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `jora serve`."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    api_url: str
+    home: Path
+    environment: dict[str, str]
+
+    def client(self) -> Any:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.api_url)
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text()
+
+    def run(self, deployment: str, **parameters: Any) -> Any:
+        """Submit a run through the API and wait for its end; return its state."""
+        with self.client() as client:
+            chosen = client.read_deployment_by_name(f"{deployment}/{deployment}")
+            made = client.create_flow_run_from_deployment(chosen.id, parameters=parameters)
+            wait_for(lambda: client.read_flow_run(made.id).state.is_final(), 280, lambda: self.output)
+            return client.read_flow_run(made.id).state
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
+def processes_with(mark: str) -> list[str]:
+    """Command lines of the living processes whose environment holds ``mark``."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                if alive and mark.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+    return found
+
+
+def environment_of(home: Path, mark: Path) -> dict[str, str]:
+    """Environment of a served process: toy stages, its own Prefect home, a mark to find children by."""
+    shutil.copyfile(ROOT / "tests" / "flows" / "toy_site.py", home / "sitecustomize.py")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    path = os.pathsep.join([str(home), str(ROOT)])
+    return {
+        **kept,
+        "PREFECT_HOME": str(home),
+        "PYTHONPATH": path,
+        "TOY_ROOT": str(ROOT),
+        "TOY_MARK": str(mark),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    }
+
+
+def start(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
+    """Start serving ``folder`` and wait until it is ready."""
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(folder), *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        ready = b"Ctrl-C ends"
+        wait_for(lambda: ready in output.read_bytes() or process.poll() is not None, 280, output.read_text)
+        assert process.poll() is None, output.read_text()
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, prefect_home: Path, prefect_url: str
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    home = tmp_path_factory.mktemp("home")
+    # A copy of the session's database saves the migrations of a fresh one.
+    with sqlite3.connect(prefect_home / "prefect.db") as source, sqlite3.connect(home / "prefect.db") as copy:
+        source.backup(copy)
+    environment = environment_of(home, folder)
+    port = free_port()
+    process = start(folder, environment, str(port))
+    yield Served(process, folder, f"http://127.0.0.1:{port}/api", home, environment)
+    process.kill()
+    process.wait()
+
+
+def test_deployments_and_run_form(served: Served) -> None:
+    with served.client() as client:
+        found = {item.name: item for item in client.read_deployments()}
+    assert set(found) == {"raft-pipeline", *TOY_STAGES}
+    pipeline = found["raft-pipeline"]
+    assert pipeline.entrypoint == "flows.orchestration.pipeline_flow.raft_pipeline"
+    (schedule,) = pipeline.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
+    assert all(not item.schedules for name, item in found.items() if name != "raft-pipeline")
+
+    form = pipeline.parameter_openapi_schema
+    assert list(form["properties"]) == ["only", "from_stage", "force", "config"]
+    assert form["required"] == ["config"] and pipeline.parameters["config"]["seed"] == 0
+    untitled = [
+        f"{model}.{name}"
+        for model, schema in form["definitions"].items()
+        for name, field in schema["properties"].items()
+        if "title" not in field
+    ]
+    assert untitled == []
+    assert f"{served.api_url.removesuffix('/api')}/deployments/deployment/{pipeline.id}/run" in served.output
+
+
+def test_schedule_fires(served: Served) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+
+    scheduled = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    )
+    with served.client() as client:
+        wait_for(lambda: client.read_flow_runs(flow_run_filter=scheduled), 60, lambda: served.output)
+        run = client.read_flow_runs(flow_run_filter=scheduled)[0]
+        assert client.read_deployment(run.deployment_id).name == "raft-pipeline"
+        assert run.state.name == "Scheduled" and run.state.state_details.scheduled_time is not None
+
+
+def test_runs_through_the_api(served: Served) -> None:
+    config = toy_config(served.folder)
+    assert served.run("raft-pipeline").name == "Completed", served.output
+    assert sorted(log(config)) == sorted(TOY_STAGES)
+    assert served.run("evaluate", force=True).name == "Completed", served.output
+    assert log(config)[4:] == ["evaluate"]
+    # What the form sends is checked before anything runs.
+    with pytest.raises(Exception, match="seed"):
+        served.run("evaluate", config={**config.model_dump(mode="json"), "seed": "seven"})
+
+
+def test_jora_run_finds_the_served_server(served: Served) -> None:
+    (served.folder / "corpus.txt").write_text("a new corpus\n")
+    command = [sys.executable, "-m", "tests.flows.toy_pipeline", str(served.folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=served.environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "build-context:run" in done.stdout, done.stderr
+    assert f"View at {served.api_url.removesuffix('/api')}/runs" in done.stderr
+
+
+def test_signal_ends_everything_in_order(served: Served) -> None:
+    submit_hanging_run(served.api_url, served.folder, lambda: served.output)
+    assert (
+        len(processes_with(str(served.folder))) >= 6
+    )  # serve, two supervisors, server, worker, run, child …
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(90) == 0, served.output
+    assert "Traceback" not in served.output and "Warning" not in served.output, served.output
+    wait_for(lambda: not processes_with(str(served.folder)), 5)
+    assert (served.folder / "checkpoint").exists()
+    assert not answers(served.api_url) and not (served.home / "jora-serve.url").exists()
+
+
+def test_kill_9_leaves_no_orphan(tmp_path: Path, prefect_url: str) -> None:
+    """A second one, on a server that runs already: that one is used, and stays."""
+    environment = environment_of(tmp_path, tmp_path) | {"PREFECT_API_URL": prefect_url}
+    process = start(tmp_path, environment)
+    try:
+        assert f"using the Prefect server at {prefect_url}" in (tmp_path / "output.txt").read_text()
+        submit_hanging_run(prefect_url, tmp_path, (tmp_path / "output.txt").read_text)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not processes_with(str(tmp_path)), 10)
+    assert answers(prefect_url)
+
+
+def submit_hanging_run(api_url: str, folder: Path, explain: Callable[[], str]) -> None:
+    """Submit a run of the pipeline and wait until it hangs in a child process of its third stage."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    (folder / "corpus.txt").write_text("the last corpus\n")
+    (folder / "finetune-structure").write_text("hang")
+    with SyncPrefectClient(api_url) as client:
+        chosen = client.read_deployment_by_name("raft-pipeline/raft-pipeline")
+        client.create_flow_run_from_deployment(chosen.id)
+    wait_for((folder / "pids").exists, 120, explain)
+
+
+def test_bad_schedule_is_refused(tmp_path: Path) -> None:
+    from flows.orchestration.serve import serve
+
+    with pytest.raises(InputError, match="expected five fields"):
+        serve(toy_config(tmp_path, schedule={"cron": "every night"}))
+    with pytest.raises(InputError, match="IANA name"):
+        serve(toy_config(tmp_path, schedule={"cron": "0 2 * * *", "timezone": "Nowhere/Town"}))

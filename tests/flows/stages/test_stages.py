@@ -1,0 +1,386 @@
+"""Each stage's order for its child, and what is made of the child's answer; the children are stand-ins
+here.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.children.run_child import ChildFailed
+from flows.configuration.schema import PipelineConfig
+from flows.engine.run_stage import execute_stage
+from flows.stages import STAGES, StageContext, evaluate, export, finetune
+from flows.stages.evaluate import EVALUATE
+from flows.stages.finetune import train_spec
+from jora_core.base.errors import InputError
+from jora_core.specs.answers import PredictSpec
+from jora_core.specs.model_files import ExportSpec
+from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS, schema
+from tests.flows.conftest import Project
+
+AUTHORS = ("Ann", "Bob", "Cid")
+THREADS = 8
+
+
+def context_for(project: Project, stage: str, config: PipelineConfig) -> StageContext:
+    """A context whose upstream artifacts are empty folders beside the project."""
+    upstream = {item.stage: project.folder / "up" / item.stage for item in STAGES[stage].upstream(config)}
+    for folder in (*upstream.values(), project.folder / "out"):
+        folder.mkdir(parents=True, exist_ok=True)
+    manifests: Mapping[str, Any] = {
+        name: {
+            "key": name[0] * 64,
+            "config": {"seed": 0},
+            "inputs": {"corpus": {"path": "/home/somebody/corpus", "sha256": "0" * 64}},
+            "code": {"a.py": "1" * 64},
+        }
+        for name in upstream
+    }
+    return StageContext(
+        config=config,
+        key="k" * 64,
+        output_dir=project.folder / "out",
+        work_dir=project.folder / "work",
+        cache_dir=project.folder / "cache",
+        upstream=upstream,
+        manifests=manifests,
+    )
+
+
+def test_first_phase_starts_and_second_goes_on(project: Project) -> None:
+    config = project.config("phases.0.lora.r=4", "seed=3", "mesh.tensor=2", "phases.1.checkpoint_every=5")
+    first = train_spec(context_for(project, "finetune-structure", config), "finetune-structure")
+    second = train_spec(context_for(project, "finetune-task", config), "finetune-task")
+    assert first.adapter is None
+    assert second.adapter == project.folder / "up" / "finetune-structure"
+    assert (first.lora.r, second.lora.r) == (4, 4)
+    assert (first.data.tasks, second.data.tasks) == (["tables", "qa"], ["threads"])
+    assert first.data.records == project.folder / "up" / "build-context" / "records.parquet"
+    assert (second.seed, second.mesh.tensor, second.checkpoint_every) == (3, 2, 5)
+    assert second.checkpoint_dir == project.folder / "work" / "checkpoints", "survives the artifact's folder"
+
+
+def test_out_of_memory_halves_the_microbatch_and_is_recorded(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = project.config("phases.0.tokens_per_batch=1000", "phases.0.max_seq_len=200")
+    context = context_for(project, "finetune-structure", config)
+    context.work_dir.mkdir()
+    tried: list[tuple[int, int]] = []
+    fits, tail = 300, "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+
+    def child(module: str, spec: Any, work_dir: Path) -> dict[str, Any]:
+        tried.append((spec.data.tokens_per_batch, spec.gradient_accumulation_steps))
+        if tried[-1][0] > fits:
+            raise ChildFailed("ran out of memory", 1, tail)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(finetune, "run_child", child)
+    done = finetune.train_phase(context, "finetune-structure")
+    assert tried == [(1000, 1), (500, 2), (250, 4)]
+    assert done["microbatch"] == {"tokens_per_batch": 250, "gradient_accumulation_steps": 4}
+    assert caplog.text.count("out of memory") == 2
+    finetune.train_phase(context, "finetune-structure")
+    assert tried[3:] == [(250, 4)], "the next attempt, and its checkpoint, are of the size that fitted"
+    fits = 100
+    with pytest.raises(ChildFailed):
+        finetune.train_phase(context, "finetune-structure")
+    assert tried[-1] == (200, 5), "one row, of at least as many tokens a step"
+    tail = "ValueError: something else"
+    with pytest.raises(ChildFailed):
+        finetune.train_phase(context, "finetune-structure")
+    assert tried[-2:] == [(200, 5), (200, 5)], "other failures are not tried again here"
+
+
+def test_every_training_setting_of_the_configuration_reaches_the_order(project: Project) -> None:
+    """A setting that is shown in the form but reaches no order would be a lie."""
+    changes: dict[str, Any] = {
+        "max_seq_len": 99,
+        "tokens_per_batch": 999,
+        "gradient_accumulation_steps": 3,
+        "max_records": 7,
+        "sharing": "off",
+        "remat": "full",
+        "curriculum": "length",
+        "validation_share": 0.25,
+        "evaluate_every": 3,
+        "early_stopping_patience": 4,
+        "early_stopping_min_delta": 0.125,
+        "keep_best": True,
+        "alpaca_mix": 0.3,
+        "alpaca_path": str(project.folder / "alpaca.json"),
+        "report_to": ["tensorboard"],
+        "checkpoint_every": 11,
+        "max_steps": 13,
+        "tasks": ["qa"],
+        "lora": {"r": 5},
+        "optim": {"learning_rate": 0.5},
+    }
+    fields = set(type(project.config().phases[0]).model_fields)
+    assert fields - set(changes) == {"stage", "n_epochs"}
+
+    def order() -> dict[str, Any]:
+        config = project.config()
+        spec = train_spec(context_for(project, "finetune-structure", config), "finetune-structure")
+        dump = spec.model_dump(mode="json")
+        return {**dump, **dump.pop("data")}
+
+    before = order()
+    del project.raw["phases"][1]
+    for name, value in changes.items():
+        project.raw["phases"][0][name] = value
+        assert order()[name] != before[name], name
+    del project.raw["phases"][0]["max_steps"]
+    project.raw["phases"][0]["n_epochs"] = 2
+    assert (order()["max_steps"], order()["n_epochs"]) == (None, 2)
+
+
+def records_and_rankings() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Held-out and training records: in each thread Cid answers Ann's first post; a table question beside."""
+    records: list[dict[str, Any]] = []
+    rankings: list[dict[str, Any]] = []
+    for number in range(THREADS):
+        for split in ("train", "test"):
+            name, thread = f"{split}-{number}", f"thread-{split}-{number}"
+            posts = [f"{name}-p{post}" for post in range(2)]
+            records.append(
+                _row(
+                    RECORD_COLUMNS,
+                    id=name,
+                    task="threads",
+                    split=split,
+                    context_id=thread,
+                    context_ids=posts,
+                    choices=["#1 Ann", "#2 Bob"],
+                    gold=["#1 Ann"],
+                    output="#1 Ann",
+                )
+            )
+            rankings.append(
+                _row(
+                    RANKING_COLUMNS,
+                    id=name,
+                    task="threads",
+                    split=split,
+                    context_id=thread,
+                    candidate_ids=posts,
+                    candidate_authors=["Ann", "Bob"],
+                    gold_ids=posts[:1],
+                    gold_authors=["Ann"],
+                    bm25=posts[::-1],
+                    opening_id=posts[0],
+                    opening_author="Ann",
+                )
+            )
+        records.append(_row(RECORD_COLUMNS, id=f"table-{number}", task="tables", split="test", gold=["3"]))
+    return records, rankings
+
+
+def _row(columns: Mapping[str, str], **values: Any) -> dict[str, Any]:
+    """A row with these columns; what is not given is empty."""
+    empty: dict[str, Any] = {"str": "", "bool": False, "int": 0, "list": []}
+    return {**{name: empty[kind] for name, kind in columns.items()}, **values}
+
+
+def _evaluation(
+    project: Project, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[PredictSpec]]:
+    """Run the stage with a child whose base answers wrongly, phase 1 half rightly, both phases rightly."""
+    config = project.config(*overrides)
+    context = context_for(project, "evaluate", config)
+    records, rankings = records_and_rankings()
+    for name, columns, rows in (
+        ("records", RECORD_COLUMNS, records),
+        ("rankings", RANKING_COLUMNS, rankings),
+    ):
+        path = context.upstream["build-context"] / f"{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema(columns)), path)
+    specs: list[PredictSpec] = []
+
+    def child(module: str, spec: PredictSpec, workdir: Path, **_: Any) -> dict[str, Any]:
+        assert module == "predict"
+        specs.append(spec)
+        rows = []
+        for number, record in enumerate(pq.read_table(spec.records).to_pylist()):
+            right = {"base": False, "phase1": number % 2 == 0, "both_phases": True}
+            for system in spec.systems:
+                good, bad = ("3", "4") if record["task"] == "tables" else ("#1 Ann", "#2 Bob")
+                said = good if right[system] else bad
+                choice = "" if spec.mode == "generate" else said
+                text = bad if spec.mode == "both" else said
+                rows.append(
+                    {
+                        "id": record["id"],
+                        "system": system,
+                        "choice": choice,
+                        "choice_logprob": -1.0,
+                        "text": text,
+                    }
+                )
+        pq.write_table(pa.Table.from_pylist(rows), workdir / "predictions.parquet")
+        return {"peak_memory_bytes": 100 + len(specs)}
+
+    monkeypatch.setattr(evaluate, "run_child", child)
+    metrics = EVALUATE.run(context)
+    assert metrics["peak_memory_bytes"] == 100 + len(specs)
+    scores = json.loads((context.output_dir / "metrics.json").read_text())
+    return scores, pq.read_table(context.output_dir / "predictions.parquet").to_pylist(), specs
+
+
+def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, predictions, specs = _evaluation(project, monkeypatch)
+    assert list(scores["systems"]) == [
+        "random",
+        "opening_post",
+        "previous_post",
+        "bm25",
+        "base",
+        "phase1",
+        "both_phases",
+    ]
+    reply = {name: values["reply@1"] for name, values in scores["systems"].items()}
+    assert reply["both_phases"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": THREADS}
+    assert reply["phase1"]["value"] == 0.5 and reply["phase1"]["low"] < 0.5 < reply["phase1"]["high"]
+    assert (reply["base"]["value"], reply["opening_post"]["value"], reply["bm25"]["value"]) == (0.0, 1.0, 0.0)
+    assert set(scores["systems"]["base"]) == {"target@1", "reply@1", "joint", "p(reply|target)"}
+    (spec,) = specs
+    assert spec.systems == {
+        "base": None,
+        "phase1": project.folder / "up" / "finetune-structure",
+        "both_phases": project.folder / "up" / "finetune-task",
+    }
+    assert {row["id"] for row in pq.read_table(spec.records).to_pylist()} == {
+        f"test-{n}" for n in range(THREADS)
+    }
+    assert len(predictions) == 3 * THREADS
+    assert set(predictions[0]) == {"id", "task", "system", "choice", "choice_logprob", "text"}
+
+
+def test_free_writing_is_reported_beside_the_choice(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, _, _ = _evaluation(project, monkeypatch, "evaluate.mode=both")
+    assert scores["answers"] == "choice"
+    assert scores["systems"]["both_phases"]["reply@1"]["value"] == 1.0
+    assert list(scores["generated"]["systems"]) == ["base", "phase1", "both_phases"]
+    assert scores["generated"]["systems"]["both_phases"]["reply@1"]["value"] == 0.0
+
+
+def test_tables_join_the_same_systems(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, predictions, specs = _evaluation(
+        project,
+        monkeypatch,
+        "evaluate.tables_max_records=4",
+        "evaluate.mode=generate",
+        "evaluate.max_records=3",
+    )
+    assert [(spec.task, spec.mode) for spec in specs] == [("threads", "generate"), ("tables", "generate")]
+    both = scores["systems"]["both_phases"]
+    assert (both["reply@1"]["n"], both["denotation_accuracy"]["n"]) == (3, 4)
+    assert both["denotation_accuracy"]["value"] == 1.0
+    assert "denotation_accuracy" not in scores["systems"]["bm25"]
+    assert {row["task"] for row in predictions} == {"threads", "tables"}
+
+
+def test_chosen_records_depend_on_the_seed_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(*overrides: str) -> list[str]:
+        _, _, (spec,) = _evaluation(project, monkeypatch, "evaluate.max_records=4", *overrides)
+        return [row["id"] for row in pq.read_table(spec.records).to_pylist()]
+
+    assert chosen() == chosen()
+    assert any(chosen() != chosen(f"seed={seed}") for seed in (1, 2, 3))
+
+
+def test_nothing_to_evaluate(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="evaluate: nothing to score"):
+        _evaluation(project, monkeypatch, "evaluate.max_records=0")
+    with pytest.raises(InputError, match=r"evaluate: qa has no held-out records; raise context\.test_share"):
+        _evaluation(project, monkeypatch, "evaluate.max_records=0", "evaluate.qa_max_records=3")
+
+
+def test_export_merges_the_last_adapter_and_tells_the_origin(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[ExportSpec] = []
+    config = project.config("export.verify=false")
+    context = context_for(project, "export", config)
+
+    def child(module: str, spec: ExportSpec, workdir: Path, **_: Any) -> dict[str, Any]:
+        specs.append(spec)
+        return {"module": module}
+
+    monkeypatch.setattr(export, "run_child", child)
+    STAGES["export"].run(context)
+    (spec,) = specs
+    assert spec.adapter == project.folder / "up" / "finetune-task"
+    assert set(spec.lineage["stages"]) == {
+        "build-context",
+        "convert-model",
+        "finetune-structure",
+        "finetune-task",
+        "evaluate",
+    }
+    assert spec.lineage["stages"]["evaluate"]["key"] == "e" * 64
+    assert "/home/somebody" not in json.dumps(spec.lineage), "an exported model names no path of the machine"
+
+
+def test_manifest_says_where_an_artifact_comes_from(project: Project) -> None:
+    config = project.config()
+    for name in ("build-context", "convert-model", "finetune-structure"):
+        execute_stage(name, config, project.store, registry=project.registry)
+    manifest = json.loads((project.artifact("finetune-structure") / "manifest.json").read_text())
+    assert manifest["stage"] == "finetune-structure"
+    assert manifest["config"]["phases"]["0"]["optim"]["learning_rate"] == 1e-4
+    assert manifest["upstream"]["build-context"]["key"] == project.artifact("build-context").name
+    assert manifest["metrics"] == {"loss": 1.0}
+    assert manifest["started"] < manifest["ended"]
+    assert manifest["environment"]["jax"]
+    inputs = json.loads((project.artifact("build-context") / "manifest.json").read_text())["inputs"]
+    assert inputs["threads/threads.ndjson"]["path"] == "threads.ndjson"
+
+
+@pytest.mark.parametrize("error", [InputError("a broken line"), RuntimeError("a crash")])
+@pytest.mark.parametrize("trained", [False, True])
+def test_failed_stage_leaves_no_artifact(project: Project, error: Exception, trained: bool) -> None:
+    def fail(context: StageContext) -> dict[str, Any]:
+        folder = context.work_dir / "checkpoints" if trained else context.work_dir
+        folder.mkdir(parents=True)
+        (folder / "state").write_text("state")
+        (context.output_dir / "half").write_text("half")
+        raise error
+
+    runs: Callable[[StageContext], dict[str, Any]] = project.registry["build-context"].run
+    project.registry["build-context"] = replace(project.registry["build-context"], run=fail)
+    config = project.config()
+    with pytest.raises(type(error), match=str(error)):
+        execute_stage("build-context", config, project.store, registry=project.registry)
+    kept = [
+        path.name
+        for path in (project.folder / "runs").rglob("*")
+        if path.is_file() and ".locks" not in path.parts
+    ]
+    # A wrong input leaves nothing, unless training had begun: that goes on from its checkpoint.
+    assert kept == (["state"] if trained or not isinstance(error, InputError) else [])
+    project.registry["build-context"] = replace(project.registry["build-context"], run=runs)
+    done = execute_stage("build-context", config, project.store, registry=project.registry)
+    assert not done.cached and not list((project.folder / "runs" / ".work").rglob("state"))
+
+
+def test_full_disk_inside_a_stage_is_one_line(project: Project) -> None:
+    def fail(context: StageContext) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    project.registry["build-context"] = replace(project.registry["build-context"], run=fail)
+    with pytest.raises(
+        InputError, match=r"cannot write to store .*: no space left on device; free some space"
+    ):
+        execute_stage("build-context", project.config(), project.store, registry=project.registry)

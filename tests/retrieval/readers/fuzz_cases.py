@@ -1,0 +1,279 @@
+"""Valid files of every format, and how each is read with its rows counted."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally
+from retrieval.readers.documents.documents import stream_documents, stream_questions
+from retrieval.readers.documents.instructions import read_triples
+from retrieval.readers.tables.wikitables import read_tables
+from retrieval.readers.threads.registry import read_threads
+from retrieval.settings.tasks import ThreadsTask
+
+from .fuzz_damage import as_text, lines, parquet, pdf, pretty, tar_zst
+
+POSTS = [
+    {
+        "posts": [
+            {"no": 1, "resto": 0, "time": 10, "name": "Ann", "sub": "Kettles", "com": "Which <b>one</b>?"},
+            {
+                "no": 2,
+                "resto": 1,
+                "time": 11,
+                "name": "Anonymous",
+                "id": "Ab1",
+                "entities": [],
+                "perspectives": {},
+            },
+            {
+                "no": 3,
+                "resto": 1,
+                "time": 12,
+                "com": '<a href="#p1" class="quotelink">&gt;&gt;1</a><br>the red one',
+            },
+        ]
+    },
+    {
+        "posts": [
+            {"no": 7, "time": 20, "com": "alone"},
+            {
+                "no": 8,
+                "resto": 7,
+                "com": '<span class="deadlink">&gt;&gt;3</span> <a href="/b/thread/1#p2" '
+                'class="quotelink">x</a>',
+            },
+            {
+                "no": 9,
+                "resto": 7,
+                "com": '<a class="quotelink" href="#p7">&gt;&gt;7</a> and <a class="quotelink" '
+                'href="#p8">y</a>',
+            },
+        ]
+    },
+]
+
+UTTERANCES = [
+    {
+        "id": f"u{i}",
+        "conversation_id": f"u{i - i % 3}",
+        "speaker": f"s{i}",
+        "text": f"words {i}",
+        "reply-to": f"u{i - 1}" if i % 3 else None,
+        "timestamp": 100 + i,
+    }
+    for i in range(6)
+]
+
+STATUSES = [
+    {
+        "id": str(i),
+        "in_reply_to_id": str(i // 2) if i > 1 else None,
+        "content": f"<p>toot {i}</p>",
+        "reblog": None,
+        "created_at": f"2024-05-01T00:00:0{i}Z",
+        "spoiler_text": "",
+        "account": {"acct": f"a{i}@x.org"},
+    }
+    for i in range(1, 6)
+]
+
+EXPORT = {
+    "guild": {"id": "1"},
+    "channel": {"id": "5", "name": "general"},
+    "messages": [
+        {
+            "id": str(i),
+            "type": "Reply" if i > 1 else "Default",
+            "timestamp": f"2024-05-01T00:00:0{i}+00:00",
+            "content": f"<@1> said {i}",
+            "author": {"id": "1", "name": "ann", "nickname": "Ann"},
+            "mentions": [{"id": "1", "name": "ann"}],
+            "reference": {"messageId": str(i - 1)} if i > 1 else None,
+        }
+        for i in range(1, 6)
+    ],
+}
+
+API = [
+    {
+        "id": str(i),
+        "channel_id": "5",
+        "type": 19 if i > 1 else 0,
+        "timestamp": f"2024-05-01T00:00:0{i}Z",
+        "content": f"said {i}",
+        "author": {"username": "ann", "global_name": None},
+        "message_reference": {"message_id": str(i - 1)} if i > 1 else None,
+    }
+    for i in range(1, 6)
+]
+
+LOG = [f"[03:4{i}] <nick{i}> line {i}" for i in range(5)] + ["=== joined", "[03:50] * nick1 waves"]
+NOTES = ["0 0 -", "0 1 -", "1 2 -", "4 3 -", "1 4 -", "4 6 -"]
+TSV = [
+    ["id", "utterance", "context", "targetValue"],
+    ["q1", "who\\n?", "csv/1.csv", "a|b\\pc"],
+    ["q2", "when?", "csv/1.csv", "2"],
+]
+CSV = ['"Name","Year"', '"a \\"b\\"","1"', '"two\nlines","2"', '"short"']
+
+DOCUMENTS = [{"id": f"d{i}", "title": f"T{i}", "text": f"Text {i}.", "time": 100 + i} for i in range(4)]
+QUESTIONS = [
+    {"id": f"q{i}", "document_id": f"d{i}", "question": f"What {i}?", "answers": [f"a{i}", "b"], "time": 200}
+    for i in range(4)
+]
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "A_Title",
+            "paragraphs": [
+                {
+                    "context": f"The answer {i} is here.",
+                    "qas": [
+                        {
+                            "id": f"s{i}",
+                            "question": "Which?",
+                            "answers": [{"text": "here", "answer_start": 16}],
+                            "is_impossible": False,
+                        },
+                        {"id": f"n{i}", "question": "None?", "answers": [], "is_impossible": True},
+                    ],
+                }
+                for i in range(3)
+            ],
+        }
+    ],
+}
+SQUAD_ROWS = [
+    {
+        "id": f"s{i}",
+        "title": "T",
+        "context": f"The answer {i // 2} is here.",
+        "question": "Which?",
+        "answers": {"text": ["here"], "answer_start": [16]},
+    }
+    for i in range(4)
+]
+HOTPOT = [
+    {
+        "_id": f"h{i}",
+        "question": "Which?",
+        "answer": "yes",
+        "supporting_facts": [["A", 0], ["B", 1]],
+        "context": [["A", ["One.", " Two."]], ["B", [f"Three {i}.", " Four."]], ["C", ["Five."]]],
+    }
+    for i in range(3)
+]
+
+TRIPLES = [{"id": i, "instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(4)]
+
+Counts = tuple[int, int, int]
+
+
+def count_threads(path: Path) -> tuple[Counts, list[Any]]:
+    """(posts read, given, dropped) of a thread source."""
+    tally = Tally()
+    threads = list(read_threads(ThreadsTask(source=str(path), missing_parents="drop"), tally))
+    given = sum(len(thread.posts) for thread in threads)
+    links = sum(len(post.parents) for thread in threads for post in thread.posts)
+    lost = sum(count for why, count in tally.dropped.items() if why.startswith("link_"))
+    if not path.name.endswith(".ascii.txt"):
+        assert tally.read["links"] == links + lost
+        return (tally.read["posts"], given, _dropped(tally, "post_")), threads
+    return (tally.read["lines"], given, tally.dropped["system_line"]), threads
+
+
+def count_documents(path: Path) -> tuple[Counts, list[Any]]:
+    """(documents read, given, dropped) of a file."""
+    tally = Tally()
+    found = list(stream_documents([SourceFile(path, path.name)], tally))
+    return (tally.read["documents"], len(found), _dropped(tally, "document_")), found
+
+
+class _Any:
+    """Every id."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def count_questions(path: Path) -> tuple[Counts, list[Any]]:
+    """(questions read, given, dropped) of a file."""
+    tally = Tally()
+    found = list(stream_questions([SourceFile(path, path.name)], _Any(), tally))
+    return (tally.read["questions"], len(found), _dropped(tally, "question_")), found
+
+
+def count_triples(path: Path) -> tuple[Counts, list[Any]]:
+    """(instructions read, given, dropped) of a file."""
+    tally = Tally()
+    found = list(read_triples([SourceFile(path, path.name)], tally))
+    return (tally.read["instructions"], len(found), _dropped(tally, "instruction_")), found
+
+
+def count_tables(path: Path) -> tuple[Counts, list[Any]]:
+    """(questions read, given, dropped) of a table source."""
+    tally = Tally()
+    tsv = path if path.suffix == ".tsv" else path.parent.parent / "data" / "training.tsv"
+    tables, questions = read_tables(tsv.parent.parent, tsv, tally, tsv.name)
+    return (tally.read["questions"], len(questions), 0), [*tables.values(), *questions]
+
+
+def _dropped(tally: Tally, kind: str) -> int:
+    return sum(count for why, count in tally.dropped.items() if why.startswith(kind))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A valid file, how it is written, and who reads it; `beside` are further files, by name."""
+
+    name: str
+    rows: Any
+    pack: Callable[[Any], bytes]
+    read: Callable[[Path], tuple[Counts, list[Any]]]
+    cases: int
+    beside: tuple[tuple[str, bytes], ...] = ()
+
+
+FORMATS = [
+    Format("threads.ndjson", POSTS, lines, count_threads, 300),
+    Format("threads.json", POSTS, pretty, count_threads, 60),
+    Format("threads.ndjson.gz", POSTS, lambda rows: gzip.compress(lines(rows), mtime=0), count_threads, 60),
+    Format("threads.jsonl.zst", POSTS, lambda rows: zstandard.compress(lines(rows)), count_threads, 60),
+    Format("dump.tar.zst", POSTS, tar_zst, count_threads, 60),
+    Format("utterances.jsonl", UTTERANCES, lines, count_threads, 160),
+    Format("statuses.jsonl", STATUSES, lines, count_threads, 160),
+    Format("export.json", EXPORT, pretty, count_threads, 140),
+    Format("channel.jsonl", API, lines, count_threads, 100),
+    Format("log.ascii.txt", LOG, as_text, count_threads, 80, (("log.annotation.txt", as_text(NOTES)),)),
+    Format(
+        "log.annotation.txt",
+        NOTES,
+        as_text,
+        lambda p: count_threads(p.with_name("log.ascii.txt")),
+        80,
+        (("log.ascii.txt", as_text(LOG)),),
+    ),
+    Format("data/training.tsv", TSV, as_text, count_tables, 80, (("csv/1.csv", as_text(CSV)),)),
+    Format("csv/1.csv", CSV, as_text, count_tables, 60, (("data/training.tsv", as_text(TSV)),)),
+    Format("documents.jsonl", DOCUMENTS, lines, count_documents, 80),
+    Format("documents.parquet", DOCUMENTS, parquet, count_documents, 80),
+    Format("questions.jsonl", QUESTIONS, lines, count_questions, 80),
+    Format("questions.parquet", QUESTIONS, parquet, count_questions, 60),
+    Format("squad.json", SQUAD, pretty, count_documents, 60),
+    Format("squad-questions.json", SQUAD, pretty, count_questions, 80),
+    Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40),
+    Format("hotpot.json", HOTPOT, pretty, count_documents, 60),
+    Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80),
+    Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
+    Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
+    Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
+]

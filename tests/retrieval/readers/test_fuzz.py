@@ -1,0 +1,94 @@
+"""Two thousand damaged files of every format: records, or one line that says what is wrong; nothing is lost
+uncounted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jora_core.base.errors import InputError
+
+from .fuzz_cases import FORMATS, Format
+from .fuzz_damage import BYTE_CHANGES, BYTES, JUNK, VALUE_CHANGES, damage
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from((*VALUE_CHANGES, *BYTE_CHANGES)),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(0, max(len(JUNK), len(BYTES)) - 1),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def test_the_cases_are_two_thousand() -> None:
+    assert sum(kind.cases for kind in FORMATS) >= 2000
+
+
+@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+def test_whole_files_are_read_whole(kind: Format, tmp_path: Path) -> None:
+    (read, given_back, dropped), found = kind.read(put(kind, kind.pack(kind.rows), tmp_path))
+    assert read == given_back + dropped and given_back > 0 and found
+
+
+@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+def test_damaged_files_give_records_or_one_line(kind: Format) -> None:
+    outcomes = {"read": 0, "refused": 0}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        @settings(
+            max_examples=kind.cases,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(CHANGES)
+        def check(changes: list[tuple[str, float, int]]) -> None:
+            path = put(kind, damage(kind.rows, kind.pack, changes), folder)
+            try:
+                (read, given_back, dropped), found = kind.read(path)
+            except InputError as error:
+                text = str(error)
+                assert "\n" not in text and str(folder) in text and len(text) < 2000
+                text.encode()
+                outcomes["refused"] += 1
+                return
+            assert read == given_back + dropped
+            for piece in strings(found):
+                piece.encode()  # what cannot be written as UTF-8 would break the records file later
+            outcomes["read"] += 1
+
+        check()
+    assert min(outcomes.values()) > 0, outcomes
+
+
+def put(kind: Format, data: bytes, folder: Path) -> Path:
+    """Writes the file and those beside it; the path of the first."""
+    for name, content in (*kind.beside, (kind.name, data)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder / kind.name
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in what a reader gave."""
+    if isinstance(value, str):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from strings(getattr(value, field.name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings(item)

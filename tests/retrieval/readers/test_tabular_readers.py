@@ -1,0 +1,135 @@
+"""WikiTableQuestions' escapes, documents and questions, and the errors of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally
+from retrieval.readers.documents.documents import read_documents, read_questions
+from retrieval.readers.tables.wikitables import read_tables, unescape
+
+Write = Callable[[str, str], Path]
+HEAD = "id\tutterance\tcontext\ttargetValue\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("a\\nb", "a\nb"),
+        ("a\\pb", "a|b"),
+        ("a\\\\nb", "a\\nb"),
+        ("\\\\\\p", "\\|"),
+        ("a\\x", "a\\x"),
+        ("\\", "\\"),
+    ],
+)
+def test_tsv_escapes(raw: str, plain: str) -> None:
+    assert unescape(raw) == plain
+
+
+def test_csv_escapes_and_cells_over_lines(write: Write, tmp_path: Path) -> None:
+    write(
+        "csv/1.csv",
+        '"Name","Say"\n"a \\"b\\" c","back\\\\slash"\n"two\nlines","x, y"\n"short"\n"d ""e""",""\n',
+    )
+    tsv = write("data/training.tsv", HEAD + "q1\twho?\tcsv/1.csv\tone\\ptwo|three\n")
+    tally = Tally()
+    tables, questions = read_tables(tmp_path, tsv, tally, tsv.name)
+    table = tables["csv/1.csv"]
+    assert table.header == ("Name", "Say")
+    assert table.rows == (('a "b" c', "back\\slash"), ("two lines", "x, y"), ("short", ""), ('d "e"', ""))
+    assert (questions[0].answers, questions[0].row) == (("one|two", "three"), 2)
+    assert tally.read["ragged_rows_padded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"training\.tsv:1: column id, utterance, context, targetValue is missing"),
+        ("id\tutterance\tcontext\n", r"training\.tsv:1: column targetValue is missing"),
+        (HEAD, r"training\.tsv: no question"),
+        (HEAD + "q1\twho?\n", r"training\.tsv:2: 2 tab-separated fields, expected 4"),
+        (HEAD + "q1\twho?\tcsv/9.csv\tx\n", r"training\.tsv:2: table csv/9\.csv does not exist"),
+        (HEAD + "q1\twho?\t../outside.csv\tx\n", r"training\.tsv:2: table \.\./outside\.csv does not exist"),
+        (HEAD + "q1\twho?\tcsv/1.csv\t\n", r"training\.tsv:2: question 'q1' has no answer"),
+        (HEAD + 2 * "q1\twho?\tcsv/1.csv\tx\n", r"training\.tsv:3: id 'q1' is already used in line 2"),
+        (HEAD + "q1\twho?\tcsv/2.csv\tx\n", r"2\.csv: table with 1 rows"),
+    ],
+)
+def test_bad_tables_are_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
+    write("csv/1.csv", '"a"\n"b"\n')
+    write("csv/2.csv", '"only a header"\n')
+    (tmp_path.parent / "outside.csv").write_text('"a"\n"b"\n', encoding="utf-8")
+    tsv = write("data/training.tsv", text)
+    with pytest.raises(InputError, match=said):
+        read_tables(tmp_path, tsv, Tally(), tsv.name)
+
+
+def test_folder_of_tables_may_be_named_from_elsewhere(tables_folder: Path) -> None:
+    root = tables_folder / "csv" / ".."
+    tables, questions = read_tables(root, root / "data" / "training.tsv", Tally(), "training.tsv")
+    assert (len(tables), len(questions)) == (12, 24)
+
+
+def files(*paths: Path) -> list[SourceFile]:
+    return [SourceFile(path, path.name) for path in paths]
+
+
+def test_jsonl_and_parquet_read_the_same(write: Write, tmp_path: Path) -> None:
+    rows = [{"id": "1", "title": "T", "text": " a\n b "}, {"id": "2", "title": "", "text": "c"}]
+    lines = write("d.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    one = read_documents(files(lines), Tally())
+    two = read_documents(files(tmp_path / "d.parquet"), Tally())
+    assert [(d.id, d.title, d.text, d.row) for d in one.values()] == [("1", "T", "a b", 1), ("2", "", "c", 2)]
+    assert [(d.id, d.title, d.text, d.row) for d in two.values()] == [("1", "T", "a b", 1), ("2", "", "c", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"d\.jsonl: no documents"),
+        ('{"id": "1"}\n', r"d\.jsonl:1: field text is missing"),
+        ('{"id": "1", "text": " "}\n', r"d\.jsonl:1: field text is empty"),
+        ('{"id": [], "text": "x"}\n', r"d\.jsonl:1: field id is empty or no text \(list\)"),
+        ('\n{"id": "1", "text": "x"\n', r"d\.jsonl:2: broken JSON"),
+        (2 * '{"id": 1, "text": "x"}\n', r"d\.jsonl:2: document id '1' is already used at d\.jsonl:1"),
+    ],
+)
+def test_bad_documents_are_named(write: Write, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_documents(files(write("d.jsonl", text)), Tally())
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"document_id": "9"}, r"q\.jsonl:1: question 'q' names document '9', which does not exist"),
+        ({"answers": []}, r"q\.jsonl:1: field answers"),
+        ({"answers": ["x", 3]}, r"q\.jsonl:1: field answers"),
+        ({"question": None}, r"q\.jsonl:1: field question is missing"),
+    ],
+)
+def test_bad_questions_are_named(write: Write, row: dict[str, object], said: str) -> None:
+    documents = read_documents(files(write("d.jsonl", '{"id": "1", "text": "x"}\n')), Tally())
+    good = {"id": "q", "document_id": "1", "question": "?", "answers": ["a"]}
+    path = write("q.jsonl", json.dumps(good | row) + "\n")
+    with pytest.raises(InputError, match=said):
+        read_questions(files(path), documents, Tally())
+
+
+def test_parquet_without_a_needed_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d\.parquet: column text is missing; the file has id, body"):
+        read_documents(files(tmp_path / "d.parquet"), Tally())
+    (tmp_path / "n.parquet").write_text("no parquet")
+    with pytest.raises(InputError, match=r"n\.parquet: not a readable Parquet file"):
+        read_documents(files(tmp_path / "n.parquet"), Tally())
