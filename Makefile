@@ -1,5 +1,6 @@
 # make demo    install, then run the whole pipeline on the embedded sample
-# make test    install, then run the tests, in WORKERS processes
+# make test    install, then run the tests, in WORKERS processes, without those marked slow or browser
+# make test-all   all tests
 # make lint    formatting, lint, types, import rules
 # EXTRAS=dev,gpu adds CUDA for JAX; PYTHON=python3.12 chooses the interpreter; TORCH=any: see .ci/install
 VENV    ?= .venv
@@ -8,12 +9,15 @@ EXTRAS  ?= dev
 STAMP   := $(VENV)/.installed-$(EXTRAS)
 BIN     := $(VENV)/bin
 
-.PHONY: demo test lint format install constraints clean
+.PHONY: demo test test-all lint format install constraints clean
 
 demo: $(STAMP)
 	$(BIN)/jora run
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser"
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The ignored warning is pyright's question to the npm registry whether it is the newest; the version is pinned.

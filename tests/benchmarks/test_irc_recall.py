@@ -29,7 +29,7 @@ def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:
 
 
 def test_the_recipe_finds_what_irc_messages_answer(script: ModuleType, shared: Path) -> None:
-    rankings = script.rank(script.recipe_task(shared / "irc"), None)
+    rankings = script.rank(script.recipe_task(shared / "data" / "irc"), None)
     fused, bm25 = script.measure("fused", rankings), script.measure("bm25", rankings)
     assert fused["n"] > 2000
     for depth, least in ((1, 0.54), (5, 0.85), (10, 0.93)):

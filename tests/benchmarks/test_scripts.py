@@ -66,11 +66,8 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
     assert by_side["forward only"][0] == pytest.approx(first[0], rel=1e-5)
 
 
-def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
+def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> None:
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
-    shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
-    if not (shared / "data" / "wikitables").is_dir():
-        pytest.skip(f"no WikiTableQuestions in {shared}; set JORA_SHARED")
     to = tmp_path / "out.json"
     words = ["--tiny", "--records", "30", "--rounds", "1", "--data", "wikitables", "--json", str(to)]
     done = subprocess.run(
@@ -92,10 +89,7 @@ def test_raft_epoch_compares_the_same_records(tmp_path: Path) -> None:
     assert ours["groups"] == ours["contexts"] < ours["records"] == apart["records"]
 
 
-def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
-    if not (shared / "data" / "irc").is_dir():
-        pytest.skip(f"no IRC logs in {shared}; set JORA_SHARED")
+def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     records = importlib.import_module("raft_records")
     (rows,) = records.take(records.growing_contexts(shared, 0), 20, lambda context: True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,4 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-embedder")
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu")
     model.save(str(folder))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The mounted real corpora.
-
-    Skips where they are absent.
-    """
-    folder = Path(os.environ.get("JORA_SHARED", "../shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real corpora at {folder} (set JORA_SHARED)")
     return folder

@@ -19,9 +19,12 @@ from jora_core.parameters.trees import Params
 from jora_core.weights.load_params import load_params
 
 FOLDER = Path(os.environ.get("JORA_SHARED", "../shared")) / "models" / "stories260k"
-pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"no {FOLDER}: set JORA_SHARED to the folder of shared models"
-)
+pytestmark = [
+    pytest.mark.corpus,
+    pytest.mark.skipif(
+        not FOLDER.is_dir(), reason=f"no {FOLDER}: set JORA_SHARED to the folder of shared models"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

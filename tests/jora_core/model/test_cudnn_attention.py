@@ -256,6 +256,7 @@ def test_other_programs_for_cuda_do_not(monkeypatch: pytest.MonkeyPatch, dtype: 
     assert "__cudnn" not in lowered_for_cuda(monkeypatch, dtype, **how)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(cudnn_attention.cuda_capability() is None, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [0, 50])
 @pytest.mark.parametrize("width", [64, 128])

@@ -12,7 +12,7 @@ from retrieval.settings.tasks import TablesTask, ThreadsTask
 
 
 def test_all_of_wikitables_becomes_records_and_gold_scores_full(shared: Path, tmp_path: Path) -> None:
-    config = ContextConfig(test_share=0.0, tables=TablesTask(source=str(shared / "wikitables")))
+    config = ContextConfig(test_share=0.0, tables=TablesTask(source=str(shared / "data" / "wikitables")))
     metrics = build_context(config, tmp_path)
     task = metrics["tasks"]["tables"]
     assert task["read"]["questions"] == task["records"]["train"] == metrics["records"] == 14152
@@ -26,10 +26,10 @@ def test_all_of_wikitables_becomes_records_and_gold_scores_full(shared: Path, tm
 
 
 def test_irc_dev_links_and_recall(shared: Path, tmp_path: Path) -> None:
-    logs = sorted((shared / "irc" / "train").glob("*.train-a.ascii.txt"))[:1]
+    logs = sorted((shared / "data" / "irc" / "train").glob("*.train-a.ascii.txt"))[:1]
     task = ThreadsTask(
         source=str(logs[0]),
-        test_source=str(shared / "irc" / "dev"),
+        test_source=str(shared / "data" / "irc" / "dev"),
         format="irc",
         legs=["bm25", "recency", "mention"],
         max_records=10,

@@ -70,7 +70,7 @@ def test_a_short_document_stays_whole() -> None:
 
 
 def test_a_sentencepiece_model_counts_too(shared: Path, tmp_path: Path) -> None:
-    source = shared.parent / "models" / "llama2-tokenizer" / "tokenizer.model"
+    source = shared / "models" / "llama2-tokenizer" / "tokenizer.model"
     if not source.is_file():
         pytest.skip(f"no sentencepiece model at {source}")
     shutil.copy(source, tmp_path / "tokenizer.model")
