@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-# Programs of tests run for a moment and take long to compile; this takes two fifths off. It must be set before
-# JAX is imported, and is handed down to the processes that tests start.
+# Programs of tests run for a moment and take long to compile; this takes two fifths off. Set before
+# JAX is imported, and handed down to the processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 SHARED = Path(os.environ.get("JORA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
