@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,10 +21,11 @@ from jora_core.base.errors import InputError
 
 Activation = Literal["silu", "gelu_tanh"]
 Fields = Mapping[str, Any]
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 
-def _no_layer(layer: int, fields: Fields) -> bool:
+def no_layer(layer: int, fields: Fields) -> bool:
+    """Families without windows."""
     return False
 
 
@@ -42,9 +43,35 @@ def _all_but_every_nth(layer: int, fields: Fields) -> bool:
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderParts:
+    """The parts of the decoder that a family fixes and no field of its ``config.json`` changes.
+
+    `ModelConfig` has the same parts, copied from its family; the decoder and the table of tensors read them
+    there.
+
+    Attributes:
+        activation: of the MLP's gate.
+        qkv_bias: q, k and v have biases.
+        qk_norm: q and k are normalized over each head.
+        norm_offset: norms multiply by 1 + weight.
+        post_norms: norms on the outputs of attention and MLP too.
+    """
+
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: bool = False
+    post_norms: bool = False
+
+    def parts(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {each.name: getattr(self, each.name) for each in fields(DecoderParts)}
+
+
 @dataclass(frozen=True)
-class Family:
-    """One architecture.
+class Family(DecoderParts):
+    """One architecture: a row of the table.
 
     Attributes:
         model_type, architecture: as in ``config.json``.
@@ -60,13 +87,8 @@ class Family:
     model_type: str
     architecture: str
     title: str
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_offset: bool = False
-    post_norms: bool = False
     scaled_embedding: bool = False
-    has_window: Callable[[int, Fields], bool] = _no_layer
+    has_window: Callable[[int, Fields], bool] = no_layer
     names_layers: bool = False
     local_rope: bool = False
     defaults: Fields = field(default_factory=dict)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_core.architecture.families import FAMILIES, Activation, find_family
+from jora_core.architecture.families import FAMILIES, DecoderParts, find_family
 from jora_core.architecture.layer_windows import read_windows, write_windows
 from jora_core.architecture.rope_config import RopeScaling, read_rope, write_rope_scaling
 from jora_core.base.errors import InputError
@@ -23,16 +23,14 @@ __all__ = ["ModelConfig", "RopeScaling", "read_json_object"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(DecoderParts):
     """Shape of a decoder: V vocab_size, D hidden_size, F intermediate_size, L num_layers, N num_heads,
-    K num_kv_heads, H head_dim.
+    K num_kv_heads, H head_dim. Its parts are those of its family (`DecoderParts`).
 
     Attributes:
         rope_theta, rope_scaling: rotary base and its stretching; of the layers without a window where
             `local_rope_theta` is set.
         family: model_type of its ``config.json``.
-        norm_offset: norms multiply by 1 + weight.
-        post_norms: norms on the outputs of attention and MLP too.
         embedding_scale: factor on token embeddings (None: 1).
         attention_scale: factor on attention scores (None: 1/√H).
         attention_softcap, logit_softcap: c in c·tanh(x/c) on scores and on logits.
@@ -57,11 +55,6 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     family: str = "llama"
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_offset: bool = False
-    post_norms: bool = False
     embedding_scale: float | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None
@@ -150,17 +143,13 @@ class ModelConfig:
             eos_token_ids=_token_ids(where, data.get("eos_token_id")),
             pad_token_id=read_optional(where, data, "pad_token_id", int),
             family=family.model_type,
-            activation=family.activation,
-            qkv_bias=family.qkv_bias,
-            qk_norm=family.qk_norm,
-            norm_offset=family.norm_offset,
-            post_norms=family.post_norms,
             embedding_scale=math.sqrt(hidden) if family.scaled_embedding else None,
             attention_scale=None if query_scalar is None else query_scalar**-0.5,
             attention_softcap=read_optional(where, data, "attn_logit_softcapping", float),
             logit_softcap=read_optional(where, data, "final_logit_softcapping", float),
             windows=read_windows(family, data, layers, where),
             local_rope_theta=local_theta,
+            **family.parts(),
         )
 
     def to_hf(self) -> dict[str, Any]:

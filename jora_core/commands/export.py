@@ -21,7 +21,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
-from jora_core.commands.model_card import _adapter_folder, model_card
+from jora_core.commands.model_card import adapter_folder_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
@@ -52,7 +52,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
-    names = [_adapter_folder(number) for number in range(len(folders))]
+    names = [adapter_folder_name(number) for number in range(len(folders))]
     for folder, target in zip(folders, names, strict=True):
         for name in _ADAPTER_FILES:
             copy_file(folder / name, spec.output_dir / target / name)

@@ -11,19 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from jora_core.parallel.mesh import BATCH, TENSOR
 
-# Split of each projection's [out, in]; the layer axis in front is never split.
-_COLUMN = (TENSOR, None)
-_ROW = (None, TENSOR)
-PROJECTION_SPLIT: dict[str, tuple[str | None, str | None]] = {
-    "q_proj": _COLUMN,
-    "k_proj": _COLUMN,
-    "v_proj": _COLUMN,
-    "o_proj": _ROW,
-    "gate_proj": _COLUMN,
-    "up_proj": _COLUMN,
-    "down_proj": _ROW,
-}
-
 
 def per_device(
     function: Callable[..., Any], mesh: Mesh, in_places: Any, out_places: Any

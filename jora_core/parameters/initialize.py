@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import projection_shape
+from jora_core.architecture.tensor_names import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
+from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
-from jora_core.weights.adapter_folder import _targets
 
 
 def init_adapter(
@@ -37,7 +37,7 @@ def init_adapter(
     if spec.use_dora and params is None:
         raise ValueError("a new DoRA adapter starts from the base's row norms: give params")
     weights = {}
-    for target in _targets(config, spec):
+    for target in resolve_targets(spec.target_modules, config):
         out_width, in_width = projection_shape(config, target)
         bound = 1 / math.sqrt(in_width)
         # The key depends on the name alone, so a target keeps its start when another is added.
@@ -58,7 +58,6 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
     blocks scaled down by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section
     2.3).
     """
-    from jora_core.architecture.tensor_names import layer_shapes
 
     def normal(stream: int, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
         values = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)

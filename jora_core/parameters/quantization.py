@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jora_core.parameters.trees import Kind, QuantizedWeight
-from jora_core.specs.common import LORA_TARGETS, Quantization
+from jora_core.architecture.tensor_names import PROJECTIONS
+from jora_core.parameters.trees import Kind, Params, QuantizedWeight
+from jora_core.specs.common import Quantization
 
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Params
-
-# The seven projections: what is quantised. Embedding, head, norms and biases stay as they are.
-QUANTIZED_FIELDS = LORA_TARGETS
 BLOCK = 64
 INT8_LARGEST = 127
 # QLoRA, appendix E.
@@ -90,15 +86,16 @@ def dense(weight: jax.Array | QuantizedWeight) -> jax.Array:
 
 def quantization_of(params: Params) -> Quantization:
     """How a model's projections are stored."""
-    weight = params.layers.q_proj
+    weight = params.layers.o_proj  # a projection that every family has
     return weight.kind if isinstance(weight, QuantizedWeight) else "none"
 
 
 def quantize_params(params: Params, kind: Kind) -> Params:
     """The same model with its projections quantised, one layer at a time."""
     changed = {
-        name: jax.lax.map(lambda w: quantize(w, kind), getattr(params.layers, name))
-        for name in QUANTIZED_FIELDS
+        name: jax.lax.map(lambda w: quantize(w, kind), weight)
+        for name in PROJECTIONS
+        if (weight := getattr(params.layers, name)) is not None
     }
     return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **changed))
 

@@ -6,11 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jora_core.specs.adapter_targets import PROJECTIONS
-
 ALPACA_SHORT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-LORA_TARGETS = tuple(PROJECTIONS)
-LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "int8", "nf4"]
 Reporter = Literal["tensorboard", "wandb"]

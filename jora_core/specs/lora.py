@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
+from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.specs.adapter_targets import check_targets
-from jora_core.specs.common import LoraTarget, SpecModel
+from jora_core.specs.common import SpecModel
+
+# The form offers the names as a choice; `check_targets` is what refuses others.
+LoraTarget = Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROJECTIONS)})]
 
 
 class LoraSpec(SpecModel):

@@ -150,7 +150,7 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
                 f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the order lora.{name}="
                 f"{getattr(spec.lora, name)}; give the adapter's own value to go on from it"
             )
-    asked = resolve_targets(spec.lora.target_modules, config.num_layers)
+    asked = resolve_targets(spec.lora.target_modules, config)
     if set(found.target_modules) != set(asked):
         raise InputError(
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the order's "

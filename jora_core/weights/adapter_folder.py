@@ -60,9 +60,9 @@ def load_adapter(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
-    spec = read_peft_config(folder, config.num_layers)
+    spec = read_peft_config(folder, config)
     source = TensorStore.of_file(folder / WEIGHTS_FILE)
-    targets = _targets(config, spec)
+    targets = resolve_targets(spec.target_modules, config)
     shapes = {target: _shapes(config, spec, target) for target in targets}
     _check_fits(source, folder, config, spec, shapes)
     weights = {}
@@ -73,10 +73,6 @@ def load_adapter(
             parts[part] = jnp.stack([jnp.asarray(source.read(name), dtype) for name in names])
         weights[target] = LoraWeights(a=parts["A"], b=parts["B"], magnitude=parts.get("magnitude"))
     return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout), spec
-
-
-def _targets(config: ModelConfig, spec: LoraSpec) -> tuple[str, ...]:
-    return resolve_targets(spec.target_modules, config.num_layers)
 
 
 def _parts(lora: LoraWeights) -> dict[str, jax.Array]:

@@ -7,20 +7,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import _ROWS, expected_tensors, model_rows
+from jora_core.architecture.tensor_names import expected_tensors, head_tensor_name, model_rows
 from jora_core.base.atomic_files import write_json
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.trees import Params
 from jora_core.weights.tensor_store import TensorStore, write_tensors
-
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Params
 
 
 def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
@@ -31,7 +29,7 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     """
     store = TensorStore.of_model(folder)
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
-    ignore = frozenset({_ROWS["head"].name()}) if config.tie_embeddings else frozenset()
+    ignore = frozenset({head_tensor_name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         load_tokenizer(Path(folder), config.vocab_size)

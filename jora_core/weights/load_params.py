@@ -24,7 +24,7 @@ from jora_core.architecture.tensor_names import TensorRow, expected_tensors, mod
 from jora_core.base.progress import Progress
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
-from jora_core.parameters.quantization import QUANTIZED_FIELDS, quantize
+from jora_core.parameters.quantization import quantize
 from jora_core.parameters.trees import LayerParams, Params
 from jora_core.specs.common import Quantization
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -67,7 +67,7 @@ def load_params(
             axes=tuple(sharding.spec)[1:] if row.per_layer else tuple(sharding.spec),
             shape=row.size(config),
             layers=config.num_layers if row.per_layer else None,
-            quantization=quantization if row.field in QUANTIZED_FIELDS else "none",
+            quantization=quantization if row.is_projection else "none",
             dtype=jnp.dtype(dtype),
         )
         return _load_field(store, row, field, tick)

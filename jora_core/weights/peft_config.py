@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
@@ -59,11 +60,12 @@ _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
-def read_peft_config(folder: Path, num_layers: int) -> LoraSpec:
+def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
     """The LoRA settings of a PEFT folder, its targets resolved to names of projections.
 
     Args:
-        num_layers: of the base model, for targets that are given as a pattern or by full names.
+        folder: holds ``adapter_config.json``.
+        config: of the base model, whose modules the targets are matched with.
 
     Raises:
         InputError: file missing or broken, another PEFT method, a field that is missing, wrong, or asks for
@@ -88,7 +90,7 @@ def read_peft_config(folder: Path, num_layers: int) -> LoraSpec:
     for name in ("r", "lora_alpha", "target_modules"):
         if data.get(name) is None:
             raise InputError(f"{path}: {name} is missing; write the value that the adapter was trained with")
-    return _spec(path, data, num_layers)
+    return _spec(path, data, config)
 
 
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
     }
 
 
-def _spec(path: Path, data: dict[str, Any], num_layers: int) -> LoraSpec:
+def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
     targets, exclude = data["target_modules"], data.get("exclude_modules")
     for name, value in (("target_modules", targets), ("exclude_modules", exclude)):
         listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -125,7 +127,7 @@ def _spec(path: Path, data: dict[str, Any], num_layers: int) -> LoraSpec:
             "r": data["r"],
             "lora_alpha": data["lora_alpha"],
             "lora_dropout": data.get("lora_dropout") or 0.0,
-            "target_modules": list(resolve_targets(targets, num_layers, exclude)),
+            "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,
         }

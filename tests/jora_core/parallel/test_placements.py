@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_projections
 from jora_core.base.errors import InputError
 from jora_core.generation.generate import generate
 from jora_core.parallel.mesh import check_mesh, make_mesh
 from jora_core.parallel.placements import adapter_shardings, param_shardings
 from jora_core.parameters.initialize import init_adapter, init_params
-from jora_core.specs.common import LORA_TARGETS
 from jora_core.specs.train import TrainSpec
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.train_step import build_step
@@ -105,7 +105,9 @@ def compute(
     folder: Path, config: ModelConfig, changes: dict[str, Any], data: int, tensor: int
 ) -> dict[str, Any]:
     """Loss, squared norms of all gradients, and for some models greedy tokens, on one mesh."""
-    lora = {"r": 4, "lora_dropout": 0.1, "target_modules": list(LORA_TARGETS)} | changes.get("lora", {})
+    lora = {"r": 4, "lora_dropout": 0.1, "target_modules": list(model_projections(config))} | changes.get(
+        "lora", {}
+    )
     order = {
         "model": folder,
         "data": {"records": "unused"},
