@@ -6,7 +6,7 @@ by name: a model that loads is a model that is computed exactly.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
-Gemma 2 (2408.00118) and Gemma 3 (2503.19786).
+Gemma 2 (2408.00118), Gemma 3 (2503.19786) and OLMo 2 (2501.00656).
 """
 
 from __future__ import annotations
@@ -54,14 +54,20 @@ class DecoderParts:
         activation: of the MLP's gate.
         qkv_bias: q, k and v have biases.
         qk_norm: q and k are normalized over each head.
+        wide_qk_norm: q and k are normalized over all heads together.
         norm_offset: norms multiply by 1 + weight.
-        post_norms: norms on the outputs of attention and MLP too.
+        wide_norm: norms multiply by their weight in float32, before the result takes the type of the input.
+        no_pre_norms: no norms on the inputs of attention and MLP.
+        post_norms: norms on the outputs of attention and MLP.
     """
 
     activation: Activation = "silu"
     qkv_bias: bool = False
     qk_norm: bool = False
+    wide_qk_norm: bool = False
     norm_offset: bool = False
+    wide_norm: bool = False
+    no_pre_norms: bool = False
     post_norms: bool = False
 
     def parts(self) -> dict[str, Any]:
@@ -293,6 +299,17 @@ _FAMILIES = (
         },
         # transformers reads attn_logit_softcapping and does not apply it: only its absence is unambiguous.
         accepted={"hidden_act": (None, _GELU), "hidden_activation": (_GELU,)},
+    ),
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        "OLMo 2",
+        wide_qk_norm=True,
+        wide_norm=True,
+        no_pre_norms=True,
+        post_norms=True,
+        defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        accepted={"hidden_act": ("silu",)},
     ),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _FAMILIES})

@@ -72,7 +72,7 @@ class TensorRow:
 
 TENSORS: tuple[TensorRow, ...] = (
     TensorRow("embedding", "model.embed_tokens", ("V", "D"), per_layer=False),
-    TensorRow("attention_norm", "input_layernorm", ("D",)),
+    TensorRow("attention_norm", "input_layernorm", ("D",), unless="no_pre_norms"),
     TensorRow("q_proj", "self_attn.q_proj", ("NH", "D")),
     TensorRow("k_proj", "self_attn.k_proj", ("KH", "D")),
     TensorRow("v_proj", "self_attn.v_proj", ("KH", "D")),
@@ -82,11 +82,13 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
-    # Hugging Face's "post attention" names the norm before the MLP in most families. In Gemma 2 and 3 the
-    # name is literal: the norm on the output of attention.
+    TensorRow("q_norm", "self_attn.q_norm", ("NH",), when="wide_qk_norm"),
+    TensorRow("k_norm", "self_attn.k_norm", ("KH",), when="wide_qk_norm"),
+    # Hugging Face's "post attention" names the norm before the MLP in most families. Where outputs have norms
+    # (Gemma 2 and 3, OLMo 2) the name is literal: the norm on the output of attention.
     TensorRow("mlp_norm", "post_attention_layernorm", ("D",), unless="post_norms"),
     TensorRow("attention_post_norm", "post_attention_layernorm", ("D",), when="post_norms"),
-    TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms"),
+    TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms", unless="no_pre_norms"),
     TensorRow("mlp_post_norm", "post_feedforward_layernorm", ("D",), when="post_norms"),
     TensorRow("gate_proj", "mlp.gate_proj", ("F", "D")),
     TensorRow("up_proj", "mlp.up_proj", ("F", "D")),

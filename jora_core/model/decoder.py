@@ -200,7 +200,11 @@ def decoder_layer(
     heads = (*y.shape[:2], -1, config.head_dim)
     q, k, v = (project(name, y, own).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
     if weights.q_norm is not None and weights.k_norm is not None:
-        q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
+        if config.wide_qk_norm:
+            q = all_heads_norm(q, weights.q_norm, config, config.num_heads)
+            k = all_heads_norm(k, weights.k_norm, config, config.num_kv_heads)
+        else:
+            q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
     tables = rotary.of(layer.window)
     q, k, v = rotate(q, *tables), own_kv_heads(config, rotate(k, *tables)), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
@@ -248,9 +252,33 @@ def attention_scale(config: ModelConfig) -> float:
 def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32 (arXiv:1910.07467)."""
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
+
+
+def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: int) -> jax.Array:
+    """Root-mean-square norm over all heads of a token together (OLMo 2, arXiv:2501.00656).
+
+    Args:
+        x: [B, T, N, H], queries or keys of the heads that this device holds.
+        weight: [N * H] of the same heads.
+        config: of the model.
+        heads: how many heads all devices hold together.
+    """
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide * wide, axis=(-2, -1), keepdims=True)
+    if x.shape[-2] < heads:
+        # Each device has the mean over as many heads, so the mean of the means is the mean over all.
+        mean = sum_over_tensor(mean) * (x.shape[-2] / heads)
+    return _normed(x, mean, weight.reshape(x.shape[-2:]), config)
+
+
+def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """x over the root of its mean square (float32), times the norm's weight."""
+    normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma keeps weights around 0 and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+    if config.wide_norm:
+        return (normed * weight.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * weight
 
 

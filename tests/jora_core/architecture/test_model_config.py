@@ -205,6 +205,7 @@ def test_parts_of_each_family() -> None:
         "gemma": (gelu, False, False, True, False),
         "gemma2": (gelu, False, False, True, True),
         "gemma3_text": (gelu, False, True, True, True),
+        "olmo2": (silu, False, False, False, True),
     }.items():
         config = ModelConfig.from_fields(minimal(model_type))
         assert tuple(getattr(config, flag) for flag in flags) == expected
@@ -272,6 +273,7 @@ def test_scaling_of_gemma3_is_for_global_layers_only(tmp_path: Path) -> None:
             "rope_parameters.rope_theta is not supported",
         ),
         ("gemma3_text", {"vision_config": {}}, "vision_config={}"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0 is not supported for OLMo 2"),
     ],
     ids=str,
 )

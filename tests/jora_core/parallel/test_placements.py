@@ -37,7 +37,7 @@ from tests.jora_core.trees import until_of
 TENSOR4, BOTH, DATA4 = (1, 4), (2, 2), (4, 1)
 LENGTH = 16
 # Of these the answers are compared too; `test_generate_mesh` has the rest of generation.
-ANSWERING = ("replicated", "int8", "gemma3")
+ANSWERING = ("replicated", "int8", "gemma3", "olmo2")
 # Name to config, meshes to compare with one device, and changes of the order.
 CASES: dict[str, tuple[ModelConfig, tuple[tuple[int, int], ...], dict[str, Any]]] = {
     "grouped": (
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[ModelConfig, tuple[tuple[int, int], ...], dict[str, Any]]
     ),
     **{
         name: (ModelConfig.from_fields(FAMILIES[name] | {"initializer_range": 0.2}), (TENSOR4,), {})
-        for name in ("qwen2", "gemma2", "gemma3")
+        for name in ("qwen2", "gemma2", "gemma3", "olmo2")
     },
 }
 

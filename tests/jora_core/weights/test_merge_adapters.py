@@ -187,7 +187,7 @@ def test_shards_are_read_by_transformers(
     assert set(index["weight_map"]) == set(other["weight_map"])
 
 
-@pytest.mark.parametrize("case", ["mistral", "qwen2-windows", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("case", ["mistral", "qwen2-windows", "qwen3", "gemma2", "gemma3", "olmo2"])
 def test_logits_layer_by_layer_are_those_of_transformers(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
