@@ -6,7 +6,7 @@ by name: a model that loads is a model that is computed exactly.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
-Gemma 2 (2408.00118), Gemma 3 (2503.19786) and OLMo 2 (2501.00656).
+Gemma 2 (2408.00118), Gemma 3 (2503.19786), OLMo 2 (2501.00656) and Phi-3 (2404.14219).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class DecoderParts:
         wide_norm: norms multiply by their weight in float32, before the result takes the type of the input.
         no_pre_norms: no norms on the inputs of attention and MLP.
         post_norms: norms on the outputs of attention and MLP.
+        fused_projections: one matrix makes q, k and v, and one makes gate and up.
     """
 
     activation: Activation = "silu"
@@ -69,6 +70,7 @@ class DecoderParts:
     wide_norm: bool = False
     no_pre_norms: bool = False
     post_norms: bool = False
+    fused_projections: bool = False
 
     def parts(self) -> dict[str, Any]:
         """The parts by name."""
@@ -310,6 +312,16 @@ _FAMILIES = (
         post_norms=True,
         defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
         accepted={"hidden_act": ("silu",)},
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        "Phi-3",
+        fused_projections=True,
+        has_window=_every_layer,
+        defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
+        # Dropout of the base model. Training would need it; the published models have it off.
+        accepted={"hidden_act": ("silu",), "resid_pdrop": (0.0, None), "embd_pdrop": (0.0, None)},
     ),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _FAMILIES})

@@ -73,9 +73,9 @@ class TensorRow:
 TENSORS: tuple[TensorRow, ...] = (
     TensorRow("embedding", "model.embed_tokens", ("V", "D"), per_layer=False),
     TensorRow("attention_norm", "input_layernorm", ("D",), unless="no_pre_norms"),
-    TensorRow("q_proj", "self_attn.q_proj", ("NH", "D")),
-    TensorRow("k_proj", "self_attn.k_proj", ("KH", "D")),
-    TensorRow("v_proj", "self_attn.v_proj", ("KH", "D")),
+    TensorRow("q_proj", "self_attn.q_proj", ("NH", "D"), unless="fused_projections"),
+    TensorRow("k_proj", "self_attn.k_proj", ("KH", "D"), unless="fused_projections"),
+    TensorRow("v_proj", "self_attn.v_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
     TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
     TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
@@ -90,10 +90,12 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("attention_post_norm", "post_attention_layernorm", ("D",), when="post_norms"),
     TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms", unless="no_pre_norms"),
     TensorRow("mlp_post_norm", "post_feedforward_layernorm", ("D",), when="post_norms"),
-    TensorRow("gate_proj", "mlp.gate_proj", ("F", "D")),
-    TensorRow("up_proj", "mlp.up_proj", ("F", "D")),
+    TensorRow("gate_proj", "mlp.gate_proj", ("F", "D"), unless="fused_projections"),
+    TensorRow("up_proj", "mlp.up_proj", ("F", "D"), unless="fused_projections"),
     TensorRow("down_proj", "mlp.down_proj", ("D", "F")),
     # New projections come after these: the position of a projection seeds its dropout, see `projector`.
+    TensorRow("qkv_proj", "self_attn.qkv_proj", ("NH+KH+KH", "D"), when="fused_projections"),
+    TensorRow("gate_up_proj", "mlp.gate_up_proj", ("F+F", "D"), when="fused_projections"),
     TensorRow("final_norm", "model.norm", ("D",), per_layer=False),
     TensorRow("head", "lm_head", ("V", "D"), per_layer=False, unless="tie_embeddings"),
 )

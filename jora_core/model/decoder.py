@@ -198,7 +198,13 @@ def decoder_layer(
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
     heads = (*y.shape[:2], -1, config.head_dim)
-    q, k, v = (project(name, y, own).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+    if weights.qkv_proj is None:
+        flat = [project(name, y, own) for name in ("q_proj", "k_proj", "v_proj")]
+    else:
+        # Apart only after the product: an adapter on the fused matrix has one A for all three, as in peft.
+        ends = [n * config.head_dim for n in (config.num_heads, config.num_heads + config.num_kv_heads)]
+        flat = jnp.split(project("qkv_proj", y, own), ends, axis=-1)
+    q, k, v = (part.reshape(heads) for part in flat)
     if weights.q_norm is not None and weights.k_norm is not None:
         if config.wide_qk_norm:
             q = all_heads_norm(q, weights.q_norm, config, config.num_heads)
@@ -214,7 +220,11 @@ def decoder_layer(
     x = checkpoint_name(x + out, KEPT_RESIDUAL)
     own = _norm_if_any(x, weights.mlp_norm, config)
     y = gather_tokens(own, split)
-    gate, up = (checkpoint_name(project(name, y, own), KEPT_MLP) for name in ("gate_proj", "up_proj"))
+    if weights.gate_up_proj is None:
+        flat = [project(name, y, own) for name in ("gate_proj", "up_proj")]
+    else:
+        flat = jnp.split(project("gate_up_proj", y, own), 2, axis=-1)
+    gate, up = (checkpoint_name(part, KEPT_MLP) for part in flat)
     gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
     out = add_up(project("down_proj", gated), split)
     return x + _norm_if_any(out, weights.mlp_post_norm, config)

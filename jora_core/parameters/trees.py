@@ -50,6 +50,8 @@ class LayerParams:
     k_norm: jax.Array | None = None  # [L, H]
     attention_post_norm: jax.Array | None = None  # [L, D]
     mlp_post_norm: jax.Array | None = None  # [L, D]
+    qkv_proj: jax.Array | None = None  # [L, N*H + 2*K*H, D], rows of q, then k, then v
+    gate_up_proj: jax.Array | None = None  # [L, 2*F, D], rows of gate, then up
 
 
 @flax.struct.dataclass

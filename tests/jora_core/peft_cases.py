@@ -42,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": False},
     "olmo2": {"tie_word_embeddings": False},
+    "phi3": {"tie_word_embeddings": False},
     "gemma2": {
         "query_pre_attn_scalar": 16,
         "attn_logit_softcapping": 5.0,

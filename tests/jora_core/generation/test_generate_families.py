@@ -50,7 +50,9 @@ def by_transformers(model: object, prompt: np.ndarray) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("case", ["llama-3", "mistral", "qwen3-windows", "gemma2", "gemma3", "olmo2"])
+@pytest.mark.parametrize(
+    "case", ["llama-3", "mistral", "qwen3-windows", "gemma2", "gemma3", "olmo2", "phi3-windows"]
+)
 def test_same_tokens_without_a_cache_and_by_transformers(case: str, tmp_path: Path) -> None:
     # A random tied head says the last token again and again.
     theirs = make_model(tmp_path, CASES[case] | {"tie_word_embeddings": False})

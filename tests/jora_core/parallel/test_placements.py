@@ -207,6 +207,10 @@ def test_meshes_that_cannot_work() -> None:
         check_mesh(
             ModelConfig(96, 32, 48, 2, 12, 4, 8), jax.sharding.AbstractMesh((1, 6), ("data", "tensor"))
         )
+    with pytest.raises(InputError, match=r"mesh\.tensor=4 cannot split the fused qkv_proj of phi3 models"):
+        check_mesh(
+            ModelConfig.from_fields(FAMILIES["phi3"]), jax.sharding.AbstractMesh((1, 4), ("data", "tensor"))
+        )
 
 
 def test_shardings_have_the_tree_of_what_they_place() -> None:

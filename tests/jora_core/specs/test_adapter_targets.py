@@ -95,3 +95,12 @@ def test_both_forms_survive_json() -> None:
 def test_names_agree_with_the_table_of_weights() -> None:
     table = {row.field: row.module for row in TENSORS if row.field.endswith("_proj")}
     assert table == PROJECTIONS
+
+
+def test_fused_projections_have_names_of_their_own() -> None:
+    fused = ModelConfig(96, 32, 48, LAYERS, 4, 2, 8, family="phi3", fused_projections=True)
+    assert set(resolve_targets("all-linear", fused)) == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    with pytest.raises(InputError, match="phi3 models have no projection q_proj; expected some of o_proj"):
+        resolve_targets(["q_proj", "o_proj"], fused)
+    # peft adapts what it finds, so a folder of peft's is read the same way.
+    assert resolve_targets(["q_proj", "o_proj"], fused, absent_ok=True) == ("o_proj",)
