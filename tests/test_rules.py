@@ -28,6 +28,8 @@ MOST_LINES = 400
 LIGHT_CORE = {
     "jora_core",
     "jora_core.specs.answers",
+    "jora_core.specs.common",
+    "jora_core.specs.data",
     "jora_core.base.errors",
     "jora_core.specs.model_files",
     "jora_core.base.progress",

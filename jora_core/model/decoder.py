@@ -27,7 +27,7 @@ from jora_core.model.attention_slots import Slots
 from jora_core.model.cudnn_attention import SelfAttention, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.projections import linear
-from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, Remat, recomputed
+from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, recomputed
 from jora_core.model.rotary import Rotary, rotary_tables, rotate
 from jora_core.parallel.collectives import (
     add_up,
@@ -42,7 +42,7 @@ from jora_core.parallel.mesh import splits_inputs
 from jora_core.parameters.lora_math import adapted, low_rank
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
-from jora_core.specs.common import AttentionChoice
+from jora_core.specs.common import AttentionChoice, Remat
 
 # A projection's number, from which its dropout mask follows.
 _NUMBERS = {name: number for number, name in enumerate(PROJECTIONS)}
