@@ -27,8 +27,9 @@ from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.companion_files import copy_file
 from jora_core.weights.layerwise_logits import hidden_states, logits
-from jora_core.weights.merge_adapters import MergedWeights, copy_file, write_merged
+from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.tensor_store import write_tensors
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

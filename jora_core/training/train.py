@@ -44,7 +44,7 @@ from jora_core.training.reporters import require_reporters
 from jora_core.training.train_step import build_step
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from jora_core.weights.checkpoint_folder import save_params
-from jora_core.weights.companion_files import copy_tokenizer
+from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.load_params import load_params
 
 
@@ -165,6 +165,6 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result:
     if spec.trainable == "lora":
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
     else:
-        copy_tokenizer(spec.model, folder)
+        copy_companions(spec.model, folder)
         save_params(trainable, config, folder, jnp.dtype(spec.dtype))
     write_json(folder / "result.json", result)

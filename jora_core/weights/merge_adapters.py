@@ -8,7 +8,6 @@ whole model.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,29 +19,18 @@ import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
-from jora_core.base.atomic_files import atomic_path, write_json
+from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.progress import Progress
 from jora_core.parameters.lora_math import merged_weight
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.safetensors_reader import numpy_dtype
 from jora_core.weights.safetensors_writer import MAX_SHARD_SIZE, write_shards
 from jora_core.weights.tensor_store import TensorStore
 
-# Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
 # Values that are read, cast and checked at once.
 _CHUNK_VALUES = 1 << 20
 # From this size on, merging takes long enough to be watched.
@@ -162,17 +150,8 @@ def write_merged(
     # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
     name = "dtype" if "dtype" in fields else "torch_dtype"
     write_json(folder / "config.json", fields | {name: dtype})
-    for pattern in _COMPANIONS:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file():
-                copy_file(path, folder / path.name)
+    copy_companions(base, folder)
     return dtype
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy one file, all of it or nothing."""
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
