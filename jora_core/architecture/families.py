@@ -1,8 +1,9 @@
-"""What sets the supported Hugging Face architectures apart, as one table.
+"""The supported Hugging Face architectures, as one table of their differences.
 
-A `Family` says which parts of the decoder an architecture has, what `transformers` takes for a field that its
-``config.json`` leaves out, and which field values leave the computation as it is. Any other value is refused
-by name: a model that loads is a model that is computed exactly.
+A `Family` says which parts of the decoder an architecture has, what `transformers` assumes for a field that
+is missing in its ``config.json``, and which field values leave the computation unchanged. Any other value is
+refused by name: a model that loads is a model that is computed exactly. A family that differs from Llama only
+in such values is one more row.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
@@ -34,12 +35,12 @@ def _every_layer(layer: int, fields: Fields) -> bool:
 
 
 def _upper_layers(layer: int, fields: Fields) -> bool:
-    """Qwen: the layers from max_window_layers on, if windows are switched on at all."""
+    """Qwen: the layers from max_window_layers on, where windows are on."""
     return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
 
 
 def _all_but_every_nth(layer: int, fields: Fields) -> bool:
-    """Gemma: each pattern of layers ends with one that sees everything."""
+    """Gemma: the last layer of each pattern has no window."""
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
 

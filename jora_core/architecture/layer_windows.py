@@ -12,6 +12,12 @@ from jora_core.base.errors import InputError
 def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tuple[int, ...]:
     """Window of each layer in tokens, the token itself included, 0 for none; () if no layer has one.
 
+    Args:
+        family: says which layers have a window where ``layer_types`` does not.
+        fields: of the ``config.json``, completed with the family's defaults.
+        layers: how many layers the model has.
+        where: the file, for error messages.
+
     Raises:
         InputError: layer_types that do not fit, or layers with a window of no width.
     """
@@ -43,7 +49,13 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
 
 
 def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
-    """The fields of a ``config.json`` that `read_windows` reads back."""
+    """The fields of a ``config.json`` that `read_windows` reads back.
+
+    Args:
+        family: whose spelling is written.
+        windows: of each layer in tokens, or () for none.
+        layers: how many layers the model has.
+    """
     if family.has_window is no_layer:
         return {}
     width = max(windows, default=0) or None
@@ -52,7 +64,9 @@ def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict
     each = windows or (0,) * layers
     fields = {"layer_types": [SLIDING_ATTENTION if window else FULL_ATTENTION for window in each]}
     if "use_sliding_window" not in family.defaults:
+        # Gemma has no switch for windows: the width is always there, and layer_types says who uses it.
         return fields | {"sliding_window": width or family.defaults["sliding_window"]}
+    # Releases of transformers from before layer_types derive Qwen's windows from max_window_layers.
     first = next((layer for layer, window in enumerate(each) if window), layers)
     return fields | {
         "use_sliding_window": width is not None,

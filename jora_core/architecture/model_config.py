@@ -34,7 +34,8 @@ class ModelConfig(DecoderParts):
         embedding_scale: factor on token embeddings (None: 1).
         attention_scale: factor on attention scores (None: 1/√H).
         attention_softcap, logit_softcap: c in c·tanh(x/c) on scores and on logits.
-        windows: of each layer, how many tokens it sees, itself included, 0 for all; () if all see all.
+        windows: of each layer, to how many tokens a token attends, itself included, 0 for all; () if no layer
+            has a window.
         local_rope_theta: rotary base of the layers with a window; they have no scaling.
     """
 
@@ -106,13 +107,18 @@ class ModelConfig(DecoderParts):
 
     @classmethod
     def from_fields(cls, given: dict[str, Any], where: str = "model config") -> ModelConfig:
-        """Make a config from the fields of a ``config.json``; `where` says in messages whose they are.
+        """Make a config from the fields of a ``config.json``.
+
+        Args:
+            given: the fields as they stand in the file.
+            where: the file, for error messages.
 
         Raises:
             InputError: an architecture or field value that is not supported, or a missing width.
         """
         family = find_family(given, where)
         family.check(given, where)
+        # Checked before defaults are filled in: a message names only what the file says.
         data = family.complete(given)
         heads = read_number(where, data, "num_attention_heads", int)
         hidden = read_number(where, data, "hidden_size", int)
@@ -143,6 +149,7 @@ class ModelConfig(DecoderParts):
             eos_token_ids=_token_ids(where, data.get("eos_token_id")),
             pad_token_id=read_optional(where, data, "pad_token_id", int),
             family=family.model_type,
+            # In full precision here; `embed` rounds it to the type of the weights, as transformers does.
             embedding_scale=math.sqrt(hidden) if family.scaled_embedding else None,
             attention_scale=None if query_scalar is None else query_scalar**-0.5,
             attention_softcap=read_optional(where, data, "attn_logit_softcapping", float),
@@ -198,7 +205,7 @@ class ModelConfig(DecoderParts):
         return fields
 
     def _check_reads_back(self, fields: dict[str, Any]) -> None:
-        """A config made by hand may hold what its family cannot say, such as windows on a Llama."""
+        """Refuse a config made by hand that its family's file cannot express, such as windows on a Llama."""
         again = ModelConfig.from_fields(fields)
         for each in dataclasses.fields(self):
             ours, theirs = getattr(self, each.name), getattr(again, each.name)

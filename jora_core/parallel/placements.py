@@ -40,7 +40,7 @@ def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...
 
 
 def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantization) -> None:
-    """Say whether the projections of a model of this shape can be quantised where this mesh puts them.
+    """Say whether the projections of a model of this shape can be quantized where this mesh puts them.
 
     Raises:
         InputError: inputs of a projection are split within a block of NF4.

@@ -28,7 +28,11 @@ def init_adapter(
     """A new adapter that changes nothing yet: A uniform in ±1/√in (PEFT's Kaiming with a=√5), B zero.
 
     Args:
-        params: the base weights, whose row norms are DoRA's first magnitudes; not looked at otherwise.
+        config: of the base model.
+        spec: rank, scale, dropout and targets.
+        key: of the random A.
+        dtype: of A, B and the magnitudes.
+        params: the base weights, whose row norms are DoRA's first magnitudes; only DoRA needs them.
 
     Raises:
         InputError: `spec.target_modules` does not fit this model.
@@ -45,6 +49,7 @@ def init_adapter(
         a = jax.random.uniform(target_key, (config.num_layers, spec.r, in_width), dtype, -bound, bound)
         magnitude = None
         if spec.use_dora and params is not None:
+            # One layer at a time: the float32 copy that the norms need is as large as the weight.
             magnitude = jax.lax.map(lambda w: row_norms(dense(w)), getattr(params.layers, target)).astype(
                 dtype
             )
@@ -54,9 +59,15 @@ def init_adapter(
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random weights: normal with `initializer_range`, norms that do nothing, biases zero, outputs of both
-    blocks scaled down by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section
-    2.3).
+    """Random weights: normal values of `initializer_range`, norms that change nothing, biases of zero.
+
+    The output projections of attention and MLP are scaled by 1/√(2L), so that the variance of the residual
+    stream does not grow with depth (GPT-2, section 2.3).
+
+    Args:
+        config: of the model.
+        key: of the random values; each tensor draws from a key of its own.
+        dtype: of the weights; drawn in float32 and cast.
     """
 
     def normal(stream: int, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The trees of parameters: a decoder's weights, an adapter, a quantised weight."""
+"""The trees of parameters: a decoder's weights, an adapter, a quantized weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's weights from a folder into their places on the mesh, quantised on the way if asked for.
+"""A model's weights from a folder into their places on the mesh, quantized on the way if asked for.
 
 Every device's share of a field is allocated where it will live and filled in place, some rows of one layer at
 a time, so the host holds no more than those rows, however large the model, its layers or its vocabulary. Each
@@ -46,7 +46,7 @@ def load_params(
     """Read a model's weights into their places on the mesh (one device if None).
 
     Args:
-        dtype: of what is not quantised.
+        dtype: of what is not quantized.
         quantization: of the projections, which become `QuantizedWeight`s; no float copy of them is made.
 
     Raises:
