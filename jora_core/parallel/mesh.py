@@ -43,7 +43,7 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Say whether a model of this shape can be split over this mesh.
+    """Check that a model of this shape can be split over this mesh.
 
     Raises:
         InputError: heads or feed-forward width do not divide by the tensor axis, or a projection is fused.
@@ -64,6 +64,8 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
             raise InputError(
                 f"mesh.tensor={tensor} does not divide {name}={size} of the model; choose a divisor"
             )
+    # Fewer key/value heads than devices: each device holds all of them and uses the one of its query heads.
+    # For that all query heads of a device must share one key/value head.
     if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
         raise InputError(
             f"mesh.tensor={tensor} neither divides num_key_value_heads={config.num_kv_heads} "
@@ -72,7 +74,7 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
 
 
 def data_shards() -> int:
-    """Size of the current mesh's data axis: batches have a multiple of it as rows."""
+    """Size of the current mesh's data axis: the number of rows of a batch is a multiple of it."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[BATCH]
 

@@ -40,10 +40,15 @@ def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...
 
 
 def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantization) -> None:
-    """Say whether the projections of a model of this shape can be quantized where this mesh puts them.
+    """Check that the projections of a model can be quantized where this mesh puts them.
+
+    Args:
+        config: of the model.
+        mesh: data × tensor.
+        quantization: only NF4 has blocks that a split could cut.
 
     Raises:
-        InputError: inputs of a projection are split within a block of NF4.
+        InputError: the inputs of a projection are split within a block of NF4.
     """
     if quantization != "nf4":
         return
@@ -62,20 +67,36 @@ def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantizati
 def quantized_shardings(
     config: ModelConfig, places: dict[str, NamedSharding], kind: Kind
 ) -> dict[str, QuantizedWeight]:
-    """Placement of codes and scales for the projections, where `places` puts their weights."""
+    """Placement of codes and scales for the projections, where `places` puts their weights.
+
+    Args:
+        config: of the model.
+        places: of each projection's weight [L, out, in], by field.
+        kind: "int8" or "nf4".
+    """
     found = {}
     for name in model_projections(config):
         mesh = places[name].mesh
         codes, scale = (
             NamedSharding(mesh, PartitionSpec(*axes)) for axes in quantized_axes(kind, *places[name].spec)
         )
+        # Not an array but part of the tree's structure, which must be that of the quantized weights.
         padding = -projection_shape(config, name)[1] % BLOCK if kind == "nf4" else 0
         found[name] = QuantizedWeight(codes, scale, kind, padding)  # type: ignore[arg-type]
     return found
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh, quantization: Quantization = "none") -> Params:
-    """A `Params` tree of NamedSharding for a model of this shape."""
+    """A `Params` tree of NamedSharding for a model of this shape.
+
+    Args:
+        config: of the model.
+        mesh: data × tensor.
+        quantization: of the projections; codes and scales have placements of their own.
+
+    Raises:
+        InputError: the mesh cannot split the model.
+    """
     check_mesh(config, mesh)
     layers: dict[str, Any] = {}
     rest: dict[str, Any] = {}
@@ -91,7 +112,13 @@ def param_shardings(config: ModelConfig, mesh: Mesh, quantization: Quantization 
 
 
 def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adapter:
-    """An `Adapter` tree of NamedSharding: A split like its weight's inputs, B like its outputs, R never."""
+    """An `Adapter` tree of NamedSharding: A is split like its weight's inputs, B like its outputs, R never.
+
+    Args:
+        config: of the base model.
+        adapter: whose tree it is; arrays or shapes.
+        mesh: data × tensor.
+    """
     weights = {}
     for name, pair in adapter.weights.items():
         out_axis, in_axis = _split(config, mesh, projection_row(name))
@@ -106,7 +133,14 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
 def model_shardings(
     config: ModelConfig, params: Params, adapter: Adapter | None, mesh: Mesh
 ) -> tuple[Params, Adapter | None]:
-    """Placement of a model's weights and of the adapter over them, if there is one."""
+    """Placement of a model's weights, and of the adapter over them if there is one.
+
+    Args:
+        config: of the model.
+        params: tells how the projections are stored.
+        adapter: whose tree is followed; None for none.
+        mesh: data × tensor.
+    """
     placed = None if adapter is None else adapter_shardings(config, adapter, mesh)
     return param_shardings(config, mesh, quantization_of(params)), placed
 
@@ -119,7 +153,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Placement of keys and values [L, B, C, K, H]: rows over the data axis, heads over the tensor axis.
 
-    Where there are fewer heads than devices, K counts a copy for each device.
+    Where there are fewer heads than devices, K is the number of devices: each holds the head that it uses.
     """
     return _place(mesh, None, BATCH, None, TENSOR)
 
@@ -130,7 +164,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def _place(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    # An axis of one device is left out: what it would split is whole, and needs no sum to be known as such.
+    # An axis of one device is left out. Named, it would make `shard_map` treat the array as different on each
+    # device of that axis, and ask for a sum before a result may be called equal.
     used = (axis if axis is not None and mesh.shape[axis] > 1 else None for axis in axes)
     return NamedSharding(mesh, PartitionSpec(*used))
 

@@ -1,7 +1,7 @@
 """``adapter_config.json`` as ``peft`` writes it, read into a `LoraSpec` and written from one.
 
-What would mean another computation than this core's is refused by name, whatever release of ``peft`` wrote
-it: a field that is unknown here passes only with a value that turns it off. No JAX here.
+A field that asks for another computation than this core's is refused by name. This holds for any release of
+``peft``: a field that is unknown here is accepted only with a value that turns it off.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jora_core.specs.lora import LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
 
-# Fields that say nothing about the computation of a finished adapter: where it comes from, how its weights
-# were drawn (where that leaves the base as it is), settings of something that another field turns on.
+# Fields that do not change the computation of a finished adapter: its origin, how its weights were drawn
+# (where that does not change the base), settings of a feature that another field turns on.
 _SILENT = frozenset(
     {
         "auto_mapping",
@@ -56,7 +56,8 @@ _READ = frozenset(
 )
 # Values that turn a field off.
 _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
-# Ways of drawing A and B that leave the base weights alone; the others store a changed base.
+# Initializations of A and B that keep the base weights. The others (PiSSA, OLoRA, LoftQ, ...) subtract the
+# first adapter from the base, so their adapters are right over that changed base alone.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -94,7 +95,14 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
 
 
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
-    """The fields of an ``adapter_config.json`` for an adapter on these projections."""
+    """The fields of an ``adapter_config.json``.
+
+    Args:
+        spec: the adapter's settings.
+        targets: the projections that have an adapter.
+        base_name: name or path of the base model.
+    """
+    # peft declares alpha as an integer; only what is no integer is written as a float.
     whole = float(spec.lora_alpha).is_integer()
     return {
         "peft_type": "LORA",
