@@ -1,11 +1,10 @@
-"""Write what leaves the house: a merged Hugging Face model, the PEFT adapter, and a card that says where both
-come from.
+"""Export a merged Hugging Face model, the PEFT adapter, and a card that says how both were made.
 
 ``python -m jora_core.commands.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and
-generation settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`,
-the written model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token
-ids and logits, so that another library can be held against them. Weights are merged tensor by tensor and
-compared layer by layer: no model is ever whole in memory.
+generation settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the
+written model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token ids
+and logits, which another library's can be compared with. Weights are merged tensor by tensor and compared
+layer by layer, so no model is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _TOLERANCE = 1e-3
 
 
 def export(spec: ExportSpec) -> dict[str, Any]:
-    """Do what a spec orders.
+    """Write the exported folder.
 
     Returns:
         What ``result.json`` says.
@@ -77,12 +76,12 @@ def export(spec: ExportSpec) -> dict[str, Any]:
 def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], dtype: str) -> float:
     """Compare the written model with base plus adapter on seeded token ids; keep ids and logits.
 
-    Both are computed in float32, layer by layer from their files; of several adapters the last stands beside
-    the base, the others are merged into it as they were when it was trained.
+    Both are computed in float32, layer by layer from their files. Of several adapters the last is computed
+    beside the base; the others are merged into it, as they were when the last was trained.
 
     Returns:
-        Largest difference between two logits: of the order of rounding in float32; in a narrower type, where
-        rounding the weights moves logits, it is reported and not judged.
+        The largest difference between two logits. In float32 it must be of the order of rounding. In a
+        narrower type the rounding of the weights moves the logits, and the difference is reported only.
     """
     length = min(24, config.max_positions)
     rng = np.random.default_rng(0)
@@ -99,7 +98,8 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
         merged[..., done : done + ours.shape[-1]] = ours
         done += ours.shape[-1]
         differences.append(float(np.abs(ours - theirs).max()))
-    difference = float(np.max(differences))  # NaN stays NaN
+    # Written so that NaN, which np.max keeps, is an error as well.
+    difference = float(np.max(differences))
     if dtype == "float32" and not difference <= _TOLERANCE:
         raise RuntimeError(
             f"the merged model's logits differ from base plus adapter by {difference:.2e}, "

@@ -15,7 +15,14 @@ from jora_core.specs.model_files import ExportSpec
 def model_card(
     spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
 ) -> str:
-    """The README.md of an export: how to load it, how it was made, digests of all files."""
+    """The README.md of an export: how to load it, how it was made, digests of all files.
+
+    Args:
+        spec: of the export, for the base's name and the lineage.
+        config: of the base model.
+        loras: settings of the merged adapters, in order.
+        result: what ``result.json`` will say, with the digest of each file.
+    """
     made = "; then with ".join(_describe_adapter(lora) for lora in loras)
     use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
     if len(loras) > 1:
