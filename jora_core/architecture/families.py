@@ -106,7 +106,8 @@ class Family(DecoderParts):
     def complete(self, fields: Fields) -> dict[str, Any]:
         """The fields of a ``config.json`` with the family's defaults for those left out."""
         complete = {**_DEFAULTS, **self.defaults, **fields}
-        if complete.get("use_sliding_window") is False:  # Qwen keeps a width that it does not use
+        # Qwen's published configs keep a width although windows are off.
+        if complete.get("use_sliding_window") is False:
             complete["sliding_window"] = None
         return complete
 
@@ -194,6 +195,7 @@ _FAMILIES = (
         "LlamaForCausalLM",
         "Llama",
         defaults={"max_position_embeddings": 2048},
+        # Some Llama derivatives have biases in attention or MLP; this decoder has them in q, k and v alone.
         accepted={"hidden_act": ("silu",), "mlp_bias": (False, None)},
     ),
     Family(
@@ -308,6 +310,7 @@ _FAMILIES = (
         "Olmo2ForCausalLM",
         "OLMo 2",
         wide_qk_norm=True,
+        # Differs from Llama's norm in narrow types only, by one rounding.
         wide_norm=True,
         no_pre_norms=True,
         post_norms=True,

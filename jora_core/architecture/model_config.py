@@ -79,6 +79,7 @@ class ModelConfig(DecoderParts):
                 f"model config: num_attention_heads ({self.num_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_kv_heads})"
             )
+        # Rotary positions rotate the first half of a head against the second.
         if self.head_dim < 2 or self.head_dim % 2:
             raise InputError(
                 f"model config: head_dim must be even for rotary positions, found {self.head_dim}"
@@ -194,7 +195,9 @@ class ModelConfig(DecoderParts):
         if family.local_rope:
             fields["rope_local_base_freq"] = self.local_rope_theta
         if self.attention_scale is not None:
+            # An integer in the file; the inverse square root of a float is not exactly whole.
             fields["query_pre_attn_scalar"] = round(self.attention_scale**-2)
+        # A family that knows a soft-cap has a default other than none, so "none" must be written too.
         for name, value in (
             ("attn_logit_softcapping", self.attention_softcap),
             ("final_logit_softcapping", self.logit_softcap),

@@ -40,6 +40,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
+    # What needs no weights is checked first: hashing a large model takes minutes.
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_mesh(config, mesh)
     check_quantization(config, mesh, spec.quantization)

@@ -49,6 +49,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
     folders = (spec.adapter, *spec.then)
+    # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
@@ -86,6 +87,7 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
     length = min(24, config.max_positions)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
+    # A row begins as a prompt does; some models give no sensible logits without their first token.
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
     base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))

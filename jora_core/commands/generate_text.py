@@ -71,11 +71,13 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
             eos_ids=end_tokens(spec.model, config, tokenizer),
             max_new_tokens=spec.max_new_tokens,
             min_new_tokens=spec.min_new_tokens,
-            tokens_per_batch=spec.max_seq_len,
+            tokens_per_batch=spec.max_seq_len,  # one row: the cache is as large as the longest text
             attention=spec.attention,
             adapter=adapter,
             sampling=spec.sampling,
             watch=watch,
+            # A chunk is one call of the device. One token a call is slower, but its text can be shown at
+            # once.
             chunk=1 if spec.stream else CHUNK,
         )
     give(text.finish())

@@ -32,6 +32,7 @@ class SamplingSpec(SpecModel):
         title="Top-p",
         description="Draw from the fewest likeliest tokens of this probability together; 1 is all",
     )
+    # A JAX key is made from 32 bits of it.
     seed: int = Field(
         default=0, ge=0, lt=2**32, title="Seed", description="The same seed draws the same text"
     )

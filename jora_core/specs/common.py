@@ -41,7 +41,7 @@ def values_of(group: type[SpecModel], given: SpecModel) -> dict[str, Any]:
 
 
 class MeshSpec(SpecModel):
-    """How many devices share the batch and how many share one copy of the weights."""
+    """How many devices split the batch, and how many split one copy of the weights."""
 
     data: int = Field(default=1, ge=1, title="Data axis", description="Devices that split the batch")
     tensor: int = Field(

@@ -47,7 +47,9 @@ class LoraSpec(SpecModel):
     @field_validator("target_modules", mode="before")
     @classmethod
     def _known_targets(cls, value: Any) -> Any:
-        """One line for a wrong choice, where the union would report each of its forms."""
+        """Refuse a wrong choice with one line; the union alone would report an error for each of its
+        types."""
+        # peft reads a list and keeps a set, whose order differs from run to run.
         if isinstance(value, tuple | set | frozenset):
             value = sorted(value, key=str)
         if not isinstance(value, str) and not (

@@ -18,7 +18,7 @@ from jora_core.specs.lora import LoraSpec
 
 
 class OptimSpec(SpecModel):
-    """AdamW with warm-up and decay."""
+    """AdamW (arXiv:1711.05101) with warm-up and decay of the learning rate."""
 
     learning_rate: float = Field(
         default=1e-4, gt=0, title="Learning rate", description="Peak, reached after warm-up"
@@ -94,6 +94,7 @@ class TrainingSettings(SpecModel):
         title="Report to",
         description="Curves for TensorBoard or Weights & Biases; each needs the extra of its name",
     )
+    # This has no effect on the trained weights, so that a run may change it and continue.
     checkpoint_every: int = Field(
         default=100, ge=1, title="Checkpoint every", description="Steps lost at most by a kill"
     )
@@ -155,6 +156,7 @@ class TrainSpec(TrainingSettings, ModelRun):
             raise ValueError(
                 "adapter is for trainable=lora; with trainable=all there is no adapter to continue"
             )
+        # Codes are integers: no gradient could change them.
         if self.trainable == "all" and self.quantization != "none":
             raise ValueError(
                 "quantization is of a frozen base, for trainable=lora; with trainable=all choose none"

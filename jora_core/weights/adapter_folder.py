@@ -67,6 +67,7 @@ def load_adapter(
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
     spec = read_peft_config(folder, config)
+    # The config first: its refusals say more than the names and shapes that would not fit.
     source = TensorStore.of_file(folder / WEIGHTS_FILE)
     targets = resolve_targets(spec.target_modules, config)
     shapes = {target: _shapes(config, spec, target) for target in targets}
@@ -112,6 +113,7 @@ def _check_fits(
     expected: dict[str, tuple[int, ...]] = {}
     for target, parts in shapes.items():
         for part, shape in parts.items():
+            # One layer more than the model has: an adapter of a deeper base is recognized by it.
             of_layer = [lora_tensor_name(layer, target, part) for layer in range(config.num_layers + 1)]
             expected |= dict.fromkeys(of_layer[:-1], shape)
             for name in filter(names.__contains__, of_layer[:-1]):
