@@ -1,9 +1,9 @@
 """`finetune-structure` and `finetune-task`: train one phase's LoRA adapter in a child process.
 
-The second phase goes on from the first one's adapter. Checkpoints live in the stage's work folder, which
-belongs to its key: a run that was killed goes on from the newest one, and no other run ever sees it. Where a
-microbatch does not fit into memory, half of it is tried with twice the accumulation, so that a step has as
-many tokens.
+The second phase continues the first one's adapter. Checkpoints are in the stage's work folder, which belongs
+to its key: a run that was killed continues from the newest one, and no other run sees it. Where a microbatch
+does not fit in memory, the stage tries half of it with twice the accumulation, so that a step has as many
+tokens.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from flows.engine.code_files import stage_sources
 from flows.engine.stage import CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from jora_core.base.atomic_files import write_bytes
-from jora_core.specs.common import ALPACA_SHORT
-from jora_core.specs.data import DataSpec
-from jora_core.specs.train import TrainSpec
+from jora_core.specs.common import ComputeSettings, values_of
+from jora_core.specs.data import BatchingSettings, DataSpec
+from jora_core.specs.train import TrainingSettings, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
 TOKENS = "tokens"  # folder of token ids in the cache
-# Neither how often a checkpoint is written nor who else hears of it changes what is trained; the file of
-# general instructions is an input, by its content.
+# What does not change the trained weights is not in the key. The file of general instructions is an input, by
+# its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
-# In the work folder: the microbatch that a run came down to, so that its next attempt begins with it.
+# In the work folder: the microbatch that fitted, so that the next attempt begins with it.
 MICROBATCH = "microbatch.json"
 
 logger = logging.getLogger("jora.finetune")
@@ -58,7 +58,7 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
 
 def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
     path = _phase(config, stage)[1].alpaca_path
-    return {} if path is None else {"general instructions": Path(path)}
+    return {} if path is None else {"general instructions": path}
 
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
@@ -72,63 +72,45 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
 
 
 def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
-    """Which records one phase trains on, and how they are batched."""
+    """Which records one phase trains on, and how they are batched.
+
+    Args:
+        phase: the phase's settings.
+        records: Parquet file of all records.
+        cache_dir: the pipeline's cache; token ids are kept in a folder of it.
+    """
     return DataSpec(
         records=records,
         tasks=list(phase.tasks),
-        split="train",
-        prompt_template=ALPACA_SHORT,
-        max_seq_len=phase.max_seq_len,
-        tokens_per_batch=phase.tokens_per_batch,
-        max_records=phase.max_records,
-        sharing=phase.sharing,
-        validation_share=phase.validation_share,
-        curriculum=phase.curriculum,
-        alpaca_mix=phase.alpaca_mix,
-        alpaca_path=None if phase.alpaca_path is None else Path(phase.alpaca_path),
         cache_dir=cache_dir / TOKENS,
+        **values_of(BatchingSettings, phase),
     )
 
 
 def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
-    """The order for the child that trains one phase."""
+    """The spec for the child that trains one phase."""
     config = context.config
     index, phase = _phase(config, stage)
     return TrainSpec(
         model=Path(config.model.path),
-        init="pretrained",
-        trainable="lora",
         adapter=context.upstream[config.phases[index - 1].stage] if index else None,
-        lora=phase.lora,
-        optim=phase.optim,
         data=data_spec(
             phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
         ),
-        max_steps=phase.max_steps,
-        n_epochs=phase.n_epochs,
-        gradient_accumulation_steps=phase.gradient_accumulation_steps,
         mesh=config.mesh,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        attention=config.model.attention,
-        remat=phase.remat,
         seed=config.seed,
-        checkpoint_every=phase.checkpoint_every,
-        evaluate_every=phase.evaluate_every,
-        early_stopping_patience=phase.early_stopping_patience,
-        early_stopping_min_delta=phase.early_stopping_min_delta,
-        keep_best=phase.keep_best,
-        report_to=phase.report_to,
-        # Not into the artifact: a run that is killed and goes on has a new one, its curves go on here.
+        # Not in the artifact: a run that was killed and continues has a new one, but its curves continue.
         report_dir=context.cache_dir / "reports" / stage,
         output_dir=context.output_dir,
         checkpoint_dir=context.work_dir / CHECKPOINTS,
         compilation_cache_dir=context.cache_dir / "jax",
+        **values_of(ComputeSettings, config.model),
+        **values_of(TrainingSettings, phase),
     )
 
 
 def halved(spec: TrainSpec) -> TrainSpec | None:
-    """The order with half of the tokens a microbatch, and as many a step; None where one row is all."""
+    """The spec with half of the tokens a microbatch, and as many a step; None at one row a microbatch."""
     tokens = max(spec.data.tokens_per_batch // 2, spec.data.max_seq_len)
     if tokens == spec.data.tokens_per_batch:
         return None
@@ -150,10 +132,10 @@ def _with_microbatch(spec: TrainSpec, size: dict[str, int]) -> TrainSpec:
 
 
 def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
-    """Train in a child process, with smaller microbatches where its device or the host runs out of memory.
+    """Train in a child process, with smaller microbatches where the device or the host runs out of memory.
 
     Raises:
-        ChildFailed: it failed otherwise, or not even one row fits.
+        ChildFailed: another failure, or not even one row fits.
     """
     spec = train_spec(context, stage)
     remembered = context.work_dir / MICROBATCH
@@ -167,7 +149,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
             if smaller is None:
                 raise
         spec = smaller
-        logger.warning("%s: out of memory; going on with %s", stage, _microbatch(spec))
+        logger.warning("%s: out of memory; continuing with %s", stage, _microbatch(spec))
         write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
 
 

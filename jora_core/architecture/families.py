@@ -1,19 +1,20 @@
-"""What sets the supported Hugging Face architectures apart, as one table.
+"""The supported Hugging Face architectures, as one table of their differences.
 
-A `Family` says which parts of the decoder an architecture has, what `transformers` takes for a field that its
-``config.json`` leaves out, and which field values leave the computation as it is. Any other value is refused
-by name: a model that loads is a model that is computed exactly.
+A `Family` says which parts of the decoder an architecture has, what `transformers` assumes for a field that
+is missing in its ``config.json``, and which field values leave the computation unchanged. Any other value is
+refused by name: a model that loads is a model that is computed exactly. A family that differs from Llama only
+in such values is one more row.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
-Gemma 2 (2408.00118) and Gemma 3 (2503.19786).
+Gemma 2 (2408.00118), Gemma 3 (2503.19786), OLMo 2 (2501.00656) and Phi-3 (2404.14219).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,10 +22,11 @@ from jora_core.base.errors import InputError
 
 Activation = Literal["silu", "gelu_tanh"]
 Fields = Mapping[str, Any]
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 
-def _no_layer(layer: int, fields: Fields) -> bool:
+def no_layer(layer: int, fields: Fields) -> bool:
+    """Families without windows."""
     return False
 
 
@@ -33,18 +35,52 @@ def _every_layer(layer: int, fields: Fields) -> bool:
 
 
 def _upper_layers(layer: int, fields: Fields) -> bool:
-    """Qwen: the layers from max_window_layers on, if windows are switched on at all."""
+    """Qwen: the layers from max_window_layers on, where windows are on."""
     return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
 
 
 def _all_but_every_nth(layer: int, fields: Fields) -> bool:
-    """Gemma: each pattern of layers ends with one that sees everything."""
+    """Gemma: the last layer of each pattern has no window."""
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderParts:
+    """The parts of the decoder that a family fixes and no field of its ``config.json`` changes.
+
+    `ModelConfig` has the same parts, copied from its family; the decoder and the table of tensors read them
+    there.
+
+    Attributes:
+        activation: of the MLP's gate.
+        qkv_bias: q, k and v have biases.
+        qk_norm: q and k are normalized over each head.
+        wide_qk_norm: q and k are normalized over all heads together.
+        norm_offset: norms multiply by 1 + weight.
+        wide_norm: norms multiply by their weight in float32, before the result takes the type of the input.
+        no_pre_norms: no norms on the inputs of attention and MLP.
+        post_norms: norms on the outputs of attention and MLP.
+        fused_projections: one matrix makes q, k and v, and one makes gate and up.
+    """
+
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    wide_qk_norm: bool = False
+    norm_offset: bool = False
+    wide_norm: bool = False
+    no_pre_norms: bool = False
+    post_norms: bool = False
+    fused_projections: bool = False
+
+    def parts(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {each.name: getattr(self, each.name) for each in fields(DecoderParts)}
+
+
 @dataclass(frozen=True)
-class Family:
-    """One architecture.
+class Family(DecoderParts):
+    """One architecture: a row of the table.
 
     Attributes:
         model_type, architecture: as in ``config.json``.
@@ -60,13 +96,8 @@ class Family:
     model_type: str
     architecture: str
     title: str
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_offset: bool = False
-    post_norms: bool = False
     scaled_embedding: bool = False
-    has_window: Callable[[int, Fields], bool] = _no_layer
+    has_window: Callable[[int, Fields], bool] = no_layer
     names_layers: bool = False
     local_rope: bool = False
     defaults: Fields = field(default_factory=dict)
@@ -75,7 +106,8 @@ class Family:
     def complete(self, fields: Fields) -> dict[str, Any]:
         """The fields of a ``config.json`` with the family's defaults for those left out."""
         complete = {**_DEFAULTS, **self.defaults, **fields}
-        if complete.get("use_sliding_window") is False:  # Qwen keeps a width that it does not use
+        # Qwen's published configs keep a width although windows are off.
+        if complete.get("use_sliding_window") is False:
             complete["sliding_window"] = None
         return complete
 
@@ -163,6 +195,7 @@ _FAMILIES = (
         "LlamaForCausalLM",
         "Llama",
         defaults={"max_position_embeddings": 2048},
+        # Some Llama derivatives have biases in attention or MLP; this decoder has them in q, k and v alone.
         accepted={"hidden_act": ("silu",), "mlp_bias": (False, None)},
     ),
     Family(
@@ -271,6 +304,28 @@ _FAMILIES = (
         },
         # transformers reads attn_logit_softcapping and does not apply it: only its absence is unambiguous.
         accepted={"hidden_act": (None, _GELU), "hidden_activation": (_GELU,)},
+    ),
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        "OLMo 2",
+        wide_qk_norm=True,
+        # Differs from Llama's norm in narrow types only, by one rounding.
+        wide_norm=True,
+        no_pre_norms=True,
+        post_norms=True,
+        defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        accepted={"hidden_act": ("silu",)},
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        "Phi-3",
+        fused_projections=True,
+        has_window=_every_layer,
+        defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
+        # Dropout of the base model. Training would need it; the published models have it off.
+        accepted={"hidden_act": ("silu",), "resid_pdrop": (0.0, None), "embd_pdrop": (0.0, None)},
     ),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _FAMILIES})

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jora_core.architecture.families import _FULL, _SLIDING, Family, Fields, _no_layer
+from jora_core.architecture.families import FULL_ATTENTION, SLIDING_ATTENTION, Family, Fields, no_layer
 from jora_core.base.errors import InputError
 
 
 def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tuple[int, ...]:
     """Window of each layer in tokens, the token itself included, 0 for none; () if no layer has one.
+
+    Args:
+        family: says which layers have a window where ``layer_types`` does not.
+        fields: of the ``config.json``, completed with the family's defaults.
+        layers: how many layers the model has.
+        where: the file, for error messages.
 
     Raises:
         InputError: layer_types that do not fit, or layers with a window of no width.
@@ -24,13 +30,13 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
         has_window = [family.has_window(layer, fields) for layer in range(layers)]
     elif not isinstance(kinds, list) or len(kinds) != layers:
         raise InputError(f"{where}: layer_types must list {layers} layers, found {json.dumps(kinds)}")
-    elif unknown := [kind for kind in kinds if kind not in (_FULL, _SLIDING)]:
+    elif unknown := [kind for kind in kinds if kind not in (FULL_ATTENTION, SLIDING_ATTENTION)]:
         raise InputError(
             f"{where}: layer_types entry {json.dumps(unknown[0])} is not supported; "
-            f"expected {_FULL} or {_SLIDING}"
+            f"expected {FULL_ATTENTION} or {SLIDING_ATTENTION}"
         )
     else:
-        has_window = [kind == _SLIDING for kind in kinds]
+        has_window = [kind == SLIDING_ATTENTION for kind in kinds]
     if not any(has_window):
         return ()
     width = fields["sliding_window"]
@@ -43,16 +49,24 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
 
 
 def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
-    """The fields of a ``config.json`` that `read_windows` reads back."""
-    if family.has_window is _no_layer:
+    """The fields of a ``config.json`` that `read_windows` reads back.
+
+    Args:
+        family: whose spelling is written.
+        windows: of each layer in tokens, or () for none.
+        layers: how many layers the model has.
+    """
+    if family.has_window is no_layer:
         return {}
     width = max(windows, default=0) or None
     if not family.names_layers:
         return {"sliding_window": width}
     each = windows or (0,) * layers
-    fields = {"layer_types": [_SLIDING if window else _FULL for window in each]}
+    fields = {"layer_types": [SLIDING_ATTENTION if window else FULL_ATTENTION for window in each]}
     if "use_sliding_window" not in family.defaults:
+        # Gemma has no switch for windows: the width is always there, and layer_types says who uses it.
         return fields | {"sliding_window": width or family.defaults["sliding_window"]}
+    # Releases of transformers from before layer_types derive Qwen's windows from max_window_layers.
     first = next((layer for layer, window in enumerate(each) if window), layers)
     return fields | {
         "use_sliding_window": width is not None,

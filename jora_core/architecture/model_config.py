@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_core.architecture.families import FAMILIES, Activation, find_family
+from jora_core.architecture.families import FAMILIES, DecoderParts, find_family
 from jora_core.architecture.layer_windows import read_windows, write_windows
 from jora_core.architecture.rope_config import RopeScaling, read_rope, write_rope_scaling
 from jora_core.base.errors import InputError
@@ -23,20 +23,19 @@ __all__ = ["ModelConfig", "RopeScaling", "read_json_object"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(DecoderParts):
     """Shape of a decoder: V vocab_size, D hidden_size, F intermediate_size, L num_layers, N num_heads,
-    K num_kv_heads, H head_dim.
+    K num_kv_heads, H head_dim. Its parts are those of its family (`DecoderParts`).
 
     Attributes:
         rope_theta, rope_scaling: rotary base and its stretching; of the layers without a window where
             `local_rope_theta` is set.
         family: model_type of its ``config.json``.
-        norm_offset: norms multiply by 1 + weight.
-        post_norms: norms on the outputs of attention and MLP too.
         embedding_scale: factor on token embeddings (None: 1).
         attention_scale: factor on attention scores (None: 1/√H).
         attention_softcap, logit_softcap: c in c·tanh(x/c) on scores and on logits.
-        windows: of each layer, how many tokens it sees, itself included, 0 for all; () if all see all.
+        windows: of each layer, to how many tokens a token attends, itself included, 0 for all; () if no layer
+            has a window.
         local_rope_theta: rotary base of the layers with a window; they have no scaling.
     """
 
@@ -57,11 +56,6 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     family: str = "llama"
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_offset: bool = False
-    post_norms: bool = False
     embedding_scale: float | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None
@@ -85,6 +79,7 @@ class ModelConfig:
                 f"model config: num_attention_heads ({self.num_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_kv_heads})"
             )
+        # Rotary positions rotate the first half of a head against the second.
         if self.head_dim < 2 or self.head_dim % 2:
             raise InputError(
                 f"model config: head_dim must be even for rotary positions, found {self.head_dim}"
@@ -113,13 +108,18 @@ class ModelConfig:
 
     @classmethod
     def from_fields(cls, given: dict[str, Any], where: str = "model config") -> ModelConfig:
-        """Make a config from the fields of a ``config.json``; `where` says in messages whose they are.
+        """Make a config from the fields of a ``config.json``.
+
+        Args:
+            given: the fields as they stand in the file.
+            where: the file, for error messages.
 
         Raises:
             InputError: an architecture or field value that is not supported, or a missing width.
         """
         family = find_family(given, where)
         family.check(given, where)
+        # Checked before defaults are filled in: a message names only what the file says.
         data = family.complete(given)
         heads = read_number(where, data, "num_attention_heads", int)
         hidden = read_number(where, data, "hidden_size", int)
@@ -150,17 +150,14 @@ class ModelConfig:
             eos_token_ids=_token_ids(where, data.get("eos_token_id")),
             pad_token_id=read_optional(where, data, "pad_token_id", int),
             family=family.model_type,
-            activation=family.activation,
-            qkv_bias=family.qkv_bias,
-            qk_norm=family.qk_norm,
-            norm_offset=family.norm_offset,
-            post_norms=family.post_norms,
+            # In full precision here; `embed` rounds it to the type of the weights, as transformers does.
             embedding_scale=math.sqrt(hidden) if family.scaled_embedding else None,
             attention_scale=None if query_scalar is None else query_scalar**-0.5,
             attention_softcap=read_optional(where, data, "attn_logit_softcapping", float),
             logit_softcap=read_optional(where, data, "final_logit_softcapping", float),
             windows=read_windows(family, data, layers, where),
             local_rope_theta=local_theta,
+            **family.parts(),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -198,7 +195,9 @@ class ModelConfig:
         if family.local_rope:
             fields["rope_local_base_freq"] = self.local_rope_theta
         if self.attention_scale is not None:
+            # An integer in the file; the inverse square root of a float is not exactly whole.
             fields["query_pre_attn_scalar"] = round(self.attention_scale**-2)
+        # A family that knows a soft-cap has a default other than none, so "none" must be written too.
         for name, value in (
             ("attn_logit_softcapping", self.attention_softcap),
             ("final_logit_softcapping", self.logit_softcap),
@@ -209,7 +208,7 @@ class ModelConfig:
         return fields
 
     def _check_reads_back(self, fields: dict[str, Any]) -> None:
-        """A config made by hand may hold what its family cannot say, such as windows on a Llama."""
+        """Refuse a config made by hand that its family's file cannot express, such as windows on a Llama."""
         again = ModelConfig.from_fields(fields)
         for each in dataclasses.fields(self):
             ours, theirs = getattr(self, each.name), getattr(again, each.name)

@@ -23,7 +23,16 @@ _ROPE_FIELDS = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched (`kind` is "linear" or "llama3"; the rest only for llama3)."""
+    """How rotary frequencies are stretched for longer rows than the model was first trained on.
+
+    Attributes:
+        kind: "linear" (all positions divided by the factor, arXiv:2306.15595) or "llama3" (only low
+            frequencies are divided, with a ramp between two thresholds, arXiv:2407.21783).
+        factor: the stretch.
+        low_freq_factor, high_freq_factor, original_max_positions: the thresholds of llama3: a frequency with
+            fewer than `low_freq_factor` turns over the original positions is stretched, one with more than
+            `high_freq_factor` is kept.
+    """
 
     kind: str
     factor: float
@@ -52,12 +61,18 @@ def read_rope(
     transformers 4 wrote rope_theta, rope_scaling and rope_local_base_freq; 5 writes one object
     rope_parameters, for Gemma 3 with one object inside for each kind of layer.
 
+    Args:
+        where: the file, for error messages.
+        data: the fields of the ``config.json``, completed with the family's defaults.
+        family: says whether layers with a window have a base of their own.
+
     Raises:
         InputError: a kind of scaling that is not supported, or a field that is missing or unknown.
     """
     scaling = read_object(where, data, "rope_scaling")
     parameters = read_object(where, data, "rope_parameters")
     if not family.local_rope:
+        # Where a file has both, transformers 5 lets rope_scaling win as well.
         rope = scaling or parameters
         return _rope_theta(where, data, rope), _rope_scaling(where, data, rope), None
     if unknown := sorted(set(parameters) - {"full_attention", "sliding_attention"}):
@@ -85,6 +100,7 @@ def _rope_kind(rope: dict[str, Any]) -> Any:
 
 def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> RopeScaling | None:
     kind = _rope_kind(rope)
+    # Refused first: other kinds (yarn, longrope, dynamic) have fields that would be named as unknown instead.
     if kind not in ROPE_KINDS:
         raise InputError(f"{where}: rope type {kind} is not supported; known are {', '.join(ROPE_KINDS)}")
     if rope.get("partial_rotary_factor") not in (None, 1):

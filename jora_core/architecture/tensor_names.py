@@ -1,4 +1,9 @@
-"""Hugging Face's names and shapes of all weights, in one table."""
+"""The weights of a model: the one table of their names, shapes and owners.
+
+Each row of `TENSORS` is one field of `Params`. Everything else that must know the weights reads this table:
+loading, saving and merging (names), initialization (shapes), placement on a mesh (which width an axis is),
+quantization and adapters (which rows are projections). A new kind of weight is a new row.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,16 @@ from jora_core.architecture.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One field of `Params` (or of its layers): Hugging Face module, and shape as names of widths.
+    """One field of `Params`, or of its layers.
 
-    `when` and `unless` name a flag of `ModelConfig` that must be on, or off, for a model to have the tensor.
+    Attributes:
+        field: its name in `Params` or `LayerParams`.
+        module: the Hugging Face module, within a layer where `per_layer`.
+        shape: the width of each axis by letter (V vocabulary, D model, F feed-forward, H one head, NH all
+            query heads, KH all key/value heads). A sum such as "NH+KH+KH" is a fused axis.
+        per_layer: whether each layer has the tensor.
+        kind: the parameter of the module, "weight" or "bias".
+        when, unless: a flag of `ModelConfig` that must be on, or off, for a model to have the tensor.
     """
 
     field: str
@@ -40,39 +52,61 @@ class TensorRow:
             "KH": config.num_kv_heads * config.head_dim,
             "H": config.head_dim,
         }
-        return tuple(widths[axis] for axis in self.shape)
+        return tuple(sum(widths[letters] for letters in axis.split("+")) for axis in self.shape)
 
     def belongs(self, config: ModelConfig) -> bool:
         """Whether a model of this config has the tensor."""
         wanted = self.when is None or bool(getattr(config, self.when))
         return wanted and (self.unless is None or not getattr(config, self.unless))
 
+    @property
+    def is_projection(self) -> bool:
+        """Whether it is a matrix [out, in] of a layer: what adapters and quantization apply to."""
+        return self.per_layer and len(self.shape) == 2
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one matrix holds the outputs of several projections."""
+        return any("+" in axis for axis in self.shape)
+
 
 TENSORS: tuple[TensorRow, ...] = (
     TensorRow("embedding", "model.embed_tokens", ("V", "D"), per_layer=False),
-    TensorRow("attention_norm", "input_layernorm", ("D",)),
-    TensorRow("q_proj", "self_attn.q_proj", ("NH", "D")),
-    TensorRow("k_proj", "self_attn.k_proj", ("KH", "D")),
-    TensorRow("v_proj", "self_attn.v_proj", ("KH", "D")),
+    TensorRow("attention_norm", "input_layernorm", ("D",), unless="no_pre_norms"),
+    TensorRow("q_proj", "self_attn.q_proj", ("NH", "D"), unless="fused_projections"),
+    TensorRow("k_proj", "self_attn.k_proj", ("KH", "D"), unless="fused_projections"),
+    TensorRow("v_proj", "self_attn.v_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
     TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
     TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
-    # Hugging Face's "post attention" names the norm before the MLP in most families, and what it says in
-    # Gemma 2 and 3.
+    TensorRow("q_norm", "self_attn.q_norm", ("NH",), when="wide_qk_norm"),
+    TensorRow("k_norm", "self_attn.k_norm", ("KH",), when="wide_qk_norm"),
+    # Hugging Face's "post attention" names the norm before the MLP in most families. Where outputs have norms
+    # (Gemma 2 and 3, OLMo 2) the name is literal: the norm on the output of attention.
     TensorRow("mlp_norm", "post_attention_layernorm", ("D",), unless="post_norms"),
     TensorRow("attention_post_norm", "post_attention_layernorm", ("D",), when="post_norms"),
-    TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms"),
+    TensorRow("mlp_norm", "pre_feedforward_layernorm", ("D",), when="post_norms", unless="no_pre_norms"),
     TensorRow("mlp_post_norm", "post_feedforward_layernorm", ("D",), when="post_norms"),
-    TensorRow("gate_proj", "mlp.gate_proj", ("F", "D")),
-    TensorRow("up_proj", "mlp.up_proj", ("F", "D")),
+    TensorRow("gate_proj", "mlp.gate_proj", ("F", "D"), unless="fused_projections"),
+    TensorRow("up_proj", "mlp.up_proj", ("F", "D"), unless="fused_projections"),
     TensorRow("down_proj", "mlp.down_proj", ("D", "F")),
+    # New projections come after these: the position of a projection seeds its dropout, see `projector`.
+    TensorRow("qkv_proj", "self_attn.qkv_proj", ("NH+KH+KH", "D"), when="fused_projections"),
+    TensorRow("gate_up_proj", "mlp.gate_up_proj", ("F+F", "D"), when="fused_projections"),
     TensorRow("final_norm", "model.norm", ("D",), per_layer=False),
     TensorRow("head", "lm_head", ("V", "D"), per_layer=False, unless="tie_embeddings"),
 )
-_ROWS = {row.field: row for row in TENSORS}
+_PROJECTION_ROWS = {row.field: row for row in TENSORS if row.is_projection}
+# The projections of all families, by field: the module in a Hugging Face layer.
+PROJECTIONS: dict[str, str] = {field: row.module for field, row in _PROJECTION_ROWS.items()}
+
+
+def model_rows(config: ModelConfig) -> list[TensorRow]:
+    """The rows of a model of this config: a tied model has no head of its own, few have biases."""
+    return [row for row in TENSORS if row.belongs(config)]
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -80,21 +114,37 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {row.field: row.size(config) for row in model_rows(config) if row.per_layer}
 
 
+def model_projections(config: ModelConfig) -> dict[str, str]:
+    """The projections that a model of this config has: field to module in a Hugging Face layer."""
+    return {row.field: row.module for row in model_rows(config) if row.is_projection}
+
+
+def projection_row(target: str) -> TensorRow:
+    """The row of one projection, whatever the family."""
+    return _PROJECTION_ROWS[target]
+
+
 def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
     """(out, in) of one projection."""
-    out_width, in_width = _ROWS[target].size(config)
+    out_width, in_width = projection_row(target).size(config)
     return out_width, in_width
 
 
+def head_tensor_name() -> str:
+    """The output projection's name in a checkpoint, which a tied checkpoint may hold although it has none."""
+    return next(row for row in TENSORS if row.field == "head").name()
+
+
 def lora_tensor_name(layer: int, target: str, part: str) -> str:
-    """PEFT's name of one adapter tensor; `part` is "A", "B" or "magnitude" (DoRA's, which has no .weight)."""
+    """PEFT's name of one adapter tensor.
+
+    Args:
+        layer: number of the layer, from 0.
+        target: the projection's field, such as "q_proj".
+        part: "A", "B", or "magnitude" (DoRA's, whose name has no ".weight").
+    """
     tensor = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
-    return f"base_model.model.{_ROWS[target].prefix(layer)}.{tensor}"
-
-
-def model_rows(config: ModelConfig) -> list[TensorRow]:
-    """The rows of a model of this config: a tied model has no head of its own, few have biases."""
-    return [row for row in TENSORS if row.belongs(config)]
+    return f"base_model.model.{projection_row(target).prefix(layer)}.{tensor}"
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Read a Hugging Face model folder, check every tensor, and write down what was read.
 
 ``python -m jora_core.commands.check_model --spec FILE`` writes ``model.json`` (config; shape, type and
-SHA-256 of each tensor) and ``result.json``. The weights stay where they are: training and export read them
-from the folder slice by slice, so a checked model costs no second copy on disk.
+SHA-256 of each tensor) and ``result.json``. The weights are not copied: training and export read slices of
+the same folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from jora_core.parallel.placements import check_quantization
 from jora_core.specs.model_files import ConvertSpec
 from jora_core.weights.checkpoint_folder import open_checkpoint
 
+# Hashing releases Python's lock, so threads share the cores; more of them would only hold more tensors in
+# memory.
 _THREADS = 8
 
 
@@ -38,6 +40,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
+    # What needs no weights is checked first: hashing a large model takes minutes.
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_mesh(config, mesh)
     check_quantization(config, mesh, spec.quantization)

@@ -1,11 +1,10 @@
-"""Write what leaves the house: a merged Hugging Face model, the PEFT adapter, and a card that says where both
-come from.
+"""Export a merged Hugging Face model, the PEFT adapter, and a card that says how both were made.
 
 ``python -m jora_core.commands.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and
-generation settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`,
-the written model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token
-ids and logits, so that another library can be held against them. Weights are merged tensor by tensor and
-compared layer by layer: no model is ever whole in memory.
+generation settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the
+written model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token ids
+and logits, which another library's can be compared with. Weights are merged tensor by tensor and compared
+layer by layer, so no model is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
-from jora_core.commands.model_card import _adapter_folder, model_card
+from jora_core.commands.model_card import adapter_folder_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.companion_files import copy_file
 from jora_core.weights.layerwise_logits import hidden_states, logits
-from jora_core.weights.merge_adapters import MergedWeights, copy_file, write_merged
+from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.tensor_store import write_tensors
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -37,7 +37,7 @@ _TOLERANCE = 1e-3
 
 
 def export(spec: ExportSpec) -> dict[str, Any]:
-    """Do what a spec orders.
+    """Write the exported folder.
 
     Returns:
         What ``result.json`` says.
@@ -49,10 +49,11 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
     folders = (spec.adapter, *spec.then)
+    # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
-    names = [_adapter_folder(number) for number in range(len(folders))]
+    names = [adapter_folder_name(number) for number in range(len(folders))]
     for folder, target in zip(folders, names, strict=True):
         for name in _ADAPTER_FILES:
             copy_file(folder / name, spec.output_dir / target / name)
@@ -76,16 +77,17 @@ def export(spec: ExportSpec) -> dict[str, Any]:
 def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], dtype: str) -> float:
     """Compare the written model with base plus adapter on seeded token ids; keep ids and logits.
 
-    Both are computed in float32, layer by layer from their files; of several adapters the last stands beside
-    the base, the others are merged into it as they were when it was trained.
+    Both are computed in float32, layer by layer from their files. Of several adapters the last is computed
+    beside the base; the others are merged into it, as they were when the last was trained.
 
     Returns:
-        Largest difference between two logits: of the order of rounding in float32; in a narrower type, where
-        rounding the weights moves logits, it is reported and not judged.
+        The largest difference between two logits. In float32 it must be of the order of rounding. In a
+        narrower type the rounding of the weights moves the logits, and the difference is reported only.
     """
     length = min(24, config.max_positions)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
+    # A row begins as a prompt does; some models give no sensible logits without their first token.
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
     base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))
@@ -98,7 +100,8 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
         merged[..., done : done + ours.shape[-1]] = ours
         done += ours.shape[-1]
         differences.append(float(np.abs(ours - theirs).max()))
-    difference = float(np.max(differences))  # NaN stays NaN
+    # Written so that NaN, which np.max keeps, is an error as well.
+    difference = float(np.max(differences))
     if dtype == "float32" and not difference <= _TOLERANCE:
         raise RuntimeError(
             f"the merged model's logits differ from base plus adapter by {difference:.2e}, "

@@ -1,4 +1,4 @@
-"""Answer one prompt, and give its text out while it comes.
+"""Answer one prompt, and write its text while it is generated.
 
 ``python -m jora_core.commands.generate_text --spec FILE`` writes a line of JSON to standard output for each
 piece of text, ``{"text": "..."}``, and ``result.json`` with all of it: text, why it ended
@@ -34,7 +34,11 @@ from jora_core.weights.load_params import load_params
 
 
 def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[str, Any]:
-    """Write one answer; `on_text` gets its pieces, one a token where `spec.stream`, as soon as they are sure.
+    """Write one answer.
+
+    Args:
+        spec: the prompt, the model, and how to answer.
+        on_text: gets each piece of text that later tokens cannot change; one a token where `spec.stream`.
 
     Returns:
         What ``result.json`` says.
@@ -67,11 +71,13 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
             eos_ids=end_tokens(spec.model, config, tokenizer),
             max_new_tokens=spec.max_new_tokens,
             min_new_tokens=spec.min_new_tokens,
-            tokens_per_batch=spec.max_seq_len,
+            tokens_per_batch=spec.max_seq_len,  # one row: the cache is as large as the longest text
             attention=spec.attention,
             adapter=adapter,
             sampling=spec.sampling,
             watch=watch,
+            # A chunk is one call of the device. One token a call is slower, but its text can be shown at
+            # once.
             chunk=1 if spec.stream else CHUNK,
         )
     give(text.finish())
@@ -110,7 +116,7 @@ def make_prompt(spec: GenerateSpec, tokenizer: TextTokenizer) -> tuple[np.ndarra
 
 
 def _main(spec: GenerateSpec) -> None:
-    # What libraries print must not come between the lines.
+    # What libraries print to standard output goes to standard error: it must not come between the lines.
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -11,7 +11,7 @@ from jora_core.specs.planning import MemorySpec
 
 
 def main(spec: MemorySpec) -> None:
-    """The command: the plan as ``result.json``, its progress on stderr."""
+    """Write the plan as ``result.json``, and progress to standard error."""
     plan = plan_memory(spec, lambda line: print(line, file=sys.stderr, flush=True))
     write_json(spec.output_dir / "result.json", plan)
 

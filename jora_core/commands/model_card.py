@@ -15,11 +15,18 @@ from jora_core.specs.model_files import ExportSpec
 def model_card(
     spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
 ) -> str:
-    """The README.md of an export: how to load it, how it was made, digests of all files."""
-    made = "; then with ".join(_described(lora) for lora in loras)
+    """The README.md of an export: how to load it, how it was made, digests of all files.
+
+    Args:
+        spec: of the export, for the base's name and the lineage.
+        config: of the base model.
+        loras: settings of the merged adapters, in order.
+        result: what ``result.json`` will say, with the digest of each file.
+    """
+    made = "; then with ".join(_describe_adapter(lora) for lora in loras)
     use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
     if len(loras) > 1:
-        order = ", ".join(f"`{_adapter_folder(number)}`" for number in range(len(loras)))
+        order = ", ".join(f"`{adapter_folder_name(number)}`" for number in range(len(loras)))
         use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
     base = spec.model.name
     verified = ""
@@ -67,12 +74,12 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 """
 
 
-def _adapter_folder(number: int) -> str:
+def adapter_folder_name(number: int) -> str:
     """Where an export keeps its adapters: adapter, adapter-2, adapter-3."""
     return "adapter" if number == 0 else f"adapter-{number + 1}"
 
 
-def _described(lora: LoraSpec) -> str:
+def _describe_adapter(lora: LoraSpec) -> str:
     kind = ("an rs" if lora.use_rslora else "a ") + ("DoRA" if lora.use_dora else "LoRA")
     return (
         f"{kind} adapter (rank {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "

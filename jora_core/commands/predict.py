@@ -1,7 +1,7 @@
 """Answer records with one base model and several adapters: score given choices, generate, or both.
 
 ``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
-choice_logprob, text) and ``result.json``. The base is read once; adapters of one shape share the compiled
+choice_logprob, text) and ``result.json``. The base is read once. Adapters of one shape share their compiled
 programs.
 """
 
@@ -37,7 +37,7 @@ from jora_core.weights.load_params import load_params
 
 
 def predict(spec: PredictSpec) -> dict[str, Any]:
-    """Do what a spec orders and write its two files.
+    """Answer the records and write the two files.
 
     Returns:
         What ``result.json`` says.
@@ -127,7 +127,12 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
 def make_questions(
     rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer
 ) -> tuple[list[Question], int]:
-    """Tokenise records; a prompt too long for `max_seq_len` beside its longest answer loses context.
+    """Tokenize records; a prompt that is too long beside its longest answer loses context.
+
+    Args:
+        rows: the records, as `read_rows` returns them.
+        spec: the prompt's template and `max_seq_len`.
+        tokenizer: of the base model.
 
     Returns:
         The questions, and how many of them were shortened.
@@ -138,6 +143,7 @@ def make_questions(
     texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
     prompts = tokenizer.encode_batch(texts)
     choices = [tuple(row.get("choices") or ()) for row in rows]
+    # All choices in one call: the tokenizer works on many texts at once, and equal ones are encoded once.
     flat = iter(tokenizer.encode_batch([choice for group in choices for choice in group]))
     bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
     shortened = 0
@@ -170,7 +176,7 @@ def make_questions(
 
 @dataclass(frozen=True)
 class Work:
-    """The questions of one order, to be answered by any number of adapters over one base."""
+    """The questions of one spec, to be answered by any number of adapters over one base."""
 
     spec: PredictSpec
     config: ModelConfig
@@ -180,8 +186,7 @@ class Work:
     ends: tuple[int, ...]
 
     def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
-        """The likeliest choice of each question and its log-likelihood; '' and None where it has no
-        choices."""
+        """The likeliest choice of each question and its log-likelihood; "" and None without choices."""
         if self.spec.mode == "generate":
             return [""] * len(self.questions), [None] * len(self.questions)
         scores = score_choices(
@@ -200,9 +205,9 @@ class Work:
         return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
 
     def write(self, system: str, adapter: Adapter | None) -> list[str]:
-        """The written answer to each question; '' where only choices are asked for.
+        """The written answer to each question; "" where only choices are scored.
 
-        A record's draws follow from its id: its answer does not depend on which others are asked for.
+        The random draws of a record follow from its id, so its answer does not depend on the other records.
         """
         if self.spec.mode == "choice":
             return [""] * len(self.questions)

@@ -1,7 +1,7 @@
 """What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec and exit codes.
 
 Exit codes: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
-returns, such as 143 after an orderly stop.
+returns, such as 143 where SIGTERM stopped it with its state saved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from jora_core.specs.read_spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-# What the user can mend: a folder that is not writable, a full disk. The rest is a failure of ours.
+# Errors of the system that the user can mend, such as a full disk. Any other is a defect and shows a
+# traceback.
 _USER_ERRNO = {
     errno.EACCES,
     errno.EPERM,
@@ -39,7 +40,7 @@ def run_command(
     """Run one command and end the process with its exit code.
 
     Args:
-        model: the spec's class; its `output_dir` and `compilation_cache_dir` are honoured where it has them.
+        model: the spec's class; `output_dir` and `compilation_cache_dir` are used where it has them.
         function: does the work; an int that it returns is the exit code, None is 0.
         argv: arguments without the program's name; the process's own if None.
     """
@@ -63,7 +64,7 @@ def run_command(
 
 
 def check_writable(folder: Path) -> None:
-    """Make an output folder and see that a file can be written there, before any work is spent.
+    """Make an output folder and check that a file can be written there, before any work is done.
 
     Raises:
         InputError: no permission, a file in the way, or a full disk.
@@ -78,14 +79,13 @@ def check_writable(folder: Path) -> None:
 
 
 def set_compilation_cache(folder: Path | None) -> None:
-    """Keep compiled programs in `folder`, or where ``JAX_COMPILATION_CACHE_DIR`` says, so that the next start
-    compiles nothing. Every program counts: on a small model the many short compilations are the start-up
-    time.
-    """
+    """Keep compiled programs in `folder`, or in ``JAX_COMPILATION_CACHE_DIR``; the next start compiles
+    nothing."""
     import jax
 
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX keeps only slow compilations by default. On a small model many short ones make up the start-up time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

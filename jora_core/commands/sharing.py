@@ -9,7 +9,7 @@ from jora_core.specs.planning import SharingSpec
 
 
 def main(spec: SharingSpec) -> None:
-    """The command: the counts as ``result.json``."""
+    """Write the counts as ``result.json``."""
     write_json(spec.output_dir / "result.json", count_sharing(spec))
 
 

@@ -11,7 +11,7 @@ from jora_core.training.train import train
 
 
 def main(spec: TrainSpec) -> int:
-    """The command: 0 done, 1 the loss diverged, 143 stopped by SIGTERM with the state saved."""
+    """Train; 0 done, 1 the loss diverged, 143 stopped by SIGTERM with the state saved."""
     try:
         train(spec)
     except DivergedError as err:

@@ -37,7 +37,8 @@ _USUAL_NAMES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>"),
     "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
 }
-_DECIDING_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+# What decides the tokens of a text.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
 
 def _files_digest(folder: Path) -> str:
     whole = hashlib.sha256()
-    for name in _DECIDING_FILES:
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             whole.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     return whole.hexdigest()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.model.attention_slots import Slots
 from jora_core.model.cudnn_attention import SelfAttention, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.projections import linear
-from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, Remat, recomputed
+from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, recomputed
 from jora_core.model.rotary import Rotary, rotary_tables, rotate
 from jora_core.parallel.collectives import (
-    PROJECTION_SPLIT,
     add_up,
     gather_tokens,
     own_tokens,
@@ -38,14 +38,14 @@ from jora_core.parallel.collectives import (
     tensor_shards,
     tokens_split,
 )
-from jora_core.parallel.mesh import TENSOR
+from jora_core.parallel.mesh import splits_inputs
 from jora_core.parameters.lora_math import adapted, low_rank
 from jora_core.parameters.quantization import dense
-from jora_core.parameters.trees import LayerParams, Params
-from jora_core.specs.common import LORA_TARGETS, AttentionChoice
+from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
+from jora_core.specs.common import AttentionChoice, Remat
 
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Adapter, LoraWeights
+# A projection's number, from which its dropout mask follows.
+_NUMBERS = {name: number for number, name in enumerate(PROJECTIONS)}
 
 
 def forward(
@@ -168,9 +168,9 @@ def projector(
         out = linear(x.reshape(-1, x.shape[-1]), weight)
         if adapter is not None and name in layer.lora:
             pair, y = layer.lora[name], x if own is None else own
-            row = PROJECTION_SPLIT[name][1] == TENSOR
+            row = splits_inputs(name)
             if key is not None and adapter.dropout > 0:
-                target = jax.random.fold_in(key, LORA_TARGETS.index(name))
+                target = jax.random.fold_in(key, _NUMBERS[name])
                 y = dropout(y, adapter.dropout, target, by_inputs=row, by_tokens=split and not row)
             low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
             low = low.reshape(-1, low.shape[-1])
@@ -195,28 +195,39 @@ def decoder_layer(
     """One layer over the residual stream; `attend` takes rotated q, k and v, [B, T, heads, H] each."""
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
-    own = rms_norm(x, weights.attention_norm, config)
+    own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
     heads = (*y.shape[:2], -1, config.head_dim)
-    q, k, v = (project(name, y, own).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+    if weights.qkv_proj is None:
+        flat = [project(name, y, own) for name in ("q_proj", "k_proj", "v_proj")]
+    else:
+        # Apart only after the product: an adapter on the fused matrix has one A for all three, as in peft.
+        ends = [n * config.head_dim for n in (config.num_heads, config.num_heads + config.num_kv_heads)]
+        flat = jnp.split(project("qkv_proj", y, own), ends, axis=-1)
+    q, k, v = (part.reshape(heads) for part in flat)
     if weights.q_norm is not None and weights.k_norm is not None:
-        q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
+        if config.wide_qk_norm:
+            q = all_heads_norm(q, weights.q_norm, config, config.num_heads)
+            k = all_heads_norm(k, weights.k_norm, config, config.num_kv_heads)
+        else:
+            q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
     tables = rotary.of(layer.window)
     q, k, v = rotate(q, *tables), own_kv_heads(config, rotate(k, *tables)), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
     mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
     out = add_up(project("o_proj", mixed), split)
-    if weights.attention_post_norm is not None:
-        out = rms_norm(out, weights.attention_post_norm, config)
+    out = _norm_if_any(out, weights.attention_post_norm, config)
     x = checkpoint_name(x + out, KEPT_RESIDUAL)
-    own = rms_norm(x, weights.mlp_norm, config)
+    own = _norm_if_any(x, weights.mlp_norm, config)
     y = gather_tokens(own, split)
-    gate, up = (checkpoint_name(project(name, y, own), KEPT_MLP) for name in ("gate_proj", "up_proj"))
+    if weights.gate_up_proj is None:
+        flat = [project(name, y, own) for name in ("gate_proj", "up_proj")]
+    else:
+        flat = jnp.split(project("gate_up_proj", y, own), 2, axis=-1)
+    gate, up = (checkpoint_name(part, KEPT_MLP) for part in flat)
     gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
     out = add_up(project("down_proj", gated), split)
-    if weights.mlp_post_norm is not None:
-        out = rms_norm(out, weights.mlp_post_norm, config)
-    return x + out
+    return x + _norm_if_any(out, weights.mlp_post_norm, config)
 
 
 def own_kv_heads(config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -251,10 +262,39 @@ def attention_scale(config: ModelConfig) -> float:
 def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32 (arXiv:1910.07467)."""
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
+
+
+def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: int) -> jax.Array:
+    """Root-mean-square norm over all heads of a token together (OLMo 2, arXiv:2501.00656).
+
+    Args:
+        x: [B, T, N, H], queries or keys of the heads that this device holds.
+        weight: [N * H] of the same heads.
+        config: of the model.
+        heads: how many heads all devices hold together.
+    """
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide * wide, axis=(-2, -1), keepdims=True)
+    if x.shape[-2] < heads:
+        # Each device has the mean over as many heads, so the mean of the means is the mean over all.
+        mean = sum_over_tensor(mean) * (x.shape[-2] / heads)
+    return _normed(x, mean, weight.reshape(x.shape[-2:]), config)
+
+
+def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """x over the root of its mean square (float32), times the norm's weight."""
+    normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma keeps weights around 0 and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+    if config.wide_norm:
+        return (normed * weight.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * weight
+
+
+def _norm_if_any(x: jax.Array, weight: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """A norm at a place where not every family has one."""
+    return x if weight is None else rms_norm(x, weight, config)
 
 
 @jax.custom_vjp

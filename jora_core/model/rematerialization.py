@@ -13,11 +13,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-Remat = Literal["none", "dots", "attention", "full", "offload"]
+from jora_core.specs.common import Remat
 
 # Names that `jax.ad_checkpoint.checkpoint_name` gives to what a layer makes.
 KEPT_INPUT = "layer_input"

@@ -11,19 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from jora_core.parallel.mesh import BATCH, TENSOR
 
-# Split of each projection's [out, in]; the layer axis in front is never split.
-_COLUMN = (TENSOR, None)
-_ROW = (None, TENSOR)
-PROJECTION_SPLIT: dict[str, tuple[str | None, str | None]] = {
-    "q_proj": _COLUMN,
-    "k_proj": _COLUMN,
-    "v_proj": _COLUMN,
-    "o_proj": _ROW,
-    "gate_proj": _COLUMN,
-    "up_proj": _COLUMN,
-    "down_proj": _ROW,
-}
-
 
 def per_device(
     function: Callable[..., Any], mesh: Mesh, in_places: Any, out_places: Any
@@ -31,9 +18,13 @@ def per_device(
     """`function` on each device's part of its arguments; on a mesh of one device, `function` itself.
 
     Args:
-        in_places, out_places: trees of NamedSharding, as `param_shardings` and its kin give them, for the
-            arguments (a tuple) and the result.
+        function: written for one device's part; it may use the collectives of this module.
+        mesh: data × tensor.
+        in_places, out_places: trees of NamedSharding for the arguments (a tuple) and the result, as
+            `param_shardings` and similar functions return them.
     """
+    # Without `shard_map` no axis is manual, so `tensor_shards` is 1 and every collective is the identity. The
+    # compiled program is then that of a plain function.
     if mesh.size == 1:
         return function
     specs = [
@@ -44,27 +35,31 @@ def per_device(
 
 
 def tensor_shards() -> int:
-    """Over how many devices the weights of the code that runs are split: 1 outside of `per_device`."""
+    """The number of devices that split each weight: 1 outside of `per_device`."""
     return _shards(TENSOR)
 
 
 def tensor_index() -> jax.Array | int:
-    """Which of the `tensor_shards` this device holds."""
+    """This device's number among the `tensor_shards`."""
     return jax.lax.axis_index(TENSOR) if tensor_shards() > 1 else 0
 
 
 def data_index() -> jax.Array | int:
-    """Which part of the batch this device holds."""
+    """This device's number among those that split the batch."""
     return jax.lax.axis_index(BATCH) if _shards(BATCH) > 1 else 0
 
 
 def _shards(axis: str) -> int:
+    # Read from the trace, not from an argument: the model's code is the same with and without a mesh.
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[axis] if not mesh.empty and axis in mesh.manual_axes else 1
 
 
 def tokens_split(length: int) -> bool:
-    """Whether the residual stream of rows of this length is split by tokens over the tensor axis."""
+    """Whether the residual stream of rows of this length is split by tokens over the tensor axis.
+
+    Rows of another length (a decoding step has one token) stay whole on each device.
+    """
     return tensor_shards() > 1 and length % tensor_shards() == 0
 
 
@@ -77,12 +72,12 @@ def own_tokens(x: jax.Array, split: bool) -> jax.Array:
 
 
 def gather_tokens(x: jax.Array, split: bool) -> jax.Array:
-    """All tokens of the residual stream x [B, T/N, D], the input of a block's first matrix: [B, T, D]."""
+    """All tokens [B, T, D] of a residual stream x [B, T/N, D], for a block's first matrix."""
     return jax.lax.all_gather(x, TENSOR, axis=1, tiled=True) if split else x
 
 
 def add_up(x: jax.Array, split: bool) -> jax.Array:
-    """Sum over devices of a block's output x [B, T, D], each keeping its tokens [B, T/N, D] where split."""
+    """Sum over devices of a block's output x [B, T, D]; where split, each keeps its tokens [B, T/N, D]."""
     if split:
         return jax.lax.psum_scatter(x, TENSOR, scatter_dimension=1, tiled=True)
     return sum_over_tensor(x)
@@ -94,7 +89,7 @@ def sum_over_tensor(x: jax.Array) -> jax.Array:
 
 
 def max_over_tensor(x: jax.Array) -> jax.Array:
-    """Elementwise maximum over the devices of the tensor axis, on all of them; no gradient."""
+    """Elementwise maximum over the devices of the tensor axis, on all of them; it has no gradient."""
     return jax.lax.pmax(x, TENSOR) if tensor_shards() > 1 else x
 
 
@@ -104,7 +99,8 @@ def gather_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
         return logits
     whole = jnp.zeros((*logits.shape[:-1], vocab_size), logits.dtype)
     start = tensor_index() * logits.shape[-1]
-    # A sum of disjoint parts, unlike a gather, is known to be equal on all devices.
+    # `shard_map` knows that a sum is equal on all devices, and does not know it of a gather. So the parts are
+    # added into zeros, although a gather would move half of the bytes.
     return sum_over_tensor(jax.lax.dynamic_update_slice_in_dim(whole, logits, start, logits.ndim - 1))
 
 

@@ -6,10 +6,22 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_rows, projection_row
 from jora_core.base.errors import InputError
 
 BATCH = "data"
 TENSOR = "tensor"
+# Widths (letters of `TensorRow.shape`) that the tensor axis splits. The model width D never is: each token's
+# residual stream is whole on some device.
+SPLIT_WIDTHS = frozenset({"V", "F", "NH", "KH"})
+
+
+def splits_inputs(projection: str) -> bool:
+    """Whether the tensor axis splits a projection's inputs (o_proj, down_proj) and not its outputs.
+
+    Such a projection gives partial sums, which the devices add up (Megatron's row-parallel layer).
+    """
+    return projection_row(projection).shape[1] in SPLIT_WIDTHS
 
 
 def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
@@ -31,12 +43,19 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Say whether a model of this shape can be split over this mesh.
+    """Check that a model of this shape can be split over this mesh.
 
     Raises:
-        InputError: heads or feed-forward width do not divide by the tensor axis.
+        InputError: heads or feed-forward width do not divide by the tensor axis, or a projection is fused.
     """
     tensor = mesh.shape[TENSOR]
+    fused = next((row.field for row in model_rows(config) if row.is_fused), None)
+    if tensor > 1 and fused:
+        # An equal cut of the fused rows gives no device its own share of q, k and v.
+        raise InputError(
+            f"mesh.tensor={tensor} cannot split the fused {fused} of {config.family} models; "
+            "set mesh.tensor to 1 and use mesh.data"
+        )
     for name, size in (
         ("num_attention_heads", config.num_heads),
         ("intermediate_size", config.intermediate_size),
@@ -45,6 +64,8 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
             raise InputError(
                 f"mesh.tensor={tensor} does not divide {name}={size} of the model; choose a divisor"
             )
+    # Fewer key/value heads than devices: each device holds all of them and uses the one of its query heads.
+    # For that all query heads of a device must share one key/value head.
     if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
         raise InputError(
             f"mesh.tensor={tensor} neither divides num_key_value_heads={config.num_kv_heads} "
@@ -53,7 +74,7 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
 
 
 def data_shards() -> int:
-    """Size of the current mesh's data axis: batches have a multiple of it as rows."""
+    """Size of the current mesh's data axis: the number of rows of a batch is a multiple of it."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[BATCH]
 

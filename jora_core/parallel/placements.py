@@ -1,33 +1,37 @@
-"""Where every array lives: one mesh with the axes data and tensor, one table of rules, and the four
-collectives of a layer.
+"""Where every array is on the mesh, data × tensor.
 
-Axis names appear in this file only. Weights follow Megatron's layout (arXiv:1909.08053): the first matrix of
-each block is split by its outputs, the second by its inputs; embedding and head are split by vocabulary.
-Between blocks the residual stream is split by tokens (sequence parallelism, arXiv:2205.05198): a block
-gathers its input over the tensor axis and scatters the sum of its output, which moves what an all-reduce
-moves and keeps residuals at 1/N on each device. Key/value heads fewer than the tensor axis are replicated.
+A weight's placement follows from its row in the table of tensors: the widths in `SPLIT_WIDTHS` are split over
+the tensor axis, and all others are whole on each device. This is Megatron's layout (arXiv:1909.08053): the
+first matrix of each block is split by its outputs, the second by its inputs, embedding and head by
+vocabulary. Between blocks the residual stream is split by tokens (sequence parallelism, arXiv:2205.05198). A
+block gathers its input over the tensor axis and scatters the sum of its output. This moves as many bytes as
+one all-reduce, and each device keeps 1/N of the residuals. Where there are fewer key/value heads than devices
+on the tensor axis, each device holds all of them.
 
-The model's code is written for one device's part and runs under `per_device`; outside of it, on one device,
-the same code has whole arrays and every collective here is the identity.
+The model's code computes one device's part and runs under `per_device`. On one device the same code has whole
+arrays, and every collective is the identity.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import (
+    TensorRow,
+    model_projections,
+    model_rows,
+    projection_row,
+    projection_shape,
+)
 from jora_core.base.errors import InputError
-from jora_core.parallel.collectives import PROJECTION_SPLIT
-from jora_core.parallel.mesh import BATCH, TENSOR, check_mesh
-from jora_core.parameters.quantization import BLOCK, QUANTIZED_FIELDS
-from jora_core.parameters.trees import Kind, QuantizedWeight
+from jora_core.parallel.mesh import BATCH, SPLIT_WIDTHS, TENSOR, check_mesh
+from jora_core.parameters.quantization import BLOCK, quantization_of
+from jora_core.parameters.trees import Adapter, Kind, LayerParams, LoraWeights, Params, QuantizedWeight
 from jora_core.specs.common import Quantization
-
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Adapter, Params
 
 
 def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
@@ -36,17 +40,20 @@ def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...
 
 
 def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantization) -> None:
-    """Say whether the projections of a model of this shape can be quantised where this mesh puts them.
+    """Check that the projections of a model can be quantized where this mesh puts them.
+
+    Args:
+        config: of the model.
+        mesh: data × tensor.
+        quantization: only NF4 has blocks that a split could cut.
 
     Raises:
-        InputError: inputs of a projection are split within a block of NF4.
+        InputError: the inputs of a projection are split within a block of NF4.
     """
-    from jora_core.architecture.tensor_names import projection_shape
-
     if quantization != "nf4":
         return
     places = param_shardings(config, mesh)
-    for name in QUANTIZED_FIELDS:
+    for name in model_projections(config):
         out_width, in_width = projection_shape(config, name)
         place = getattr(places.layers, name)
         share = place.shard_shape((config.num_layers, out_width, in_width))[-1]
@@ -60,49 +67,61 @@ def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantizati
 def quantized_shardings(
     config: ModelConfig, places: dict[str, NamedSharding], kind: Kind
 ) -> dict[str, QuantizedWeight]:
-    """Placement of codes and scales for the projections, where `places` puts their weights."""
-    from jora_core.architecture.tensor_names import projection_shape
+    """Placement of codes and scales for the projections, where `places` puts their weights.
 
+    Args:
+        config: of the model.
+        places: of each projection's weight [L, out, in], by field.
+        kind: "int8" or "nf4".
+    """
     found = {}
-    for name in QUANTIZED_FIELDS:
+    for name in model_projections(config):
         mesh = places[name].mesh
         codes, scale = (
             NamedSharding(mesh, PartitionSpec(*axes)) for axes in quantized_axes(kind, *places[name].spec)
         )
+        # Not an array but part of the tree's structure, which must be that of the quantized weights.
         padding = -projection_shape(config, name)[1] % BLOCK if kind == "nf4" else 0
         found[name] = QuantizedWeight(codes, scale, kind, padding)  # type: ignore[arg-type]
     return found
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh, quantization: Quantization = "none") -> Params:
-    """A `Params` tree of NamedSharding for a model of this shape."""
-    from jora_core.architecture.tensor_names import layer_shapes
-    from jora_core.parameters.trees import LayerParams, Params
+    """A `Params` tree of NamedSharding for a model of this shape.
 
+    Args:
+        config: of the model.
+        mesh: data × tensor.
+        quantization: of the projections; codes and scales have placements of their own.
+
+    Raises:
+        InputError: the mesh cannot split the model.
+    """
     check_mesh(config, mesh)
-    vocab = TENSOR if config.vocab_size % mesh.shape[TENSOR] == 0 else None
-    layers: dict[str, Any] = {
-        name: _place(mesh, None, *_split(config, mesh, name)) for name in layer_shapes(config)
-    }
+    layers: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for row in model_rows(config):
+        axes = _split(config, mesh, row)
+        if row.per_layer:
+            layers[row.field] = _place(mesh, None, *axes)  # the layer axis in front is never split
+        else:
+            rest[row.field] = _place(mesh, *axes)
     if quantization != "none":
-        from jora_core.parallel.placements import quantized_shardings
-
         layers |= quantized_shardings(config, layers, quantization)
-    return Params(
-        embedding=_place(mesh, vocab, None),  # type: ignore[arg-type]
-        layers=LayerParams(**layers),
-        final_norm=_place(mesh, None),  # type: ignore[arg-type]
-        head=None if config.tie_embeddings else _place(mesh, vocab, None),  # type: ignore[arg-type]
-    )
+    return Params(layers=LayerParams(**layers), **rest)
 
 
 def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adapter:
-    """An `Adapter` tree of NamedSharding: A split like its weight's inputs, B like its outputs, R never."""
-    from jora_core.parameters.trees import LoraWeights
+    """An `Adapter` tree of NamedSharding: A is split like its weight's inputs, B like its outputs, R never.
 
+    Args:
+        config: of the base model.
+        adapter: whose tree it is; arrays or shapes.
+        mesh: data × tensor.
+    """
     weights = {}
     for name, pair in adapter.weights.items():
-        out_axis, in_axis = _split(config, mesh, name)
+        out_axis, in_axis = _split(config, mesh, projection_row(name))
         weights[name] = LoraWeights(
             a=_place(mesh, None, None, in_axis),  # type: ignore[arg-type]
             b=_place(mesh, None, out_axis, None),  # type: ignore[arg-type]
@@ -114,9 +133,14 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
 def model_shardings(
     config: ModelConfig, params: Params, adapter: Adapter | None, mesh: Mesh
 ) -> tuple[Params, Adapter | None]:
-    """Placement of a model's weights and of the adapter over them, if there is one."""
-    from jora_core.parameters.quantization import quantization_of
+    """Placement of a model's weights, and of the adapter over them if there is one.
 
+    Args:
+        config: of the model.
+        params: tells how the projections are stored.
+        adapter: whose tree is followed; None for none.
+        mesh: data × tensor.
+    """
     placed = None if adapter is None else adapter_shardings(config, adapter, mesh)
     return param_shardings(config, mesh, quantization_of(params)), placed
 
@@ -129,7 +153,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Placement of keys and values [L, B, C, K, H]: rows over the data axis, heads over the tensor axis.
 
-    Where there are fewer heads than devices, K counts a copy for each device.
+    Where there are fewer heads than devices, K is the number of devices: each holds the head that it uses.
     """
     return _place(mesh, None, BATCH, None, TENSOR)
 
@@ -140,15 +164,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def _place(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    # An axis of one device is left out: what it would split is whole, and needs no sum to be known as such.
+    # An axis of one device is left out. Named, it would make `shard_map` treat the array as different on each
+    # device of that axis, and ask for a sum before a result may be called equal.
     used = (axis if axis is not None and mesh.shape[axis] > 1 else None for axis in axes)
     return NamedSharding(mesh, PartitionSpec(*used))
 
 
-def _split(config: ModelConfig, mesh: Mesh, name: str) -> tuple[str | None, ...]:
-    """Mesh axes of one layer's weight (or bias, or norm) of this name."""
-    if name[0] in "kv" and name[1:] in ("_proj", "_bias") and config.num_kv_heads % mesh.shape[TENSOR]:
-        return (None, None) if name.endswith("_proj") else (None,)
-    if name.endswith("_bias"):
-        return (TENSOR,)
-    return PROJECTION_SPLIT.get(name, (None,))
+def _split(config: ModelConfig, mesh: Mesh, row: TensorRow) -> tuple[str | None, ...]:
+    """Mesh axis of each dimension of one (layer's) tensor."""
+    tensor = mesh.shape[TENSOR]
+    # Heads are the unit of the split, not their elements. Other widths that do not divide are refused before.
+    counts = {"V": config.vocab_size, "KH": config.num_kv_heads}
+    return tuple(
+        TENSOR if width in SPLIT_WIDTHS and counts.get(width, 0) % tensor == 0 else None
+        for width in row.shape
+    )

@@ -1,7 +1,7 @@
-"""One mesh over several processes (hosts): joining them, and what only one of them may do.
+"""One mesh over several processes (hosts): joining them, and what only the first of them does.
 
 Every process runs the same loop over the same records and holds its part of the weights and of each batch.
-What is written once (metrics, outputs, the checkpoint folder's owner) is written by the first process.
+The first process alone writes metrics and outputs and owns the checkpoint folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ _VARIABLES = {
 
 
 def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the processes that an order or the environment names; alone if neither names any.
+    """Join the processes that a spec or the environment names; do nothing if neither names any.
 
-    Must come before anything touches a device.
+    Must be called before anything touches a device: JAX fixes its devices at the first use.
+
+    Args:
+        spec: this process's place; the environment's if None.
+        environment: where JORA_COORDINATOR, JORA_NUM_PROCESSES and JORA_PROCESS_ID are looked up.
 
     Raises:
         InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
@@ -71,10 +75,12 @@ def is_first() -> bool:
 
 
 def check_whole(mesh: Mesh) -> None:
-    """See that a mesh of several processes leaves no process without its devices.
+    """Check that a mesh of several processes has all devices of all of them.
+
+    A process with no device in the mesh would run no step, and the others would wait for it forever.
 
     Raises:
-        InputError: it has fewer devices than there are.
+        InputError: the mesh has fewer devices than there are.
     """
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise InputError(
@@ -84,7 +90,7 @@ def check_whole(mesh: Mesh) -> None:
 
 
 def wait_for_all(where: str) -> None:
-    """Return when every process is here; `where` names the place in an error."""
+    """Return when every process has called this; `where` names the place in an error."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -93,7 +99,7 @@ def wait_for_all(where: str) -> None:
 
 @contextmanager
 def first_before_others(where: str) -> Iterator[None]:
-    """The block runs in the first process, then in the others, which find what it left in caches."""
+    """Run the block in the first process, then in the others, which find its results in the caches."""
     if not is_first():
         wait_for_all(where)
     yield
@@ -102,16 +108,18 @@ def first_before_others(where: str) -> Iterator[None]:
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Host or local arrays that are equal in all processes, on the mesh.
+    """Put host or local arrays that are equal in all processes on the mesh.
 
     Args:
+        tree: the arrays.
         places: one NamedSharding for all leaves, or a tree of them.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
 
     def place(value: Any, sharding: NamedSharding) -> jax.Array:
-        # Unlike device_put this talks to no other process, so a thread may do it beside the running step.
+        # Unlike device_put this needs no other process, so the prefetch thread can do it during a step. A
+        # collective from a thread could meet another one in the step, in a different order on each host.
         host = np.asarray(value)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -130,7 +138,7 @@ def whole_on_host(tree: Any) -> Any:
 
 
 def preempted(step: int) -> bool:
-    """Whether some process got SIGTERM and all have agreed to stop at this step; each calls it every step."""
+    """Whether some process got SIGTERM and all stop at this step; each must call it at every step."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import projection_shape
+from jora_core.architecture.tensor_names import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
+from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
-from jora_core.weights.adapter_folder import _targets
 
 
 def init_adapter(
@@ -28,7 +28,11 @@ def init_adapter(
     """A new adapter that changes nothing yet: A uniform in ±1/√in (PEFT's Kaiming with a=√5), B zero.
 
     Args:
-        params: the base weights, whose row norms are DoRA's first magnitudes; not looked at otherwise.
+        config: of the base model.
+        spec: rank, scale, dropout and targets.
+        key: of the random A.
+        dtype: of A, B and the magnitudes.
+        params: the base weights, whose row norms are DoRA's first magnitudes; only DoRA needs them.
 
     Raises:
         InputError: `spec.target_modules` does not fit this model.
@@ -37,7 +41,7 @@ def init_adapter(
     if spec.use_dora and params is None:
         raise ValueError("a new DoRA adapter starts from the base's row norms: give params")
     weights = {}
-    for target in _targets(config, spec):
+    for target in resolve_targets(spec.target_modules, config):
         out_width, in_width = projection_shape(config, target)
         bound = 1 / math.sqrt(in_width)
         # The key depends on the name alone, so a target keeps its start when another is added.
@@ -45,6 +49,7 @@ def init_adapter(
         a = jax.random.uniform(target_key, (config.num_layers, spec.r, in_width), dtype, -bound, bound)
         magnitude = None
         if spec.use_dora and params is not None:
+            # One layer at a time: the float32 copy that the norms need is as large as the weight.
             magnitude = jax.lax.map(lambda w: row_norms(dense(w)), getattr(params.layers, target)).astype(
                 dtype
             )
@@ -54,11 +59,16 @@ def init_adapter(
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random weights: normal with `initializer_range`, norms that do nothing, biases zero, outputs of both
-    blocks scaled down by 1/√(2L) so that the residual stream keeps its variance over depth (GPT-2, section
-    2.3).
+    """Random weights: normal values of `initializer_range`, norms that change nothing, biases of zero.
+
+    The output projections of attention and MLP are scaled by 1/√(2L), so that the variance of the residual
+    stream does not grow with depth (GPT-2, section 2.3).
+
+    Args:
+        config: of the model.
+        key: of the random values; each tensor draws from a key of its own.
+        dtype: of the weights; drawn in float32 and cast.
     """
-    from jora_core.architecture.tensor_names import layer_shapes
 
     def normal(stream: int, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
         values = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)

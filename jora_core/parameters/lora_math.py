@@ -1,4 +1,4 @@
-"""The arithmetic of one adapted linear layer, LoRA and DoRA, for one layer's weights and without any mesh.
+"""The arithmetic of one linear layer with an adapter, LoRA or DoRA; nothing here knows a mesh.
 
 Shapes: weight W [out, in]; A [R, in], B [out, R], magnitude m [out] (DoRA only); s is the adapter's scale.
 The update is always ``(x Aᵀ) Bᵀ``; ``B A`` is formed only to merge. LoRA: arXiv:2106.09685; rank-stabilised
@@ -36,7 +36,16 @@ def low_rank(x: jax.Array, pair: LoraWeights) -> jax.Array:
 
 
 def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
-    """What LoRA adds to a linear layer's output: s · low Bᵀ, low = x Aᵀ [..., R] to [..., out]."""
+    """What LoRA adds to a linear layer's output: s · low Bᵀ.
+
+    Args:
+        low: [..., R], x Aᵀ.
+        pair: one layer's A and B.
+        scale: s.
+
+    Returns:
+        [..., out].
+    """
     return (low @ pair.b.astype(low.dtype).T) * scale
 
 
@@ -62,7 +71,7 @@ def adapted(
         weight: [out, in], or what `dense` makes that of; read for DoRA alone.
         pair: one layer's A, B and magnitude.
         scale: s.
-        dense: makes an array of a weight that is stored otherwise (quantised).
+        dense: makes an array of a weight that is stored otherwise (quantized).
         sum_over_inputs: adds [out] up over the devices that hold the other inputs of this weight.
 
     Returns:
@@ -85,9 +94,16 @@ def row_norms(
 ) -> jax.Array:
     """‖W + s·B A‖ of each row, float32 [out], through which no gradient flows; of W alone without a pair.
 
-    ‖W‖² + 2s·⟨W, B A⟩ + s²·‖B A‖² row by row, each term from [out, R] products: nothing of W's size is formed
-    besides W in float32.
+    Computed as ‖W‖² + 2s·⟨W, B A⟩ + s²·‖B A‖² row by row. Each term comes from [out, R] products, so nothing
+    of W's size is formed except W in float32.
+
+    Args:
+        weight: W [out, in].
+        pair: one layer's A and B.
+        scale: s.
+        sum_over_inputs: adds [out] over the devices that hold the other inputs of this weight.
     """
+    # In float32: a bfloat16 sum over thousands of squares loses its small terms.
     wide = jax.lax.stop_gradient(weight).astype(jnp.float32)
     squares = jnp.sum(wide * wide, axis=-1)
     if pair is not None:
@@ -103,9 +119,13 @@ def row_norms(
 def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]]) -> jax.Array:
     """One layer's weight with adapters merged into it in order: float32 [out, in], to be cast once.
 
-    Each adapter is (pair, scale) and stands over the weight that those before it made, as adapters trained
-    one after the other do. (peft takes each DoRA norm of the first base; a single one, and any number of LoRA
-    adapters, give the same there and here.)
+    Each adapter applies to the weight that those before it made, as in training one after the other. peft
+    takes each DoRA norm from the first base instead. A single DoRA adapter, or any number of LoRA adapters,
+    give the same result in both.
+
+    Args:
+        weight: [out, in].
+        updates: (pair, scale) of each adapter.
     """
     merged = weight.astype(jnp.float32)
     for pair, scale in updates:
@@ -124,10 +144,9 @@ def merge_adapter(params: Params, adapter: Adapter) -> Params:
 def merge_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
     """Base weights with adapters merged in order, in float32 and cast once to each weight's type.
 
-    Each adapter stands over what those before it made, with its own alpha / r; a layer at a time is held in
-    float32. The head is left alone: tied stays tied.
+    Each adapter applies to what those before it made, with its own scale. One layer at a time is in float32.
+    The head is never changed, so tied weights stay tied.
     """
-
     changed = {}
     for target in sorted({name for adapter in adapters for name in adapter.weights}):
         used = [adapter for adapter in adapters if target in adapter.weights]

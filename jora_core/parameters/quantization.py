@@ -1,29 +1,25 @@
-"""A frozen base in 8 or 4 bits: codes and scales instead of a weight, and the product with it.
+"""A frozen base in 8 or 4 bits: codes and scales instead of a weight.
 
-int8 is symmetric, with one scale an output channel. NF4 is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314):
-blocks of 64 along the input axis, each divided by its largest magnitude and rounded to the nearest of 16
-quantiles of a normal distribution. Both are functions of single rows, so a weight split over devices by
-outputs is quantised where it lies; split by inputs, int8 takes the maximum over the devices of a row, and NF4
-asks that no block straddles two of them. So the codes do not depend on the mesh.
+int8 is symmetric, with one scale for each output channel. NF4 is QLoRA's (arXiv:2305.14314): blocks of 64
+along the input axis, each divided by its largest magnitude and rounded to the nearest of 16 quantiles of a
+normal distribution. Both quantize each row for itself, so a device can quantize its rows of a weight that is
+split by outputs. Where inputs are split, int8 takes the maximum over the devices that share a row, and NF4
+requires that no block is on two devices. So the codes do not depend on the mesh.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jora_core.parameters.trees import Kind, QuantizedWeight
-from jora_core.specs.common import LORA_TARGETS, Quantization
+from jora_core.architecture.tensor_names import PROJECTIONS
+from jora_core.parameters.trees import Kind, Params, QuantizedWeight
+from jora_core.specs.common import Quantization
 
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Params
-
-# The seven projections: what is quantised. Embedding, head, norms and biases stay as they are.
-QUANTIZED_FIELDS = LORA_TARGETS
 BLOCK = 64
 INT8_LARGEST = 127
 # QLoRA, appendix E.
@@ -48,9 +44,11 @@ NF4_VALUES = (
 
 
 def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> QuantizedWeight:
-    """Codes and scales of a weight [..., out, in].
+    """Codes and scales of a weight.
 
     Args:
+        weight: [..., out, in].
+        kind: "int8" or "nf4".
         in_axis: inside of `jax.shard_map`, the mesh axis that splits the weight's inputs, if any.
     """
     wide = weight.astype(jnp.float32)
@@ -61,6 +59,7 @@ def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> Quant
         scale = largest / INT8_LARGEST
         codes = jnp.round(wide / _nonzero(scale)[..., None])
         return QuantizedWeight(jnp.clip(codes, -INT8_LARGEST, INT8_LARGEST).astype(jnp.int8), scale, kind)
+    # Zeros at the end of a row change no block's largest magnitude, and are cut off again by `dequantize`.
     padding = -wide.shape[-1] % BLOCK
     wide = jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, padding)])
     blocks = wide.reshape(*wide.shape[:-1], -1, BLOCK)
@@ -69,6 +68,7 @@ def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> Quant
     # The nearest value's number is how many midpoints lie below; fifteen comparisons fuse into one pass.
     middles = [(low + high) / 2 for low, high in itertools.pairwise(NF4_VALUES)]
     number = sum(((unit > middle).astype(jnp.uint8) for middle in middles), jnp.uint8(0))
+    # Halves of a block share bytes, not neighbours: both halves unpack as contiguous runs, without a shuffle.
     low, high = jnp.split(number, 2, axis=-1)
     return QuantizedWeight((low | (high << 4)).reshape(*wide.shape[:-1], -1), scale, kind, padding)
 
@@ -90,19 +90,21 @@ def dense(weight: jax.Array | QuantizedWeight) -> jax.Array:
 
 def quantization_of(params: Params) -> Quantization:
     """How a model's projections are stored."""
-    weight = params.layers.q_proj
+    weight = params.layers.o_proj  # a projection that every family has
     return weight.kind if isinstance(weight, QuantizedWeight) else "none"
 
 
 def quantize_params(params: Params, kind: Kind) -> Params:
-    """The same model with its projections quantised, one layer at a time."""
+    """The same model with its projections quantized; embedding, head, norms and biases stay as they are."""
     changed = {
-        name: jax.lax.map(lambda w: quantize(w, kind), getattr(params.layers, name))
-        for name in QUANTIZED_FIELDS
+        # Layer by layer: quantizing needs several float32 copies of what it reads.
+        name: jax.lax.map(lambda w: quantize(w, kind), weight)
+        for name in PROJECTIONS
+        if (weight := getattr(params.layers, name)) is not None
     }
     return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **changed))
 
 
 def _nonzero(scale: jax.Array) -> jax.Array:
-    """A row or block of zeros is divided by one: its codes are zero's."""
+    """The scale, or 1 where it is zero: a row or block of zeros has the codes of zero, not NaN."""
     return jnp.where(scale > 0, scale, 1.0)

@@ -1,4 +1,4 @@
-"""The trees of parameters: a decoder's weights, an adapter, a quantised weight."""
+"""The trees of parameters: a decoder's weights, an adapter, a quantized weight."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ class Adapter:
 
 @flax.struct.dataclass
 class LayerParams:
-    """Weights of all layers, each with a leading layer axis L; None where the family has none."""
+    """Weights of all layers, each with a leading layer axis L.
 
-    attention_norm: jax.Array  # [L, D]
-    q_proj: jax.Array  # [L, N*H, D]
-    k_proj: jax.Array  # [L, K*H, D]
-    v_proj: jax.Array  # [L, K*H, D]
-    o_proj: jax.Array  # [L, D, N*H]
-    mlp_norm: jax.Array  # [L, D]
-    gate_proj: jax.Array  # [L, F, D]
-    up_proj: jax.Array  # [L, F, D]
-    down_proj: jax.Array  # [L, D, F]
+    A weight is None where a family has none; `jora_core.architecture.tensor_names` says which a model has.
+    """
+
+    # Checkpoints of full training number the leaves in this order: new fields come last.
+    attention_norm: jax.Array | None = None  # [L, D]
+    q_proj: jax.Array | None = None  # [L, N*H, D]
+    k_proj: jax.Array | None = None  # [L, K*H, D]
+    v_proj: jax.Array | None = None  # [L, K*H, D]
+    o_proj: jax.Array | None = None  # [L, D, N*H]
+    mlp_norm: jax.Array | None = None  # [L, D]
+    gate_proj: jax.Array | None = None  # [L, F, D]
+    up_proj: jax.Array | None = None  # [L, F, D]
+    down_proj: jax.Array | None = None  # [L, D, F]
     q_bias: jax.Array | None = None  # [L, N*H]
     k_bias: jax.Array | None = None  # [L, K*H]
     v_bias: jax.Array | None = None  # [L, K*H]
@@ -46,6 +50,8 @@ class LayerParams:
     k_norm: jax.Array | None = None  # [L, H]
     attention_post_norm: jax.Array | None = None  # [L, D]
     mlp_post_norm: jax.Array | None = None  # [L, D]
+    qkv_proj: jax.Array | None = None  # [L, N*H + 2*K*H, D], rows of q, then k, then v
+    gate_up_proj: jax.Array | None = None  # [L, 2*F, D], rows of gate, then up
 
 
 @flax.struct.dataclass

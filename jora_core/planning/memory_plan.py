@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_rows
 from jora_core.base.errors import InputError
 from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
@@ -171,7 +172,8 @@ def what_to_change(
         moving = step.activations + step.logits + step.workspace
         add("one row a device and more accumulation", step.total - moving * (1 - spec.mesh.data / spec.rows))
     tensor = spec.mesh.tensor
-    while tensor < 8 and config.num_heads % (tensor * 2) == 0:
+    fused = any(row.is_fused for row in model_rows(config))  # which no tensor axis can split
+    while not fused and tensor < 8 and config.num_heads % (tensor * 2) == 0:
         tensor *= 2
         if step.total * spec.mesh.tensor / tensor <= budget:
             break

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import projection_shape
+from jora_core.architecture.tensor_names import model_projections, projection_shape
 from jora_core.specs.adapter_targets import resolve_targets
-from jora_core.specs.common import LORA_TARGETS
 from jora_core.specs.lora import LoraSpec
 
 # Matrix products of blockwise attention: two forward, five backward (the scores once more).
@@ -45,12 +44,13 @@ def step_flops(
         lora: None where all weights are trained.
         answer_share: share of positions that meet the vocabulary.
     """
-    sizes = {name: 2 * _product(projection_shape(config, name)) for name in LORA_TARGETS}
+    projections = model_projections(config)
+    sizes = {name: 2 * _product(projection_shape(config, name)) for name in projections}
     layer = sum(sizes.values())
     attention = _attention_flops(config, seq_len)
     low_rank = 0.0
     if lora is not None:
-        targets = resolve_targets(lora.target_modules, config.num_layers)
+        targets = resolve_targets(lora.target_modules, config)
         low_rank = sum(2 * lora.r * sum(projection_shape(config, name)) for name in targets)
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers
@@ -59,7 +59,10 @@ def step_flops(
     weight_gradients = layer if lora is None else 0.0
     per_layer = layer + weight_gradients + 2 * low_rank + attention * _ATTENTION_BACKWARD
     backward = layers * per_layer + head * (2 if lora is None else 1)
-    mlp = sizes["gate_proj"] + sizes["up_proj"]
+    # The MLP's products that the down projection reads: gate and up, fused or apart.
+    mlp = sum(
+        size for name, size in sizes.items() if projections[name].startswith("mlp.") and name != "down_proj"
+    )
     again = {
         "none": 0.0,
         "dots": 0.0,

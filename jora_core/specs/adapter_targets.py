@@ -1,66 +1,75 @@
-"""Which linear layers get an adapter: names or a pattern, with PEFT's meaning, to a set of projections.
+"""Which projections get an adapter: PEFT's ``target_modules``, a list of names or a pattern.
 
-PEFT compares with module names such as ``model.layers.3.self_attn.q_proj``: a name in a list matches the
-module of exactly that name or one that ends in ``.name``; a string is a regular expression that must match
-the whole name, or ``all-linear``. This core holds the adapters of a target stacked over all layers, so a
-choice must be the same in every layer. No JAX here: orders are checked with it.
+PEFT compares with module names such as ``model.layers.3.self_attn.q_proj``. A name in a list matches the
+module of exactly that name, or one that ends in ``.name``. A string is a regular expression that must match
+the whole module name, or ``all-linear``. Here the adapters of one target are stacked over all layers, so a
+choice must be the same in every layer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import PROJECTIONS, model_projections
 from jora_core.base.errors import InputError
 
-# The projections of a layer, in the order of the model, and their modules in a Hugging Face layer.
-PROJECTIONS: dict[str, str] = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}
 ALL_LINEAR = "all-linear"
-# Modules that peft would adapt and this core does not.
+# Modules that peft can adapt and this core does not.
 _OTHER_MODULES = ("model.embed_tokens", "lm_head")
 # More layers than any model has: a pattern that matches nothing in these matches nothing at all.
 _MANY_LAYERS = 256
 
 
 def resolve_targets(
-    targets: Sequence[str] | str, num_layers: int, exclude: Sequence[str] | str | None = None
+    targets: Sequence[str] | str,
+    config: ModelConfig,
+    exclude: Sequence[str] | str | None = None,
+    *,
+    absent_ok: bool = False,
 ) -> tuple[str, ...]:
-    """The projections that a choice means, in the order of the model, the same in every layer.
+    """The projections of a model that a choice means, in the order of the table `TENSORS`.
 
     Args:
         targets: names, or one pattern.
+        config: the model, for its projections and the number of its layers.
         exclude: PEFT's ``exclude_modules``: matches of it are left out.
+        absent_ok: skip names of projections that only other families have, as PEFT does.
 
     Raises:
         InputError: nothing matches, only some layers do, a module matches that cannot have an adapter here,
-            or the pattern is no regular expression.
+            the model has no projection of a name, or the pattern is no regular expression.
     """
     shown = f"target_modules {_shown(targets)}"
+    projections = model_projections(config)
+    num_layers = config.num_layers
+    # The usual list for Llama would match o_proj and down_proj alone in a model with fused projections.
+    absent = [] if isinstance(targets, str) else [name for name in targets if name in PROJECTIONS]
+    absent = [name for name in absent if name not in projections]
+    if absent and not absent_ok:
+        raise InputError(
+            f"{shown}: {config.family} models have no projection {absent[0]}; {_known(projections)}"
+        )
     layers: dict[str, list[int]] = {}
-    for module, name, layer in _modules(num_layers):
+    for module, name, layer in _modules(projections, num_layers):
         if _matches(targets, module, shown) and not (
             exclude and _matches(exclude, module, "exclude_modules")
         ):
-            if name not in PROJECTIONS:
-                raise InputError(f"{shown} picks {module}, which cannot have an adapter; {_known()}")
+            if name not in projections:
+                raise InputError(
+                    f"{shown} picks {module}, which cannot have an adapter; {_known(projections)}"
+                )
             layers.setdefault(name, []).append(layer)
     if not layers:
-        raise InputError(f"{shown} matches no projection of the model; {_known()}{_hint(targets)}")
+        raise InputError(f"{shown} matches no projection of the model; {_known(projections)}{_hint(targets)}")
     for name, found in layers.items():
         if len(found) < num_layers:
             raise InputError(
                 f"{shown} picks {name} in layers {_ranges(found)} alone, of {num_layers}; an adapter is the "
                 "same in every layer: match all of them"
             )
-    return tuple(name for name in PROJECTIONS if name in layers)
+    return tuple(name for name in projections if name in layers)
 
 
 def check_targets(targets: Sequence[str] | str) -> None:
@@ -71,7 +80,7 @@ def check_targets(targets: Sequence[str] | str) -> None:
     """
     if isinstance(targets, str):
         shown = f"target_modules {_shown(targets)}"
-        if not any(_matches(targets, module, shown) for module, _, _ in _modules(_MANY_LAYERS)):
+        if not any(_matches(targets, module, shown) for module, _, _ in _modules(PROJECTIONS, _MANY_LAYERS)):
             raise InputError(f"{shown} matches no projection of any model; {_known()}{_hint(targets)}")
         return
     if not targets:
@@ -81,10 +90,10 @@ def check_targets(targets: Sequence[str] | str) -> None:
             raise InputError(f"target_modules names {_shown(name)}; {_known()}{_hint(name)}")
 
 
-def _modules(num_layers: int) -> Iterator[tuple[str, str, int]]:
-    """Module name, projection and layer of every linear layer of a model, and of what is none of ours."""
+def _modules(projections: Mapping[str, str], num_layers: int) -> Iterator[tuple[str, str, int]]:
+    """Module name, projection and layer of every projection; then the modules that peft could also pick."""
     for layer in range(num_layers):
-        for name, module in PROJECTIONS.items():
+        for name, module in projections.items():
             yield f"model.layers.{layer}.{module}", name, layer
     for module in _OTHER_MODULES:
         yield module, module, 0
@@ -108,12 +117,12 @@ def _shown(targets: Iterable[str] | str) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _known() -> str:
-    return f"expected some of {', '.join(PROJECTIONS)}, {ALL_LINEAR}, or a pattern"
+def _known(projections: Iterable[str] = PROJECTIONS) -> str:
+    return f"expected some of {', '.join(projections)}, {ALL_LINEAR}, or a pattern"
 
 
 def _hint(targets: Sequence[str] | str) -> str:
-    """For what was almost right: a name given as a pattern, or a pattern given as a name."""
+    """How to mend a name given as a pattern, or a pattern given as a name."""
     if not isinstance(targets, str):
         return ""
     if targets in PROJECTIONS:

@@ -1,54 +1,43 @@
-"""Which records are trained on, and how they are laid into batches."""
+"""Which records are trained on, and how they are put into batches."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
-from jora_core.specs.common import ALPACA_SHORT, SpecModel
+from jora_core.specs.common import ALPACA_SHORT, SequenceLimit, Sharing
 
 
-class DataSpec(SpecModel):
-    """Which records become examples, and how they are batched."""
+class BatchingSettings(SequenceLimit):
+    """How many examples are read, which are kept for validation, and how they are batched."""
 
-    records: Path = Field(title="Records", description="Parquet file of Alpaca records")
-    tasks: list[str] | None = Field(
-        default=None, title="Tasks", description="Keep only these tasks; all if empty"
-    )
-    split: Literal["train", "test"] = Field(default="train", title="Split", description="Which split to read")
-    max_seq_len: int = Field(
-        default=2000, ge=8, title="Longest example", description="Tokens, prompt and answer"
-    )
     tokens_per_batch: int = Field(
         default=8192,
         ge=8,
         title="Tokens of a microbatch",
-        description="Padded token budget of one microbatch",
+        description="Padded tokens computed at once; bounds the memory",
     )
     max_records: int | None = Field(
-        default=None, ge=1, title="Most records", description="Read at most this many"
+        default=None, ge=1, title="Most records", description="Train on at most this many"
     )
-    sharing: Literal["auto", "off"] = Field(
+    sharing: Sharing = Field(
         default="auto",
         title="Shared context",
         description="Compute once what examples of a context begin with",
     )
-    prompt_template: str = Field(
-        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
+    curriculum: Literal["none", "length", "file"] = Field(
+        default="none",
+        title="Curriculum",
+        description="Order of the first epoch: length: short examples first; file: as the file has them",
     )
     validation_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
         title="Validation share",
-        description="Share of contexts kept for a validation loss",
-    )
-    curriculum: Literal["none", "length", "file"] = Field(
-        default="none",
-        title="Curriculum",
-        description="First epoch: length = short examples first, file = as written",
+        description="Share of training contexts kept for a validation loss",
     )
     alpaca_mix: float = Field(
         default=0.0,
@@ -56,17 +45,15 @@ class DataSpec(SpecModel):
         title="General instructions",
         description="Instructions of another kind to mix in, as a share of the training records",
     )
-    alpaca_path: Path | None = Field(
+    # Without the schema, the form's field would have a "format" that it does not know.
+    alpaca_path: Annotated[Path, WithJsonSchema({"type": "string"})] | None = Field(
         default=None,
         title="Instruction file",
         description="Alpaca records to draw the mix from; a small built-in set if empty",
     )
-    cache_dir: Path | None = Field(
-        default=None, title="Token cache", description="Folder of tokenised records; none if empty"
-    )
 
     @model_validator(mode="after")
-    def _one_example_fits(self) -> DataSpec:
+    def _one_example_fits(self) -> BatchingSettings:
         if self.alpaca_path is not None and self.alpaca_mix == 0:
             raise ValueError("alpaca_path is given, but alpaca_mix is 0; give the share to mix in")
         if self.max_seq_len > self.tokens_per_batch:
@@ -75,3 +62,19 @@ class DataSpec(SpecModel):
                 f"({self.max_seq_len})"
             )
         return self
+
+
+class DataSpec(BatchingSettings):
+    """Which records become examples, and how they are batched."""
+
+    records: Path = Field(title="Records", description="Parquet file of Alpaca records")
+    tasks: list[str] | None = Field(
+        default=None, title="Tasks", description="Keep only these tasks; all if empty"
+    )
+    split: Literal["train", "test"] = Field(default="train", title="Split", description="Which split to read")
+    prompt_template: str = Field(
+        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
+    )
+    cache_dir: Path | None = Field(
+        default=None, title="Token cache", description="Folder of tokenized records; none if empty"
+    )

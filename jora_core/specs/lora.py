@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
+from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.specs.adapter_targets import check_targets
-from jora_core.specs.common import LoraTarget, SpecModel
+from jora_core.specs.common import SpecModel
+
+# The form offers the names as a choice; `check_targets` is what refuses others.
+LoraTarget = Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROJECTIONS)})]
 
 
 class LoraSpec(SpecModel):
@@ -43,7 +47,9 @@ class LoraSpec(SpecModel):
     @field_validator("target_modules", mode="before")
     @classmethod
     def _known_targets(cls, value: Any) -> Any:
-        """One line for a wrong choice, where the union would report each of its forms."""
+        """Refuse a wrong choice with one line; the union alone would report an error for each of its
+        types."""
+        # peft reads a list and keeps a set, whose order differs from run to run.
         if isinstance(value, tuple | set | frozenset):
             value = sorted(value, key=str)
         if not isinstance(value, str) and not (

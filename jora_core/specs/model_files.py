@@ -1,4 +1,4 @@
-"""What is asked of the commands that check, weigh and write models (see `jora_core.specs.train`)."""
+"""What the commands that check and export models are asked for (see `jora_core.specs.train`)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from typing import Any
 
 from pydantic import Field
 
-from jora_core.specs.common import Dtype, MeshSpec, Quantization, SpecModel
+from jora_core.specs.common import Dtype, MeshSettings, SpecModel, WeightSettings
 
 
-class ConvertSpec(SpecModel):
+class ConvertSpec(MeshSettings, WeightSettings):
     """Read a model folder, check every tensor, and write down what was read."""
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
-    dtype: Dtype = Field(default="float32", title="Dtype", description="Type the weights are read as")
-    quantization: Quantization = Field(
-        default="none",
-        title="Quantization",
-        description="Of the projections when they are read; checked against the mesh",
-    )
-    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
     output_dir: Path = Field(title="Output folder", description="model.json and result.json")
 
 
-class ExportSpec(SpecModel):
+class ExportSettings(SpecModel):
+    """How the weights of a merged model are written."""
+
+    dtype: Dtype | None = Field(
+        default=None, title="Weight type", description="Of the merged weights; empty: as the base"
+    )
+    max_shard_size: int = Field(
+        default=5_000_000_000,
+        ge=1,
+        title="Largest weights file",
+        description="Bytes; a larger model is written in shards with an index",
+    )
+
+
+class ExportSpec(ExportSettings):
     """Write a merged Hugging Face model, the PEFT adapter and a model card with its lineage."""
 
     model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
@@ -33,15 +40,6 @@ class ExportSpec(SpecModel):
         default=[],
         title="Further adapters",
         description="PEFT folders merged after it in this order, each over the result of those before",
-    )
-    dtype: Dtype | None = Field(
-        default=None, title="Dtype", description="Of the merged weights; as the base if empty"
-    )
-    max_shard_size: int = Field(
-        default=5_000_000_000,
-        ge=1,
-        title="Largest weights file",
-        description="Bytes; a larger model is written in shards with an index",
     )
     output_dir: Path = Field(title="Output folder", description="model/, adapter/, README.md")
     verify: bool = Field(

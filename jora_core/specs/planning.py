@@ -1,4 +1,4 @@
-"""What is asked of the commands that plan memory and count shared contexts."""
+"""What the commands that plan memory and count shared contexts are asked for."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jora_core.specs.common import Dtype, MeshSpec, Quantization, SpecModel
+from jora_core.specs.common import Dtype, MeshSettings, Remat, WeightSettings
 from jora_core.specs.data import DataSpec
 from jora_core.specs.lora import LoraSpec
 
 Card = Literal[24, 40, 48, 80, 141]
 
 
-class MemorySpec(SpecModel):
-    """Say what a training step of one model takes on each device, without weights and without devices."""
+class MemorySpec(MeshSettings, WeightSettings):
+    """Plan the memory of a training step on each device, without weights and without devices."""
 
     model: Path = Field(title="Model", description="config.json, or the folder that holds it")
     trainable: Literal["lora", "all"] = Field(
         default="lora", title="Trainable", description="Adapter or all weights"
     )
-    lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")  # type: ignore[arg-type]
-    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
+    lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")
+    # What a card that is worth planning for computes in.
     dtype: Dtype = Field(
-        default="bfloat16", title="Base dtype", description="Type of the frozen base weights"
+        default="bfloat16", title="Weight type", description="Type of the frozen base weights in memory"
     )
-    quantization: Quantization = Field(
-        default="none", title="Quantization", description="Of the frozen projections, as in training"
-    )
-    remat: Literal["none", "dots", "attention", "full", "offload"] = Field(
+    remat: Remat = Field(
         default="full", title="Recompute", description="What the backward pass computes again, as in training"
     )
     rows: int = Field(default=1, ge=1, title="Rows", description="Rows of a microbatch, over all devices")
@@ -61,12 +58,11 @@ class MemorySpec(SpecModel):
         return self
 
 
-class SharingSpec(SpecModel):
-    """Say how many token slots an order's records take, with their contexts shared and apart."""
+class SharingSpec(MeshSettings):
+    """Count the token slots that records take, with their contexts shared and apart."""
 
     model: Path = Field(title="Model", description="Folder with config.json and the tokenizer")
     data: DataSpec = Field(title="Data", description="Records and batching, as in training")
-    mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices")  # type: ignore[arg-type]
     seed: int = Field(default=0, ge=0, title="Seed", description="As in training")
     most_records: int = Field(
         default=10_000,

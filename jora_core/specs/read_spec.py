@@ -1,4 +1,4 @@
-"""Reading an order from its JSON file, with errors that name the field; imports no JAX."""
+"""Reading a spec from its JSON file, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ AnySpec = TypeVar("AnySpec", bound=BaseModel)
 
 def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
     """Read and check one spec file.
+
+    Args:
+        path: the JSON file.
+        model: the spec's class.
 
     Raises:
         InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.

@@ -44,7 +44,7 @@ from jora_core.training.reporters import require_reporters
 from jora_core.training.train_step import build_step
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from jora_core.weights.checkpoint_folder import save_params
-from jora_core.weights.companion_files import copy_tokenizer
+from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.load_params import load_params
 
 
@@ -150,7 +150,7 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
                 f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the order lora.{name}="
                 f"{getattr(spec.lora, name)}; give the adapter's own value to go on from it"
             )
-    asked = resolve_targets(spec.lora.target_modules, config.num_layers)
+    asked = resolve_targets(spec.lora.target_modules, config)
     if set(found.target_modules) != set(asked):
         raise InputError(
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the order's "
@@ -165,6 +165,6 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result:
     if spec.trainable == "lora":
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
     else:
-        copy_tokenizer(spec.model, folder)
+        copy_companions(spec.model, folder)
         save_params(trainable, config, folder, jnp.dtype(spec.dtype))
     write_json(folder / "result.json", result)

@@ -1,8 +1,7 @@
-"""Low-rank adapters over a frozen base: made, merged, and kept in PEFT's layout.
+"""Adapters in PEFT's folder layout, read and written.
 
-Shapes are PEFT's (A [R, in], B [out, R], DoRA's magnitude [out]), stacked over layers, so a saved folder is
-read by ``peft`` and one of ``peft``'s is read here. The arithmetic of one layer is in
-`jora_core.parameters.lora_math`.
+Shapes are PEFT's (A [R, in], B [out, R], DoRA's magnitude [out]), here stacked over layers. So ``peft`` reads
+a folder written here, and the other way round. `jora_core.parameters.lora_math` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
     """Write a PEFT folder: ``adapter_model.safetensors`` and ``adapter_config.json``, each atomically.
 
     Args:
+        adapter: the weights, stacked over layers.
+        folder: is made where it does not exist.
         spec: written into the config; its scale must be the adapter's.
         base_name: name or path of the base model, for ``base_model_name_or_path``.
     """
@@ -50,6 +51,11 @@ def load_adapter(
 ) -> tuple[Adapter, LoraSpec]:
     """Read a PEFT LoRA folder made for a model of this shape.
 
+    Args:
+        folder: ``adapter_model.safetensors`` and ``adapter_config.json``.
+        config: of the base model.
+        dtype: of the adapter's arrays, whatever the file holds.
+
     Returns:
         The adapter and its settings, with the targets as a list of projections.
 
@@ -60,9 +66,10 @@ def load_adapter(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
-    spec = read_peft_config(folder, config.num_layers)
+    spec = read_peft_config(folder, config)
+    # The config first: its refusals say more than the names and shapes that would not fit.
     source = TensorStore.of_file(folder / WEIGHTS_FILE)
-    targets = _targets(config, spec)
+    targets = resolve_targets(spec.target_modules, config)
     shapes = {target: _shapes(config, spec, target) for target in targets}
     _check_fits(source, folder, config, spec, shapes)
     weights = {}
@@ -73,10 +80,6 @@ def load_adapter(
             parts[part] = jnp.stack([jnp.asarray(source.read(name), dtype) for name in names])
         weights[target] = LoraWeights(a=parts["A"], b=parts["B"], magnitude=parts.get("magnitude"))
     return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout), spec
-
-
-def _targets(config: ModelConfig, spec: LoraSpec) -> tuple[str, ...]:
-    return resolve_targets(spec.target_modules, config.num_layers)
 
 
 def _parts(lora: LoraWeights) -> dict[str, jax.Array]:
@@ -98,7 +101,9 @@ def _check_fits(
     spec: LoraSpec,
     shapes: dict[str, dict[str, tuple[int, ...]]],
 ) -> None:
-    """Compare a file of adapter tensors with its config and with the base, and say which of the two differs.
+    """Compare the tensors of an adapter with its config and with the base, and say which of the two differs.
+
+    Looked at before the plain comparison of names and shapes, whose message would not say what is wrong.
 
     Raises:
         InputError: naming the tensor.
@@ -108,6 +113,7 @@ def _check_fits(
     expected: dict[str, tuple[int, ...]] = {}
     for target, parts in shapes.items():
         for part, shape in parts.items():
+            # One layer more than the model has: an adapter of a deeper base is recognized by it.
             of_layer = [lora_tensor_name(layer, target, part) for layer in range(config.num_layers + 1)]
             expected |= dict.fromkeys(of_layer[:-1], shape)
             for name in filter(names.__contains__, of_layer[:-1]):
@@ -131,7 +137,13 @@ def _check_fits(
 
 
 def read_adapter(folder: Path | None, config: ModelConfig, mesh: Mesh) -> Adapter | None:
-    """The adapter of a PEFT folder in its place on the mesh; None for none."""
+    """The adapter of a PEFT folder in its place on the mesh; None for none.
+
+    Args:
+        folder: in PEFT's layout, or None for the base model alone.
+        config: of the base model.
+        mesh: data × tensor.
+    """
     if folder is None:
         return None
     adapter, _ = load_adapter(folder, config)

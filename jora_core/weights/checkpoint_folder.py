@@ -1,26 +1,23 @@
-"""Weights in and out of Hugging Face folders, from one table of names.
+"""A model folder in Hugging Face layout: opened with its checks, and written.
 
-`TENSORS` says for every field of `Params` what Hugging Face calls it and its shape; loading (in
-`jora_core.weights.load_params`), saving, adapter names and the checks are all derived from it.
+`jora_core.weights.load_params` reads the weights of an opened folder into their places.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import _ROWS, expected_tensors, model_rows
+from jora_core.architecture.tensor_names import expected_tensors, head_tensor_name, model_rows
 from jora_core.base.atomic_files import write_json
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.trees import Params
 from jora_core.weights.tensor_store import TensorStore, write_tensors
-
-if TYPE_CHECKING:
-    from jora_core.parameters.trees import Params
 
 
 def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
@@ -31,22 +28,36 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     """
     store = TensorStore.of_model(folder)
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
-    ignore = frozenset({_ROWS["head"].name()}) if config.tie_embeddings else frozenset()
+    ignore = frozenset({head_tensor_name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
+    # A folder without a tokenizer is fine here: what needs one says so itself.
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         load_tokenizer(Path(folder), config.vocab_size)
     return store
 
 
 def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: Any = jnp.float32) -> None:
-    """Write ``model.safetensors`` and ``config.json`` (head left out where tied), each atomically."""
+    """Write ``model.safetensors`` and ``config.json``, each atomically; a tied head is left out.
+
+    Args:
+        params: the weights, on any mesh.
+        config: of the model.
+        folder: is made where it does not exist.
+        dtype: of the weights in the file.
+    """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
     write_json(folder / "config.json", config.to_hf() | {"torch_dtype": jnp.dtype(dtype).name})
 
 
 def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.ndarray]:
-    """All weights on the host under their Hugging Face names, one tensor a layer."""
+    """All weights on the host under their Hugging Face names, one tensor a layer.
+
+    Args:
+        params: the weights, none of them quantized.
+        config: of the model.
+        dtype: of the result.
+    """
     tensors = {}
     for row in model_rows(config):
         value = getattr(params.layers if row.per_layer else params, row.field)

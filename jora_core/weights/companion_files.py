@@ -1,25 +1,44 @@
-"""The files that go with a model's weights: tokenizer and generation settings."""
+"""The files of a model folder beside weights and config: tokenizer, generation settings, licence."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from jora_core.base.atomic_files import atomic_path
+from jora_core.data.tokenizer import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+# Patterns of what a derived model keeps unchanged: special tokens, padding and chat template stay the base's.
+# Beside the files that this core reads there are those of slow tokenizers, which transformers falls back to.
+COMPANION_PATTERNS = (
+    *TOKENIZER_FILES,
+    "tokenizer*",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
     "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
 )
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy what a model folder has beside its weights and config: a trained model keeps its tokenizer."""
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what a model folder has beside its weights and config, each file atomically.
+
+    Args:
+        source: the base model's folder.
+        folder: of the derived model; nothing is done where it is the same folder.
+    """
     if source.resolve() == folder.resolve():
         return
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            with atomic_path(folder / name) as temporary:
-                temporary.write_bytes((source / name).read_bytes())
+    found = {path for pattern in COMPANION_PATTERNS for path in source.glob(pattern)}
+    for path in sorted(found):
+        if path.is_file():
+            copy_file(path, folder / path.name)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one file, all of it or nothing."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,8 +1,8 @@
-"""Logits of a model that is never whole in memory: one layer after the other, read from its files.
+"""Logits of a model that is never whole in memory: its layers are read from the files one at a time.
 
-For proving an export. Everything is computed in float32 whatever the files hold, so that only the rounding
-of stored weights tells two models apart; a layer in float32 and some rows of the vocabulary are in memory at
-once.
+This verifies an export. Everything is computed in float32, whatever the files hold, so that two models differ
+only by the rounding of their stored weights. In memory there are one layer in float32 and some rows of the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -25,27 +25,38 @@ from jora_core.weights.merge_adapters import MergedWeights
 
 
 def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter | None = None) -> jax.Array:
-    """Hidden states after the final norm: int [B, T] to float32 [B, T, D], each row one causal sequence."""
+    """Hidden states after the final norm, each row one causal sequence.
+
+    Args:
+        weights: of the model, with adapters merged in or not.
+        tokens: int [B, T].
+        adapter: computed beside the weights instead of merged into them; None for none.
+
+    Returns:
+        float32 [B, T, D].
+    """
     config, store = weights.config, weights.store
     table = {row.field: row for row in model_rows(config) if not row.per_layer}
+    # Only the rows of tokens that occur: a large vocabulary's embedding may not fit in memory in float32.
     used, places = np.unique(tokens, return_inverse=True)
     name = table["embedding"].name()
     rows = np.concatenate([store.read(name, (slice(i, i + 1), slice(None))) for i in used.tolist()])
     x = jnp.asarray(rows, jnp.float32)[places.reshape(tokens.shape)]
     if config.embedding_scale is not None:
         x = x * jnp.float32(config.embedding_scale)
+    # Else a GPU multiplies float32 in TF32, whose rounding is larger than what the comparison looks for.
     with jax.default_matmul_precision("highest"):
         for number in range(config.num_layers):
             lora = {} if adapter is None else jax.tree.map(lambda a, i=number: a[i], adapter.weights)
             scale = 1.0 if adapter is None else adapter.scale
             window = config.windows[number] if config.windows else 0
-            # Finished before the next layer is read: else two are in memory.
+            # Wait before the next layer is read: dispatch is asynchronous, and two layers would be in memory.
             x = jax.block_until_ready(_one_layer(config, window, scale, x, weights.layer(number), lora))
         return rms_norm(x, jnp.asarray(store.read(table["final_norm"].name()), jnp.float32), config)
 
 
 def logits(weights: MergedWeights, hidden: jax.Array) -> Iterator[np.ndarray]:
-    """Logits of hidden states [..., D], float32 [..., v] for some v of the vocabulary at a time, in order."""
+    """Logits of hidden states [..., D], some of the vocabulary at a time in its order: float32 [..., v]."""
     config = weights.config
     table = {row.field: row for row in model_rows(config)}
     for rows in weights.rows(table["embedding" if config.tie_embeddings else "head"]):

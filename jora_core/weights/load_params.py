@@ -1,8 +1,8 @@
-"""A model's weights from a folder into their places on the mesh, quantised on the way if asked for.
+"""Loading a model's weights from a folder to their places on the mesh; they may be quantized on the way.
 
-Every device's share of a field is allocated where it will live and filled in place, some rows of one layer at
-a time, so the host holds no more than those rows, however large the model, its layers or its vocabulary. Each
-process reads the slices of its own devices; replicas of a slice share one read.
+Each device allocates its share of a field and fills it in place, some rows of one layer at a time. So the
+host holds no more than those rows, however large the model, its layers or its vocabulary. Each process reads
+the slices of its own devices; replicas of a slice share one read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jora_core.architecture.tensor_names import TensorRow, expected_tensors, mod
 from jora_core.base.progress import Progress
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
-from jora_core.parameters.quantization import QUANTIZED_FIELDS, quantize
+from jora_core.parameters.quantization import quantize
 from jora_core.parameters.trees import LayerParams, Params
 from jora_core.specs.common import Quantization
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -43,10 +43,13 @@ def load_params(
     mesh: Mesh | None = None,
     quantization: Quantization = "none",
 ) -> Params:
-    """Read a model's weights into their places on the mesh (one device if None).
+    """Read a model's weights into their places on the mesh.
 
     Args:
-        dtype: of what is not quantised.
+        folder: in Hugging Face layout.
+        config: of the model.
+        dtype: of what is not quantized.
+        mesh: data × tensor; one device if None.
         quantization: of the projections, which become `QuantizedWeight`s; no float copy of them is made.
 
     Raises:
@@ -67,7 +70,7 @@ def load_params(
             axes=tuple(sharding.spec)[1:] if row.per_layer else tuple(sharding.spec),
             shape=row.size(config),
             layers=config.num_layers if row.per_layer else None,
-            quantization=quantization if row.field in QUANTIZED_FIELDS else "none",
+            quantization=quantization if row.is_projection else "none",
             dtype=jnp.dtype(dtype),
         )
         return _load_field(store, row, field, tick)
@@ -79,7 +82,7 @@ def load_params(
 
 @dataclass(frozen=True)
 class _Field:
-    """What decides how one field of `Params` is filled.
+    """What determines the programs that fill one field of `Params`; fields that are equal share them.
 
     Attributes:
         axes: mesh axis of each dimension of a (layer's) tensor.
@@ -117,7 +120,8 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, tick: Callabl
         row_bytes = math.prod(field.shape[1:]) * jnp.dtype(store.dtype(name)).itemsize
         count = min(local[0], max(1, _CHUNK_BYTES // row_bytes))
         for first in range(0, local[0], count):
-            first = min(first, local[0] - count)  # the last chunk repeats rows rather than have its own size
+            # The last chunk repeats rows of the one before: another size would compile a second program.
+            first = min(first, local[0] - count)
             parts = []
             for start, (span, devices) in holders.items():
                 host = store.read(name, (slice(start + first, start + first + count), *span))
@@ -132,10 +136,13 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, tick: Callabl
 
 
 def _holders(field: _Field) -> dict[int, tuple[tuple[slice, ...], list[tuple[Any, slice]]]]:
-    """What this process reads of each (layer's) tensor, by first row of a device's slice.
+    """What this process reads of each (layer's) tensor, by the first row of a device's slice.
+
+    Devices whose slices begin at the same row are served by one read over all of their columns: runs of the
+    file stay long, and replicas cost nothing.
 
     Returns:
-        The span of columns that its devices need, none for a vector; each device and its cut of that span.
+        The span of columns that the devices need (none for a vector), and each device's cut of the span.
     """
     found: dict[int, list[tuple[Any, slice]]] = {}
     for device, index in field.sharding.addressable_devices_indices_map(field.shape).items():
@@ -152,10 +159,10 @@ def _holders(field: _Field) -> dict[int, tuple[tuple[slice, ...], list[tuple[Any
 
 @functools.cache
 def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Compiled (): the field, empty; and (field, chunk, layer, first row): the field with the chunk put in.
+    """Two compiled programs: one makes the empty field, one puts a chunk into it.
 
-    A chunk has some rows of every device's slice. Both run on each device by itself, but for the largest
-    magnitude of an int8 row whose inputs are split.
+    The second takes (field, chunk, layer, first row). A chunk has some rows of every device's slice. Each
+    device works alone, except for the largest magnitude of an int8 row whose inputs are split.
     """
     one = jax.eval_shape(lambda x: field.convert(x, None), jax.ShapeDtypeStruct(field.shape, jnp.float32))
     axes = (field.axes,) if field.quantization == "none" else quantized_axes(field.quantization, *field.axes)
@@ -186,6 +193,7 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
         mesh=field.mesh,
         in_specs=(specs, PartitionSpec(*field.axes), scalar, scalar),
         out_specs=specs,
+        # Devices with the same rows get the same chunk, so replicas are equal; the check cannot see that.
         check_vma=False,
     )
     placed = jax.tree.map(lambda spec: NamedSharding(field.mesh, spec), specs)
@@ -193,7 +201,7 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
 
 
 def _ticker(config: ModelConfig) -> Callable[[], None]:
-    """A function to call after each tensor: draws the progress of a large model."""
+    """A function to call after each tensor; it shows the progress of a large model."""
     sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
     if 2 * sum(sizes) < _PROGRESS_BYTES or jax.process_index():
         return lambda: None

@@ -1,6 +1,6 @@
 """A base with adapters merged into it, made and written one tensor at a time.
 
-Of the base, the host holds one layer's tensor at once, or some rows of it where no adapter touches it; the
+The host holds one tensor of one layer of the base, or some rows of a tensor that no adapter changes. The
 adapters are whole in memory. `jora_core.parameters.lora_math.merge_adapters` gives the same numbers for a
 whole model.
 """
@@ -8,7 +8,6 @@ whole model.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,29 +19,18 @@ import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
-from jora_core.base.atomic_files import atomic_path, write_json
+from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.progress import Progress
 from jora_core.parameters.lora_math import merged_weight
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.safetensors_reader import numpy_dtype
 from jora_core.weights.safetensors_writer import MAX_SHARD_SIZE, write_shards
 from jora_core.weights.tensor_store import TensorStore
 
-# Files of a base folder that go along unchanged: EOS, padding and chat template stay the base's own.
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
 # Values that are read, cast and checked at once.
 _CHUNK_VALUES = 1 << 20
 # From this size on, merging takes long enough to be watched.
@@ -51,7 +39,7 @@ _PROGRESS_BYTES = 100 << 20
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """The weights of a folder with adapters merged into them in order, each made when asked for."""
+    """The weights of a folder with adapters merged into them in order; each is made when it is read."""
 
     store: TensorStore
     config: ModelConfig
@@ -72,10 +60,16 @@ class MergedWeights:
     def parts(self, row: TensorRow, layer: int, dtype: str) -> Iterator[np.ndarray]:
         """One tensor from its first row to its last, merged in float32 and cast once to `dtype`.
 
+        Args:
+            row: the tensor's row of the table.
+            layer: number of the layer.
+            dtype: as numpy names it.
+
         Raises:
-            InputError: the base holds NaN or infinity, or what is to be written would.
+            InputError: the base holds NaN or infinity, or a merged value is too large for `dtype`.
         """
         for part in self._wide_parts(row, layer):
+            # An overflow gives infinity, which the check below reports with the tensor's name.
             with np.errstate(over="ignore"):
                 narrow = part.astype(numpy_dtype(dtype), copy=False)
             if not np.isfinite(narrow).all():
@@ -86,7 +80,7 @@ class MergedWeights:
             yield narrow
 
     def rows(self, row: TensorRow, layer: int = 0) -> Iterator[np.ndarray]:
-        """Some rows of the base's tensor at a time, as stored; as many whatever the type."""
+        """The base's tensor as stored, some rows at a time; their number does not depend on the type."""
         name = row.name(layer)
         for part in _row_slices(self.store.shape(name)):
             yield self.store.read(name, part)
@@ -111,7 +105,16 @@ class MergedWeights:
 
 @partial(jax.jit, static_argnums=2)
 def merged_tensor(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
-    """`merged_weight`, compiled: weight [out, in] and each adapter's matrices for it, to float32."""
+    """`merged_weight`, compiled.
+
+    Args:
+        weight: [out, in].
+        pairs: each adapter's matrices for it.
+        scales: each adapter's scale.
+
+    Returns:
+        float32 [out, in].
+    """
     return merged_weight(weight, zip(pairs, scales, strict=True))
 
 
@@ -123,12 +126,16 @@ def write_merged(
     dtype: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> str:
-    """Write a Hugging Face folder: the base's weights with adapters merged in, all else as in its folder.
+    """Write a Hugging Face folder: the base's weights with adapters merged in, all other files unchanged.
 
     The base's config.json is kept field by field, except for the type of the weights; tied heads stay tied.
     Each file is written whole or not at all, the weights first, see `write_shards`.
 
     Args:
+        base: the base model's folder.
+        config: of the base model.
+        adapters: merged in this order.
+        folder: to write; not the base itself.
         dtype: of the weights; the base's own if None.
         max_shard_size: bytes, see `write_shards`.
 
@@ -162,17 +169,8 @@ def write_merged(
     # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
     name = "dtype" if "dtype" in fields else "torch_dtype"
     write_json(folder / "config.json", fields | {name: dtype})
-    for pattern in _COMPANIONS:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file():
-                copy_file(path, folder / path.name)
+    copy_companions(base, folder)
     return dtype
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy one file, all of it or nothing."""
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
@@ -184,7 +182,7 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
 
 
 def _ticker(size: int, tensors: int) -> Callable[[], None]:
-    """A function to call after each tensor: draws the progress of a large model."""
+    """A function to call after each tensor; it shows the progress of a large model."""
     if size < _PROGRESS_BYTES:
         return lambda: None
     progress = Progress("merge tensors", tensors)

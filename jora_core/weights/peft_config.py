@@ -1,7 +1,7 @@
 """``adapter_config.json`` as ``peft`` writes it, read into a `LoraSpec` and written from one.
 
-What would mean another computation than this core's is refused by name, whatever release of ``peft`` wrote
-it: a field that is unknown here passes only with a value that turns it off. No JAX here.
+A field that asks for another computation than this core's is refused by name. This holds for any release of
+``peft``: a field that is unknown here is accepted only with a value that turns it off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
@@ -21,8 +22,8 @@ from jora_core.specs.lora import LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
 
-# Fields that say nothing about the computation of a finished adapter: where it comes from, how its weights
-# were drawn (where that leaves the base as it is), settings of something that another field turns on.
+# Fields that do not change the computation of a finished adapter: its origin, how its weights were drawn
+# (where that does not change the base), settings of a feature that another field turns on.
 _SILENT = frozenset(
     {
         "auto_mapping",
@@ -55,15 +56,17 @@ _READ = frozenset(
 )
 # Values that turn a field off.
 _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
-# Ways of drawing A and B that leave the base weights alone; the others store a changed base.
+# Initializations of A and B that keep the base weights. The others (PiSSA, OLoRA, LoftQ, ...) subtract the
+# first adapter from the base, so their adapters are right over that changed base alone.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
-def read_peft_config(folder: Path, num_layers: int) -> LoraSpec:
+def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
     """The LoRA settings of a PEFT folder, its targets resolved to names of projections.
 
     Args:
-        num_layers: of the base model, for targets that are given as a pattern or by full names.
+        folder: holds ``adapter_config.json``.
+        config: of the base model, whose modules the targets are matched with.
 
     Raises:
         InputError: file missing or broken, another PEFT method, a field that is missing, wrong, or asks for
@@ -88,11 +91,18 @@ def read_peft_config(folder: Path, num_layers: int) -> LoraSpec:
     for name in ("r", "lora_alpha", "target_modules"):
         if data.get(name) is None:
             raise InputError(f"{path}: {name} is missing; write the value that the adapter was trained with")
-    return _spec(path, data, num_layers)
+    return _spec(path, data, config)
 
 
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
-    """The fields of an ``adapter_config.json`` for an adapter on these projections."""
+    """The fields of an ``adapter_config.json``.
+
+    Args:
+        spec: the adapter's settings.
+        targets: the projections that have an adapter.
+        base_name: name or path of the base model.
+    """
+    # peft declares alpha as an integer; only what is no integer is written as a float.
     whole = float(spec.lora_alpha).is_integer()
     return {
         "peft_type": "LORA",
@@ -112,7 +122,7 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
     }
 
 
-def _spec(path: Path, data: dict[str, Any], num_layers: int) -> LoraSpec:
+def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
     targets, exclude = data["target_modules"], data.get("exclude_modules")
     for name, value in (("target_modules", targets), ("exclude_modules", exclude)):
         listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -125,7 +135,7 @@ def _spec(path: Path, data: dict[str, Any], num_layers: int) -> LoraSpec:
             "r": data["r"],
             "lora_alpha": data["lora_alpha"],
             "lora_dropout": data.get("lora_dropout") or 0.0,
-            "target_modules": list(resolve_targets(targets, num_layers, exclude)),
+            "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,
         }

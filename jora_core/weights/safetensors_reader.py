@@ -1,8 +1,8 @@
-"""Reading a safetensors file by slices, with no more in memory than the slice.
+"""Reading slices of a safetensors file, with no more in memory than the slice.
 
-A mapped file (what the safetensors library reads by) counts its touched pages as resident, and a slice of
-columns touches all pages of the tensor. Here a slice is read at its place in the file instead, each
-contiguous run with one system call. Format: https://huggingface.co/docs/safetensors, "Format".
+The safetensors library maps the file. Pages of a mapped file that were touched count as resident memory, and
+a slice of columns touches all pages of its tensor. Here each contiguous run of a slice is read with one
+system call instead. Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ class TensorFile:
         }
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Read a tensor or a part of it (slices of step 1, one a dimension).
+        """Read a tensor or a part of it.
+
+        Args:
+            name: the tensor.
+            index: one slice of step 1 for each dimension; the whole tensor if None.
 
         Raises:
             InputError: the part holds NaN or infinity, or the file has become shorter.
@@ -132,7 +136,10 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def _finite(value: np.ndarray, exponent: int) -> bool:
-    """Whether no element has all bits of the exponent set; looks at few at a time, so needs no mask."""
+    """Whether no element has all bits of the exponent set, which only NaN and infinity have.
+
+    In pieces that fit a cache: a mask of the whole tensor would be a second array of its length in memory.
+    """
     bits = value.reshape(-1).view(f"u{value.itemsize}")
     mask = bits.dtype.type(exponent)
     return all((bits[i : i + 65536] & mask).max() != mask for i in range(0, bits.size, 65536))

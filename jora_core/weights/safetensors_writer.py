@@ -1,8 +1,8 @@
-"""Writing a model's safetensors files, tensor after tensor, as `transformers` lays them out.
+"""Writing a model's safetensors files one tensor at a time, in the layout of `transformers`.
 
-A header needs names, types and shapes alone, so it is written first and the values behind it as they are
-made: no more of the model is in memory than the part at hand. The bytes are those that the safetensors
-library would write. Format: https://huggingface.co/docs/safetensors, "Format".
+A header needs only names, types and shapes. So it is written first, and the values follow as they are made:
+in memory there is one part of one tensor. The bytes are those that the safetensors library would write.
+Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ def write_shards(
 ) -> None:
     """Write ``model.safetensors``, or shards and their index where it would be larger than `max_shard_size`.
 
-    No file has its name before all of them are whole, and the index is the last. What a failure leaves behind
-    is the folder as it was; a kill leaves hidden temporary files too. Weights files of another model in the
-    folder are removed at the end, since readers would prefer them.
+    No file gets its name before all of them are whole, and the index is the last. After a failure the folder
+    is as it was; after a kill there may be hidden temporary files besides. Weights files of another model in
+    the folder are removed at the end, because readers could prefer them.
 
     Args:
+        folder: is made where it does not exist.
         shapes: of all tensors, by name.
         dtype: of all tensors, as numpy names it.
-        parts: for each name, asked for once: its values in row-major order, in one array or in several.
+        parts: name to the tensor's values in row-major order, in one array or several; called once a name.
         max_shard_size: bytes of tensors in a file; a larger tensor has a file of its own.
 
     Raises:
@@ -73,7 +74,13 @@ def write_shards(
 
 
 def plan_shards(shapes: Shapes, dtype: str, max_shard_size: int) -> dict[str, list[str]]:
-    """Files and the tensors of each: filled in order, a new one begun where the next tensor does not fit."""
+    """Files and the tensors of each: filled in order, a new one begins where the next tensor does not fit.
+
+    Args:
+        shapes: of all tensors, by name, in the order of the model.
+        dtype: of all tensors, as numpy names it.
+        max_shard_size: bytes of tensors in a file.
+    """
     groups: list[list[str]] = [[]]
     room = max_shard_size
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Files of this core: safetensors read by slice, and writers that leave a whole file or none."""
+"""The tensors of a model folder or of one file by name, and the writer of small files."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ class TensorStore:
         """Open ``model.safetensors`` of a model folder, or all shards that its index names."""
         folder = Path(folder)
         index = folder / "model.safetensors.index.json"
+        # The whole file wins over an index, as in transformers. Where there is neither, the error names the
+        # file.
         if (folder / "model.safetensors").exists() or not index.exists():
             return cls.of_file(folder / "model.safetensors")
         weight_map = read_json_object(index, f"model folder {folder}").get("weight_map")
@@ -60,7 +62,11 @@ class TensorStore:
         return cls({name: shards[shard] for name, shard in weight_map.items()})
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignore: frozenset[str] = frozenset()) -> None:
-        """Compare names and shapes with what the config asks for; names in `ignore` may be there or not.
+        """Compare names and shapes with those that the config requires.
+
+        Args:
+            expected: shape of each tensor.
+            ignore: names that may be there or not.
 
         Raises:
             InputError: a missing, unexpected or misshaped tensor, or one that does not hold floats.
@@ -70,6 +76,7 @@ class TensorStore:
         missing = [name for name in expected if name not in self._files]
         if missing:
             raise InputError(f"{folder}: tensor {missing[0]} is missing from {where}{_more(missing)}")
+        # Old checkpoints of Llama hold the rotary frequencies, which are computed here.
         extra = [
             n for n in self._files if n not in expected and n not in ignore and not n.endswith("inv_freq")
         ]

@@ -98,9 +98,12 @@ CASES: dict[str, dict[str, Any]] = {
         rope_local_base_freq=50.0,
         rope_scaling={"rope_type": "linear", "factor": 8.0},
     ),
+    "olmo2": _case("olmo2", "Olmo2ForCausalLM", tie_word_embeddings=False, rope_theta=500.0),
+    "phi3": _case("phi3", "Phi3ForCausalLM", tie_word_embeddings=False),
+    "phi3-windows": _case("phi3", "Phi3ForCausalLM", tie_word_embeddings=False, sliding_window=WINDOW),
 }
 # One case of each family.
-FAMILY_CASES = ("llama-3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+FAMILY_CASES = ("llama-3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3")
 
 
 def write_config(folder: Path, fields: dict[str, Any]) -> Path:

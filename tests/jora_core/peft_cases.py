@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_projections
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.trees import Adapter, Params
@@ -40,6 +41,8 @@ SHAPE = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": False},
+    "olmo2": {"tie_word_embeddings": False},
+    "phi3": {"tie_word_embeddings": False},
     "gemma2": {
         "query_pre_attn_scalar": 16,
         "attn_logit_softcapping": 5.0,
@@ -48,6 +51,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULT = ["q_proj", "v_proj"]
+# The seven projections of Llama and most families.
+LLAMA_TARGETS = list(model_projections(ModelConfig(VOCAB, 32, 48, 2, 4, 2, 12)))
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,12 @@ def spec_of(**changes: Any) -> LoraSpec:
     return LoraSpec.model_validate(
         {"r": 3, "lora_alpha": 5, "lora_dropout": 0, "target_modules": DEFAULT} | changes
     )
+
+
+def targets_of(base: Base, which: str) -> list[str]:
+    """The targets of a test: "all" projections of the model, or those ("qv") that make queries and values."""
+    names = list(model_projections(base.config))
+    return names if which == "all" else [name for name in names if name in (*DEFAULT, "qkv_proj")]
 
 
 def busy_adapter(base: Base, spec: LoraSpec, seed: int = 0) -> Adapter:

@@ -134,6 +134,8 @@ def test_transformers_reads_what_we_write(saved: Any, tokens: np.ndarray, tmp_pa
         ("gemma3", {"local_rope_theta": 5000.0}),
         ("gemma3", {"rope_scaling": None}),
         ("gemma3", {"windows": (7, 7, 7, 7, 7, 0, 0)}),
+        ("olmo2", {"norm_eps": 0.5}),
+        ("phi3-windows", {"windows": ()}),
     ],
     ids=str,
 )

@@ -205,6 +205,8 @@ def test_parts_of_each_family() -> None:
         "gemma": (gelu, False, False, True, False),
         "gemma2": (gelu, False, False, True, True),
         "gemma3_text": (gelu, False, True, True, True),
+        "olmo2": (silu, False, False, False, True),
+        "phi3": (silu, False, False, False, False),
     }.items():
         config = ModelConfig.from_fields(minimal(model_type))
         assert tuple(getattr(config, flag) for flag in flags) == expected
@@ -272,6 +274,15 @@ def test_scaling_of_gemma3_is_for_global_layers_only(tmp_path: Path) -> None:
             "rope_parameters.rope_theta is not supported",
         ),
         ("gemma3_text", {"vision_config": {}}, "vision_config={}"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0 is not supported for OLMo 2"),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor=0.75 is not supported for Phi-3"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            "rope type longrope is not supported; known are default, linear, llama3",
+        ),
+        ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 is not supported for Phi-3"),
     ],
     ids=str,
 )

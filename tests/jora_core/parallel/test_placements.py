@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_projections
 from jora_core.base.errors import InputError
 from jora_core.generation.generate import generate
 from jora_core.parallel.mesh import check_mesh, make_mesh
 from jora_core.parallel.placements import adapter_shardings, param_shardings
 from jora_core.parameters.initialize import init_adapter, init_params
-from jora_core.specs.common import LORA_TARGETS
 from jora_core.specs.train import TrainSpec
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.train_step import build_step
@@ -37,7 +37,7 @@ from tests.jora_core.trees import until_of
 TENSOR4, BOTH, DATA4 = (1, 4), (2, 2), (4, 1)
 LENGTH = 16
 # Of these the answers are compared too; `test_generate_mesh` has the rest of generation.
-ANSWERING = ("replicated", "int8", "gemma3")
+ANSWERING = ("replicated", "int8", "gemma3", "olmo2")
 # Name to config, meshes to compare with one device, and changes of the order.
 CASES: dict[str, tuple[ModelConfig, tuple[tuple[int, int], ...], dict[str, Any]]] = {
     "grouped": (
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[ModelConfig, tuple[tuple[int, int], ...], dict[str, Any]]
     ),
     **{
         name: (ModelConfig.from_fields(FAMILIES[name] | {"initializer_range": 0.2}), (TENSOR4,), {})
-        for name in ("qwen2", "gemma2", "gemma3")
+        for name in ("qwen2", "gemma2", "gemma3", "olmo2")
     },
 }
 
@@ -105,7 +105,9 @@ def compute(
     folder: Path, config: ModelConfig, changes: dict[str, Any], data: int, tensor: int
 ) -> dict[str, Any]:
     """Loss, squared norms of all gradients, and for some models greedy tokens, on one mesh."""
-    lora = {"r": 4, "lora_dropout": 0.1, "target_modules": list(LORA_TARGETS)} | changes.get("lora", {})
+    lora = {"r": 4, "lora_dropout": 0.1, "target_modules": list(model_projections(config))} | changes.get(
+        "lora", {}
+    )
     order = {
         "model": folder,
         "data": {"records": "unused"},
@@ -204,6 +206,10 @@ def test_meshes_that_cannot_work() -> None:
     with pytest.raises(InputError, match="neither divides num_key_value_heads=4"):
         check_mesh(
             ModelConfig(96, 32, 48, 2, 12, 4, 8), jax.sharding.AbstractMesh((1, 6), ("data", "tensor"))
+        )
+    with pytest.raises(InputError, match=r"mesh\.tensor=4 cannot split the fused qkv_proj of phi3 models"):
+        check_mesh(
+            ModelConfig.from_fields(FAMILIES["phi3"]), jax.sharding.AbstractMesh((1, 4), ("data", "tensor"))
         )
 
 

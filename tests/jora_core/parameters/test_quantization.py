@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import model_projections
 from jora_core.base.errors import InputError
 from jora_core.model.projections import linear
 from jora_core.parallel.placements import check_quantization
 from jora_core.parameters.quantization import (
     NF4_VALUES,
-    QUANTIZED_FIELDS,
     dequantize,
     quantize,
     quantize_params,
@@ -136,7 +136,7 @@ def test_a_model_keeps_all_but_its_projections(kind):
     small = jax.jit(lambda p: quantize_params(p, kind))(params)
     for field in dataclasses.fields(params.layers):
         value = getattr(small.layers, field.name)
-        assert isinstance(value, QuantizedWeight) == (field.name in QUANTIZED_FIELDS)
+        assert isinstance(value, QuantizedWeight) == (field.name in model_projections(config))
         assert value is None or value.shape == getattr(params.layers, field.name).shape
     np.testing.assert_array_equal(small.embedding, params.embedding)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import expected_tensors
 from jora_core.planning.buffer_assignment import parse_heap
 from jora_core.planning.hlo_text import collectives, parse_program, unsplit_rows
 from jora_core.planning.memory_plan import activation_all_reduces, longest_row
 from jora_core.planning.step_flops import step_flops
 from jora_core.specs.lora import LoraSpec
+from tests.jora_core.family_cases import CASES
 
 pytestmark = pytest.mark.usefixtures("real_compilation")
 
@@ -89,6 +92,16 @@ def test_70b_over_four_devices(tmp_path: Path) -> None:
     assert sizes["total"] < 1.1 * sizes["weights"]
     assert [card["gb"] for card in found["cards"] if card["fits"]] == [40, 48, 80, 141]
     assert found["change"] == []
+
+
+@pytest.mark.parametrize("case", ["olmo2", "phi3"])
+def test_weights_of_a_family_are_those_of_its_table(tmp_path: Path, case: str) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CASES[case]))
+    found = plan(tmp_path, model=str(model), seq_len=64, lora={"target_modules": "all-linear"})
+    shapes = expected_tensors(ModelConfig.from_hf(model)).values()
+    assert found["bytes_per_device"]["weights"] == 2 * sum(math.prod(shape) for shape in shapes)
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("int8", 0.51), ("nf4", 0.30)])

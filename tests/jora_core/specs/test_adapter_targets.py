@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jora_core.architecture.tensor_names import TENSORS
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.tensor_names import PROJECTIONS, TENSORS, model_projections
 from jora_core.base.errors import InputError
-from jora_core.specs.adapter_targets import PROJECTIONS, resolve_targets
-from jora_core.specs.common import LORA_TARGETS
+from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
 LAYERS = 12
+LLAMA = ModelConfig(96, 32, 48, LAYERS, 4, 2, 8)
+TARGETS = model_projections(LLAMA)
 
 
 def modules() -> list[str]:
-    return [f"model.layers.{i}.{module}" for i in range(LAYERS) for module in PROJECTIONS.values()]
+    return [f"model.layers.{i}.{module}" for i in range(LAYERS) for module in TARGETS.values()]
 
 
 @pytest.mark.parametrize(
@@ -26,8 +28,8 @@ def modules() -> list[str]:
     [
         (["v_proj", "q_proj"], None, ["q_proj", "v_proj"]),
         (["self_attn.o_proj", "nothing"], None, ["o_proj"]),
-        (modules(), None, list(LORA_TARGETS)),
-        ("all-linear", None, list(LORA_TARGETS)),
+        (modules(), None, list(TARGETS)),
+        ("all-linear", None, list(TARGETS)),
         ("All-Linear", ["q_proj", "mlp.up_proj"], ["k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]),
         (r".*\.(q|v)_proj", None, ["q_proj", "v_proj"]),
         (r".*self_attn.*", r".*\.[kv]_proj", ["q_proj", "o_proj"]),
@@ -38,7 +40,7 @@ def test_targets_mean_what_peft_makes_of_them(targets: Any, exclude: Any, expect
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    assert list(resolve_targets(targets, LAYERS, exclude)) == expected
+    assert list(resolve_targets(targets, LLAMA, exclude)) == expected
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return  # peft expands it on a model; test_peft.py has that case
     settings = LoraConfig(target_modules=targets, exclude_modules=exclude)
@@ -61,7 +63,7 @@ def test_targets_mean_what_peft_makes_of_them(targets: Any, exclude: Any, expect
 )
 def test_refused_targets_are_named(targets: Any, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        resolve_targets(targets, LAYERS)
+        resolve_targets(targets, LLAMA)
     assert said in str(caught.value)
 
 
@@ -93,3 +95,12 @@ def test_both_forms_survive_json() -> None:
 def test_names_agree_with_the_table_of_weights() -> None:
     table = {row.field: row.module for row in TENSORS if row.field.endswith("_proj")}
     assert table == PROJECTIONS
+
+
+def test_fused_projections_have_names_of_their_own() -> None:
+    fused = ModelConfig(96, 32, 48, LAYERS, 4, 2, 8, family="phi3", fused_projections=True)
+    assert set(resolve_targets("all-linear", fused)) == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    with pytest.raises(InputError, match="phi3 models have no projection q_proj; expected some of o_proj"):
+        resolve_targets(["q_proj", "o_proj"], fused)
+    # peft adapts what it finds, so a folder of peft's is read the same way.
+    assert resolve_targets(["q_proj", "o_proj"], fused, absent_ok=True) == ("o_proj",)

@@ -16,11 +16,11 @@ import torch
 from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.lora_math import merge_adapters
-from jora_core.specs.common import LORA_TARGETS
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from tests.jora_core.peft_cases import (
     DEFAULT,
     KINDS,
+    LLAMA_TARGETS,
     assert_same_logits,
     busy_adapter,
     made_by_peft,
@@ -31,7 +31,7 @@ from tests.jora_core.peft_cases import (
 )
 
 
-@pytest.mark.parametrize("targets", [DEFAULT, list(LORA_TARGETS)], ids=["qv", "all"])
+@pytest.mark.parametrize("targets", [DEFAULT, list(LLAMA_TARGETS)], ids=["qv", "all"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_peft_reads_ours(bases: Any, tmp_path: Path, kind: str, targets: list[str]) -> None:
     base = bases("llama")
@@ -53,7 +53,7 @@ def test_peft_reads_ours(bases: Any, tmp_path: Path, kind: str, targets: list[st
     ("settings", "dtype"),
     [
         ({}, torch.float32),
-        ({"target_modules": list(LORA_TARGETS)}, torch.float32),
+        ({"target_modules": list(LLAMA_TARGETS)}, torch.float32),
         ({"use_rslora": True}, torch.float32),
         ({"use_dora": True, "target_modules": "all-linear"}, torch.float32),
         ({"target_modules": r"model\.layers\.\d+\..*\.(k|down)_proj"}, torch.float32),
@@ -156,5 +156,5 @@ def test_our_config_file_is_pefts(bases: Any, tmp_path: Path) -> None:
     assert isinstance(read, LoraConfig)
     assert (read.r, read.lora_alpha, read.lora_dropout) == (3, 12, 0.1)
     assert (read.use_rslora, read.use_dora, read.base_model_name_or_path) == (True, True, "some/base")
-    assert read.target_modules == set(LORA_TARGETS)
+    assert read.target_modules == set(LLAMA_TARGETS)
     assert type(json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"]) is int

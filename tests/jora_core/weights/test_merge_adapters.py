@@ -83,6 +83,15 @@ ADAPTERS: tuple[dict[str, Any], ...] = (
     {"r": 3, "lora_alpha": 2, "use_dora": True, "target_modules": ["q_proj", "gate_proj"]},
     {"r": 2, "lora_alpha": 1, "use_rslora": True, "target_modules": ["o_proj", "q_proj"]},
 )
+# The same adapters on a model with fused projections.
+FUSED_CASES = ("phi3",)
+FUSED = {
+    "q_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "o_proj": "o_proj",
+    "gate_proj": "gate_up_proj",
+    "down_proj": "down_proj",
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
             adapters = []
             for number, fields in enumerate(ADAPTERS):
                 adapters.append(tmp_path_factory.mktemp("adapter"))
-                spec = LoraSpec.model_validate(fields)
+                targets = [FUSED[name] if case in FUSED_CASES else name for name in fields["target_modules"]]
+                spec = LoraSpec.model_validate(fields | {"target_modules": targets})
                 save_adapter(random_adapter_of(config, spec, base, number), adapters[-1], spec, "base")
             done[case] = folder, adapters
         return done[case]
@@ -125,7 +135,7 @@ def weights_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2", "olmo2", "phi3"])
 def test_the_file_is_the_librarys_of_the_whole_model(
     made: Any, tmp_path: Path, case: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +154,7 @@ def test_the_file_is_the_librarys_of_the_whole_model(
     assert ("lm_head.weight" in tensors) != config.tie_embeddings
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3"])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "olmo2", "phi3"])
 def test_shards_are_read_by_transformers(
     made: Any, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +197,9 @@ def test_shards_are_read_by_transformers(
     assert set(index["weight_map"]) == set(other["weight_map"])
 
 
-@pytest.mark.parametrize("case", ["mistral", "qwen2-windows", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "case", ["mistral", "qwen2-windows", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-windows"]
+)
 def test_logits_layer_by_layer_are_those_of_transformers(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
