@@ -24,7 +24,7 @@ from jora_core.base.errors import InputError
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
-from jora_core.generation.generate import CHUNK, generate
+from jora_core.generation.generate import CHUNK, GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
@@ -64,15 +64,17 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
             params,
             config,
             [prompt],
-            eos_ids=end_tokens(spec.model, config, tokenizer),
-            max_new_tokens=spec.max_new_tokens,
-            min_new_tokens=spec.min_new_tokens,
-            tokens_per_batch=spec.max_seq_len,
-            attention=spec.attention,
+            GenerationSettings(
+                eos_ids=end_tokens(spec.model, config, tokenizer),
+                max_new_tokens=spec.max_new_tokens,
+                min_new_tokens=spec.min_new_tokens,
+                sampling=spec.sampling,
+                tokens_per_batch=spec.max_seq_len,
+                chunk=1 if spec.stream else CHUNK,
+                attention=spec.attention,
+            ),
             adapter=adapter,
-            sampling=spec.sampling,
             watch=watch,
-            chunk=1 if spec.stream else CHUNK,
         )
     give(text.finish())
     ended = "length" if len(answer) == spec.max_new_tokens else "end"

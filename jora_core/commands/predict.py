@@ -26,7 +26,7 @@ from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import Question, score_choices
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
@@ -217,17 +217,19 @@ class Work:
                 self.params,
                 self.config,
                 [question.prompt for question in self.questions],
-                eos_ids=self.ends,
-                max_new_tokens=self.spec.max_new_tokens,
-                min_new_tokens=self.spec.min_new_tokens,
-                tokens_per_batch=self.spec.tokens_per_batch,
+                GenerationSettings(
+                    eos_ids=self.ends,
+                    max_new_tokens=self.spec.max_new_tokens,
+                    min_new_tokens=self.spec.min_new_tokens,
+                    sampling=self.spec.sampling,
+                    tokens_per_batch=self.spec.tokens_per_batch,
+                    attention=self.spec.attention,
+                ),
                 adapter=adapter,
-                sampling=self.spec.sampling,
                 numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
                 contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
                 watch=watch if self.spec.stop else None,
-                attention=self.spec.attention,
-                on_rows=bar.advance,
+                on_answers=bar.advance,
             )
         if not self.spec.stop:
             return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
