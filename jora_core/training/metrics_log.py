@@ -1,4 +1,4 @@
-"""One JSON line a step, kept in step with the checkpoints, and the progress a person sees."""
+"""The metrics of a run: one JSON line for each step, consistent with the checkpoints, and progress."""
 
 from __future__ import annotations
 
@@ -15,15 +15,28 @@ from jora_core.training.reporters import Writer
 
 
 class MetricsLog:
-    """``metrics.jsonl`` in the output folder, with a copy beside the checkpoints that outlives the former.
+    """``metrics.jsonl`` in the output folder, and a copy beside the checkpoints.
 
-    A resumed run starts from the copy, cut back to the checkpoint's step, so that no step stands there twice.
-    Of several processes all keep the rows, and one writes them.
+    The output folder may be emptied between two attempts, the checkpoint folder is not. A resumed run starts
+    from the copy, cut back to the checkpoint's step, so no step is written twice. Of several processes all
+    keep the rows in memory, and one writes them.
     """
 
     def __init__(
         self, output: Path, kept: Path, steps_done: int, writers: Sequence[Writer] = (), writes: bool = True
     ) -> None:
+        """Open the files.
+
+        Args:
+            output: the file for the user.
+            kept: the copy beside the checkpoints.
+            steps_done: steps of the checkpoint; later rows of the copy are dropped.
+            writers: further destinations of each row.
+            writes: whether this process writes.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
         rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self.rows: list[dict[str, Any]] = rows
@@ -62,7 +75,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the last line of a killed run may be half there
+        except ValueError:  # a kill may cut the last line short
             break
     return rows
 
