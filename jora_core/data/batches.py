@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from jora_core.data.row_packing import batch_rows, lay_rows, pack, packed_row_lengths, rows_of
+from jora_core.data.row_packing import WINDOW_GROUPS, batch_rows, lay_rows, pack, packed_row_lengths, rows_of
 from jora_core.data.shared_context import Group
 
 # The gathered supervised positions are padded to one of these shares of a batch's slots: each size is a

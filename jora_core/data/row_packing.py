@@ -79,8 +79,8 @@ def choose_row_lengths(
         share = 1 / (length // np.maximum(sizes[inside], 1))
         return float((counts[inside] * share).sum() * length * (1 + length / _ATTENTION_SLOTS))
 
-    # best[j]: cost and lengths of the best choice that serves all sizes up to candidates[j]. Each round allows
-    # one more length.
+    # best[j]: cost and lengths of the best choice that serves all sizes up to candidates[j]. Each round
+    # allows one more length.
     best: list[tuple[float, tuple[int, ...]]] = [(cost(0, c), (c,)) for c in candidates]
     for _ in range(most - 1):
         best = [
