@@ -214,8 +214,7 @@ def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gr
     width = {config.hidden_size, config.hidden_size // tensor}
     if len(buffer.shape) > 1 and vocabulary & set(buffer.shape) and not width & set(buffer.shape):
         return "logits"
-    # What the scan over layers keeps for the backward pass is written layer by layer into an array whose first
-    # axis has the layers.
+    # What the scan over layers keeps for the backward pass is written layer by layer into an array [L, ...].
     made = program.named.get(buffer.instruction.partition("{")[0])
     if (
         made is not None

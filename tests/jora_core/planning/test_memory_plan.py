@@ -37,7 +37,7 @@ def write_config(folder: Path, shape: tuple[int, ...], **more: Any) -> Path:
 
 
 def activation_all_reduces(rows: list[dict[str, Any]], activation_elements: int) -> float:
-    """A layer's traffic in all-reduces of one activation [B, T, D]; a gather or a scatter moves half of it."""
+    """A layer's traffic in all-reduces of one activation [B, T, D]; a gather moves half of it."""
     weights = {"all-reduce": 1.0}
     return sum(
         row["per_layer"] * weights.get(row["kind"], 0.5) * row["elements"] / activation_elements
