@@ -1,6 +1,6 @@
 """The training core on JAX: model, LoRA, sharding, weights, data, training, prediction, export.
 
-Importing this package imports nothing heavy: the names of the public face are resolved on first use.
+Importing this package loads nothing heavy: its public names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         train_lora_gemma,
     )
 
-# The paper's face (listing 1 of the JORA paper) lives in `paper`; it pulls in JAX, so only on first use.
+# The interface of the JORA paper (its listing 1). Importing `paper` loads JAX, so it is done on first use.
 _LAZY = {
     "AlpacaDataset": "jora_core.paper",
     "ParagemmaConfig": "jora_core.paper",

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
+from jora_core.weights.adapter_folder import load_adapter
+from jora_core.weights.merge_adapters import write_merged
 
 
 def merge_to_huggingface(
@@ -28,10 +31,6 @@ def merge_to_huggingface(
     Raises:
         InputError: a folder is missing or does not fit, or `save_path` is the base itself.
     """
-    from jora_core.architecture.model_config import ModelConfig
-    from jora_core.weights.adapter_folder import load_adapter
-    from jora_core.weights.merge_adapters import write_merged
-
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
     config = ModelConfig.from_hf(huggingface_path)
@@ -40,7 +39,7 @@ def merge_to_huggingface(
 
 
 def find_adapter(folder: Path) -> Path:
-    """The PEFT folder that `folder` is, or the one ``*_final`` folder of `train_lora` in it.
+    """Return `folder` if it is a PEFT folder, else the one ``*_final`` folder of `train_lora` in it.
 
     Raises:
         InputError: neither.
@@ -55,7 +54,7 @@ def find_adapter(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit code 2 and one line for bad input."""
+    """Run the command; return 2 after one line for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m jora_core.hf", description=(__doc__ or "").split("\n")[0]
     )

@@ -1,13 +1,13 @@
-"""The face of the JORA paper (arXiv:2403.11366): its listing runs with the package renamed.
+"""The interface of the JORA paper (arXiv:2403.11366): its listing runs with the package renamed.
 
     config = ParallamaConfig(MODEL_SIZE=model_size, JAX_PARAMS_PATH=jax_path, LLAMA2_META_PATH=hf_path)
     dataset = generate_alpaca_dataset(dataset_path, "train", config)
     train_lora(config, dataset, checkpoint_path)
 
-It is a thin layer: `train_lora` writes the dataset as records, makes a `TrainSpec`, and calls `train`. What
-    the
-original did wrong is not inherited: nothing is pickled, no weights are copied, long examples lose context
-    instead of being left out, splits keep contexts whole, and the mix never reaches the test split.
+It is a thin layer: `train_lora` writes the dataset as records, makes a `TrainSpec`, and calls `train`. The
+original's faults are not inherited: nothing is pickled, no weights are copied, long examples lose context
+instead of being left out, a context is never split between training and test, and general instructions are
+never mixed into the test split.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
+import jax
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.atomic_files import atomic_path
+from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.data.instruction_files import (
     PAPER_TEMPLATE,
@@ -28,9 +36,12 @@ from jora_core.data.instruction_files import (
     read_alpaca,
     split_records,
 )
+from jora_core.data.tokenizer import load_tokenizer
+from jora_core.specs.train import TrainSpec
+from jora_core.training.train import train
 
 ALPACA_FILE = "alpaca_data_cleaned.json"
-# Room for BOS, EOS and the tokens a cut may add.
+# Tokens for BOS, EOS, and those that shortening a prompt may add.
 _MARGIN = 8
 _MODEL_LAYERS = {"7B": 32, "13B": 40, "70B": 80}
 
@@ -125,7 +136,9 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
         alpaca_path: str | Path | None = None,
         seed: int = 420,
     ) -> None:
-        """Args:
+        """Read a file, take one split of it, and mix in general instructions.
+
+        Args:
             path: Alpaca records as JSON, JSON lines or Parquet.
             split: "train" or "test". A file with a split column decides itself; otherwise the first
                 `split_percentage` of the records is for training, contexts kept whole.
@@ -153,12 +166,12 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
             source = _mix_source(path, alpaca_path)
             if source is not None and source.resolve() == path.resolve():
                 # The file is the general set: mixing would only repeat records, or let test records in.
-                _say(f"alpaca_mix: {path} itself is the set of general instructions, nothing is added")
+                _log(f"alpaca_mix: {path} itself is the set of general instructions, nothing is added")
                 return
             extra = mixed_records(count, seed, source)
             self.mixed = len(extra)
             self.records += tuple(extra)
-            _say(
+            _log(
                 f"alpaca_mix={alpaca_mix}: {self.mixed} general instructions from "
                 + (str(source) if source else "the built-in set; name a file of your own with alpaca_path")
             )
@@ -178,11 +191,6 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
 
     def write_records(self, path: Path) -> None:
         """Write the dataset as a records file of the training core."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from jora_core.base.atomic_files import atomic_path
-
         rows = [
             {
                 "id": record.id,
@@ -248,21 +256,14 @@ def _train(
     verbose: bool,
 ) -> dict[str, Any]:
     """Train; `owner` is the class whose settings a message is about."""
-    import jax
-
-    from jora_core.architecture.model_config import ModelConfig
-    from jora_core.base.error_messages import describe_validation_error
-    from jora_core.specs.train import TrainSpec
-    from jora_core.training.train import train
-
     folder = Path(checkpoint_dir)
     layers = ModelConfig.from_hf(config.model).num_layers
     if config.MODEL_SIZE is not None and _MODEL_LAYERS.get(config.MODEL_SIZE, layers) != layers and verbose:
-        _say(f"MODEL_SIZE={config.MODEL_SIZE!r}, but {config.model} has {layers} layers: the folder decides")
+        _log(f"MODEL_SIZE={config.MODEL_SIZE!r}, but {config.model} has {layers} layers: the folder decides")
     records = folder / f"{checkpoint_prefix}_records.parquet"
     train_dataset.write_records(records)
     longest = _longest(config, train_dataset)
-    order = {
+    settings = {
         "model": config.model,
         "lora": {"r": config.LORA_R, "lora_alpha": config.LORA_ALPHA, "lora_dropout": config.LORA_DROPOUT},
         "optim": {"learning_rate": config.LR},
@@ -280,10 +281,8 @@ def _train(
         "output_dir": folder / f"{checkpoint_prefix}_final",
         "checkpoint_dir": folder / f"{checkpoint_prefix}_state",
     }
-    from pydantic import ValidationError
-
     try:
-        spec = TrainSpec.model_validate(order)
+        spec = TrainSpec.model_validate(settings)
     except ValidationError as err:
         raise InputError(f"{owner}: {describe_validation_error(err, TrainSpec)}") from None
     return train(spec, verbose=verbose)
@@ -326,8 +325,6 @@ def train_lora_gemma(
 
 def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:
     """Tokens of the longest example, at most MAX_SEQ_LEN: a microbatch needs no longer rows than that."""
-    from jora_core.data.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(config.model)
     prompts = tokenizer.encode_batch([record.prompt for record in dataset.records])
     answers = tokenizer.encode_batch([record.output for record in dataset.records])
@@ -344,5 +341,5 @@ def _mix_source(path: Path, alpaca_path: str | Path | None) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with suppress(OSError):  # it may never have been made
+        with suppress(OSError):  # there may be none
             temporary.unlink()
 
 
@@ -64,7 +64,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left below a folder that nobody else writes to now."""
+    """Remove what a killed writer left below a folder; no other process may be writing there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a pydantic error: the field, and for a typo the nearest key."""
+    """Return one line for the first problem of an error: the field, and for a typo the nearest key."""
     first = err.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the spec"
     more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
@@ -21,7 +21,7 @@ def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> s
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Field names of the nested model that stands at `path` below `model`."""
+    """Return the field names of the nested model at `path` below `model`."""
     for part in path:
         field = model.model_fields.get(str(part))
         annotation = None if field is None else field.annotation

@@ -10,7 +10,11 @@ from jora_core.base.errors import InputError
 
 
 def read_json_object(path: Path, owner: str) -> dict[str, Any]:
-    """Read a JSON file that must hold an object; `owner` says in the message whose file it is.
+    """Read a JSON file that must hold an object.
+
+    Args:
+        path: the file.
+        owner: whose file it is, for the message.
 
     Raises:
         InputError: missing or unreadable file, broken JSON, not an object.
@@ -29,7 +33,16 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
 
 
 def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
-    """An object of the config, empty where missing or null."""
+    """Return an object of the config, empty where it is missing or null.
+
+    Args:
+        where: which config, for the message.
+        data: the config's fields.
+        name: of the field.
+
+    Raises:
+        InputError: the value is no object.
+    """
     value = data.get(name) or {}
     if not isinstance(value, dict):
         raise InputError(f"{where}: {name} must be an object, found {type(value).__name__}")
@@ -37,7 +50,18 @@ def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_number(where: str, data: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """A required or defaulted number of the config; integers are accepted where a float is expected."""
+    """Return a number of the config; an integer is accepted where a float is expected.
+
+    Args:
+        where: which config, for the message.
+        data: the config's fields.
+        name: of the field.
+        kind: int or float.
+        default: for a field that is missing or null; None makes the field required.
+
+    Raises:
+        InputError: the value is missing or no such number.
+    """
     value = data.get(name)
     value = default if value is None else value
     if value is None:
@@ -48,12 +72,31 @@ def read_number(where: str, data: dict[str, Any], name: str, kind: type, default
 
 
 def read_optional(where: str, data: dict[str, Any], name: str, kind: type) -> Any:
-    """A number of the config, None where missing or null."""
+    """Return a number of the config, None where it is missing or null.
+
+    Args:
+        where: which config, for the message.
+        data: the config's fields.
+        name: of the field.
+        kind: int or float.
+
+    Raises:
+        InputError: the value is no such number.
+    """
     return None if data.get(name) is None else kind(read_number(where, data, name, kind))
 
 
 def read_flag(where: str, data: dict[str, Any], name: str) -> bool:
-    """A true-or-false field of the config."""
+    """Return a true-or-false field of the config.
+
+    Args:
+        where: which config, for the message.
+        data: the config's fields.
+        name: of the field.
+
+    Raises:
+        InputError: the value is neither true nor false.
+    """
     value = data[name]
     if not isinstance(value, bool):
         raise InputError(f"{where}: {name} must be true or false, found {json.dumps(value)}")

@@ -21,12 +21,12 @@ import numpy as np
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
-from jora_core.base.memory_use import peak_memory_bytes
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
-from jora_core.generation.generate import CHUNK, generate
+from jora_core.generation.generate import CHUNK, GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
+from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
 from jora_core.specs.answers import GenerateSpec
 from jora_core.weights.adapter_folder import read_adapter
@@ -68,17 +68,19 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
             params,
             config,
             [prompt],
-            eos_ids=end_tokens(spec.model, config, tokenizer),
-            max_new_tokens=spec.max_new_tokens,
-            min_new_tokens=spec.min_new_tokens,
-            tokens_per_batch=spec.max_seq_len,  # one row: the cache is as large as the longest text
-            attention=spec.attention,
+            GenerationSettings(
+                eos_ids=end_tokens(spec.model, config, tokenizer),
+                max_new_tokens=spec.max_new_tokens,
+                min_new_tokens=spec.min_new_tokens,
+                sampling=spec.sampling,
+                tokens_per_batch=spec.max_seq_len,
+                # A chunk is one call of the device. One token a call is slower, but its text can be shown at
+                # once.
+                chunk=1 if spec.stream else CHUNK,
+                attention=spec.attention,
+            ),
             adapter=adapter,
-            sampling=spec.sampling,
             watch=watch,
-            # A chunk is one call of the device. One token a call is slower, but its text can be shown at
-            # once.
-            chunk=1 if spec.stream else CHUNK,
         )
     give(text.finish())
     ended = "length" if len(answer) == spec.max_new_tokens else "end"

@@ -1,9 +1,9 @@
-"""Microbatches of fixed shapes from groups of any length, in an order that (seed, epoch) decides.
+"""Packing: microbatches of fixed shapes from groups of any length, in an order that (seed, epoch) decides.
 
-A row of T slots holds several groups, which do not see one another; a microbatch holds as many rows as fit
-into its token budget. Few row lengths are used (each is one compiled program), chosen for the data at hand.
-The plan of an epoch is made from lengths alone, so a run that goes on at (epoch, index) builds exactly the
-batches it would have built, without reading those before.
+A row of T slots holds several groups, which do not attend to one another. A microbatch holds as many rows as
+fit into its token budget. Few row lengths are used, since each is a compiled program; they are chosen for the
+data at hand. The plan of an epoch is made from lengths alone. So a run that resumes at (epoch, index) builds
+exactly the batches of an uninterrupted run, without building those before.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from jora_core.data.row_packing import _WINDOW_GROUPS, batch_rows, lay_rows, pack, packed_row_lengths, rows_of
+from jora_core.data.row_packing import WINDOW_GROUPS, batch_rows, lay_rows, pack, packed_row_lengths, rows_of
 from jora_core.data.shared_context import Group
 
-# Shares of a batch's slots that the gathered supervised positions are padded to.
+# The gathered supervised positions are padded to one of these shares of a batch's slots: each size is a
+# compiled program.
 _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
-# Groups planned together: the wider the window, the fuller the rows and the less local the order.
+# Groups are packed window by window, in windows of about this many batches. A wider window fills rows better;
+# a narrower one follows a curriculum more closely.
 _WINDOW_BATCHES = 32
+# Plans of epochs that a stream keeps: training walks through one while `count` may ask for another.
+_PLANS_KEPT = 2
 Curriculum = Literal["none", "length", "file"]
 
 
@@ -33,10 +36,14 @@ class Batch:
     Attributes:
         tokens, positions, until: int32 [B, T]; see `jora_core.model.attention_slots.Slots`; `until` is 0 in
             padding.
-        index: int32 [G, M], slot of each supervised position within its block of B/G rows; 0 in padding.
-        targets: int32 [G, M]; weights: float32 [G, M], 0 in padding.
-        ids: records in the batch; groups: how many of examples that share a prefix, or are alone.
-        slots: slots in use; slots_apart: slots that the examples would take, each with its own prefix.
+        index: int32 [G, M], slot of each supervised position within its block of B/G rows; 0 in padding. G
+            is the size of the mesh's data axis.
+        targets: int32 [G, M], the token to predict there.
+        weights: float32 [G, M], its loss weight, 0 in padding.
+        ids: the batch's records.
+        groups: number of groups, each of examples that share a prefix, or of one example.
+        slots: slots in use.
+        slots_apart: slots that the examples would take, each with its own copy of the prefix.
         supervised: positions with a weight.
     """
 
@@ -55,14 +62,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows of one microbatch: row length T and, per row, the numbers of its groups."""
+    """Rows of one microbatch: the row length T, and for each row the numbers of its groups."""
 
     length: int
     rows: tuple[tuple[int, ...], ...]
 
 
 class BatchStream:
-    """The microbatches of a training run: `epoch` and `index` name each, `position` says which comes next."""
+    """The microbatches of a run; (epoch, index) identifies each."""
 
     def __init__(
         self,
@@ -74,9 +81,16 @@ class BatchStream:
         curriculum: Curriculum = "none",
         shuffle: bool = True,
     ) -> None:
-        """Args:
-        blocks: size of the mesh's data axis; rows are padded to a multiple of it, and supervised positions
-            are gathered within each block, so that no hidden state crosses devices.
+        """Choose row lengths for the groups.
+
+        Args:
+            groups: all groups, numbered from 0.
+            tokens_per_batch: token slots of a microbatch.
+            seed: of the shuffling.
+            blocks: size of the mesh's data axis. Rows are padded to a multiple of it, and supervised
+                positions are gathered within each block, so that no hidden state crosses devices.
+            curriculum: order of the first epoch: by length, as in the file, or none.
+            shuffle: False keeps the order of the groups, for evaluation.
         """
         self._groups = groups
         self._slots = np.asarray([g.slots for g in groups], np.int64)
@@ -87,18 +101,22 @@ class BatchStream:
         self._curriculum: Curriculum = curriculum
         self._shuffle = shuffle
         self.row_lengths = packed_row_lengths(groups, tokens_per_batch, blocks)
-        self._floors = self._supervised_floors()
+        self._plans: dict[int, tuple[RowPlan, ...]] = {}
+        self._least_supervised = self._most_supervised_by_length()
 
     def plan(self, epoch: int) -> tuple[RowPlan, ...]:
-        """All microbatches of an epoch, as group numbers."""
-        return _plan_epoch(self, epoch)
+        """Return all microbatches of an epoch, as group numbers."""
+        if epoch not in self._plans:
+            recent = list(self._plans.items())[1 - _PLANS_KEPT :]
+            self._plans = dict([*recent, (epoch, self._plan_epoch(epoch))])
+        return self._plans[epoch]
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Build one microbatch."""
         return self.build(self.plan(epoch)[index])
 
     def walk(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[tuple[int, int], Batch]]:
-        """Microbatches from a position on, without end, each with the position that follows it."""
+        """Give microbatches from a position on, without end, each with the position after it."""
         while True:
             plans = self.plan(epoch)
             while index < len(plans):
@@ -108,7 +126,7 @@ class BatchStream:
             epoch, index = epoch + 1, 0
 
     def count(self, epochs: float) -> int:
-        """Microbatches in a number of epochs, the last of which may be a part."""
+        """Return the number of microbatches in some epochs; the last epoch may be a part of one."""
         whole = int(epochs)
         total = sum(len(self.plan(epoch)) for epoch in range(whole))
         part = epochs - whole
@@ -137,13 +155,14 @@ class BatchStream:
         )
 
     def _gather(self, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `index`, `targets` and `weights` [G, M] of the supervised positions in arrays [B, T]."""
         blocks = self._blocks
         flat_targets = targets.reshape(blocks, -1)
         flat_weights = weights.reshape(blocks, -1)
         counts = np.count_nonzero(flat_weights, axis=1)
         slots = flat_weights.shape[1]
         size = _supervised_size(
-            max(int(counts.max()), self._floors.get(targets.shape[1], 0) // blocks), slots
+            max(int(counts.max()), self._least_supervised.get(targets.shape[1], 0) // blocks), slots
         )
         index = np.zeros((blocks, size), np.int32)
         picked_targets = np.zeros((blocks, size), np.int32)
@@ -155,44 +174,53 @@ class BatchStream:
             picked_weights[block, :count] = flat_weights[block, where]
         return index, picked_targets, picked_weights
 
-    def _supervised_floors(self) -> dict[int, int]:
-        """Most supervised positions of a microbatch in the first epoch, per row length: one program each."""
-        floors = dict.fromkeys(self.row_lengths, 0)
+    def _most_supervised_by_length(self) -> dict[int, int]:
+        """Return, by row length, the most supervised positions of a microbatch in the first epoch.
+
+        All batches of a row length are padded at least to this number, so that one program serves them.
+        """
+        most = dict.fromkeys(self.row_lengths, 0)
         for plan in self.plan(0):
             count = int(sum(self._supervised[list(row)].sum() for row in plan.rows))
-            floors[plan.length] = max(floors[plan.length], count)
-        return floors
+            most[plan.length] = max(most[plan.length], count)
+        return most
 
+    def _plan_epoch(self, epoch: int) -> tuple[RowPlan, ...]:
+        """Shuffle the groups, pack them window by window into rows, and fill microbatches with rows."""
+        rng = np.random.default_rng([self._seed, epoch])
+        slots, budget, shuffle = self._slots, self._budget, self._shuffle
+        order = self._group_order(rng, epoch)
+        window = max(WINDOW_GROUPS, int(_WINDOW_BATCHES * budget / max(slots.mean(), 1)))
+        waiting: dict[int, list[tuple[int, ...]]] = {length: [] for length in self.row_lengths}
+        plans: list[RowPlan] = []
+        for start in range(0, len(order), window):
+            made: list[RowPlan] = []
+            for length, rows in pack(order[start : start + window], slots, self.row_lengths).items():
+                # Packing sorts groups by length; both shuffles undo that.
+                waiting[length] += [rows[i] for i in rng.permutation(len(rows))] if shuffle else rows
+                height = rows_of(length, budget)
+                while len(waiting[length]) >= height:
+                    made.append(RowPlan(length, tuple(waiting[length][:height])))
+                    del waiting[length][:height]
+            plans += [made[i] for i in rng.permutation(len(made))] if shuffle else made
+        return (*plans, *_last_batches(waiting, slots, budget))
 
-@lru_cache(maxsize=2)
-def _plan_epoch(stream: BatchStream, epoch: int) -> tuple[RowPlan, ...]:
-    rng = np.random.default_rng([stream._seed, epoch])
-    slots = stream._slots
-    order = rng.permutation(len(slots)) if stream._shuffle else np.arange(len(slots))
-    if stream._curriculum == "file" and epoch == 0:
-        order = np.arange(len(slots))  # the file is the lesson plan; what is packed together still mixes
-    elif stream._curriculum == "length" and epoch == 0:
-        # A little noise, so that neighbours in length are still mixed.
-        order = order[np.argsort(slots[order] * rng.uniform(0.8, 1.25, len(slots)), kind="stable")]
-    window = max(_WINDOW_GROUPS, int(_WINDOW_BATCHES * stream._budget / max(slots.mean(), 1)))
-    waiting: dict[int, list[tuple[int, ...]]] = {length: [] for length in stream.row_lengths}
-    plans: list[RowPlan] = []
-    for start in range(0, len(order), window):
-        made: list[RowPlan] = []
-        for length, rows in pack(order[start : start + window], slots, stream.row_lengths).items():
-            waiting[length] += [rows[i] for i in rng.permutation(len(rows))] if stream._shuffle else rows
-            height = rows_of(length, stream._budget)
-            while len(waiting[length]) >= height:
-                made.append(RowPlan(length, tuple(waiting[length][:height])))
-                del waiting[length][:height]
-        plans += [made[i] for i in rng.permutation(len(made))] if stream._shuffle else made
-    return (*plans, *_last_batches(waiting, slots, stream._budget))
+    def _group_order(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
+        """Return the numbers of all groups in the order in which they are packed."""
+        slots = self._slots
+        order = rng.permutation(len(slots)) if self._shuffle else np.arange(len(slots))
+        if epoch > 0 or self._curriculum == "none":
+            return order
+        if self._curriculum == "file":
+            return np.arange(len(slots))
+        # Noise on the lengths, so that groups of nearly equal length are still mixed.
+        return order[np.argsort(slots[order] * rng.uniform(0.8, 1.25, len(slots)), kind="stable")]
 
 
 def _last_batches(
     waiting: dict[int, list[tuple[int, ...]]], slots: np.ndarray, budget: int
 ) -> Iterator[RowPlan]:
-    """What is left of an epoch, packed anew into rows of the longest kind that any of it needs."""
+    """Pack the rest of an epoch anew, into rows of the shortest length that fits all of it."""
     left = np.asarray([number for rows in waiting.values() for row in rows for number in row], np.int64)
     if not len(left):
         return
@@ -205,5 +233,5 @@ def _last_batches(
 
 
 def _supervised_size(count: int, slots: int) -> int:
-    """The smallest padded size, a fixed share of the slots, that holds `count` positions."""
+    """Return the smallest padded size that holds `count` positions."""
     return next(size for share in _SUPERVISED_SHARES if (size := math.ceil(share * slots)) >= count)

@@ -1,28 +1,29 @@
 """Training data: a Parquet file of records becomes groups of tokenised examples.
 
-Two kinds of file are read, told apart by their columns:
+Two kinds of file are read; their columns tell which:
 
-* Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): the prompt's
-  text comes from a template, only the answer and EOS have loss;
-* weighted text (``segments``: list of {text, weight}; optional ``suffixes``: list of such lists that each
-  follow the row's segments): every token has its segment's weight. This is what a base model is trained from.
+* Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): a template
+  makes the prompt, and only the answer and EOS have loss;
+* weighted text (``segments``: list of {text, weight}; optional ``suffixes``: a list of such lists, each of
+  which continues the row's segments): every token has its segment's weight. Base models are trained from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jora_core.base.errors import InputError
 from jora_core.data.instruction_files import mixed_records
 from jora_core.data.prompts import fill_template, shorten_prompt
-from jora_core.data.records import _columns, _read_rows
+from jora_core.data.records import columns_to_read, read_rows
 from jora_core.data.row_packing import ROW_STEP
 from jora_core.data.shared_context import (
     Branch,
@@ -37,12 +38,10 @@ from jora_core.data.token_cache import Pieces, Row, cache_key, cached_tokens, ha
 from jora_core.data.tokenizer import TextTokenizer
 from jora_core.specs.data import DataSpec
 
-_Tokenised = tuple[Row, Pieces]
-
 
 @dataclass(frozen=True)
 class TrainData:
-    """Groups to train on, groups kept for validation, and what happened on the way."""
+    """The train/validation split of the groups, and counts of records, groups, slots and changes."""
 
     train: tuple[Group, ...]
     validation: tuple[Group, ...]
@@ -58,29 +57,41 @@ def load_groups(
 ) -> TrainData:
     """Read, tokenise and group the records that a spec selects.
 
-    Examples longer than `max_seq_len` are shortened in their context, never in their answer; how many is
+    Examples longer than `max_seq_len` are shortened in their context, never in their answer; their number is
     logged and counted.
 
     Args:
-        blocks: size of the mesh's data axis, each part of which has a row of every microbatch.
+        spec: which records, how long, and whether contexts are shared.
+        tokenizer: the model's.
+        seed: of the train/validation split and of the mixed-in instructions.
+        log: takes one line for each message.
+        blocks: size of the mesh's data axis; each part of it has a row of every microbatch.
 
     Raises:
         InputError: no such file, not Parquet, a column missing, or nothing left to train on.
     """
-    counts = {"records": 0, "shortened": 0, "dropped": 0, "mixed": 0}
-    columns = _columns(spec)
+    columns = columns_to_read(spec)
     limit = most_slots(spec, blocks)
-    make = _weighted_groups if "segments" in columns else _record_groups
-    rows = _held_out_or_not(_tokenised_rows(spec, columns, tokenizer), spec, seed)
-    found = make(rows, spec, tokenizer, limit, counts)
-    train, validation = found[False], found[True]
+    group_rows = _weighted_groups if "segments" in columns else _record_groups
+    rows = _split_rows(_tokenised_rows(spec, columns, tokenizer), spec, seed)
+    found = group_rows(rows, spec, tokenizer, limit)
+    train, validation = found.train, found.validation
+    counts = {name: found.counts[name] for name in ("records", "shortened", "dropped")} | {"mixed": 0}
     if not train:
         raise InputError(
             f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
             f"({counts['records']} read, {counts['dropped']} dropped); check data.split and data.tasks"
         )
     if spec.alpaca_mix and spec.split == "train":
-        train += _mixed_groups(sum(len(group.ids) for group in train), spec, tokenizer, seed, counts, log)
+        wanted = int(sum(len(group.ids) for group in train) * spec.alpaca_mix)
+        mixed = _mixed_groups(wanted, spec, tokenizer, seed)
+        train += mixed.train
+        counts["mixed"] = len(mixed.train)
+        for name in ("shortened", "dropped"):
+            counts[name] += mixed.counts[name]
+        fewer = f" ({wanted} wanted)" if len(mixed.train) < wanted else ""
+        source = spec.alpaca_path or "the built-in set"
+        log(f"data: {len(mixed.train)} general instructions mixed in from {source}{fewer}")
     counts["groups"] = len(train)
     counts["validation_groups"] = len(validation)
     counts["slots"] = sum(g.slots for g in train)
@@ -99,14 +110,14 @@ def load_groups(
 
 
 def most_slots(spec: DataSpec, blocks: int = 1) -> int:
-    """Slots of the largest group that shares a context: a row of a microbatch, of which each block of the
-    mesh's data axis has one.
-    """
+    """Return the slots of the largest group: a row of a microbatch with one row for each of its blocks."""
     return max(spec.tokens_per_batch // blocks // ROW_STEP * ROW_STEP, spec.max_seq_len)
 
 
-def _tokenised_rows(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> Iterator[_Tokenised]:
-    """The selected rows with the token ids of their texts, from the cache where there is one."""
+def _tokenised_rows(
+    spec: DataSpec, columns: list[str], tokenizer: TextTokenizer
+) -> Iterator[tuple[Row, Pieces]]:
+    """Give the selected rows with the token ids of their texts, from the cache where there is one."""
     import pyarrow.parquet as pq
 
     weighted = "segments" in columns
@@ -114,8 +125,8 @@ def _tokenised_rows(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer
     with pq.ParquetFile(spec.records) as file:
         total = file.metadata.num_rows
     if spec.cache_dir is None:
-        return tokenised(_read_rows(spec, columns), texts_of, tokenizer, total)
-    key, read = _cache_key(spec, columns, tokenizer), partial(_read_rows, spec, columns)
+        return tokenised(read_rows(spec, columns), texts_of, tokenizer, total)
+    key, read = _cache_key(spec, columns, tokenizer), partial(read_rows, spec, columns)
     return cached_tokens(spec.cache_dir, key, read, texts_of, tokenizer, total)
 
 
@@ -130,10 +141,10 @@ def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> 
 
 
 def cached(spec: DataSpec, tokenizer: TextTokenizer) -> bool:
-    """Whether the token ids of this order's records are in its cache."""
+    """Tell whether the token ids of a spec's records are in its cache."""
     if spec.cache_dir is None:
         return False
-    return has_tokens(spec.cache_dir, _cache_key(spec, _columns(spec), tokenizer))
+    return has_tokens(spec.cache_dir, _cache_key(spec, columns_to_read(spec), tokenizer))
 
 
 def _record_texts(template: str, row: Row) -> list[str]:
@@ -144,33 +155,47 @@ def _weighted_texts(row: Row) -> list[str]:
     return [s["text"] for segments in (row["segments"], *(row.get("suffixes") or [])) for s in segments]
 
 
-def _held_out_or_not(
-    rows: Iterator[_Tokenised], spec: DataSpec, seed: int
-) -> Iterator[tuple[bool, _Tokenised]]:
-    """Each row, marked if it is kept for validation.
+class _SplitRow(NamedTuple):
+    """A row with the token ids of its texts, and its side of the train/validation split."""
 
-    A context is kept or not by the hash of its name, so that a context is never on both sides.
+    for_validation: bool
+    row: Row
+    pieces: Pieces
+
+
+class _Grouped(NamedTuple):
+    """Groups of both sides of the split, and counts of records read, shortened and dropped."""
+
+    train: list[Group]
+    validation: list[Group]
+    counts: Counter[str]
+
+
+def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -> Iterator[_SplitRow]:
+    """Assign each row to the training or to the validation split.
+
+    The hash of a context's name decides, so all records of a context are on the same side, and a record stays
+    on its side when others come or go.
     """
     for row, pieces in rows:
         name = row["context_id"] or row["id"]
-        yield spec.validation_share > 0 and _share_of(f"{seed}:{name}") < spec.validation_share, (row, pieces)
+        yield _SplitRow(_hash_share(f"{seed}:{name}") < spec.validation_share, row, pieces)
 
 
-def _share_of(name: str) -> float:
+def _hash_share(name: str) -> float:
+    """Return a number in [0, 1) that follows from a name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
 
 
 def _record_groups(
-    rows: Iterable[tuple[bool, _Tokenised]],
-    spec: DataSpec,
-    tokenizer: TextTokenizer,
-    limit: int,
-    counts: dict[str, int],
-) -> dict[bool, list[Group]]:
-    """Groups to train on (False) and for validation (True); a context's records may stand anywhere."""
+    rows: Iterable[_SplitRow], spec: DataSpec, tokenizer: TextTokenizer, limit: int
+) -> _Grouped:
+    """Group Alpaca records; the records of a context may be anywhere in the file."""
     bos = _bos(tokenizer)
-    examples: dict[bool, list[Example]] = {False: [], True: []}
-    for held_out, (row, (prompt, answer)) in rows:
+    train: list[Example] = []
+    validation: list[Example] = []
+    counts: Counter[str] = Counter()
+    for for_validation, row, (prompt, answer) in rows:
         counts["records"] += 1
         answer = np.append(answer, np.int32(tokenizer.eos_id))
         budget = spec.max_seq_len - len(bos) - len(answer)
@@ -191,22 +216,18 @@ def _record_groups(
                 protected=[number for number, id in enumerate(ids) if id in oracle],
             )
         example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
-        examples[held_out].append(example)
-    if spec.sharing == "off":
-        return {side: [plain_group(example) for example in found] for side, found in examples.items()}
-    return {side: share_contexts(found, limit) for side, found in examples.items()}
+        (validation if for_validation else train).append(example)
+
+    def groups(examples: list[Example]) -> list[Group]:
+        if spec.sharing == "off":
+            return [plain_group(example) for example in examples]
+        return share_contexts(examples, limit)
+
+    return _Grouped(groups(train), groups(validation), counts)
 
 
-def _mixed_groups(
-    records: int,
-    spec: DataSpec,
-    tokenizer: TextTokenizer,
-    seed: int,
-    counts: dict[str, int],
-    log: Callable[[str], None],
-) -> list[Group]:
-    """General instructions beside the training records: never held out, never of the file itself."""
-    wanted = int(records * spec.alpaca_mix)
+def _mixed_groups(wanted: int, spec: DataSpec, tokenizer: TextTokenizer, seed: int) -> _Grouped:
+    """Group general instructions that are mixed into the training split."""
     rows: list[Row] = [
         {
             "id": record.id,
@@ -217,29 +238,20 @@ def _mixed_groups(
         }
         for record in mixed_records(wanted, seed, spec.alpaca_path)
     ]
-    made = tokenised(rows, partial(_record_texts, spec.prompt_template), tokenizer, len(rows))
-    records = counts["records"]
-    groups = _record_groups(((False, row) for row in made), spec, tokenizer, most_slots(spec), counts)[False]
-    counts["records"] = records  # of the file
-    counts["mixed"] = len(groups)
-    source = spec.alpaca_path or "the built-in set"
-    fewer = f" ({wanted} wanted)" if len(groups) < wanted else ""
-    log(f"data: {len(groups)} general instructions mixed in from {source}{fewer}")
-    return groups
+    texts_of = partial(_record_texts, spec.prompt_template)
+    split = (_SplitRow(False, *made) for made in tokenised(rows, texts_of, tokenizer, len(rows)))
+    return _record_groups(split, spec, tokenizer, most_slots(spec))
 
 
 def _weighted_groups(
-    rows: Iterable[tuple[bool, _Tokenised]],
-    spec: DataSpec,
-    tokenizer: TextTokenizer,
-    limit: int,
-    counts: dict[str, int],
-) -> dict[bool, list[Group]]:
-    """Groups to train on (False) and for validation (True)."""
+    rows: Iterable[_SplitRow], spec: DataSpec, tokenizer: TextTokenizer, limit: int
+) -> _Grouped:
+    """Group rows of weighted text."""
     bos = _bos(tokenizer)
-    groups: dict[bool, list[Group]] = {False: [], True: []}
-    for held_out, (row, pieces) in rows:
-        counts["records"] += 1
+    found = _Grouped([], [], Counter())
+    for for_validation, row, pieces in rows:
+        groups = found.validation if for_validation else found.train
+        found.counts["records"] += 1
         left = iter(pieces)
         segments, *later = (
             (part, list(itertools.islice(left, len(part))))
@@ -251,22 +263,23 @@ def _weighted_groups(
         )
         room = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
         if room <= len(bos):
-            counts["dropped"] += 1
+            found.counts["dropped"] += 1
             continue
         if len(prefix) > room:
-            counts["shortened"] += 1
+            found.counts["shortened"] += 1
+            # The end of a text predicts its suffixes, so its beginning goes; BOS stays.
             prefix = prefix[: len(bos)] + prefix[len(prefix) - (room - len(bos)) :]
         if suffixes:
-            groups[held_out].extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
+            groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
         elif len(prefix) > 1:
-            groups[held_out].append(Group((row["id"],), (Branch(0, prefix),)))
-    return groups
+            groups.append(Group((row["id"],), (Branch(0, prefix),)))
+    return found
 
 
 def _piece(
     segments: list[dict[str, Any]], tokens: list[np.ndarray], tokenizer: TextTokenizer | None
 ) -> Piece:
-    """Tokens of a list of segments with their weights; EOS at the end if a tokenizer is given."""
+    """Return the tokens of a list of segments with their weights; with EOS if a tokenizer is given."""
     parts = list(tokens)
     weights = [np.full(len(part), s["weight"], np.float32) for s, part in zip(segments, parts, strict=True)]
     if tokenizer is not None:

@@ -1,8 +1,8 @@
 """Instruction files of the Alpaca kind: JSON, JSON lines or Parquet with instruction, input and output.
 
-Beside the user's own file there is the *mix*: general instructions that keep a model from forgetting
-everything but its new task. The JORA paper mixes in 30 % from the Alpaca set, whose licence does not let us
-ship it; who has it names it. Without it, a small built-in set of plain word and number tasks takes its place.
+General instructions can be mixed into the user's own, so that a model does not forget all but its new task.
+The JORA paper mixes in 30 % from the Alpaca set, whose licence does not allow us to ship it; a user who has
+it names its file. Without it, a small built-in set of word and number tasks takes its place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORDS = tuple(_WORD_LIST.split())
 
 
 class AlpacaRecord(NamedTuple):
-    """One instruction; `context` is what it shares with others (a table, a thread), empty if nothing."""
+    """One instruction; `context` names what it shares with others (a table, a thread), empty for nothing."""
 
     id: str
     instruction: str
@@ -49,17 +49,17 @@ class AlpacaRecord(NamedTuple):
 
     @property
     def head(self) -> str:
-        """The prompt up to the input."""
+        """Prompt up to the input."""
         return (_HEAD_WITH_INPUT if self.input else _HEAD_ALONE).format(self.instruction)
 
     @property
     def prompt(self) -> str:
-        """The whole prompt, as in the paper."""
+        """Whole prompt, as in the paper."""
         return PAPER_TEMPLATE.format(instruction=self.head, input=self.input)
 
 
 def read_alpaca(path: Path) -> list[AlpacaRecord]:
-    """Read an instruction file; which format it has is seen from its first bytes.
+    """Read an instruction file; its first bytes tell the format.
 
     Raises:
         InputError: missing file, broken JSON (with its line), a record without instruction or output (with
@@ -86,9 +86,14 @@ def read_alpaca(path: Path) -> list[AlpacaRecord]:
 
 
 def split_records(records: list[AlpacaRecord], split: Split, share: float) -> list[AlpacaRecord]:
-    """The train or test part: as the file itself says, else the first `share` of the records, in file order.
+    """Return the train or test split: as the file's split column says, else by the order of the file.
 
-    Records of one context stay on one side, so nothing of a test record's context was trained on.
+    Records of one context are in one split, so no test record's context was trained on.
+
+    Args:
+        records: of the file.
+        split: "train" or "test".
+        share: share of the records that is for training, the first ones; without a split column.
 
     Raises:
         InputError: the part is empty.
@@ -111,7 +116,13 @@ def split_records(records: list[AlpacaRecord], split: Split, share: float) -> li
 
 
 def mixed_records(count: int, seed: int, path: Path | None) -> list[AlpacaRecord]:
-    """`count` general instructions (fewer if the file has fewer): drawn from a file, or built in if None."""
+    """Return general instructions, drawn by seed.
+
+    Args:
+        count: how many; a file with fewer gives all.
+        seed: of the choice.
+        path: an instruction file; None for the built-in set.
+    """
     rng = random.Random(f"alpaca mix {seed}")
     if path is None:
         return [_built_in(rng, number) for number in range(count)]

@@ -1,7 +1,7 @@
-"""Work ahead of the loop: a thread makes the next items while the present one is computed with.
+"""Prefetching: a thread makes the next items of an iterator while the caller works on the present one.
 
-The order is that of the iterator, and nothing is made that is not asked for in the end, so that a run that
-resumes at a position sees what it would have seen without the thread.
+Items keep the order of the iterator. So a run that resumes at a position gets what it would get without the
+thread.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class _End:
 
 @contextmanager
 def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
-    """An iterator over `items` that stay up to `depth` ahead, made by a thread that ends with the block.
+    """Give an iterator over `items`, made up to `depth` ahead by a thread that ends with the context.
 
     Args:
-        depth: items that wait at most, at least 1; one more may be in the making.
+        items: iterated in the thread.
+        depth: finished items that wait at most, at least 1; the thread may be making one more.
 
     Raises:
-        Whatever `items` raises, at the place in the order where it was raised.
+        Exception: whatever `items` raises, in place of the item.
     """
     waiting: queue.Queue[Item | _Failed | _End] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -72,5 +73,6 @@ def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[I
         yield read()
     finally:
         stop.set()
-        # A daemon thread inside the runtime while the interpreter ends can crash it: wait for the last item.
+        # Wait for the last item: a daemon thread that is inside JAX's runtime while the interpreter ends can
+        # crash the process.
         thread.join()

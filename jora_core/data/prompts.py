@@ -1,9 +1,9 @@
 """From one Alpaca record to prompt tokens, and how a prompt that is too long is shortened.
 
-What must survive a cut is the instruction, the question (the last paragraph of `input`) and the answer; what
-can be given up is retrieved context. So retrieved texts are dropped whole, the first one (a thread's opening
-post) last, then lines of the text that holds the answer, but for its first and last, and only if that is not
-enough are tokens cut.
+Instruction, question (the last paragraph of `input`) and answer must stay; retrieved context can be given
+up. So first whole retrieved texts are dropped, the first one (a thread's opening post) last. Then lines of
+the text that holds the answer are dropped, except its first and last. Only if that is not enough, tokens are
+cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HERE = "\x00input\x00"
 
 
 def fill_template(template: str, instruction: str, input: str) -> str:
-    """The prompt's text.
+    """Return the text of a prompt.
 
     Raises:
         InputError: the template has a field other than {instruction} and {input}, or stray braces.
@@ -34,16 +34,16 @@ def fill_template(template: str, instruction: str, input: str) -> str:
 
 
 def split_question(input: str) -> tuple[str, str]:
-    """Context and question of an `input`: the question is its last paragraph; alone, it is all context."""
+    """Split an `input` into context and question, its last paragraph; a single paragraph is all context."""
     context, separator, question = input.rpartition("\n\n")
     return (context, separator + question) if separator else (input, "")
 
 
 def context_blocks(lines: Sequence[str], count: int) -> list[range] | None:
-    """The lines of each of the `count` retrieved texts that a context holds, in order; None if unknown.
+    """Find the lines of each of the `count` retrieved texts in a context; None if no division fits.
 
-    Texts are told apart by what numbers them (``[n] title`` before a document, ``#n name`` below a post),
-    else by blank lines, else by being one line each: whichever gives `count` of them.
+    The divisions that are tried: numbers (``[n] title`` above a document, ``#n name`` below a post), blank
+    lines, and one line for each text. The first that gives `count` texts is taken.
     """
     if count < 1:
         return None
@@ -61,7 +61,7 @@ def context_blocks(lines: Sequence[str], count: int) -> list[range] | None:
 
 
 def _after_labels(lines: Sequence[str], count: int) -> list[int]:
-    """First lines of posts that end with their label, the last line before a blank one or the end."""
+    """Return the first lines of posts whose last line, before a blank line or the end, is their label."""
     starts = [0]
     for i, line in enumerate(lines):
         ends = i + 1 == len(lines) or not lines[i + 1]
@@ -85,15 +85,20 @@ def shorten_prompt(
     instruction: str,
     input: str,
     budget: int,
+    *,
     blocks: int = 0,
     protected: Collection[int] = (),
 ) -> np.ndarray:
-    """Tokens (int32, at most `budget`) of a prompt whose context is cut until it fits.
+    """Return the tokens (int32, at most `budget`) of a prompt whose context is cut until it fits.
 
     Args:
+        tokenizer: the model's.
+        template: of the prompt, with {instruction} and {input}.
+        instruction: is never cut.
+        input: context and question.
         budget: most tokens of the prompt, at least 1.
-        blocks: retrieved texts in the context, if known; they are dropped whole before any is cut.
-        protected: those of them, counted from 0, that go last (in training: those that hold the answer).
+        blocks: number of retrieved texts in the context, 0 if unknown.
+        protected: those of them, counted from 0, that are dropped last; in training, those with the answer.
     """
     context, question = split_question(input)
     lines = context.split("\n")
@@ -108,7 +113,9 @@ def shorten_prompt(
             break
         dropped.update(part)
         total -= sum(costs[line] for line in part)
-        if total <= budget:  # the costs are of lines alone: a merge across the cut can be one token off
+        # Each line was tokenised alone, so the sum may be off where tokens would merge across lines: tokenise
+        # the whole prompt before it is accepted.
+        if total <= budget:
             tokens = tokenizer.encode(fill_template(template, instruction, _kept(lines, dropped) + question))
             if len(tokens) <= budget:
                 return tokens
@@ -117,16 +124,16 @@ def shorten_prompt(
 
 
 def _kept(lines: Sequence[str], dropped: Collection[int]) -> str:
-    """The context without some lines, and without the blank lines that stood beside them at its ends."""
+    """Return the context without some lines, and without blank lines that are then at its ends."""
     kept = "\n".join(text for i, text in enumerate(lines) if i not in dropped)
     return kept.strip("\n") if dropped else kept
 
 
 def _drop_order(blocks: Sequence[range], protected: Collection[int], lines: Sequence[str]) -> list[range]:
-    """Parts of the context in the order in which they are given up.
+    """Return parts of the context in the order in which they are dropped.
 
-    First the texts that are not protected, each whole, the first one last: it is a thread's opening post.
-    Then lines of what is left, but for each text's first (a table's header) and last (a post's label).
+    First whole texts that are not protected; among them the first text, a thread's opening post, goes last.
+    Then lines of the remaining texts, except the first (a table's header) and last (a post's label) of each.
     """
     kept = [block for number, block in enumerate(blocks) if number in protected] or [blocks[0]]
     free = [block for block in blocks[1:] if block not in kept]

@@ -14,8 +14,12 @@ RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "cont
 _READ_ROWS = 8192
 
 
-def _columns(spec: DataSpec) -> list[str]:
-    """The file's columns to read, after checking that it has those it needs."""
+def columns_to_read(spec: DataSpec) -> list[str]:
+    """Return the columns of a records file that are read, after checking that it has those it needs.
+
+    Raises:
+        InputError: no such file, not Parquet, a column missing or of a wrong type.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,7 +50,7 @@ def _columns(spec: DataSpec) -> list[str]:
 
 
 def _check_types(path: Path, schema: Any) -> None:
-    """Refuse columns whose values would fail later, one row at a time and less clearly."""
+    """Refuse columns of a wrong type here: later a single row would fail, with a less clear message."""
     import pyarrow as pa
 
     def weighted(kind: Any, depth: int) -> bool:
@@ -66,7 +70,12 @@ def _check_types(path: Path, schema: Any) -> None:
             raise InputError(f"{path}: column {name!r} has type {kind}, expected text")
 
 
-def _read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
+def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
+    """Give the rows that a spec selects; a missing id becomes the number of the row.
+
+    Raises:
+        InputError: the file cannot be read, or a text is null.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,10 +109,10 @@ def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
 
 
 def selected_records(spec: DataSpec) -> int:
-    """How many records an order selects."""
+    """Return how many records a spec selects."""
     import pyarrow.parquet as pq
 
-    columns = [name for name in _columns(spec) if name in ("split", "task")]
+    columns = [name for name in columns_to_read(spec) if name in ("split", "task")]
     rows = pq.read_table(spec.records, columns=columns).to_pylist()
     found = sum(
         row.get("split", spec.split) == spec.split and (spec.tasks is None or row.get("task") in spec.tasks)

@@ -1,4 +1,4 @@
-"""Examples into rows of token slots: row lengths, packing, and microbatches of rows."""
+"""Packing of groups into rows of token slots: which row lengths, which groups in each row."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ from jora_core.data.shared_context import Group, Layout, layout
 
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
-# Rows that pad at most this much more than the best are as good.
+# Row lengths that pad at most this much more than the best ones are as good.
 _NEARLY_LEAST = 1.02
-# Row length at which attention's scores cost as much as all else: 8 times the width of a small model.
+# Row length at which the scores of attention cost as much as all other products: they do for a small model,
+# where it is about 8 times the width.
 _ATTENTION_SLOTS = 1024
-_WINDOW_GROUPS = 1024
+# Groups that are packed together at least; also the sample from which row lengths are judged.
+WINDOW_GROUPS = 1024
 
 
 def lay_rows(rows: Sequence[Sequence[Group]], height: int, length: int) -> Layout:
-    """Groups in their rows, one behind the other, zeros behind them: arrays [height, length], with `until`
-    counted in the row.
+    """Lay groups out in rows, one after another, with zeros behind the last.
+
+    Args:
+        rows: the groups of each row, at most `height` rows of at most `length` slots.
+        height: rows of the result.
+        length: slots of a row.
+
+    Returns:
+        Arrays [height, length]; `until` is counted from the beginning of the row.
     """
     laid = Layout(
         *(
@@ -40,17 +49,24 @@ def lay_rows(rows: Sequence[Sequence[Group]], height: int, length: int) -> Layou
 
 
 def rows_of(length: int, tokens_per_batch: int) -> int:
-    """Rows of `length` slots in a microbatch."""
+    """Return how many rows of `length` slots a microbatch has; at least one."""
     return max(1, tokens_per_batch // length)
 
 
 def choose_row_lengths(
     slots: np.ndarray, tokens_per_batch: int, most: int = MAX_ROW_LENGTHS
 ) -> tuple[int, ...]:
-    """At most `most` row lengths, multiples of 64 within the budget, for groups of these sizes.
+    """Choose row lengths for groups of these sizes, by dynamic programming over the candidates.
 
-    The cost of a group of n slots in rows of T is its share, 1 / floor(T / n), of the row's. The best set is
-    found by dynamic programming over the candidates.
+    A group of n slots in a row of T slots costs its share of the row, 1 / floor(T / n).
+
+    Args:
+        slots: int [groups], size of each group.
+        tokens_per_batch: token slots of a microbatch, an upper bound unless a group is larger.
+        most: how many lengths at most; each is a compiled program.
+
+    Returns:
+        Multiples of 64, sorted.
     """
     top = int(slots.max())
     candidates = sorted(
@@ -63,7 +79,8 @@ def choose_row_lengths(
         share = 1 / (length // np.maximum(sizes[inside], 1))
         return float((counts[inside] * share).sum() * length * (1 + length / _ATTENTION_SLOTS))
 
-    # best[j] = (cost, chosen lengths) of covering all sizes up to candidates[j], per number of lengths used.
+    # best[j]: cost and lengths of the best choice that serves all sizes up to candidates[j]. Each round
+    # allows one more length.
     best: list[tuple[float, tuple[int, ...]]] = [(cost(0, c), (c,)) for c in candidates]
     for _ in range(most - 1):
         best = [
@@ -82,21 +99,27 @@ def choose_row_lengths(
 
 
 def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: int) -> tuple[int, ...]:
-    """The row lengths that a stream packs these groups into.
+    """Choose the row lengths that a stream packs groups into.
 
-    Attention skips blocks of other groups, so a full long row costs no more than short ones: where contexts
-    are shared, groups are long and few, and such rows may pad less, with one program; the shortest that
-    pad nearly least are taken, since rows are computed side by side. Rows of one plain example each are left
-    short, for cuDNN takes them.
+    Groups that share contexts are long and few. Long rows may then pad less than several short lengths, with
+    one program; they cost no more, since attention skips the blocks between groups. Among the lengths that
+    pad nearly least the shortest is taken: more rows of a microbatch are then computed in parallel. Plain
+    examples keep short rows, one example each, because cuDNN's attention takes no packed rows.
+
+    Args:
+        groups: all groups of the stream.
+        tokens_per_batch: token slots of a microbatch.
+        blocks: size of the mesh's data axis.
     """
     slots = np.asarray([group.slots for group in groups], np.int64)
     best = choose_row_lengths(slots, tokens_per_batch)
     if all(len(group.branches) == 1 for group in groups):
         return best
-    few = slots[:: -(-len(slots) // _WINDOW_GROUPS)]
+    # Packing all groups of a large file for each candidate would take longer than a sample is worth.
+    few = slots[:: -(-len(slots) // WINDOW_GROUPS)]
 
     def padded(lengths: tuple[int, ...]) -> float:
-        """Slots of the batches that hold the groups, parts of a batch counted as parts."""
+        """Return the slots of the batches that hold the sample; a part of a batch counts as a part."""
         packed = pack(np.arange(len(few)), few, lengths)
         return sum(
             len(rows)
@@ -112,15 +135,31 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
 
 
 def batch_rows(length: int, tokens_per_batch: int, blocks: int) -> int:
-    """Rows of a microbatch, filled up to a multiple of the mesh's data axis."""
+    """Return the rows of a microbatch, rounded up to a multiple of the mesh's data axis.
+
+    Args:
+        length: slots of a row.
+        tokens_per_batch: token slots of a microbatch.
+        blocks: size of the data axis.
+    """
     return -(-rows_of(length, tokens_per_batch) // blocks) * blocks
 
 
 def pack(
     numbers: np.ndarray, slots: np.ndarray, lengths: tuple[int, ...]
 ) -> dict[int, list[tuple[int, ...]]]:
-    """Best-fit decreasing: each group goes where it leaves the least room, else opens the shortest row it
-    fits.
+    """Pack groups by best-fit decreasing.
+
+    From the largest group to the smallest, each goes into the row where it leaves the least room. If it fits
+    nowhere, it opens a row of the shortest length that holds it.
+
+    Args:
+        numbers: int [n], the groups to pack.
+        slots: int [groups], size of every group, by number.
+        lengths: row lengths, sorted.
+
+    Returns:
+        For each length the rows, as numbers of their groups.
     """
     rows: list[tuple[int, list[int]]] = []
     room: list[tuple[int, int]] = []  # (free slots, row), sorted

@@ -1,10 +1,12 @@
-"""Tokenised examples, and examples of one context merged so that what they have in common is computed once.
+"""Tokenised examples, and prefix trees of examples that share a context.
 
-With causal attention the activations of a token depend on those before it alone. Examples whose tokens begin
-alike can therefore share that part as the branches of a tree: each branch attends to the path from the root
-to it and causally to itself, its positions go on from the path's length, and loss and gradients are those of
-training the examples apart. A table with its questions is a trunk with leaves; the comments of a thread,
-whose contexts grow from one to the next, leave the trunk one after the other.
+With causal attention the activations of a token depend only on the tokens before it. So the common prefix of
+several examples can be computed once, as the trunk of a tree whose branches are the examples' own tokens. A
+branch attends to the path from the root to itself, and causally to its own tokens; its positions continue
+those of the path. Loss and gradients equal those of training each example alone.
+
+The questions on one table are leaves of one trunk. The comments of a thread have contexts that grow from
+comment to comment, so they branch off the trunk one after another.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A shared prefix shorter than this saves less than the larger group costs in packing.
+# Sharing a shorter prefix saves less than it costs: a larger group fits less well into rows.
 _MIN_SHARED = 16
-# An example joins a group only if that saves this part of its slots: what is joined is trained on in one
-# microbatch, and a little arithmetic is not worth batches that are mixed less well.
+# An example joins a group only if that saves this share of its slots. The examples of a group are trained on
+# in one microbatch, and a small saving is not worth microbatches that mix the data less well.
 _LEAST_SAVED = 1 / 8
 
-_Tree = list[tuple[int, int]]  # of each branch: number of its example, where it starts
+_Tree = list[tuple[int, int]]  # for each branch: number of its example, and where it starts
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens (int32 [T]) with the loss weight (float32 [T]) that each has when it is the one predicted."""
+    """Tokens (int32 [T]), and the loss weight (float32 [T]) of predicting each of them."""
 
     tokens: np.ndarray
     weights: np.ndarray
@@ -46,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised record: prompt [bos, ...] without loss, answer [..., eos] with loss."""
+    """One tokenised record: a prompt [bos, ...] without loss and an answer [..., eos] with loss."""
 
     id: str
     context: str
@@ -55,7 +57,7 @@ class Example:
 
 
 class Branch(NamedTuple):
-    """Tokens that follow the first `start` tokens of the path of the branch before; they end an example."""
+    """One example's tokens behind the first `start` tokens of the path of the branch before it."""
 
     start: int
     piece: Piece
@@ -63,10 +65,10 @@ class Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Examples that share what their tokens begin with: branches of a tree, depth first.
+    """Examples that share prefixes: the branches of a tree, depth first. One branch is a plain example.
 
-    A branch of its own is a plain example. The first token of every later branch must have weight 0: the slot
-    that would predict it predicts what follows on the path that it leaves.
+    The first token of every branch but the first must have weight 0. The slot before it, on the path that the
+    branch leaves, already predicts the next token of that path.
     """
 
     ids: tuple[str, ...]
@@ -74,12 +76,12 @@ class Group:
 
     @property
     def slots(self) -> int:
-        """Token slots that the group takes: the last token of each branch is only ever a target."""
+        """Token slots of the group. The last token of a branch needs none: it is a target and no input."""
         return sum(len(piece) - 1 for _, piece in self.branches)
 
     @property
     def slots_apart(self) -> int:
-        """Token slots that the group's examples would take, each with all its tokens."""
+        """Token slots that the examples would take without sharing."""
         return sum(start + len(piece) - 1 for start, piece in self.branches)
 
     @property
@@ -89,9 +91,14 @@ class Group:
 
 
 class Layout(NamedTuple):
-    """The slots of one group: int32 arrays [slots], `weights` float32.
+    """The slots of one group, int32 arrays [slots] but for `weights`, which is float32.
 
-    `until` is the first slot of the group that does not see a slot any more.
+    Attributes:
+        tokens: the input tokens.
+        targets: the token to predict at each slot.
+        weights: the loss weight of that prediction.
+        positions: of each token within its own example.
+        until: the first slot that can no longer attend to this one; see `jora_core.model.attention_slots`.
     """
 
     tokens: np.ndarray
@@ -102,18 +109,20 @@ class Layout(NamedTuple):
 
 
 def layout(group: Group) -> Layout:
-    """Lay a group out in slots: what stands there, what it predicts and with which weight."""
+    """Lay a group out in slots, branch after branch."""
     pieces = [piece for _, piece in group.branches]
     spans = [(start, start + len(piece) - 1) for start, piece in group.branches]
     positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in spans])
     until = np.empty_like(positions)
-    # By position: the first slot from which on no branch has that position's token on its path.
-    closed = np.full(positions.max(initial=0) + 1, len(positions), np.int32)
+    # From the last branch to the first. ends_at[p]: the first slot from which on no branch has the present
+    # token of position p on its path. A branch that starts at position s ends all tokens of the branches
+    # before it at positions s and above, and leaves those below s visible.
+    ends_at = np.full(positions.max(initial=0) + 1, len(positions), np.int32)
     stop = len(positions)
     for start, end in reversed(spans):
-        until[stop - (end - start) : stop] = closed[start:end]
+        until[stop - (end - start) : stop] = ends_at[start:end]
         stop -= end - start
-        closed[start:] = stop
+        ends_at[start:] = stop
     return Layout(
         np.concatenate([piece.tokens[:-1] for piece in pieces]),
         np.concatenate([piece.tokens[1:] for piece in pieces]),
@@ -124,16 +133,23 @@ def layout(group: Group) -> Layout:
 
 
 def plain_group(example: Example) -> Group:
-    """An example alone."""
+    """Return an example as a group of its own."""
     return Group((example.id,), (_branch(example, 0),))
 
 
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
-    """Merge examples of one context that begin alike into groups of at most `most_slots` slots.
+    """Merge examples of one context that share a prefix into groups.
 
-    The order of the examples does not decide what is shared: those of a context are ordered as the leaves of
-    the tree of their prompts. Groups come in the order of their first examples. At least one prompt token
-    stays in each branch, and answers are never shared.
+    What is shared does not depend on the order of the examples: those of a context are visited as the leaves
+    of the prefix tree of their prompts. At least one prompt token stays in each branch, since it predicts the
+    answer; answers are never shared.
+
+    Args:
+        examples: with the name of their context, "" for none.
+        most_slots: limit of a group.
+
+    Returns:
+        Groups in the order of their first examples.
     """
     contexts: dict[str, list[int]] = {}
     trees: list[_Tree] = []
@@ -156,8 +172,8 @@ def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
 def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[_Tree]:
     """Divide the examples of one context into groups.
 
-    A group is extended greedily: with causal attention over blocks, and blocks of other branches skipped, it
-    computes no pair of slots that its examples apart would not, so slots are all that counts.
+    Groups are extended greedily while they have room. Only slots count: attention skips the blocks between
+    branches, so a group computes no pair of slots that its examples alone would not compute.
     """
     trees: list[_Tree] = []
     taken = 0
@@ -175,22 +191,27 @@ def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> 
 
 
 def _leaves(prompts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """The leaves of the tree of these prompts, depth first: (number, tokens in common with the one before).
+    """Return the leaves of the prefix tree of these prompts, depth first.
 
-    Of the children of a node the one that reaches farthest comes first: its tokens, which the others hang on,
-    then stand together, and the blocks of attention that hold ends of branches alone are skipped. Equal
-    prompts keep their order.
+    Among the children of a node, the one with the longest prompt comes first. The tokens of the long path are
+    then adjacent, so attention can skip whole blocks that hold only the ends of other branches. Equal prompts
+    keep their order.
+
+    Returns:
+        For each leaf: number of the prompt, and tokens in common with the leaf before.
     """
     order = sorted(range(len(prompts)), key=lambda n: (token_order(prompts[n]), n))
     common = [common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
     found: list[tuple[int, int]] = []
-    # Runs low to high - 1 of `order` still to come, the next one last; `shared` with what comes before.
+    # A stack of (low, high, shared), the next one to visit on top: prompts order[low:high] have `shared`
+    # tokens in common with the leaf that is visited before them.
     waiting = [(0, len(order), 0)]
     while waiting:
         low, high, shared = waiting.pop()
         if high - low == 1:
             found.append((order[low], shared))
             continue
+        # The node's children are the runs between the places where neighbours have least in common.
         least = min(common[low : high - 1])
         cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == least), high]
         children = [(max(len(prompts[n]) for n in order[a:b]), -a, b) for a, b in pairwise(cuts)]
@@ -202,12 +223,12 @@ def _leaves(prompts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def token_order(prompt: np.ndarray) -> bytes:
-    """What to sort prompts by, so that those with the longest common prefixes stand side by side."""
-    return prompt.astype(">i4").tobytes()  # big-endian ids compare as bytes as they do as numbers
+    """Return a sort key that puts prompts with the longest common prefixes side by side."""
+    return prompt.astype(">i4").tobytes()  # as big-endian bytes, ids compare as they do as numbers
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the longest common prefix of two token arrays."""
+    """Return the length of the longest common prefix of two token arrays."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
@@ -216,10 +237,18 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 def suffix_groups(
     id: str, prefix: Piece, suffixes: Sequence[Piece], most_slots: int, shared: bool
 ) -> list[Group]:
-    """Groups of a row that comes with its suffixes, split beyond `most_slots`.
+    """Group a prefix with its suffixes.
 
-    The prefix's own loss counts once, with the first group. If a suffix starts with a supervised token, the
-    last prefix token moves into the suffixes, so that each suffix has a slot of its own to predict from.
+    The loss of the prefix counts once, in the first group. If a suffix begins with a supervised token, the
+    last prefix token moves into the suffixes, so that each suffix has a slot of its own that predicts its
+    first token.
+
+    Args:
+        id: of the record.
+        prefix: its tokens before the suffixes.
+        suffixes: each continues the prefix.
+        most_slots: limit of a group; suffixes beyond it open another group with the prefix once more.
+        shared: False gives each suffix its own copy of the prefix.
     """
     if len(suffixes) > 1 and any(s.weights[0] > 0 for s in suffixes):
         first, rest = prefix[-1:], Piece(prefix.tokens[-1:], np.zeros(1, np.float32))

@@ -1,14 +1,13 @@
 """Token ids of a records file, made once and kept as an Arrow file that later starts map into memory.
 
 What is kept is what the tokenizer said: per record the token ids of each of its texts (prompt and answer, or
-the segments and suffixes of weighted text), without special tokens. What an order does with them, such as
-shortening, grouping or holding some out, comes later and is no part of the key.
+the segments and suffixes of weighted text), without special tokens. What a spec does with them, such as
+shortening, grouping or the train/validation split, comes later and is no part of the key.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 from jora_core.base.atomic_files import atomic_path, write_bytes
 from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import read_error
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.data.tokenizer import TextTokenizer
 
 FORMAT = 1
 _CHUNK_ROWS = 2048
-# Smaller files are tokenised before a bar could be read.
+# Smaller files are tokenised before a progress bar could be read.
 _BAR_ROWS = 20_000
 
 Row = dict[str, Any]
@@ -35,24 +34,26 @@ TextsOf = Callable[[Row], Sequence[str]]
 def tokenised(
     rows: Iterable[Row], texts_of: TextsOf, tokenizer: TextTokenizer, total: int
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Each row with the token ids (int32 [T]) of its texts.
+    """Give each row with the token ids (int32 [T]) of its texts.
 
     Args:
+        rows: rows of the records file.
+        texts_of: the texts of a row.
+        tokenizer: the model's.
         total: rows of the file, for the progress bar of a large one.
     """
-    bar = Progress("tokenise", total) if total >= _BAR_ROWS and sys.stderr is not None else None
     iterator = iter(rows)
     done = 0
-    while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
-        texts = [texts_of(row) for row in chunk]
-        flat = iter(tokenizer.encode_batch([text for group in texts for text in group]))
-        for row, group in zip(chunk, texts, strict=True):
-            yield row, list(itertools.islice(flat, len(group)))
-        done += len(chunk)
-        if bar is not None:
+    with progress("tokenise", total, shown=total >= _BAR_ROWS) as bar:
+        while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
+            texts = [texts_of(row) for row in chunk]
+            flat = iter(tokenizer.encode_batch([text for group in texts for text in group]))
+            for row, group in zip(chunk, texts, strict=True):
+                yield row, list(itertools.islice(flat, len(group)))
+            done += len(chunk)
             bar.update(done)
-    if bar is not None and done < total:
-        bar.update(total)  # the rest of the file is of another split or task
+        if done < total:
+            bar.update(total)  # the rest of the file is of another split or task
 
 
 def cached_tokens(
@@ -63,10 +64,15 @@ def cached_tokens(
     tokenizer: TextTokenizer,
     total: int,
 ) -> Iterator[tuple[Row, Pieces]]:
-    """As `tokenised`, from a file of the cache; a file that is missing or damaged is made first.
+    """Give what `tokenised` gives from a file of the cache; a missing or damaged file is written first.
 
     Args:
-        rows: reads the rows anew each time it is called, in the same order.
+        folder: of the cache.
+        key: `cache_key` of the rows.
+        rows: reads the rows anew at each call, in the same order.
+        texts_of: the texts of a row.
+        tokenizer: the model's.
+        total: rows of the file, for the progress bar.
 
     Raises:
         InputError: the cache's folder cannot be written.
@@ -78,9 +84,11 @@ def cached_tokens(
 
 
 def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]) -> str:
-    """SHA-256 of what decides the tokens: the records' content, the tokenizer's, and what is selected.
+    """Return the SHA-256 of what decides the tokens: content of records and tokenizer, and the selection.
 
     Args:
+        records: the Parquet file.
+        tokenizer: the model's.
         selection: which rows and texts are taken, JSON values.
 
     Raises:
@@ -97,7 +105,7 @@ def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]
 
 
 def has_tokens(folder: Path, key: str) -> bool:
-    """Whether `cached_tokens` would find a whole file."""
+    """Tell whether `cached_tokens` would find an undamaged file."""
     return _whole(folder / f"{key}.arrow")
 
 
@@ -106,7 +114,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Whether the file has the content that was written: a changed bit would be trained on unseen."""
+    """Tell whether a file has the content that was written: nobody would notice training on a changed bit."""
     try:
         return file_digest(path) == _digest_file(path).read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -121,7 +129,7 @@ def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
     with suppress(OSError):
         _digest_file(path).unlink()
     with atomic_path(path) as temporary:
-        # Not through Python's file object: Arrow then owns the descriptor and its buffering.
+        # Arrow's own file object: writing through Python's would copy each buffer and hold the lock.
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             while chunk := [pieces for _, pieces in itertools.islice(rows, _CHUNK_ROWS)]:
                 writer.write_batch(pa.record_batch([_nested(chunk)], schema=schema))
@@ -130,7 +138,7 @@ def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
 
 
 def _nested(chunk: list[Pieces]) -> Any:
-    """An Arrow array list<list<int32>> of the rows' pieces, built from offsets instead of Python lists."""
+    """Return the rows' pieces as an Arrow array list<list<int32>>; offsets are faster than Python lists."""
     import pyarrow as pa
 
     flat = [piece for pieces in chunk for piece in pieces]
@@ -143,10 +151,10 @@ def _nested(chunk: list[Pieces]) -> Any:
 
 
 def _read(path: Path) -> Iterator[Pieces]:
-    """The pieces of each row, views of the mapped file."""
+    """Give the pieces of each row, as views of the mapped file."""
     import pyarrow as pa
 
-    # Not closed here: the arrays that are handed out look into the map, and keep it as long as they live.
+    # The map is not closed here: the arrays that are given out are views of it, and keep it alive.
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     for number in range(reader.num_record_batches):
         rows = reader.get_batch(number).column(0)

@@ -1,7 +1,7 @@
 """Text to token ids, with the tokenizer that lies in a model folder.
 
-``tokenizer.json`` is read with the `tokenizers` library directly, which is an order of magnitude faster to
-import and to run than going through `transformers`; a folder that has only a sentencepiece
+``tokenizer.json`` is read with the `tokenizers` library directly, which is about ten times faster to
+import and to run than `transformers`; a folder that has only a sentencepiece
 ``tokenizer.model`` falls back to the latter. The tokenizer never adds special tokens by itself: where BOS and
 EOS go is decided in one place, the example builder, so that no prompt ever starts with two of them.
 """
@@ -22,7 +22,13 @@ from jora_core.base.json_fields import read_json_object
 
 
 def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Every id that ends generation: the tokenizer's, the config's, and those of generation_config.json."""
+    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
+
+    Args:
+        folder: of the model.
+        config: the model's.
+        tokenizer: the model's.
+    """
     ends = {tokenizer.eos_id, *config.eos_token_ids}
     path = Path(folder) / "generation_config.json"
     if path.exists():
@@ -50,7 +56,7 @@ class TextTokenizer:
 
     encode_many: Callable[[list[str]], list[list[int]]]
     decode: Callable[[Sequence[int]], str]
-    # After these ids: a function that takes the next id and gives the text that it completes, if any.
+    # stream(ids) gives a function: given the next id, it returns the text that this id completes.
     stream: Callable[[Sequence[int]], Callable[[int], str | None]]
     vocab_size: int
     bos_id: int | None

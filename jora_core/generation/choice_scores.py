@@ -1,9 +1,9 @@
-"""Which of a record's choices does the model find likeliest: all of them scored in one pass over the prompt.
+"""Scores of a record's choices under the model, all of them in one pass over the prompt.
 
-Every choice is an example of its own, and examples share what they begin with (see
-`jora_core.data.shared_context`): the choices of a record their prompt, the records of a context the context.
-A score is the summed log-likelihood of the choice's tokens and the end of sequence, so "1" is not
-preferred to "12" for being its beginning.
+Every choice is an example of its own, and examples share prefixes (see `jora_core.data.shared_context`): the
+choices of a record share its prompt, the records of a context share the context. A score is the summed
+log-likelihood of the choice's tokens and of the end of sequence. Without the latter "1" would always beat
+"12", which begins with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.data.batches import Batch, BatchStream, RowPlan
 from jora_core.data.shared_context import Example, Group, share_contexts
 from jora_core.model.answer_loss import pick_positions, target_logprobs
@@ -31,7 +31,7 @@ from jora_core.specs.common import AttentionChoice
 
 @dataclass(frozen=True)
 class Question:
-    """One record to answer: prompt int32 [T] with BOS, and each choice's tokens with EOS."""
+    """One record to answer: prompt int32 [T] with BOS, and the tokens of each choice with EOS."""
 
     id: str
     prompt: np.ndarray
@@ -52,10 +52,21 @@ def score_choices(
     label: str = "choose",
     share: bool = True,
 ) -> list[np.ndarray]:
-    """Log-likelihood of every choice of every question, end of sequence included: float64 [choices] each.
+    """Compute the log-likelihood of every choice of every question, end of sequence included.
 
     Args:
-        share: let questions of one context share one pass over it.
+        params: weights, placed on the current mesh.
+        config: the model's.
+        questions: with their choices.
+        tokens_per_batch: token slots of a batch.
+        blocks: size of the mesh's data axis.
+        adapter: low-rank updates, None for the base model.
+        attention: see `jora_core.model.cudnn_attention`.
+        label: title of the progress bar.
+        share: whether questions of one context share one pass over it.
+
+    Returns:
+        float64 [choices] for each question.
     """
     scores = [np.zeros(len(question.choices)) for question in questions]
     owners, groups = _choice_groups(questions, tokens_per_batch, share)
@@ -64,23 +75,25 @@ def score_choices(
     stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
     plans = stream.plan(0)
     mesh = current_mesh()
-    progress = Progress(label, len(plans))
-    for number, plan in enumerate(plans):
-        batch = stream.build(plan)
-        found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
-        sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
-        for id, value in zip(batch.ids, sums, strict=True):
-            question, choice = owners[int(id)]
-            scores[question][choice] = value
-        progress.update(number + 1)
+    with progress(label, len(plans)) as bar:
+        for plan in plans:
+            batch = stream.build(plan)
+            found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
+            sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
+            for id, value in zip(batch.ids, sums, strict=True):
+                question, choice = owners[int(id)]
+                scores[question][choice] = value
+            bar.advance()
     return scores
 
 
 def _choice_groups(
     questions: Sequence[Question], most_slots: int, share: bool
 ) -> tuple[list[tuple[int, int]], list[Group]]:
-    """Each choice as an example: (number of its question, number of the choice) of every example, and groups
-    of examples, whose ids are their numbers.
+    """Make an example of each choice and group the examples; their ids are their numbers.
+
+    Returns:
+        For each example the numbers of its question and of its choice; the groups.
     """
     owners: list[tuple[int, int]] = []
     examples: list[Example] = []
@@ -120,7 +133,8 @@ def _token_logprobs(
 
 
 def _per_branch(batch: Batch, plan: RowPlan, groups: Sequence[Group], values: np.ndarray) -> np.ndarray:
-    """Sums of token values [G, M] per branch of a batch's groups, in their order: float64 [branches]."""
+    """Sum token values [G, M] by branch of the batch's groups: float64 [branches], in their order."""
+    # Branches are laid out one after another, so the first slot of each tells the branch of any slot.
     blocks, _ = batch.index.shape
     height, length = batch.tokens.shape
     starts: list[np.ndarray] = []

@@ -1,8 +1,8 @@
-"""Generation: prompts are read into a key/value cache, then tokens are written one a step, in chunks.
+"""Generation: a prefill of the prompts fills a key/value cache, then tokens are decoded in chunks.
 
-Prompts are sorted into few lengths, so few programs are compiled: for each, one that reads the prompts and
-one that writes tokens up to any number. Between two chunks the host sees what was written: an answer ends at
-a stop string there, or is shown while it grows.
+Prompts are sorted into few lengths, so that few programs are compiled: for each length one for the prefill,
+and one that decodes any number of tokens. Between two chunks the host sees the new tokens: it can end an
+answer at a stop string, or show it while it grows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,9 +22,16 @@ from jax.sharding import Mesh
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.data.row_packing import choose_row_lengths, rows_of
 from jora_core.data.shared_context import token_order
-from jora_core.generation.kv_cache import Cache, decode, prefill
-from jora_core.generation.prompt_rows import Reading, read_prompts
-from jora_core.generation.sampling import Method, Settings, method_of, next_tokens, rule_out, settings_of
+from jora_core.generation.kv_cache import KVCache, NewToken, decode, prefill
+from jora_core.generation.prompt_rows import PromptRows, lay_out_prompts
+from jora_core.generation.sampling import (
+    SamplingMethod,
+    SamplingSettings,
+    exclude_tokens,
+    next_tokens,
+    sampling_method,
+    sampling_settings,
+)
 from jora_core.model.answer_loss import pick_positions
 from jora_core.model.decoder import unembed
 from jora_core.parallel.collectives import gather_vocabulary, per_device, sum_over_batch
@@ -35,280 +42,378 @@ from jora_core.specs.answers import SamplingSpec
 from jora_core.specs.common import AttentionChoice
 
 GREEDY = SamplingSpec()  # type: ignore[call-arg]
-# Tokens between two looks at what was written, where somebody looks.
+# Tokens between two calls of `watch`.
 CHUNK = 16
-# Slots for new tokens are a multiple of this: a longest answer of its own needs no program of its own.
-NEW_STEP = 32
+# Slots for new tokens are a multiple of this, so that nearby values of `max_new_tokens` share a program.
+NEW_TOKENS_STEP = 32
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated.
+
+    Attributes:
+        eos_ids: any of these tokens ends an answer; it is not part of the answer.
+        max_new_tokens: longest answer.
+        min_new_tokens: no end token is chosen before an answer has this many tokens.
+        sampling: how a token is chosen.
+        tokens_per_batch: slots of one batch, of prompts and answers, padding included.
+        chunk: tokens between two calls of `watch`.
+        attention: attention of the prefill, see `jora_core.model.cudnn_attention`.
+    """
+
+    eos_ids: Sequence[int]
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    sampling: SamplingSpec = GREEDY
+    tokens_per_batch: int = 8192
+    chunk: int = CHUNK
+    attention: AttentionChoice = "auto"
+
+    @property
+    def new_slots(self) -> int:
+        """Slots of the cache for new tokens."""
+        return -(-self.max_new_tokens // NEW_TOKENS_STEP) * NEW_TOKENS_STEP
 
 
 def generate(
     params: Params,
     config: ModelConfig,
     prompts: Sequence[np.ndarray],
+    settings: GenerationSettings,
     *,
-    eos_ids: Sequence[int],
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    tokens_per_batch: int = 8192,
     adapter: Adapter | None = None,
-    sampling: SamplingSpec = GREEDY,
     numbers: Sequence[int] | None = None,
     contexts: Sequence[str] | None = None,
     watch: Callable[[int, np.ndarray], bool] | None = None,
-    chunk: int = CHUNK,
-    attention: AttentionChoice = "auto",
-    on_rows: Callable[[int], None] | None = None,
+    on_answers: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Continue each prompt until an end token, `max_new_tokens`, or until `watch` has seen enough.
+    """Continue each prompt until an end token, `max_new_tokens`, or until `watch` ends its answer.
 
     Args:
+        params: weights, placed on the current mesh.
+        config: the model's.
         prompts: int32 [T] each, at least one token, special tokens included.
-        eos_ids: any of these ends an answer, but none before `min_new_tokens`; it is not part of it.
-        tokens_per_batch: padded slots of one batch, prompt and answer.
-        sampling: how a token is chosen.
-        numbers: one number below 2³² a prompt, from which its draws follow; its place if None.
-        contexts: the context of each prompt: those of one context in a batch share the reading of what they
-            begin with; None or "" for none.
-        watch: told, every `chunk` tokens, a prompt's place and its new tokens; True ends its answer there. A
-            batch ends with its last row.
-        attention: of the prompts, see `jora_core.model.cudnn_attention`.
-        on_rows: told how many prompts have just been answered.
+        settings: limits of the answers, and how tokens are chosen.
+        adapter: low-rank updates, None for the base model.
+        numbers: a number below 2³² for each prompt, from which its draws follow; its index if None.
+        contexts: the context of each prompt, None or "" for none. Prompts of one context that come into the
+            same batch share the prefill of their common prefix.
+        watch: called every `chunk` tokens with a prompt's index and its new tokens; True ends its answer. A
+            batch goes on until its last answer has ended.
+        on_answers: called with the number of prompts that have just been answered.
 
     Returns:
-        int32 tokens per prompt, in the order given.
+        The answer to each prompt, int32 [tokens], in the order of the prompts.
     """
     answers: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     if not prompts:
         return answers
-    writer = Writer(
-        params,
-        adapter,
-        config,
-        jnp.asarray(sorted(set(eos_ids)), jnp.int32),
-        settings_of(sampling),
-        method_of(sampling),
-        current_mesh(),
-        min_new_tokens,
-        max_new_tokens,
-        attention,
+    generator = _Generator(
+        Model(params, adapter),
+        DecodeProgram(
+            config, sampling_method(settings.sampling), current_mesh(), settings.new_slots, settings.attention
+        ),
+        settings,
     )
-    drawn = np.asarray(range(len(prompts)) if numbers is None else numbers, np.uint32)
-    for chosen, batch in _batches(
-        prompts, contexts or [""] * len(prompts), drawn, writer.spare, tokens_per_batch
-    ):
+    draw_numbers = np.asarray(range(len(prompts)) if numbers is None else numbers, np.uint32)
+    all_contexts = contexts or [""] * len(prompts)
+    for batch in _batches(prompts, all_contexts, draw_numbers, settings):
 
-        def tell(row: int, tokens: np.ndarray, chosen: np.ndarray = chosen) -> bool:
-            return watch is not None and watch(int(chosen[row]), tokens)
+        def watch_row(row: int, tokens: np.ndarray, places: np.ndarray = batch.places) -> bool:
+            return watch is not None and watch(int(places[row]), tokens)
 
-        written = writer.write(*batch, tell, max_new_tokens if watch is None else chunk)
-        for number, answer in zip(chosen, written, strict=False):
-            answers[number] = answer
-        if on_rows is not None:
-            on_rows(len(chosen))
+        chunk = settings.max_new_tokens if watch is None else settings.chunk
+        for place, answer in zip(batch.places, generator.answers(batch, watch_row, chunk), strict=False):
+            answers[place] = answer
+        if on_answers is not None:
+            on_answers(len(batch.places))
     return answers
+
+
+@dataclass(frozen=True)
+class _PromptBatch:
+    """Prompts that are answered together; prompts of length 0 fill the batch up.
+
+    Attributes:
+        places: [at most B], index of each prompt among all.
+        rows: the prompts in their slots.
+        lengths: int32 [B].
+        numbers: uint32 [B], from which the draws follow.
+    """
+
+    places: np.ndarray
+    rows: PromptRows
+    lengths: np.ndarray
+    numbers: np.ndarray
 
 
 def _batches(
     prompts: Sequence[np.ndarray],
     contexts: Sequence[str],
     numbers: np.ndarray,
-    spare: int,
-    tokens_per_batch: int,
-) -> Iterator[tuple[np.ndarray, tuple[Reading, np.ndarray, np.ndarray]]]:
-    """Places of the prompts of each batch, and of the batch: how it is read, lengths [B], numbers [B].
-
-    Prompts of length 0 fill a batch up.
-    """
+    settings: GenerationSettings,
+) -> Iterator[_PromptBatch]:
+    """Sort prompts by context and length into batches."""
+    budget = settings.tokens_per_batch
     sizes = np.asarray([len(prompt) for prompt in prompts])
-    # What may be shared comes together.
-    keys = [(of, token_order(prompt) if of else b"") for of, prompt in zip(contexts, prompts, strict=True)]
-    order = np.asarray(sorted(range(len(prompts)), key=keys.__getitem__))
+    # Prompts of one context, and those with the longest common prefixes among them, come side by side.
+    keys = [
+        (context, token_order(prompt) if context else b"")
+        for context, prompt in zip(contexts, prompts, strict=True)
+    ]
+    by_context = np.asarray(sorted(range(len(prompts)), key=keys.__getitem__))
     shards = data_shards()
     shorter = 0
-    for length in choose_row_lengths(sizes, tokens_per_batch):
-        inside = order[(sizes[order] > shorter) & (sizes[order] <= length)]
+    for length in choose_row_lengths(sizes, budget):
+        of_length = by_context[(sizes[by_context] > shorter) & (sizes[by_context] <= length)]
         shorter = length
-        fit = rows_of(length + spare, tokens_per_batch)
-        height = -(-min(fit, max(len(inside), 1)) // shards) * shards
-        for start in range(0, len(inside), height):
-            chosen = inside[start : start + height]
-            texts, of = [prompts[int(n)] for n in chosen], [contexts[int(n)] for n in chosen]
-            lengths, draws = np.zeros(height, np.int32), np.zeros(height, np.uint32)
-            lengths[: len(chosen)], draws[: len(chosen)] = sizes[chosen], numbers[chosen]
-            yield chosen, (read_prompts(texts, of, length, height, shards), lengths, draws)
+        fitting = rows_of(length + settings.new_slots, budget)
+        height = -(-min(fitting, max(len(of_length), 1)) // shards) * shards
+        for start in range(0, len(of_length), height):
+            places = of_length[start : start + height]
+            count = len(places)
+            lengths, batch_numbers = np.zeros(height, np.int32), np.zeros(height, np.uint32)
+            lengths[:count], batch_numbers[:count] = sizes[places], numbers[places]
+            rows = lay_out_prompts(
+                [prompts[int(n)] for n in places], [contexts[int(n)] for n in places], length, height, shards
+            )
+            yield _PromptBatch(places, rows, lengths, batch_numbers)
+
+
+class Model(NamedTuple):
+    """Weights and the low-rank updates over them."""
+
+    params: Params
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True)
+class DecodeProgram:
+    """What decides the compiled programs of a batch, beside the shapes of their arguments."""
+
+    config: ModelConfig
+    method: SamplingMethod
+    mesh: Mesh
+    new_slots: int
+    attention: AttentionChoice = "auto"
 
 
 @flax.struct.dataclass
-class State:
-    """Where the rows of a batch are after `step` tokens: the last `token` [B], all of them `new` [B, C - T],
-    how many of them `counts` [B]; rows that are `done` [B] write on, for nobody.
+class DecodeState:
+    """The rows of a batch after `step` tokens.
+
+    Finished rows are still computed, since all rows of a batch share a program; their tokens do not count.
+
+    Attributes:
+        step: int32 scalar, tokens generated so far.
+        last_token: int32 [B].
+        finished: bool [B].
+        tokens: int32 [B, new slots], all generated tokens.
+        counts: int32 [B], how many of them belong to the answer.
     """
 
     step: jax.Array
-    token: jax.Array
-    done: jax.Array
-    new: jax.Array
+    last_token: jax.Array
+    finished: jax.Array
+    tokens: jax.Array
     counts: jax.Array
 
 
 @flax.struct.dataclass
-class Order:
-    """What stays the same while a batch is written; arrays, so that other values need no other program."""
+class DecodeInputs:
+    """What stays the same while a batch is decoded. All are arrays: other values need no other program.
 
-    lengths: jax.Array  # [B]
-    numbers: jax.Array  # [B]
-    ends: jax.Array
-    least: jax.Array
-    settings: Settings
+    Attributes:
+        prompt_lengths: int32 [B].
+        numbers: uint32 [B], from which the draws of each row follow.
+        eos_ids: int32 [E].
+        min_new_tokens: int32 scalar.
+        sampling: scalars.
+    """
+
+    prompt_lengths: jax.Array
+    numbers: jax.Array
+    eos_ids: jax.Array
+    min_new_tokens: jax.Array
+    sampling: SamplingSettings
+
+
+class ChunkEnd(NamedTuple):
+    """Where a chunk of tokens ends.
+
+    Attributes:
+        step: int32 scalar, tokens of an answer after the chunk.
+        stopped: bool [B], rows whose answers the host has ended.
+    """
+
+    step: jax.Array | int
+    stopped: jax.Array | np.ndarray
+
+
+def decode_inputs(settings: GenerationSettings, lengths: np.ndarray, numbers: np.ndarray) -> DecodeInputs:
+    """Return the inputs of a batch.
+
+    Args:
+        settings: of all batches.
+        lengths: int32 [B], tokens of each prompt.
+        numbers: uint32 [B], from which the draws follow.
+    """
+    return DecodeInputs(
+        jnp.asarray(lengths),
+        jnp.asarray(numbers),
+        jnp.asarray(sorted(set(settings.eos_ids)), jnp.int32),
+        jnp.int32(settings.min_new_tokens),
+        sampling_settings(settings.sampling),
+    )
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A model, and how its answers are written."""
+class _Generator:
+    """Generates the answers to one batch of prompts after the other."""
 
-    params: Params
-    adapter: Adapter | None
-    config: ModelConfig
-    ends: jax.Array
-    settings: Settings
-    method: Method
-    mesh: Mesh
-    least: int
-    most: int
-    attention: AttentionChoice = "auto"
+    model: Model
+    program: DecodeProgram
+    settings: GenerationSettings
 
-    @property
-    def spare(self) -> int:
-        """Slots for new tokens."""
-        return -(-self.most // NEW_STEP) * NEW_STEP
-
-    def order(self, lengths: np.ndarray, numbers: np.ndarray) -> Order:
-        """What a batch of these prompts is written by."""
-        bounds = (self.ends, jnp.int32(self.least), self.settings)
-        return Order(jnp.asarray(lengths), jnp.asarray(numbers), *bounds)
-
-    def write(
-        self,
-        reading: Reading,
-        lengths: np.ndarray,
-        numbers: np.ndarray,
-        tell: Callable[[int, np.ndarray], bool],
-        chunk: int,
+    def answers(
+        self, batch: _PromptBatch, watch: Callable[[int, np.ndarray], bool], chunk: int
     ) -> list[np.ndarray]:
-        """Answers to the prompts of one batch, its filling included."""
-        model = (self.params, self.adapter)
-        static = (self.config, self.method, self.mesh)
-        order = self.order(lengths, numbers)
-        state, cache = _begin(*model, reading, order, *static, self.spare, self.attention)
-        told = np.zeros(len(lengths), np.int32)
-        over = np.zeros(len(lengths), bool)
-        until = 1
+        """Answer the prompts of one batch, its filling included.
+
+        Args:
+            batch: B prompts.
+            watch: called after each chunk with a row and its new tokens; True ends the row's answer.
+            chunk: tokens between two calls of `watch`.
+        """
+        inputs = decode_inputs(self.settings, batch.lengths, batch.numbers)
+        state, cache = prefill_prompts(self.model, batch.rows, inputs, self.program)
+        seen = np.zeros(len(batch.lengths), np.int32)
+        stopped = np.zeros(len(batch.lengths), bool)
+        step, last_step = 1, self.settings.max_new_tokens
         while True:
-            new, counts, done = jax.device_get((state.new, state.counts, state.done))
-            for row in np.flatnonzero(~over & (counts > told)):
-                fresh, told[row] = new[row, told[row] : counts[row]], counts[row]
-                over[row] = tell(int(row), fresh)
-            if until == self.most or (done | over).all():
-                return [answer[:count] for answer, count in zip(new, counts, strict=True)]
-            until = min(until + chunk, self.most)
-            state, cache = _go_on(*model, state, cache, over, order, until, *static)
+            tokens, counts, finished = jax.device_get((state.tokens, state.counts, state.finished))
+            for row in np.flatnonzero(~stopped & (counts > seen)):
+                fresh, seen[row] = tokens[row, seen[row] : counts[row]], counts[row]
+                stopped[row] = watch(int(row), fresh)
+            if step == last_step or (finished | stopped).all():
+                return [answer[:count] for answer, count in zip(tokens, counts, strict=True)]
+            step = min(step + chunk, last_step)
+            state, cache = decode_chunk(
+                self.model, state, cache, inputs, ChunkEnd(step, stopped), self.program
+            )
 
 
-@partial(jax.jit, static_argnames=("config", "method", "mesh", "spare", "attention"))
-def _begin(
-    params: Params,
-    adapter: Adapter | None,
-    reading: Reading,
-    order: Order,
-    config: ModelConfig,
-    method: Method,
-    mesh: Mesh,
-    spare: int,
-    attention: AttentionChoice,
-) -> tuple[State, Cache]:
-    """Read the prompts and choose the first token of each answer."""
+@partial(jax.jit, static_argnames=("program",))
+def prefill_prompts(
+    model: Model, prompts: PromptRows, inputs: DecodeInputs, program: DecodeProgram
+) -> tuple[DecodeState, KVCache]:
+    """Run the prompts of a batch through the model and choose the first token of each answer.
 
-    def begin(params: Params, adapter: Adapter | None, reading: Reading, order: Order) -> tuple[State, Cache]:
-        lengths, slots = order.lengths, reading.tokens.shape[1]
-        hidden, cache = prefill(params, config, adapter, reading, slots + spare, attention)
-        last = jnp.take_along_axis(reading.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+    Args:
+        model: weights and adapter.
+        prompts: rows of B prompts.
+        inputs: of the batch.
+        program: what decides the compiled program.
+    """
+    config = program.config
+
+    def run(model: Model, prompts: PromptRows, inputs: DecodeInputs) -> tuple[DecodeState, KVCache]:
+        params, adapter = model
+        lengths, slots = inputs.prompt_lengths, prompts.tokens.shape[1]
+        capacity = slots + program.new_slots
+        hidden, cache = prefill(params, config, adapter, prompts, capacity, program.attention)
+        last_slot = jnp.take_along_axis(prompts.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        last_hidden = pick_positions(hidden, last_slot[None], slots)[0]
         step = jnp.zeros((), jnp.int32)
-        token = _choose(params, config, pick_positions(hidden, last[None], slots)[0], step, order, method)
-        new = jnp.zeros((len(lengths), spare), jnp.int32) + 0 * lengths[:, None]
-        empty = State(step, token, lengths == 0, new, jnp.zeros_like(lengths))
-        return _noted(empty, token, order.ends), cache
+        token = _choose_token(params, last_hidden, step, inputs, program)
+        # The sum with lengths makes the zeros vary over the data axis, as `jax.shard_map` wants of a result
+        # that is split over it.
+        tokens = jnp.zeros((len(lengths), program.new_slots), jnp.int32) + 0 * lengths[:, None]
+        empty = DecodeState(step, token, lengths == 0, tokens, jnp.zeros_like(lengths))
+        return _append(empty, token, inputs.eos_ids), cache
 
+    mesh = program.mesh
     rows = batch_sharding(mesh)
-    read = Reading(rows, rows, rows, rows)  # type: ignore[arg-type]
-    places = (*model_shardings(config, params, adapter, mesh), read, _order_places(mesh))
-    return per_device(begin, mesh, places, _state_places(mesh))(params, adapter, reading, order)
+    row_places = PromptRows(rows, rows, rows, rows)  # type: ignore[arg-type]
+    places = (_model_places(model, program), row_places, _input_places(mesh))
+    return per_device(run, mesh, places, _state_places(mesh))(model, prompts, inputs)
 
 
-@partial(jax.jit, static_argnames=("config", "method", "mesh"), donate_argnames="cache")
-def _go_on(
-    params: Params,
-    adapter: Adapter | None,
-    state: State,
-    cache: Cache,
-    over: jax.Array,
-    order: Order,
-    until: jax.Array,
-    config: ModelConfig,
-    method: Method,
-    mesh: Mesh,
-) -> tuple[State, Cache]:
-    """Write tokens up to number `until`, or until all rows are done; rows that are `over` [B] are."""
+@partial(jax.jit, static_argnames=("program",), donate_argnames="cache")
+def decode_chunk(
+    model: Model,
+    state: DecodeState,
+    cache: KVCache,
+    inputs: DecodeInputs,
+    end: ChunkEnd,
+    program: DecodeProgram,
+) -> tuple[DecodeState, KVCache]:
+    """Decode tokens until the end of a chunk, or until all rows are finished.
 
-    def go_on(
-        params: Params,
-        adapter: Adapter | None,
-        state: State,
-        cache: Cache,
-        over: jax.Array,
-        order: Order,
-        until: jax.Array,
-    ) -> tuple[State, Cache]:
-        def more(carry: tuple[State, Cache]) -> jax.Array:
-            # All devices take the same number of steps: their collectives meet.
-            return (carry[0].step < until) & (sum_over_batch((~carry[0].done).sum()) > 0)
+    Args:
+        model: weights and adapter.
+        state: of the batch after the chunk before.
+        cache: keys and values of all tokens before; it is consumed and written in place.
+        inputs: of the batch.
+        end: where the chunk ends.
+        program: what decides the compiled program.
+    """
 
-        def advance(carry: tuple[State, Cache]) -> tuple[State, Cache]:
+    def run(
+        model: Model, state: DecodeState, cache: KVCache, inputs: DecodeInputs, end: ChunkEnd
+    ) -> tuple[DecodeState, KVCache]:
+        params, adapter = model
+
+        def unfinished(carry: tuple[DecodeState, KVCache]) -> jax.Array:
+            # The sum makes all devices take the same number of steps: a device that left the loop alone would
+            # be missing in the collectives of the others.
+            return (carry[0].step < end.step) & (sum_over_batch((~carry[0].finished).sum()) > 0)
+
+        def one_step(carry: tuple[DecodeState, KVCache]) -> tuple[DecodeState, KVCache]:
             now, cache = carry
-            slots, before = cache[0].shape[2] - now.new.shape[1], now.step - 1
-            hidden, cache = decode(params, config, adapter, now.token, order.lengths, before, slots, cache)
-            token = _choose(params, config, hidden[:, 0], now.step, order, method)
-            return _noted(now, token, order.ends), cache
+            prompt_slots = cache[0].shape[2] - now.tokens.shape[1]
+            new = NewToken(now.last_token, inputs.prompt_lengths, now.step - 1, prompt_slots)
+            hidden, cache = decode(params, program.config, adapter, new, cache)
+            token = _choose_token(params, hidden[:, 0], now.step, inputs, program)
+            return _append(now, token, inputs.eos_ids), cache
 
-        start = dataclasses.replace(state, done=state.done | over)
-        return jax.lax.while_loop(more, advance, (start, cache))
+        start = dataclasses.replace(state, finished=state.finished | end.stopped)
+        return jax.lax.while_loop(unfinished, one_step, (start, cache))
 
+    mesh = program.mesh
     rows, whole, states = batch_sharding(mesh), replicated(mesh), _state_places(mesh)
-    places = (*model_shardings(config, params, adapter, mesh), *states, rows, _order_places(mesh), whole)
-    work = per_device(go_on, mesh, places, states)
-    return work(params, adapter, state, cache, over, order, until)
+    end_places = ChunkEnd(whole, rows)  # type: ignore[arg-type]
+    places = (_model_places(model, program), *states, _input_places(mesh), end_places)
+    return per_device(run, mesh, places, states)(model, state, cache, inputs, end)
 
 
-def _noted(state: State, token: jax.Array, ends: jax.Array) -> State:
-    """The state after one more token [B] of each row."""
-    new = jax.lax.dynamic_update_slice(state.new, token[:, None], (0, state.step))
-    done = state.done | jnp.isin(token, ends)
-    return State(state.step + 1, token, done, new, state.counts + ~done)
+def _append(state: DecodeState, token: jax.Array, eos_ids: jax.Array) -> DecodeState:
+    """Return the state after one more token [B] of each row."""
+    tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
+    finished = state.finished | jnp.isin(token, eos_ids)
+    return DecodeState(state.step + 1, token, finished, tokens, state.counts + ~finished)
 
 
-def _order_places(mesh: Mesh) -> Any:
+def _choose_token(
+    params: Params, hidden: jax.Array, step: jax.Array, inputs: DecodeInputs, program: DecodeProgram
+) -> jax.Array:
+    """Return the token int32 [B] that follows hidden states [B, D]; `step` is its number in the answer."""
+    config = program.config
+    logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)
+    logits = exclude_tokens(logits, inputs.eos_ids, step < inputs.min_new_tokens)
+    return next_tokens(logits, inputs.sampling, inputs.numbers, step, program.method)
+
+
+def _model_places(model: Model, program: DecodeProgram) -> Any:
+    return Model(*model_shardings(program.config, model.params, model.adapter, program.mesh))
+
+
+def _input_places(mesh: Mesh) -> Any:
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    return Order(rows, rows, whole, whole, Settings(*[whole] * 4))  # type: ignore[arg-type]
+    return DecodeInputs(rows, rows, whole, whole, SamplingSettings(*[whole] * 4))  # type: ignore[arg-type]
 
 
 def _state_places(mesh: Mesh) -> Any:
     rows, cache = batch_sharding(mesh), cache_sharding(mesh)
-    return State(replicated(mesh), rows, rows, rows, rows), (cache, cache)  # type: ignore[arg-type]
-
-
-def _choose(
-    params: Params, config: ModelConfig, hidden: jax.Array, step: jax.Array, order: Order, method: Method
-) -> jax.Array:
-    """The token after hidden [B, D], number `step` of its answer: int32 [B]."""
-    logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)
-    logits = rule_out(logits, order.ends, step < order.least)
-    return next_tokens(logits, order.settings, order.numbers, step, method)
+    return DecodeState(replicated(mesh), rows, rows, rows, rows), (cache, cache)  # type: ignore[arg-type]

@@ -1,24 +1,26 @@
-"""Keys and values of what was read and written: filled by a prefill, then grown by a token a step.
+"""The key/value cache: filled with the prompts by `prefill`, then grown by one token a step by `decode`.
 
-A prompt stands left in its slots and generated tokens from slot T on, the same slot for all rows: the
-cache is written in one place, and a mask hides the padding between a short prompt's end and slot T. Positions
-do not know the gap.
+A prompt stands at the left of its T slots. Generated tokens follow from slot T on, at the same slot for all
+rows, so one slice update writes the cache. A mask hides the padding between the end of a short prompt and
+slot T; rotary positions are counted without that gap.
 
-The cache is as large as a batch needs and no larger: rows x (prompt slots, a multiple of 64, and slots for
-new tokens, a multiple of 32), at most `tokens_per_batch` slots or one row a device of the data axis. A slot
-costs 2 x layers x key/value heads x head width numbers of the weights' type (`cache_bytes`): 512 KiB for
-Llama-2-7B in bfloat16, so 8,192 slots are 4 GiB, split over the devices of the mesh (where there are fewer
-key/value heads than devices of the tensor axis, each holds a head). It is donated from chunk to chunk and
-written in place. Layers with a window keep all slots and mask those beyond it.
+The cache is as large as its batch needs: rows × (prompt slots, a multiple of 64, and slots for new tokens, a
+multiple of 32), which is at most `tokens_per_batch` slots, or one row for each device of the data axis. A
+slot takes 2 × layers × key/value heads × head width numbers of the weights' type: 512 KiB for Llama-2-7B in
+bfloat16, so 8,192 slots are 4 GiB, split over the devices of the mesh. Where there are fewer key/value heads
+than devices of the tensor axis, each device holds one head. The cache is donated from chunk to chunk and
+written in place. Layers with a window keep all slots and mask those outside of it.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.prompt_rows import Reading
+from jora_core.generation.prompt_rows import PromptRows
 from jora_core.model.attention_slots import Slots, reach
 from jora_core.model.decoder import (
     Layer,
@@ -36,78 +38,105 @@ from jora_core.parallel.collectives import tokens_split
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.common import AttentionChoice
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, B, C, K, H] each
+KVCache = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, B, C, K, H] each
 
 
-def cache_bytes(config: ModelConfig, slots: int, bytes_per_number: int = 2) -> int:
-    """Bytes of the keys and values of this many slots, over all devices that share them."""
-    return 2 * config.num_layers * slots * config.num_kv_heads * config.head_dim * bytes_per_number
+class NewToken(NamedTuple):
+    """The newest token of each row, to be run through the model.
+
+    Attributes:
+        token: int32 [B].
+        prompt_lengths: int32 [B], tokens of each row's prompt.
+        step: int32 scalar, number of the token within its answer.
+        prompt_slots: T, slots of the cache before the generated tokens.
+    """
+
+    token: jax.Array
+    prompt_lengths: jax.Array
+    step: jax.Array
+    prompt_slots: int
 
 
 def prefill(
     params: Params,
     config: ModelConfig,
     adapter: Adapter | None,
-    reading: Reading,
+    prompts: PromptRows,
     capacity: int,
     choice: AttentionChoice,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states of the rows as `forward` gives them, and a cache of `capacity` slots a prompt that holds
-    its keys and values.
+) -> tuple[jax.Array, KVCache]:
+    """Run the prompts through the model and fill a new cache with their keys and values.
+
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        adapter: low-rank updates, None for the base model.
+        prompts: the rows of B prompts.
+        capacity: slots of the cache for each prompt, C, at least T.
+        choice: see `jora_core.model.cudnn_attention`.
+
+    Returns:
+        Hidden states [R, T, D] of the rows as `forward` gives them, and the cache.
     """
-    length = reading.tokens.shape[1]
-    over_rows = model_attention(config, Slots(reading.until, reading.positions), choice)
-    rotary = rotary_tables(config, reading.positions)
+    length = prompts.tokens.shape[1]
+    over_rows = model_attention(config, Slots(prompts.until, prompts.positions), choice)
+    rotary = rotary_tables(config, prompts.positions)
     split = tokens_split(length)
 
     def of_prompts(x: jax.Array) -> jax.Array:
-        """[R, T, K, H] of the rows as [B, capacity, K, H]."""
-        picked = x.reshape(-1, *x.shape[2:])[reading.path]
+        """Gather [R, T, K, H] of the rows as [B, C, K, H] of the prompts."""
+        picked = x.reshape(-1, *x.shape[2:])[prompts.path]
         return jnp.pad(picked, ((0, 0), (0, capacity - length), (0, 0), (0, 0)))
 
-    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Cache]:
-        kept: list[jax.Array] = []
+    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, KVCache]:
+        keys_and_values: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            kept.extend((k, v))
+            keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
         x = decoder_layer(config, x, layer, projector(layer, adapter, None, split), rotary, attend, split)
-        return x, (of_prompts(kept[0]), of_prompts(kept[1]))
+        keys, values = keys_and_values
+        return x, (of_prompts(keys), of_prompts(values))
 
-    x, cache = over_layers(step, embed(params, config, reading.tokens), params, config, adapter)
+    x, cache = over_layers(step, embed(params, config, prompts.tokens), params, config, adapter)
     return rms_norm(x, params.final_norm, config), cache
 
 
 def decode(
-    params: Params,
-    config: ModelConfig,
-    adapter: Adapter | None,
-    token: jax.Array,
-    lengths: jax.Array,
-    step: jax.Array,
-    prompt_slots: int,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """Hidden state [B, 1, D] of the token [B] of this step, and the cache with its keys and values."""
-    slot = jnp.arange(cache[0].shape[2])
-    seen = (slot < lengths[:, None]) | ((slot >= prompt_slots) & (slot <= prompt_slots + step))
-    ago = (
-        lengths[:, None] + step - jnp.where(slot < prompt_slots, slot, lengths[:, None] + slot - prompt_slots)
-    )
-    rotary = rotary_tables(config, (lengths + step)[:, None])
+    params: Params, config: ModelConfig, adapter: Adapter | None, new: NewToken, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """Run one new token of each row through the model.
 
-    def one_layer(carry: tuple[jax.Array, Cache], layer: Layer) -> tuple[tuple[jax.Array, Cache], None]:
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        adapter: low-rank updates, None for the base model.
+        new: the tokens and where they stand.
+        cache: keys and values of all tokens before.
+
+    Returns:
+        Hidden states [B, 1, D] of the tokens, and the cache with their keys and values.
+    """
+    lengths, first_new = new.prompt_lengths[:, None], new.prompt_slots
+    own_slot = first_new + new.step
+    slot = jnp.arange(cache[0].shape[2])
+    visible = (slot < lengths) | ((slot >= first_new) & (slot <= own_slot))
+    key_positions = jnp.where(slot < first_new, slot, lengths + slot - first_new)
+    distance = lengths + new.step - key_positions
+    rotary = rotary_tables(config, (new.prompt_lengths + new.step)[:, None])
+
+    def one_layer(carry: tuple[jax.Array, KVCache], layer: Layer) -> tuple[tuple[jax.Array, KVCache], None]:
         x, cache = carry
-        mask = (seen & (ago < reach(layer.window)))[:, None, :]
+        mask = (visible & (distance < reach(layer.window)))[:, None, :]
         grown: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            # The whole cache is carried and one slot of it written: as a layer's input and output it would be
-            # copied at every step.
-            at = (layer.index, 0, prompt_slots + step, 0, 0)
-            for kept, fresh in zip(cache, (k, v), strict=True):
-                grown.append(jax.lax.dynamic_update_slice(kept, fresh[None], at))
+            # The cache of all layers is carried through the scan and one slot of it is written. As an input
+            # and output of the scan, each layer's part would be copied at every step.
+            at = (layer.index, 0, own_slot, 0, 0)
+            for old, fresh in zip(cache, (k, v), strict=True):
+                grown.append(jax.lax.dynamic_update_slice(old, fresh[None], at))
             keys, values = (jax.lax.dynamic_index_in_dim(x, layer.index, 0, False) for x in grown)
             scale, softcap = attention_scale(config), config.attention_softcap
             return attention(q, keys, values, mask, scale=scale, softcap=softcap)
@@ -115,6 +144,6 @@ def decode(
         x = decoder_layer(config, x, layer, projector(layer, adapter, None), rotary, attend, False)
         return (x, (grown[0], grown[1])), None
 
-    start = (embed(params, config, token[:, None]), cache)
+    start = (embed(params, config, new.token[:, None]), cache)
     (x, cache), _ = over_layers(one_layer, start, params, config, adapter)
     return rms_norm(x, params.final_norm, config), cache

@@ -1,8 +1,8 @@
-"""How prompts are read before they are answered: rows of slots, and where in them the tokens of each stand.
+"""Prompts laid out in rows of slots, before their answers are generated.
 
-Alone, a prompt is a row. Prompts of one context share what they begin with (see
-`jora_core.data.shared_context`): it is read once, and the keys and values of each prompt are picked from
-along its path.
+A prompt without a context takes a row of its own. Prompts of one context share their common prefix (see
+`jora_core.data.shared_context`): the prefix is computed once, and each prompt's keys and values are gathered
+from the slots along its path through the tree.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import numpy as np
 from jora_core.data.row_packing import lay_rows, pack
 from jora_core.data.shared_context import Example, Group, share_contexts
 
-# A branch has a slot for each token but its last, so one more stands for the answer.
+# A branch has a slot for each of its tokens but the last, so one token stands for the answer to come.
 _ANSWER = np.zeros(1, np.int32)
 
 
 @flax.struct.dataclass
-class Reading:
-    """Rows of slots, int32 arrays `tokens`, `positions`, `until` [R, T] as in
-    `jora_core.model.blockwise_attention`, and of B prompts the `path` [B, T]: the slots of their tokens
-    within this device's rows, then zeros.
+class PromptRows:
+    """The rows of a batch of prompts.
+
+    Attributes:
+        tokens, positions, until: int32 [R, T]; see `jora_core.model.attention_slots.Slots`. R is at most the
+            number of prompts B, and less where prompts share slots.
+        path: int32 [B, T], the slot of each token of each prompt, numbered within this device's rows; zeros
+            behind a prompt's last token.
     """
 
     tokens: jax.Array
@@ -33,21 +37,24 @@ class Reading:
     path: jax.Array
 
 
-def read_prompts(
+def lay_out_prompts(
     prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int, height: int, shards: int
-) -> Reading:
-    """Rows of `length` slots that hold at most `height` prompts, B = `height` of them with empty ones.
+) -> PromptRows:
+    """Lay prompts out in rows; empty prompts fill the batch up to `height`.
 
     Args:
-        prompts: int32 [T] each, at most `length` tokens.
-        contexts: of each prompt, "" for none; where nothing is shared each has a row, as cuDNN wants it.
-        shards: of the mesh's data axis; each reads its own `height` / `shards` prompts.
+        prompts: int32 [T] each, at most `height` of them with at most `length` tokens.
+        contexts: the context of each prompt, "" for none.
+        length: slots of a row.
+        height: prompts of the batch, B, a multiple of `shards`.
+        shards: size of the mesh's data axis; each part computes `height` / `shards` of the prompts.
     """
     size = height // shards
     parts = [
         _rows(prompts[low : low + size], contexts[low : low + size], length) for low in range(0, height, size)
     ]
-    # Few numbers of rows, each a program: the height, or its half or quarter or eighth.
+    # Each number of rows is a compiled program of its own, so only the height, its half, its quarter and so
+    # on are used. Without sharing the height stays whole: prompts keep a row each, which cuDNN requires.
     rows = size
     shared = any(len(group.branches) > 1 for part in parts for row in part for group in row)
     while shared and rows % 2 == 0 and rows // 2 >= max(map(len, parts)):
@@ -59,14 +66,14 @@ def read_prompts(
         for row, groups in enumerate(part):
             start = row * length
             for group in groups:
-                for number, along in _paths(group, start):
-                    path[shard * size + number, : len(along)] = along
+                for number, slots_of_prompt in _paths(group, start):
+                    path[shard * size + number, : len(slots_of_prompt)] = slots_of_prompt
                 start += group.slots
-    return Reading(slots.tokens, slots.positions, slots.until, path)  # type: ignore[arg-type]
+    return PromptRows(slots.tokens, slots.positions, slots.until, path)  # type: ignore[arg-type]
 
 
 def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -> list[list[Group]]:
-    """The groups of each row; a group's ids are the numbers of its prompts."""
+    """Return the groups of each row; the ids of a group are the numbers of its prompts."""
     examples = [
         Example(str(number), context, prompt, _ANSWER)
         for number, (context, prompt) in enumerate(zip(contexts, prompts, strict=True))
@@ -79,10 +86,10 @@ def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -
 
 
 def _paths(group: Group, slot: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Each prompt's number and the slots int32 [T] of its tokens, in a group whose first slot is `slot`."""
-    along = np.zeros(0, np.int32)
+    """Give each prompt's number and the slots int32 [T] of its tokens; the group's first slot is `slot`."""
+    path = np.zeros(0, np.int32)
     for id, (start, piece) in zip(group.ids, group.branches, strict=True):
         own = slot + np.arange(len(piece) - 1, dtype=np.int32)
-        along = np.concatenate([along[:start], own])
-        yield int(id), along
+        path = np.concatenate([path[:start], own])
+        yield int(id), path
         slot += len(own)

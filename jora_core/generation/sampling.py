@@ -1,9 +1,11 @@
-"""The next token of each row: the likeliest, or drawn after temperature, top-k and top-p, in that order.
+"""The next token of each row: the most likely one, or a draw after temperature, top-k and top-p.
 
-The order and the cuts are those of transformers: all tokens as likely as the k-th stay in (top-k), then the
-fewest likeliest tokens whose probabilities add up to p (nucleus sampling, Holtzman et al., arXiv:1904.09751).
-A draw follows from (seed, number of the prompt, step) alone: a prompt's answer depends neither on its
-neighbours in a batch nor on the mesh.
+Temperature, top-k and top-p are applied one after the other, with the cuts of transformers: top-k keeps all
+tokens that are as likely as the k-th; then top-p keeps the fewest most likely tokens whose probabilities add
+up to p (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+
+A draw depends on (seed, number of the prompt, step) alone. So an answer depends neither on the other prompts
+of its batch nor on the mesh.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ import jax.numpy as jnp
 
 from jora_core.specs.answers import SamplingSpec
 
-# Which program is compiled; the settings' values are arguments of it.
-Method = Literal["greedy", "draw", "filter"]
-# Finite: what is ruled out has probability 0, and a row in which all is ruled out still gives a token.
-RULED_OUT = -1e30
+# Decides which program is compiled; the values of the settings are arguments of that program.
+SamplingMethod = Literal["greedy", "draw", "filter"]
+# Finite, so that a row with every token excluded still gives a token and no NaN. Its probability is 0.
+EXCLUDED = -1e30
 
 
 @flax.struct.dataclass
-class Settings:
-    """`SamplingSpec` as scalars on the device."""
+class SamplingSettings:
+    """A `SamplingSpec` as scalars on the device: other values need no other program."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -32,9 +34,9 @@ class Settings:
     seed: jax.Array
 
 
-def settings_of(spec: SamplingSpec) -> Settings:
-    """The settings of a spec as arrays."""
-    return Settings(
+def sampling_settings(spec: SamplingSpec) -> SamplingSettings:
+    """Return the settings of a spec as arrays."""
+    return SamplingSettings(
         temperature=jnp.float32(spec.temperature),
         top_k=jnp.int32(spec.top_k),
         top_p=jnp.float32(spec.top_p),
@@ -42,26 +44,38 @@ def settings_of(spec: SamplingSpec) -> Settings:
     )
 
 
-def method_of(spec: SamplingSpec) -> Method:
-    """What a spec needs: sorting the vocabulary costs more than all else here, so only where it cuts."""
+def sampling_method(spec: SamplingSpec) -> SamplingMethod:
+    """Return the cheapest method that a spec allows.
+
+    Only `filter` sorts the vocabulary, which takes longer than all the rest of sampling.
+    """
     if spec.temperature == 0:
         return "greedy"
     return "filter" if spec.top_k > 0 or spec.top_p < 1 else "draw"
 
 
 def next_tokens(
-    logits: jax.Array, settings: Settings, numbers: jax.Array, step: jax.Array, method: Method
+    logits: jax.Array,
+    settings: SamplingSettings,
+    numbers: jax.Array,
+    step: jax.Array,
+    method: SamplingMethod,
 ) -> jax.Array:
-    """One token a row: int32 [B].
+    """Choose one token for each row.
 
     Args:
-        logits: float32 [B, V], whole vocabulary.
-        numbers: uint32 [B], one for each prompt; step: int32 scalar or [B], tokens already written.
-        method: `method_of` the settings. Greedy takes the lowest id of equals.
+        logits: float32 [B, V], the whole vocabulary.
+        settings: ignored by the method `greedy`.
+        numbers: uint32 [B], the number of each prompt, from which its draws follow.
+        step: int32 scalar or [B], number of this token within its answer.
+        method: `sampling_method` of the spec. `greedy` takes the lowest id among equal logits.
+
+    Returns:
+        int32 [B].
     """
     if method == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Differences first: dividing large logits by a small temperature would overflow.
+    # Subtract the maximum first: large logits divided by a small temperature would overflow.
     scores = (logits - logits.max(axis=-1, keepdims=True)) / settings.temperature
     if method == "filter":
         scores = filtered(scores, settings.top_k, settings.top_p)
@@ -75,23 +89,37 @@ def next_tokens(
 
 
 def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Scores [B, V] with RULED_OUT for what top-k (0: all), then top-p cut; the likeliest token always stays.
+    """Exclude tokens by top-k, then by top-p; the most likely token always stays.
 
-    Of equally likely tokens at the edge of top-p, those of lower id stay.
+    Args:
+        scores: float32 [B, V].
+        top_k: int32 scalar, 0 for no limit.
+        top_p: float32 scalar, 1 for no limit. Among equally likely tokens at its edge, lower ids stay.
+
+    Returns:
+        float32 [B, V], EXCLUDED in place of what was cut.
     """
     size = scores.shape[-1]
-    order = jnp.argsort(-scores, axis=-1, stable=True)
-    ranked = jnp.take_along_axis(scores, order, axis=-1)
+    by_score = jnp.argsort(-scores, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(scores, by_score, axis=-1)
     last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
     kept = ranked >= jnp.take(ranked, last, axis=-1)[:, None]
-    probabilities = jax.nn.softmax(jnp.where(kept, ranked, RULED_OUT), axis=-1)
-    likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept &= (likelier < top_p) | (top_p >= 1)
+    probabilities = jax.nn.softmax(jnp.where(kept, ranked, EXCLUDED), axis=-1)
+    # Probability of all tokens ranked higher. The cumulative sum of a large vocabulary may round to less than
+    # 1, so top_p = 1 is a case of its own: it must cut nothing.
+    mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept &= (mass_before < top_p) | (top_p >= 1)
     kept = kept.at[:, 0].set(True)
     rows = jnp.arange(len(scores))[:, None]
-    return jnp.where(jnp.zeros_like(kept).at[rows, order].set(kept), scores, RULED_OUT)
+    return jnp.where(jnp.zeros_like(kept).at[rows, by_score].set(kept), scores, EXCLUDED)
 
 
-def rule_out(logits: jax.Array, ids: jax.Array, when: jax.Array) -> jax.Array:
-    """Logits [B, V] without these ids [E] where the scalar `when` holds."""
-    return jnp.where(when, logits.at[:, ids].set(RULED_OUT), logits)
+def exclude_tokens(logits: jax.Array, ids: jax.Array, when: jax.Array) -> jax.Array:
+    """Exclude some tokens where a condition holds.
+
+    Args:
+        logits: float32 [B, V].
+        ids: int32 [E], may be empty.
+        when: bool scalar.
+    """
+    return jnp.where(when, logits.at[:, ids].set(EXCLUDED), logits)

@@ -1,7 +1,7 @@
-"""Text of an answer while its tokens come: whole characters only, and nothing of what a stop string cuts off.
+"""Streaming of an answer's text: whole characters only, and nothing that a stop string may cut off.
 
 A character may be several tokens, and a stop string may begin in one token and end in a later one. Text is
-given out as soon as no later token can change it or cut it off; the pieces together are the answer.
+given out as soon as no later token can change it or cut it off. The pieces together are the answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from jora_core.data.tokenizer import TextTokenizer
 
 
 class TextStream:
-    """One answer's text. `stopped` says that it contained a stop string; it ends before it.
+    """The text of one answer. It ends before the first stop string; `stopped` tells that there was one.
 
-    Of several stop strings the one that is complete first counts, so that the text does not depend on how it
-    was cut into tokens.
+    Of several stop strings the one that is complete first counts. So the text does not depend on where it was
+    cut into tokens.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
@@ -29,7 +29,7 @@ class TextStream:
         self._decoded = ""
 
     def add(self, tokens: Iterable[int]) -> str:
-        """The piece of text that these tokens made certain; tokens after a stop string are not counted."""
+        """Take tokens and return the text that is certain now; tokens after a stop string do not count."""
         before = len(self.text)
         for token in tokens:
             if self.stopped:
@@ -39,13 +39,14 @@ class TextStream:
         return self.text[before:]
 
     def finish(self) -> str:
-        """The last piece, when no more tokens come: what was held back, incomplete characters included."""
+        """Return the rest of the text when no more tokens come, incomplete characters included."""
         before = len(self.text)
         if not self.stopped:
             whole = self._tokenizer.decode(self._ids)
-            # Bytes that are no UTF-8 may have been read otherwise when they came than all at once.
-            steady = whole.startswith(self._decoded)
-            self._take(whole[len(self._decoded) :] if steady else self._tokenizer.decode(self._pending))
+            # Bytes that are no UTF-8 may decode differently one by one than all at once; then the text that
+            # was given out stays.
+            same = whole.startswith(self._decoded)
+            self._take(whole[len(self._decoded) :] if same else self._tokenizer.decode(self._pending))
             if not self.stopped:
                 self.text = self._decoded
         return self.text[before:]
@@ -55,7 +56,7 @@ class TextStream:
         self._pending.append(token)
         try:
             piece = self._step(token)
-        except Exception:  # the library's own type is bare Exception: these bytes are no UTF-8
+        except Exception:  # tokenizers raises bare Exception for bytes that are no UTF-8
             piece = self._tokenizer.decode(self._pending)
             self._step = self._tokenizer.stream((token,))
         if piece:
@@ -64,18 +65,18 @@ class TextStream:
 
     def _take(self, piece: str) -> None:
         self._decoded += piece
-        # What was given out holds no beginning of a stop string, so none begins before its end.
+        # Text that was given out contains no beginning of a stop string, so only the rest is searched.
         fresh = self._decoded[len(self.text) :]
         found = [(at + len(stop), at) for stop in self._stop if (at := fresh.find(stop)) >= 0]
         if found:
             self.stopped = True
             safe = min(found)[1]
         else:
-            safe = len(fresh) - max((_begun(fresh, stop) for stop in self._stop), default=0)
+            safe = len(fresh) - max((_partial_stop(fresh, stop) for stop in self._stop), default=0)
         self.text += fresh[:safe]
 
 
-def _begun(text: str, stop: str) -> int:
-    """Length of the longest beginning of `stop`, not all of it, that `text` ends with."""
+def _partial_stop(text: str, stop: str) -> int:
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,7 +1,7 @@
-"""Answer-only loss: only supervised positions ever meet the vocabulary, a chunk of them at a time.
+"""Answer-only loss: only supervised positions are projected to the vocabulary, a chunk of them at a time.
 
-Sums are returned, not means: a step adds the sums of its microbatches and divides once, since the mean of
-microbatch means weights tokens by the batch they happen to be in.
+The loss is a sum, not a mean: a step adds the sums of its microbatches and divides once. The mean of
+microbatch means would weight a token by the microbatch that it is in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jora_core.specs.common import AttentionChoice
 
 Arrays = dict[str, jax.Array]
 
-# Logits of one chunk of positions, on one device: 64 MiB.
+# Numbers in the logits of one chunk of positions on one device: 64 MiB in float32.
 _CHUNK_LOGITS = 1 << 24
 
 
@@ -41,14 +41,21 @@ def batch_loss(
     remat: Remat = "none",
     attention: AttentionChoice = "auto",
 ) -> jax.Array:
-    """Weighted sum of the cross-entropies of a microbatch's supervised positions, float32 scalar.
+    """Compute the weighted sum of cross-entropies over a microbatch's supervised positions.
 
     Under `per_device` the batch is this device's part, and the sum is over all devices.
 
     Args:
+        params: weights, or this device's part of them.
+        config: the model's.
         batch: the arrays of `jora_core.data.batches.Batch`.
-        adapter: trained over frozen `params`; None if it is `params` that are trained.
-        dropout_key: None turns the adapter's dropout off.
+        adapter: trained over frozen `params`; None if `params` are trained.
+        dropout_key: of the adapter's dropout; None turns it off.
+        remat: see `jora_core.model.rematerialization`.
+        attention: see `jora_core.model.cudnn_attention`.
+
+    Returns:
+        float32 scalar.
     """
     places = (batch["tokens"], batch["positions"], batch["until"])
     options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
@@ -66,17 +73,22 @@ def batch_loss(
 
 
 def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Array:
-    """Hidden states of some slots: [G, M, D], on every device of the tensor axis.
+    """Gather the hidden states of some slots.
 
     Args:
         hidden: [B, T, D] of `forward`, or this device's tokens of it.
         index: int32 [G, M], slots numbered within their block of B/G rows, so that no gather crosses the
             data axis.
         length: T.
+
+    Returns:
+        [G, M, D], the same on every device of the tensor axis.
     """
     rows = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
     if not tokens_split(length):
         return jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
+    # Each device has the hidden states of its own tokens only: it puts zeros for the others, and a sum over
+    # the tensor axis puts the parts together.
     size = length // tensor_shards()
     row, token = index // length, index % length
     own = token // size == tensor_index()
@@ -85,7 +97,17 @@ def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Arra
 
 
 def target_logprobs(params: Params, config: ModelConfig, picked: jax.Array, targets: jax.Array) -> jax.Array:
-    """Log-probability float32 [..., M] of each target after hidden states [..., M, D]."""
+    """Compute the log-probability of each target.
+
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        picked: hidden states [..., M, D].
+        targets: int [..., M].
+
+    Returns:
+        float32 [..., M].
+    """
     head = output_head(params)
 
     def logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -106,14 +128,18 @@ def cross_entropy(
     *,
     head_trained: bool,
 ) -> jax.Array:
-    """Sum of weight times -log p(target), p from the vocabulary that `head` projects to.
+    """Compute the sum of weight × -log p(target).
 
-    The gradient is taken chunk by chunk in the forward pass (as in Liger Kernel, arXiv:2410.10989), which
-    needs each chunk's logits once and keeps none of them; without a trained head there is none for it.
+    The forward pass takes the gradient of each chunk too, as in Liger Kernel (arXiv:2410.10989). So the
+    logits of a chunk are computed once, and none are kept for the backward pass.
 
     Args:
-        hidden: [M, D]; targets: int [M]; weights: float32 [M].
+        hidden: [M, D].
         head: [V, D], or this device's part of the vocabulary.
+        targets: int [M].
+        weights: float32 [M].
+        config: vocabulary size and soft-cap.
+        head_trained: whether the gradient of `head` is needed too.
     """
     return _cross_entropy(config, head_trained, hidden, head, targets, weights)
 
@@ -138,8 +164,10 @@ def _forward(config, head_trained, hidden, head, targets, weights):
     def visit(d_head, chunk):
         h, target, weight = chunk
         total, chosen, logits, hit = _chunk_terms(h, target, head, config)
+        # The derivative of cross-entropy by the logits is probability minus one-hot target.
         change = (jnp.exp(logits - total[:, None]) - hit) * weight[:, None]
         if config.logit_softcap is not None:
+            # The derivative of c·tanh(x/c) is 1 - tanh², where tanh is the capped logit over c.
             change = change * (1 - jnp.square(logits / config.logit_softcap))
         change = change.astype(head.dtype)
         d_h = jnp.einsum("mv,vd->md", change, head, preferred_element_type=jnp.float32)
@@ -148,11 +176,12 @@ def _forward(config, head_trained, hidden, head, targets, weights):
         return d_head, (jnp.sum(weight * (total - chosen)), d_h)
 
     chunks, count = _chunks((hidden, targets, weights), head.shape[0])
-    # Varies over the same mesh axes as what is added to it.
+    # The start is computed from the inputs: `jax.shard_map` requires that it varies over the same mesh axes
+    # as what the scan adds to it.
     start = 0 * (head.astype(jnp.float32) + hidden[:1, :1]) if head_trained else None
     d_head, (losses, d_hidden) = jax.lax.scan(visit, start, chunks)
     d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:count]
-    if head.shape[0] != config.vocab_size:  # each device has seen its part of the vocabulary
+    if head.shape[0] != config.vocab_size:  # each device has added up its part of the vocabulary only
         d_hidden = sum_over_tensor(d_hidden)
     if d_head is not None:
         d_head = d_head.astype(head.dtype)
@@ -173,8 +202,11 @@ _cross_entropy.defvjp(_forward, _backward)
 def _chunk_terms(
     hidden: jax.Array, targets: jax.Array, head: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of one chunk: log of the sum of exponentials [M], the target's logit [M], logits [M, V/N] of this
-    device's part of the vocabulary, and where in it the target stands, bool [M, V/N].
+    """Compute the terms of the loss of one chunk.
+
+    Returns:
+        The log-sum-exp of the logits [M]; the logit of the target [M]; this device's part of the logits
+        [M, V/N]; where the target is in that part, bool [M, V/N].
     """
     logits = jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32)
     if config.logit_softcap is not None:
@@ -185,6 +217,7 @@ def _chunk_terms(
     hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == (targets - first)[:, None]
     if split:
         top = max_over_tensor(top)
+    # Both sums in one array: one collective instead of two.
     sums = jnp.stack(
         [
             jnp.exp(logits - top[:, None]).sum(axis=-1),
@@ -197,7 +230,7 @@ def _chunk_terms(
 
 
 def _chunks(arrays: tuple[jax.Array, ...], vocabulary: int) -> tuple[tuple[jax.Array, ...], int]:
-    """[M, ...] arrays as [chunks, m, ...], zeros behind the last, and M."""
+    """Cut arrays [M, ...] into [chunks, m, ...], with zeros behind the last, and return them with M."""
     count = arrays[0].shape[0]
     size = max(1, min(count, _CHUNK_LOGITS // vocabulary))
     short = -count % size

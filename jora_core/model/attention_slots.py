@@ -1,4 +1,4 @@
-"""Token slots of a row, and which of them each slot sees: the whole attention mask."""
+"""Token slots of a row, and the attention mask as one bound for each slot."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row with nothing allowed (padding) gives finite values and no NaN in either direction.
+# Finite: with minus infinity, a query without any allowed key (padding) would give NaN, forward and backward.
 MASKED = -1e30
 
 
 @flax.struct.dataclass
 class Slots:
-    """What decides who sees whom: int32 [B, T] each.
+    """What decides the attention mask.
 
-    A key is seen from its own slot on, up to and without slot `until`: to the end of its example where that
-    stands alone, of the last branch that goes on from it where examples share what they begin with (groups
-    stand depth first); 0 is padding. That is FlashMask's bound of a column (arXiv:2410.01359). And it is seen
-    from fewer than `window` positions on.
+    A query in slot t attends to the key in slot s if s <= t < until[s], and if fewer than `window` positions
+    lie between them. This is the column bound of FlashMask (arXiv:2410.01359): one number for each key, where
+    a mask would need T. It suffices because groups are laid out depth first, so all slots that may attend to
+    a key are one run of slots.
+
+    Attributes:
+        until: int32 [B, T], first slot that no longer attends to this one: the end of the example, or of the
+            last branch that continues from it; 0 in padding.
+        positions: int32 [B, T], position of the token within its own example.
     """
 
     until: jax.Array
     positions: jax.Array
 
     def part(self, start: Any, size: int) -> Slots:
-        """`size` slots from `start` on."""
+        """Return `size` slots from `start` on."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), self)
 
 
@@ -37,14 +42,25 @@ def allowed(
     key_slots: Slots,
     window: jax.Array | int,
 ) -> jax.Array:
-    """The mask bool [B, Tq, Tk] of queries in slots [Tq] with positions [B, Tq] and keys in slots [Tk]."""
-    after = keys[None, :] > queries[:, None]
-    there = queries[:, None] < key_slots.until[:, None, :]
-    near = query_positions[:, :, None] - key_slots.positions[:, None, :] < reach(window)
-    return there & near & ~after
+    """Return the attention mask of some queries and keys.
+
+    Args:
+        queries: int [Tq], their slots.
+        query_positions: int32 [B, Tq].
+        keys: int [Tk], their slots.
+        key_slots: bounds and positions [B, Tk] of the keys.
+        window: attention window in positions, 0 for none.
+
+    Returns:
+        bool [B, Tq, Tk].
+    """
+    causal = keys[None, :] <= queries[:, None]
+    on_path = queries[:, None] < key_slots.until[:, None, :]
+    in_window = query_positions[:, :, None] - key_slots.positions[:, None, :] < reach(window)
+    return on_path & in_window & causal
 
 
 def reach(window: jax.Array | int) -> jax.Array:
-    """Positions between query and key must be fewer than this: the window, or any number for 0."""
+    """Return the bound of the distance between query and key: the window, or the largest number for 0."""
     window = jnp.asarray(window, jnp.int32)
     return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)

@@ -1,15 +1,17 @@
 """cuDNN's flash attention on NVIDIA devices where it applies, blockwise attention everywhere else.
 
-cuDNN knows causal attention within one example, no packed rows and no shared prefixes. So there are two
-choices: at compile time by what is static (device, shapes, type, soft-cap, window), and per batch by what its
-rows hold. Every row's padding stands behind its example, where causal attention never looks: cuDNN gets no
-lengths at all, whose kernels fail or give NaN at some row lengths, and computes the padding too.
+cuDNN computes causal attention within one example, without packed rows or shared prefixes. So the choice has
+two parts: at compile time by what is static (device, shapes, type, soft-cap, window), and for each batch by
+what its rows hold.
+
+The padding of a row is behind its example, where causal attention never looks. So cuDNN is given no sequence
+lengths and computes the padding too: its kernels with lengths fail or give NaN at some row lengths.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.specs.common import AttentionChoice
 
 TYPES = ("bfloat16", "float16")
-# cuDNN's own limits are wider on some devices (heads of 256 on Hopper, any length): these hold on all.
+# cuDNN's limits are wider on some devices (heads of 256 on Hopper, any length); these hold on all.
 _MOST_WIDTH = 128
 _LENGTH_MULTIPLE = 64
 _FIRST_CAPABILITY = (8, 0)
@@ -36,7 +38,17 @@ class SelfAttention(Protocol):
     """Attention over whole rows."""
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
-        """q [B, T, N, H] over k, v [B, T, K, H]: like q."""
+        """Attend with q over k and v.
+
+        Args:
+            q: [B, T, N, H].
+            k: [B, T, K, H].
+            v: [B, T, K, H].
+            layer_window: of this layer, in positions; 0 for none.
+
+        Returns:
+            [B, T, N, H] in the type of `q`.
+        """
         ...
 
 
@@ -48,12 +60,14 @@ def self_attention(
     window: int | None = 0,
     choice: AttentionChoice = "auto",
 ) -> SelfAttention:
-    """Attention over these slots for every layer: (q, k, v, the layer's window) to [B, T, N, H].
+    """Return the attention of every layer over these slots.
 
     Args:
-        slots, scale, softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
+        slots: the attention mask.
+        scale: factor of the scores.
+        softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
         window: of all layers, 0 for none; None where layers differ.
-        choice: auto takes cuDNN where it applies, blockwise never does.
+        choice: `auto` takes cuDNN where it applies, `blockwise` never does.
     """
     capability = cuda_capability() if choice == "auto" else None
     plain = None if capability is None else plain_rows(slots)  # once, not in every layer
@@ -64,7 +78,7 @@ def self_attention(
         )
         if plain is None or window is None or not applies:
             return blockwise_attention(q, k, v, slots, scale=scale, softcap=softcap, window=layer_window)
-        return _either(scale, window, q, k, v, slots, plain)
+        return _either(_Static(scale, window), q, k, v, _Rows(slots, plain))
 
     return attend
 
@@ -78,12 +92,15 @@ def flash_applies(
     window: int | None,
     capability: tuple[int, int] | None,
 ) -> bool:
-    """Whether cuDNN can take calls of this kind, as far as that is known before the rows are.
+    """Tell whether cuDNN can take calls of this kind, as far as that is known at compile time.
 
     Args:
-        q_shape: [B, T, N, H]; k_shape: [B, T, K, H].
+        q_shape: [B, T, N, H].
+        k_shape: [B, T, K, H].
+        dtype: of q, k and v.
+        softcap: bound of the scores, None for none.
         window: None where layers differ.
-        capability: of the CUDA device, None elsewhere.
+        capability: of the CUDA device, None on other platforms.
     """
     _, length, heads, width = q_shape
     return (
@@ -101,7 +118,7 @@ def flash_applies(
 
 
 def cuda_capability() -> tuple[int, int] | None:
-    """Compute capability of the CUDA devices that programs run on; None on any other platform."""
+    """Return the compute capability of the CUDA devices that programs run on; None on other platforms."""
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return None
@@ -110,36 +127,60 @@ def cuda_capability() -> tuple[int, int] | None:
 
 
 def plain_rows(slots: Slots) -> jax.Array:
-    """Whether every row is one example, with nothing but padding behind it: bool scalar."""
+    """Tell whether every row is one example followed by padding only: bool scalar."""
     until, slot = slots.until, jnp.arange(slots.until.shape[1])
-    # One example, then padding: every slot is seen to the same end, the first that holds nothing.
+    # In such a row all slots of the example have the same bound, which is the first slot of the padding.
     length = until[:, :1]
     return ((until == jnp.where(slot < length, length, 0)) & ((slots.positions == slot) | (until == 0))).all()
 
 
 def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int = 0) -> jax.Array:
-    """cuDNN's causal attention over whole rows, shapes as in `flash_applies`: [B, T, N, H] like `q`.
+    """Compute cuDNN's causal attention over whole rows.
 
     Args:
-        window: most slots between query and key, 0 for no limit.
+        q: [B, T, N, H].
+        k: [B, T, K, H].
+        v: [B, T, K, H].
+        scale: factor of the scores.
+        window: attention window in positions, 0 for none.
+
+    Returns:
+        [B, T, N, H] in the type of `q`.
     """
-    # cuDNN counts the slots before a query, we count the query's own too.
+    # cuDNN counts the slots before a query; our window includes the query's own slot.
     near = (window - 1, 0) if 0 < window < q.shape[1] else None
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, local_window_size=near, implementation="cudnn"
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _either(
-    scale: float, window: int, q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, plain: jax.Array
-) -> jax.Array:
-    return _forward(scale, window, q, k, v, slots, plain)[0]
+class _Static(NamedTuple):
+    """What is known at compile time: factor of the scores, and the window of all layers."""
+
+    scale: float
+    window: int
 
 
-def _forward(scale, window, q, k, v, slots, plain):
+class _Rows(NamedTuple):
+    """What a batch holds: its attention mask, and whether its rows are plain."""
+
+    slots: Slots
+    plain: jax.Array
+
+
+# With a derivative rule of its own: differentiated automatically, `lax.cond` would keep the residuals of both
+# branches for the backward pass.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _either(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, rows: _Rows) -> jax.Array:
+    return _forward(static, q, k, v, rows)[0]
+
+
+def _forward(static, q, k, v, rows):
+    scale, window = static
+
     def flash(q, k, v, slots):
-        # cuDNN's own log-sum-exp is out of reach but in the type of `q`, too coarse for a backward pass.
+        # JAX gives cuDNN's log-sum-exp in the type of `q` only, too coarse for a backward pass. So zeros take
+        # its place, and the backward pass runs cuDNN's forward pass once more.
         out = flash_attention(q, k, v, scale=scale, window=window)
         shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], filled_length(q.shape[1]))
         return out, jnp.zeros(shape, jnp.float32) + 0 * q[:1, :1, :1, :1].astype(jnp.float32)
@@ -147,24 +188,26 @@ def _forward(scale, window, q, k, v, slots, plain):
     def blocks(q, k, v, slots):
         return forward_pass(q, k, v, slots, scale=scale, window=window)
 
-    out, log_total = jax.lax.cond(plain, flash, blocks, q, k, v, slots)
+    out, log_total = jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots)
     out = checkpoint_name(out, KEPT_ATTENTION)
     log_total = checkpoint_name(log_total, KEPT_ATTENTION)
-    return out, (q, k, v, slots, plain, out, log_total)
+    return out, (q, k, v, rows, out, log_total)
 
 
-def _backward(scale, window, saved, grad):
-    q, k, v, slots, plain, out, log_total = saved
+def _backward(static, saved, grad):
+    q, k, v, rows, out, log_total = saved
+    scale, window = static
 
     def flash(q, k, v, slots, out, log_total, grad):
-        # The forward pass once more, for its log-sum-exp.
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
+        # Padding has no gradient, whatever the loss of its meaningless output would say.
         return back(jnp.where((slots.until > 0)[:, :, None, None], grad, 0).astype(grad.dtype))
 
     def blocks(q, k, v, slots, out, log_total, grad):
-        return backward_pass(q, k, v, slots, out, log_total, grad, scale=scale, window=window)
+        saved = {"out": out, "log_total": log_total, "grad": grad}
+        return backward_pass(q, k, v, slots, **saved, scale=scale, window=window)
 
-    return *jax.lax.cond(plain, flash, blocks, q, k, v, slots, out, log_total, grad), None, None
+    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, out, log_total, grad), None
 
 
 _either.defvjp(_forward, _backward)

@@ -1,13 +1,15 @@
 """The decoder of every family: pure functions over stacked parameters, one `lax.scan` over layers.
 
-Projections keep Hugging Face's orientation ``[out, in]`` behind a leading layer axis. Beside needing no
-transposition when weights are read, merged or written, it is the fastest for training on a CPU: the weight
-gradient of ``x Wᵀ`` comes out as one matmul, 1.5× the speed of the ``[in, out]`` form at 4,096 × 128 × 344.
+Projections keep Hugging Face's orientation ``[out, in]`` behind a leading layer axis. So weights are read,
+merged and written without a transposition. It is also the fastest orientation for training on a CPU: the
+weight gradient of ``x Wᵀ`` is one matrix product, 1.5 times as fast as for ``[in, out]`` at 4,096 × 128 ×
+344.
 
-The code is one device's part of the work (`jora_core.parallel.placements`): projections and heads may be a
-device's share, and the residual stream x is [B, T, D] or, split by tokens, [B, T/N, D]. Rotary positions use
-Hugging Face's layout (first half against second half of a head); norms run in float32. What differs between
-families is a field of the config, or a weight that is None where a family has none.
+The code is one device's part of the work (`jora_core.parallel.placements`): projections and heads may be the
+device's share. With sequence parallelism (arXiv:2205.05198) the residual stream x is split by tokens,
+[B, T/N, D], instead of [B, T, D]. Rotary positions use Hugging Face's layout (first half against second half
+of a head); norms run in float32. Families differ in fields of the config, and in weights that are None where
+a family has none.
 """
 
 from __future__ import annotations
@@ -60,13 +62,17 @@ def forward(
     remat: Remat = "none",
     attention: AttentionChoice = "auto",
 ) -> jax.Array:
-    """Hidden states after the final norm.
+    """Compute the hidden states after the final norm.
 
     Args:
-        tokens, positions, until: int32 [B, T]; see `jora_core.model.attention_slots.Slots` for who sees whom.
-        adapter: low-rank updates to add; gradients flow to it and, where asked for, to `params`.
-        dropout_key: turns on the adapter's dropout (training); None is inference.
-        remat: what the backward pass computes again instead of keeping it, see
+        params: weights, or this device's part of them.
+        config: the model's.
+        tokens: int32 [B, T].
+        positions: int32 [B, T], position of each token within its own example.
+        until: int32 [B, T], the attention mask; see `jora_core.model.attention_slots.Slots`.
+        adapter: low-rank updates to add.
+        dropout_key: turns on the adapter's dropout for training; None is inference.
+        remat: what the backward pass computes again instead of keeping it; see
             `jora_core.model.rematerialization`.
         attention: see `jora_core.model.cudnn_attention`.
 
@@ -89,24 +95,37 @@ def forward(
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Logits of hidden states: [..., D] to float32 [..., V], or to this device's part of the vocabulary."""
+    """Compute the logits float32 [..., V] of hidden states [..., D], or this device's part of them.
+
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        hidden: [..., D].
+    """
     logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def output_head(params: Params) -> jax.Array:
-    """The output projection [V, D]: the model's head, or its embedding where the two are tied."""
+    """Return the output projection [V, D]: the head, or the embedding where the two are tied."""
     return params.embedding if params.head is None else params.head
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    """Token embeddings: int [B, T] to the residual stream."""
+    """Embed tokens int [B, T] into the residual stream.
+
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        tokens: int [B, T].
+    """
     table = params.embedding
     split = tokens_split(tokens.shape[1])
     if table.shape[0] == config.vocab_size:
         x = table[own_tokens(tokens, split)]
     else:
+        # The vocabulary is split over devices: each adds the rows that it has, and zeros for the others.
         own = tokens - tensor_index() * table.shape[0]
         inside = (own >= 0) & (own < table.shape[0])
         rows = table[jnp.clip(own, 0, table.shape[0] - 1)]
@@ -116,7 +135,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Layer:
-    """One layer's weights and adapter, its number, and its attention window in positions (0: none)."""
+    """One layer: its weights, its part of the adapter, its index, its attention window (0 for none)."""
 
     weights: LayerParams
     lora: dict[str, LoraWeights]
@@ -131,8 +150,21 @@ def over_layers(
     config: ModelConfig,
     adapter: Adapter | None,
 ) -> tuple[Any, Any]:
-    """`lax.scan` of a step over all layers."""
+    """Scan a step over all layers.
+
+    Args:
+        step: (carry, layer) → (carry, output of the layer).
+        start: the first carry.
+        params: weights, stacked by layer.
+        config: the model's.
+        adapter: low-rank updates, None for none.
+
+    Returns:
+        The last carry, and the outputs stacked by layer.
+    """
     lora = {} if adapter is None else adapter.weights
+    # One window for all layers stays a Python number, which kernels need at compile time; windows that differ
+    # by layer are traced.
     same = common_window(config)
     windows = jnp.asarray(config.windows, jnp.int32)
 
@@ -147,24 +179,37 @@ class Projector(Protocol):
     """One layer's projections: base weight plus low-rank update."""
 
     def __call__(self, name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
-        """x [B, T, in] to [B, T, out]; `own` is x before its tokens were gathered, [B, T/N, in]."""
+        """Project x [B, T, in] to [B, T, out].
+
+        Args:
+            name: of the projection, such as ``q_proj``.
+            x: [B, T, in].
+            own: x before its tokens were gathered, [B, T/N, in]; None where they were not.
+        """
         ...
 
 
 def projector(
     layer: Layer, adapter: Adapter | None, dropout_key: jax.Array | None, split: bool = False
 ) -> Projector:
-    """The projections of one layer.
+    """Return the projections of one layer.
 
-    Under `per_device` the results of o_proj and down_proj are partial sums, to be added up. Where the
-    residual stream is split by tokens, x Aᵀ of the others is computed from a device's own tokens and gathered
-    at its rank: neither the dropout nor the gradient of A needs the gathered x.
+    Under `per_device` the results of o_proj and down_proj are partial sums; the caller adds them up. With
+    sequence parallelism, the other projections compute x Aᵀ from the device's own tokens and gather the
+    result, which is R wide instead of D: neither dropout nor the gradient of A then needs the gathered x.
+
+    Args:
+        layer: weights, adapter and index.
+        adapter: scale and dropout rate; None for the base model.
+        dropout_key: of the step, None for no dropout.
+        split: whether the residual stream is split by tokens.
     """
     key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer.index)
 
     def project(name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
         weight = getattr(layer.weights, name)
-        # Two axes only: the weight gradient of a [B, T, in] input would go through a materialised transpose.
+        # Flattened to two axes: with three, XLA would materialise a transposed copy of the input for the
+        # weight gradient.
         out = linear(x.reshape(-1, x.shape[-1]), weight)
         if adapter is not None and name in layer.lora:
             pair, y = layer.lora[name], x if own is None else own
@@ -192,7 +237,17 @@ def decoder_layer(
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     split: bool,
 ) -> jax.Array:
-    """One layer over the residual stream; `attend` takes rotated q, k and v, [B, T, heads, H] each."""
+    """Run one layer.
+
+    Args:
+        config: the model's.
+        x: the residual stream [B, T, D], or [B, T/N, D] where it is split by tokens.
+        layer: its weights.
+        project: its projections.
+        rotary: tables of the batch's positions.
+        attend: attention; takes rotated q, k and v, [B, T, heads, H] each.
+        split: whether the residual stream is split by tokens.
+    """
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
     own = _norm_if_any(x, weights.attention_norm, config)
@@ -231,7 +286,10 @@ def decoder_layer(
 
 
 def own_kv_heads(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """The key/value heads that this device's query heads use, where there are fewer than devices."""
+    """Select the key/value head that this device's query heads use, where there are fewer than devices.
+
+    `k_proj` and `v_proj` are then computed whole on each device.
+    """
     shards = tensor_shards()
     if config.num_kv_heads % shards == 0:
         return x
@@ -243,24 +301,36 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 def model_attention(config: ModelConfig, slots: Slots, choice: AttentionChoice) -> SelfAttention:
-    """The model's attention over whole rows."""
+    """Return the model's attention over whole rows.
+
+    Args:
+        config: the model's.
+        slots: the attention mask.
+        choice: see `jora_core.model.cudnn_attention`.
+    """
     scale, softcap = attention_scale(config), config.attention_softcap
     return self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
 
 
 def common_window(config: ModelConfig) -> int | None:
-    """The attention window of all layers in positions (0: none); None where layers differ."""
+    """Return the attention window of all layers in positions, 0 for none; None where layers differ."""
     windows = set(config.windows) or {0}
     return windows.pop() if len(windows) == 1 else None
 
 
 def attention_scale(config: ModelConfig) -> float:
-    """Factor of the attention scores."""
+    """Return the factor of the attention scores."""
     return config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32 (arXiv:1910.07467)."""
+    """Apply the root-mean-square norm (arXiv:1910.07467) over the last axis, in float32.
+
+    Args:
+        x: [..., D].
+        weight: [D].
+        config: epsilon and kind of weight.
+    """
     wide = x.astype(jnp.float32)
     return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
 
@@ -285,7 +355,7 @@ def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: 
 def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     """x over the root of its mean square (float32), times the norm's weight."""
     normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
-    if config.norm_offset:  # Gemma keeps weights around 0 and multiplies before the cast
+    if config.norm_offset:  # Gemma stores weights minus 1, and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
     if config.wide_norm:
         return (normed * weight.astype(jnp.float32)).astype(x.dtype)
@@ -299,7 +369,7 @@ def _norm_if_any(x: jax.Array, weight: jax.Array | None, config: ModelConfig) ->
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, elementwise."""
+    """Compute silu(gate) * up elementwise (SwiGLU, arXiv:2002.05202)."""
     return jax.nn.silu(gate) * up
 
 
@@ -309,9 +379,9 @@ def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[ja
 
 def _swiglu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     gate, up = saved
-    # Sigmoid once, and both results made before anything uses them: left alone, XLA's CPU compiler repeats
-    # this arithmetic inside each of the four products that consume it (62 ms against 45 for a block's
-    # backward pass).
+    # The barriers keep sigmoid and both gradients as arrays. Without them, XLA's CPU compiler fuses this
+    # arithmetic into each of the four products that use it and repeats it there: 62 ms instead of 45 for the
+    # backward pass of a block.
     sigmoid = jax.lax.optimization_barrier(jax.nn.sigmoid(gate))
     silu = gate * sigmoid
     grads = grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu

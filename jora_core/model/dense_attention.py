@@ -1,4 +1,4 @@
-"""Plain attention over a mask: for a step of generation, and to hold the blockwise kernel to."""
+"""Dense attention with an explicit mask: for a decoding step, and as the reference of the other kernels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from jora_core.model.attention_slots import MASKED, Slots, allowed
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float, softcap: float | None = None
 ) -> jax.Array:
-    """Softmax attention of N query heads over K key/value heads with all scores in memory.
+    """Compute softmax attention of N query heads over K key/value heads, with all scores in memory.
 
     Args:
-        q: [B, T, N, H]; k, v: [B, S, K, H], N a multiple of K; mask: bool [B, T, S].
-        scale, softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
+        q: [B, T, N, H], N a multiple of K.
+        k: [B, C, K, H].
+        v: [B, C, K, H].
+        mask: bool [B, T, C].
+        scale: factor of the scores.
+        softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
 
     Returns:
         [B, T, N, H] in the type of `q`.
@@ -30,6 +34,6 @@ def attention(
 
 
 def example_mask(slots: Slots, window: int = 0) -> jax.Array:
-    """Who sees whom in whole rows: bool [B, T, T] (query, key)."""
+    """Return the attention mask of whole rows: bool [B, T, T] (query, key)."""
     slot = jnp.arange(slots.until.shape[1])
     return allowed(slot, slots.positions, slot, slots, window)

@@ -9,22 +9,26 @@ import jax.numpy as jnp
 
 from jora_core.parallel.collectives import data_index, tensor_index, tensor_shards
 
-# A row-parallel input's random numbers come in parts, so that up to this many devices make only their own.
+# The random numbers of a row-parallel input are drawn in this many parts. So up to this many devices draw
+# only their own parts; more devices draw all and take theirs.
 _PARTS = 8
 
 
 def dropout(
     x: jax.Array, rate: float, key: jax.Array, *, by_inputs: bool = False, by_tokens: bool = False
 ) -> jax.Array:
-    """Zero elements of x [B, T, in] with probability `rate` (to 1/65,536) and scale the rest up.
+    """Zero elements with probability `rate` (rounded to 1/65,536) and scale the others up.
 
-    The mask follows from the key and from each row's and token's number in the whole batch, so it is the same
-    on any mesh. Two 16-bit draws come from each random word: the generator is the larger part of an adapter's
-    cost on a CPU.
+    The mask follows from the key and from the number of each row and token in the whole batch, so it is the
+    same on any mesh. Each random 32-bit word gives two draws of 16 bits: random numbers are the larger part
+    of an adapter's cost on a CPU.
 
     Args:
-        by_inputs: x holds only this device's part of the inputs.
-        by_tokens: x holds only this device's tokens.
+        x: [B, T, in].
+        rate: probability of a zero.
+        key: of one projection in one layer of one step.
+        by_inputs: whether x holds only this device's part of the inputs.
+        by_tokens: whether x holds only this device's tokens.
     """
     batch, length, width = x.shape
     shards = tensor_shards() if by_inputs else 1

@@ -1,4 +1,4 @@
-"""One projection ``x Wᵀ`` of a plain or quantised weight, and its gradient."""
+"""One projection ``x Wᵀ`` with a plain or a quantised weight, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from jora_core.parameters.trees import QuantizedWeight
 
 
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """x @ Wᵀ, x [..., in] to [..., out]; a quantised weight is a constant to differentiation."""
+    """Compute x @ Wᵀ, from [..., in] to [..., out]; a quantised weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
-        # Under `jax.shard_map`, an input that all devices share gets its gradient's sum over them here.
+        # Under `jax.shard_map`, an input that is the same on all devices is marked as varying here: the
+        # transpose of that cast sums its gradient over the devices, which a custom derivative must do itself.
         apart = _varying(weight.codes) - _varying(x)
         if apart:
             x = jax.lax.pcast(x, tuple(sorted(apart)), to="varying")
         return _quantized_linear(x, weight)
-    # Not ``x @ weight.T``: differentiated in a scan over layers, that keeps a transposed copy of all weights.
+    # Not ``x @ weight.T``: differentiated in a scan over layers, it would keep a transposed copy of all
+    # weights.
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
-# Left to automatic differentiation, the widened weights of all layers would be kept for the backward pass,
-# which are what quantisation is there to avoid; and `jax.checkpoint` would keep a copy of the codes.
+# With a derivative rule of its own: automatic differentiation would keep the dequantised weights of all
+# layers for the backward pass, which quantisation is meant to avoid, and `jax.checkpoint` would copy the
+# codes.
 @jax.custom_vjp
 def _quantized_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
     if weight.kind == "int8":
-        # Codes are exact in bfloat16; the scale is applied in float32, in one pass over the product.
+        # 8-bit codes are exact in bfloat16, so the product needs no wider type; the scale of each output is
+        # applied to the product, in float32, which is one pass over a smaller array than the weight.
         product = x @ weight.codes.astype(x.dtype).T
         return (product.astype(jnp.float32) * weight.scale).astype(x.dtype)
     return x @ dequantize(weight, x.dtype).T
@@ -47,5 +51,5 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """The mesh axes over which `jax.shard_map` holds different values of x; none outside of one."""
+    """Return the mesh axes over which x varies under `jax.shard_map`; none outside of it."""
     return jax.typeof(x).manual_axis_type.varying

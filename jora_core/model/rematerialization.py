@@ -1,12 +1,12 @@
-"""What the backward pass keeps of each layer, and what it computes again (arXiv:1604.06174), by name.
+"""Rematerialization (arXiv:1604.06174): what is kept of each layer, and what the backward pass recomputes.
 
 ============  =====================================================================================
 ``none``      keeps everything: fastest, most memory
-``dots``      keeps what matrix products made (q, k, v, attention, gate, up) and both residuals;
-              computes norms, rotations and activations again, and no product and no collective twice
-``attention`` keeps q, k, v, attention's output and both residuals; computes the MLP again
-``full``      keeps the two residuals of a layer and computes all else again
-``offload``   as full, with the residuals in the host's memory between the passes
+``dots``      keeps the results of matrix products (q, k, v, attention, gate, up) and both residuals;
+              recomputes norms, rotations and activations, but no product and no collective
+``attention`` keeps q, k, v, the output of attention and both residuals; recomputes the MLP
+``full``      keeps the two residuals of a layer and recomputes all else
+``offload``   like ``full``, with the residuals in the host's memory between the passes
 ============  =====================================================================================
 """
 
@@ -19,7 +19,7 @@ import jax
 
 from jora_core.specs.common import Remat
 
-# Names that `jax.ad_checkpoint.checkpoint_name` gives to what a layer makes.
+# Names that `jax.ad_checkpoint.checkpoint_name` gives to the intermediate results of a layer.
 KEPT_INPUT = "layer_input"
 KEPT_RESIDUAL = "residual"
 KEPT_QKV = "qkv"
@@ -34,7 +34,12 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 
 def recomputed(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """A layer's step, to be scanned over, that keeps only what its policy names."""
+    """Wrap a layer's step so that only what the policy names is kept for the backward pass.
+
+    Args:
+        step: a function that is scanned over layers.
+        remat: the policy.
+    """
     if remat == "none":
         return step
     policies = jax.checkpoint_policies
@@ -47,4 +52,6 @@ def recomputed(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
         )
     else:
         policy = policies.save_only_these_names(*_KEPT[remat])
+    # Inside a scan XLA cannot merge the recomputation with the first computation, so the barriers of
+    # `prevent_cse`, which hinder fusion, are not needed.
     return jax.checkpoint(step, policy=policy, prevent_cse=False)

@@ -1,4 +1,4 @@
-"""Rotary positions (arXiv:2104.09864), stretched as a config asks for."""
+"""Rotary position embeddings (arXiv:2104.09864), scaled as the config says."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Tables = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, H/2] 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary tables of a batch; layers with a window may have their own (Gemma 3)."""
+    """Rotary tables of a batch; layers with a window may have tables of their own (Gemma 3)."""
 
     everywhere: Tables
     windowed: Tables | None = None
 
     def of(self, window: jax.Array | int) -> Tables:
-        """The tables of a layer with this window."""
+        """Return the tables of a layer with this window; it may be traced, so both tables are computed."""
         if self.windowed is None:
             return self.everywhere
         cos, sin = (
@@ -33,7 +33,7 @@ class Rotary:
 
 
 def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
-    """Cosine and sine of the rotary angles (arXiv:2104.09864) of positions [B, T]."""
+    """Compute cosine and sine of the rotary angles of positions int32 [B, T]."""
     exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
 
     def tables(theta: float, scaling: RopeScaling | None) -> Tables:
@@ -49,13 +49,19 @@ def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate heads [B, T, heads, H] by their position, first half of H against second half."""
+    """Rotate heads by their positions, the first half of H against the second half, in float32.
+
+    Args:
+        x: [B, T, heads, H].
+        cos: float32 [B, T, 1, H/2].
+        sin: float32 [B, T, 1, H/2].
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _scaled_frequency(frequency: jax.Array, scaling: RopeScaling | None) -> jax.Array:
-    """Stretched rotary frequencies; llama3 as in Meta's Llama 3.1 reference code (`apply_scaling`)."""
+    """Scale rotary frequencies; `llama3` follows `apply_scaling` of Meta's Llama 3.1 reference code."""
     if scaling is None:
         return frequency
     if scaling.kind == "linear":

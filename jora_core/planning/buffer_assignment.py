@@ -1,8 +1,11 @@
 """Which arrays fill the temporary heap of a compiled program, from XLA's own buffer assignment.
 
-`compiled.memory_analysis()` gives one number for all temporaries. What they are stands in the text that XLA
-writes of its buffer assignment: every value with the place and size it has in the heap. Values share places
-over time, so the heap is divided by address: a byte counts for the first kind that ever lies on it.
+`compiled.memory_analysis()` gives one number for all temporaries. XLA's dump of its buffer assignment lists
+every value with its offset and size in the heap. Values share addresses over time, so the heap is divided by
+address: a byte counts for the first of the given kinds that ever uses it.
+
+The dump is text for people, without a promise that its form stays. `read_heap` therefore fails where it
+finds no heap, or a heap without values, instead of reporting zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ _VALUE = re.compile(r"value: <\d+ (\S+) @\S*> \(size=(\d+),offset=(\d+)\): (\w+)
 
 @dataclass(frozen=True)
 class Buffer:
-    """One temporary: the instruction that makes it, element type and shape, bytes, place in the heap."""
+    """One temporary: the instruction that makes it, element type and shape, bytes, offset in the heap."""
 
     instruction: str
     dtype: str
@@ -39,8 +42,15 @@ class Heap:
     buffers: tuple[Buffer, ...]
 
     def divided(self, kind_of: Callable[[Buffer], str], kinds: Sequence[str]) -> dict[str, int]:
-        """Bytes of each kind, in all `bytes`; where kinds share an address the earlier in `kinds` counts,
-        and what no value lies on counts for the last.
+        """Divide the heap by kind of value.
+
+        Args:
+            kind_of: the kind of a buffer.
+            kinds: all kinds. Where kinds share an address, the earlier one counts; unused addresses count for
+                the last.
+
+        Returns:
+            Bytes of each kind, which add up to `bytes`.
         """
         edges = sorted({0, self.bytes, *(b.offset for b in self.buffers), *(b.end for b in self.buffers)})
         place = {edge: i for i, edge in enumerate(edges)}
@@ -55,7 +65,7 @@ class Heap:
         return found
 
     def largest(self, count: int) -> list[Buffer]:
-        """The largest values of which no two share an address: what the heap's size is made of."""
+        """Return the largest values of which no two share an address: they make up the heap's size."""
         chosen: list[Buffer] = []
         for buffer in sorted(self.buffers, key=lambda b: -b.bytes):
             if len(chosen) == count:
@@ -66,19 +76,22 @@ class Heap:
 
 
 def read_heap(folder: Path) -> Heap:
-    """The heap of the one program that was compiled with ``xla_dump_to`` = folder.
+    """Read the heap of the one program that was compiled with ``xla_dump_to`` = folder.
 
     Raises:
-        RuntimeError: the compiler wrote no buffer assignment there, or more than one.
+        RuntimeError: the compiler wrote no buffer assignment there, or more than one, or in another form.
     """
     files = sorted(folder.glob("*buffer-assignment.txt"))
     if len(files) != 1:
         raise RuntimeError(f"expected one buffer assignment of XLA in {folder}, found {len(files)}")
-    return parse_heap(files[0].read_text(encoding="utf-8"))
+    heap = parse_heap(files[0].read_text(encoding="utf-8"))
+    if heap.bytes and not heap.buffers:
+        raise RuntimeError(f"{files[0]}: a heap of {heap.bytes} bytes without values; XLA's text has changed")
+    return heap
 
 
 def parse_heap(text: str) -> Heap:
-    """The temporaries in the text of a buffer assignment; several heaps are laid one after another."""
+    """Read the temporaries in the text of a buffer assignment; several heaps are put one after another."""
     start = 0
     buffers = []
     for part in re.split(r"(?m)^allocation ", text.split("\nTotal bytes used")[0]):

@@ -1,4 +1,4 @@
-"""Compile one training step from shapes alone and divide its memory by kind; no weight is ever made."""
+"""One training step, compiled from shapes alone, and its memory by kind; no weight is ever allocated."""
 
 from __future__ import annotations
 
@@ -38,15 +38,19 @@ HEAP_KINDS = ("activations", "logits", "gradients", "workspace")
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What one device holds at the fullest moment of a step, in bytes.
+    """What one device holds at the peak of a step, in bytes.
 
     Attributes:
+        rows: rows of the batch.
+        seq_len: slots of a row.
         weights: frozen weights.
-        adapter: what is trained, AdamW's moments, the sums of gradients and their parts in the heap.
+        adapter: what is trained, AdamW's moments, the gradient sums and their parts in the heap.
         activations: what the forward pass keeps for the backward pass.
-        logits: arrays with an axis of the vocabulary, not the weights.
-        workspace: the rest: one layer's own arrays, buffers of collectives, the batch.
-        offloaded: of the host, where activations are kept there.
+        logits: arrays with an axis of the vocabulary, without the weights.
+        workspace: the rest: the arrays of one layer, buffers of collectives, the batch.
+        offloaded: memory of the host, where activations are offloaded.
+        heap: the temporaries of the compiled program.
+        program: its instructions.
     """
 
     rows: int
@@ -66,7 +70,7 @@ class StepMemory:
         return sum(self.by_kind().values())
 
     def by_kind(self) -> dict[str, int]:
-        """Kind to bytes, the table's rows."""
+        """Return bytes by kind, the rows of the table."""
         return {
             "weights": self.weights,
             "adapter": self.adapter,
@@ -76,7 +80,7 @@ class StepMemory:
         }
 
     def largest(self, count: int) -> list[dict[str, Any]]:
-        """The largest arrays of the heap that are not there in turn, with the operation that makes each."""
+        """Return the largest arrays that share no address, with the operation that makes each."""
         found = []
         for buffer in self.heap.largest(count):
             made = self.program.named.get(buffer.instruction.partition("{")[0])
@@ -92,7 +96,14 @@ class StepMemory:
 
 
 def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len: int) -> StepMemory:
-    """Compile the step of `spec` for rows of `seq_len` tokens and say what one device holds."""
+    """Compile the step of a spec and return what one device holds.
+
+    Args:
+        target: devices to compile for.
+        config: the model's.
+        spec: what is trained, and how.
+        seq_len: slots of a row.
+    """
     dtype = target.dtype(spec.dtype)
     mesh = target.mesh
     lora = spec.trainable == "lora"
@@ -122,7 +133,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     inputs = _bytes(batch)
     peak = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     update_peak = update.temp_size_in_bytes + update.output_size_in_bytes - update.alias_size_in_bytes
-    # Temporaries outside of the one heap (there are few), and what only the update needs.
+    # The few temporaries outside of the heap, and what only the optimizer's update needs beyond the peak.
     other = max(peak - heap.bytes, 0) + max(update_peak - max(peak, heap.bytes), 0)
     return StepMemory(
         rows=spec.rows,
@@ -139,7 +150,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
 
 
 def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any, mesh: Mesh) -> Params:
-    """Shapes and places of the weights, as training loads them."""
+    """Return shapes and shardings of the weights, as training loads them."""
 
     def make(key: jax.Array) -> Params:
         params = init_params(config, key, dtype)
@@ -169,6 +180,11 @@ def _with_place(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
+    """Compile a lowered program and read its heap.
+
+    `compiled.memory_analysis()` gives only the size of all temporaries together; their division by kind needs
+    the buffer assignment, which XLA gives as a dump alone.
+    """
     with tempfile.TemporaryDirectory(prefix="jora-memory-") as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options={**options, **dump})
@@ -176,7 +192,7 @@ def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
 
 
 def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
-    """The order that a run of this shape would have; its paths are never read."""
+    """Return the spec that a run of this shape would have; its paths are never read."""
     unused = Path("unused")
     settings = {
         "model": unused,
@@ -191,12 +207,14 @@ def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
 
 
 def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:
+    """Return the kind of a temporary. XLA keeps no names of ours, so shapes and instructions decide."""
     if buffer.shape in gradients and buffer.dtype == "f32":
         return "gradients"
     vocabulary = {config.vocab_size, -(-config.vocab_size // tensor)}
     width = {config.hidden_size, config.hidden_size // tensor}
     if len(buffer.shape) > 1 and vocabulary & set(buffer.shape) and not width & set(buffer.shape):
         return "logits"
+    # What the scan over layers keeps for the backward pass is written layer by layer into an array [L, ...].
     made = program.named.get(buffer.instruction.partition("{")[0])
     if (
         made is not None

@@ -1,7 +1,11 @@
-"""Read a compiled program's text (HLO): its instructions, how often each runs, its collectives.
+"""A compiled program's text (HLO): its instructions, how often each runs, and its collectives.
 
-Loops whose trip count XLA knows multiply what is inside: a collective in the body of the loop over L layers
-counts L times. A loop with a count known only at run time counts once.
+A loop whose trip count XLA knows multiplies what is inside: a collective in the loop over L layers counts L
+times. A loop whose count is known at run time only counts once.
+
+JAX offers no other way to these numbers: `compiled.cost_analysis()` counts the body of a loop once, and names
+no collectives. HLO text is what XLA's own tools exchange and parse, so its form is steady; still,
+`parse_program` fails where it finds no entry computation or an instruction that it cannot read.
 """
 
 from __future__ import annotations
@@ -46,9 +50,17 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its name, opcode, results, the source operation, the computations it calls.
+    """One instruction.
 
-    `trips` is a loop's known count, else 1; `group` the devices that a collective joins, 0 for all.
+    Attributes:
+        name: unique in the module.
+        opcode: such as ``fusion`` or ``all-reduce``.
+        results: the arrays that it makes.
+        op_name: the JAX operation that it comes from.
+        calls: names of the computations that it calls.
+        trips: known trip count of a loop, else 1.
+        group: number of devices that a collective joins, 0 for all.
+        root: whether it is the result of its computation.
     """
 
     name: str
@@ -63,7 +75,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Instructions by computation; `entry` names the first, `devices` are those it is split over."""
+    """Instructions by computation, the name of the entry computation, and the number of devices."""
 
     computations: dict[str, list[Instruction]]
     entry: str
@@ -75,13 +87,13 @@ class Program:
         return {i.name: i for body in self.computations.values() for i in body}
 
     def walk(self) -> Iterator[tuple[Instruction, int, int]]:
-        """Every instruction that is run by itself, with (times in all, trips of its innermost known loop)."""
+        """Give every instruction that is run by itself: (it, times in all, trips of its innermost loop)."""
         return self._walk(self.entry, 1, 1)
 
     def _walk(self, name: str, times: int, loop: int) -> Iterator[tuple[Instruction, int, int]]:
         for instruction in self.computations.get(name, ()):
             yield instruction, times, loop
-            # What is inside a fusion, or applied to scalars by a reduction, makes no array of its own.
+            # Instructions inside a fusion, or applied by a reduction to scalars, make no array of their own.
             if instruction.opcode not in ("while", "call", "conditional", "async-start"):
                 continue
             trips = instruction.trips
@@ -89,7 +101,7 @@ class Program:
                 yield from self._walk(called, times * trips, trips if trips > 1 else loop)
 
     def makes(self, instruction: Instruction, opcode: str) -> bool:
-        """Whether an instruction is of this kind, alone or inside of the fusion that it calls."""
+        """Tell whether an instruction has this opcode, itself or inside of the fusion that it calls."""
         if instruction.opcode == opcode:
             return True
         return instruction.opcode in ("fusion", "call") and any(
@@ -101,7 +113,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind and size: `elements` and `bytes` of the unsplit array, runs `count` times."""
+    """Collectives of one kind and size: `elements` and `bytes` of the whole array, run `count` times."""
 
     kind: str
     dtype: str
@@ -113,7 +125,11 @@ class Collective:
 
 
 def parse_program(text: str) -> Program:
-    """Read the text of a compiled module (`compiled.as_text()`)."""
+    """Read the text of a compiled module (`compiled.as_text()`).
+
+    Raises:
+        RuntimeError: no entry computation, or none of its instructions can be read.
+    """
     computations: dict[str, list[Instruction]] = {}
     entry = ""
     current: list[Instruction] | None = None
@@ -126,6 +142,11 @@ def parse_program(text: str) -> Program:
             current = None
         elif found := _INSTRUCTION.match(line):
             current.append(_instruction(found[2], found[3], bool(found[1])))
+    if not computations.get(entry):
+        raise RuntimeError(
+            "no entry computation found in the text of a compiled program; XLA's text has changed"
+        )
+    # The attributes of the module are in its first line.
     devices = re.search(r"num_partitions=(\d+)", text[:100_000])
     return Program(computations, entry, int(devices[1]) if devices else 1)
 
@@ -158,7 +179,7 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """All collectives that move something between devices, the same ones of one loop taken together."""
+    """Return the collectives between devices; those of one kind, size and loop are counted together."""
     found: dict[tuple[str, str, int, int], Collective] = {}
     for instruction, times, loop in program.walk():
         kind = instruction.opcode.removesuffix("-start")
@@ -167,7 +188,8 @@ def collectives(program: Program) -> list[Collective]:
             continue
         arrays = instruction.results
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
-            arrays = arrays[len(arrays) // 2 :]  # (operands…, results…)
+            # The result of an asynchronous start is the tuple (operands…, results…).
+            arrays = arrays[len(arrays) // 2 :]
         scale = group if kind == "reduce-scatter" else 1
         elements = sum(array.elements for array in arrays) * scale
         size = sum(array.bytes for array in arrays) * scale
@@ -180,7 +202,13 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def unsplit_rows(program: Program, width: int, rows: int) -> list[Instruction]:
-    """Instructions that make an array with a whole axis of `width` and at least `rows` of them beside it."""
+    """Return the instructions that make an array of at least `rows` × `width` with an axis of `width`.
+
+    Args:
+        program: of one device.
+        width: such as the whole vocabulary.
+        rows: least product of the other axes.
+    """
     return [
         instruction
         for instruction, _, _ in program.walk()

@@ -1,6 +1,6 @@
-"""Say before a device is rented what a training step takes: memory, collectives, arithmetic, longest row.
+"""Memory, collectives, arithmetic and longest row of a training step, without any device.
 
-The real step is compiled for the real mesh, from ``config.json`` alone; nothing is allocated.
+The real step is compiled for the real mesh, from ``config.json`` alone; no weight is allocated.
 """
 
 from __future__ import annotations
@@ -8,37 +8,39 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import model_rows
 from jora_core.base.errors import InputError
+from jora_core.data.row_packing import ROW_STEP
+from jora_core.parallel.mesh import check_mesh
+from jora_core.planning.compile_step import StepMemory, compile_step
+from jora_core.planning.compile_target import make_target
+from jora_core.planning.hlo_text import collectives, unsplit_rows
 from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
 
-if TYPE_CHECKING:
-    from jora_core.planning.compile_step import StepMemory
-
 CARDS: tuple[int, ...] = get_args(Card)
-ROW_STEP = 64
 LONGEST_ROW = 1 << 20
 # Compilations that the search for the longest row may take.
 _SEARCH_STEPS = 4
-# A row that fills this share of the card is long enough.
+# The search ends at a row that fills this share of the card.
 _CLOSE = 0.985
-Say = Callable[[str], None]
+# The search aims at this share of the card: the heap is never packed quite as well as interpolation says.
+_AIM = 0.995
 
 
 def card_bytes(card: int) -> int:
-    """Bytes that a step may fill on a card sold with so many GB.
+    """Return the bytes that a step may fill on a card that is sold with so many GB.
 
-    Such a card has that many GiB; the 7 % between the two are left to driver, CUDA context and NCCL.
+    Such a card has that many GiB. The 7 % between the two are left to the driver, the CUDA context and NCCL.
     """
     return card * 10**9
 
 
 def read_model(spec: MemorySpec) -> ModelConfig:
-    """The config of the order's model.
+    """Read the config of the spec's model.
 
     Raises:
         InputError: neither a folder nor a config.json, or an unsupported model.
@@ -49,17 +51,13 @@ def read_model(spec: MemorySpec) -> ModelConfig:
     return ModelConfig.from_hf(path.parent if path.name == "config.json" else path)
 
 
-def plan_memory(spec: MemorySpec, say: Say) -> dict[str, Any]:
-    """Compile the step of an order and describe it; what `jora memory --json` prints.
+def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
+    """Compile the step of a spec and describe it; `jora memory --json` prints the result.
 
     Raises:
         InputError: an unsupported model, a mesh that does not divide it, a target that is not installed.
     """
     config = read_model(spec)
-    from jora_core.parallel.mesh import check_mesh
-    from jora_core.planning.compile_step import compile_step
-    from jora_core.planning.compile_target import make_target
-
     target = make_target(spec.target, spec.mesh.data, spec.mesh.tensor)
     check_mesh(config, target.mesh)
 
@@ -67,10 +65,10 @@ def plan_memory(spec: MemorySpec, say: Say) -> dict[str, Any]:
         start = time.monotonic()
         found = compile_step(target, config, spec, seq_len)
         took = time.monotonic() - start
-        say(f"compiled for rows of {seq_len} tokens in {took:.1f} s: {found.total / 1e9:.2f} GB a device")
+        log(f"compiled for rows of {seq_len} tokens in {took:.1f} s: {found.total / 1e9:.2f} GB a device")
         return found
 
-    say(f"compiler: {target.description}; mesh {spec.mesh.data} x {spec.mesh.tensor}")
+    log(f"compiler: {target.description}; mesh {spec.mesh.data} x {spec.mesh.tensor}")
     step = compile_at(spec.seq_len)
     fitting = [card for card in CARDS if step.total <= card_bytes(card)]
     card = spec.card or (fitting[0] if fitting else CARDS[-1])
@@ -102,20 +100,22 @@ def plan_memory(spec: MemorySpec, say: Say) -> dict[str, Any]:
 
 
 def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], int]) -> int | None:
-    """The longest row, in steps of 64, that is compiled and seen to fit into `budget` bytes.
+    """Find the longest row, in steps of 64 slots, whose compiled step fits into `budget` bytes.
 
-    Memory is near to linear in the length: two known lengths give the next to try.
+    Memory is nearly linear in the length, so two known lengths give the next one to try.
 
     Args:
-        points: known totals by length; those found are added.
-        total_at: compiles for a length.
+        budget: bytes of the card.
+        points: known bytes by length, at least one; those found are added.
+        total_at: compiles for a length and returns the bytes.
 
     Returns:
-        None where not even the shortest row tried fits.
+        None where not even the shortest row that was tried fits.
     """
     first = min(points)
     if len(points) == 1:
-        points[other] = total_at(other := max(first // 2, ROW_STEP) if points[first] > budget else first * 2)
+        second = max(first // 2, ROW_STEP) if points[first] > budget else first * 2
+        points[second] = total_at(second)
     for _ in range(_SEARCH_STEPS):
         below = max((n for n, total in points.items() if total <= budget), default=None)
         above = min((n for n, total in points.items() if total > budget), default=None)
@@ -129,20 +129,22 @@ def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], i
 
 
 def _next_length(points: dict[int, int], budget: int, below: int | None, above: int | None) -> int | None:
-    """The length to try next: where the line through the two nearest points fills the budget, or between
-    the longest that fits and the shortest that does not, as if memory were a power of the length there.
+    """Return the length to try next, None if it is known already.
+
+    Between the longest length that fits (`below`) and the shortest that does not (`above`), memory is
+    interpolated as a power of the length. With one of them missing, a line through the two points nearest to
+    the budget is extended.
     """
     if below is not None and above is not None:
         if above - below <= ROW_STEP:
             return None
         low, high = points[below], points[above]
-        guess = below * (above / below) ** (math.log(0.995 * budget / low) / math.log(high / low))
+        guess = below * (above / below) ** (math.log(_AIM * budget / low) / math.log(high / low))
         guess = min(max(guess, below + ROW_STEP), above - ROW_STEP)
     else:
         a, b = sorted(sorted(points, key=lambda n: abs(points[n] - budget))[:2])
         slope = max((points[b] - points[a]) / (b - a), 1.0)
-        # A hair below the line: the heap is never packed quite as well as the line says.
-        guess = a + (budget * 0.995 - points[a]) / slope
+        guess = a + (budget * _AIM - points[a]) / slope
     length = max(int(min(guess, LONGEST_ROW)) // ROW_STEP * ROW_STEP, ROW_STEP)
     return None if length in points else length
 
@@ -150,7 +152,15 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
 def what_to_change(
     spec: MemorySpec, config: ModelConfig, step: StepMemory, card: int, longest: int | None
 ) -> list[str]:
-    """What would bring a step that does not fit onto the card, with the bytes expected."""
+    """Return changes that make a step fit onto a card, with the bytes expected from each.
+
+    Args:
+        spec: the settings that do not fit.
+        config: the model's.
+        step: the compiled step of these settings.
+        card: GB of the card.
+        longest: longest row that fits with these settings, None if unknown.
+    """
     budget, advice = card_bytes(card), []
 
     def add(text: str, total: float) -> None:
@@ -159,7 +169,8 @@ def what_to_change(
         )
 
     if spec.remat != "full" and step.activations > step.total // 10:
-        # Two residuals a layer are kept; this one is an upper bound.
+        # `full` keeps two residuals of two bytes for each layer; without sharding by tokens this is exact,
+        # with it an upper bound.
         kept = 4 * spec.rows * spec.seq_len * config.hidden_size * config.num_layers
         kept //= spec.mesh.devices
         add("remat=full", step.total - max(step.activations - kept, 0))
@@ -185,9 +196,7 @@ def what_to_change(
 
 
 def collective_rows(step: StepMemory, config: ModelConfig) -> list[dict[str, Any]]:
-    """The step's collectives by kind and size; `per_layer` where they stand in a loop over the layers."""
-    from jora_core.planning.hlo_text import collectives
-
+    """Return the collectives of a step by kind and size; `per_layer` if they are in the loop over layers."""
     rows = []
     for found in collectives(step.program):
         in_layers = found.loop == config.num_layers and found.count % config.num_layers == 0
@@ -205,23 +214,17 @@ def collective_rows(step: StepMemory, config: ModelConfig) -> list[dict[str, Any
 
 
 def unsplit_logits(step: StepMemory, config: ModelConfig, spec: MemorySpec, answers: int) -> list[str]:
-    """Arrays of all supervised positions by the whole vocabulary on one device of several: should be none."""
-    from jora_core.planning.hlo_text import unsplit_rows
+    """Return names of arrays [supervised positions, V] that one device of several holds whole.
 
+    There should be none: the vocabulary is split over the tensor axis.
+
+    Args:
+        step: the compiled step.
+        config: the model's.
+        spec: mesh and rows.
+        answers: supervised positions of a row.
+    """
     if spec.mesh.tensor == 1:
         return []
     rows = max(answers * spec.rows // spec.mesh.data, 1)
     return [found.name for found in unsplit_rows(step.program, config.vocab_size, rows)]
-
-
-def activation_all_reduces(rows: list[dict[str, Any]], activation_elements: int) -> float:
-    """A layer's traffic in all-reduces of one activation [B, T, D]; an all-gather or a reduce-scatter of
-    one, which move half of its bytes, count half. Arrays under half of an activation, such as an adapter's
-    [B, T, R], are not counted.
-    """
-    total = 0.0
-    for row in rows:
-        if 2 * row["elements"] >= activation_elements:
-            weight = 1.0 if row["kind"] == "all-reduce" else 0.5
-            total += row["per_layer"] * weight * row["elements"] / activation_elements
-    return total

@@ -1,8 +1,8 @@
-"""Say what sharing contexts will save: ``python -m jora_core.commands.sharing --spec SPEC.json``.
+"""What sharing contexts saves: token slots of a spec's records with their contexts shared and apart.
 
-The records of an order are tokenised, grouped and packed as training does it; nothing is trained, and no
-device is started. Token ids that a run has left in its cache are read from there; where there are none, only
-the first records are counted, and nothing is written to the cache.
+The records are tokenised, grouped and packed as in training, without a device. Token ids that a run left in
+its cache are read from there. Without them only the first records are counted, and nothing is written to the
+cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jora_core.specs.planning import SharingSpec
 
 
 def count_sharing(spec: SharingSpec) -> dict[str, Any]:
-    """Records, groups, token slots with and without sharing, and the microbatches of the first epoch.
+    """Count records, groups, token slots with and without sharing, and microbatches of the first epoch.
 
     Raises:
         InputError: the records or the tokenizer cannot be used, or nothing is selected.
@@ -27,9 +27,9 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     config = ModelConfig.from_hf(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     data = spec.data
-    all_of_them = selected_records(data)
+    selected = selected_records(data)
     has_ids = cached(data, tokenizer)
-    exact = has_ids or all_of_them <= spec.most_records
+    exact = has_ids or selected <= spec.most_records
     if not has_ids:
         data = data.model_copy(update={"cache_dir": None})
     if not exact:
@@ -46,7 +46,7 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     counts = found.counts
     return {
         "records": counts["records"],
-        "records_selected": all_of_them,
+        "records_selected": selected,
         "exact": exact,
         "groups": counts["groups"],
         "examples": counts["examples"],

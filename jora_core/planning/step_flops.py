@@ -1,7 +1,8 @@
-"""Arithmetic of one training step, counted from the shape of the model.
+"""Floating-point operations of one training step, counted from the shape of the model.
 
-XLA's own count takes the body of a loop once, whatever its trips, and GPU compilers give none; so it is
-counted here, two operations a multiply-add, and a test compares it with XLA's on a model without loops.
+XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, whatever its trips, and compilers
+for GPUs give none. So operations are counted here, two for a multiply-add; a test compares them with XLA's
+count on a model without loops.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from jora_core.architecture.tensor_names import model_projections, projection_sh
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
-# Matrix products of blockwise attention: two forward, five backward (the scores once more).
+# Matrix products of blockwise attention: two forward; five backward, since it computes the scores once more.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 5
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of a token: `forward`, `backward`, `recompute` in the backward pass."""
+    """Floating-point operations of a token: forward, backward, and rematerialization (`recompute`)."""
 
     forward: float
     backward: float
@@ -38,11 +39,14 @@ class StepFlops:
 def step_flops(
     config: ModelConfig, lora: LoraSpec | None, remat: str, seq_len: int, answer_share: float
 ) -> StepFlops:
-    """Operations of a token in a row of `seq_len` tokens.
+    """Return the operations of a token.
 
     Args:
-        lora: None where all weights are trained.
-        answer_share: share of positions that meet the vocabulary.
+        config: the model's.
+        lora: the adapter; None where all weights are trained.
+        remat: see `jora_core.model.rematerialization`.
+        seq_len: tokens of a row.
+        answer_share: share of positions that are supervised; only they meet the vocabulary.
     """
     projections = model_projections(config)
     sizes = {name: 2 * _product(projection_shape(config, name)) for name in projections}
@@ -55,7 +59,7 @@ def step_flops(
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers
     forward = layers * (layer + low_rank + attention * _ATTENTION_FORWARD) + head
-    # Gradients of inputs always; of weights only where they are trained.
+    # The gradient of a product's input costs one product, that of its weight another, where it is trained.
     weight_gradients = layer if lora is None else 0.0
     per_layer = layer + weight_gradients + 2 * low_rank + attention * _ATTENTION_BACKWARD
     backward = layers * per_layer + head * (2 if lora is None else 1)
@@ -75,7 +79,7 @@ def step_flops(
 
 
 def _attention_flops(config: ModelConfig, seq_len: int) -> float:
-    """Of one matrix product of causal attention, a token's mean over the row and over the layers."""
+    """Return the operations of one product of causal attention: mean over the row's tokens and the layers."""
     windows = getattr(config, "windows", ()) or (0,) * config.num_layers
     keys = 0.0
     for window in windows:

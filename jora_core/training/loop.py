@@ -1,7 +1,7 @@
-"""The training loop: steps, evaluations, checkpoints and metrics of a run that is all set up.
+"""The training loop: steps, evaluations, checkpoints and metrics of a run whose parts are ready.
 
-Its random choices follow from (seed, epoch) and (seed, step, microbatch), and its sums are empty between
-steps, so a run that was killed and is started again ends with the same bits as one that was not.
+Random choices follow from (seed, epoch) and (seed, step, microbatch), and the gradient sums are empty between
+steps. So a run that was killed and started again ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,14 +21,13 @@ from typing import Any
 import jax
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.base.memory_use import peak_memory_bytes
 from jora_core.data.batches import Batch, BatchStream
 from jora_core.data.prefetch import prefetched
 from jora_core.model.answer_loss import Arrays
+from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.processes import is_first, preempted
 from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec
-from jora_core.training.early_stopping import Standing
 from jora_core.training.metrics_log import MetricsLog, StepProgress
 from jora_core.training.reporters import open_reporters
 from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
@@ -35,15 +35,16 @@ from jora_core.training.training_checkpoints import Checkpoints, Position, run_d
 
 _NAMED_IDS = 20
 _RATE_ROWS = 8
-_Stop = Callable[[int], bool]
+# Tells after step n whether the run must end because of SIGTERM.
+_StopAfter = Callable[[int], bool]
 
 
 class DivergedError(RuntimeError):
-    """The loss is not a number any more; the message names the step and its records."""
+    """The loss became NaN or infinite; the message names the step and its records."""
 
 
 class Interrupted(SystemExit):
-    """SIGTERM came; the state is in a checkpoint. Exit code 143, as of a process that the signal ended."""
+    """SIGTERM came and the state was saved. The exit code 143 is that of a process that SIGTERM ended."""
 
     def __init__(self) -> None:
         super().__init__(143)
@@ -51,7 +52,15 @@ class Interrupted(SystemExit):
 
 @dataclass(frozen=True)
 class Run:
-    """All that a training loop needs besides its state."""
+    """What a training loop needs beside its state.
+
+    Attributes:
+        steps: steps of the whole run.
+        stream: the training microbatches.
+        validation: the validation microbatches, None without a validation split.
+        step: the compiled functions.
+        frozen: the weights below an adapter, None where all weights are trained.
+    """
 
     spec: TrainSpec
     config: ModelConfig
@@ -63,8 +72,8 @@ class Run:
 
 
 @dataclass
-class _Pending:
-    """A step that is still being computed: read when the next one is on its way."""
+class _UnreadStep:
+    """A step that the device may still compute; its metrics are read after the next step has been started."""
 
     number: int
     metrics: StepMetrics
@@ -78,10 +87,20 @@ class _Pending:
 def run_loop(
     run: Run, state: TrainState, lines: list[str], verbose: bool
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Train from the newest checkpoint, or from `state`, to the end; returns the state to write and results.
+    """Train from the newest checkpoint, or from `state`, to the end.
 
     Args:
-        lines: what was said so far, shown with the progress.
+        run: the parts of the run.
+        state: of step 0.
+        lines: messages from before the loop, shown with the progress.
+        verbose: show progress on standard error.
+
+    Returns:
+        The state whose weights are the result, and what ``result.json`` says.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        Interrupted: SIGTERM came; the state was saved.
     """
     spec = run.spec
     digest = run_digest(spec)
@@ -112,13 +131,14 @@ def run_loop(
     try:
         with _terminated() as stop:
             state, position = _steps(run, state, position, checkpoints, meter, stop)
-        if spec.keep_best and position.standing.best_step != position.step:
-            best = checkpoints.restore(state, position.standing.best_step)
+        found = position.early_stopping
+        if spec.keep_best and found.best_step != position.step:
+            best = checkpoints.restore(state, found.best_step)
             assert best is not None
             state = best[0]
             progress.say(
-                f"keep_best: the weights are those of step {position.standing.best_step}, "
-                f"validation loss {position.standing.best_loss:.4f}"
+                f"keep_best: the weights are those of step {found.best_step}, "
+                f"validation loss {found.best_loss:.4f}"
             )
     finally:
         checkpoints.close()
@@ -128,21 +148,23 @@ def run_loop(
 
 
 def _steps(
-    run: Run, state: TrainState, position: Position, checkpoints: Checkpoints, meter: _Meter, stop: _Stop
+    run: Run, state: TrainState, position: Position, checkpoints: Checkpoints, meter: _Meter, stop: _StopAfter
 ) -> tuple[TrainState, Position]:
-    """Run from a position to the last step; a step's metrics are read while the next one computes."""
+    """Run from a position to the last step; a step's metrics are read while the next step is computed."""
     spec = run.spec
-    if _stops_early(spec, position.standing):
+    patience = spec.early_stopping_patience
+    if position.early_stopping.stops(patience):
         return state, position
     microbatches = (run.steps - position.step) * spec.gradient_accumulation_steps
     walk = itertools.islice(run.stream.walk(position.epoch, position.index), microbatches)
     sums = run.step.zero(state)
-    pending: _Pending | None = None
+    pending: _UnreadStep | None = None
     evaluate_every = spec.evaluate_every or spec.checkpoint_every
+    # Batches are built and copied to the device by a thread, while the device computes.
     with prefetched((at, batch, run.step.place(batch)) for at, batch in walk) as ready:
         for number in range(position.step + 1, run.steps + 1):
             state, sums, new, (epoch, index) = _one_step(run, state, sums, ready, number)
-            position = Position(number, epoch, index, position.standing)
+            position = Position(number, epoch, index, position.early_stopping)
             if pending is not None:
                 meter.write(meter.read(pending))
             pending = new
@@ -152,34 +174,30 @@ def _steps(
             saves = last or stopping or number % spec.checkpoint_every == 0
             if not (evaluates or saves):
                 continue
-            # Read first: a state that no longer is a number must never replace a good checkpoint.
+            # Read the metrics first: a state with NaN must never replace a good checkpoint.
             row = meter.read(pending)
             pending = None
             if evaluates:
-                loss = row["validation_loss"] = _validation_loss(run, state, number)
-                standing = position.standing.after(number, loss, spec.early_stopping_min_delta)
-                position = dataclasses.replace(position, standing=standing)
-                saves |= spec.keep_best and standing.best_step == number
-                last |= _stops_early(spec, standing)
+                loss = row["validation_loss"] = validation_loss(run, state, number)
+                evaluated = position.early_stopping.after(number, loss, spec.early_stopping_min_delta)
+                position = dataclasses.replace(position, early_stopping=evaluated)
+                saves |= spec.keep_best and evaluated.best_step == number
+                last |= evaluated.stops(patience)
             meter.write(row)
             if saves or last:
                 checkpoints.save(state, position)
             if last:
                 break
             if stopping:
-                meter.say(f"stopped by SIGTERM after step {number}; the same order goes on from here")
+                meter.say(f"stopped by SIGTERM after step {number}; the same spec resumes here")
                 raise Interrupted
     if position.step < run.steps:
         meter.say(
             f"early stopping after step {position.step} of {run.steps}: no better validation loss in "
-            f"{position.standing.waited} evaluations, the best was {position.standing.best_loss:.4f} after "
-            f"step {position.standing.best_step}"
+            f"{position.early_stopping.without_improvement} evaluations, the best was "
+            f"{position.early_stopping.best_loss:.4f} after step {position.early_stopping.best_step}"
         )
     return state, position
-
-
-def _stops_early(spec: TrainSpec, standing: Standing) -> bool:
-    return spec.early_stopping_patience is not None and standing.waited >= spec.early_stopping_patience
 
 
 def _one_step(
@@ -188,7 +206,7 @@ def _one_step(
     sums: Sums,
     ready: Iterator[tuple[tuple[int, int], Batch, Arrays]],
     number: int,
-) -> tuple[TrainState, Sums, _Pending, tuple[int, int]]:
+) -> tuple[TrainState, Sums, _UnreadStep, tuple[int, int]]:
     ids: list[str] = []
     groups = slots = slots_apart = supervised = 0
     at = (0, 0)
@@ -201,12 +219,12 @@ def _one_step(
         slots_apart += batch.slots_apart
         supervised += batch.supervised
     state, sums, metrics = run.step.update(state, sums)
-    pending = _Pending(number, metrics, tuple(ids), groups, slots, slots_apart, supervised)
+    pending = _UnreadStep(number, metrics, tuple(ids), groups, slots, slots_apart, supervised)
     return state, sums, pending, at
 
 
-def _validation_loss(run: Run, state: TrainState, number: int) -> float:
-    """Mean loss of the records kept for validation, without dropout, of the weights as they are."""
+def validation_loss(run: Run, state: TrainState, number: int) -> float:
+    """Return the mean loss of the validation split under the present weights, without dropout."""
     stream = run.validation
     assert stream is not None
     loss = weight = 0.0
@@ -222,7 +240,7 @@ def _validation_loss(run: Run, state: TrainState, number: int) -> float:
 
 
 class _Meter:
-    """Turns finished steps into rows of metrics, and stops the run when the loss is no number."""
+    """Turns finished steps into rows of metrics, and ends the run when the loss is NaN or infinite."""
 
     def __init__(self, log: MetricsLog, progress: StepProgress) -> None:
         self._log = log
@@ -230,11 +248,11 @@ class _Meter:
         self._since = time.perf_counter()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_ROWS)
 
-    def read(self, pending: _Pending) -> dict[str, Any]:
-        """A finished step's row of metrics; waits for the device.
+    def read(self, pending: _UnreadStep) -> dict[str, Any]:
+        """Return the metrics of a step as a row; wait for the device.
 
         Raises:
-            DivergedError: loss or gradient norm is no number; names the step's records.
+            DivergedError: loss or gradient norm is NaN or infinite; names the step's records.
         """
         metrics = jax.device_get(pending.metrics)
         loss = float(metrics.loss)
@@ -247,7 +265,7 @@ class _Meter:
             )
         seconds = time.perf_counter() - self._since
         self._recent.append((pending.slots, seconds))
-        # Over several rows: two reads may come right after one another (a step, and the one before it).
+        # A mean over several rows: two steps may be read right after one another, the second in no time.
         rate = sum(slots for slots, _ in self._recent) / max(sum(took for _, took in self._recent), 1e-9)
         return {
             "step": pending.number,
@@ -265,31 +283,34 @@ class _Meter:
         }
 
     def write(self, row: dict[str, Any]) -> None:
-        """Log and show a row; the next step's time counts from here, so that no evaluation is in it."""
+        """Log and show a row. The next step is timed from here, so its time contains no evaluation."""
         self._log.write(row)
         self._progress.step(row)
         self._since = time.perf_counter()
 
     def say(self, line: str) -> None:
+        """Show a message."""
         self._progress.say(line)
 
 
 @contextmanager
-def _terminated() -> Iterator[_Stop]:
-    """Tells after each step whether SIGTERM came; never where signals cannot be had (another thread).
+def _terminated() -> Iterator[_StopAfter]:
+    """Give a function that tells after each step whether SIGTERM came.
 
-    Of several processes any may get the signal, and all must leave the loop after the same step.
+    In a thread other than the main one Python cannot handle signals; there it always says no. Of several
+    processes any may get the signal, and all must leave the loop after the same step, or the others would
+    wait for ever in a collective.
     """
     if jax.process_count() > 1:
         yield preempted
         return
-    flag = [False]
+    received = threading.Event()
 
     def stop(number: int) -> bool:
-        return flag[0]
+        return received.is_set()
 
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: flag.__setitem__(0, True))
+        before = signal.signal(signal.SIGTERM, lambda *_: received.set())
     except ValueError:
         yield stop
         return
@@ -319,8 +340,8 @@ def _result(run: Run, log: MetricsLog, position: Position) -> dict[str, Any]:
         return result
     return result | {
         "validation_loss": validation[-1],
-        "best_validation_loss": position.standing.best_loss,
-        "best_step": position.standing.best_step,
-        "weights_of_step": position.standing.best_step if run.spec.keep_best else position.step,
+        "best_validation_loss": position.early_stopping.best_loss,
+        "best_step": position.early_stopping.best_step,
+        "weights_of_step": position.early_stopping.best_step if run.spec.keep_best else position.step,
         "stopped_early": position.step < run.steps,
     }

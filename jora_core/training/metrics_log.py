@@ -1,9 +1,8 @@
-"""One JSON line a step, kept in step with the checkpoints, and the progress a person sees."""
+"""The metrics of a run: one JSON line for each step, consistent with the checkpoints, and progress."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +10,33 @@ from typing import IO, Any
 
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
+from jora_core.base.progress import SECONDS_BETWEEN_LINES, ProgressBars
 from jora_core.training.reporters import Writer
 
 
 class MetricsLog:
-    """``metrics.jsonl`` in the output folder, with a copy beside the checkpoints that outlives the former.
+    """``metrics.jsonl`` in the output folder, and a copy beside the checkpoints.
 
-    A resumed run starts from the copy, cut back to the checkpoint's step, so that no step stands there twice.
-    Of several processes all keep the rows, and one writes them.
+    The output folder may be emptied between two attempts, the checkpoint folder is not. A resumed run starts
+    from the copy, cut back to the checkpoint's step, so no step is written twice. Of several processes all
+    keep the rows in memory, and one writes them.
     """
 
     def __init__(
         self, output: Path, kept: Path, steps_done: int, writers: Sequence[Writer] = (), writes: bool = True
     ) -> None:
+        """Open the files.
+
+        Args:
+            output: the file for the user.
+            kept: the copy beside the checkpoints.
+            steps_done: steps of the checkpoint; later rows of the copy are dropped.
+            writers: further destinations of each row.
+            writes: whether this process writes.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
         rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self.rows: list[dict[str, Any]] = rows
@@ -62,55 +75,36 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the last line of a killed run may be half there
+        except ValueError:  # a kill may cut the last line short
             break
     return rows
 
 
 class StepProgress:
-    """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
+    """The progress of a run's steps: a bar on a terminal, elsewhere (logs, CI) a plain line now and then."""
 
-    def __init__(self, total: int, done: int, shown: bool = True, every: float = 10.0) -> None:
+    def __init__(self, total: int, done: int, shown: bool = True) -> None:
         self._total = total
-        self._every = every
-        self._shown = shown
-        self._next = 0.0
-        self._bar = None
-        if shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("training", total=total, completed=done, text="")
-            self._bar.start()
+        self._next_line = 0.0
+        self._bars = ProgressBars(shown=shown)
+        self._bars.open()
+        self._bars.start("training", total, done)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Show one row of metrics."""
+        """Show one row of metrics; rows with a validation loss and the last row always give a line."""
         text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
         if "validation_loss" in row:
             text += f"  validation {row['validation_loss']:.4f}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], text=text)
-        elif time.monotonic() >= self._next or row["step"] == self._total or "validation_loss" in row:
-            self._next = time.monotonic() + self._every
-            self.say(f"step {row['step']}/{self._total}  {text}")
+        if self._bars.on_terminal:
+            self._bars.show("training", row["step"], self._total, text)
+        elif time.monotonic() >= self._next_line or row["step"] == self._total or "validation_loss" in row:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self._bars.say(f"step {row['step']}/{self._total}  {text}")
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+        """Print a line of its own, above the bar."""
+        self._bars.say(line)
 
     def close(self) -> None:
         """Take the bar down."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bars.close()

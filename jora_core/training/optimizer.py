@@ -1,47 +1,44 @@
-"""AdamW with clipping, warm-up and decay, its state in float32."""
+"""AdamW with gradient clipping and a learning-rate schedule, all of optax; its state is float32."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jora_core.specs.train import OptimSpec
 
-Schedule = Callable[[Any], Any]
 
+def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
+    """Return the learning rate by step: linear warm-up, then decay to `min_lr_ratio` of the peak.
 
-def make_schedule(spec: OptimSpec, steps: int) -> Schedule:
-    """Learning rate of a step, counted from 0: linear warm-up, then decay to `min_lr_ratio` of the peak.
+    The first step already learns, at 1 / warm-up of the peak, and the last step has the final rate.
 
-    The first step already learns (rate peak/warm-up), and the last step has the final rate.
+    Args:
+        spec: peak, kind of decay, and shares.
+        steps: steps of the run; the schedule counts them from 0.
     """
+    peak, final = spec.learning_rate, spec.learning_rate * spec.min_lr_ratio
     warmup = math.ceil(spec.warmup_ratio * steps)
-    decay = max(steps - warmup - 1, 1)
-    floor = spec.min_lr_ratio
-
-    def rate(step: Any) -> Any:
-        done = jnp.clip((step - warmup) / decay, 0.0, 1.0)
-        if spec.schedule == "cosine":
-            share = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-        elif spec.schedule == "linear":
-            share = floor + (1 - floor) * (1 - done)
-        else:
-            share = jnp.ones_like(done)
-        rising = (step + 1) / max(warmup, 1)
-        return spec.learning_rate * jnp.where(step < warmup, rising, share)
-
-    return rate
+    decay_steps = max(steps - warmup - 1, 1)
+    decay = {
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=spec.min_lr_ratio),
+        "linear": optax.linear_schedule(peak, final, decay_steps),
+        "constant": optax.constant_schedule(peak),
+    }[spec.schedule]
+    if warmup == 0:
+        return decay
+    # optax logs a warning for a ramp of no steps, which a warm-up of one step is.
+    ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else decay
+    return optax.join_schedules([ramp, decay], [warmup])
 
 
-def make_optimizer(spec: OptimSpec, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW as in Loshchilov and Hutter (arXiv:1711.05101) after clipping by the global norm.
+def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return AdamW (Loshchilov and Hutter, arXiv:1711.05101) behind clipping by the global norm.
 
-    Weight decay leaves norms out: they scale a normed vector, and pulling them to zero only fights the data.
+    Norm weights are not decayed: they scale a normalised vector, so a pull towards zero is no regularisation.
     """
     return optax.chain(
         optax.clip_by_global_norm(spec.max_grad_norm),
@@ -57,5 +54,5 @@ def make_optimizer(spec: OptimSpec, schedule: Schedule) -> optax.GradientTransfo
 
 
 def decayed(tree: Any) -> Any:
-    """A tree of bools: which leaves weight decay applies to."""
+    """Return a tree of bools: the leaves that weight decay applies to."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), tree)

@@ -1,6 +1,6 @@
 """Optional writers of the metrics beside ``metrics.jsonl``: TensorBoard and Weights & Biases.
 
-Each is an extra of this package and imported only when an order names it.
+Each is an optional extra of this package and imported only when a spec names it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ID_LENGTH = 16
 
 
 class Writer(Protocol):
-    """What the training loop asks of a writer."""
+    """A destination of metrics."""
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Take one row of metrics."""
@@ -32,7 +32,7 @@ class Writer(Protocol):
 
 
 def require_reporters(names: Sequence[Reporter]) -> None:
-    """See that the writers' packages are there, before any work is spent.
+    """Check that the packages of the writers are installed, before any work is done.
 
     Raises:
         InputError: one is missing; the line says what to install.
@@ -50,13 +50,14 @@ def open_reporters(
     """Open the writers of a run.
 
     Args:
+        names: which writers.
         folder: where they keep their files.
-        run_id: names the run; a run that resumes goes on in its own record.
-        steps_done: rows of later steps, of a run that was killed, are written again.
-        settings: the order, shown beside the curves.
+        run_id: identifies the run; a resumed run continues its own curves.
+        steps_done: steps of the checkpoint; rows that a killed run wrote after it are written again.
+        settings: the spec, shown beside the curves.
 
     Raises:
-        InputError: a package is missing, or the service refuses.
+        InputError: a package is missing, or the service refuses the run.
     """
     require_reporters(names)
     make: dict[Reporter, Callable[[], Writer]] = {
@@ -67,7 +68,7 @@ def open_reporters(
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row's values under the names that the writers show: ``train/…``, the validation loss apart."""
+    """Return the values of a row as ``train/<name>``, and the validation loss as ``validation/loss``."""
     return {
         "validation/loss" if name == "validation_loss" else f"train/{name}": value
         for name, value in row.items()
@@ -79,8 +80,9 @@ class _TensorBoard:
     def __init__(self, folder: Path, steps_done: int) -> None:
         module = import_module(_MODULES["tensorboard"])
         try:
-            # TensorBoard forgets what an earlier try wrote from `purge_step` on. File names count seconds:
-            # two tries within one would share a name, and the second empty the first's file.
+            # TensorBoard ignores what an earlier process wrote from `purge_step` on. Names of its files hold
+            # the time in seconds: two processes within one second would share a file, and the second would
+            # empty it, so the name gets the step and the process id too.
             self._writer = module.SummaryWriter(
                 str(folder),
                 purge_step=steps_done + 1,

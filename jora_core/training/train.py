@@ -1,9 +1,4 @@
-"""Train an adapter, or a whole model: ``python -m jora_core.commands.train --spec SPEC.json``.
-
-The loop is the same for both. Its random choices follow from (seed, epoch) and (seed, step, microbatch), and
-its sums are empty between steps, so a run that was killed and is started again ends with the same bits as one
-that was not.
-"""
+"""Train an adapter or a whole model from a spec, and write the result."""
 
 from __future__ import annotations
 
@@ -18,10 +13,10 @@ import numpy as np
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
-from jora_core.commands.run_command import set_compilation_cache
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parallel.devices import set_compilation_cache
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
 from jora_core.parallel.processes import (
@@ -49,10 +44,11 @@ from jora_core.weights.load_params import load_params
 
 
 def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
-    """Do what a spec orders, resuming from its checkpoint folder if that holds a state of the same order.
+    """Train what a spec describes; resume if its checkpoint folder holds a state of the same spec.
 
     Args:
-        verbose: report progress on stderr.
+        spec: model, data, optimizer, mesh, and where results go.
+        verbose: show progress on standard error.
 
     Returns:
         What ``result.json`` in the output folder says.
@@ -111,8 +107,8 @@ def _validation_stream(spec: TrainSpec, data: TrainData) -> BatchStream | None:
 
 
 def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[Any, Params | None]:
-    """The tree to train and, for an adapter, the frozen weights below it."""
-    # As numbers of the host: a key on one device is no argument for a program of several processes.
+    """Return the tree to train and, for an adapter, the frozen weights below it."""
+    # A host array: a key that lies on one device is no valid argument of a program of several processes.
     key = np.asarray(jax.random.key_data(jax.random.key(spec.seed)))
     dtype = jnp.dtype("float32" if spec.trainable == "all" else spec.dtype)
     if spec.init == "random":
@@ -147,20 +143,20 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if getattr(found, name) != getattr(spec.lora, name):
             raise InputError(
-                f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the order lora.{name}="
+                f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the spec lora.{name}="
                 f"{getattr(spec.lora, name)}; give the adapter's own value to go on from it"
             )
-    asked = resolve_targets(spec.lora.target_modules, config)
-    if set(found.target_modules) != set(asked):
+    targets = resolve_targets(spec.lora.target_modules, config)
+    if set(found.target_modules) != set(targets):
         raise InputError(
-            f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the order's "
-            f"lora.target_modules are {', '.join(asked)}; they must be the same"
+            f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the spec's "
+            f"lora.target_modules are {', '.join(targets)}; they must be the same"
         )
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
 
 
 def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result: dict[str, Any]) -> None:
-    """Adapter or model into the output folder; ``result.json`` last, as the sign that all of it is there."""
+    """Write the adapter or the model, and ``result.json`` last: where it exists, all other files do."""
     folder = spec.output_dir
     if spec.trainable == "lora":
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)

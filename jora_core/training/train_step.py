@@ -1,8 +1,8 @@
-"""The compiled parts of a training step: add up a microbatch, then update once.
+"""The compiled parts of a training step: add up the gradients of microbatches, then update once.
 
-What is trained is one tree, an `Adapter` over frozen weights or the `Params` themselves; everything else
-here, and in the loop, is the same for both. Microbatches of different shapes add to the same sums, so only
-the first half of a step is compiled per shape.
+What is trained is one tree: an `Adapter` over frozen weights, or the `Params` themselves. All else here and
+in the loop is the same for both. Microbatches of different shapes add to the same sums, so only `accumulate`
+is compiled for each shape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jora_core.parallel.placements import adapter_shardings, batch_sharding, par
 from jora_core.parallel.processes import put
 from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec
-from jora_core.training.optimizer import Schedule, make_optimizer
+from jora_core.training.optimizer import make_optimizer
 
 # The fields of a `Batch` that go to the device, all with rows (or blocks of rows) first.
 BATCH_ARRAYS = ("tokens", "positions", "until", "index", "targets", "weights")
@@ -33,7 +33,7 @@ BATCH_ARRAYS = ("tokens", "positions", "until", "index", "targets", "weights")
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes, and a checkpoint holds: the trained tree in float32, AdamW's state, steps done."""
+    """What a step changes and a checkpoint holds: steps done, the trained tree in float32, AdamW's state."""
 
     step: jax.Array
     trainable: Any
@@ -42,7 +42,15 @@ class TrainState:
 
 @flax.struct.dataclass
 class Sums:
-    """Over the microbatches of one step: gradient of the summed loss, summed loss, summed weights."""
+    """Sums over the microbatches of one step.
+
+    Sums instead of means: the mean of microbatch means would weight a token by the batch it is in.
+
+    Attributes:
+        grads: gradient of the summed loss, a tree like the trained one, float32.
+        loss: float32 scalar, sum of weighted cross-entropies.
+        weight: float32 scalar, sum of the weights.
+    """
 
     grads: Any
     loss: jax.Array
@@ -51,7 +59,7 @@ class Sums:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """Scalars of one step, on the device until someone asks."""
+    """Scalars of one step; they stay on the device until they are read, so that no step waits for them."""
 
     loss: jax.Array
     grad_norm: jax.Array
@@ -65,8 +73,8 @@ class TrainStep:
     Attributes:
         start: trainable → TrainState of step 0, placed on the mesh.
         zero: TrainState → empty Sums.
-        accumulate: (sums, state, frozen, batch, microbatch number) → sums; the sums given are consumed.
-        update: (state, sums) → (state, empty sums, metrics); what is given is consumed.
+        accumulate: (sums, state, frozen, batch, microbatch number) → sums; the given sums are donated.
+        update: (state, sums) → (state, empty sums, metrics); both arguments are donated.
         evaluate: (state, frozen, batch) → (summed loss, summed weights), without dropout.
         place: a host batch → arrays on the mesh.
     """
@@ -80,18 +88,23 @@ class TrainStep:
 
 
 def build_step(
-    config: ModelConfig, spec: TrainSpec, mesh: Mesh, schedule: Schedule, trainable: Any
+    config: ModelConfig, spec: TrainSpec, mesh: Mesh, schedule: optax.Schedule, trainable: Any
 ) -> TrainStep:
-    """Functions of one training step for a model, an order and a mesh.
+    """Return the functions of one training step.
 
     Args:
-        trainable: the tree to train (or its shapes), for its structure.
+        config: the model's.
+        spec: what is trained, how, and from which seed.
+        mesh: data × tensor devices.
+        schedule: learning rate by step.
+        trainable: the tree to train, or its shapes; only its structure is used.
     """
     optimizer = make_optimizer(spec.optim, schedule)
     lora = spec.trainable == "lora"
     dropout = lora and spec.lora.lora_dropout > 0
     whole = replicated(mesh)
     placed = adapter_shardings(config, trainable, mesh) if lora else param_shardings(config, mesh)
+    # AdamW's moments lie where their parameters lie; its counters are replicated.
     opt_placed = optax.tree_map_params(
         optimizer,
         lambda _, place: place,
@@ -108,7 +121,8 @@ def build_step(
         if lora:
             assert frozen is not None
             return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, **how)
-        # Master weights and their AdamW state stay float32; only the pass over the batch runs in `dtype`.
+        # Master weights and AdamW's state stay float32: an update of bfloat16 weights would be lost in
+        # rounding as soon as it is below 1/256 of a weight. Only the pass over the batch runs in `dtype`.
         params = jax.tree.map(lambda x: x.astype(spec.dtype), tree)
         return batch_loss(params, config, batch, adapter=None, dropout_key=None, **how)
 
@@ -119,8 +133,8 @@ def build_step(
     def gradients_here(
         tree: Any, frozen: Params | None, batch: Arrays, step: jax.Array, microbatch: jax.Array
     ) -> tuple[jax.Array, Any]:
-        # Random numbers follow from (seed, step, microbatch) alone: nothing to carry, nothing to lose in a
-        # kill.
+        # Random numbers follow from (seed, step, microbatch) alone, so no generator state is part of a
+        # checkpoint, and a resumed run draws the same masks.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), step), microbatch)
         return jax.value_and_grad(loss)(tree, frozen, batch, key if dropout else None)
 
@@ -153,6 +167,7 @@ def build_step(
         )
 
     def update(state: TrainState, sums: Sums) -> tuple[TrainState, Sums, StepMetrics]:
+        # One division by the weights of all microbatches; the bound is for a step without supervised tokens.
         share = 1 / jnp.maximum(sums.weight, 1e-9)
         grads = jax.tree.map(lambda g: g * share, sums.grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
@@ -173,6 +188,8 @@ def build_step(
         arrays = {name: getattr(batch, name) for name in BATCH_ARRAYS}
         return put(arrays, rows)
 
+    # Donated arguments are written in place: without that, two copies of the sums, and of the trained tree
+    # with AdamW's moments, would be alive at once.
     return TrainStep(
         start=jax.jit(start, out_shardings=state_placed),
         zero=jax.jit(zero, out_shardings=sums_placed),

@@ -1,8 +1,8 @@
-"""Training state on disk: Orbax checkpoints that belong to one order and survive a kill at any moment.
+"""Training state on disk: Orbax checkpoints that belong to one spec and survive a kill at any moment.
 
-A checkpoint is written under a temporary name and renamed, so one that a kill cut short is never read; the
-newest are kept, and the best if an order asks for it. Each carries a digest of the order and of its input
-files: state of another order is never resumed.
+Orbax writes a checkpoint under a temporary name and renames it, so an incomplete one is never read. The
+newest checkpoints are kept, and the best one if the spec says so. The folder carries a digest of the spec and
+of its input files: the state of another spec is never resumed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import InputError
 from jora_core.parallel.processes import is_first, wait_for_all
 from jora_core.specs.train import TrainSpec
-from jora_core.training.early_stopping import Standing
+from jora_core.training.early_stopping import EarlyStopping
 from jora_core.training.train_step import TrainState
 
-# Where results go, what is cached and what is reported does not change what is computed.
+# Fields of a spec that do not change what is computed: where results go, what is cached, what is reported.
 _NOT_COMPUTED = {
     "output_dir",
     "checkpoint_dir",
@@ -40,28 +40,37 @@ _NOT_COMPUTED = {
     "report_dir",
     "distributed",
 }
-# Content, not names: a run may go on after its inputs moved.
+# Identified by content instead of by path: a run may be resumed after its inputs moved.
 _BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir"}}
+# Of the early-stopping state in checkpoints that were written before.
+_EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: steps done, the next microbatch, and what the evaluations said."""
+    """Where a run is.
+
+    Attributes:
+        step: steps done.
+        epoch, index: the next microbatch of the stream.
+        early_stopping: what the evaluations so far say.
+    """
 
     step: int = 0
     epoch: int = 0
     index: int = 0
-    standing: Standing = field(default_factory=Standing)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Position:
-        """The inverse of `dataclasses.asdict`."""
-        standing = Standing(**value.get("standing", {}))
-        return cls(value["step"], value["epoch"], value["index"], standing)
+        """Return the inverse of `dataclasses.asdict`; names of earlier versions are read too."""
+        found = value.get("early_stopping", value.get("standing", {}))
+        renamed = {_EARLIER_NAMES.get(name, name): number for name, number in found.items()}
+        return cls(value["step"], value["epoch"], value["index"], EarlyStopping(**renamed))
 
 
-class _Kept(policies.PreservationPolicy):
-    """The newest checkpoints and the one of the best step."""
+class _PreservationPolicy(policies.PreservationPolicy):
+    """Keep the newest checkpoints and the one of the best step."""
 
     def __init__(self, newest: int) -> None:
         self._newest = newest
@@ -75,56 +84,62 @@ class _Kept(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one order in one folder."""
+    """The checkpoints of one spec in one folder."""
 
     def __init__(self, folder: Path, digest: str, keep: int = 2, keep_best: bool = False) -> None:
-        """Open a folder; checkpoints of another order, and remains of a kill, are removed.
+        """Open a folder; checkpoints of another spec, and incomplete ones, are removed.
 
         Args:
-            keep: newest checkpoints that stay.
-            keep_best: the checkpoint of the position's best step stays as well.
+            folder: belongs to one run at a time.
+            digest: `run_digest` of the spec.
+            keep: newest checkpoints that are kept.
+            keep_best: the checkpoint of the best step is kept as well.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        # Orbax reports each of its phases; what a person needs to know is said by the loop.
+        # Orbax logs each of its phases; the loop reports what a person needs to know.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.fresh_because: str | None = None
         self._folder = Path(folder).absolute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if is_first():
-                self._own(digest)
+                self._take_over(digest)
         except OSError as err:
             raise InputError(f"cannot write checkpoint_dir {folder}: {err.strerror or err}") from None
         wait_for_all("checkpoint folder")
-        self._kept = _Kept(keep)
+        self._policy = _PreservationPolicy(keep)
         self._keep_best = keep_best
         self._manager = ocp.CheckpointManager(
             self._folder / "steps",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._kept, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
             ),
         )
 
-    def _own(self, digest: str) -> None:
+    def _take_over(self, digest: str) -> None:
+        """Write the digest into the folder; remove the checkpoints that belong to another digest."""
         owner = self._folder / "digest"
         if owner.exists() and owner.read_text().strip() != digest:
-            self.fresh_because = "its checkpoints belong to another order or to other input files"
+            self.fresh_because = "its checkpoints belong to another spec or to other input files"
             shutil.rmtree(self._folder / "steps", ignore_errors=True)
             (self._folder / "metrics.jsonl").unlink(missing_ok=True)
         write_bytes(owner, f"{digest}\n".encode())
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Write a checkpoint; returns when the state has been copied, the disk may take longer."""
+        """Write a checkpoint; return when the state has been copied, while it is still being written."""
         if position.step in self._manager.all_steps():
             return
         leaves = _as_dict(state)
         if jax.default_backend() == "cpu":
-            # What Orbax writes in the background may be a view of the very buffers that the next step reuses.
+            # On the CPU backend, what Orbax writes in the background may be a view of the buffers that are
+            # donated to the next step, which overwrites them.
             leaves = jax.tree.map(jnp.copy, leaves)
         if self._keep_best:
-            self._kept.best_step = position.standing.best_step
+            self._policy.best_step = position.early_stopping.best_step
         self._manager.save(
             position.step,
             args=ocp.args.Composite(
@@ -134,7 +149,15 @@ class Checkpoints:
         )
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Position] | None:
-        """A step's checkpoint (the newest if None), placed as `like` is; None if there is none."""
+        """Read a checkpoint.
+
+        Args:
+            like: a state of the same shapes; what is read is placed on devices as it is.
+            step: which checkpoint, the newest if None.
+
+        Returns:
+            State and position; None if there is no checkpoint.
+        """
         self._manager.wait_until_finished()
         step = self._manager.latest_step() if step is None else step
         if step is None:
@@ -151,7 +174,7 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         position = Position.from_json(found["position"])
         if self._keep_best:
-            self._kept.best_step = position.standing.best_step
+            self._policy.best_step = position.early_stopping.best_step
         return state, position
 
     def close(self) -> None:
@@ -161,16 +184,16 @@ class Checkpoints:
 
 
 def run_digest(spec: TrainSpec) -> str:
-    """SHA-256 of what decides a result: the order, the records, the tokenizer, and the weights' headers.
+    """Return the SHA-256 of what decides a result: spec, records, tokenizer, and the headers of the weights.
 
     Weights are identified by name, size and safetensors header instead of content: reading 140 GB to decide
-    whether to resume would cost more than most resumes save.
+    whether to resume would take longer than most resumed runs save.
     """
     excluded = dict.fromkeys(_NOT_COMPUTED, True) | _BY_CONTENT
     if spec.early_stopping_patience is None and not spec.keep_best:
-        excluded["evaluate_every"] = True  # then the validation loss is only shown
-    order = spec.model_dump(mode="json", exclude=excluded)
-    parts: dict[str, Any] = {"spec": order | {"adapter": spec.adapter is not None}}
+        excluded["evaluate_every"] = True  # then the validation loss decides nothing
+    fields = spec.model_dump(mode="json", exclude=excluded)
+    parts: dict[str, Any] = {"spec": fields | {"adapter": spec.adapter is not None}}
     files = {"records": spec.data.records}
     if spec.data.alpaca_path is not None:
         files["alpaca"] = spec.data.alpaca_path
@@ -183,11 +206,13 @@ def run_digest(spec: TrainSpec) -> str:
     if spec.init == "pretrained":
         for file in sorted(spec.model.glob("*.safetensors")):
             with file.open("rb") as stream:
+                # A safetensors file begins with the length of its JSON header; the bound guards against a
+                # damaged length.
                 head = stream.read(min(int.from_bytes(stream.read(8), "little"), 1 << 26))
             parts[file.name] = [file.stat().st_size, hashlib.sha256(head).hexdigest()]
     return json_digest(parts)
 
 
 def _as_dict(state: TrainState) -> dict[str, jax.Array]:
-    """A flat dict, so that the files do not depend on how the classes of optimizer and model nest."""
+    """Return the leaves as a flat dict: the files do not depend on how optax and our classes nest them."""
     return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}

@@ -138,7 +138,7 @@ def test_the_export_writes_what_we_write(finished: Finished) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from jora_core.architecture.model_config import ModelConfig
-    from jora_core.generation.generate import generate
+    from jora_core.generation.generate import GenerationSettings, generate
     from jora_core.specs.common import ALPACA_SHORT
     from jora_core.weights.adapter_folder import load_adapter
     from jora_core.weights.load_params import load_params
@@ -156,8 +156,7 @@ def test_the_export_writes_what_we_write(finished: Finished) -> None:
         load_params(MODEL, config),
         config,
         [np.asarray(prompt, np.int32) for prompt in prompts],
-        eos_ids=(tokenizer.eos_token_id,),
-        max_new_tokens=24,
+        GenerationSettings(eos_ids=(tokenizer.eos_token_id,), max_new_tokens=24),
         adapter=load_adapter(exported / "adapter", config)[0],
     )
     merged = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Params
 from jora_core.weights.checkpoint_folder import save_params
@@ -202,7 +202,8 @@ def test_cached_generation_past_windows(saved: Any, tokens: np.ndarray, case: st
     folder, theirs = saved(case)
     config = ModelConfig.from_hf(folder)
     prompts = [tokens[0, :20].astype(np.int32), tokens[1, :4].astype(np.int32)]
-    found = generate(load_params(folder, config), config, prompts, eos_ids=(), max_new_tokens=10)
+    limits = GenerationSettings(eos_ids=(), max_new_tokens=10)
+    found = generate(load_params(folder, config), config, prompts, limits)
     for prompt, answer in zip(prompts, found, strict=True):
         ids = torch.from_numpy(prompt).long()[None]
         settings = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "pad_token_id": 0}

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.generate import GREEDY, NEW_STEP, Writer, _begin, _go_on, generate
-from jora_core.generation.kv_cache import cache_bytes
-from jora_core.generation.prompt_rows import read_prompts
-from jora_core.generation.sampling import settings_of
+from jora_core.generation.generate import (
+    NEW_TOKENS_STEP,
+    ChunkEnd,
+    DecodeProgram,
+    GenerationSettings,
+    Model,
+    decode_chunk,
+    decode_inputs,
+    generate,
+    prefill_prompts,
+)
+from jora_core.generation.prompt_rows import lay_out_prompts
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.answers import SamplingSpec
@@ -27,6 +35,10 @@ from jora_core.weights.load_params import load_params
 PROMPTS = [np.random.default_rng(n).integers(3, 300, n, dtype=np.int32) for n in (1, 5, 9, 30, 70)]
 # Near-ties between random logits would make equality of two libraries a matter of rounding.
 NEW = 12
+
+
+def settings(**changes: Any) -> GenerationSettings:
+    return GenerationSettings(**{"eos_ids": (), "max_new_tokens": NEW} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +91,11 @@ def test_same_tokens_as_transformers(
 ) -> None:
     config, params = base
     seen: list[int] = []
-    got = generate(
-        params, config, PROMPTS, eos_ids=(), max_new_tokens=NEW, adapter=with_adapter[0], on_rows=seen.append
-    )
+    got = generate(params, config, PROMPTS, settings(), adapter=with_adapter[0], on_answers=seen.append)
     assert [answer.tolist() for answer in got] == expected
     assert sum(seen) == len(PROMPTS)
     # A budget of one row a batch: padding and neighbours change nothing.
-    alone = generate(
-        params, config, PROMPTS, eos_ids=(), max_new_tokens=NEW, tokens_per_batch=1, adapter=with_adapter[0]
-    )
+    alone = generate(params, config, PROMPTS, settings(tokens_per_batch=1), adapter=with_adapter[0])
     assert [answer.tolist() for answer in alone] == expected
 
 
@@ -103,21 +111,22 @@ def test_prompts_of_one_context_are_read_together(
         np.concatenate([shared[number % 2], rng.integers(3, 300, 3 + number, dtype=np.int32)])
         for number in range(9)
     ]
-    options: dict[str, Any] = {"eos_ids": (), "max_new_tokens": NEW, "adapter": with_adapter[0]}
-    expected = [answer.tolist() for answer in generate(params, config, prompts, **options)]
+    adapter = with_adapter[0]
+    expected = [answer.tolist() for answer in generate(params, config, prompts, settings(), adapter=adapter)]
     assert len({tuple(answer) for answer in expected}) > 6
     for budget in (8192, 500, 1):
-        got = generate(params, config, prompts, contexts=contexts, tokens_per_batch=budget, **options)
+        in_budget = settings(tokens_per_batch=budget)
+        got = generate(params, config, prompts, in_budget, contexts=contexts, adapter=adapter)
         assert [answer.tolist() for answer in got] == expected
-    together = read_prompts(prompts, contexts, 128, 12, 1)
+    together = lay_out_prompts(prompts, contexts, 128, 12, 1)
     assert together.tokens.shape == (3, 128), "two rows would do; twelve are halved twice"
     found = np.asarray(together.tokens).reshape(-1)[np.asarray(together.path)]
     for row, prompt in zip(found, prompts, strict=False):
         np.testing.assert_array_equal(row[: len(prompt)], prompt)
     assert np.asarray(together.until).astype(bool).sum() == 90 + 40 + sum(3 + number for number in range(9))
-    assert read_prompts(prompts, [""] * 9, 128, 12, 1).tokens.shape == (12, 128)
+    assert lay_out_prompts(prompts, [""] * 9, 128, 12, 1).tokens.shape == (12, 128)
     apart = [str(number) for number in range(9)]
-    assert read_prompts(prompts, apart, 128, 12, 1).tokens.shape == (12, 128), "cuDNN takes no packed rows"
+    assert lay_out_prompts(prompts, apart, 128, 12, 1).tokens.shape == (12, 128), "cuDNN takes no packed rows"
 
 
 def test_end_tokens_end_an_answer(
@@ -125,7 +134,7 @@ def test_end_tokens_end_an_answer(
 ) -> None:
     config, params = base
     ends = {expected[1][0], expected[2][4]}
-    got = generate(params, config, PROMPTS, eos_ids=tuple(ends), max_new_tokens=NEW, adapter=with_adapter[0])
+    got = generate(params, config, PROMPTS, settings(eos_ids=tuple(ends)), adapter=with_adapter[0])
     for answer, full in zip(got, expected, strict=True):
         stop = next((i for i, token in enumerate(full) if token in ends), NEW)
         assert answer.tolist() == full[:stop]
@@ -135,9 +144,9 @@ def test_one_token_and_no_prompts(
     base: tuple[ModelConfig, Params], with_adapter: tuple[Adapter, Path], expected: list[list[int]]
 ) -> None:
     config, params = base
-    got = generate(params, config, PROMPTS[:2], eos_ids=(), max_new_tokens=1, adapter=with_adapter[0])
+    got = generate(params, config, PROMPTS[:2], settings(max_new_tokens=1), adapter=with_adapter[0])
     assert [answer.tolist() for answer in got] == [full[:1] for full in expected[:2]]
-    assert generate(params, config, [], eos_ids=(), max_new_tokens=4) == []
+    assert generate(params, config, [], settings(max_new_tokens=4)) == []
 
 
 def test_no_end_token_before_the_shortest_answer(
@@ -145,10 +154,11 @@ def test_no_end_token_before_the_shortest_answer(
 ) -> None:
     config, params = base
     end = expected[1][3]
-    options: dict[str, Any] = {"eos_ids": (end,), "max_new_tokens": NEW, "adapter": with_adapter[0]}
-    free, *_ = generate(params, config, PROMPTS[1:2], **options)
+    prompt, adapter = PROMPTS[1:2], with_adapter[0]
+    free, *_ = generate(params, config, prompt, settings(eos_ids=(end,)), adapter=adapter)
     assert free.tolist() == expected[1][: expected[1].index(end)]
-    held, *_ = generate(params, config, PROMPTS[1:2], min_new_tokens=NEW - 2, **options)
+    long = settings(eos_ids=(end,), min_new_tokens=NEW - 2)
+    held, *_ = generate(params, config, prompt, long, adapter=adapter)
     assert len(held) >= NEW - 2 and end not in held
     assert held[: len(free)].tolist() == free.tolist()
 
@@ -168,66 +178,77 @@ def test_an_answer_ends_where_it_has_been_watched_enough(
         params,
         config,
         PROMPTS,
-        eos_ids=(expected[1][8],),
-        max_new_tokens=NEW,
+        settings(eos_ids=(expected[1][8],), chunk=3),
         adapter=with_adapter[0],
         watch=watch,
-        chunk=3,
     )
     for place, (answer, full) in enumerate(zip(got, expected, strict=True)):
         end = full.index(expected[1][8]) if expected[1][8] in full else NEW
-        # The prompts' reading gives one token, then three at a time: seven are the first six or more.
+        # The prefill gives one token, then three come at a time: seven are the first six or more.
         assert answer.tolist() == heard[place] == full[: min(end, 7 if place % 2 == 0 else NEW)]
 
 
 def test_draws_do_not_depend_on_neighbours(base: tuple[ModelConfig, Params]) -> None:
     config, params = base
     sampling = SamplingSpec(temperature=1.0, top_p=0.9, seed=11)
-    options: dict[str, Any] = {"eos_ids": (), "max_new_tokens": NEW, "sampling": sampling}
+    drawn, alone = settings(sampling=sampling), settings(sampling=sampling, tokens_per_batch=1)
     numbers = [7, 8, 9, 10, 11]
-    together = [answer.tolist() for answer in generate(params, config, PROMPTS, numbers=numbers, **options)]
-    backwards = generate(params, config, PROMPTS[::-1], numbers=numbers[::-1], tokens_per_batch=1, **options)
+    together = [answer.tolist() for answer in generate(params, config, PROMPTS, drawn, numbers=numbers)]
+    backwards = generate(params, config, PROMPTS[::-1], alone, numbers=numbers[::-1])
     assert [answer.tolist() for answer in backwards[::-1]] == together
-    twice = generate(params, config, [PROMPTS[2]] * 2, numbers=[9, 10], **options)
+    twice = generate(params, config, [PROMPTS[2]] * 2, drawn, numbers=[9, 10])
     assert twice[0].tolist() == together[2] != twice[1].tolist()
-    assert [answer.tolist() for answer in generate(params, config, PROMPTS, **options)] != together
+    assert [answer.tolist() for answer in generate(params, config, PROMPTS, drawn)] != together
 
 
-def compiled(function: Any) -> int:
-    """How many programs a jitted function has been compiled to."""
-    return function._cache_size()
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The programs that JAX lowers for its compiler meanwhile, as its monitoring reports them."""
+    lowered: list[str] = []
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            lowered.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lowered
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_other_values_compile_nothing_new(base: tuple[ModelConfig, Params]) -> None:
     config, params = base
-    before: list[int] | None = None
-    for most, temperature, chunk in ((9, 0.7, 16), (20, 1.3, 1), (NEW_STEP, 0.2, 5)):
+    programs: list[int] = []
+    for most, temperature, chunk in ((9, 0.7, 16), (20, 1.3, 1), (NEW_TOKENS_STEP, 0.2, 5)):
         sampling = SamplingSpec(temperature=temperature, top_k=most, seed=most)
-        options: dict[str, Any] = {"max_new_tokens": most, "min_new_tokens": most // 2, "chunk": chunk}
-        generate(
-            params, config, PROMPTS[:2], eos_ids=(5,), sampling=sampling, watch=lambda *_: False, **options
-        )
-        programs = [compiled(function) for function in (_begin, _go_on)]
-        assert before is None or programs == before
-        before = programs
+        limits = {"eos_ids": (5,), "max_new_tokens": most, "min_new_tokens": most // 2, "chunk": chunk}
+        with compilations() as lowered:
+            generate(
+                params,
+                config,
+                PROMPTS[:2],
+                settings(sampling=sampling, **limits),
+                watch=lambda *_: False,
+            )
+        programs.append(len(lowered))
+    assert programs[0] > 0 and programs[1:] == [0, 0]
 
 
 def test_the_cache_is_written_in_place(base: tuple[ModelConfig, Params]) -> None:
     """Of one chunk's program: the cache is its argument and its result in one, and is not copied."""
     config, params = base
-    writer = Writer(
-        params, None, config, jnp.zeros(0, jnp.int32), settings_of(GREEDY), "greedy", make_mesh(), 0, 512
-    )
-    rows, slots = 4, 512 + 64
-    order = writer.order(np.ones(rows, np.int32), np.zeros(rows, np.uint32))
-    static = (config, "greedy", make_mesh())
-    state, cache = jax.eval_shape(
-        partial(_begin, config=config, method="greedy", mesh=make_mesh(), spare=512, attention="auto"),
-        params, None, read_prompts(PROMPTS[:1] * rows, [""] * rows, 64, rows, 1), order,
-    )  # fmt: skip
-    size = cache_bytes(config, rows * slots, 4)
+    rows, new_slots = 4, 512
+    slots = new_slots + 64
+    long = settings(max_new_tokens=new_slots)
+    inputs = decode_inputs(long, np.ones(rows, np.int32), np.zeros(rows, np.uint32))
+    program = DecodeProgram(config, "greedy", make_mesh(), new_slots)
+    model = Model(params, None)
+    prompts = lay_out_prompts(PROMPTS[:1] * rows, [""] * rows, 64, rows, 1)
+    state, cache = jax.eval_shape(partial(prefill_prompts, program=program), model, prompts, inputs)
+    size = 2 * config.num_layers * rows * slots * config.num_kv_heads * config.head_dim * 4
     assert sum(part.size * 4 for part in cache) == size
-    lowered = _go_on.lower(params, None, state, cache, np.zeros(rows, bool), order, 16, *static)
-    memory = lowered.compile().memory_analysis()
+    end = ChunkEnd(16, np.zeros(rows, bool))
+    memory = decode_chunk.lower(model, state, cache, inputs, end, program).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Params
 from jora_core.weights.load_params import load_params
@@ -63,5 +63,5 @@ def test_same_tokens_without_a_cache_and_by_transformers(case: str, tmp_path: Pa
     assert any(len(set(answer)) > 2 for answer in expected), "something to get wrong"
     assert case in ("llama-3", "olmo2") or WINDOW in config.windows
     assert [by_transformers(theirs, prompt) for prompt in PROMPTS] == expected
-    together = generate(params, config, PROMPTS, eos_ids=(), max_new_tokens=NEW)
+    together = generate(params, config, PROMPTS, GenerationSettings(eos_ids=(), max_new_tokens=NEW))
     assert [answer.tolist() for answer in together] == expected

@@ -6,6 +6,7 @@ fixed when JAX starts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import param_shardings
 from jora_core.parameters.initialize import init_params
@@ -69,11 +70,13 @@ def compute(data: int, tensor: int) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         params = jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0))
         params = jax.device_put(params, param_shardings(CONFIG, mesh))
-        options: dict[str, Any] = {"eos_ids": (), "max_new_tokens": 20, "sampling": SAMPLING}
-        answers = generate(params, CONFIG, PROMPTS, watch=watch, chunk=4, **options)
-        # One prompt a batch, and no looking.
-        alone = generate(params, CONFIG, PROMPTS, tokens_per_batch=1, **options)
-        contexts = [generate(params, CONFIG, SHARING, contexts=of, **options) for of in (CONTEXTS, None)]
+        settings = GenerationSettings(eos_ids=(), max_new_tokens=20, sampling=SAMPLING)
+        in_chunks = dataclasses.replace(settings, chunk=4)
+        answers = generate(params, CONFIG, PROMPTS, in_chunks, watch=watch)
+        # One prompt a batch, and nobody watches.
+        one_prompt = dataclasses.replace(settings, tokens_per_batch=1)
+        alone = generate(params, CONFIG, PROMPTS, one_prompt)
+        contexts = [generate(params, CONFIG, SHARING, settings, contexts=of) for of in (CONTEXTS, None)]
     return {
         "shared": [answer.tolist() for answer in contexts[0]],
         "not shared": [answer.tolist() for answer in contexts[1]],

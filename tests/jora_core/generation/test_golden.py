@@ -13,7 +13,7 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.data.tokenizer import load_tokenizer
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Params
 from jora_core.weights.load_params import load_params
@@ -57,7 +57,8 @@ def test_tokens_and_logits(model: tuple[ModelConfig, Params], expected: list[dic
 def test_120_greedy_tokens(model: tuple[ModelConfig, Params], expected: list[dict]) -> None:
     config, params = model
     prompts = [np.asarray(entry["input_ids"], np.int32) for entry in expected]
-    answers = generate(params, config, prompts, eos_ids=config.eos_token_ids, max_new_tokens=120)
+    settings = GenerationSettings(eos_ids=config.eos_token_ids, max_new_tokens=120)
+    answers = generate(params, config, prompts, settings)
     for entry, prompt, answer in zip(expected, prompts, answers, strict=True):
         assert len(answer) == 120
         assert [*prompt.tolist(), *answer.tolist()] == entry["greedy_ids"]

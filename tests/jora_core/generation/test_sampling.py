@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jora_core.generation.sampling import (
-    RULED_OUT,
-    Settings,
+    EXCLUDED,
+    SamplingSettings,
+    exclude_tokens,
     filtered,
-    method_of,
     next_tokens,
-    rule_out,
-    settings_of,
+    sampling_method,
+    sampling_settings,
 )
 from jora_core.specs.answers import SamplingSpec
 
@@ -27,7 +27,7 @@ def spec(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int
     return SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
 
 
-def ours(logits: np.ndarray, settings: Settings) -> np.ndarray:
+def ours(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
     """Probabilities after all cuts."""
     scores = jnp.asarray(logits) / settings.temperature
     return np.asarray(jax.nn.softmax(filtered(scores, settings.top_k, settings.top_p), axis=-1))
@@ -62,7 +62,7 @@ def test_distribution_of_transformers(temperature: float, top_k: int, top_p: flo
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
     scores = TopPLogitsWarper(top_p)(None, scores)
-    found = ours(logits, settings_of(spec(temperature, top_k, top_p)))
+    found = ours(logits, sampling_settings(spec(temperature, top_k, top_p)))
     expected = torch.softmax(scores, dim=-1).numpy()
     assert ((found > 0) == (expected > 0)).all()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
@@ -78,7 +78,7 @@ def test_equally_likely_tokens() -> None:
         (0, 0.4, [1]),
         (0, 0.85, [0, 1, 3]),
     ):
-        found = ours(logits, settings_of(spec(1.0, top_k, top_p)))
+        found = ours(logits, sampling_settings(spec(1.0, top_k, top_p)))
         assert np.flatnonzero(found[0]).tolist() == kept
         np.testing.assert_allclose(found, slow(logits, 1.0, top_k, top_p), rtol=1e-5)
 
@@ -90,10 +90,10 @@ def test_draws_have_the_probabilities() -> None:
         many = np.broadcast_to(logits, (draws, 24))
         tokens = draw_jitted(
             many,
-            settings_of(settings),
+            sampling_settings(settings),
             np.arange(draws, dtype=np.uint32),
             jnp.int32(3),
-            method_of(settings),
+            sampling_method(settings),
         )
         expected = slow(logits[None], settings.temperature, settings.top_k, settings.top_p)[0]
         found = np.bincount(np.asarray(tokens), minlength=24) / draws
@@ -107,7 +107,7 @@ def test_a_draw_follows_from_seed_number_and_step() -> None:
     numbers = np.asarray([4, 9, 1, 4, 7, 2], np.uint32)
 
     def draw(numbers: np.ndarray, step: int, seed: int) -> list[int]:
-        settings = settings_of(spec(seed=seed))
+        settings = sampling_settings(spec(seed=seed))
         return np.asarray(
             draw_jitted(logits[: len(numbers)], settings, numbers, jnp.int32(step), "draw")
         ).tolist()
@@ -123,18 +123,18 @@ def test_greedy_and_nearly_greedy() -> None:
     logits = 1e4 * np.random.default_rng(2).normal(size=(5, 40)).astype(np.float32)
     logits[0, [3, 7]] = 1e6
     numbers = np.arange(5, dtype=np.uint32)
-    assert method_of(spec(0.0, 5, 0.5)) == "greedy" and method_of(spec(0.1)) == "draw"
-    assert method_of(spec(top_k=3)) == method_of(spec(top_p=0.9)) == "filter"
-    greedy = draw_jitted(logits, settings_of(spec(0.0)), numbers, jnp.int32(0), "greedy")
+    assert sampling_method(spec(0.0, 5, 0.5)) == "greedy" and sampling_method(spec(0.1)) == "draw"
+    assert sampling_method(spec(top_k=3)) == sampling_method(spec(top_p=0.9)) == "filter"
+    greedy = draw_jitted(logits, sampling_settings(spec(0.0)), numbers, jnp.int32(0), "greedy")
     assert np.asarray(greedy).tolist() == logits.argmax(axis=-1).tolist()
     # The smallest temperature neither overflows nor ties what differs.
-    cold = draw_jitted(logits[1:], settings_of(spec(1e-30)), numbers[1:], jnp.int32(0), "draw")
+    cold = draw_jitted(logits[1:], sampling_settings(spec(1e-30)), numbers[1:], jnp.int32(0), "draw")
     assert np.asarray(cold).tolist() == logits[1:].argmax(axis=-1).tolist()
 
 
 def test_ruled_out_tokens() -> None:
     logits = jnp.ones((2, 5))
-    out = rule_out(logits, jnp.asarray([1, 4]), jnp.asarray(True))
-    assert np.flatnonzero(np.asarray(out[1]) == RULED_OUT).tolist() == [1, 4]
-    assert (rule_out(logits, jnp.asarray([1, 4]), jnp.asarray(False)) == logits).all()
-    assert (rule_out(logits, jnp.zeros(0, jnp.int32), jnp.asarray(True)) == logits).all()
+    out = exclude_tokens(logits, jnp.asarray([1, 4]), jnp.asarray(True))
+    assert np.flatnonzero(np.asarray(out[1]) == EXCLUDED).tolist() == [1, 4]
+    assert (exclude_tokens(logits, jnp.asarray([1, 4]), jnp.asarray(False)) == logits).all()
+    assert (exclude_tokens(logits, jnp.zeros(0, jnp.int32), jnp.asarray(True)) == logits).all()

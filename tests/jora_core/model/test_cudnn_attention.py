@@ -25,7 +25,7 @@ from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.model import blockwise_attention as blockwise
 from jora_core.model import cudnn_attention
 from jora_core.model.answer_loss import batch_loss
@@ -325,7 +325,9 @@ def compute(data: int, tensor: int) -> dict[str, Any]:
             value, grads = run(adapter, params, batch)
             found.append([float(value), *(float((g**2).sum()) for g in jax.tree.leaves(grads))])
         prompts = [BATCHES[0]["tokens"][0, :40], BATCHES[0]["tokens"][1, :64]]
-        answers = generate(params, CONFIG, prompts, eos_ids=(), max_new_tokens=4, adapter=adapter)
+        answers = generate(
+            params, CONFIG, prompts, GenerationSettings(eos_ids=(), max_new_tokens=4), adapter=adapter
+        )
     return {"values": found, "tokens": [answer.tolist() for answer in answers]}
 
 

@@ -22,7 +22,7 @@ import pytest
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import model_projections
 from jora_core.base.errors import InputError
-from jora_core.generation.generate import generate
+from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.parallel.mesh import check_mesh, make_mesh
 from jora_core.parallel.placements import adapter_shardings, param_shardings
 from jora_core.parameters.initialize import init_adapter, init_params
@@ -129,11 +129,10 @@ def compute(
         batch = make_batch(config.vocab_size, data)
         sums = step.accumulate(step.zero(state), state, params, batch, 0)
         still = step.evaluate(state, params, batch)[0]
+        limits = GenerationSettings(eos_ids=(), max_new_tokens=5)
         prompts = [batch["tokens"][row, :length] for row, length in enumerate((3, 9, 5, LENGTH))]
         answers = (
-            generate(params, config, prompts, eos_ids=(), max_new_tokens=5, adapter=adapter)
-            if folder.name in ANSWERING
-            else []
+            generate(params, config, prompts, limits, adapter=adapter) if folder.name in ANSWERING else []
         )
     return {
         "loss": float(sums.loss),

@@ -140,8 +140,8 @@ def test_a_pattern_trains_and_goes_on(
     ]
     assert losses[0] < before[0] - 0.1 and result["final_loss"] < before[0]
     plain = lora | {"use_dora": False}
-    with pytest.raises(InputError, match=r"has use_dora=True, the order lora\.use_dora=False"):
+    with pytest.raises(InputError, match=r"has use_dora=True, the spec lora\.use_dora=False"):
         train(TrainSpec.model_validate(second | {"lora": plain, "output_dir": str(tmp_path / "x")}))
     other = lora | {"target_modules": "all-linear"}
-    with pytest.raises(InputError, match="the adapter is on q_proj, down_proj, the order's"):
+    with pytest.raises(InputError, match="the adapter is on q_proj, down_proj, the spec's"):
         train(TrainSpec.model_validate(second | {"lora": other, "output_dir": str(tmp_path / "x")}))

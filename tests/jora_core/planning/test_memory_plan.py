@@ -15,7 +15,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import expected_tensors
 from jora_core.planning.buffer_assignment import parse_heap
 from jora_core.planning.hlo_text import collectives, parse_program, unsplit_rows
-from jora_core.planning.memory_plan import activation_all_reduces, longest_row
+from jora_core.planning.memory_plan import longest_row
 from jora_core.planning.step_flops import step_flops
 from jora_core.specs.lora import LoraSpec
 from tests.jora_core.family_cases import CASES
@@ -37,6 +37,16 @@ def write_config(folder: Path, shape: tuple[int, ...], **more: Any) -> Path:
     data = LLAMA | dict(zip(names, shape, strict=True)) | {"max_position_embeddings": 4096} | more
     (folder / "config.json").write_text(json.dumps(data))
     return folder
+
+
+def activation_all_reduces(rows: list[dict[str, Any]], activation_elements: int) -> float:
+    """A layer's traffic in all-reduces of one activation [B, T, D]; a gather moves half of it."""
+    weights = {"all-reduce": 1.0}
+    return sum(
+        row["per_layer"] * weights.get(row["kind"], 0.5) * row["elements"] / activation_elements
+        for row in rows
+        if 2 * row["elements"] >= activation_elements
+    )
 
 
 def run_memory(folder: Path, **order: Any) -> subprocess.CompletedProcess[str]:

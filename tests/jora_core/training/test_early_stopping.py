@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jora_core.specs.train import TrainSpec
 from jora_core.training import loop
 from jora_core.training import train as training
-from jora_core.training.early_stopping import Standing
+from jora_core.training.early_stopping import EarlyStopping
 from jora_core.training.loop import DivergedError
 from jora_core.training.metrics_log import MetricsLog
 from jora_core.training.train import train
@@ -26,20 +26,20 @@ class Killed(BaseException):
     """Stands for a kill; no handler of the loop may catch it."""
 
 
-def after(losses: list[float], min_delta: float = 0.0) -> list[Standing]:
+def after(losses: list[float], min_delta: float = 0.0) -> list[EarlyStopping]:
     steps = enumerate(losses, 1)
-    add = lambda standing, new: standing.after(*new, min_delta)  # noqa: E731
-    return list(itertools.accumulate(steps, add, initial=Standing()))[1:]
+    add = lambda state, new: state.after(*new, min_delta)  # noqa: E731
+    return list(itertools.accumulate(steps, add, initial=EarlyStopping()))[1:]
 
 
-def test_standing():
+def test_early_stopping_state():
     plain = after([3.0, 2.0, 2.5, 2.0, 1.9])
     assert [s.best_step for s in plain] == [1, 2, 2, 2, 5]
-    assert [s.waited for s in plain] == [0, 0, 1, 2, 0]
+    assert [s.without_improvement for s in plain] == [0, 0, 1, 2, 0]
     demanding = after([3.0, 2.9, 2.8, 2.5, 2.45], min_delta=0.25)
     assert [s.best_step for s in demanding] == [1, 2, 3, 4, 5]
     # Two steps of 0.1 are too little each, but 0.5 in all is enough.
-    assert [s.waited for s in demanding] == [0, 1, 2, 0, 1]
+    assert [s.without_improvement for s in demanding] == [0, 1, 2, 0, 1]
 
 
 @pytest.fixture()
@@ -59,7 +59,7 @@ def order(tiny_weights, alpaca_rows, write_rows, train_order, tmp_path) -> dict[
 def scripted(monkeypatch) -> dict[int, float]:
     """Validation losses by step, instead of the real ones."""
     losses: dict[int, float] = {}
-    monkeypatch.setattr(loop, "_validation_loss", lambda run, state, number: losses[number])
+    monkeypatch.setattr(loop, "validation_loss", lambda run, state, number: losses[number])
     return losses
 
 

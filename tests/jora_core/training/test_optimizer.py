@@ -27,6 +27,23 @@ def test_cosine_equals_optax():
         assert float(ours(jnp.asarray(step))) == pytest.approx(float(theirs(step)), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 7), (0.03, 20), (0.1, 100), (0.5, 3), (1.0, 5)])
+def test_schedule_equals_its_formula(kind, warmup, steps):
+    spec = OptimSpec(learning_rate=3e-4, schedule=kind, warmup_ratio=warmup, min_lr_ratio=0.1)
+    ramp = int(np.ceil(warmup * steps))
+    step = np.arange(steps)
+    done = np.clip((step - ramp) / max(steps - ramp - 1, 1), 0, 1)
+    share = {
+        "cosine": 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * done)),
+        "linear": 0.1 + 0.9 * (1 - done),
+        "constant": np.ones(steps),
+    }[kind]
+    expected = 3e-4 * np.where(step < ramp, (step + 1) / max(ramp, 1), share)
+    rate = make_schedule(spec, steps)
+    np.testing.assert_allclose([float(rate(jnp.asarray(n))) for n in step], expected, rtol=1e-6)
+
+
 def test_one_step_only():
     assert float(make_schedule(OptimSpec(), 1)(jnp.asarray(0))) == pytest.approx(1e-4)
 

@@ -88,7 +88,7 @@ def test_kill_at_random_steps_changes_nothing(order, tmp_path, capfd):
     assert outcome(order) == outcome(whole)
     train(TrainSpec.model_validate(order | {"seed": 1, "max_steps": 1}))
     said = capfd.readouterr().err
-    assert "starting anew" in said and "another order" in said
+    assert "starting anew" in said and "another spec" in said
     assert [step for step, _ in outcome(order)[1]] == [1]
 
 

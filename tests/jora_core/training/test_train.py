@@ -50,7 +50,7 @@ def test_adapter_training_writes_what_it_promises(tiny_weights, records, train_o
     second = train_order(tiny_weights, records, "second", adapter=order["output_dir"], max_steps=1)
     train(TrainSpec.model_validate(second))
     assert metrics(second)[0]["loss"] < 0.9 * rows[0]["loss"]
-    with pytest.raises(InputError, match=r"the adapter has r=4, the order lora\.r=8"):
+    with pytest.raises(InputError, match=r"the adapter has r=4, the spec lora\.r=8"):
         train(TrainSpec.model_validate(second | {"lora": {"r": 8, "lora_alpha": 8}}))
 
 
