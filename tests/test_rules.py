@@ -29,6 +29,7 @@ LIGHT_CORE = {
     "jora_core",
     "jora_core.specs.answers",
     "jora_core.base.errors",
+    "jora_core.base.record_columns",
     "jora_core.specs.model_files",
     "jora_core.base.progress",
     "jora_core.specs.train",

@@ -19,10 +19,10 @@ from jora_core.specs.common import AttentionChoice, Dtype, MeshSpec, Quantizatio
 from jora_core.specs.lora import LoraSpec
 from jora_core.specs.train import OptimSpec, check_evaluation
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.task_registry import TaskName
 
 PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
-Task = Literal["tables", "threads", "qa"]
 Mode = Literal["choice", "generate", "both"]
 # YAML 1.1 reads `off` as false and `on` as true.
 Sharing = Annotated[
@@ -62,7 +62,7 @@ class PhaseConfig(Section):
     """One phase of fine-tuning; the second goes on from the first one's adapter."""
 
     stage: PhaseStage = Field(title="Stage", description="Which of the two fine-tuning stages this is")
-    tasks: list[Task] = Field(min_length=1, title="Tasks", description="Which records it trains on")
+    tasks: list[TaskName] = Field(min_length=1, title="Tasks", description="Which records it trains on")
     lora: LoraSpec = Field(
         default_factory=lambda: LoraSpec.model_validate({}),
         title="LoRA",
@@ -213,6 +213,13 @@ class EvaluateConfig(Section):
         default=32, ge=1, title="Longest answer", description="Tokens written at most"
     )
 
+    def most_records(self, task: str) -> int | None:
+        """Return how many held-out records of a task are scored at most, None for all.
+
+        A task without a key of its own goes by the general one.
+        """
+        return getattr(self, f"{task}_max_records", self.max_records)
+
 
 class ExportConfig(Section):
     """What the exported model looks like."""
@@ -327,7 +334,7 @@ class PipelineConfig(Section):
                 "phases.1.lora must equal phases.0.lora: the second phase continues the first's adapter"
             )
         for index, phase in enumerate(self.phases):
-            missing = [task for task in phase.tasks if getattr(self.context, task) is None]
+            missing = [task for task in phase.tasks if task not in self.context.tasks]
             if missing:
                 raise ValueError(
                     f"phases.{index}.tasks names {missing[0]}, but context.{missing[0]} is not given"

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from jora_core.base.atomic_files import write_json
 from jora_core.base.digests import canonical_json
 from jora_core.base.errors import InputError, write_error
+from jora_core.base.record_columns import RECORD_COLUMNS
 from retrieval.build.executors import run_shards
-from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS
+from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.build.shards import (
     FORMAT_VERSION,
     Prepared,

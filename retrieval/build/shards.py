@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
 from jora_core.base.digests import canonical_json, file_digest, text_digest
+from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from retrieval.build.inputs import input_digests
-from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS, schema
+from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.corpus.mapped_items import RowSink
 from retrieval.corpus.source_files import expand_path
 from retrieval.evaluation import merge_reports
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.prompts.token_budget import token_count
-from retrieval.readers.documents.instructions import is_alpaca
 from retrieval.search.dense.embedder import Embedder, load_embedder
 from retrieval.search.reranker import load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import QaTask
+from retrieval.tasks.task_protocol import load_task
 
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
@@ -41,16 +40,6 @@ PREPARED = "prepared.json"
 MOST_SHARDS = 64
 #: Records between two words of progress.
 PROGRESS_STEP = 500
-
-Example = tuple[dict[str, Any], dict[str, Any] | None]
-
-
-class TaskWork(Protocol):
-    """A task's prepared files, opened."""
-
-    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
-        """(record, ranking or None) of the prepared examples low to high - 1, in order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,11 +60,6 @@ class Prepared:
     inputs: dict[str, str]
     examples: dict[str, int]
     shards: list[Shard]
-
-
-def configured_tasks(config: ContextConfig) -> list[str]:
-    """The tasks of a configuration in the order of the records."""
-    return [name for name in ("tables", "threads", "qa") if getattr(config, name) is not None]
 
 
 def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
@@ -108,10 +92,10 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     if config.reranker:
         load_reranker(config.reranker)  # refused now, not by the first shard
     examples: dict[str, int] = {}
-    for task in configured_tasks(config):
+    for task in config.tasks:
         report = TaskReport()
         folder = work / task
-        examples[task] = _module(task).prepare(config, embedder, folder, report, progress)
+        examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
     about = {"key": key, "inputs": inputs, "examples": examples}
     write_bytes(work / PREPARED, json.dumps(about).encode())
@@ -140,11 +124,11 @@ def build_shard(
         return
     report = TaskReport()
     count = token_count(config) if config.counts_tokens else None
-    opened: TaskWork = _module(shard.task).open_work(config, work / shard.task)
+    opened = load_task(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
     with (
-        RowSink(paths["records"], schema(RECORD_COLUMNS)) as records,
-        RowSink(paths["rankings"], schema(RANKING_COLUMNS)) as rankings,
+        RowSink(paths["records"], arrow_schema(RECORD_COLUMNS)) as records,
+        RowSink(paths["rankings"], arrow_schema(RANKING_COLUMNS)) as rankings,
     ):
         for record, ranking in opened.build(shard.low, shard.high, report):
             report.add_record(record, count(record["input"]) if count else None)
@@ -218,17 +202,6 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
     return report
 
 
-def _module(name: str) -> Any:
-    """A task's `prepare` and `open_work`; plain imports, which the orchestrator follows to find our code."""
-    if name == "tables":
-        from retrieval.tasks.tables import task
-    elif name == "threads":
-        from retrieval.tasks.threads import task
-    else:
-        from retrieval.tasks.qa import task
-    return task
-
-
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
     """Digest of all that decides what is in the work folder, this room's code included."""
     root = Path(__file__).resolve().parents[2]
@@ -243,11 +216,9 @@ def _embedder(config: ContextConfig) -> Embedder | None:
     Raises:
         InputError: a task has the leg and no usable embedder is configured.
     """
-    for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
-        if isinstance(task, QaTask) and is_alpaca(task):  # nothing is retrieved for those
-            continue
-        if task is not None and "dense" in task.legs:
+    for name in config.tasks:
+        if load_task(name).needs_embedder(config):
             cache = config.embedding_cache
             folder = Path(expand_path(cache, "embedding_cache")) if cache else None
-            return load_embedder(config.embedder, field, folder)
+            return load_embedder(config.embedder, f"{name}.legs", folder)
     return None

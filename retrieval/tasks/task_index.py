@@ -13,7 +13,10 @@ from retrieval.search.bm25.okapi_reference import RankBM25Index
 from retrieval.settings.context import ContextConfig
 from retrieval.text.normalize import Tokenizer
 
+#: Documents between two reports of progress.
 STEP = 4096
+#: Ids of each ranking that `rankings.parquet` keeps.
+RANKING_DEPTH = 20
 
 Item = TypeVar("Item")
 

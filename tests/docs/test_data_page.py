@@ -15,11 +15,12 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
-from retrieval.readers.documents.instructions import is_alpaca, read_triples
+from retrieval.readers.documents.documents import holds_instructions
+from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
 from retrieval.settings.tasks import QaTask, ThreadsTask
+from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -84,7 +85,7 @@ def test_hotpotqa(examples: Path) -> None:
 
 def test_alpaca(examples: Path) -> None:
     task = QaTask(source=str(examples / "alpaca"))
-    assert is_alpaca(task)
+    assert holds_instructions(task)
     assert [t.output for t in read_triples(document_files(task), Tally())] == ["Oslo", "bonjour"]
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.source_files import SourceFile, document_files
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.readers.files.rows import field_names, rows, text_of
-from retrieval.settings.tasks import QaTask
+from retrieval.readers.files.rows import rows, text_of
 from retrieval.text.normalize import fold
 
 EXPECTED = "an object with instruction, input, output"
@@ -31,25 +29,6 @@ class Triple:
     output: str
     source: str
     row: int
-
-
-def is_alpaca(task: QaTask) -> bool:
-    """Whether a question task's source holds instructions: as configured, or told by the first row's fields.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    if task.format != "auto":
-        return task.format == "alpaca"
-    if task.questions is not None:
-        return False
-    first = document_files(task)[0]
-    if Path(first.name).suffix.lower() in (".txt", ".md", ".pdf"):
-        return False
-    try:
-        return "instruction" in field_names(first, ("instruction", "data", "paragraphs", "supporting_facts"))
-    except InputError:
-        return False  # whoever reads the file's rows says better what is wrong with it
 
 
 def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
-from retrieval.corpus.types import Tally
+from retrieval.corpus.types import Document, Tally
+from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
 from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
 
-SUFFIXES = (".txt", ".md", ".pdf")
-
 _HEADING = re.compile(r"^ {0,3}# +(.+?)(?: +#+)? *$", re.MULTILINE)
+
+
+def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
+    """Read the one document that a file is.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
+    """
+    title, text = read_text_file(file, tally)
+    yield FoundDocument(str(file.path), Document(file.name, title, fold(text), file.name, 1), text)
+
+
+def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
+    """Refuse the file, because text has no questions.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"{file.path}: a text file holds no questions; expected .jsonl, .json or .parquet")
 
 
 def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:

@@ -125,3 +125,19 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
         raise InputError(f"{where}: field {field} is not a list of texts; give at least one")
     return tuple(dict.fromkeys(fold(item) for item in items))
+
+
+def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:
+    """Return a list of objects, checked.
+
+    Args:
+        value: what stands in the file.
+        field: the field's name, for errors.
+        where: file and row, for errors.
+
+    Raises:
+        InputError: it is no list of objects.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise InputError(f"{where}: field {field} is not a list of objects ({type(value).__name__})")
+    return value

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 
 _SCHEMA = """
@@ -56,6 +57,18 @@ class Message:
     parent: str = ""
     thread: str = ""
     time: float | None = None
+
+
+def files_by_split(
+    files: Iterable[tuple[str, SourceFile]], tally: Tally
+) -> Iterator[tuple[str, list[SourceFile]]]:
+    """Return each split with all of its files, counted: a thread may be spread over several of them."""
+    by_split: dict[str, list[SourceFile]] = {}
+    for split, file in files:
+        by_split.setdefault(split, []).append(file)
+    for split, own in by_split.items():
+        tally.read["files"] += len(own)
+        yield split, own
 
 
 def threads_of(

@@ -52,8 +52,13 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
     return len(kept)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `prepare` filled the folder."""
+    return (folder / TRIPLES).is_file()
+
+
 @dataclass(frozen=True)
-class AlpacaWork:
+class InstructionsWork:
     """What `prepare` wrote, opened to build records from."""
 
     triples: Items[Triple]
@@ -66,10 +71,10 @@ class AlpacaWork:
             yield _record(self.triples[place], str(self.split[place])), None
 
 
-def open_work(folder: Path) -> AlpacaWork:
+def open_work(folder: Path) -> InstructionsWork:
     """Opens what `prepare` wrote."""
     arrays = [load_array(folder / f"{name}.npy") for name in ("kept", "split")]
-    return AlpacaWork(Items(folder / TRIPLES, Triple), *arrays)
+    return InstructionsWork(Items(folder / TRIPLES, Triple), *arrays)
 
 
 def _record(triple: Triple, split: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from retrieval.search.bm25.builder import build_index
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask
+from retrieval.tasks.task_protocol import Task
 from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 
@@ -273,3 +274,6 @@ def _record(
         "source": question.source,
         "source_row": question.row,
     }
+
+
+TASK = Task(prepare, open_work)

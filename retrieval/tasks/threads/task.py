@@ -25,13 +25,12 @@ from retrieval.search.dense.faiss_index import cosines
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import LEGS, ThreadsTask
-from retrieval.tasks.task_index import index_texts, open_index
+from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
+from retrieval.tasks.task_protocol import Task
 from retrieval.tasks.threads.record import thread_record
 from retrieval.tasks.threads.store import Ask, AskRow, ThreadStore, store_threads
 from retrieval.tasks.threads.window import window_start
 from retrieval.text.normalize import duplicate_key
-
-RANKING_DEPTH = 20
 
 
 def prepare(
@@ -328,3 +327,10 @@ def _ranking(ask: Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarra
         ranked = rankings.get(leg)
         row[leg] = [] if ranked is None else [ids[place] for place in ranked[:RANKING_DEPTH].tolist()]
     return row
+
+
+def _needs_embedder(config: ContextConfig) -> bool:
+    return config.threads is not None and "dense" in config.threads.legs
+
+
+TASK = Task(prepare, open_work, _needs_embedder)

@@ -16,9 +16,9 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from tests.retrieval.read_all import read_documents, read_questions
 
 from .fuzz_damage import pdf
 
