@@ -67,7 +67,7 @@ def test_folders_give_the_split(write: Write) -> None:
         "other/c": "",
         "train/a": "train",
     }
-    given, _ = read(path.parents[1] / "dev", path.parents[2] / "other" / "*.ascii.txt")
+    given, _ = read(path.parents[1] / "dev", path.parents[1] / "other" / "*.ascii.txt")
     assert [(t.id, t.split) for t in given] == [("b", "train"), ("c", "test")]
 
 
