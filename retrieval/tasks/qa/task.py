@@ -22,7 +22,7 @@ from retrieval.prompts.answer_styles import AnswerTemplate
 from retrieval.prompts.distractors import sharing_groups
 from retrieval.prompts.token_budget import token_count
 from retrieval.readers.documents.instructions import is_alpaca
-from retrieval.search.bm25.index import Ranker
+from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import DenseIndex, kind_for, recall_against_flat
 from retrieval.search.fusion import Fusion, fuse

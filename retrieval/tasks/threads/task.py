@@ -17,7 +17,7 @@ from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicate
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
 from retrieval.readers.threads.registry import thread_format
-from retrieval.search.bm25.index import Ranker
+from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import cosines
 from retrieval.search.fusion import Fusion, fuse
