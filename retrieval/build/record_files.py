@@ -8,7 +8,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS
-from retrieval.settings.tasks import LEGS
+from retrieval.settings.legs import LEGS
 
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
 #: (empty for documents, where every document is a candidate); the opening post may lie before the window.

@@ -10,7 +10,9 @@ Nothing here imports a reader: `jora plan` loads this table, and the readers nee
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated
+
+from retrieval.settings.choices import OneOf
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,4 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
 #: Files that are one document each; their names tell them, whatever layout is configured.
 TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")
 
-# A type checker cannot follow a table, and Pydantic needs the names for its checks and the JSON schema.
-if TYPE_CHECKING:
-    DocumentLayoutName = str
-else:
-    DocumentLayoutName = Literal[("auto", *DOCUMENT_LAYOUTS)]
+DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

@@ -18,9 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated
 
+from retrieval.settings.choices import OneOf
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES
+from retrieval.settings.legs import leg_modules
 from retrieval.settings.tasks import TaskFacts, TaskSettings
 from retrieval.settings.thread_formats import THREAD_FORMATS
 
@@ -51,21 +53,17 @@ TASKS: dict[str, TaskEntry] = {
     "qa": TaskEntry("retrieval.tasks.qa", "retrieval.settings.tasks:QaTask"),
 }
 
-# A type checker cannot follow a table, and Pydantic needs the names for its checks and the JSON schema.
-if TYPE_CHECKING:
-    TaskName = str
-else:
-    TaskName = Literal[tuple(TASKS)]
+TaskName = Annotated[str, OneOf(tuple(TASKS))]
 
 
 def build_modules() -> list[str]:
-    """Return the modules that a build imports by name: tasks and readers.
+    """Return the modules that a build imports by name: tasks, legs and readers.
 
     Whoever follows imports to find the code of a build has to start from these as well.
     """
     tasks = [f"{entry.package}.{part}" for entry in TASKS.values() for part in ("task", "inputs")]
     layouts = [layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)]
-    return [*tasks, *(format.module for format in THREAD_FORMATS.values()), *layouts]
+    return [*tasks, *leg_modules(), *(format.module for format in THREAD_FORMATS.values()), *layouts]
 
 
 def scoring_modules() -> list[str]:

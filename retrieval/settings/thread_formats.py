@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated
 
+from retrieval.settings.choices import OneOf
 from retrieval.settings.file_suffixes import ARCHIVE_SUFFIXES, JSON_SUFFIXES
 
 
@@ -83,8 +84,4 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
 #: The reader that gets a file which no row knows, because its error says best what is expected.
 FALLBACK_FORMAT = "4chan"
 
-# A type checker cannot follow a table, and Pydantic needs the names for its checks and the JSON schema.
-if TYPE_CHECKING:
-    ThreadFormatName = str
-else:
-    ThreadFormatName = Literal[("auto", *THREAD_FORMATS)]
+ThreadFormatName = Annotated[str, OneOf(("auto", *THREAD_FORMATS))]

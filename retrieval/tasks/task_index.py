@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from retrieval.evaluation.task_report import Progress
 from retrieval.search.bm25.builder import BM25Builder
-from retrieval.search.bm25.index import BM25Index, Ranker
+from retrieval.search.bm25.folder import load_index
 from retrieval.search.bm25.okapi_reference import RankBM25Index
+from retrieval.search.bm25.ranker import Ranker
 from retrieval.settings.context import ContextConfig
 from retrieval.text.normalize import Tokenizer
 
@@ -37,7 +38,7 @@ def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder
     if config.bm25_backend == "rank_bm25":
         tokenizer = Tokenizer(config.bm25_stemmer)
         return RankBM25Index(map(tokenizer, texts()), tokenizer)
-    return BM25Index.load(folder / "bm25")
+    return load_index(folder / "bm25")
 
 
 def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:

@@ -20,7 +20,7 @@ from retrieval.prompts.answer_styles import AnswerTemplate, Passage, false_quote
 from retrieval.prompts.distractors import CopyTest, pick
 from retrieval.prompts.token_budget import Count, fit, token_count
 from retrieval.readers.tables.wikitables import read_tables
-from retrieval.search.bm25.builder import build_index
+from retrieval.search.bm25.builder import build_ranker
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask
@@ -188,7 +188,7 @@ def _contexts(
             continue
         tokenizer = Tokenizer(config.bm25_stemmer)
         tokens = [tokenizer(block) for block in blocks]
-        index = build_index(tokens, config.bm25_backend, tokenizer)
+        index = build_ranker(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
