@@ -80,6 +80,11 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         JSON_SUFFIXES,
         telling_fields=("in_reply_to_id", "ancestors", "descendants"),
     ),
+    "slack": ThreadFormat(
+        "retrieval.readers.threads.slack",
+        JSON_SUFFIXES,
+        telling_fields=("ts", "client_msg_id", "is_general", "is_archived"),
+    ),
 }
 #: The reader that gets a file which no row knows, because its error says best what is expected.
 FALLBACK_FORMAT = "4chan"

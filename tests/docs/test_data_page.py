@@ -42,7 +42,7 @@ def test_every_marked_example_is_found(examples: Path) -> None:
     assert {path.name for path in examples.iterdir()} >= {"qa", "squad", "hotpotqa", "tables", "4chan", "irc"}
 
 
-@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon"])
+@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon", "slack"])
 def test_conversations(examples: Path, kind: str) -> None:
     tally = Tally()
     (thread,) = read_threads(ThreadsTask(source=str(examples / kind)), tally)
