@@ -48,6 +48,7 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     "alpaca": DocumentLayout(
         "retrieval.readers.documents.instructions", _sets("instruction"), instructions=True
     ),
+    "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
 }
 #: Files that are one document each; their names tell them, whatever layout is configured.
 TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")

@@ -83,6 +83,16 @@ def test_hotpotqa(examples: Path) -> None:
     assert len(documents) == 3 and question.needs_all
 
 
+def test_raft(examples: Path) -> None:
+    documents, (question,), _ = qa(QaTask(source=str(examples / "raft")))
+    assert [document.text for document in documents.values()] == [
+        "Rome is warm.",
+        "Oslo is the capital of Norway.",
+    ]
+    assert documents[question.context_id].text == "Oslo is the capital of Norway."
+    assert question.answers == ("the capital of Norway",)
+
+
 def test_alpaca(examples: Path) -> None:
     task = QaTask(source=str(examples / "alpaca"))
     assert holds_instructions(task)

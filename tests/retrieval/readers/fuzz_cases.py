@@ -187,6 +187,19 @@ HOTPOT = [
     for i in range(3)
 ]
 
+RAFT = [
+    {
+        "id": f"seed_task_{i}",
+        "type": "general",
+        "question": "Which?",
+        "context": {"sentences": [[f"Text {i}.", f"Text {i + 1}."]], "title": [["placeholder_title"] * 2]},
+        "oracle_context": f"Text {i}.",
+        "cot_answer": f"Because. <ANSWER>: a{i}" if i else "It does not say.",
+        "instruction": "<DOCUMENT>…",
+    }
+    for i in range(3)
+]
+
 TRIPLES = [{"id": i, "instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(4)]
 
 Counts = tuple[int, int, int]
@@ -288,6 +301,8 @@ FORMATS = [
     Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40),
     Format("hotpot.json", HOTPOT, pretty, count_documents, 60),
     Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80),
+    Format("raft.jsonl", RAFT, lines, count_documents, 60),
+    Format("raft.parquet", RAFT, parquet, count_questions, 40),
     Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
