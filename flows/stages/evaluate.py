@@ -151,7 +151,7 @@ def _predict(
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
     from retrieval.build.record_files import read_rankings
-    from retrieval.tasks.task_protocol import Answers, score_answers
+    from retrieval.tasks.answers import Answers, score_answers
 
     path = context.upstream[build_context.NAME] / build_context.RANKINGS
     answers = Answers(

@@ -5,7 +5,7 @@ To add a task, write a package `retrieval/tasks/<name>/` and add its row to `TAS
 
     task.py     `TASK`, a :class:`retrieval.tasks.task_protocol.Task`: prepares the corpus, builds records
     inputs.py   `input_files(config)`: the files that the task reads; loaded by `jora plan`, so without numpy
-    scoring.py  `score(answers)`: what the evaluation says of answers to the task's records
+    scoring.py  `score(answers)`: the scores of :class:`retrieval.tasks.answers.Answers` to the task's records
 
 and the settings class, a :class:`retrieval.settings.tasks.TaskSettings` with `facts`. A settings class of the
 package's own (`settings.py`, standard library and Pydantic only) is as good as one in this folder.

@@ -1,17 +1,17 @@
 """What a task provides, and how its modules are found.
 
 A task is three modules of one package, because three processes need different parts of it: planning needs
-the files that it reads, building needs all of it, and the evaluation needs its scores alone.
-:mod:`retrieval.settings.task_registry` lists the packages.
+the files that it reads, building needs all of it, and the evaluation needs its scores alone
+(:mod:`retrieval.tasks.answers`). :mod:`retrieval.settings.task_registry` lists the packages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.task_registry import TASKS
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 #: A record and its ranking; None where the task has no rankings.
 Example = tuple[dict[str, Any], dict[str, Any] | None]
-Row = Mapping[str, Any]
 
 
 class TaskWork(Protocol):
@@ -83,56 +82,6 @@ class Task:
     needs_embedder: Callable[[ContextConfig], bool] = field(default=lambda config: False)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers of some systems to records of one task.
-
-    Attributes:
-        records: the records, as in `records.parquet`.
-        rows: an answer each: `id` of the record, `system`, `choice` (None where none was asked for), `text`
-            (None likewise).
-        rankings: reads the records' rows of `rankings.parquet`, for a task that is ranked.
-        mode: how the records were answered.
-        seed: decides the resamples, and whatever is drawn.
-        resamples: number of bootstrap resamples behind an interval.
-    """
-
-    records: Sequence[Row]
-    rows: Sequence[Row]
-    rankings: Callable[[], Sequence[Row]]
-    mode: Literal["choice", "generate", "both"]
-    seed: int
-    resamples: int
-
-    def by_system(self, column: str) -> dict[str, dict[str, Any]]:
-        """Return the answers in a column, `choice` or `text`: system → record id → answer."""
-        found: dict[str, dict[str, Any]] = {}
-        for row in self.rows:
-            found.setdefault(row["system"], {})[row["id"]] = row[column]
-        return found
-
-
-class TextScore(Protocol):
-    """Scores of one system's written answers."""
-
-    def __call__(
-        self, answers: Mapping[str, str], records: Sequence[Row], *, seed: int, resamples: int
-    ) -> dict[str, Any]:
-        """Return each measure with its interval, for answers by record id."""
-        ...
-
-
-def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
-    """Return `{"systems": {name: measures}}` of written answers."""
-    options = {"seed": answers.seed, "resamples": answers.resamples}
-    return {
-        "systems": {
-            name: score(by_id, answers.records, **options)
-            for name, by_id in answers.by_system("text").items()
-        }
-    }
-
-
 def load_task(name: str) -> Task:
     """Return how a task's records are built."""
     return import_module(f"{TASKS[name].package}.task").TASK
@@ -145,8 +94,3 @@ def task_input_files(name: str, config: ContextConfig) -> Iterator[tuple[str, Pa
         InputError: a source is missing.
     """
     return import_module(f"{TASKS[name].package}.inputs").input_files(config)
-
-
-def score_answers(name: str, answers: Answers) -> dict[str, Any]:
-    """Score answers to a task's records; `systems` maps each system to its measures with intervals."""
-    return import_module(f"{TASKS[name].package}.scoring").score(answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retrieval.evaluation.answer_scores import qa_scores
-from retrieval.tasks.task_protocol import Answers, text_scores
+from retrieval.tasks.answers import Answers, text_scores
 
 
 def score(answers: Answers) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retrieval.evaluation.answer_scores import directionality, prediction_from_answer
-from retrieval.tasks.task_protocol import Answers
+from retrieval.tasks.answers import Answers
 
 
 def score(answers: Answers) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flows.stages import STAGES
 from jora_core.base.digests import canonical_json, file_digest, json_digest
 from jora_core.base.errors import InputError
 from retrieval.settings.legs import LEGS, leg_modules
+from retrieval.settings.task_registry import build_modules, scoring_modules
 from tests.flows.conftest import Project
 
 
@@ -102,6 +103,10 @@ def test_entry_that_is_no_module(tmp_path: Path) -> None:
         reachable_sources(["room.entry"], ("room",), tmp_path)
 
 
+def _file(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
+
+
 def test_stages_know_their_code() -> None:
     """No stage depends on another's entry: a change of the export trains nothing again."""
     code = {name: set(stage.sources()) for name, stage in STAGES.items()}
@@ -118,6 +123,13 @@ def test_stages_know_their_code() -> None:
         "jora_core/weights/adapter_folder.py",
         "flows/stages/finetune.py",
     } <= code["finetune-task"]
+    readers_and_tasks = {"retrieval/readers/threads/irc.py", "retrieval/tasks/qa/task.py"}
+    assert readers_and_tasks <= set(map(_file, build_modules()))
+    assert set(map(_file, build_modules())) <= code["build-context"]
+    assert set(map(_file, scoring_modules())) <= code["evaluate"]
+    assert not {
+        name for name in code["evaluate"] if name.startswith(("retrieval/search", "retrieval/readers"))
+    }
     assert {
         "jora_core/commands/predict.py",
         "retrieval/evaluation/answer_scores.py",
