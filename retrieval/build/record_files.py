@@ -30,7 +30,12 @@ RANKING_COLUMNS: dict[str, str] = {
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The named columns of a Parquet file as dictionaries, optional ones where the file has them.
+    """Read columns of a Parquet file as a dictionary a row.
+
+    Args:
+        path: the file.
+        columns: columns that it must have.
+        optional: columns that are read where the file has them.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -54,7 +59,12 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
 
 
 def read_records(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a `records.parquet`, of one task or split if named.
+    """Read the rows of a `records.parquet`.
+
+    Args:
+        path: the file.
+        task: only rows of this task; None: of all.
+        split: only rows of this split; None: of both.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -63,7 +73,12 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a `rankings.parquet`, of one task or split if named.
+    """Read the rows of a `rankings.parquet`.
+
+    Args:
+        path: the file.
+        task: only rows of this task; None: of all.
+        split: only rows of this split; None: of both.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.

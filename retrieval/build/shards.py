@@ -1,13 +1,13 @@
 """A build cut into shards: prepare once, build every shard on its own, merge in order.
 
     prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
-    shard     retrieves for a fixed run of a task's records and writes them, wherever and whenever it runs
+    shard     retrieves for a fixed run of a task's records and writes them, in any process
     merge     joins the shards' records in order and adds up their reports
 
-All three share one work folder and nothing else, so a shard may be built by this process, a thread,
+The three steps share one work folder and nothing else, so a shard may be built by this process, a thread,
 another process or another machine that sees the folder. How the records are cut follows from their number
-alone, never from who builds them: the result is the same bytes. A finished shard is found again by a build
-that was killed, as long as configuration, inputs and code are the same.
+alone, never from who builds them, so the result is the same bytes. A build that was killed finds its finished
+shards again, as long as configuration, inputs and code are the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` leaves: the work folder's key, the inputs' digests, the number of examples by task."""
+    """What `prepare` leaves.
+
+    Attributes:
+        key: digest of configuration, inputs and code, under which the work folder is found again.
+        inputs: SHA-256 of every input by label.
+        examples: number of examples by task, in the order of the records.
+        shards: all shards, in the order of the records.
+    """
 
     key: str
     inputs: dict[str, str]
@@ -63,7 +70,7 @@ class Prepared:
 
 
 def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
-    """The shards of all tasks: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
+    """Return the shards: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
     shards: list[Shard] = []
     for task, n in examples.items():
         size = max(shard_records, -(-n // MOST_SHARDS))
@@ -73,11 +80,16 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
 
 
 def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
-    """Fills the work folder, or finds it filled by an earlier try with the same configuration and inputs.
+    """Fill the work folder, or find it filled by an earlier try with the same configuration and inputs.
+
+    Args:
+        config: what to build.
+        work: the work folder.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
-            writable; then the work folder is gone.
+            writable; the work folder is then gone.
     """
     progress("digest inputs", 0, 0)
     inputs = input_digests(config)
@@ -103,7 +115,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
 
 
 def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
-    """What an earlier `prepare` left, None where it did not finish."""
+    """Return what an earlier `prepare` left, None where it did not finish."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,9 +126,13 @@ def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
 def build_shard(
     config: ContextConfig, work: Path, shard: Shard, told: Callable[[int], None] | None = None
 ) -> None:
-    """Writes a shard's records, rankings and report; does nothing where they are there already.
+    """Write a shard's records, rankings and report; do nothing where they are there already.
 
-    `told` is called with the number of examples done since it was last called.
+    Args:
+        config: what is built.
+        work: the prepared work folder.
+        shard: the shard.
+        told: is called with the number of examples done since its last call.
     """
     if shard_done(work, shard):
         if told:
@@ -145,7 +161,12 @@ def build_shard(
 
 
 def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
-    """Builds the shard of that number of a prepared work folder; returns how many examples it has.
+    """Build the shard of that number of a prepared work folder; return how many examples it has.
+
+    Args:
+        config: what is built.
+        work: the prepared work folder.
+        number: the shard's place among all shards, from 0.
 
     Raises:
         RuntimeError: the folder was not prepared.
@@ -156,7 +177,7 @@ def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
 
 
 def require_prepared(config: ContextConfig, work: Path) -> Prepared:
-    """What `prepare` left.
+    """Return what `prepare` left.
 
     Raises:
         RuntimeError: it did not finish.
@@ -168,7 +189,7 @@ def require_prepared(config: ContextConfig, work: Path) -> Prepared:
 
 
 def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
-    """Where a shard's files lie; the span in their names keeps another cut's files apart."""
+    """Return where a shard's files lie; the run in their names keeps the files of another cut apart."""
     name = f"{shard.task}-{shard.low:010d}-{shard.high:010d}"
     folder = work / "shards"
     return {
@@ -180,7 +201,7 @@ def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
 
 
 def shard_done(work: Path, shard: Shard) -> bool:
-    """Whether a shard was written to its end and is still what was written."""
+    """Whether a shard was written to its end and its files are as they were written."""
     paths = shard_paths(work, shard)
     try:
         digests = json.loads(paths["done"].read_text(encoding="utf-8"))
@@ -192,7 +213,13 @@ def shard_done(work: Path, shard: Shard) -> bool:
 
 
 def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
-    """The report of one task: of its preparation and of its shards, added up in order."""
+    """Return the report of one task: of its preparation and of its shards, added up in order.
+
+    Args:
+        work: the work folder with all shards.
+        task: the task's name.
+        shards: all shards of the build.
+    """
     report = merge_reports.load(TaskReport, (work / task / "report.json").read_bytes())
     for shard in shards:
         if shard.task == task:
@@ -203,7 +230,7 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
 
 
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
-    """Digest of all that decides what is in the work folder, this room's code included."""
+    """Digest of all that decides what is in the work folder, the code included."""
     root = Path(__file__).resolve().parents[2]
     files = [path for room in ("retrieval", "jora_core/base") for path in sorted((root / room).rglob("*.py"))]
     code = {path.relative_to(root).as_posix(): file_digest(path) for path in files}
@@ -211,10 +238,10 @@ def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
 
 
 def _embedder(config: ContextConfig) -> Embedder | None:
-    """The embedder if some task has the dense leg, loaded before anything is written.
+    """The embedder if some task uses the dense leg, loaded before anything is written.
 
     Raises:
-        InputError: a task has the leg and no usable embedder is configured.
+        InputError: a task uses the leg and no usable embedder is configured.
     """
     for name in config.tasks:
         if load_task(name).needs_embedder(config):

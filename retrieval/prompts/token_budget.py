@@ -1,8 +1,9 @@
 """Contexts within a budget of tokens: what is given up when the retrieved texts are too long.
 
-Texts go whole, the least wanted first, but never one that holds the answer. If those alone are too long, they
-lose sentences, the ones farthest from the answer first, and never the sentence with the answer in it. A text
-of which nobody knows where its answer stands stays whole, and the caller counts a context that is over.
+Whole texts are dropped first, the least wanted first, but never one that holds the answer. If those alone are
+too long, they lose sentences, the ones farthest from the answer first, and never the sentence with the
+answer. A text of which it is not known where its answer stands stays whole; a context that is then over the
+budget is counted by the caller.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ Count = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """How many words a text has, where no tokenizer is given."""
+    """Return the number of words, the unit of budgets where no tokenizer is given."""
     return len(text.split())
 
 
 def token_count(config: ContextConfig) -> Count:
-    """What budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
+    """Return what budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
 
     Raises:
         InputError: the tokenizer cannot be read.
@@ -37,8 +38,12 @@ def token_count(config: ContextConfig) -> Count:
 
 @dataclass(frozen=True)
 class Fitted:
-    """`texts` in the order given, None for one that was dropped; `shortened`: some text was dropped or cut;
-    `over`: what is left is beyond the budget all the same.
+    """Texts within a budget.
+
+    Attributes:
+        texts: in the order given, None for a text that was dropped.
+        shortened: whether some text was dropped or cut.
+        over: whether what is left is over the budget all the same.
     """
 
     texts: tuple[str | None, ...]
@@ -54,14 +59,17 @@ def fit(
     keep: Callable[[str], str | None] = lambda text: None,
     fixed: Sequence[int] = (),
 ) -> Fitted:
-    """The texts, the most wanted first, within a budget of tokens.
-
-    Args:
-        protected: places of texts that are not dropped (in training: those that hold the answer).
-        keep: the sentence of a protected text that must stay; None: unknown, so the text stays whole.
-        fixed: tokens that stand beside each text while it is there (its title, its label).
+    """Return the texts within a budget of tokens.
 
     Without a protected text the most wanted one stays, cut at its end as far as the budget asks.
+
+    Args:
+        texts: the texts, the most wanted first.
+        budget: the most tokens of all texts together.
+        count: counts the tokens of a text.
+        protected: places of texts that are not dropped (in training: those that hold the answer).
+        keep: returns the sentence of a protected text that must stay; None: unknown, so the text stays whole.
+        fixed: tokens that stand beside each text while it is there (its title, its label).
     """
     kept: list[str | None] = list(texts)
     beside = list(fixed) or [0] * len(texts)

@@ -25,7 +25,15 @@ Item = TypeVar("Item")
 def index_texts(
     config: ContextConfig, texts: Iterable[str], count: int, folder: Path, progress: Progress
 ) -> None:
-    """Indexes `count` texts; nothing is written for the rank_bm25 library, which cannot be stored."""
+    """Index texts by their words; nothing is written for the rank_bm25 library, which cannot be stored.
+
+    Args:
+        config: names the backend and the stemmer.
+        texts: the texts, read once.
+        count: their number, for the progress.
+        folder: the task's folder.
+        progress: is told what is done.
+    """
     if config.bm25_backend == "rank_bm25":
         return
     with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
@@ -34,7 +42,14 @@ def index_texts(
 
 
 def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder: Path) -> Ranker:
-    """The index of `index_texts`; the library's is made from the texts, which is for small corpora only."""
+    """Open the index of `index_texts`.
+
+    Args:
+        config: names the backend and the stemmer.
+        texts: returns the texts again. The rank_bm25 library's index is made from them in memory, which is
+            for small corpora only.
+        folder: the task's folder.
+    """
     if config.bm25_backend == "rank_bm25":
         tokenizer = Tokenizer(config.bm25_stemmer)
         return RankBM25Index(map(tokenizer, texts()), tokenizer)
@@ -42,7 +57,14 @@ def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder
 
 
 def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:
-    """The items as they are, with a word of progress now and then; `total` is 0 where it is not known."""
+    """Yield the items as they are, and report progress every `STEP` items.
+
+    Args:
+        items: the items.
+        step: what is being done.
+        progress: is told what is done.
+        total: their number; 0 where it is not known.
+    """
     number = 0
     for number, item in enumerate(items, start=1):
         if number % STEP == 1:

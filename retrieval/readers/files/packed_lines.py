@@ -49,8 +49,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of zstd frames, one after the other; a file that ends within a frame is an error, which the
-    library's own reader lets pass.
+    """The bytes of zstd frames, one after the other.
+
+    The library's own reader takes a file that ends within a frame for complete; here it is an error.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -133,7 +134,13 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
-    """One JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+    """Parse one JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+
+    Args:
+        text: the value.
+        path: where it stands, for errors.
+        line: the 1-based line on which it begins.
+        expected: what it should be, for errors.
 
     Raises:
         InputError: it is not JSON; the line and column are named.

@@ -1,7 +1,7 @@
 """Messages that come one by one, in any order, into threads: grouped, put in order, their replies resolved.
 
-They lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes little
-memory; one thread at a time comes back.
+The messages lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes
+little memory; one thread at a time is read back.
 """
 
 from __future__ import annotations
@@ -74,13 +74,21 @@ def files_by_split(
 def threads_of(
     messages: Iterable[Message], split: str, missing_parents: str, by_name: bool, tally: Tally
 ) -> Iterator[Thread]:
-    """The threads of all messages, in the order in which their first messages were read.
+    """Group all messages into threads, in the order in which their first messages were read.
 
-    A thread is what `Message.thread` names (`by_name`), or what hangs together by replies. Its posts are in
-    order of time, and a parent always comes before its replies, whatever the clocks say.
-    `read["posts"]` counts the messages; each is in a thread or counted in `dropped` as `post_…`.
+    The posts of a thread are in order of time, and a parent always comes before its replies, whatever the
+    clocks say.
+
+    Args:
+        messages: the messages of a split, in any order.
+        split: the threads' split; "" where the seed decides it.
+        missing_parents: "drop" drops a reply to a message that is not there and counts it; "error" refuses
+            it.
+        by_name: whether `Message.thread` names the thread; otherwise a thread is what replies connect.
+        tally: `read["posts"]` counts the messages. Each is in a thread, or counted in `dropped` as `post_…`.
+
     Raises:
-        InputError: a parent is not there (unless `missing_parents` is "drop").
+        InputError: a parent is not there, and `missing_parents` is "error".
     """
     with (
         tempfile.TemporaryDirectory(prefix="jora-messages-") as folder,
@@ -176,9 +184,12 @@ def _key(row: tuple[Any, ...], timed: bool) -> tuple[float, int, str]:
 
 
 def blocks(threads: Iterable[Thread], size: int, tally: Tally) -> Iterator[Thread]:
-    """Endless threads, such as the channels of a chat, cut into threads of at most `size` posts.
+    """Cut endless threads, such as the channels of a chat, into threads of at most `size` posts.
 
-    Links from one block to another are dropped and counted.
+    Args:
+        threads: the threads.
+        size: the most posts of one.
+        tally: counts the threads, and in `dropped` the links from one block to another.
     """
     for thread in threads:
         if len(thread.posts) <= size:

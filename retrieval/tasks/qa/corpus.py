@@ -62,7 +62,18 @@ def document_text(document: Document) -> str:
 def read_corpus(
     config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
 ) -> tuple[Items[Document], Items[Question]]:
-    """Streams documents (or their chunks) and questions from their sources into files."""
+    """Read documents (or their chunks) and questions from their sources into files, as streams.
+
+    Args:
+        config: the configuration.
+        task: its `qa` section.
+        folder: gets the files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
     from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
 
     chunker = None
@@ -114,7 +125,16 @@ def write_corpus(
     questions: Items[Question],
     progress: Progress,
 ) -> tuple[Corpus, dict[str, str]]:
-    """The corpus, and the split of each context that is asked about."""
+    """Return the corpus, and the split of each context that is asked about.
+
+    Args:
+        config: the configuration.
+        task: its `qa` section.
+        folder: gets the arrays of the corpus.
+        documents: what `read_corpus` returned.
+        questions: what `read_corpus` returned.
+        progress: is told what is done.
+    """
     place = IdIndex.build(folder, documents)
     asked = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)

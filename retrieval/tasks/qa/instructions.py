@@ -1,7 +1,7 @@
-"""Instructions of the Alpaca kind as records: word for word, without retrieval.
+"""Instructions with answers (the Alpaca layout) as records: word for word, without retrieval.
 
-They are records of the `qa` task, with an instruction of their own instead of the task's. The prompt holds no
-retrieved text, so `context_ids` and `oracle_ids` are empty, and each is a context of its own.
+They are records of the `qa` task, each with an instruction of its own instead of the task's. The prompt holds
+no retrieved text, so `context_ids` and `oracle_ids` are empty, and each record is a context of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ TRIPLES = "triples.arrow"
 
 
 def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: Progress) -> int:
-    """Reads, splits and thins the instructions into `folder`; returns how many there are to build.
+    """Read, split and thin the instructions into `folder`; return how many there are to build.
+
+    Args:
+        config: the configuration, with a `qa` section.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -66,13 +72,19 @@ class InstructionsWork:
     split: np.ndarray
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """(record, None) of the kept instructions low to high - 1, in source order."""
+        """Build (record, None) of the kept instructions `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, which are never dropped here.
+        """
         for place in self.kept[low:high].tolist():
             yield _record(self.triples[place], str(self.split[place])), None
 
 
 def open_work(folder: Path) -> InstructionsWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     arrays = [load_array(folder / f"{name}.npy") for name in ("kept", "split")]
     return InstructionsWork(Items(folder / TRIPLES, Triple), *arrays)
 

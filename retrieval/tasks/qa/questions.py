@@ -67,7 +67,14 @@ class _Found:
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Reads, splits, thins and indexes the corpus into `folder`; returns the number of questions to build.
+    """Read, split, thin and index the corpus into `folder`; return the number of questions to build.
+
+    Args:
+        config: the configuration, with a `qa` section.
+        embedder: the dense leg's model, None where no task needs it.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -155,7 +162,13 @@ class QaWork:
     def build(
         self, low: int, high: int, report: TaskReport
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """(record, ranking) of the kept questions low to high - 1, in source order."""
+        """Build (record, ranking) of the questions `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, ranks, and questions that are left out.
+        """
         for start in range(low, high, SEARCH_BATCH):
             numbers = range(start, min(start + SEARCH_BATCH, high))
             yield from self._batch(numbers, report)
@@ -230,7 +243,7 @@ class QaWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> QaWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     task = config.qa
     assert task is not None
     corpus = Corpus.open(folder)

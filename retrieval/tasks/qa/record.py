@@ -86,7 +86,14 @@ class QaBuilder:
     def record(
         self, asked: AskedQuestion, context: dict[int, str], context_id: str, report: TaskReport
     ) -> dict[str, Any] | None:
-        """The record of one question over a context; None where it knows what came later (counted)."""
+        """Build the record of one question over a context; None where the record would leak (counted).
+
+        Args:
+            asked: the question.
+            context: text by place, in prompt order, as `context` returned it.
+            context_id: id of the context that the record belongs to.
+            report: counts what is dropped, and how the record is built.
+        """
         question, task = asked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
@@ -101,13 +108,13 @@ class QaBuilder:
         taught = answer_styles.taught_answer(
             task.answer_style,
             self.template,
-            name,
-            question.text,
-            question.answers,
-            question.answers[0],
-            list(passages.values()),
-            [passages[place] for place in there] if enough else [],
-            templates.NO_DOCUMENT if task.abstain else None,
+            record=name,
+            question=question.text,
+            answers=question.answers,
+            direct=question.answers[0],
+            passages=list(passages.values()),
+            oracles=[passages[place] for place in there] if enough else [],
+            abstain=templates.NO_DOCUMENT if task.abstain else None,
         )
         report.note(asked.split, taught.counted)
         if answer_styles.false_quotes(taught.output, shown):

@@ -54,7 +54,14 @@ class _Context:
 def prepare(
     config: ContextConfig, embedder: object, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Reads, splits and thins the corpus into `folder`; returns the number of questions to build.
+    """Read, split, thin and index the corpus into `folder`; return the number of questions to build.
+
+    Args:
+        config: the configuration, with a `tables` section.
+        embedder: not used: tables are retrieved by words alone.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -109,7 +116,13 @@ class TablesWork:
     asks: Items[_AskRow]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """(record, None) of the questions low to high - 1, in source order."""
+        """Build (record, None) of the questions `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, and questions that are left out.
+        """
         for question, row in zip(self.questions.run(low, high), self.asks.run(low, high), strict=True):
             ask = _Ask(question, self.tables[row.table], row.split)
             record = _record(ask, self.contexts[row.table], self.task, self.template, report)
@@ -118,7 +131,7 @@ class TablesWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> TablesWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     task = config.tables
     assert task is not None
     return TablesWork(
@@ -243,13 +256,13 @@ def _record(
     taught = taught_answer(
         task.answer_style,
         template,
-        name,
-        question.text,
-        question.answers,
-        templates.ANSWER_SEPARATOR.join(question.answers),
-        passages,
-        [passage for passage in passages if passage.id == ask.table.id],
-        abstention,
+        record=name,
+        question=question.text,
+        answers=question.answers,
+        direct=templates.ANSWER_SEPARATOR.join(question.answers),
+        passages=passages,
+        oracles=[passage for passage in passages if passage.id == ask.table.id],
+        abstain=abstention,
     )
     report.note(ask.split, taught.counted)
     shown = templates.tables_input(context.blocks, question.text)

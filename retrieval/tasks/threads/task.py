@@ -38,7 +38,14 @@ from retrieval.text.normalize import duplicate_key
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Reads, splits, thins and indexes the corpus into `folder`; returns the number of comments to build.
+    """Read, split, thin and index the corpus into `folder`; return the number of replies to build.
+
+    Args:
+        config: the configuration, with a `threads` section.
+        embedder: the dense leg's model, None where no task needs it.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -118,7 +125,13 @@ class ThreadsWork:
     reranker: Reranker | None
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
-        """Build (record, ranking) of the replies `low` to `high - 1`, without those that leak."""
+        """Build (record, ranking) of the replies `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, ranks, and replies that are left out because they leak.
+        """
         for number, row in zip(range(low, high), self.replies.run(low, high), strict=True):
             built = _build(self, number, row, report)
             if built is not None:
@@ -126,7 +139,7 @@ class ThreadsWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
@@ -139,7 +152,7 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
 
 
 def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[ReplyRow]:
-    """Every comment that can become a record, the others counted by reason."""
+    """Every comment that can become a record; the others are counted by reason."""
     for number in range(len(threads.rows)):
         thread = threads.thread(number)
         split = thread.split
@@ -162,7 +175,7 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
 
 
 def _unteachable(place: int, parents: Sequence[int], task: ThreadsTask) -> bool:
-    """Whether a training prompt cannot hold any of the parents; of windows, `abstain` teaches those too."""
+    """Whether a training prompt cannot hold any of the parents; in windows, `abstain` teaches those too."""
     if task.contexts == "window":
         return not task.abstain and max(parents) < window_start(place, task.n_contexts)
     return max(parents) < place - task.window
@@ -179,8 +192,12 @@ def _with_parents(reply: Reply) -> str:
 
 @dataclass(frozen=True)
 class _Dense:
-    """Vectors of the posts that some window holds (`places` maps a flat place to its row) and of the
-    comments.
+    """Vectors of the posts that are a candidate of some reply, and of the comments.
+
+    Attributes:
+        vectors: float32[posts, D], the candidates.
+        places: int64[all posts], the row of a post's vector.
+        queries: float32[comments, D].
     """
 
     vectors: np.ndarray
@@ -196,7 +213,15 @@ class _Dense:
         progress: Progress,
         folder: Path,
     ) -> None:
-        """Embeds posts and comments and writes the vectors."""
+        """Embed posts and comments, and write the vectors.
+
+        Args:
+            threads: the corpus.
+            replies: the replies that become records.
+            embedder: the model.
+            progress: is told what is done.
+            folder: gets the vectors.
+        """
         starts = threads.rows.numbers("start")[replies.numbers("thread")]
         last, low = replies.numbers("place") + starts, replies.numbers("low") + starts
         wanted = np.zeros(len(threads.posts), dtype=bool)
@@ -216,10 +241,17 @@ class _Dense:
 
     @classmethod
     def open(cls, folder: Path) -> _Dense:
-        """What `build` wrote."""
+        """Map what `build` wrote."""
         return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
 
     def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
+        """Return float32[high - low], the cosines of a comment with the posts `low` to `high - 1`.
+
+        Args:
+            query: number of the comment.
+            low: place of the first post in the flat corpus.
+            high: place after the last one.
+        """
         first = int(self.places[low])
         return cosines(self.vectors[first : first + high - low], self.queries[query])
 
@@ -254,8 +286,10 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
 
 
 def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
-    """Places of the candidates that the prompt may hold, the most wanted first: all as they are ranked, or
-    those of its window from the newest back.
+    """Places of the candidates that the prompt may hold, the most wanted first.
+
+    They are all candidates as they are ranked, or with `contexts: window` the posts of the window, from the
+    newest back.
     """
     if task.contexts == "window":
         start = window_start(reply.place, task.n_contexts)
