@@ -1,4 +1,4 @@
-"""What the user may say about building records; the same models are the form in the orchestrator's UI."""
+"""The settings of building records. The same models are the form in the orchestrator's UI."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Stemmer
 
-#: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
-#: gives the same bytes; the digests of the files' contents stand there instead.
+#: Fields that say where files lie. They stay out of what is written into the records, so that a moved corpus
+#: gives the same bytes. The digests of the files' contents are written instead.
 PATH_FIELDS = frozenset(
     {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
 )
 
-#: Fields that say who builds the records. They decide nothing in them and stay out as well.
+#: Fields that say which processes build the records. They change no record, so they stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
 
 #: YAML 1.1 reads `off` as false.
@@ -143,7 +143,7 @@ class _ContextSettings(SettingsModel):
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The config as JSON values without the fields that only say where files lie and who builds."""
+        """Return the settings as JSON values, without those that change no record."""
         return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
 
 

@@ -1,4 +1,4 @@
-"""What the user may say about each task: tables, threads, questions over documents."""
+"""The settings of each task: tables, threads, questions over documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SettingsModel(BaseModel):
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What is said of a task where nothing of its code is loaded.
+    """What the form, the evaluation and the report need to know of a task.
 
     Attributes:
         title: the section's title in the form.
@@ -51,7 +51,7 @@ class TaskFacts:
 
 
 class TaskSettings(SettingsModel):
-    """What the user may say about any task; each task has a subclass with `facts`."""
+    """The settings that all tasks have. Each task has a subclass with `facts`."""
 
     facts: ClassVar[TaskFacts]
 

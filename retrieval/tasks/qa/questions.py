@@ -41,26 +41,33 @@ from retrieval.tasks.qa.corpus import (
 )
 from retrieval.tasks.qa.record import AskedQuestion, QaBuilder
 from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
+from retrieval.tasks.task_protocol import Example
 
+#: How many documents each leg finds. Fusion sees no others, so this bounds recall.
 DEPTH = 100
-#: Questions that are searched at once.
+#: Questions that are searched at once: BM25 and FAISS answer a batch on all cores.
 SEARCH_BATCH = 256
 VECTORS = "vectors.faiss"
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What one leg found for one question: the best `places`, best first, with their `scores`."""
+    """What one leg found for one question.
+
+    Attributes:
+        places: int64[k], places of documents, the best first.
+        scores: float[k], their scores.
+    """
 
     places: np.ndarray
     scores: np.ndarray
 
     def among(self, which: np.ndarray | slice) -> _Found:
-        """Some of it, in the same order."""
+        """Return a part of it, in the same order."""
         return _Found(self.places[which], self.scores[which])
 
     def ranking(self, pool: np.ndarray) -> LegRanking:
-        """The ranking of a pool (ascending places, of which these are some), by places in the pool."""
+        """Return the ranking by places in a pool, which holds these documents and others in ascending order."""
         return LegRanking(np.searchsorted(pool, self.places), self.scores)
 
 
@@ -159,9 +166,7 @@ class QaWork:
     queries: np.ndarray | None
     reranker: Reranker | None
 
-    def build(
-        self, low: int, high: int, report: TaskReport
-    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
         """Build (record, ranking) of the questions `low` to `high - 1`, in source order.
 
         Args:
@@ -173,9 +178,10 @@ class QaWork:
             numbers = range(start, min(start + SEARCH_BATCH, high))
             yield from self._batch(numbers, report)
 
-    def _batch(self, numbers: range, report: TaskReport) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _batch(self, numbers: range, report: TaskReport) -> Iterator[Example]:
         share = self.task.share_contexts
-        # Whole blocks of questions that share, so that a record does not depend on how the work is cut.
+        # A block of questions that share a context is looked at whole even where the shard ends within it, so
+        # that a record does not depend on how the work is cut.
         wide = range(numbers.start // share * share, min(-(-numbers.stop // share) * share, len(self.kept)))
         asked, rankings = self._asked(wide)
         groups = sharing_groups([one.split for one in asked], share)
@@ -184,7 +190,7 @@ class QaWork:
             at = number - wide.start
             first = groups[at][0]
             if first not in contexts:
-                # Counted once, by whoever builds the first question of the group.
+                # A group that two shards share is counted once, by the shard that has its first question.
                 counted = report if first + wide.start in numbers else TaskReport()
                 contexts[first] = self.builder.context([asked[i] for i in groups[at]], counted)
             one = asked[at]
@@ -197,7 +203,7 @@ class QaWork:
             yield record, _ranking(self.corpus, record, rankings[at])
 
     def _asked(self, numbers: range) -> tuple[list[AskedQuestion], list[dict[str, np.ndarray]]]:
-        """The questions with what was found for them, and every leg's ranking of each."""
+        """Each question with its documents as ranked, and the rankings of all legs."""
         questions = [self.questions[int(self.kept[number])] for number in numbers]
         legs = self._legs(numbers, questions)
         rankings = [_rank(number, legs, self.task) for number in range(len(questions))]
@@ -214,11 +220,12 @@ class QaWork:
         return asked, rankings
 
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
-        """Per leg and question: the best places with their scores, of what existed when it was asked."""
+        """What each leg found for each question, among the documents that existed when it was asked."""
         words = [self.bm25.tokenizer(question.text) for question in questions]
         search = {"bm25": lambda rows, k: list(map(_Found, *self.bm25.search_batch(words[rows], k)))}
         if (dense := self.dense) is not None and self.queries is not None:
             vectors = self.queries[numbers.start : numbers.stop]
+            # FAISS fills up with place -1 where an index finds fewer than k.
             search["dense"] = lambda rows, k: [
                 _Found(places[places >= 0], scores[places >= 0])
                 for places, scores in zip(*dense.search(vectors[rows], k), strict=True)
@@ -232,9 +239,10 @@ class QaWork:
         return legs
 
     def _known(self, found: _Found, asked: float, deeper: Callable[[int], list[_Found]]) -> _Found:
-        """The first `DEPTH` of what was found that existed at `asked`, searched as deep as that needs."""
+        """The best `DEPTH` documents that existed at the time `asked`; `deeper` searches again where needed."""
         depth = DEPTH
         while True:
+            # Written as "not later", because a comparison with NaN (an unknown time) is false.
             known = found.among(~(self.corpus.times[found.places] > asked))
             if len(known.places) >= DEPTH or len(found.places) < depth or depth >= len(self.corpus.times):
                 return known.among(slice(DEPTH))
