@@ -37,9 +37,10 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
-    """(title, text) of one file: Markdown's first heading or PDF's title, else the file's own name.
+    """Read (title, text) of a file: the first Markdown heading, the PDF's title, or the file's name.
 
     Markup stays as it is. The text is empty where there is none, as in a scanned PDF.
+
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
     """
@@ -58,7 +59,7 @@ def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
     if heading is None:
         return name.stem, text
     if not text[: heading.start()].strip():
-        # The title is not said twice; spaces in its place keep every other character where it is.
+        # The title would stand in the prompt twice. Spaces in its place keep the offsets of all other text.
         text = " " * heading.end() + text[heading.end() :]
     return fold(heading[1]), text
 
@@ -67,7 +68,7 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
     """(title or "", the pages' texts apart by blank lines)."""
     from pypdf import PdfReader
 
-    # Its warnings about harmless flaws would go to the terminal line by line.
+    # pypdf logs a line for every harmless flaw of a file.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         with file.path.open("rb") as handle:
@@ -88,5 +89,5 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
 
 
 def _utf8(text: str) -> str:
-    """What can be written: fonts may map glyphs to halves of surrogate pairs."""
+    """The text without halves of surrogate pairs, which fonts may map glyphs to and UTF-8 cannot hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -45,7 +45,7 @@ from retrieval.tasks.task_protocol import Example
 
 #: How many documents each leg finds. Fusion sees no others, so this bounds recall.
 DEPTH = 100
-#: Questions that are searched at once: BM25 and FAISS answer a batch on all cores.
+#: Questions that are searched in one call, which costs less than a call each.
 SEARCH_BATCH = 256
 VECTORS = "vectors.faiss"
 
@@ -67,7 +67,7 @@ class _Found:
         return _Found(self.places[which], self.scores[which])
 
     def ranking(self, pool: np.ndarray) -> LegRanking:
-        """Return the ranking by places in a pool, which holds these documents and others in ascending order."""
+        """Return the ranking by places in a pool: ascending places of these documents and others."""
         return LegRanking(np.searchsorted(pool, self.places), self.scores)
 
 
@@ -239,7 +239,7 @@ class QaWork:
         return legs
 
     def _known(self, found: _Found, asked: float, deeper: Callable[[int], list[_Found]]) -> _Found:
-        """The best `DEPTH` documents that existed at the time `asked`; `deeper` searches again where needed."""
+        """The best `DEPTH` documents that existed when it was asked; `deeper` searches again if needed."""
         depth = DEPTH
         while True:
             # Written as "not later", because a comparison with NaN (an unknown time) is false.
