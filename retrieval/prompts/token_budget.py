@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.settings.context import ContextConfig
 from retrieval.text.sentences import sentences
+from retrieval.text.token_counter import load_counter
 
 Count = Callable[[str], int]
 
@@ -28,9 +30,6 @@ def token_count(config: ContextConfig) -> Count:
     Raises:
         InputError: the tokenizer cannot be read.
     """
-    from retrieval.corpus.source_files import tokenizer_folder
-    from retrieval.text.token_counter import load_counter
-
     if not config.counts_tokens:
         return count_words
     return load_counter(tokenizer_folder(config)).count
@@ -89,18 +88,18 @@ def fit(
         text = kept[place]
         if total <= budget or text is None:
             continue
-        room = budget - (total - costs[place]) - beside[place]
+        left = budget - (total - costs[place]) - beside[place]
         wanted = keep(text) if place in protected else ""
         if wanted is None:
             continue
-        short = _around(text, wanted, room, count) if wanted else _head(text, room, count)
+        short = _around(text, wanted, left, count) if wanted else _head(text, left, count)
         kept[place] = short
         total += count(short) + beside[place] - costs[place]
     return Fitted(tuple(kept), True, total > budget)
 
 
-def _around(text: str, wanted: str, room: int, count: Count) -> str:
-    """The longest run of sentences within `room` tokens around the wanted one, which always stays."""
+def _around(text: str, wanted: str, budget: int, count: Count) -> str:
+    """The longest run of sentences within the budget around the wanted one, which always stays."""
     parts = sentences(text)
     if wanted not in parts:
         return text
@@ -109,20 +108,21 @@ def _around(text: str, wanted: str, room: int, count: Count) -> str:
     while True:
         # What follows an answer explains it less often than what stands before: the earlier one first.
         for first, last in ((low - 1, high), (low, high + 1)):
-            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= room:
+            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= budget:
                 low, high = first, last
                 break
         else:
             return " ".join(parts[low:high])
 
 
-def _head(text: str, room: int, count: Count) -> str:
-    """As many words of the beginning as fit, one at least."""
+def _head(text: str, budget: int, count: Count) -> str:
+    """As many of the first words as are within the budget, at least one."""
+    # Tokens of a part are not the sum of its words' tokens, so the length is found by bisection.
     words = text.split()
     low, high = 1, max(len(words), 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if count(" ".join(words[:middle])) <= room:
+        if count(" ".join(words[:middle])) <= budget:
             low = middle
         else:
             high = middle - 1
