@@ -1,6 +1,6 @@
 """Instructions of the Alpaca kind: rows of `instruction`, `input` (may be empty or missing) and `output`.
 
-As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is made of file name and row.
+As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is the file name and the row.
 Format: https://github.com/tatsu-lab/stanford_alpaca
 """
 
@@ -32,9 +32,10 @@ class Triple:
 
 
 def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:
-    """The instructions in file order; those without an output are dropped and counted.
+    """Read the instructions in file order; those without an output are dropped and counted.
 
     `read["instructions"]` counts what the files hold.
+
     Raises:
         InputError: a row is broken, an id is used twice, or there is none at all.
     """

@@ -1,4 +1,4 @@
-"""Documents that are a file each: `.txt`, `.md` and `.pdf`. The id is the file's path below the source."""
+"""Documents that are one file each: `.txt`, `.md`, `.pdf`. The id is the file's path below the source."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def stream_items(
 
 
 def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
-    """Field names of a JSON file's first object, up to one of `decisive`; an array's first item counts.
+    """Return the field names of a JSON file's first object (or an array's first item), up to one of
+    `decisive`.
 
     Raises:
         InputError: the file cannot be read, or it does not begin with an object.

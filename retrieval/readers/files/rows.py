@@ -98,7 +98,7 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
 
 
 def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
-    """The names that tell a file's layout: columns, or the first object's fields up to a decisive one.
+    """Return the names that tell a file's layout: columns, or the first object's fields up to a decisive one.
 
     Raises:
         InputError: the file cannot be read or does not begin with an object.

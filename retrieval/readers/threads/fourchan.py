@@ -39,7 +39,14 @@ _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"}
 
 @dataclass(frozen=True)
 class Comment:
-    """A post's HTML read: clean text, the posts of this thread it links to, and links that lead elsewhere."""
+    """What a post's HTML says.
+
+    Attributes:
+        text: clean text.
+        links: ids of the posts of this thread that it links to, each once.
+        cross_thread: number of links to other threads.
+        dead: number of links to posts that were deleted.
+    """
 
     text: str
     links: tuple[str, ...]
@@ -48,10 +55,10 @@ class Comment:
 
 
 def parse_comment(html: str, thread_no: str) -> Comment:
-    """Text and in-thread links of one `com`, with quotelinks and quoted lines taken out of the text.
+    """Read one `com`: the text without quotelinks and quoted lines, and the links within the thread.
 
-    A link counts by its target (`#p123`, or a path whose thread is `thread_no`), never by its text, which
-    `<wbr>` may split. Dead links are spans and, like links to other threads, name no parent.
+    A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
+    which `<wbr>` may split. Dead links are spans. Like links to other threads they name no parent.
     """
     if "<" not in html and "&" not in html:
         return Comment(_clean(html), ())
@@ -64,9 +71,8 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     pieces: list[str] = []
     links: list[str] = []
     cross = dead = 0
-    # An own stack, for nested markup as deep as a hostile page makes it; `quiet` marks quoted subtrees whose
-    # links still count while their text does not.
-    # None ends a block.
+    # A stack instead of recursion, because hostile pages nest deeper than Python recurses. `quiet` marks
+    # quoted parts, whose links still count while their text does not. None ends a block.
     stack: list[tuple[LexborNode | None, bool]] = [(body, False)]
     while stack:
         node, quiet = stack.pop()

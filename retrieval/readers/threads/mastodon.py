@@ -2,7 +2,7 @@
 "created_at"}`.
 
 A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`).
-What hangs together by replies is a thread. Boosts are dropped and counted; a content warning stands before
+Statuses that replies connect are a thread. Boosts are dropped and counted. A content warning stands before
 the text. Format: https://docs.joinmastodon.org/entities/Status/
 """
 
@@ -77,7 +77,7 @@ def _statuses(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _author(value: Any, where: str) -> str:
-    """The account's name with its server, which sets people of one name apart."""
+    """The account's name with its server: names are unique on a server only."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field account is {type(value).__name__}, expected an object with acct")
     for name in ("acct", "username"):

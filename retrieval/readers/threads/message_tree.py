@@ -19,6 +19,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 
+# Neither journal nor syncing: the file is temporary, and a crash loses it anyway.
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -29,7 +30,8 @@ _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, N
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
 """
-# Whose parent is not there starts a thread. Those in a circle of replies are reached from nowhere.
+# A message whose parent is not there starts a thread. Messages in a circle of replies have no such start and
+# get no root.
 _BY_REPLIES = """
 WITH RECURSIVE reached(seq, id, root) AS (
     SELECT seq, id, seq FROM message AS m
@@ -43,9 +45,18 @@ _FIELDS = "id, parent, thread, author, text, time, source, row, place, seq"
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `parent` is "" where it answers none, `thread` is "" where only replies tell the thread.
+    """One message.
 
-    `where` is its place for errors; `source` and `row` are what records say of it.
+    Attributes:
+        where: file and row, for errors.
+        id: unique among all messages.
+        author: the name that records show.
+        text: clean text, which may be empty.
+        source: the file's name in records.
+        row: the row in records.
+        parent: id of the message that it replies to; "" for none.
+        thread: id of its thread; "" where only replies tell the thread.
+        time: when it was written, in seconds since 1970; None: unknown.
     """
 
     where: str
@@ -175,7 +186,8 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         ordered.append(row)
         for child in children.pop(row[0], []):
             heapq.heappush(ready, _key(child, timed))
-    placed = {row[0] for row in ordered}  # within a named thread, replies may go in circles
+    # Within a named thread, replies may go in circles; those come last, in the order of reading.
+    placed = {row[0] for row in ordered}
     return ordered + [row for row in rows if row[0] not in placed]
 
 
