@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +19,9 @@ from retrieval.readers.documents.documents import holds_instructions
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
 from retrieval.settings.tasks import QaTask, ThreadsTask
+from retrieval.settings.thread_formats import THREAD_FORMATS
 from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +128,7 @@ def test_ten_minutes(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_format() -> None:
-    known = {*get_args(ThreadsTask.model_fields["format"].annotation)} - {"auto"}
+    known = {*THREAD_FORMATS, *DOCUMENT_LAYOUTS}
     known |= {"block", "missing_parents", "chunk_tokens", "chunk_overlap", "JORA_CACHE"}
     missing = [name for name in known if name.lower() not in PAGE.lower()]
     assert not missing
