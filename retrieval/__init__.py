@@ -1,7 +1,6 @@
-"""Retrieval: from any corpus to records worth training on.
+"""Retrieval: from any corpus to records to train on.
 
-The way through the room: `readers` turn corpora into `corpus` objects, `bm25`, `dense` and `hybrid` rank,
-`tasks` write Alpaca records, `build.build_context` does all of it for one config, and `scoring` judges
-predictions. Nothing heavy is imported here, so that `import retrieval` costs nothing; take what you need from
-its module.
+`readers` turn files into the types of `corpus`, `search` ranks, `guards` keep held-out content out of
+training, `prompts` has the words of an example, `tasks` build records, `build` runs a whole configuration,
+and `evaluation` scores answers. Nothing is imported here, so that `import retrieval` costs nothing.
 """

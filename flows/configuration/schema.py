@@ -21,12 +21,12 @@ from jora_core.specs.data import BatchingSettings
 from jora_core.specs.model_files import ExportSettings
 from jora_core.specs.train import TrainingSettings
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.task_registry import TaskName
 
 __all__ = ["Mode", "PipelineConfig"]
 
 PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
-Task = Literal["tables", "threads", "qa"]
 
 
 # Pydantic lists the fields of the last base first, so the form begins with the folder (below: the phase).
@@ -46,7 +46,7 @@ class PhaseRecords(SpecModel):
     """Which of the two phases this is, and which records it trains on."""
 
     stage: PhaseStage = Field(title="Stage", description="Which of the two fine-tuning stages this is")
-    tasks: list[Task] = Field(min_length=1, title="Tasks", description="Which records it trains on")
+    tasks: list[TaskName] = Field(min_length=1, title="Tasks", description="Which records it trains on")
 
 
 class PhaseConfig(BatchingSettings, TrainingSettings, PhaseRecords):
@@ -85,6 +85,13 @@ class EvaluateConfig(EvaluationSettings):
         title="Bootstrap samples",
         description="Resamplings behind each interval, by thread",
     )
+
+    def most_records(self, task: str) -> int | None:
+        """Return how many held-out records of a task are scored at most, None for all.
+
+        A task without a key of its own goes by the general one.
+        """
+        return getattr(self, f"{task}_max_records", self.max_records)
 
 
 class ExportConfig(ExportSettings):
@@ -187,7 +194,7 @@ class PipelineConfig(SpecModel):
                 "phases.1.lora must equal phases.0.lora: the second phase continues the first's adapter"
             )
         for index, phase in enumerate(self.phases):
-            missing = [task for task in phase.tasks if getattr(self.context, task) is None]
+            missing = [task for task in phase.tasks if task not in self.context.tasks]
             if missing:
                 raise ValueError(
                     f"phases.{index}.tasks names {missing[0]}, but context.{missing[0]} is not given"

@@ -17,6 +17,7 @@ from typing import Any
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import MANIFEST, Manifest, read_manifest
 from flows.engine.run_stage import ArtifactRef
+from retrieval.settings.task_registry import TASKS
 
 Row = dict[str, Any]
 
@@ -112,10 +113,11 @@ class RunFacts:
         answers: dict[str, dict[str, str]] = {}
         for row in _columns(predictions, ["id", "system", "choice", "text"]):
             answers.setdefault(row["id"], {})[row["system"]] = row["choice"] or row["text"] or ""
+        chosen = {name for name, entry in TASKS.items() if entry.facts.answers == "choice"}
         was_right = {
             row["id"]: means_gold(answers[row["id"]][self.shown_system], row)
             for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
-            if row["task"] == "threads" and self.shown_system in answers[row["id"]]
+            if row["task"] in chosen and self.shown_system in answers[row["id"]]
         }
         order = _shuffled(was_right)
         right = [name for name in order if was_right[name]][:EXAMPLES]

@@ -65,10 +65,9 @@ def render_html(facts: RunFacts) -> str:
 
 def _subtitle(facts: RunFacts) -> str:
     model = Path(facts.config.model.path).name
-    tasks = [name for name in ("tables", "threads", "qa") if getattr(facts.config.context, name) is not None]
     ended = max((manifest["ended"] for manifest in facts.manifests.values()), default="")
     moment = f" · {ended[:16].replace('T', ' ')} UTC" if ended else ""
-    return f"{model} on {', '.join(tasks)}{moment}"
+    return f"{model} on {', '.join(facts.config.context.tasks)}{moment}"
 
 
 def _footer(facts: RunFacts) -> str:

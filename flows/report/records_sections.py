@@ -9,12 +9,13 @@ from flows.report.blocks import Block, Columns, Figure, Table
 from flows.report.facts import RunFacts
 from flows.report.svg_charts import Bar, Series, bar_chart, line_chart
 from flows.report.wording import LEG_NAMES, leg_name, percent, score_text
+from retrieval.settings.task_registry import TASKS
 
 DEPTHS = (1, 3, 5, 10, 20)
+#: What each task's records are; tasks whose retriever can be judged come first.
 TASK_NAMES = {
-    "threads": "comments in threads",
-    "qa": "questions on documents",
-    "tables": "questions on tables",
+    name: entry.facts.records
+    for name, entry in sorted(TASKS.items(), key=lambda item: not item[1].facts.ranked)
 }
 #: Columns of the table of legs, with their headers; those that the artifact has are shown.
 MEASURES = (
@@ -59,9 +60,10 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
         for leg in named
     ]
     best = max(named, key=lambda leg: legs[leg]["recall@10"])
+    contexts = TASKS[task].facts.contexts
     chart = line_chart(
         f"Recall at k, {title}",
-        f"Share of the right {_unit(task)} among the first k, by leg. {leg_name(best)} is best at 10: "
+        f"Share of the right {contexts} among the first k, by leg. {leg_name(best)} is best at 10: "
         f"{percent(legs[best]['recall@10'])}.",
         lines,
         "k",
@@ -123,10 +125,6 @@ def _range(row: Mapping[str, Any]) -> str:
     if last is None:
         return f"{first} and more"
     return str(first) if first == last else f"{first}–{last}"
-
-
-def _unit(task: str) -> str:
-    return {"threads": "posts", "qa": "documents"}.get(task, "tables")
 
 
 def _ceiling_note(metrics: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from flows.children.run_child import inside_flow_run, run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
+from retrieval.settings.task_registry import build_modules
 
 NAME = "build-context"
 RECORDS = "records.parquet"
@@ -62,6 +63,6 @@ BUILD_CONTEXT = Stage(
     settings=_settings,
     inputs=_inputs,
     upstream=lambda config: (),
-    sources=lambda: stage_sources(__file__, "retrieval.build.build"),
+    sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),
     run=_run,
 )

@@ -14,42 +14,46 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
-from flows.configuration.schema import Mode, PipelineConfig, Task
+from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.finetune import ADAPTER
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ALPACA_SHORT
+from retrieval.settings.task_registry import TASKS, scoring_modules
 
 NAME = "evaluate"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 
 Row = Mapping[str, Any]
-Answers = Mapping[str, Mapping[str, str]]  # system → record id → answer
 
 
 @dataclass(frozen=True)
 class _Part:
     """One task's share of the evaluation: how its records are answered, and how many at most."""
 
-    task: Task
+    task: str
     mode: Mode
     max_records: int | None
 
 
 def _parts(config: PipelineConfig) -> list[_Part]:
     wanted = config.evaluate
-    parts = (
-        _Part("threads", wanted.mode, wanted.max_records),
-        _Part("tables", "generate", wanted.tables_max_records),
-        _Part("qa", "generate", wanted.qa_max_records),
-    )
-    return [
-        part for part in parts if getattr(config.context, part.task) is not None and part.max_records != 0
-    ]
+    chosen, written = [], []
+    for name in config.context.tasks:
+        most = wanted.most_records(name)
+        if most == 0:
+            continue
+        if TASKS[name].facts.answers == "choice":
+            chosen.append(_Part(name, wanted.mode, most))
+        else:
+            written.append(_Part(name, "generate", most))
+    # The systems of the report stand in the order of the scores: those with baselines come first.
+    return [*chosen, *written]
 
 
 def systems_of(context: StageContext) -> dict[str, Path | None]:
@@ -116,13 +120,11 @@ def _predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from retrieval.build.record_files import RECORD_COLUMNS, schema
-
     config = context.config
     folder = context.work_dir / part.task
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / "records.parquet"
-    pq.write_table(pa.Table.from_pylist(list(chosen), schema=schema(RECORD_COLUMNS)), records)
+    pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
         model=Path(config.model.path),
         systems=systems_of(context),
@@ -149,57 +151,18 @@ def _predict(
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
     from retrieval.build.record_files import read_rankings
-    from retrieval.evaluation.answer_scores import qa_scores, tables_scores
+    from retrieval.tasks.answers import Answers, score_answers
 
-    options: dict[str, Any] = {
-        "seed": context.config.seed,
-        "resamples": context.config.evaluate.bootstrap_samples,
-    }
-    if part.task == "threads":
-        path = context.upstream[build_context.NAME] / build_context.RANKINGS
-        ids = {row["id"] for row in chosen}
-        rankings = [row for row in read_rankings(path, "threads", "test") if row["id"] in ids]
-        return _thread_scores(part.mode, chosen, rows, rankings, options)
-    judge = tables_scores if part.task == "tables" else qa_scores
-    said = _answers(rows, "text")
-    return {"systems": {name: judge(by_id, chosen, **options) for name, by_id in said.items()}}
-
-
-def _thread_scores(
-    mode: Mode,
-    chosen: Sequence[Row],
-    rows: Sequence[Row],
-    rankings: Sequence[Row],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Directionality of all systems; where both were asked for, of the written answers too, under
-    `generated`.
-    """
-    from retrieval.evaluation.answer_scores import directionality, prediction_from_answer
-
-    by_id = {row["id"]: row for row in chosen}
-
-    def score(column: str) -> dict[str, Any]:
-        predictions = {
-            system: {record: prediction_from_answer(answer, by_id[record]) for record, answer in said.items()}
-            for system, said in _answers(rows, column).items()
-        }
-        return directionality(predictions, rankings, **options)
-
-    scores = score("text" if mode == "generate" else "choice")
-    scores["answers"] = "generated" if mode == "generate" else "choice"
-    if mode == "both":
-        models = _answers(rows, "text")
-        written = score("text")["systems"]
-        scores["generated"] = {"systems": {name: written[name] for name in models}}
-    return scores
-
-
-def _answers(rows: Sequence[Row], column: str) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for row in rows:
-        found.setdefault(row["system"], {})[row["id"]] = row[column]
-    return found
+    path = context.upstream[build_context.NAME] / build_context.RANKINGS
+    answers = Answers(
+        records=chosen,
+        rows=rows,
+        rankings=lambda: read_rankings(path, part.task, "test"),
+        mode=part.mode,
+        seed=context.config.seed,
+        resamples=context.config.evaluate.bootstrap_samples,
+    )
+    return score_answers(part.task, answers)
 
 
 def _merge(scores: dict[str, Any], part: dict[str, Any]) -> None:
@@ -241,7 +204,7 @@ EVALUATE = Stage(
         __file__,
         "jora_core.commands.predict",
         "retrieval.build.record_files",
-        "retrieval.evaluation.answer_scores",
+        *scoring_modules(),
     ),
     run=_run,
 )

@@ -22,6 +22,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.progress import progress
+from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
@@ -91,16 +92,16 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = ["id", "instruction", "input", "split", "task"]
+    wanted = list(ANSWERING_COLUMNS)
     if spec.mode != "generate":
-        wanted.append("choices")
+        wanted.append(CHOICES_COLUMN)
     try:
         names = pq.read_schema(spec.records).names
         if missing := [name for name in wanted if name not in names]:
             raise InputError(
                 f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(wanted)}"
             )
-        optional = [name for name in ("context_id", "context_ids") if name in names]
+        optional = [name for name in ANSWERING_OPTIONAL_COLUMNS if name in names]
         rows = pq.read_table(spec.records, columns=[*wanted, *optional]).to_pylist()
     except FileNotFoundError:
         raise InputError(f"records file {spec.records} does not exist; build the context first") from None

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import TRAINING_COLUMNS, TRAINING_OPTIONAL_COLUMNS
 from jora_core.data.token_cache import Row
 from jora_core.specs.data import DataSpec
 
-RECORD_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
 _READ_ROWS = 8192
 
 
@@ -38,8 +38,8 @@ def columns_to_read(spec: DataSpec) -> list[str]:
         needed = ["segments", *(["task"] if spec.tasks is not None else [])]
         optional = ["suffixes", "id", "task", "split", "context_id"]
     else:
-        needed = list(RECORD_COLUMNS)
-        optional = ["context_ids", "oracle_ids"]
+        needed = list(TRAINING_COLUMNS)
+        optional = list(TRAINING_OPTIONAL_COLUMNS)
     if missing := [name for name in needed if name not in names]:
         raise InputError(
             f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(needed)} "

@@ -1,6 +1,6 @@
-"""From corpora to records: everything a config asks for, in one call.
+"""From corpora to records: everything a configuration asks for, in one call.
 
-The same config over the same files gives the same bytes, wherever the files lie and whoever builds the
+The same configuration over the same files gives the same bytes, wherever the files lie and whoever builds the
 shards.
 """
 
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from jora_core.base.atomic_files import write_json
 from jora_core.base.digests import canonical_json
 from jora_core.base.errors import InputError, write_error
+from jora_core.base.record_columns import RECORD_COLUMNS
 from retrieval.build.executors import run_shards
-from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS
+from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.build.shards import (
     FORMAT_VERSION,
     Prepared,
@@ -46,11 +47,17 @@ WORK = ".build"
 def build_context(
     config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Writes `records.parquet`, `rankings.parquet` and, last, `metrics.json`; returns the metrics.
+    """Write `records.parquet`, `rankings.parquet` and, last, `metrics.json`; return the metrics.
 
-    Each file appears complete or not at all; an error publishes none of them. What is half done lies in
-    `work_dir` (a folder below `output_dir` by default) until the build ends: a build that was killed goes on
-    from there when it is called again. Wrong input leaves nothing.
+    Each file appears complete or not at all; an error publishes none of them. A build that was killed
+    continues from its work folder when it is called again. Wrong input leaves no work folder.
+
+    Args:
+        config: what to build.
+        output_dir: gets the three files.
+        progress: is told what is done.
+        work_dir: holds unfinished work until the build ends; by default a folder below `output_dir`.
+
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
             writable.
@@ -71,10 +78,10 @@ def build_context(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds a folder against another build; the lock ends with the process, however it ends.
+    """Lock a folder against another build; the lock ends with the process, however the process ends.
 
     Raises:
-        InputError: another build holds it, or it cannot be made.
+        InputError: another build has locked it, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,14 @@ def _alone(folder: Path) -> Iterator[None]:
 def merge(
     config: ContextConfig, work: Path, prepared: Prepared, output_dir: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Joins the finished shards in order into the three files; returns the metrics.
+    """Join the finished shards in order into the three files; return the metrics.
+
+    Args:
+        config: what was built.
+        work: the work folder with all shards.
+        prepared: what `prepare` returned.
+        output_dir: gets the three files.
+        progress: is told what is done.
 
     Raises:
         InputError: a file cannot be written.
@@ -128,7 +142,12 @@ def merge(
 
 
 def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[str, Any]:
-    """`merge` for a work folder whose shards were built elsewhere; the folder is gone afterwards.
+    """Merge a work folder whose shards were built by other processes, and remove the folder.
+
+    Args:
+        config: what was built.
+        work: the work folder.
+        output_dir: gets the three files.
 
     Raises:
         InputError: a file cannot be written.
@@ -149,4 +168,4 @@ def _batches(work: Path, shards: list[Shard], kind: str) -> Iterator[pa.RecordBa
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that tells nobody."""
+    """Ignore progress."""

@@ -1,4 +1,4 @@
-"""Who builds the shards: this process, its threads, or Dask workers. The records are the same bytes."""
+"""Shards built by this process, its threads, or Dask workers. The records are the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ DASK_MISSING = (
 
 
 def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: Progress) -> None:
-    """Builds every shard that is not there yet, by the configured backend.
+    """Build every shard that is not there yet, by the configured backend.
+
+    Args:
+        config: what is built, and by whom.
+        work: the prepared work folder.
+        prepared: what `prepare` returned.
+        progress: is told what is done.
 
     Raises:
         InputError: Dask is asked for and not installed, or no scheduler answers.
@@ -32,7 +38,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
 
 
 def worker_count(config: ContextConfig) -> int:
-    """How many shards are built at once by processes."""
+    """Return how many processes build shards at once."""
     return config.workers or cores()
 
 
@@ -65,7 +71,7 @@ def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], told: _B
 
 
 def _all_or_first_error(futures: list[Any]) -> None:
-    """Waits for all; at the first error, what has not begun is not begun."""
+    """Wait for all; after the first error, cancel what has not begun."""
     waiting = set(futures)
     try:
         while waiting:
@@ -91,7 +97,7 @@ def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTa
 
 
 def local_cluster(config: ContextConfig) -> dict[str, Any]:
-    """Settings of a `LocalCluster` of worker processes that end with this one."""
+    """Return the settings of a `LocalCluster` of worker processes that end with this one."""
     return {
         "n_workers": worker_count(config),
         "threads_per_worker": 1,
@@ -102,7 +108,7 @@ def local_cluster(config: ContextConfig) -> dict[str, Any]:
 
 
 def dask_client(config: ContextConfig) -> Any:
-    """A client of the configured scheduler, or of worker processes of its own that end with it.
+    """Return a client of the configured scheduler, or of worker processes that end with it.
 
     Raises:
         InputError: Dask is not installed, or no scheduler answers at the address.

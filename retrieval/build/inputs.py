@@ -7,45 +7,21 @@ from pathlib import Path
 
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import read_error
-from retrieval.corpus.source_files import (
-    IRC_SUFFIX,
-    annotation_path,
-    document_files,
-    question_files,
-    table_files,
-    tokenizer_folder,
-)
-from retrieval.readers.threads.registry import thread_files
+from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
+from retrieval.tasks.task_protocol import task_input_files
 from retrieval.text.token_counter import tokenizer_file
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Every file that a build reads, with a stable label; what a stage key should digest.
+    """Return every file that a build reads, with a stable label; their digests are part of a stage's key.
 
     Raises:
         InputError: a source is missing.
     """
-    if config.tables:
-        for split, root, tsv in table_files(config.tables):
-            role = f"tables{'.' + split if split else ''}"
-            yield f"{role}/{tsv.name}", tsv
-            for path in sorted((root / "csv").rglob("*.csv")):
-                yield f"{role}/{path.relative_to(root).as_posix()}", path
-    if config.threads:
-        for split, file in thread_files(config.threads):
-            role = f"threads{'.' + split if split else ''}"
-            yield f"{role}/{file.name}", file.path
-            if file.name.endswith(IRC_SUFFIX):
-                note = annotation_path(file.path)
-                if note.is_file():
-                    yield f"{role}/{annotation_path(Path(file.name)).as_posix()}", note
-    if config.qa:
-        for file in document_files(config.qa):
-            yield f"qa.documents/{file.name}", file.path
-        for file in question_files(config.qa) if config.qa.questions is not None else []:
-            yield f"qa.questions/{file.name}", file.path
+    for task in config.tasks:
+        yield from task_input_files(task, config)
     if config.counts_tokens:
         file = tokenizer_file(tokenizer_folder(config))
         yield f"tokenizer/{file.name}", file
@@ -57,7 +33,11 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
 
 
 def input_digests(config: ContextConfig) -> dict[str, str]:
-    """SHA-256 of every input file by label; a model given by public name appears under that name."""
+    """Return the SHA-256 of every input file by label; a model given by a public name stands as that name.
+
+    Raises:
+        InputError: a source is missing or cannot be read.
+    """
     digests = {}
     for label, path in input_files(config):
         try:

@@ -1,36 +1,15 @@
-"""The two Parquet files of a build: their schemas, an atomic deterministic writer, checked readers.
-
-The same rows and metadata give the same bytes: fixed row groups, sorted metadata, no times, no paths.
-"""
+"""The two Parquet files of a build, `records.parquet` and `rankings.parquet`: columns and checked readers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import RECORD_COLUMNS
+from retrieval.settings.legs import LEGS
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-#: column -> kind: "str", "bool", "int", or "list" (of strings)
-RECORD_COLUMNS: dict[str, str] = {
-    "id": "str",
-    "instruction": "str",
-    "input": "str",
-    "output": "str",
-    "task": "str",
-    "split": "str",
-    "context_id": "str",
-    "context_ids": "list",
-    "oracle_ids": "list",
-    "oracle_in_context": "bool",
-    "gold": "list",
-    "choices": "list",
-    "source": "str",
-    "source_row": "int",
-}
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
 #: (empty for documents, where every document is a candidate); the opening post may lie before the window.
 RANKING_COLUMNS: dict[str, str] = {
@@ -44,30 +23,19 @@ RANKING_COLUMNS: dict[str, str] = {
     "opening_author": "str",
     "gold_ids": "list",
     "gold_authors": "list",
-    "bm25": "list",
-    "dense": "list",
-    "recency": "list",
-    "mention": "list",
-    "opening": "list",
-    "addressed_me": "list",
-    "same_author": "list",
-    "partner": "list",
+    **dict.fromkeys(LEGS, "list"),
     "fused": "list",
     "reranked": "list",
 }
 
 
-def schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """The Arrow schema of a column table above, with key-value metadata in sorted order."""
-    import pyarrow as pa
-
-    kinds = {"str": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "list": pa.list_(pa.string())}
-    fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()]
-    return pa.schema(fields, metadata=dict(sorted((metadata or {}).items())))
-
-
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The named columns of a Parquet file as dictionaries, optional ones where the file has them.
+    """Read columns of a Parquet file as a dictionary a row.
+
+    Args:
+        path: the file.
+        columns: columns that it must have.
+        optional: columns that are read where the file has them.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -91,7 +59,12 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
 
 
 def read_records(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a `records.parquet`, of one task or split if named.
+    """Read the rows of a `records.parquet`.
+
+    Args:
+        path: the file.
+        task: only rows of this task; None: of all.
+        split: only rows of this split; None: of both.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -100,7 +73,12 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a `rankings.parquet`, of one task or split if named.
+    """Read the rows of a `rankings.parquet`.
+
+    Args:
+        path: the file.
+        task: only rows of this task; None: of all.
+        split: only rows of this split; None: of both.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -114,19 +92,3 @@ def _select(rows: list[dict[str, Any]], task: str | None, split: str | None) -> 
         for row in rows
         if (task is None or row["task"] == task) and (split is None or row["split"] == split)
     ]
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The key-value metadata that a build wrote (config, inputs, seed), without Arrow's own.
-
-    Raises:
-        InputError: the file is missing or is no Parquet.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        raw = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
-    return {key.decode(): value.decode() for key, value in raw.items()}

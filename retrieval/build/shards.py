@@ -1,38 +1,37 @@
 """A build cut into shards: prepare once, build every shard on its own, merge in order.
 
     prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
-    shard     retrieves for a fixed run of a task's records and writes them, wherever and whenever it runs
+    shard     retrieves for a fixed run of a task's records and writes them, in any process
     merge     joins the shards' records in order and adds up their reports
 
-All three share one work folder and nothing else, so a shard may be built by this process, a thread,
+The three steps share one work folder and nothing else, so a shard may be built by this process, a thread,
 another process or another machine that sees the folder. How the records are cut follows from their number
-alone, never from who builds them: the result is the same bytes. A finished shard is found again by a build
-that was killed, as long as configuration, inputs and code are the same.
+alone, never from who builds them, so the result is the same bytes. A build that was killed finds its finished
+shards again, as long as configuration, inputs and code are the same.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
 from jora_core.base.digests import canonical_json, file_digest, text_digest
+from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from retrieval.build.inputs import input_digests
-from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS, schema
+from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.corpus.mapped_items import RowSink
 from retrieval.corpus.source_files import expand_path
 from retrieval.evaluation import merge_reports
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.prompts.token_budget import token_count
-from retrieval.readers.documents.instructions import is_alpaca
 from retrieval.search.dense.embedder import Embedder, load_embedder
 from retrieval.search.reranker import load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import QaTask
+from retrieval.tasks.task_protocol import load_task
 
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
@@ -41,16 +40,6 @@ PREPARED = "prepared.json"
 MOST_SHARDS = 64
 #: Records between two words of progress.
 PROGRESS_STEP = 500
-
-Example = tuple[dict[str, Any], dict[str, Any] | None]
-
-
-class TaskWork(Protocol):
-    """A task's prepared files, opened."""
-
-    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
-        """(record, ranking or None) of the prepared examples low to high - 1, in order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` leaves: the work folder's key, the inputs' digests, the number of examples by task."""
+    """What `prepare` leaves.
+
+    Attributes:
+        key: digest of configuration, inputs and code, under which the work folder is found again.
+        inputs: SHA-256 of every input by label.
+        examples: number of examples by task, in the order of the records.
+        shards: all shards, in the order of the records.
+    """
 
     key: str
     inputs: dict[str, str]
@@ -73,13 +69,8 @@ class Prepared:
     shards: list[Shard]
 
 
-def configured_tasks(config: ContextConfig) -> list[str]:
-    """The tasks of a configuration in the order of the records."""
-    return [name for name in ("tables", "threads", "qa") if getattr(config, name) is not None]
-
-
 def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
-    """The shards of all tasks: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
+    """Return the shards: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
     shards: list[Shard] = []
     for task, n in examples.items():
         size = max(shard_records, -(-n // MOST_SHARDS))
@@ -89,11 +80,16 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
 
 
 def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
-    """Fills the work folder, or finds it filled by an earlier try with the same configuration and inputs.
+    """Fill the work folder, or find it filled by an earlier try with the same configuration and inputs.
+
+    Args:
+        config: what to build.
+        work: the work folder.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
-            writable; then the work folder is gone.
+            writable; the work folder is then gone.
     """
     progress("digest inputs", 0, 0)
     inputs = input_digests(config)
@@ -108,10 +104,10 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     if config.reranker:
         load_reranker(config.reranker)  # refused now, not by the first shard
     examples: dict[str, int] = {}
-    for task in configured_tasks(config):
+    for task in config.tasks:
         report = TaskReport()
         folder = work / task
-        examples[task] = _module(task).prepare(config, embedder, folder, report, progress)
+        examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
     about = {"key": key, "inputs": inputs, "examples": examples}
     write_bytes(work / PREPARED, json.dumps(about).encode())
@@ -119,7 +115,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
 
 
 def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
-    """What an earlier `prepare` left, None where it did not finish."""
+    """Return what an earlier `prepare` left, None where it did not finish."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -130,9 +126,13 @@ def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
 def build_shard(
     config: ContextConfig, work: Path, shard: Shard, told: Callable[[int], None] | None = None
 ) -> None:
-    """Writes a shard's records, rankings and report; does nothing where they are there already.
+    """Write a shard's records, rankings and report; do nothing where they are there already.
 
-    `told` is called with the number of examples done since it was last called.
+    Args:
+        config: what is built.
+        work: the prepared work folder.
+        shard: the shard.
+        told: is called with the number of examples done since its last call.
     """
     if shard_done(work, shard):
         if told:
@@ -140,11 +140,11 @@ def build_shard(
         return
     report = TaskReport()
     count = token_count(config) if config.counts_tokens else None
-    opened: TaskWork = _module(shard.task).open_work(config, work / shard.task)
+    opened = load_task(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
     with (
-        RowSink(paths["records"], schema(RECORD_COLUMNS)) as records,
-        RowSink(paths["rankings"], schema(RANKING_COLUMNS)) as rankings,
+        RowSink(paths["records"], arrow_schema(RECORD_COLUMNS)) as records,
+        RowSink(paths["rankings"], arrow_schema(RANKING_COLUMNS)) as rankings,
     ):
         for record, ranking in opened.build(shard.low, shard.high, report):
             report.add_record(record, count(record["input"]) if count else None)
@@ -161,7 +161,12 @@ def build_shard(
 
 
 def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
-    """Builds the shard of that number of a prepared work folder; returns how many examples it has.
+    """Build the shard of that number of a prepared work folder; return how many examples it has.
+
+    Args:
+        config: what is built.
+        work: the prepared work folder.
+        number: the shard's place among all shards, from 0.
 
     Raises:
         RuntimeError: the folder was not prepared.
@@ -172,7 +177,7 @@ def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
 
 
 def require_prepared(config: ContextConfig, work: Path) -> Prepared:
-    """What `prepare` left.
+    """Return what `prepare` left.
 
     Raises:
         RuntimeError: it did not finish.
@@ -184,7 +189,7 @@ def require_prepared(config: ContextConfig, work: Path) -> Prepared:
 
 
 def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
-    """Where a shard's files lie; the span in their names keeps another cut's files apart."""
+    """Return where a shard's files lie; the run in their names keeps the files of another cut apart."""
     name = f"{shard.task}-{shard.low:010d}-{shard.high:010d}"
     folder = work / "shards"
     return {
@@ -196,7 +201,7 @@ def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
 
 
 def shard_done(work: Path, shard: Shard) -> bool:
-    """Whether a shard was written to its end and is still what was written."""
+    """Whether a shard was written to its end and its files are as they were written."""
     paths = shard_paths(work, shard)
     try:
         digests = json.loads(paths["done"].read_text(encoding="utf-8"))
@@ -208,7 +213,13 @@ def shard_done(work: Path, shard: Shard) -> bool:
 
 
 def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
-    """The report of one task: of its preparation and of its shards, added up in order."""
+    """Return the report of one task: of its preparation and of its shards, added up in order.
+
+    Args:
+        work: the work folder with all shards.
+        task: the task's name.
+        shards: all shards of the build.
+    """
     report = merge_reports.load(TaskReport, (work / task / "report.json").read_bytes())
     for shard in shards:
         if shard.task == task:
@@ -218,19 +229,8 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
     return report
 
 
-def _module(name: str) -> Any:
-    """A task's `prepare` and `open_work`; plain imports, which the orchestrator follows to find our code."""
-    if name == "tables":
-        from retrieval.tasks.tables import task
-    elif name == "threads":
-        from retrieval.tasks.threads import task
-    else:
-        from retrieval.tasks.qa import task
-    return task
-
-
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
-    """Digest of all that decides what is in the work folder, this room's code included."""
+    """Digest of all that decides what is in the work folder, the code included."""
     root = Path(__file__).resolve().parents[2]
     files = [path for room in ("retrieval", "jora_core/base") for path in sorted((root / room).rglob("*.py"))]
     code = {path.relative_to(root).as_posix(): file_digest(path) for path in files}
@@ -238,16 +238,14 @@ def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
 
 
 def _embedder(config: ContextConfig) -> Embedder | None:
-    """The embedder if some task has the dense leg, loaded before anything is written.
+    """The embedder if some task uses the dense leg, loaded before anything is written.
 
     Raises:
-        InputError: a task has the leg and no usable embedder is configured.
+        InputError: a task uses the leg and no usable embedder is configured.
     """
-    for field, task in (("threads.legs", config.threads), ("qa.legs", config.qa)):
-        if isinstance(task, QaTask) and is_alpaca(task):  # nothing is retrieved for those
-            continue
-        if task is not None and "dense" in task.legs:
+    for name in config.tasks:
+        if load_task(name).needs_embedder(config):
             cache = config.embedding_cache
             folder = Path(expand_path(cache, "embedding_cache")) if cache else None
-            return load_embedder(config.embedder, field, folder)
+            return load_embedder(config.embedder, f"{name}.legs", folder)
     return None

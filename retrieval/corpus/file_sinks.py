@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from jora_core.base.atomic_files import publish, temporary_name
 from jora_core.base.errors import write_error
-from retrieval.build.record_files import schema
+from jora_core.base.record_columns import arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +68,7 @@ class ParquetSink(FileSink):
     """Rows as Parquet, in row groups of one size."""
 
     def __init__(self, path: Path, columns: Mapping[str, str], metadata: Mapping[str, str]) -> None:
-        super().__init__(path, schema(columns, metadata))
+        super().__init__(path, arrow_schema(columns, metadata))
 
     def _open(self) -> Any:
         import pyarrow.parquet as pq

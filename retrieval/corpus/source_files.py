@@ -11,18 +11,11 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 from retrieval.corpus.remote_sources import is_url, local_copy
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.file_suffixes import ROW_SUFFIXES, TEXT_SUFFIXES
 from retrieval.settings.tasks import QaTask, TablesTask
 
 _GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
-IRC_SUFFIX = ".ascii.txt"
-IRC_ANNOTATION_SUFFIX = ".annotation.txt"
-QUESTION_SUFFIXES = (
-    *(f"{kind}{packed}" for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst")),
-    ".parquet",
-)
-_JSON_SUFFIXES = tuple(suffix for suffix in QUESTION_SUFFIXES if suffix != ".parquet")
-DOCUMENT_SUFFIXES = (*QUESTION_SUFFIXES, ".txt", ".md", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ def document_files(task: QaTask) -> list[SourceFile]:
     Raises:
         InputError: nothing is there.
     """
-    return find_files(task.source, DOCUMENT_SUFFIXES, "qa.source")
+    return find_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
 
 
 def question_files(task: QaTask) -> list[SourceFile]:
@@ -64,7 +57,7 @@ def question_files(task: QaTask) -> list[SourceFile]:
     """
     if task.questions is None:
         return document_files(task)
-    return find_files(task.questions, QUESTION_SUFFIXES, "qa.questions")
+    return find_files(task.questions, ROW_SUFFIXES, "qa.questions")
 
 
 def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
@@ -85,14 +78,22 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
     return local_copy(expanded, field, suffixes) if is_url(expanded) else str(Path(expanded).expanduser())
 
 
-def find_files(source: str, suffixes: Sequence[str], field: str) -> list[SourceFile]:
+def find_files(
+    source: str, suffixes: Sequence[str], field: str, beside: Sequence[str] = ()
+) -> list[SourceFile]:
     """The files of a source (file, folder, or glob; also by URL), sorted by name.
 
     A folder is searched to any depth for `suffixes`; a file named outright may end in anything.
+
+    Args:
+        source: file, folder, glob or URL, as configured.
+        suffixes: endings of the files that are returned.
+        field: the configuration's field, for errors.
+        beside: endings of further files that a copy of a remote folder must hold.
+
     Raises:
         InputError: nothing is there.
     """
-    beside = (IRC_ANNOTATION_SUFFIX,) if IRC_SUFFIX in suffixes else ()
     text = expand_path(source, field, (*suffixes, *beside))
     path = Path(text)
     if path.is_file():
@@ -139,11 +140,6 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
             raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
         out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))
     return out
-
-
-def annotation_path(log: Path) -> Path:
-    """Where the annotations of an IRC log lie."""
-    return log.with_name(log.name.removesuffix(IRC_SUFFIX) + IRC_ANNOTATION_SUFFIX)
 
 
 def tokenizer_folder(config: ContextConfig) -> Path:

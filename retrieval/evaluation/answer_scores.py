@@ -22,6 +22,7 @@ from retrieval.prompts.answer_matching import (
     parse_answer,
     token_f1,
 )
+from retrieval.settings.task_registry import TASKS
 from retrieval.text.normalize import seeded_hash
 
 BASELINES = ("random", "opening_post", "previous_post", "bm25")
@@ -79,7 +80,11 @@ def directionality(
     of the split to be judged. Every row counts (those in `ids`, if given), and a missing answer is a wrong
     one. The baselines come first. A ratio over nothing is None.
     """
-    rows = [row for row in rankings if row["task"] == "threads" and (ids is None or row["id"] in ids)]
+    rows = [
+        row
+        for row in rankings
+        if TASKS[row["task"]].facts.answers == "choice" and (ids is None or row["id"] in ids)
+    ]
     systems = baseline_predictions(rows, seed) | dict(predictions)
     contexts = [row["context_id"] for row in rows]
     right = {name: _right(answers, rows) for name, answers in systems.items()}

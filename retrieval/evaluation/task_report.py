@@ -14,6 +14,7 @@ from retrieval.corpus.types import Tally
 from retrieval.evaluation.retriever_intervals import Asked, grouped, leg_summary
 from retrieval.evaluation.retriever_ranks import RankTally
 from retrieval.guards.leaks import LEAKS
+from retrieval.settings.task_registry import TASKS
 from retrieval.text.normalize import seeded_hash
 
 #: (stage of the work, done, total); total is 0 where it is not known yet
@@ -53,7 +54,7 @@ class TaskReport:
         shown = record["context_ids"] if split == "train" else record["oracle_ids"]
         # Ids of posts are unique in their thread only.
         self.shown.setdefault(split, set()).update(
-            [record["context_id"]] if record["task"] == "threads" else shown
+            shown if TASKS[record["task"]].facts.unique_context_ids else [record["context_id"]]
         )
         self.words.append(record["input"].count(" ") + record["input"].count("\n") + 1)
         if tokens is not None:

@@ -18,6 +18,8 @@ from functools import lru_cache
 from retrieval.prompts.templates import ANSWER_SEPARATOR
 
 NUMBER_TOLERANCE = 1e-6
+#: Bounds on the search for a cut of a generated list: an answer of a broken model may be thousands of commas,
+#: and the number of ways to cut a list is exponential in its length.
 MAX_PIECES = 256
 MAX_STATES = 10_000
 
@@ -34,13 +36,12 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def normalize(text: str) -> str:
-    """The evaluator's form of a string: no accents, plain quotes and dashes, no citations or trailing
-    details.
-    """
+    """Return the evaluator's form of a string: without accents, typographic quotes, citations and details."""
     text = "".join(
         c for c in unicodedata.normalize("NFKD", text.translate(_QUOTES)) if not unicodedata.combining(c)
     )
     text = text.translate(_QUOTES)
+    # Each removal may uncover another: a citation behind a detail, a quotation around both.
     while True:
         before = text
         text = _CITATION.sub("", text.strip())
@@ -53,8 +54,12 @@ def normalize(text: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """One answer: its normalised text, and what it is beside that: a number or a (year, month, day), -1
-    unknown.
+    """An answer as the evaluator compares it.
+
+    Attributes:
+        text: the normalised text.
+        number: its value, where the text is a number.
+        date: (year, month, day), -1 for an unknown part, where the text is a date.
     """
 
     text: str
@@ -62,7 +67,7 @@ class Value:
     date: tuple[int, int, int] | None = None
 
     def matches(self, other: Value) -> bool:
-        """Equal as text, as number, or as date."""
+        """Whether both are equal as text, as number, or as date."""
         if self.text == other.text:
             return True
         if self.number is not None and other.number is not None:
@@ -72,8 +77,9 @@ class Value:
 
 @lru_cache(maxsize=65536)
 def parse_value(text: str) -> Value:
-    """Reads an answer as text and, where it is one, as number (`1e3` too) or as `YYYY-MM-DD` with `xx`
-    unknown.
+    """Parse an answer as text and, where it is one, as a number (`1e3` too) or a date.
+
+    Dates are `YYYY-MM-DD`, with `xx` for an unknown part.
     """
     plain = text.strip()
     form = normalize(text)
@@ -81,7 +87,7 @@ def parse_value(text: str) -> Value:
     if number is not None:
         return Value(form, number=number)
     date = _date(plain.lower())
-    if date is not None and date[1:] == (-1, -1):
+    if date is not None and date[1:] == (-1, -1):  # the evaluator takes a year alone for a number
         return Value(form, number=float(date[0]))
     return Value(form, date=date)
 
@@ -114,8 +120,8 @@ def _date(text: str) -> tuple[int, int, int] | None:
 def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> bool:
     """Whether a prediction denotes the gold answers, in any order.
 
-    A generated string joins its answers by `, `, which answers may hold as well (`Bangkok, Thailand`): every
-    way of cutting it at such places is tried.
+    A generated string joins its answers by `, `, which an answer may hold as well (`Bangkok, Thailand`). So
+    every way of cutting it at such places is tried.
     """
     targets = _unique(gold)
     if not isinstance(prediction, str):
@@ -123,7 +129,7 @@ def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> 
     pieces = prediction.strip().split(ANSWER_SEPARATOR)
     if len(pieces) > MAX_PIECES:
         return False
-    # Counted before normalising, which may take a part with commas away.
+    # Counted before normalising, which may remove a part with commas.
     longest = max((answer.count(",") for answer in gold), default=0) + 2
     return _segments(pieces, targets, longest)
 
@@ -140,9 +146,10 @@ def _sets_match(predicted: list[Value], targets: list[Value]) -> bool:
 
 
 def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
-    """Whether runs of the pieces, of at most `longest` each, match all targets, and each run some target.
+    """Whether the pieces can be cut into runs so that each run matches a target and all targets are matched.
 
-    `met[p]` holds which sets of targets (bit masks) the first `p` pieces can have met; both only grow.
+    A run has at most `longest` pieces. `met[p]` holds the sets of targets (as bit masks) that cuts of the
+    first `p` pieces match.
     """
     met: list[set[int]] = [{0}] + [set() for _ in pieces]
     for start in range(len(pieces)):
@@ -160,13 +167,16 @@ def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
 
 
 def exact_match(prediction: str, gold: Sequence[str]) -> bool:
-    """SQuAD's exact match: equal to some accepted answer without case, articles, punctuation and spacing."""
+    """Whether a prediction equals an accepted answer by SQuAD's rules.
+
+    They ignore case, articles, punctuation and spacing.
+    """
     said = _plain(prediction)
     return any(said == _plain(answer) for answer in gold)
 
 
 def token_f1(prediction: str, gold: Sequence[str]) -> float:
-    """SQuAD's F1: the best overlap of words with an accepted answer."""
+    """Return SQuAD's F1: the best overlap of words with an accepted answer, from 0 to 1."""
     said = _plain(prediction).split()
     best = 0.0
     for answer in gold:
@@ -184,14 +194,14 @@ def _plain(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """What a written answer comes to: the part behind its last `##Answer:`, all of it without one."""
+    """Return the part of a written answer behind its last `##Answer:`, or all of it without that mark."""
     return text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else text
 
 
 def parse_answer(text: str) -> tuple[str | None, int | None]:
-    """(author, post number) of an answer such as `#3 Marta`; None for what it does not say.
+    """Return (author, post number) of an answer such as `#3 Marta`, None for a part that is missing.
 
-    Tolerant: spaces, a closing full stop and further lines do not matter.
+    Spaces, a closing full stop and further lines are ignored, because models write them now and then.
     """
     lines = text.strip().splitlines()
     if not lines:

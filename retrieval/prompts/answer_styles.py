@@ -28,9 +28,13 @@ _QUOTED = re.compile(re.escape(QUOTE_BEGIN) + r"(.*?)" + re.escape(QUOTE_END), r
 
 
 def supporting_sentence(passages: Sequence[str], answers: Sequence[str], question: str) -> str | None:
-    """The sentence of the passages that holds an answer (the first answer that any holds) as whole words.
+    """Return the sentence that holds an answer as whole words, None where no sentence does.
 
-    Of several, the one that shares most words with the question, then the first. None where no sentence does.
+    Args:
+        passages: the texts to look in.
+        answers: accepted answers; the first one that some sentence holds is looked for.
+        question: of several such sentences, the one that shares most words with the question is taken, then
+            the first.
     """
     found = [(sentence, tokenize(sentence)) for passage in passages for sentence in sentences(passage)]
     asked = set(tokenize(question))
@@ -58,7 +62,7 @@ def false_quotes(output: str, context: str) -> list[str]:
 
 
 class Styled(Protocol):
-    """A task's configuration, as far as styles go."""
+    """What the styles need of a task's settings."""
 
     @property
     def answer_template(self) -> str | None:
@@ -91,7 +95,7 @@ class AnswerTemplate:
 
     @classmethod
     def of(cls, task: Styled, name: str) -> AnswerTemplate | None:
-        """The template of a task's configuration; `name` is the task's.
+        """Return the template of a task's settings, None where it has none; `name` is the task's.
 
         Raises:
             InputError: the template has a syntax error.
@@ -100,15 +104,15 @@ class AnswerTemplate:
         return None if source is None else cls.load(source, f"{name}.answer_template")
 
     def render(self, values: Mapping[str, Any], record: str) -> str:
-        """The taught answer of a record.
+        """Return the taught answer of a record.
 
         Raises:
-            InputError: the template fails on it (an unknown field, a forbidden access, any error in it), or
-                gives nothing.
+            InputError: the template fails on the record (an unknown field, a forbidden access, any error in
+                it), or gives no text.
         """
         try:
             text = self.template.render(values).strip()
-        except Exception as error:  # a template may raise anything
+        except Exception as error:  # a user's template may raise anything
             said = " ".join(str(error).split()) or type(error).__name__
             known = ", ".join(TEMPLATE_FIELDS)
             raise InputError(f"{self.field}: record {record}: {said}; known fields: {known}") from error
@@ -121,7 +125,7 @@ class AnswerTemplate:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text of the prompt as styles see it: its id, its title and its text as they stand in the prompt."""
+    """A text of the prompt: its id, and its title and text as they stand in the prompt."""
 
     id: str
     title: str
@@ -130,7 +134,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Taught:
-    """The answer to teach, the accepted ones to score by, and a name to count it under ("" for none)."""
+    """What a record teaches.
+
+    Attributes:
+        output: the text that the model learns to write.
+        gold: the answers that the evaluation accepts.
+        counted: the name under which the report counts how it was built; "" for none.
+    """
 
     output: str
     gold: tuple[str, ...]
@@ -140,6 +150,7 @@ class Taught:
 def taught_answer(
     style: Style,
     template: AnswerTemplate | None,
+    *,
     record: str,
     question: str,
     answers: Sequence[str],
@@ -148,15 +159,23 @@ def taught_answer(
     oracles: Sequence[Passage],
     abstain: str | None,
 ) -> Taught:
-    """What a record teaches.
+    """Return what a record teaches.
+
+    Where no sentence can be quoted (no oracle in the prompt, or no sentence of it holds the answer), the
+    direct answer is taught, and that is counted.
 
     Args:
-        direct: the answer as the direct style has it.
-        oracles: those passages of the prompt that hold the answer; empty where it cannot be found there.
-        abstain: what to answer then; None: the answer is taught all the same.
+        style: the configured style.
+        template: the user's template, for the style "template".
+        record: the record's id, for errors.
+        question: the question's text.
+        answers: the accepted answers, the first of which is taught.
+        direct: the answer as the style "direct" teaches it.
+        passages: all texts of the prompt, in its order.
+        oracles: those of the passages that hold the answer; empty where the prompt does not answer the
+            question.
+        abstain: what is taught where `oracles` is empty; None: the answer all the same.
 
-    A quotation that cannot be had (no oracle in the prompt, or no sentence with the answer in it) leaves the
-    direct answer, and is counted.
     Raises:
         InputError: the template fails on the record.
     """

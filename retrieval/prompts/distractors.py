@@ -1,8 +1,8 @@
 """Which retrieved texts stand beside the right ones, and which questions share what was retrieved.
 
-Random distractors are too easy: a model learns to tell the right document by its topic. These are what the
-retriever takes for right (hard negatives), the best ones or a seeded draw from a range of ranks. A copy of
-the right text is no distractor but a second right one.
+Random distractors are too easy: a model learns to tell the right document by its topic. Distractors are
+therefore texts that the retriever ranks high without being right (hard negatives): the best ones, or a seeded
+draw from a range of ranks. A copy of the right text is no distractor but a second right one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ Ranks = tuple[int, int]
 def pick(
     usable: Iterable[int], count: int, ranks: Ranks | None, draw: Callable[[int], int]
 ) -> tuple[list[int], int]:
-    """(`count` of the usable places, best first, how many of them lie outside of `ranks`).
+    """Return (`count` of the usable places, best first, how many of them lie outside of `ranks`).
 
     Args:
         usable: places that may be distractors, as ranked; read only as far as needed.
-        ranks: (low, high), counted from 1 among the usable: drawn from these by the order of `draw`; None:
-            the best ones. Where the range holds too few, the ranks nearest to it fill up, worse ones first.
+        count: how many to return; fewer where there are not so many.
+        ranks: (lowest, highest), counted from 1 among the usable: places are drawn from these ranks, those
+            with the smallest `draw` first. None: the best ones. Where the range holds too few, the ranks
+            nearest to it fill up, lower ranked ones first.
         draw: a seeded number for a place.
     """
     if count <= 0:
@@ -54,11 +56,11 @@ class CopyTest:
 
 
 def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
-    """For each question, the places of those that share its context, itself included.
+    """Return for each question the places of those that share its context, itself included.
 
-    Up to `share` training questions that follow one another share; blocks are cut at multiples of `share`, so
-    that the groups of a part of the corpus do not depend on the rest. Held-out questions share with nobody:
-    each is judged on what the retriever finds for it alone.
+    Up to `share` training questions that follow one another share a context. Blocks are cut at multiples of
+    `share`, so that the groups of a part of the corpus do not depend on the rest. A held-out question shares
+    with no other: it is judged by what the retriever finds for it alone.
     """
     out: list[tuple[int, ...]] = []
     for start in range(0, len(splits), share):
@@ -69,7 +71,7 @@ def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
 
 
 def merged(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """Several rankings as one: the first of each, then the second of each, every place once."""
+    """Return several rankings as one: the first of each, then the second of each, every place once."""
     depth = max((len(ranking) for ranking in rankings), default=0)
     turns = (ranking[rank] for rank in range(depth) for ranking in rankings if rank < len(ranking))
     return list(dict.fromkeys(turns))

@@ -1,7 +1,7 @@
 """The exact words around every example; the tiny base model is pretrained on these line formats.
 
-Every `input` ends with the paragraph that varies (comment or question) and begins with the context, so that
-the examples of one context share a token prefix.
+Every `input` begins with the context and ends with the paragraph that varies (comment or question), so that
+the examples of one context share a token prefix, which training computes once.
 """
 
 from __future__ import annotations
@@ -24,28 +24,45 @@ CELL_SEPARATOR = " | "
 
 
 def instruction(task: str, abstention: str | None = None, quote: bool = False) -> str:
-    """A task's instruction, which is the same in all its records."""
+    """Return a task's instruction, which is the same in all its records.
+
+    Args:
+        task: the task's own sentence.
+        abstention: the answer that is allowed where the context lacks the right one; None: none.
+        quote: whether a quotation is asked for before the answer.
+    """
     quoting = QUOTE_FIRST if quote else ""
     return task + quoting + (MAY_ABSTAIN.format(abstention=abstention) if abstention else "")
 
 
 def post_label(author: str, number: int) -> str:
-    """The answer that names post `number` (1-based within the prompt), such as `#3 Marta`."""
+    """Return the answer that names post `number` (from 1, within the prompt), such as `#3 Marta`."""
     return f"#{number} {author}"
 
 
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
-    """The prompt body of a thread example: `posts` are (author, text) in thread order.
+    """Return the prompt body of a thread example.
 
-    A post's label stands below its text, where causal attention lets it know the whole post: naming a post is
-    then one look from the answer's place to the labels.
+    A post's label stands below its text, where causal attention has seen the whole post. To name a post, the
+    model then needs only to look from the answer to the labels.
+
+    Args:
+        posts: (author, text) in thread order.
+        author: the comment's author.
+        comment: the comment's text.
     """
     signed = [f"{text or NO_TEXT}\n{post_label(name, n)}" for n, (name, text) in enumerate(posts, start=1)]
     return "\n\n".join([*signed, f"Comment by {author}: {comment}"])
 
 
 def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """One table as text: an optional title line, the header line, then a line a row."""
+    """Return a table as text: a title line if there is a title, the header line, then a line a row.
+
+    Args:
+        header: the header's cells.
+        rows: the rows' cells, as many as the header has.
+        title: the title; "" for none.
+    """
     lines = [f"Table: {title}"] if title else []
     lines.append(CELL_SEPARATOR.join(header))
     lines.extend(CELL_SEPARATOR.join(row) for row in rows)
@@ -53,21 +70,27 @@ def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def tables_input(blocks: Sequence[str], question: str) -> str:
-    """The prompt body of a table example: the tables apart by a blank line, the question last."""
+    """Return the prompt body of a table example: the tables, blank lines between, then the question."""
     return "\n\n".join([*blocks, f"Question: {question}"])
 
 
 def document_line(number: int, title: str, text: str) -> str:
-    """One document as a line: `[1] title. text`."""
+    """Return a document as a line: `[1] title. text`.
+
+    Args:
+        number: the document's number in the prompt, from 1.
+        title: its title; "" for none.
+        text: its text.
+    """
     return f"[{number}] {titled(title, text)}"
 
 
 def qa_input(documents: Sequence[tuple[str, str]], question: str) -> str:
-    """The prompt body of a question over documents: `documents` are (title, text) in prompt order."""
+    """Return the prompt body of a question over documents, given as (title, text) in prompt order."""
     lines = [document_line(n, title, text) for n, (title, text) in enumerate(documents, start=1)]
     return "\n".join(lines) + f"\n\nQuestion: {question}"
 
 
 def thread_document(author: str, text: str) -> str:
-    """What the indexes hold of a post: as the model sees it, the author's name included."""
+    """Return what the indexes hold of a post: its text as the model sees it, with the author's name."""
     return f"{author} {text}"

@@ -1,8 +1,9 @@
 """Contexts within a budget of tokens: what is given up when the retrieved texts are too long.
 
-Texts go whole, the least wanted first, but never one that holds the answer. If those alone are too long, they
-lose sentences, the ones farthest from the answer first, and never the sentence with the answer in it. A text
-of which nobody knows where its answer stands stays whole, and the caller counts a context that is over.
+Whole texts are dropped first, the least wanted first, but never one that holds the answer. If those alone are
+too long, they lose sentences, the ones farthest from the answer first, and never the sentence with the
+answer. A text of which it is not known where its answer stands stays whole; a context that is then over the
+budget is counted by the caller.
 """
 
 from __future__ import annotations
@@ -10,26 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.settings.context import ContextConfig
 from retrieval.text.sentences import sentences
+from retrieval.text.token_counter import load_counter
 
 Count = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """How many words a text has, where no tokenizer is given."""
+    """Return the number of words, the unit of budgets where no tokenizer is given."""
     return len(text.split())
 
 
 def token_count(config: ContextConfig) -> Count:
-    """What budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
+    """Return what budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
 
     Raises:
         InputError: the tokenizer cannot be read.
     """
-    from retrieval.corpus.source_files import tokenizer_folder
-    from retrieval.text.token_counter import load_counter
-
     if not config.counts_tokens:
         return count_words
     return load_counter(tokenizer_folder(config)).count
@@ -37,8 +37,12 @@ def token_count(config: ContextConfig) -> Count:
 
 @dataclass(frozen=True)
 class Fitted:
-    """`texts` in the order given, None for one that was dropped; `shortened`: some text was dropped or cut;
-    `over`: what is left is beyond the budget all the same.
+    """Texts within a budget.
+
+    Attributes:
+        texts: in the order given, None for a text that was dropped.
+        shortened: whether some text was dropped or cut.
+        over: whether what is left is over the budget all the same.
     """
 
     texts: tuple[str | None, ...]
@@ -54,14 +58,17 @@ def fit(
     keep: Callable[[str], str | None] = lambda text: None,
     fixed: Sequence[int] = (),
 ) -> Fitted:
-    """The texts, the most wanted first, within a budget of tokens.
-
-    Args:
-        protected: places of texts that are not dropped (in training: those that hold the answer).
-        keep: the sentence of a protected text that must stay; None: unknown, so the text stays whole.
-        fixed: tokens that stand beside each text while it is there (its title, its label).
+    """Return the texts within a budget of tokens.
 
     Without a protected text the most wanted one stays, cut at its end as far as the budget asks.
+
+    Args:
+        texts: the texts, the most wanted first.
+        budget: the most tokens of all texts together.
+        count: counts the tokens of a text.
+        protected: places of texts that are not dropped (in training: those that hold the answer).
+        keep: returns the sentence of a protected text that must stay; None: unknown, so the text stays whole.
+        fixed: tokens that stand beside each text while it is there (its title, its label).
     """
     kept: list[str | None] = list(texts)
     beside = list(fixed) or [0] * len(texts)
@@ -81,18 +88,18 @@ def fit(
         text = kept[place]
         if total <= budget or text is None:
             continue
-        room = budget - (total - costs[place]) - beside[place]
+        left = budget - (total - costs[place]) - beside[place]
         wanted = keep(text) if place in protected else ""
         if wanted is None:
             continue
-        short = _around(text, wanted, room, count) if wanted else _head(text, room, count)
+        short = _around(text, wanted, left, count) if wanted else _head(text, left, count)
         kept[place] = short
         total += count(short) + beside[place] - costs[place]
     return Fitted(tuple(kept), True, total > budget)
 
 
-def _around(text: str, wanted: str, room: int, count: Count) -> str:
-    """The longest run of sentences within `room` tokens around the wanted one, which always stays."""
+def _around(text: str, wanted: str, budget: int, count: Count) -> str:
+    """The longest run of sentences within the budget around the wanted one, which always stays."""
     parts = sentences(text)
     if wanted not in parts:
         return text
@@ -101,20 +108,21 @@ def _around(text: str, wanted: str, room: int, count: Count) -> str:
     while True:
         # What follows an answer explains it less often than what stands before: the earlier one first.
         for first, last in ((low - 1, high), (low, high + 1)):
-            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= room:
+            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= budget:
                 low, high = first, last
                 break
         else:
             return " ".join(parts[low:high])
 
 
-def _head(text: str, room: int, count: Count) -> str:
-    """As many words of the beginning as fit, one at least."""
+def _head(text: str, budget: int, count: Count) -> str:
+    """As many of the first words as are within the budget, at least one."""
+    # Tokens of a part are not the sum of its words' tokens, so the length is found by bisection.
     words = text.split()
     low, high = 1, max(len(words), 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if count(" ".join(words[:middle])) <= room:
+        if count(" ".join(words[:middle])) <= budget:
             low = middle
         else:
             high = middle - 1

@@ -1,1 +1,1 @@
-"""What a configuration says of retrieval: one Pydantic model, and one a task."""
+"""The settings of retrieval, and the registries of tasks, formats, layouts and legs that they name."""

@@ -1,21 +1,22 @@
-"""What the user may say about building records; the same models are the form in the orchestrator's UI."""
+"""The settings of building records. The same models are the form in the orchestrator's UI."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, ThreadsTask
+from retrieval.settings.task_registry import TASKS
+from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Stemmer
 
-#: Fields that say where things lie. They stay out of what is written into the records, so that a moved corpus
-#: gives the same bytes; the digests of the files' contents stand there instead.
+#: Fields that say where files lie. They stay out of what is written into the records, so that a moved corpus
+#: gives the same bytes. The digests of the files' contents are written instead.
 PATH_FIELDS = frozenset(
     {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
 )
 
-#: Fields that say who builds the records. They decide nothing in them and stay out as well.
+#: Fields that say which processes build the records. They change no record, so they stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
 
 #: YAML 1.1 reads `off` as false.
@@ -25,8 +26,8 @@ Threshold = Annotated[
 ]
 
 
-class ContextConfig(SettingsModel):
-    """Everything `build_context` reads."""
+class _ContextSettings(SettingsModel):
+    """What concerns all tasks."""
 
     seed: int = Field(default=0, ge=0, title="Seed", description="Decides splits, samples and orders.")
     test_share: float = Field(
@@ -107,16 +108,10 @@ class ContextConfig(SettingsModel):
         title="Records a shard",
         description="How finely the work is cut; the records are the same.",
     )
-    tables: TablesTask | None = Field(default=None, title="Tables", description="Table questions, if wanted.")
-    threads: ThreadsTask | None = Field(
-        default=None, title="Threads", description="Reply questions, if wanted."
-    )
-    qa: QaTask | None = Field(default=None, title="Documents", description="Document questions, if wanted.")
 
     @model_validator(mode="after")
-    def _reranked(self) -> ContextConfig:
-        tasks = {"threads": self.threads, "qa": self.qa}
-        deep = [name for name, task in tasks.items() if task is not None and task.rerank_depth]
+    def _reranked(self) -> _ContextSettings:
+        deep = [name for name, task in self.tasks.items() if task.reranks]
         if deep and not self.reranker:
             raise ValueError(
                 f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0"
@@ -126,24 +121,56 @@ class ContextConfig(SettingsModel):
         return self
 
     @model_validator(mode="after")
-    def _some_task(self) -> ContextConfig:
-        if self.tables is None and self.threads is None and self.qa is None:
-            raise ValueError("no task: give at least one of tables, threads, qa")
+    def _some_task(self) -> _ContextSettings:
+        if not self.tasks:
+            raise ValueError(f"no task: give at least one of {', '.join(TASKS)}")
         if self.dask_address is not None and self.backend != "dask":
             raise ValueError("dask_address is given, but backend is not dask; set backend: dask")
         return self
 
     @property
+    def tasks(self) -> dict[str, TaskSettings]:
+        """The settings of the configured tasks by name, in the order of the records."""
+        found = ((name, getattr(self, name)) for name in TASKS)
+        return {name: task for name, task in found if task is not None}
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
-        tasks = [task for task in (self.tables, self.threads, self.qa) if task is not None]
+        tasks = self.tasks.values()
         budgets = any(task.max_context_tokens is not None for task in tasks)
-        chunks = self.qa is not None and self.qa.chunk_tokens is not None
-        return chunks or self.token_histogram or (budgets and self.tokenizer is not None)
+        needed = any(task.measures_tokens for task in tasks)
+        return needed or self.token_histogram or (budgets and self.tokenizer is not None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The config as JSON values without the fields that only say where files lie and who builds."""
+        """Return the settings as JSON values, without those that change no record."""
         return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
+
+
+if TYPE_CHECKING:
+
+    class ContextConfig(_ContextSettings):
+        """Everything that decides the records: what concerns all tasks, and a section for each task."""
+
+        tables: TablesTask | None = None
+        threads: ThreadsTask | None = None
+        qa: QaTask | None = None
+
+else:
+    # A task's section comes from its row of the registry, so that a new task edits nothing here.
+    ContextConfig = create_model(
+        "ContextConfig",
+        __base__=_ContextSettings,
+        __module__=__name__,
+        __doc__="Everything that decides the records: what concerns all tasks, and a section for each task.",
+        **{
+            name: (
+                entry.settings | None,
+                Field(default=None, title=entry.facts.title, description=entry.facts.description),
+            )
+            for name, entry in TASKS.items()
+        },
+    )
 
 
 def _without(value: Any, names: frozenset[str]) -> Any:

@@ -1,16 +1,21 @@
-"""What the user may say about each task: tables, threads, questions over documents."""
+"""The settings of each task: tables, threads, questions over documents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.settings.answer_style import Style
+from retrieval.settings.choices import OneOf
+from retrieval.settings.document_layouts import DocumentLayoutName
+from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
+from retrieval.settings.thread_formats import ThreadFormatName
 
-Leg = Literal["bm25", "dense", "recency", "mention", "opening", "addressed_me", "same_author", "partner"]
-LEGS: tuple[Leg, ...] = get_args(Leg)
+LegName = Annotated[str, OneOf(tuple(LEGS))]
+DocumentLegName = Annotated[str, OneOf(DOCUMENT_LEGS)]
 Fusion = Literal["rrf", "weighted"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
@@ -21,7 +26,35 @@ class SettingsModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Task(SettingsModel):
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the form, the evaluation and the report need to know of a task.
+
+    Attributes:
+        title: the section's title in the form.
+        description: the section's description in the form.
+        records: what its records are, in the plural, for the report.
+        contexts: what its contexts consist of, in the plural, for the report.
+        answers: how its records are answered in an evaluation: "choice" among the record's choices (or as
+            `evaluate.mode` says), or "text" that is written freely.
+        ranked: whether its records have rows in `rankings.parquet`, so that its retriever can be judged.
+        unique_context_ids: whether ids in `context_ids` are unique in the corpus, not only in one context.
+    """
+
+    title: str
+    description: str
+    records: str
+    contexts: str
+    answers: Literal["choice", "text"] = "text"
+    ranked: bool = True
+    unique_context_ids: bool = True
+
+
+class TaskSettings(SettingsModel):
+    """The settings that all tasks have. Each task has a subclass with `facts`."""
+
+    facts: ClassVar[TaskFacts]
+
     max_records: int | None = Field(
         default=None,
         ge=1,
@@ -52,7 +85,7 @@ class _Task(SettingsModel):
     )
 
     @model_validator(mode="after")
-    def _ranks_ascend(self) -> _Task:
+    def _ranks_ascend(self) -> TaskSettings:
         if (
             self.distractor_ranks is not None
             and not 1 <= self.distractor_ranks[0] <= self.distractor_ranks[1]
@@ -65,6 +98,21 @@ class _Task(SettingsModel):
         """The range of ranks that distractors are drawn from."""
         return (self.distractor_ranks[0], self.distractor_ranks[1]) if self.distractor_ranks else None
 
+    @property
+    def fused_legs(self) -> tuple[str, ...]:
+        """The retriever's legs; empty for a task that retrieves without legs."""
+        return tuple(getattr(self, "legs", ()))
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the reranker reads what was retrieved."""
+        return bool(getattr(self, "rerank_depth", 0))
+
+    @property
+    def measures_tokens(self) -> bool:
+        """Whether a setting needs the tokenizer, whatever else is configured."""
+        return getattr(self, "chunk_tokens", None) is not None
+
 
 _FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
 _RRF_K = "k of reciprocal rank fusion; small favours first ranks."
@@ -72,7 +120,7 @@ _RERANK_DEPTH = "How many of the fused ranking the reranker reads and orders ane
 _WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
 
 
-class _Styled(_Task):
+class _Styled(TaskSettings):
     answer_style: Style = Field(
         default="direct",
         title="Answer style",
@@ -95,6 +143,14 @@ class _Styled(_Task):
 
 class TablesTask(_Styled):
     """Questions over tables (phase 1 of the paper)."""
+
+    facts = TaskFacts(
+        title="Tables",
+        description="Table questions, if wanted.",
+        records="questions on tables",
+        contexts="tables",
+        ranked=False,
+    )
 
     source: str = Field(
         title="Tables", description="Folder in WikiTableQuestions' layout, or one of its .tsv files."
@@ -131,8 +187,17 @@ class TablesTask(_Styled):
     )
 
 
-class ThreadsTask(_Task):
+class ThreadsTask(TaskSettings):
     """Which earlier post does a comment reply to (phase 2 of the paper)."""
+
+    facts = TaskFacts(
+        title="Threads",
+        description="Reply questions, if wanted.",
+        records="comments in threads",
+        contexts="posts",
+        answers="choice",
+        unique_context_ids=False,
+    )
 
     source: str = Field(title="Threads", description="File, folder or glob of threads.")
     test_source: str | None = Field(
@@ -140,7 +205,7 @@ class ThreadsTask(_Task):
         title="Test threads",
         description="File, folder or glob that is the test split; empty: train/dev folders, else by seed.",
     )
-    format: Literal["auto", "4chan", "convokit", "discord", "irc", "mastodon"] = Field(
+    format: ThreadFormatName = Field(
         default="auto",
         title="Format",
         description="Layout of the source; auto: told by file names and first fields.",
@@ -180,7 +245,7 @@ class ThreadsTask(_Task):
     window: int = Field(
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
-    legs: list[Leg] = Field(
+    legs: list[LegName] = Field(
         default=["bm25", "dense", "recency", "opening"],
         min_length=1,
         title="Retriever legs",
@@ -239,6 +304,13 @@ class ThreadsTask(_Task):
 class QaTask(_Styled):
     """Questions over documents."""
 
+    facts = TaskFacts(
+        title="Documents",
+        description="Document questions, if wanted.",
+        records="questions on documents",
+        contexts="documents",
+    )
+
     source: str = Field(
         title="Documents",
         description="File, folder or glob of .jsonl, .json, .parquet, .txt, .md or .pdf.",
@@ -249,7 +321,7 @@ class QaTask(_Styled):
         description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
         "in SQuAD and HotpotQA.",
     )
-    format: Literal["auto", "documents", "squad", "hotpotqa", "alpaca"] = Field(
+    format: DocumentLayoutName = Field(
         default="auto", title="Format", description="Layout of rows; auto: told by their fields."
     )
     split: Literal["context", "time"] = Field(
@@ -294,11 +366,11 @@ class QaTask(_Styled):
         description="Up to so many training questions that follow one another share one retrieved context "
         "(all their right documents, and distractors), so that training computes it once; 1: each its own.",
     )
-    legs: list[Literal["bm25", "dense"]] = Field(
+    legs: list[DocumentLegName] = Field(
         default=["bm25", "dense"],
         min_length=1,
         title="Retriever legs",
-        description="Rankings that are fused: bm25, dense.",
+        description=f"Rankings that are fused: {', '.join(DOCUMENT_LEGS)}.",
     )
     fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)

@@ -1,1 +1,1 @@
-"""Tasks: each turns corpora into Alpaca records with retrieved contexts, and says how well it retrieved."""
+"""The tasks: how each reads its corpus, builds its records, and scores answers to them."""

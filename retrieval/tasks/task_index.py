@@ -8,12 +8,16 @@ from typing import TypeVar
 
 from retrieval.evaluation.task_report import Progress
 from retrieval.search.bm25.builder import BM25Builder
-from retrieval.search.bm25.index import BM25Index, Ranker
+from retrieval.search.bm25.folder import load_index
 from retrieval.search.bm25.okapi_reference import RankBM25Index
+from retrieval.search.bm25.ranker import Ranker
 from retrieval.settings.context import ContextConfig
 from retrieval.text.normalize import Tokenizer
 
+#: Documents between two reports of progress.
 STEP = 4096
+#: Ids of each ranking that `rankings.parquet` keeps.
+RANKING_DEPTH = 20
 
 Item = TypeVar("Item")
 
@@ -21,7 +25,15 @@ Item = TypeVar("Item")
 def index_texts(
     config: ContextConfig, texts: Iterable[str], count: int, folder: Path, progress: Progress
 ) -> None:
-    """Indexes `count` texts; nothing is written for the rank_bm25 library, which cannot be stored."""
+    """Index texts by their words; nothing is written for the rank_bm25 library, which cannot be stored.
+
+    Args:
+        config: names the backend and the stemmer.
+        texts: the texts, read once.
+        count: their number, for the progress.
+        folder: the task's folder.
+        progress: is told what is done.
+    """
     if config.bm25_backend == "rank_bm25":
         return
     with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
@@ -30,15 +42,29 @@ def index_texts(
 
 
 def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder: Path) -> Ranker:
-    """The index of `index_texts`; the library's is made from the texts, which is for small corpora only."""
+    """Open the index of `index_texts`.
+
+    Args:
+        config: names the backend and the stemmer.
+        texts: returns the texts again. The rank_bm25 library's index is made from them in memory, which is
+            for small corpora only.
+        folder: the task's folder.
+    """
     if config.bm25_backend == "rank_bm25":
         tokenizer = Tokenizer(config.bm25_stemmer)
         return RankBM25Index(map(tokenizer, texts()), tokenizer)
-    return BM25Index.load(folder / "bm25")
+    return load_index(folder / "bm25")
 
 
 def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:
-    """The items as they are, with a word of progress now and then; `total` is 0 where it is not known."""
+    """Yield the items as they are, and report progress every `STEP` items.
+
+    Args:
+        items: the items.
+        step: what is being done.
+        progress: is told what is done.
+        total: their number; 0 where it is not known.
+    """
     number = 0
     for number, item in enumerate(items, start=1):
         if number % STEP == 1:

@@ -1,6 +1,6 @@
 """One side of `bm25.py`, as a process of its own: builds an index over the corpus, then searches when asked.
 
-ours          retrieval.search.bm25.index: streamed from the file, saved, opened memory-mapped
+ours          retrieval.search.bm25: streamed from the file, saved, opened memory-mapped
 rank_bm25     the library whose scores are ours
 bm25s         scipy arrays of scores made beforehand; with numba where so named (imports JAX)
 tantivy       Lucene's algorithms in Rust
@@ -61,20 +61,20 @@ def lines(path: Path) -> Iterator[str]:
 
 
 class Ours:
-    """retrieval.search.bm25.index."""
+    """retrieval.search.bm25."""
 
     def __init__(self, corpus: Path, folder: Path) -> None:
         from retrieval.search.bm25.builder import BM25Builder
-        from retrieval.search.bm25.index import BM25Index
+        from retrieval.search.bm25.folder import load_index
 
-        self._index_class, self._folder = BM25Index, folder
+        self._load_index, self._folder = load_index, folder
         self.memory, self.began = HostMemory(), time.perf_counter()
         with BM25Builder(folder=folder) as builder:
             builder.add(lines(corpus))
             self.index = builder.finish()
 
     def load(self) -> None:
-        self.index = self._index_class.load(self._folder)
+        self.index = self._load_index(self._folder)
 
     def single(self, queries: list[list[str]]) -> None:
         for query in queries:

@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval.corpus.source_files import IRC_SUFFIX, find_files
+from retrieval.corpus.source_files import find_files
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.prompts import templates
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.irc import read_threads
+from retrieval.readers.threads.thread_reader import ReaderOptions
+from retrieval.settings.thread_formats import THREAD_FORMATS
 
 WINDOW = 100  # messages of a chat in a window
 REPLIES = 20  # questions over one window
@@ -46,9 +48,9 @@ def chat_contexts(shared: Path, seed: int, growing: bool = False) -> Iterator[Co
     Args:
         growing: a reply sees what comes before it, as `contexts: window` has it, not the whole window.
     """
-    files = find_files(str(shared / "data" / "irc" / "train"), [IRC_SUFFIX], "irc")
+    files = find_files(str(shared / "data" / "irc" / "train"), THREAD_FORMATS["irc"].suffixes, "irc")
     windows = []
-    for thread in read_threads([("train", file) for file in files], "drop", Tally()):
+    for thread in read_threads([("train", file) for file in files], ReaderOptions("drop"), Tally()):
         window = _window(thread, growing)
         if len(window) == REPLIES:
             windows.append(window)

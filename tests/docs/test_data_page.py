@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +15,14 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
-from retrieval.readers.documents.instructions import is_alpaca, read_triples
+from retrieval.readers.documents.documents import holds_instructions
+from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
 from retrieval.settings.tasks import QaTask, ThreadsTask
+from retrieval.settings.thread_formats import THREAD_FORMATS
+from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -41,7 +44,7 @@ def test_every_marked_example_is_found(examples: Path) -> None:
     assert {path.name for path in examples.iterdir()} >= {"qa", "squad", "hotpotqa", "tables", "4chan", "irc"}
 
 
-@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon"])
+@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon", "slack"])
 def test_conversations(examples: Path, kind: str) -> None:
     tally = Tally()
     (thread,) = read_threads(ThreadsTask(source=str(examples / kind)), tally)
@@ -82,9 +85,19 @@ def test_hotpotqa(examples: Path) -> None:
     assert len(documents) == 3 and question.needs_all
 
 
+def test_raft(examples: Path) -> None:
+    documents, (question,), _ = qa(QaTask(source=str(examples / "raft")))
+    assert [document.text for document in documents.values()] == [
+        "Rome is warm.",
+        "Oslo is the capital of Norway.",
+    ]
+    assert documents[question.context_id].text == "Oslo is the capital of Norway."
+    assert question.answers == ("the capital of Norway",)
+
+
 def test_alpaca(examples: Path) -> None:
     task = QaTask(source=str(examples / "alpaca"))
-    assert is_alpaca(task)
+    assert holds_instructions(task)
     assert [t.output for t in read_triples(document_files(task), Tally())] == ["Oslo", "bonjour"]
 
 
@@ -115,7 +128,7 @@ def test_ten_minutes(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_format() -> None:
-    known = {*get_args(ThreadsTask.model_fields["format"].annotation)} - {"auto"}
+    known = {*THREAD_FORMATS, *DOCUMENT_LAYOUTS}
     known |= {"block", "missing_parents", "chunk_tokens", "chunk_overlap", "JORA_CACHE"}
     missing = [name for name in known if name.lower() not in PAGE.lower()]
     assert not missing

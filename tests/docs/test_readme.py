@@ -176,7 +176,7 @@ def test_configuration_keys_in_the_docs_exist() -> None:
 
 
 def test_architecture_names_every_stage_and_every_column() -> None:
-    from retrieval.build.record_files import RECORD_COLUMNS
+    from jora_core.base.record_columns import RECORD_COLUMNS
 
     for name in (*STAGES, *RECORD_COLUMNS):
         assert name in ARCHITECTURE, name

@@ -1,61 +1,51 @@
-"""Documents `{"id", "title"?, "text", "time"?}` and questions `{"id", "document_id", "question", "answers",
-"time"?}`, as JSON lines, a JSON list or Parquet; documents also as files of text (`texts`), both also in the
-layouts of SQuAD and HotpotQA (`layouts`).
+"""Documents and questions of any layout: each file is read by the reader of its layout, and checked.
 
-`answers` is a list of accepted answers, the first one is taught. `document_id` may be a list of documents
-that only together hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text: a question
-never sees a document that is later than itself.
+A question never sees a document that is later than itself, where both have a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from typing import Literal
+from importlib import import_module
+from typing import cast
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.chunking import Chunker, chunk_document
-from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.source_files import SourceFile, document_files
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.readers.documents import squad_hotpotqa, text_files
-from retrieval.readers.files.rows import field_names, rows, text_of, texts_of
-from retrieval.text.normalize import fold
-from retrieval.text.times import parse_time
-
-Layout = Literal["text", "rows", "squad", "squad-rows", "hotpotqa"]
-
-DOCUMENT_FIELDS = ("id", "text")
-QUESTION_FIELDS = ("id", "document_id", "question", "answers")
-
-
-def read_documents(
-    files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
-) -> dict[str, Document]:
-    """The documents by id, in file order; with a chunker, longer ones as their chunks.
-
-    Raises:
-        InputError: as `stream_documents`.
-    """
-    return {document.id: document for document in stream_documents(files, tally, chunker, layout)}
+from retrieval.readers.documents.layout_types import LayoutReader
+from retrieval.readers.files.rows import field_names
+from retrieval.settings.document_layouts import (
+    DEFAULT_LAYOUT,
+    DOCUMENT_LAYOUTS,
+    TEXT_FILES,
+    DocumentLayout,
+)
+from retrieval.settings.file_suffixes import TEXT_SUFFIXES
+from retrieval.settings.tasks import QaTask
 
 
 def stream_documents(
     files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
 ) -> Iterator[Document]:
-    """The documents in file order, each id once; with a chunker, longer ones as their chunks.
+    """Read the documents in file order, each id once.
 
-    `read["documents"]` counts what the files hold; all of it is given, or counted in `dropped` as
-    `document_…`.
+    Args:
+        files: the files, each in any layout.
+        tally: `read["documents"]` counts what the files hold. Each is yielded, or counted in `dropped` as
+            `document_…`.
+        chunker: cuts documents that are too long for it; they come as their chunks.
+        layout: the layout of rows as configured; "auto": told by the fields of each file's first row.
+
     Raises:
-        InputError: a row is broken, an id is used twice, a text is empty, or there is no document at all.
+        InputError: a row is broken, an id is used twice, or there is no document at all.
     """
     seen: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
-        own_ids = True
-        for where, document, raw in _documents(file, layout, tally):
+        for where, document, raw_text, id_from_content in _reader(file, layout).read_documents(file, tally):
             tally.read["documents"] += 1
-            own_ids = not isinstance(where, _Repeatable)
             if document.id in seen:
-                if not own_ids:
+                if id_from_content:
                     tally.dropped["document_repeated"] += 1
                     continue
                 first, row = seen[document.id]
@@ -69,7 +59,7 @@ def stream_documents(
             if chunker is None:
                 yield document
                 continue
-            chunks = chunk_document(document, raw, chunker)
+            chunks = chunk_document(document, raw_text, chunker)
             tally.read["chunks"] += len(chunks)
             yield from chunks
     if not seen:
@@ -77,69 +67,25 @@ def stream_documents(
         raise InputError(f"{names}: no documents; expected a document a row")
 
 
-class _Repeatable(str):
-    """The place of a document whose id is made of its content: that it comes again is no mistake."""
-
-
-def _documents(file: SourceFile, layout: str, tally: Tally) -> Iterator[tuple[str, Document, str]]:
-    """(place for errors, document, unfolded text) of one file."""
-    kind = layout_of(file, layout)
-    if kind == "text":
-        title, text = text_files.read_text_file(file, tally)
-        yield str(file.path), Document(file.name, title, fold(text), file.name, 1), text
-    elif kind == "rows":
-        expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
-        for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
-            title = value.get("title")
-            if title is not None and not isinstance(title, (str, int)):
-                raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
-            text = text_of(value["text"], "text", where)
-            key = fold(text_of(value["id"], "id", where))
-            since = parse_time(value.get("time"), "time", where)
-            yield where, Document(key, fold(str(title or "")), fold(text), file.name, row, since), text
-    else:
-        found = (
-            (p for group, _ in squad_hotpotqa.hotpotqa(file) for p in group)
-            if kind == "hotpotqa"
-            else (p for p, _ in squad_hotpotqa.squad(file, nested=kind == "squad"))
-        )
-        for p in found:
-            yield _Repeatable(p.where), Document(p.id, p.title, fold(p.text), file.name, p.row), p.text
-
-
-def read_questions(
-    files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
-) -> list[Question]:
-    """The questions in file order.
-
-    Raises:
-        InputError: as `stream_questions`, or there is no question.
-    """
-    questions = list(stream_questions(files, documents, tally, layout))
-    if not questions:
-        raise no_questions(files)
-    return questions
-
-
-def no_questions(files: Sequence[SourceFile]) -> InputError:
-    """The one line for files without a question."""
-    names = ", ".join(str(file.path) for file in files[:3])
-    return InputError(f"{names}: no questions; expected a question a row")
-
-
 def stream_questions(
     files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
 ) -> Iterator[Question]:
-    """The questions in file order; `documents` holds the ids of the (whole) documents.
+    """Read the questions in file order.
 
-    `read["questions"]` counts what the files hold; all of it is given, or counted in `dropped` as
-    `question_…`.
+    Args:
+        files: the files, each in any layout.
+        documents: the ids of the whole documents.
+        tally: `read["questions"]` counts what the files hold. Each is yielded, or counted in `dropped` as
+            `question_…`.
+        layout: the layout of rows as configured; "auto": told by the fields of each file's first row.
+
     Raises:
-        InputError: a row is broken, an id is used twice, or the document does not exist.
+        InputError: a row is broken, an id is used twice, or a question names a document that does not
+            exist.
     """
     seen: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
-        for where, question, why in _questions(file, layout):
+        for where, question, dropped in _reader(file, layout).read_questions(file):
             tally.read["questions"] += 1
             if question.id in seen:
                 first, row = seen[question.id]
@@ -147,8 +93,8 @@ def stream_questions(
                     f"{where}: question id {question.id!r} is already used at {files[first].name}:{row}"
                 )
             seen[question.id] = (number, question.row)
-            if why:
-                tally.dropped[why] += 1
+            if dropped:
+                tally.dropped[dropped] += 1
                 continue
             for name in question.oracle_ids:
                 if name not in documents:
@@ -158,58 +104,53 @@ def stream_questions(
             yield question
 
 
-def _questions(file: SourceFile, layout: str) -> Iterator[tuple[str, Question, str]]:
-    """(place for errors, question, why it is dropped or "") of one file."""
-    kind = layout_of(file, layout)
-    if kind == "text":
-        raise InputError(f"{file.path}: a text file holds no questions; expected .jsonl, .json or .parquet")
-    if kind == "rows":
-        expected = "an object with " + ", ".join(QUESTION_FIELDS)
-        for where, row, value in rows(file, QUESTION_FIELDS, ("time",), expected):
-            key = fold(text_of(value["id"], "id", where))
-            named = _named(value["document_id"], where)
-            answers = texts_of(value["answers"], f"answers of question {key!r}", where)
-            text = fold(text_of(value["question"], "question", where))
-            asked = parse_time(value.get("time"), "time", where)
-            first, *more = named
-            oracles = named if more else ()
-            yield where, Question(key, first, text, answers, file.name, row, oracles, asked), ""
-        return
-    found = (
-        (asked for _, asked in squad_hotpotqa.hotpotqa(file))
-        if kind == "hotpotqa"
-        else (asked for _, group in squad_hotpotqa.squad(file, nested=kind == "squad") for asked in group)
-    )
-    for q in found:
-        first = next(iter(q.oracles), "")
-        several = q.oracles if len(q.oracles) > 1 else ()
-        question = Question(q.id, first, q.text, q.answers, file.name, q.row, several, span=q.span)
-        yield q.where, question, q.why
+def no_questions(files: Sequence[SourceFile]) -> InputError:
+    """Return the error for files without a question."""
+    names = ", ".join(str(file.path) for file in files[:3])
+    return InputError(f"{names}: no questions; expected a question a row")
 
 
-def _named(value: object, where: str) -> tuple[str, ...]:
-    """The documents that a question names, each once."""
-    if not isinstance(value, list):
-        return (fold(text_of(value, "document_id", where)),)
-    if not value:
-        raise InputError(f"{where}: field document_id is an empty list; name at least one document")
-    return tuple(dict.fromkeys(fold(text_of(item, "document_id", where)) for item in value))
+def holds_instructions(task: QaTask) -> bool:
+    """Whether the source of a question task holds instructions with answers instead of documents.
+
+    Where the configuration does not name the layout, the fields of the first row tell it.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if task.format != "auto":
+        return DOCUMENT_LAYOUTS[task.format].instructions
+    if task.questions is not None:  # then the source holds their documents
+        return False
+    first = document_files(task)[0]
+    return not _is_text(first) and _layout_by_fields(first, list(DOCUMENT_LAYOUTS.values())).instructions
 
 
-def layout_of(file: SourceFile, layout: str) -> Layout:
-    """How a file is read: as `layout` (`documents`, `squad`, `hotpotqa`) says, or by its name and fields."""
-    if file.path.suffix.lower() in text_files.SUFFIXES:
-        return "text"
-    if layout == "documents":
-        return "rows"
+def _reader(file: SourceFile, layout: str) -> LayoutReader:
+    """The module that reads a file, in the configured layout of rows."""
+    if _is_text(file):
+        found = TEXT_FILES
+    elif layout == "auto":
+        with_documents = [known for known in DOCUMENT_LAYOUTS.values() if not known.instructions]
+        found = _layout_by_fields(file, with_documents)
+    else:
+        found = DOCUMENT_LAYOUTS[layout]
+    return cast(LayoutReader, import_module(found.module))
+
+
+def _is_text(file: SourceFile) -> bool:
+    return file.path.suffix.lower() in TEXT_SUFFIXES
+
+
+def _layout_by_fields(file: SourceFile, layouts: Sequence[DocumentLayout]) -> DocumentLayout:
+    """The last of the layouts that the fields of a file's first row tell, else the default one."""
+    # The first row is read up to a field that tells a layout alone: it may hold the whole corpus.
+    decisive = {
+        field for layout in layouts for fields in layout.told_by if len(fields) == 1 for field in fields
+    }
     try:
-        names = field_names(file, ("data", "paragraphs", "supporting_facts"))
+        names = set(field_names(file, tuple(decisive)))
     except InputError:
-        names = []  # whoever reads the file's rows says better what is wrong with it
-    if layout == "hotpotqa" or (layout == "auto" and "supporting_facts" in names):
-        return "hotpotqa"
-    if {"data", "paragraphs"} & set(names):
-        return "squad"
-    if layout == "squad":
-        return "squad-rows" if names else "squad"
-    return "squad-rows" if {"context", "question", "answers"} <= set(names) else "rows"
+        names = set()  # the reader of the file's rows says better what is wrong with it
+    told = (layout for layout in reversed(layouts) if any(fields <= names for fields in layout.told_by))
+    return next(told, DOCUMENT_LAYOUTS[DEFAULT_LAYOUT])

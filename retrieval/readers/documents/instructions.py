@@ -1,6 +1,6 @@
 """Instructions of the Alpaca kind: rows of `instruction`, `input` (may be empty or missing) and `output`.
 
-As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is made of file name and row.
+As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is the file name and the row.
 Format: https://github.com/tatsu-lab/stanford_alpaca
 """
 
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.source_files import SourceFile, document_files
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.readers.files.rows import field_names, rows, text_of
-from retrieval.settings.tasks import QaTask
+from retrieval.readers.files.rows import rows, text_of
 from retrieval.text.normalize import fold
 
 EXPECTED = "an object with instruction, input, output"
@@ -33,29 +31,11 @@ class Triple:
     row: int
 
 
-def is_alpaca(task: QaTask) -> bool:
-    """Whether a question task's source holds instructions: as configured, or told by the first row's fields.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    if task.format != "auto":
-        return task.format == "alpaca"
-    if task.questions is not None:
-        return False
-    first = document_files(task)[0]
-    if Path(first.name).suffix.lower() in (".txt", ".md", ".pdf"):
-        return False
-    try:
-        return "instruction" in field_names(first, ("instruction", "data", "paragraphs", "supporting_facts"))
-    except InputError:
-        return False  # whoever reads the file's rows says better what is wrong with it
-
-
 def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:
-    """The instructions in file order; those without an output are dropped and counted.
+    """Read the instructions in file order; those without an output are dropped and counted.
 
     `read["instructions"]` counts what the files hold.
+
     Raises:
         InputError: a row is broken, an id is used twice, or there is none at all.
     """

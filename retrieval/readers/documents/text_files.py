@@ -1,26 +1,46 @@
-"""Documents that are a file each: `.txt`, `.md` and `.pdf`. The id is the file's path below the source."""
+"""Documents that are one file each: `.txt`, `.md`, `.pdf`. The id is the file's path below the source."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
-from retrieval.corpus.types import Tally
+from retrieval.corpus.types import Document, Tally
+from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
 from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
-
-SUFFIXES = (".txt", ".md", ".pdf")
 
 _HEADING = re.compile(r"^ {0,3}# +(.+?)(?: +#+)? *$", re.MULTILINE)
 
 
+def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
+    """Read the one document that a file is.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
+    """
+    title, text = read_text_file(file, tally)
+    yield FoundDocument(str(file.path), Document(file.name, title, fold(text), file.name, 1), text)
+
+
+def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
+    """Refuse the file, because text has no questions.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"{file.path}: a text file holds no questions; expected .jsonl, .json or .parquet")
+
+
 def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
-    """(title, text) of one file: Markdown's first heading or PDF's title, else the file's own name.
+    """Read (title, text) of a file: the first Markdown heading, the PDF's title, or the file's name.
 
     Markup stays as it is. The text is empty where there is none, as in a scanned PDF.
+
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
     """
@@ -39,7 +59,7 @@ def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
     if heading is None:
         return name.stem, text
     if not text[: heading.start()].strip():
-        # The title is not said twice; spaces in its place keep every other character where it is.
+        # The title would stand in the prompt twice. Spaces in its place keep the offsets of all other text.
         text = " " * heading.end() + text[heading.end() :]
     return fold(heading[1]), text
 
@@ -48,7 +68,7 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
     """(title or "", the pages' texts apart by blank lines)."""
     from pypdf import PdfReader
 
-    # Its warnings about harmless flaws would go to the terminal line by line.
+    # pypdf logs a line for every harmless flaw of a file.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         with file.path.open("rb") as handle:
@@ -69,5 +89,5 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
 
 
 def _utf8(text: str) -> str:
-    """What can be written: fonts may map glyphs to halves of surrogate pairs."""
+    """The text without halves of surrogate pairs, which fonts may map glyphs to and UTF-8 cannot hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""JSON files that are one large value, item by item: an array, or an object with one long array in it.
+"""JSON files that are one large value, read item by item: an array, or an object with one long array in it.
 
-Only one item is in memory at a time, each parsed by the standard library. (The event parsers for this, such
-as ijson, keep the path of every level: a line of 100,000 brackets takes them 25 GB.)
+Only one item is in memory at a time, each parsed by the standard library. (Event parsers for this, such as
+ijson, keep the path of every level: a line of 100,000 brackets takes them 25 GB.)
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def stream_items(
     path: Path, expected: str, keys: Sequence[str] = (), header: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, int, Any]]:
-    """(place for errors, 1-based position, item) of a file's array.
+    """Read (place for errors, 1-based position, item) of a file's array.
 
-    The array is the whole file or stands in the top-level object under one of `keys`; the object's other
-    fields that come before it are put into `header`. Without `keys` a top-level object is the one item.
+    The array is the whole file, or stands in the top-level object under one of `keys`.
+
+    Args:
+        path: the file, plain or packed.
+        expected: what the file should hold, for errors.
+        keys: names of the array; without them a top-level object is the one item.
+        header: gets the top-level object's other fields, as far as they come before the array.
+
     Raises:
-        InputError: broken JSON (line and column are named), no such array, or an item beyond all measure.
+        InputError: broken JSON (line and column are named), no such array, or an item of more than 2²⁸
+            characters.
     """
     with open_binary(path) as handle:
         reader = _Reader(handle, path, expected)
@@ -56,7 +63,8 @@ def stream_items(
 
 
 def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
-    """Field names of a JSON file's first object, up to one of `decisive`; an array's first item counts.
+    """Return the field names of a JSON file's first object (or an array's first item), up to one of
+    `decisive`.
 
     Raises:
         InputError: the file cannot be read, or it does not begin with an object.

@@ -27,10 +27,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file, as a stream; `.gz` and `.zst` are told by the name.
+    """Open the unpacked bytes of a file as a stream; the name tells `.gz` and `.zst`.
 
     Raises:
-        InputError: it cannot be read or is damaged, also while the caller reads.
+        InputError: it cannot be read or is damaged, which may also show while the caller reads.
     """
     import zstandard
 
@@ -49,8 +49,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of zstd frames, one after the other; a file that ends within a frame is an error, which the
-    library's own reader lets pass.
+    """The bytes of zstd frames, one after the other.
+
+    The library's own reader takes a file that ends within a frame for complete; here it is an error.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -94,9 +95,10 @@ def is_tar(path: Path) -> bool:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(1-based line number, text without line end) of a UTF-8 file, unpacked by its suffix, streaming.
+    """Read (1-based line number, text without line end) of a UTF-8 file, unpacked by its suffix, as a stream.
 
     Only `\\n` (and `\\r\\n`) end a line: other separators occur inside chat messages.
+
     Raises:
         InputError: the file cannot be read or a line is not UTF-8.
     """
@@ -133,7 +135,13 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
-    """One JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+    """Parse one JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+
+    Args:
+        text: the value.
+        path: where it stands, for errors.
+        line: the 1-based line on which it begins.
+        expected: what it should be, for errors.
 
     Raises:
         InputError: it is not JSON; the line and column are named.
@@ -152,7 +160,7 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
 
 
 def mend_surrogates(value: Any) -> Any:
-    """A JSON value whose texts can be written as UTF-8."""
+    """Return a JSON value whose texts can be written as UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -163,8 +171,8 @@ def mend_surrogates(value: Any) -> Any:
 
 
 def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(place for errors, line, object) for every non-blank line of a JSON-lines file, or of such files in an
-    archive.
+    """Read (place for errors, line, object) of every non-blank line of a JSON-lines file, or of an archive of
+    them.
 
     Raises:
         InputError: a line is broken or is no object.

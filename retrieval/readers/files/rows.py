@@ -25,9 +25,16 @@ def rows(
     keys: Sequence[str] = (),
     header: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
-    """(place for errors, 1-based row, row) of a file; `.json` is a list of rows or has one under `keys`.
+    """Read (place for errors, 1-based row, row) of a file of JSON lines, a JSON list or Parquet.
 
-    The fields beside such a list, as far as they come before it, are put into `header`.
+    Args:
+        file: the file.
+        fields: fields that each row must have.
+        optional: further columns to read of a Parquet file.
+        expected: what a row should be, for errors.
+        keys: names under which a `.json` object holds its list of rows.
+        header: gets the fields beside such a list, as far as they come before it.
+
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
     """
@@ -57,7 +64,12 @@ def _values(
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    """(place for errors, 1-based row, row) of a Parquet file, batch by batch.
+    """Read (place for errors, 1-based row, row) of a Parquet file, batch by batch.
+
+    Args:
+        path: the file.
+        fields: columns that it must have.
+        optional: columns that are read where the file has them.
 
     Raises:
         InputError: it is no readable Parquet or lacks a column.
@@ -86,7 +98,7 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
 
 
 def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
-    """The names that tell a file's layout: columns, or the first object's fields up to a decisive one.
+    """Return the names that tell a file's layout: columns, or the first object's fields up to a decisive one.
 
     Raises:
         InputError: the file cannot be read or does not begin with an object.
@@ -103,7 +115,12 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """A text field's value, unfolded; whole numbers count as text, because ids often are.
+    """Return a text field's value, not folded; whole numbers count as text, because ids often are.
+
+    Args:
+        value: what stands in the file.
+        field: the field's name, for errors.
+        where: file and row, for errors.
 
     Raises:
         InputError: it is empty or no text.
@@ -116,12 +133,33 @@ def text_of(value: Any, field: str, where: str) -> str:
 
 
 def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
-    """A text or a list of texts, folded, each once.
+    """Return a text or a list of texts, folded, each once.
+
+    Args:
+        value: what stands in the file.
+        field: the field's name, for errors.
+        where: file and row, for errors.
 
     Raises:
-        InputError: it is empty or holds what is no text.
+        InputError: it is empty, or an item is no text.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
         raise InputError(f"{where}: field {field} is not a list of texts; give at least one")
     return tuple(dict.fromkeys(fold(item) for item in items))
+
+
+def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:
+    """Return a list of objects, checked.
+
+    Args:
+        value: what stands in the file.
+        field: the field's name, for errors.
+        where: file and row, for errors.
+
+    Raises:
+        InputError: it is no list of objects.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise InputError(f"{where}: field {field} is not a list of objects ({type(value).__name__})")
+    return value

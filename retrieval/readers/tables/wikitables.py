@@ -30,7 +30,13 @@ def unescape(text: str) -> str:
 
 
 def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[str, Table], list[Question]]:
-    """The tables by id (their path below `root`) and the questions in file order; `source` names the TSV.
+    """Read the tables by id (their path below `root`) and the questions in file order.
+
+    Args:
+        root: the folder that the `context` column counts from.
+        tsv: the file of questions.
+        tally: counts tables, rows and questions.
+        source: the name of the TSV in records.
 
     Raises:
         InputError: the TSV lacks a column, has a broken row or no rows, or names a table that is missing or

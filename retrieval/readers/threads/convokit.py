@@ -14,7 +14,8 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.rows import rows, text_of
-from retrieval.readers.threads.message_tree import Message, threads_of
+from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
@@ -22,17 +23,21 @@ from retrieval.text.times import parse_time
 EXPECTED = 'an utterance a line: {"id": …, "conversation_id": …, "speaker": …, "reply-to": …, "text": …}'
 
 
-def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
-    """A thread a conversation, in the order of their first utterances.
+def read_threads(
+    files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
+) -> Iterator[Thread]:
+    """Read a thread a conversation, in the order of their first utterances.
+
+    Args:
+        files: (split, file) pairs; the split is "" where the seed decides it.
+        options: what happens to replies to utterances that are not there.
+        tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a line is broken, or a reply goes to what is not there (unless `missing_parents` is
-            "drop").
+        InputError: a line is broken, or a reply goes to an utterance that is not there.
     """
-    for split in dict.fromkeys(split for split, _ in files):
-        own = [file for which, file in files if which == split]
-        tally.read["files"] += len(own)
-        yield from threads_of(_messages(own), split, missing_parents, True, tally)
+    for split, own in files_by_split(files, tally):
+        yield from threads_of(_messages(own), split, options.missing_parents, True, tally)
 
 
 def _messages(files: list[SourceFile]) -> Iterator[Message]:

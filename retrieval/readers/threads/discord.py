@@ -18,7 +18,8 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.rows import rows, text_of
-from retrieval.readers.threads.message_tree import Message, blocks, threads_of
+from retrieval.readers.threads.message_tree import Message, blocks, files_by_split, threads_of
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
@@ -34,19 +35,21 @@ _FORWARD = (1, "1", "Forward")
 
 
 def read_threads(
-    files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally, block: int = 500
+    files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """A thread a channel, in blocks of at most `block` messages.
+    """Read a thread a channel, cut into blocks of at most `options.block` messages.
+
+    Args:
+        files: (split, file) pairs; the split is "" where the seed decides it.
+        options: the block, and what happens to replies to messages that are not there.
+        tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a message is broken, or a reply goes to what is not there (unless `missing_parents` is
-            "drop").
+        InputError: a message is broken, or a reply goes to a message that is not there.
     """
-    for split in dict.fromkeys(split for split, _ in files):
-        own = [file for which, file in files if which == split]
-        tally.read["files"] += len(own)
-        found = threads_of(_messages(own, tally), split, missing_parents, True, tally)
-        yield from blocks(found, block, tally)
+    for split, own in files_by_split(files, tally):
+        found = threads_of(_messages(own, tally), split, options.missing_parents, True, tally)
+        yield from blocks(found, options.block, tally)
 
 
 def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.json_stream import stream_items
 from retrieval.readers.files.packed_lines import json_objects
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
@@ -32,14 +33,20 @@ EXPECTED = 'one thread a line: {"posts": [{"no": 1, "com": "…"}, …]}'
 
 _TARGET = re.compile(r"#p([0-9]{1,19})$")
 _PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
-_LINK_NOTE = re.compile(r"^\s*\((?:OP|You|Dead|Cross-thread)\)")
 _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
 _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
 
 
 @dataclass(frozen=True)
 class Comment:
-    """A post's HTML read: clean text, the posts of this thread it links to, and links that lead elsewhere."""
+    """What a post's HTML says.
+
+    Attributes:
+        text: clean text.
+        links: ids of the posts of this thread that it links to, each once.
+        cross_thread: number of links to other threads.
+        dead: number of links to posts that were deleted.
+    """
 
     text: str
     links: tuple[str, ...]
@@ -48,10 +55,10 @@ class Comment:
 
 
 def parse_comment(html: str, thread_no: str) -> Comment:
-    """Text and in-thread links of one `com`, with quotelinks and quoted lines taken out of the text.
+    """Read one `com`: the text without quotelinks and quoted lines, and the links within the thread.
 
-    A link counts by its target (`#p123`, or a path whose thread is `thread_no`), never by its text, which
-    `<wbr>` may split. Dead links are spans and, like links to other threads, name no parent.
+    A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
+    which `<wbr>` may split. Dead links are spans. Like links to other threads they name no parent.
     """
     if "<" not in html and "&" not in html:
         return Comment(_clean(html), ())
@@ -64,9 +71,8 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     pieces: list[str] = []
     links: list[str] = []
     cross = dead = 0
-    # An own stack, for nested markup as deep as a hostile page makes it; `quiet` marks quoted subtrees whose
-    # links still count while their text does not.
-    # None ends a block.
+    # A stack instead of recursion, because hostile pages nest deeper than Python recurses. `quiet` marks
+    # quoted parts, whose links still count while their text does not. None ends a block.
     stack: list[tuple[LexborNode | None, bool]] = [(body, False)]
     while stack:
         node, quiet = stack.pop()
@@ -129,18 +135,25 @@ def _clean(text: str) -> str:
     return fold(" ".join(line for line in lines if not line.startswith(">")))
 
 
-def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
-    """The threads of all files, in file order.
+def read_threads(
+    files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
+) -> Iterator[Thread]:
+    """Read the threads of all files, in file order.
+
+    Args:
+        files: (split, file) pairs; the split is "" where the seed decides it.
+        options: what happens to links to posts of the thread that are not there.
+        tally: counts files, threads, posts and links, and what was dropped.
 
     Raises:
-        InputError: a line is broken, a thread has no posts, a post no number, or a link in the thread leads
-            to a post that is not there (unless `missing_parents` is "drop").
+        InputError: a line is broken, a thread has no posts, a post has no number, or a link within the
+            thread leads to a post that is not there.
     """
     for split, file in files:
         tally.read["files"] += 1
         for where, row, value in _objects(file):
             tally.read["threads"] += 1
-            yield _thread(value, file, row, where, split, missing_parents, tally)
+            yield _thread(value, _Place(file.name, row, where), split, options, tally)
 
 
 def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -153,15 +166,16 @@ def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
         yield where, position, item
 
 
-def _thread(
-    value: dict[str, Any],
-    file: SourceFile,
-    row: int,
-    where: str,
-    split: str,
-    missing_parents: str,
-    tally: Tally,
-) -> Thread:
+class _Place(NamedTuple):
+    """Where a thread stands: what records say of it, and what errors say."""
+
+    source: str
+    row: int
+    where: str
+
+
+def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOptions, tally: Tally) -> Thread:
+    where = place.where
     raw_posts = value.get("posts")
     if not isinstance(raw_posts, list) or not raw_posts:
         raise InputError(f"{where}: thread without posts; expected {EXPECTED}; remove the line")
@@ -192,7 +206,7 @@ def _thread(
             tally.read["links"] += 1
             if int(link) in by_number:
                 parents.append(link)
-            elif missing_parents == "drop":
+            elif options.missing_parents == "drop":
                 tally.dropped["link_to_missing_post"] += 1
             else:
                 raise InputError(
@@ -202,10 +216,10 @@ def _thread(
         subject = _clean(_string(raw, "sub", where)) if raw.get("sub") else ""
         text = titled(subject, comment.text) if comment.text else subject
         time = parse_time(raw.get("time"), "time", where)
-        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), row, time=time))
+        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), place.row, time=time))
     board = value.get("board") or opening.get("board")
     thread_id = f"{board}/{thread_no}" if isinstance(board, str) and board else thread_no
-    return Thread(thread_id, tuple(posts), file.name, row, split, posts[0].time)
+    return Thread(thread_id, tuple(posts), place.source, place.row, split, posts[0].time)
 
 
 def _number(raw: Any, where: str, position: int) -> int:

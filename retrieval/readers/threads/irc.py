@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.source_files import IRC_ANNOTATION_SUFFIX, IRC_SUFFIX, SourceFile, annotation_path
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.packed_lines import text_lines
+from retrieval.readers.threads.thread_reader import ReaderOptions
+from retrieval.settings.thread_formats import THREAD_FORMATS
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
+
+_FORMAT = THREAD_FORMATS["irc"]
+(_SUFFIX,) = _FORMAT.suffixes
 
 _MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
 _ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
@@ -24,20 +29,27 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
 
 
-def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
-    """A thread a log; its posts are the messages and actions, system lines are left out.
+def read_threads(
+    files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
+) -> Iterator[Thread]:
+    """Read a thread a log: its posts are the messages and actions, system lines are left out.
 
-    Folder names `train`, `dev` and `test` decide the split where the configuration does not.
+    Args:
+        files: (split, file) pairs; where the split is "", the folder names `train`, `dev` and `test` decide
+            it, and without them the seed.
+        options: what happens to annotations that name a message that does not exist.
+        tally: counts files, lines, posts and links, and what was dropped.
+
     Raises:
-        InputError: an annotation file is missing, a line of it is broken or names a message that does not
-            exist.
+        InputError: an annotation file is missing, or one of its lines is broken or names a message that
+            does not exist.
     """
     for split, file in files:
-        if not file.path.name.endswith(IRC_SUFFIX):
-            raise InputError(f"{file.path}: not an IRC log; expected a name ending in {IRC_SUFFIX}")
+        if not file.path.name.endswith(_SUFFIX):
+            raise InputError(f"{file.path}: not an IRC log; expected a name ending in {_SUFFIX}")
         tally.read["files"] += 1
         tally.read["threads"] += 1
-        yield _thread(file, split or _folder_split(file), missing_parents, tally)
+        yield _thread(file, split or _folder_split(file), options.missing_parents, tally)
 
 
 def _folder_split(file: SourceFile) -> str:
@@ -69,7 +81,7 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
         posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
-    name = file.name.removesuffix(IRC_SUFFIX)
+    name = file.name.removesuffix(_SUFFIX)
     return Thread(name, tuple(posts), file.name, 0, split, _day(name))
 
 
@@ -92,11 +104,10 @@ def _annotations(
     file: SourceFile, n_lines: int, missing_parents: str, tally: Tally
 ) -> tuple[dict[int, list[int]], set[int]]:
     """Parents by child in file order, and which messages are annotated at all (as replies or as starts)."""
-    path: Path = annotation_path(file.path)
+    path = _FORMAT.companion_of(file.path)
+    assert path is not None  # `read_threads` refuses other names
     if not path.is_file():
-        raise InputError(
-            f"{file.path}: no annotations; expected {path.name} ({IRC_ANNOTATION_SUFFIX}) beside it"
-        )
+        raise InputError(f"{file.path}: no annotations; expected {path.name} ({_FORMAT.companion}) beside it")
     parents: dict[int, list[int]] = {}
     annotated: set[int] = set()
     for number, text in text_lines(path):

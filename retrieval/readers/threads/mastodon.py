@@ -2,7 +2,7 @@
 "created_at"}`.
 
 A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`).
-What hangs together by replies is a thread. Boosts are dropped and counted; a content warning stands before
+Statuses that replies connect are a thread. Boosts are dropped and counted. A content warning stands before
 the text. Format: https://docs.joinmastodon.org/entities/Status/
 """
 
@@ -16,7 +16,8 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.rows import rows, text_of
 from retrieval.readers.threads.fourchan import parse_comment
-from retrieval.readers.threads.message_tree import Message, threads_of
+from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
@@ -24,17 +25,21 @@ from retrieval.text.times import parse_time
 EXPECTED = 'a status: {"id": …, "in_reply_to_id": …, "content": …, "account": {"acct": …}}'
 
 
-def read_threads(files: list[tuple[str, SourceFile]], missing_parents: str, tally: Tally) -> Iterator[Thread]:
-    """A thread for what hangs together by replies, in the order of their first statuses.
+def read_threads(
+    files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
+) -> Iterator[Thread]:
+    """Read a thread for each set of statuses that replies connect, in the order of their first statuses.
+
+    Args:
+        files: (split, file) pairs; the split is "" where the seed decides it.
+        options: what happens to replies to statuses that are not there.
+        tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a status is broken, or a reply goes to what is not there (unless `missing_parents` is
-            "drop").
+        InputError: a status is broken, or a reply goes to a status that is not there.
     """
-    for split in dict.fromkeys(split for split, _ in files):
-        own = [file for which, file in files if which == split]
-        tally.read["files"] += len(own)
-        yield from threads_of(_messages(own, tally), split, missing_parents, False, tally)
+    for split, own in files_by_split(files, tally):
+        yield from threads_of(_messages(own, tally), split, options.missing_parents, False, tally)
 
 
 def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
@@ -72,7 +77,7 @@ def _statuses(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _author(value: Any, where: str) -> str:
-    """The account's name with its server, which sets people of one name apart."""
+    """The account's name with its server: names are unique on a server only."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field account is {type(value).__name__}, expected an object with acct")
     for name in ("acct", "username"):

@@ -1,7 +1,7 @@
 """Messages that come one by one, in any order, into threads: grouped, put in order, their replies resolved.
 
-They lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes little
-memory; one thread at a time comes back.
+The messages lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes
+little memory; one thread at a time is read back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 
+# Neither journal nor syncing: the file is temporary, and a crash loses it anyway.
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -28,7 +30,8 @@ _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, N
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
 """
-# Whose parent is not there starts a thread. Those in a circle of replies are reached from nowhere.
+# A message whose parent is not there starts a thread. Messages in a circle of replies have no such start and
+# get no root.
 _BY_REPLIES = """
 WITH RECURSIVE reached(seq, id, root) AS (
     SELECT seq, id, seq FROM message AS m
@@ -42,9 +45,18 @@ _FIELDS = "id, parent, thread, author, text, time, source, row, place, seq"
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `parent` is "" where it answers none, `thread` is "" where only replies tell the thread.
+    """One message.
 
-    `where` is its place for errors; `source` and `row` are what records say of it.
+    Attributes:
+        where: file and row, for errors.
+        id: unique among all messages.
+        author: the name that records show.
+        text: clean text, which may be empty.
+        source: the file's name in records.
+        row: the row in records.
+        parent: id of the message that it replies to; "" for none.
+        thread: id of its thread; "" where only replies tell the thread.
+        time: when it was written, in seconds since 1970; None: unknown.
     """
 
     where: str
@@ -58,16 +70,36 @@ class Message:
     time: float | None = None
 
 
+def files_by_split(
+    files: Iterable[tuple[str, SourceFile]], tally: Tally
+) -> Iterator[tuple[str, list[SourceFile]]]:
+    """Return each split with all of its files, counted: a thread may be spread over several of them."""
+    by_split: dict[str, list[SourceFile]] = {}
+    for split, file in files:
+        by_split.setdefault(split, []).append(file)
+    for split, own in by_split.items():
+        tally.read["files"] += len(own)
+        yield split, own
+
+
 def threads_of(
     messages: Iterable[Message], split: str, missing_parents: str, by_name: bool, tally: Tally
 ) -> Iterator[Thread]:
-    """The threads of all messages, in the order in which their first messages were read.
+    """Group all messages into threads, in the order in which their first messages were read.
 
-    A thread is what `Message.thread` names (`by_name`), or what hangs together by replies. Its posts are in
-    order of time, and a parent always comes before its replies, whatever the clocks say.
-    `read["posts"]` counts the messages; each is in a thread or counted in `dropped` as `post_…`.
+    The posts of a thread are in order of time, and a parent always comes before its replies, whatever the
+    clocks say.
+
+    Args:
+        messages: the messages of a split, in any order.
+        split: the threads' split; "" where the seed decides it.
+        missing_parents: "drop" drops a reply to a message that is not there and counts it; "error" refuses
+            it.
+        by_name: whether `Message.thread` names the thread; otherwise a thread is what replies connect.
+        tally: `read["posts"]` counts the messages. Each is in a thread, or counted in `dropped` as `post_…`.
+
     Raises:
-        InputError: a parent is not there (unless `missing_parents` is "drop").
+        InputError: a parent is not there, and `missing_parents` is "error".
     """
     with (
         tempfile.TemporaryDirectory(prefix="jora-messages-") as folder,
@@ -154,7 +186,8 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         ordered.append(row)
         for child in children.pop(row[0], []):
             heapq.heappush(ready, _key(child, timed))
-    placed = {row[0] for row in ordered}  # within a named thread, replies may go in circles
+    # Within a named thread, replies may go in circles; those come last, in the order of reading.
+    placed = {row[0] for row in ordered}
     return ordered + [row for row in rows if row[0] not in placed]
 
 
@@ -163,9 +196,12 @@ def _key(row: tuple[Any, ...], timed: bool) -> tuple[float, int, str]:
 
 
 def blocks(threads: Iterable[Thread], size: int, tally: Tally) -> Iterator[Thread]:
-    """Endless threads, such as the channels of a chat, cut into threads of at most `size` posts.
+    """Cut endless threads, such as the channels of a chat, into threads of at most `size` posts.
 
-    Links from one block to another are dropped and counted.
+    Args:
+        threads: the threads.
+        size: the most posts of one.
+        tally: counts the threads, and in `dropped` the links from one block to another.
     """
     for thread in threads:
         if len(thread.posts) <= size:

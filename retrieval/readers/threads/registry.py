@@ -1,94 +1,78 @@
-"""Threads of any format: which reader reads a task's files."""
+"""Threads of any format: the format of a task's files, and the reader that it names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.source_files import _JSON_SUFFIXES, IRC_SUFFIX, SourceFile, find_files
+from retrieval.corpus.source_files import SourceFile, find_files
 from retrieval.corpus.types import Tally, Thread
-from retrieval.readers.threads import convokit, discord, fourchan, irc, mastodon
+from retrieval.readers.files.rows import field_names
+from retrieval.readers.threads.thread_reader import ReaderOptions, ThreadReader
 from retrieval.settings.tasks import ThreadsTask
-
-_READERS = {
-    "4chan": fourchan.read_threads,
-    "convokit": convokit.read_threads,
-    "irc": irc.read_threads,
-    "mastodon": mastodon.read_threads,
-}
+from retrieval.settings.thread_formats import FALLBACK_FORMAT, THREAD_FORMATS
 
 
 def read_threads(task: ThreadsTask, tally: Tally) -> Iterator[Thread]:
-    """The threads of a task's files, in file order.
+    """Read the threads of a task's files, in file order.
 
     Raises:
         InputError: a source is missing or broken, or its format cannot be told.
     """
-    kind, files = thread_format(task), thread_files(task)
-    if kind == "discord":
-        return discord.read_threads(files, task.missing_parents, tally, task.block)
-    return _READERS[kind](files, task.missing_parents, tally)
-
-
-_UTTERANCES = tuple(f"utterances.jsonl{packed}" for packed in ("", ".gz", ".zst"))
-THREAD_SUFFIXES = {
-    "4chan": (*_JSON_SUFFIXES, ".tar", ".tar.gz", ".tgz", ".tar.zst"),
-    "convokit": _UTTERANCES,
-    "discord": _JSON_SUFFIXES,
-    "irc": (IRC_SUFFIX,),
-    "mastodon": _JSON_SUFFIXES,
-}
-#: Fields of a first object that only one format has.
-_TELLING_FIELDS = {
-    "posts": "4chan",
-    "messages": "discord",
-    "channel_id": "discord",
-    "message_reference": "discord",
-    "in_reply_to_id": "mastodon",
-    "ancestors": "mastodon",
-    "descendants": "mastodon",
-    "conversation_id": "convokit",
-    "reply-to": "convokit",
-    "root": "convokit",
-}
+    reader: ThreadReader = import_module(THREAD_FORMATS[thread_format(task)].module).read_threads
+    return reader(thread_files(task), ReaderOptions(task.missing_parents, task.block), tally)
 
 
 def thread_format(task: ThreadsTask) -> str:
-    """The format of a thread task: as configured, or told by the names of its files or the first one's
-    fields.
+    """Return the format of a task's files: as configured, or told by their names or the first one's fields.
 
     Raises:
         InputError: a source is missing, or the format cannot be told.
     """
     if task.format != "auto":
         return task.format
-    from retrieval.readers.files.rows import field_names
+    suffixes = dict.fromkeys(suffix for format in THREAD_FORMATS.values() for suffix in format.suffixes)
+    companions = [format.companion for format in THREAD_FORMATS.values() if format.companion]
+    files = find_files(task.source, tuple(suffixes), "threads.source", companions)
+    for name, format in THREAD_FORMATS.items():
+        if format.told_by_name and any(file.name.endswith(format.suffixes) for file in files):
+            return name
+    by_suffix = [name for name, format in THREAD_FORMATS.items() if files[0].name.endswith(format.suffixes)]
+    if len(by_suffix) == 1:  # such as an archive, which only one format has
+        return by_suffix[0]
+    return _format_by_fields(files[0])
 
-    suffixes = tuple({suffix for kinds in THREAD_SUFFIXES.values() for suffix in kinds})
-    files = find_files(task.source, suffixes, "threads.source")
-    for kind in ("irc", "convokit"):
-        if any(file.name.endswith(THREAD_SUFFIXES[kind]) for file in files):
-            return kind
-    if files[0].name.endswith((".tar", ".tgz", ".tar.gz", ".tar.zst")):
-        return "4chan"
+
+def _format_by_fields(file: SourceFile) -> str:
+    telling = {field: name for name, format in THREAD_FORMATS.items() for field in format.telling_fields}
     try:
-        names = field_names(files[0], tuple(_TELLING_FIELDS))
+        fields = field_names(file, tuple(telling))
     except InputError:
-        return "4chan"  # its reader says what is wrong with the file
-    found = next((_TELLING_FIELDS[name] for name in names if name in _TELLING_FIELDS), None)
-    if found is None and names:
+        return FALLBACK_FORMAT  # its reader says what is wrong with the file
+    found = next((telling[field] for field in fields if field in telling), None)
+    if found is None and fields:
         raise InputError(
-            f"{files[0].path}: the format cannot be told from the fields {', '.join(names)[:80]}; set "
-            f"threads.format to one of {', '.join(THREAD_SUFFIXES)}"
+            f"{file.path}: the format cannot be told from the fields {', '.join(fields)[:80]}; set "
+            f"threads.format to one of {', '.join(THREAD_FORMATS)}"
         )
-    return found or "4chan"
+    return found or FALLBACK_FORMAT
 
 
 def thread_files(task: ThreadsTask) -> list[tuple[str, SourceFile]]:
-    """(split, file) of a thread task; split is "" where folder names or the seed decide."""
-    suffixes = THREAD_SUFFIXES[thread_format(task)]
-    split = "train" if task.test_source else ""
-    files = [(split, f) for f in find_files(task.source, suffixes, "threads.source")]
+    """Return (split, file) of a task's files; the split is "" where folder names or the seed decide it.
+
+    Raises:
+        InputError: a source is missing, or its format cannot be told.
+    """
+    format = THREAD_FORMATS[thread_format(task)]
+    # A remote folder is copied by these endings; companions must come along with their files.
+    beside = (format.companion,) if format.companion else ()
+    sources = [("train" if task.test_source else "", task.source, "threads.source")]
     if task.test_source:
-        files += [("test", f) for f in find_files(task.test_source, suffixes, "threads.test_source")]
-    return files
+        sources.append(("test", task.test_source, "threads.test_source"))
+    return [
+        (split, file)
+        for split, source, field in sources
+        for file in find_files(source, format.suffixes, field, beside)
+    ]

@@ -1,9 +1,9 @@
-"""Making a BM25 index from a stream of documents, and from an index with documents added or taken out.
+"""Build a BM25 index from a stream of documents.
 
-Documents come in batches; of each only its sorted postings are kept, on disk where the index is to be saved,
-so that memory holds one batch, the vocabulary and what the operating system likes to cache. Weights follow
-from the counts alone, vectorised, in rank_bm25's order of operations: an index that grew equals one built
-anew, bit by bit.
+Documents come in batches. Of each batch only its sorted postings are kept, on disk if the index is to be
+saved. So memory holds one batch and the vocabulary, and whatever the operating system caches of the files.
+Weights follow from the counts alone, so the same documents give the same bytes, however they are cut into
+batches.
 """
 
 from __future__ import annotations
@@ -18,41 +18,71 @@ from typing import Literal
 import numpy as np
 
 from jora_core.base.errors import InputError
-from retrieval.search.bm25.index import BM25Index, Ranker
+from retrieval.search.bm25.folder import IndexDraft, load_index
+from retrieval.search.bm25.index import BM25Index
 from retrieval.search.bm25.okapi_reference import RankBM25Index
-from retrieval.search.bm25.weights import blocks, fill_fences, fill_signatures, fill_weights
-from retrieval.text.normalize import Tokenizer
+from retrieval.search.bm25.postings import Postings
+from retrieval.search.bm25.ranker import Ranker
+from retrieval.search.bm25.weights import (
+    block_layout,
+    fill_bounds,
+    fill_fences,
+    fill_signatures,
+    length_norms,
+    okapi_idf,
+    okapi_weights,
+)
+from retrieval.text.normalize import Tokenizer, tokenize
+
+#: A batch is sorted when it has this many tokens, or this many documents.
+BATCH_TOKENS = 1 << 20
+
+#: Gives an array to fill, by name, type and size.
+Allocate = Callable[[str, np.dtype, int], np.ndarray]
 
 
-def build_index(
+def build_index(corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> BM25Index:
+    """Index documents that `tokenizer` has split, in memory.
+
+    An empty corpus gives an index that finds nothing.
+    """
+    builder = BM25Builder(tokenizer)
+    builder.add_tokens(corpus)
+    return builder.finish()
+
+
+def build_ranker(
     corpus: Iterable[Sequence[str]],
     backend: Literal["csr", "rank_bm25"],
     tokenizer: Tokenizer | None = None,
 ) -> Ranker:
-    """The BM25 index of the configured backend over documents that `tokenizer` has split; both give the same
-    scores.
+    """Index documents in memory with the configured backend; both give the same scores.
+
+    Args:
+        corpus: documents that `tokenizer` has split.
+        backend: `csr` is our index, `rank_bm25` the library.
+        tokenizer: what splits the queries; words as they are if None.
     """
-    made = RankBM25Index if backend == "rank_bm25" else BM25Index.build
-    return made(corpus, tokenizer)
-
-
-#: A batch is sorted when it has so many tokens.
-BATCH_TOKENS = 1 << 20
-Allocate = Callable[[str, np.dtype, int], np.ndarray]
+    if backend == "rank_bm25":
+        return RankBM25Index(corpus, tokenizer)
+    return build_index(corpus, tokenizer)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Postings of some documents, sorted by term, then document: `counts[i]` of them belong to `terms[i]`.
+class PostingBatch:
+    """The postings of some documents, sorted by term, then by document.
 
-    `frequencies` is how often the term stands in the document, `firsts` where it stands first.
+    Attributes:
+        terms: int32[U], the terms that occur, ascending.
+        counts: int64[U], how many of the postings belong to each term.
+        docs: int32[P], the document of each posting.
+        frequencies: unsigned[P], how often the term stands in the document.
     """
 
     terms: np.ndarray
     counts: np.ndarray
     docs: np.ndarray
     frequencies: np.ndarray
-    firsts: np.ndarray
 
 
 class _TermIds(dict[str, int]):
@@ -64,7 +94,7 @@ class _TermIds(dict[str, int]):
 
 
 class _StemIds(dict[str, int]):
-    """Words numbered by their stems."""
+    """Words, each with the number of its stem."""
 
     def __init__(self, terms: _TermIds, stem: Callable[[str], str]) -> None:
         self._terms, self._stem = terms, stem
@@ -77,29 +107,28 @@ class _StemIds(dict[str, int]):
 class BM25Builder:
     """Takes documents in batches, then gives the index of all of them.
 
-    With a folder the index is saved there at `finish` (all of it or nothing) and opened memory-mapped; use
-    the builder in a `with`, which clears up after an error. Without one it stays in memory.
+    With a folder, `finish` saves the index there (all of it or nothing) and opens it memory-mapped. Use the
+    builder in a `with` block, which removes the temporary files after an error. Without a folder the index
+    stays in memory.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, folder: Path | None = None) -> None:
         """
         Raises:
-            InputError: the folder's place cannot be written, or something else lies there.
+            InputError: the folder cannot be made, or it holds something other than a BM25 index.
         """
-        from retrieval.search.bm25.folder import Draft
-
         self.tokenizer = tokenizer or Tokenizer()
         self._terms = _TermIds()
         self._words: dict[str, int] = self._terms
         if self.tokenizer.stemmer != "none":
             self._words = _StemIds(self._terms, self.tokenizer.stem)
-        self._batches: list[Batch] = []
+        self._batches: list[PostingBatch] = []
         self._lengths: list[np.ndarray] = []
         self._pending: list[Sequence[str]] = []
         self._pending_tokens = 0
-        self._stemmed = False
+        self._pending_are_stems = False
         self.n_documents = 0
-        self._draft = Draft(folder) if folder is not None else None
+        self._draft = IndexDraft(folder) if folder is not None else None
 
     def __enter__(self) -> BM25Builder:
         return self
@@ -111,62 +140,49 @@ class BM25Builder:
             self._draft.discard()
 
     def add(self, texts: Iterable[str]) -> None:
-        """Adds documents as text, which this builder's tokenizer splits."""
-        from retrieval.text.normalize import tokenize
-
-        # Stems are looked up by the whole word's number, which is quicker than stemming every occurrence.
-        self._extend(map(tokenize, texts), stemmed=False)
+        """Add documents as text, which this builder's tokenizer splits."""
+        # Words are stemmed when they are numbered: each word of the vocabulary once instead of every
+        #     occurrence.
+        self._extend(map(tokenize, texts), are_stems=False)
 
     def add_tokens(self, documents: Iterable[Sequence[str]]) -> None:
-        """Adds documents that the tokenizer has split (and stemmed, if it does) already."""
-        self._extend(documents, stemmed=True)
+        """Add documents that the tokenizer has split, and stemmed if it does that."""
+        self._extend(documents, are_stems=True)
 
     def finish(self) -> BM25Index:
-        """The index of everything that was added.
+        """Return the index of everything that was added.
 
         Raises:
             InputError: it cannot be written.
         """
-        from retrieval.search.bm25.index import BM25Index
-
-        self._count()
+        self._sort_pending()
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int32)
         if self._draft is None:
-            return assemble(self._terms, self._batches, lengths, self.tokenizer)
-        assemble(self._terms, self._batches, lengths, self.tokenizer, self._draft.allocate)
+            return BM25Index(self._terms, assemble(self._terms, self._batches, lengths), self.tokenizer)
+        assemble(self._terms, self._batches, lengths, self._draft.allocate)
         self._batches.clear()
-        folder = self._draft.publish(list(self._terms), lengths, self.tokenizer)
-        return BM25Index.load(folder)
+        return load_index(self._draft.publish(list(self._terms), self.tokenizer))
 
-    def continue_from(self, index: BM25Index) -> None:
-        """Begins with the documents of an index; call it before anything is added."""
-        assert not self.n_documents and index.tokenizer == self.tokenizer
-        for term in index.vocabulary:
-            self._terms[term]
-        terms = np.arange(len(self._terms), dtype=np.int32)
-        self._batches.append(Batch(terms, np.diff(index.indptr), index.docs, index.frequencies, index.firsts))
-        self._lengths.append(np.asarray(index.lengths))
-        self.n_documents = index.n_documents
-
-    def _extend(self, documents: Iterable[Sequence[str]], stemmed: bool) -> None:
-        if stemmed != self._stemmed:
-            self._count()
-            self._stemmed = stemmed
+    def _extend(self, documents: Iterable[Sequence[str]], are_stems: bool) -> None:
+        if are_stems != self._pending_are_stems:
+            self._sort_pending()
+            self._pending_are_stems = are_stems
         for document in documents:
             self._pending.append(document)
             self._pending_tokens += len(document)
             if self._pending_tokens >= BATCH_TOKENS or len(self._pending) >= BATCH_TOKENS:
-                self._count()
+                self._sort_pending()
 
-    def _count(self) -> None:
-        """Turns the pending documents into one batch of postings."""
+    def _sort_pending(self) -> None:
+        """Turn the pending documents into one batch of postings."""
         if not self._pending:
             return
         n_tokens = self._pending_tokens
+        # Document numbers are int32.
         if self.n_documents + len(self._pending) >= 2**31:
             raise InputError("bm25: more than 2,147,483,647 documents; split the corpus into several indexes")
         lengths = np.fromiter(map(len, self._pending), dtype=np.int32, count=len(self._pending))
-        ids = self._terms if self._stemmed else self._words
+        ids = self._terms if self._pending_are_stems else self._words
         tokens = np.fromiter(
             map(ids.__getitem__, chain.from_iterable(self._pending)), dtype=np.int64, count=n_tokens
         )
@@ -174,47 +190,47 @@ class BM25Builder:
         self._pending, self._pending_tokens = [], 0
         self.n_documents += len(lengths)
         self._lengths.append(lengths)
-        if len(batch.docs):
-            keep = self._draft.spill if self._draft is not None else _as_is
-            self._batches.append(Batch(*map(keep, vars(batch).values())))
+        if not len(batch.docs):
+            return
+        if self._draft is not None:
+            spill = self._draft.spill
+            batch = PostingBatch(
+                spill(batch.terms), spill(batch.counts), spill(batch.docs), spill(batch.frequencies)
+            )
+        self._batches.append(batch)
 
 
-def _as_is(array: np.ndarray) -> np.ndarray:
-    return array
+def _sorted_postings(tokens: np.ndarray, lengths: np.ndarray, first_document: int) -> PostingBatch:
+    """Count the terms of some documents.
 
-
-def _sorted_postings(tokens: np.ndarray, lengths: np.ndarray, first_document: int) -> Batch:
-    """Counts int64[T] term ids of documents of these lengths, numbered from `first_document`."""
+    Args:
+        tokens: int64[T], the term ids of all documents, one document after the other.
+        lengths: int32[N], tokens of each document.
+        first_document: number of the first document.
+    """
     n_tokens = len(tokens)
     bits = max(n_tokens - 1, 1).bit_length()
-    # One number holds the term and the place in the batch: sorting plain numbers is several times quicker
-    # than a stable argsort of the terms.
+    # One number holds the term and the position in the batch: sorting plain numbers is several times faster
+    #     than
+    # a stable argsort of the terms.
     keys = (tokens << bits) | np.arange(n_tokens)
     keys.sort()
-    places = keys & ((1 << bits) - 1)
+    positions = keys & ((1 << bits) - 1)
     terms = (keys >> bits).astype(np.int32)
-    docs = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[places]
-    new = np.ones(n_tokens, dtype=bool)
-    np.not_equal(terms[1:], terms[:-1], out=new[1:])
-    new[1:] |= docs[1:] != docs[:-1]
-    starts = np.flatnonzero(new)
+    docs = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[positions]
+    is_new = np.ones(n_tokens, dtype=bool)
+    np.not_equal(terms[1:], terms[:-1], out=is_new[1:])
+    is_new[1:] |= docs[1:] != docs[:-1]
+    starts = np.flatnonzero(is_new)
     frequencies = np.diff(starts, append=n_tokens)
     terms, docs = terms[starts], docs[starts]
-    firsts = places[starts] - (np.cumsum(lengths, dtype=np.int64) - lengths)[docs]
     term_starts = np.flatnonzero(np.diff(terms, prepend=-1))
     counts = np.diff(term_starts, append=len(terms))
-    return Batch(
-        terms[term_starts],
-        counts,
-        docs + np.int32(first_document),
-        frequencies.astype(_smallest(frequencies)),
-        firsts.astype(_smallest(firsts)),
+    # Nearly all frequencies are below 256: one byte each on disk instead of eight.
+    narrow = np.min_scalar_type(int(frequencies.max(initial=0)))
+    return PostingBatch(
+        terms[term_starts], counts, docs + np.int32(first_document), frequencies.astype(narrow)
     )
-
-
-def _smallest(values: np.ndarray) -> np.dtype:
-    """The smallest unsigned type that holds the values."""
-    return np.min_scalar_type(int(values.max(initial=0)))
 
 
 def _in_memory(name: str, dtype: np.dtype, size: int) -> np.ndarray:
@@ -223,104 +239,48 @@ def _in_memory(name: str, dtype: np.dtype, size: int) -> np.ndarray:
 
 def assemble(
     vocabulary: Mapping[str, int],
-    batches: Sequence[Batch],
+    batches: Sequence[PostingBatch],
     lengths: np.ndarray,
-    tokenizer: Tokenizer,
     allocate: Allocate = _in_memory,
-) -> BM25Index:
-    """The index of batches whose documents follow one another.
+) -> Postings:
+    """Join batches whose documents follow one another.
 
     Args:
         vocabulary: ids in order of first appearance in the documents, all of them used.
+        batches: postings by batch.
         lengths: int32[D], tokens of each document.
-        allocate: gives an array to fill by name, type and size: in memory, or a file's.
+        allocate: gives the arrays to fill: in memory, or those of files.
     """
-    from retrieval.search.bm25.index import BM25Index
-
-    indptr = allocate("indptr", np.dtype(np.int64), len(vocabulary) + 1)
-    per_term = np.zeros(len(vocabulary), dtype=np.int64)
+    n_terms, n_documents = len(vocabulary), len(lengths)
+    document_frequencies = np.zeros(n_terms, dtype=np.int64)
     for batch in batches:
-        per_term[batch.terms] += batch.counts
+        document_frequencies[batch.terms] += batch.counts
+    indptr = allocate("indptr", np.dtype(np.int64), n_terms + 1)
     indptr[0] = 0
-    np.cumsum(per_term, out=indptr[1:])
-    size = int(indptr[-1])
-
-    def merged(name: str) -> np.ndarray:
-        parts = [getattr(batch, name) for batch in batches]
-        dtype = max(
-            (part.dtype for part in parts), key=lambda kind: kind.itemsize, default=np.dtype(np.uint8)
-        )
-        return allocate(name, np.dtype(np.int32) if name == "docs" else dtype, size)
-
-    docs, frequencies, firsts = merged("docs"), merged("frequencies"), merged("firsts")
-    cursor = indptr[:-1].copy()
-    for batch in batches:
-        shift = cursor[batch.terms] - (np.cumsum(batch.counts) - batch.counts)
-        places = np.repeat(shift, batch.counts) + np.arange(len(batch.docs))
-        docs[places], frequencies[places], firsts[places] = batch.docs, batch.frequencies, batch.firsts
-        cursor[batch.terms] += batch.counts
-    weights = allocate("weights", np.dtype(np.float64), size)
-    bounds = allocate("bounds", np.dtype(np.float64), len(vocabulary))
-    fill_weights(indptr, docs, frequencies, lengths, weights, bounds)
-    shifts = allocate("shifts", np.dtype(np.uint8), len(vocabulary))
-    shifts[:], n_fences = blocks(per_term, len(lengths))
-    fence_starts = allocate("fence_starts", np.dtype(np.int64), len(vocabulary))
-    fence_starts[:] = np.cumsum(n_fences) - n_fences
-    fences = allocate("fences", np.dtype(np.int64), int(n_fences.sum()) + 1)
-    fill_fences(indptr, docs, shifts, fence_starts, fences)
-    bits = allocate("bits", np.dtype(np.int8), len(vocabulary))
-    signatures = allocate("signatures", np.dtype(np.int64), len(lengths))
-    fill_signatures(indptr, docs, bits, signatures)
-    return BM25Index(
-        vocabulary,
-        indptr,
-        docs,
-        weights,
-        len(lengths),
-        frequencies,
-        firsts,
-        lengths,
-        bounds,
-        fences,
-        fence_starts,
-        shifts,
-        signatures,
-        bits,
-        tokenizer,
-    )
-
-
-def without(index: BM25Index, places: Iterable[int]) -> BM25Index:
-    """The index of the other documents, which move up.
-
-    Raises:
-        InputError: a place is no document of the index.
-    """
-    keep = np.ones(index.n_documents, dtype=bool)
-    for place in places:
-        if not 0 <= place < index.n_documents:
-            raise InputError(
-                f"bm25: document {place} is to be removed, but the index has documents 0 to "
-                f"{index.n_documents - 1}"
+    np.cumsum(document_frequencies, out=indptr[1:])
+    n_postings = int(indptr[-1])
+    docs = allocate("docs", np.dtype(np.int32), n_postings)
+    weights = allocate("weights", np.dtype(np.float64), n_postings)
+    if n_postings:  # IDF and mean length divide by the number of terms and of tokens
+        idf, norms = okapi_idf(document_frequencies, n_documents), length_norms(lengths)
+        next_free = indptr[:-1].copy()
+        for batch in batches:
+            shift = next_free[batch.terms] - (np.cumsum(batch.counts) - batch.counts)
+            places = np.repeat(shift, batch.counts) + np.arange(len(batch.docs))
+            docs[places] = batch.docs
+            weights[places] = okapi_weights(
+                np.repeat(idf[batch.terms], batch.counts), batch.frequencies, norms[batch.docs]
             )
-        keep[place] = False
-    kept = keep[index.docs]
-    terms = np.repeat(np.arange(len(index.vocabulary)), np.diff(index.indptr))[kept]
-    docs = (np.cumsum(keep, dtype=np.int32) - np.int32(1))[index.docs[kept]]
-    frequencies, firsts = index.frequencies[kept], index.firsts[kept]
-    starts = np.flatnonzero(np.diff(terms, prepend=-1))
-    counts = np.diff(starts, append=len(terms))
-    # Terms are renumbered as a fresh build would number them: by first document, then place in it.
-    order = np.lexsort((firsts[starts], docs[starts]))
-    shift = starts[order] - (np.cumsum(counts[order]) - counts[order])
-    places_of = np.repeat(shift, counts[order]) + np.arange(len(terms))
-    words = list(index.vocabulary)
-    vocabulary = {words[term]: number for number, term in enumerate(terms[starts[order]].tolist())}
-    batch = Batch(
-        np.arange(len(order), dtype=np.int32),
-        counts[order],
-        docs[places_of],
-        frequencies[places_of].astype(_smallest(frequencies)),
-        firsts[places_of].astype(_smallest(firsts)),
-    )
-    return assemble(vocabulary, [batch], np.asarray(index.lengths)[keep], index.tokenizer)
+            next_free[batch.terms] += batch.counts
+    bounds = allocate("bounds", np.dtype(np.float64), n_terms)
+    fill_bounds(indptr, weights, bounds)
+    shifts = allocate("shifts", np.dtype(np.uint8), n_terms)
+    shifts[:], n_blocks = block_layout(document_frequencies, n_documents)
+    fence_starts = allocate("fence_starts", np.dtype(np.int64), n_terms)
+    fence_starts[:] = np.cumsum(n_blocks) - n_blocks
+    fences = allocate("fences", np.dtype(np.int64), int(n_blocks.sum()) + 1)
+    fill_fences(indptr, docs, shifts, fence_starts, fences)
+    bits = allocate("bits", np.dtype(np.int8), n_terms)
+    signatures = allocate("signatures", np.dtype(np.int64), n_documents)
+    fill_signatures(indptr, docs, bits, signatures)
+    return Postings(indptr, docs, weights, bounds, fences, fence_starts, shifts, signatures, bits)

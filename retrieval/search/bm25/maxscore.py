@@ -1,55 +1,84 @@
-"""The search of large BM25 indexes, compiled: exact, and without looking at most of the postings.
+"""The search of large BM25 indexes, compiled: exact, without reading most of the postings.
 
-MaxScore (Turtle and Flood 1995), term at a time: terms are taken from the rarest on, and documents collect
-their weights. As soon as what the remaining terms can give at most is less than the k-th best sum so far, no
-other document can enter: the long lists that remain are only looked up for the few candidates. Sums in that
-order differ from rank_bm25's in the last bits, so the candidates (those within a margin far above rounding)
-are summed anew in the order of the query's words. Scores and ranks are therefore those of `BM25Index.scores`,
-bit for bit.
+MaxScore (Turtle and Flood 1995), one term at a time. Terms are taken from the rarest to the most frequent,
+and documents collect their weights. As soon as the remaining terms together can give less than the k-th best
+sum so far, no other document can enter the result. From then on the long posting lists that remain are only
+looked up for the few candidates. Sums in that order differ in their last bits from rank_bm25's. So the
+candidates within a margin far above rounding are summed again, in the order of the query's words. Scores and
+ranks therefore equal those of `BM25Index.scores` bit for bit.
 
-Weights must not be negative; the caller sees to that. Compiled code is kept on disk, so that only the first
-search on a machine waits for the compiler. Compiled functions hold no interpreter lock.
+Weights must not be negative; `BM25Index.is_large` makes sure of that. Compiled code is kept on disk, so only
+the first search on a machine waits for the compiler. Compiled functions release Python's interpreter lock, so
+threads search in parallel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
+from retrieval.search.bm25.postings import Postings
 from retrieval.search.cores import cores
 
-if TYPE_CHECKING:
-    from retrieval.search.bm25.index import BM25Index
-
-#: What a search reads.
-SEARCH_ARRAYS = (
-    "indptr",
-    "docs",
-    "weights",
-    "bounds",
-    "fences",
-    "fence_starts",
-    "shifts",
-    "signatures",
-    "bits",
-)
-#: So long is a list of postings that it is worth a look whether it can be left out.
-LONG = 1024
-#: Queries that a thread takes at a time.
-TAKE = 32
-#: Sums of a few dozen float64 differ by rounding less than this share of themselves.
+#: Posting lists at least this long are checked for skipping. The check itself costs k look-ups for each term
+#: left.
+SKIP_LENGTH = 1024
+#: Queries that a thread takes at a time: enough to make the switch between threads cheap.
+QUERIES_AT_A_TIME = 32
+#: Sums of a few dozen float64 differ by rounding by less than this share of their value.
 SLACK = 1e-9
 
 
+class QueryBatch(NamedTuple):
+    """Many queries in two arrays, as compiled code takes them.
+
+    Attributes:
+        terms: int64, the term ids of all queries, one query after the other, in the order of their words.
+        ends: int64[Q + 1]. Query q has the terms `terms[ends[q] : ends[q + 1]]`.
+        skip_length: posting lists at least this long are checked for skipping.
+    """
+
+    terms: np.ndarray
+    ends: np.ndarray
+    skip_length: int
+
+
+class Workspace(NamedTuple):
+    """Memory that one thread uses from search to search: zeroing all D sums anew would cost more than the
+    search.
+
+    Attributes:
+        sums: float64[D], zeros between searches.
+        touched: int32[D + 1], the documents with a sum above zero in no order; only the first entries are in
+            use.
+    """
+
+    sums: np.ndarray
+    touched: np.ndarray
+
+
+class Results(NamedTuple):
+    """What is found for each query, best first; the earlier document wins a tie.
+
+    Attributes:
+        scores: float64[Q, k].
+        places: int64[Q, k], the documents.
+    """
+
+    scores: np.ndarray
+    places: np.ndarray
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
-    """The function as machine code, cached on disk where numba finds a place to write."""
+    """Compile a function to machine code, cached on disk if numba finds a folder it may write to."""
+    # error_model: no check of every division for zero.
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache
+    except RuntimeError:  # neither beside this file nor in the user's cache folder
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
@@ -105,67 +134,75 @@ def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
 
 
 @_compiled
-def _weight(
-    docs: np.ndarray,
-    weights: np.ndarray,
-    fences: np.ndarray,
-    fence_starts: np.ndarray,
-    shifts: np.ndarray,
-    term: int,
-    doc: int,
-) -> Any:
-    """The weight of a document in one term's postings, 0 if it is not there."""
-    block = fence_starts[term] + (doc >> shifts[term])
-    low = fences[block]
-    size = fences[block + 1] - low
+def _weight(postings: Postings, term: int, doc: int) -> Any:
+    """Return the weight of a document in one term's postings, 0 if it is not there."""
+    block = postings.fence_starts[term] + (doc >> postings.shifts[term])
+    low = postings.fences[block]
+    size = postings.fences[block + 1] - low
     while size > 1:
         half = size >> 1
-        low += half if docs[low + half] <= doc else 0
+        # A conditional addition instead of a branch: which half is right cannot be predicted.
+        low += half if postings.docs[low + half] <= doc else 0
         size -= half
-    if size and docs[low] == doc:
-        return weights[low]
+    if size and postings.docs[low] == doc:
+        return postings.weights[low]
     return 0.0
 
 
 @_compiled
-def _collect(
-    docs: np.ndarray,
-    weights: np.ndarray,
-    start: int,
-    end: int,
-    sums: np.ndarray,
-    touched: np.ndarray,
-    count: int,
-) -> int:
-    """Adds all of a term's weights; documents not yet touched are noted. Returns how many now are."""
-    if end > start and weights[start] == 0.0:  # an IDF of zero: it says nothing
+def _collect(postings: Postings, term: int, workspace: Workspace, count: int) -> int:
+    """Add all of a term's weights to the sums.
+
+    Args:
+        postings: the index.
+        term: term id.
+        workspace: sums and touched documents, changed.
+        count: number of documents touched before.
+
+    Returns:
+        The number of documents touched now.
+    """
+    docs, weights = postings.docs, postings.weights
+    sums, touched = workspace.sums, workspace.touched
+    start, end = postings.indptr[term], postings.indptr[term + 1]
+    # An IDF of zero makes all weights zero. They must not be added: a sum of zero marks an untouched
+    # document.
+    if end > start and weights[start] == 0.0:
         return count
     for place in range(start, end):
         doc = docs[place]
         before = sums[doc]
-        touched[count] = doc  # overwritten by the next if it is no new one: a branch would be guessed wrong
+        # Written always, and overwritten by the next if the document is not new: the processor would predict
+        #     a
+        # branch here wrong too often. Therefore `touched` has one entry more than there are documents.
+        touched[count] = doc
         count += before == 0.0
         sums[doc] = before + weights[place]
     return count
 
 
 @_compiled
-def _reached(
-    order: np.ndarray,
-    i: int,
-    indptr: np.ndarray,
-    docs: np.ndarray,
-    weights: np.ndarray,
-    fences: np.ndarray,
-    fence_starts: np.ndarray,
-    shifts: np.ndarray,
-    sums: np.ndarray,
-    touched: np.ndarray,
+def _reached_by_k(
+    postings: Postings,
+    remaining: np.ndarray,
+    workspace: Workspace,
     count: int,
     heap_scores: np.ndarray,
     heap_docs: np.ndarray,
 ) -> float:
-    """A score that k documents reach for certain: the least whole one of those with the best sums so far."""
+    """Return a score that k documents reach for certain.
+
+    It is the smallest complete score among the k documents with the best sums so far.
+
+    Args:
+        postings: the index.
+        remaining: int64, terms whose weights are not yet in the sums.
+        workspace: sums and touched documents.
+        count: number of touched documents, at least k.
+        heap_scores: float64[k], overwritten.
+        heap_docs: int64[k], overwritten.
+    """
+    sums, touched = workspace.sums, workspace.touched
     size = 0
     for j in range(count):
         doc = touched[j]
@@ -174,113 +211,103 @@ def _reached(
     least = np.inf
     for j in range(size):
         score = heap_scores[j]
-        for term in order[i:]:
-            score += _weight(docs, weights, fences, fence_starts, shifts, term, heap_docs[j])
+        for term in remaining:
+            score += _weight(postings, term, heap_docs[j])
         least = min(least, score)
     return least
 
 
 @_compiled
 def _search(
+    postings: Postings,
     query: np.ndarray,
-    indptr: np.ndarray,
-    docs: np.ndarray,
-    weights: np.ndarray,
-    bounds: np.ndarray,
-    fences: np.ndarray,
-    fence_starts: np.ndarray,
-    shifts: np.ndarray,
-    signatures: np.ndarray,
-    bits: np.ndarray,
-    worth: int,
-    sums: np.ndarray,
-    touched: np.ndarray,
+    skip_length: int,
+    workspace: Workspace,
     heap_scores: np.ndarray,
     heap_docs: np.ndarray,
 ) -> None:
-    """The best k documents of one query, best first, into the heap's arrays, which have k places.
+    """Find the best k documents of one query.
 
     Args:
-        worth: how long a list of postings must be to be worth a look whether it can be left out.
-        sums: float64[D] of zeros, which they are again afterwards.
-        touched: int32[D + 1], room to work in.
+        postings: the index.
+        query: int64, term ids in the order of the query's words.
+        skip_length: posting lists at least this long are checked for skipping.
+        workspace: sums and touched documents; the sums are zeros before and after.
+        heap_scores: float64[k], k at most D, filled best first.
+        heap_docs: int64[k], filled with the documents.
     """
+    indptr, bounds, bits, signatures = postings.indptr, postings.bounds, postings.bits, postings.signatures
+    sums, touched = workspace.sums, workspace.touched
     k, n = len(heap_docs), len(query)
+    # Insertion sort by the length of the postings: a query has few terms, and numba's argsort allocates.
     order = query.copy()
-    for i in range(1, n):  # by length of the postings; there are few
+    for i in range(1, n):
         j, term = i, query[i]
         while j and indptr[order[j - 1] + 1] - indptr[order[j - 1]] > indptr[term + 1] - indptr[term]:
             order[j] = order[j - 1]
             j -= 1
         order[j] = term
-    # rest[i]: what the terms from the i-th on can give at most
-    rest = np.zeros(n + 1)
+    # most_left[i]: the most that the terms from the i-th on can add to one document.
+    most_left = np.zeros(n + 1)
     for i in range(n - 1, -1, -1):
-        rest[i] = rest[i + 1] + bounds[order[i]]
-    bar = 0.0
+        most_left[i] = most_left[i + 1] + bounds[order[i]]
+    # k documents reach this score for certain, so whatever stays below it is out.
+    threshold = 0.0
     count = 0
+    # Terms from here on are only looked up.
     split = n
     for i in range(n):
         term = order[i]
-        start, end = indptr[term], indptr[term + 1]
-        if count >= k and end - start >= worth:
-            reached = _reached(
-                order,
-                i,
-                indptr,
-                docs,
-                weights,
-                fences,
-                fence_starts,
-                shifts,
-                sums,
-                touched,
-                count,
-                heap_scores,
-                heap_docs,
-            )
-            bar = max(bar, reached * (1 - SLACK))
-            if rest[i] < bar:
+        if count >= k and indptr[term + 1] - indptr[term] >= skip_length:
+            reached = _reached_by_k(postings, order[i:], workspace, count, heap_scores, heap_docs)
+            threshold = max(threshold, reached * (1 - SLACK))
+            if most_left[i] < threshold:
                 split = i
                 break
-        count = _collect(docs, weights, start, end, sums, touched, count)
-    # Whole scores of those that may reach the bar, which they raise. What is left are the candidates.
-    size = left = 0
+        count = _collect(postings, term, workspace, count)
+    # Complete the scores of the documents that may reach the threshold, and raise it by them. Those that
+    # reach it are moved to the front of `touched`: the candidates.
+    size = n_candidates = 0
     for j in range(count):
         doc = touched[j]
         score = sums[doc]
-        if score + rest[split] < bar:
+        if score + most_left[split] < threshold:
             continue
+        # A tighter limit: of the frequent terms, only those that the document's signature has can add
+        #     anything.
         most = score
         for i in range(split, n):
             if bits[order[i]] < 0 or (signatures[doc] >> bits[order[i]]) & 1:
                 most += bounds[order[i]]
         i = split
-        while most >= bar and i < n:
+        while most >= threshold and i < n:
             term = order[i]
             if bits[term] < 0 or (signatures[doc] >> bits[term]) & 1:
-                weight = _weight(docs, weights, fences, fence_starts, shifts, term, doc)
+                weight = _weight(postings, term, doc)
                 score += weight
                 most += weight - bounds[term]
             i += 1
-        if i == n and score >= bar:
+        if i == n and score >= threshold:
             sums[doc] = score
-            touched[j], touched[left] = touched[left], doc
-            left += 1
+            # A swap, because every touched document is needed at the end, where the sums are set to zero.
+            touched[j], touched[n_candidates] = touched[n_candidates], doc
+            n_candidates += 1
             size = _push(heap_scores, heap_docs, size, score, doc)
             if size == k:
-                bar = max(bar, heap_scores[0] * (1 - SLACK))
+                threshold = max(threshold, heap_scores[0] * (1 - SLACK))
+    # Sum the candidates again in the order of the query's words, which is the order of `BM25Index.scores`.
     size = 0
-    for j in range(left):
+    for j in range(n_candidates):
         doc = touched[j]
-        if sums[doc] >= bar:
+        if sums[doc] >= threshold:
             score = 0.0
             for term in query:
-                score += _weight(docs, weights, fences, fence_starts, shifts, term, doc)
+                score += _weight(postings, term, doc)
             size = _push(heap_scores, heap_docs, size, score, doc)
     _best_first(heap_scores, heap_docs, size)
+    # Fewer than k documents hold a word of the query: fill up with the first of the others, which score zero.
     doc = 0
-    while size < k:  # documents without any of the words, in order
+    while size < k:
         if sums[doc] == 0.0:
             heap_scores[size], heap_docs[size] = 0.0, doc
             size += 1
@@ -290,91 +317,63 @@ def _search(
 
 
 @_compiled
-def search_many(
-    terms: np.ndarray,
-    ends: np.ndarray,
-    first: int,
-    last: int,
-    indptr: np.ndarray,
-    docs: np.ndarray,
-    weights: np.ndarray,
-    bounds: np.ndarray,
-    fences: np.ndarray,
-    fence_starts: np.ndarray,
-    shifts: np.ndarray,
-    signatures: np.ndarray,
-    bits: np.ndarray,
-    worth: int,
-    sums: np.ndarray,
-    touched: np.ndarray,
-    scores_out: np.ndarray,
-    places_out: np.ndarray,
+def _search_some(
+    postings: Postings, queries: QueryBatch, first: int, last: int, workspace: Workspace, results: Results
 ) -> None:
-    """Searches queries `first` to `last` - 1.
-
-    Args:
-        terms: int64, the term ids of all queries one behind the other, in the order of their words; those of
-            query q are `terms[ends[q]:ends[q + 1]]`.
-        worth: how long a list of postings must be to be worth a look whether it can be left out.
-        sums: float64[D] of zeros, which they are again afterwards.
-        touched: int32[D + 1], room to work in.
-        scores_out, places_out: float64[Q, k] and int64[Q, k], k at most D, filled best first, ties by the
-            earlier place.
-    """
+    """Search the queries `first` to `last` - 1 and write what they find into `results`."""
     for q in range(first, last):
-        query = terms[ends[q] : ends[q + 1]]
-        _search(
-            query,
-            indptr,
-            docs,
-            weights,
-            bounds,
-            fences,
-            fence_starts,
-            shifts,
-            signatures,
-            bits,
-            worth,
-            sums,
-            touched,
-            scores_out[q],
-            places_out[q],
+        query = queries.terms[queries.ends[q] : queries.ends[q + 1]]
+        _search(postings, query, queries.skip_length, workspace, results.scores[q], results.places[q])
+
+
+class MaxScoreSearch:
+    """Searches an index in threads. It keeps the workspaces of earlier searches, one for each thread."""
+
+    def __init__(self, postings: Postings) -> None:
+        self._postings = postings
+        # A list: its append and pop are atomic, so threads need no lock.
+        self._workspaces: list[Workspace] = []
+
+    def search(
+        self, queries: Sequence[Sequence[int]], k: int, threads: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the best documents of each query.
+
+        Args:
+            queries: Q queries as term ids.
+            k: how many documents to find, at most D.
+            threads: how many queries to search at the same time; None: one for each core of this process.
+
+        Returns:
+            (documents int64[Q, k], scores float64[Q, k]), best first; the earlier document wins a tie.
+        """
+        n_queries = len(queries)
+        ends = np.zeros(n_queries + 1, dtype=np.int64)
+        np.cumsum([len(query) for query in queries], out=ends[1:])
+        terms = np.fromiter(
+            (term for query in queries for term in query), dtype=np.int64, count=int(ends[-1])
         )
+        results = Results(np.empty((n_queries, k)), np.empty((n_queries, k), dtype=np.int64))
+        if k == 0:
+            return results.places, results.scores
+        batch = QueryBatch(terms, ends, SKIP_LENGTH)
 
+        def search_from(first: int) -> None:
+            workspace = self._workspaces.pop() if self._workspaces else self._new_workspace()
+            last = min(first + QUERIES_AT_A_TIME, n_queries)
+            _search_some(self._postings, batch, first, last, workspace, results)
+            self._workspaces.append(workspace)
 
-def search_batch(
-    index: BM25Index, queries: Sequence[Sequence[int]], k: int, threads: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best of queries given as term ids: (places int64[Q, k], scores float64[Q, k]), k at most D.
+        starts = range(0, n_queries, QUERIES_AT_A_TIME)
+        workers = min(threads or cores(), len(starts))
+        if workers <= 1:
+            for first in starts:
+                search_from(first)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(search_from, starts))
+        return results.places, results.scores
 
-    Args:
-        threads: how many search at a time; None: as many as this process may use cores.
-    """
-    n_queries = len(queries)
-    ends = np.zeros(n_queries + 1, dtype=np.int64)
-    np.cumsum([len(query) for query in queries], out=ends[1:])
-    terms = np.fromiter((term for query in queries for term in query), dtype=np.int64, count=int(ends[-1]))
-    places, scores = np.empty((n_queries, k), dtype=np.int64), np.empty((n_queries, k))
-    if k == 0:
-        return places, scores
-    arrays = [getattr(index, name) for name in SEARCH_ARRAYS]
-
-    def take(first: int) -> None:
-        room = index.room.pop() if index.room else _room(index.n_documents)
-        search_many(terms, ends, first, min(first + TAKE, n_queries), *arrays, LONG, *room, scores, places)
-        index.room.append(room)
-
-    takes = range(0, n_queries, TAKE)
-    workers = min(threads or cores(), len(takes))
-    if workers <= 1:
-        for first in takes:
-            take(first)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(take, takes))
-    return places, scores
-
-
-def _room(n_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """What one thread works in; `search_many` leaves the sums at zero, so that it can be used again."""
-    return np.zeros(n_documents), np.empty(n_documents + 1, dtype=np.int32)
+    def _new_workspace(self) -> Workspace:
+        n_documents = len(self._postings.signatures)
+        return Workspace(np.zeros(n_documents), np.empty(n_documents + 1, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""The slow reference: rank_bm25 itself behind the index's interface."""
+"""The slow reference: the rank_bm25 library behind the interface of `Ranker`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from retrieval.search.bm25.index import _one_by_one
+from retrieval.search.bm25.ranker import search_one_by_one
 from retrieval.search.bm25.weights import EPSILON, K1, B
 from retrieval.search.top_k import top_k
 from retrieval.text.normalize import Tokenizer
 
 
 class RankBM25Index:
-    """The same over the rank_bm25 library: for corpora of some thousand documents, and the oracle of the
-    tests.
-    """
+    """An index by rank_bm25, for corpora of some thousand documents and as the judge of the tests."""
 
     def __init__(self, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> None:
         from rank_bm25 import BM25Okapi
@@ -23,21 +21,22 @@ class RankBM25Index:
         documents = [list(document) for document in corpus]
         self.n_documents = len(documents)
         self.tokenizer = tokenizer or Tokenizer()
-        # The library divides by the number of documents and of terms.
+        # The library divides by the number of documents and by the number of terms, so either must not be
+        # zero.
         self._okapi = BM25Okapi(documents, k1=K1, b=B, epsilon=EPSILON) if any(documents) else None
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
-        """float64[D]: the score of every document."""
+        """Return float64[D]: the score of every document."""
         return self._okapi.get_scores(list(query)) if self._okapi else np.zeros(self.n_documents)
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """float64[high - low]: the scores of documents low to high - 1."""
+        """Score documents `low` to `high` - 1; see `Ranker.window_scores`."""
         if self._okapi is None:
             return np.zeros(high - low)
         return np.asarray(self._okapi.get_batch_scores(list(query), list(range(low, high))))
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best k documents (int64) and their scores, ties by the earlier document."""
+        """Return the best k documents (int64) and their scores; the earlier one wins a tie."""
         scores = self.scores(query)
         best = top_k(scores, k)
         return best, scores[best]
@@ -45,5 +44,5 @@ class RankBM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`search` of many queries, one after the other."""
-        return _one_by_one(self, queries, k)
+        """Search one query after the other; see `Ranker.search_batch`. `threads` has no effect."""
+        return search_one_by_one(self, queries, k)

@@ -1,4 +1,6 @@
-"""What follows from the counts of a BM25 index: weights in rank_bm25's order, and aids of search."""
+"""The numbers of a BM25 index that follow from its counts: weights in rank_bm25's order, and aids of the
+search.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +9,95 @@ from collections.abc import Iterator
 
 import numpy as np
 
+#: Parameters of Okapi BM25, with rank_bm25's defaults.
 K1 = 1.5
 B = 0.75
 EPSILON = 0.25
 
-#: A posting's weight is computed so many at a time.
+#: Postings that are computed at a time: large enough for numpy, small enough for memory.
 CHUNK = 1 << 20
 
 
-def blocks(document_frequencies: np.ndarray, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per term: the bits of a document's number inside its block, and how many blocks there are."""
+def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
+    """Return float64[V]: rank_bm25's inverse document frequency of each term.
+
+    A term in more than half of the documents gets epsilon times the mean IDF instead of its negative one.
+
+    Args:
+        document_frequencies: int64[V], documents that hold the term, V > 0. Terms stand in the order of their
+            first appearance: the mean is summed in the library's order, because addition is not associative.
+        n_documents: all documents.
+    """
+    counts, which = np.unique(document_frequencies, return_inverse=True)
+    # math.log as the library does it; numpy's logarithm may differ in the last bit.
+    values = [math.log(n_documents - n + 0.5) - math.log(n + 0.5) for n in counts.tolist()]
+    idf = np.array(values)[which]
+    total = float(np.cumsum(idf)[-1])  # cumsum adds one by one as the library does; np.sum adds in pairs
+    idf[idf < 0] = EPSILON * (total / len(idf))
+    return idf
+
+
+def length_norms(lengths: np.ndarray) -> np.ndarray:
+    """Return float64[D]: the part of the Okapi weight that depends on a document's length alone.
+
+    Args:
+        lengths: int32[D], tokens of each document, not all of them 0.
+    """
+    average_length = int(lengths.sum(dtype=np.int64)) / len(lengths)
+    return K1 * (1 - B + B * lengths.astype(np.int64) / average_length)
+
+
+def okapi_weights(idf: np.ndarray, frequencies: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return float64[P]: the Okapi weight of each posting.
+
+    Args:
+        idf: float64[P], IDF of the posting's term.
+        frequencies: unsigned[P], how often the term stands in the document.
+        norms: float64[P], length norm of the posting's document.
+    """
+    tf = frequencies.astype(np.int64)
+    return idf * (tf * (K1 + 1) / (tf + norms))
+
+
+def fill_bounds(indptr: np.ndarray, weights: np.ndarray, bounds: np.ndarray) -> None:
+    """Write each term's largest weight.
+
+    Args:
+        indptr: int64[V + 1]; every term has a posting.
+        weights: float64[P].
+        bounds: float64[V], filled.
+    """
+    for first, last in _chunks(indptr):
+        part = slice(int(indptr[first]), int(indptr[last]))
+        bounds[first:last] = np.maximum.reduceat(weights[part], indptr[first:last] - part.start)
+
+
+def block_layout(document_frequencies: np.ndarray, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the blocks of each term (see `Postings.fences`).
+
+    Returns:
+        (int64[V] bits of a document's number inside its block, int64[V] number of blocks).
+    """
     last = max(n_documents - 1, 0)
-    # A power of two of blocks, with eight to sixteen postings in each if they lie evenly.
+    # The number of blocks is a power of two, so that a shift finds a document's block. If the postings lie
+    # evenly, a block has eight to sixteen: a look-up then reads one or two cache lines.
     per_block = np.maximum(document_frequencies >> 3, 1)
     shifts = np.maximum(last.bit_length() - (np.frexp(per_block)[1] - 1), 0)
     return shifts, (last >> shifts) + 1
 
 
-def fill_weights(
-    indptr: np.ndarray,
-    docs: np.ndarray,
-    frequencies: np.ndarray,
-    lengths: np.ndarray,
-    weights: np.ndarray,
-    bounds: np.ndarray,
-) -> None:
-    """Writes the Okapi weight of every posting, and each term's largest."""
-    if len(indptr) == 1:
-        return
-    idf = okapi_idf(np.diff(indptr), len(lengths))
-    average_length = int(lengths.sum(dtype=np.int64)) / len(lengths)
-    norm = K1 * (1 - B + B * lengths.astype(np.int64) / average_length)
-    for first, last in _chunks(indptr):
-        part = slice(int(indptr[first]), int(indptr[last]))
-        tf = frequencies[part].astype(np.int64)
-        by_posting = np.repeat(idf[first:last], np.diff(indptr[first : last + 1]))
-        weights[part] = by_posting * (tf * (K1 + 1) / (tf + norm[docs[part]]))
-        bounds[first:last] = np.maximum.reduceat(weights[part], indptr[first:last] - part.start)
-
-
 def fill_fences(
     indptr: np.ndarray, docs: np.ndarray, shifts: np.ndarray, fence_starts: np.ndarray, fences: np.ndarray
 ) -> None:
-    """Writes at which posting each block of each term begins, which is where the one before it ends."""
+    """Write at which posting each block of each term begins, which is where the one before it ends.
+
+    Args:
+        indptr: int64[V + 1].
+        docs: int32[P].
+        shifts: uint8[V].
+        fence_starts: int64[V].
+        fences: int64[F + 1], filled.
+    """
     fences[:] = len(docs)
     for first, last in _chunks(indptr):
         part = slice(int(indptr[first]), int(indptr[last]))
@@ -63,8 +111,16 @@ def fill_fences(
 
 
 def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, signatures: np.ndarray) -> None:
-    """Gives the 63 most frequent terms a bit, and sets it in the documents that hold them."""
+    """Give the 63 most frequent terms a bit, and set it in the documents that hold them.
+
+    Args:
+        indptr: int64[V + 1].
+        docs: int32[P].
+        bits: int8[V], filled; -1 for the other terms.
+        signatures: int64[D], filled.
+    """
     bits[:], signatures[:] = -1, 0
+    # 63, not 64: the sign bit of int64 stays clear, so that a right shift brings in zeros.
     frequent = np.argsort(-np.diff(indptr), kind="stable")[:63]
     for bit, term in enumerate(frequent.tolist()):
         bits[term] = bit
@@ -72,7 +128,7 @@ def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, sign
 
 
 def _chunks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of whole terms with about CHUNK postings each."""
+    """Yield ranges of whole terms with about CHUNK postings each."""
     n_terms = len(indptr) - 1
     first = 0
     while first < n_terms:
@@ -80,18 +136,3 @@ def _chunks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
         last = min(max(last, first + 1), n_terms)
         yield first, last
         first = last
-
-
-def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
-    """float64[V]: rank_bm25's IDF of terms in order of first appearance.
-
-    A term in more than half of the documents gets epsilon times the mean IDF instead of its negative one. The
-    mean is summed in the library's order, because addition is not associative.
-    """
-    counts, which = np.unique(document_frequencies, return_inverse=True)
-    # math.log, not numpy's: the two may differ in the last bit.
-    values = [math.log(n_documents - n + 0.5) - math.log(n + 0.5) for n in counts.tolist()]
-    idf = np.array(values)[which]
-    total = float(np.cumsum(idf)[-1])  # cumsum adds one by one, sum does not
-    idf[idf < 0] = EPSILON * (total / len(idf))
-    return idf

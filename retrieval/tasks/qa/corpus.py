@@ -1,4 +1,4 @@
-"""The documents of a question corpus on disk: read in a stream, split, barred from training where needed."""
+"""The documents of a question corpus on disk: read as a stream, split, and barred from training prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retrieval.corpus.types import Document, Question
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.near_duplicates import NearDuplicates
 from retrieval.guards.splits import split_of, splits_by_time
+from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
 from retrieval.tasks.task_index import counted
@@ -24,14 +25,20 @@ from retrieval.text.normalize import duplicate_key
 
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
-#: What bars a document from training prompts: it is held out, or equal or nearly equal to one that is.
+#: What bars a document from training prompts: it is held out, or it equals or nearly equals one that is.
 FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents, whether training may see each, the digest of its content, and since when it exists
-    (seconds since 1970, NaN where nobody knows).
+    """The documents on disk, with what decides where each may stand.
+
+    Attributes:
+        documents: the documents or their chunks.
+        place: from a document's id to its place.
+        barred: uint8[documents], one of `FREE`, `HELD_OUT`, `TWIN`, `NEAR_TWIN`.
+        content: V16[documents], digests of the words.
+        times: float64[documents], since when each exists in seconds since 1970; NaN: unknown.
     """
 
     documents: Items[Document]
@@ -42,29 +49,40 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """The corpus that `prepare` wrote."""
+        """Open the corpus that `write_corpus` wrote."""
         documents = Items(folder / "documents.arrow", Document)
         arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content", "times")]
         return cls(documents, IdIndex(folder, documents), *arrays)
 
     def text(self, place: int) -> str:
+        """Return title and text of the document at a place, as they are indexed."""
         return document_text(self.documents[place])
 
     def texts(self) -> Iterator[str]:
+        """Return title and text of every document, as they are indexed."""
         return map(document_text, self.documents)
 
 
 def document_text(document: Document) -> str:
-    """Title and text, as they are indexed."""
+    """Return title and text, as they are indexed."""
     return titled(document.title, document.text)
 
 
 def read_corpus(
     config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
 ) -> tuple[Items[Document], Items[Question]]:
-    """Streams documents (or their chunks) and questions from their sources into files."""
-    from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
+    """Read documents (or their chunks) and questions from their sources into files, as streams.
 
+    Args:
+        config: the configuration.
+        task: its `qa` section.
+        folder: gets the files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
+
+    Raises:
+        InputError: a source is missing, broken or empty.
+    """
     chunker = None
     if task.chunk_tokens is not None:
         chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
@@ -114,7 +132,16 @@ def write_corpus(
     questions: Items[Question],
     progress: Progress,
 ) -> tuple[Corpus, dict[str, str]]:
-    """The corpus, and the split of each context that is asked about."""
+    """Return the corpus, and the split of each context that is asked about.
+
+    Args:
+        config: the configuration.
+        task: its `qa` section.
+        folder: gets the arrays of the corpus.
+        documents: what `read_corpus` returned.
+        questions: what `read_corpus` returned.
+        progress: is told what is done.
+    """
     place = IdIndex.build(folder, documents)
     asked = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
@@ -127,13 +154,13 @@ def write_corpus(
         if asked[context] == "test":
             for oracle in oracles:
                 barred[place[oracle]] = HELD_OUT
-    # A twin of a held-out document is held out itself, or its text would reach a training prompt.
+    # A document that equals a held-out one is barred too, or the text would reach a training prompt.
     barred[(barred == FREE) & np.isin(content, content[barred == HELD_OUT])] = TWIN
     if config.near_duplicates != "off":
         _bar_near_twins(barred, documents, config.near_duplicates, progress)
     save_array(folder / "barred.npy", barred)
     save_array(folder / "content.npy", content)
-    # An unknown time is no number, which is later than nothing.
+    # An unknown time is NaN: every comparison with it is false, so it is later than no question.
     since = (np.nan if time is None else time for time in documents.column("time"))
     save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
     return Corpus.open(folder), asked
@@ -146,7 +173,10 @@ def _context_splits(
     questions: Items[Question],
     place: IdIndex,
 ) -> dict[str, str]:
-    """The split of each context by the hash of its id, or by when it was last asked about (else, written)."""
+    """The split of each context: by the hash of its id, or by time.
+
+    The time is that of the latest question about the context, else that of its document.
+    """
     if task.split == "context":
         contexts = dict.fromkeys(questions.column("context_id"))
         return {c: split_of(config.seed, c, config.test_share) for c in contexts}

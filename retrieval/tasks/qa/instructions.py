@@ -1,7 +1,7 @@
-"""Instructions of the Alpaca kind as records: word for word, without retrieval.
+"""Instructions with answers (the Alpaca layout) as records: word for word, without retrieval.
 
-They are records of the `qa` task, with an instruction of their own instead of the task's. The prompt holds no
-retrieved text, so `context_ids` and `oracle_ids` are empty, and each is a context of its own.
+They are records of the `qa` task, each with an instruction of its own instead of the task's. The prompt holds
+no retrieved text, so `context_ids` and `oracle_ids` are empty, and each record is a context of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ TRIPLES = "triples.arrow"
 
 
 def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: Progress) -> int:
-    """Reads, splits and thins the instructions into `folder`; returns how many there are to build.
+    """Read, split and thin the instructions into `folder`; return how many there are to build.
+
+    Args:
+        config: the configuration, with a `qa` section.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -52,8 +58,13 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
     return len(kept)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `prepare` filled the folder."""
+    return (folder / TRIPLES).is_file()
+
+
 @dataclass(frozen=True)
-class AlpacaWork:
+class InstructionsWork:
     """What `prepare` wrote, opened to build records from."""
 
     triples: Items[Triple]
@@ -61,15 +72,21 @@ class AlpacaWork:
     split: np.ndarray
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """(record, None) of the kept instructions low to high - 1, in source order."""
+        """Build (record, None) of the kept instructions `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, which are never dropped here.
+        """
         for place in self.kept[low:high].tolist():
             yield _record(self.triples[place], str(self.split[place])), None
 
 
-def open_work(folder: Path) -> AlpacaWork:
-    """Opens what `prepare` wrote."""
+def open_work(folder: Path) -> InstructionsWork:
+    """Open what `prepare` wrote."""
     arrays = [load_array(folder / f"{name}.npy") for name in ("kept", "split")]
-    return AlpacaWork(Items(folder / TRIPLES, Triple), *arrays)
+    return InstructionsWork(Items(folder / TRIPLES, Triple), *arrays)
 
 
 def _record(triple: Triple, split: str) -> dict[str, Any]:

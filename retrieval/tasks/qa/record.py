@@ -1,7 +1,7 @@
 """One document record: which documents stand in the prompt, and what it teaches.
 
-Training prompts hold the right documents with probability P, beside documents that the retriever takes for
-right; held-out prompts hold what the retriever finds, right or not.
+Training prompts hold the right documents with probability P, beside distractors that the retriever ranks
+high. Held-out prompts hold what the retriever finds, right or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from retrieval.text.normalize import seeded_hash, seeded_share
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question with its split, the places of its oracles, and the retriever's places, best first."""
+    """A question as it is built.
+
+    Attributes:
+        question: the question.
+        split: "train" or "test".
+        oracles: places of the documents that hold the answer.
+        fused: places of the documents that the retriever found, the best first.
+    """
 
     question: Question
     split: str
@@ -33,7 +40,7 @@ class AskedQuestion:
 
     @property
     def needed(self) -> list[int]:
-        """The oracles that together answer it: all, or the best ranked one where any is enough."""
+        """The oracles that a prompt needs: all, or the best ranked one where one is enough."""
         if self.question.needs_all:
             return list(self.oracles)
         return [next((place for place in self.fused if place in self.oracles), self.oracles[0])]
@@ -43,8 +50,15 @@ class AskedQuestion:
 class QaBuilder:
     """What all records of a build have in common.
 
-    `document`, `content` and `held_out` tell of the document at a place: itself, the digest of its words,
-    and whether its text belongs to the test split.
+    Attributes:
+        task: the task's settings.
+        seed: decides draws.
+        near_duplicates: similarity from which a text is a copy of another; "off": only equal texts are.
+        count: counts the tokens of a text, for the budget.
+        document: returns the document at a place.
+        content: returns the digest of its words.
+        held_out: returns whether its text belongs to the test split.
+        template: the user's template of taught answers, for that answer style.
     """
 
     task: QaTask
@@ -57,7 +71,7 @@ class QaBuilder:
     template: AnswerTemplate | None = None
 
     def context(self, group: Sequence[AskedQuestion], report: TaskReport) -> dict[int, str]:
-        """The prompt's documents in their order, place to text: what all questions of the group see."""
+        """Return the documents that all questions of a group see: text by place, in prompt order."""
         split = group[0].split
         wanted: list[int] = []
         if split == "test":
@@ -67,7 +81,9 @@ class QaBuilder:
                 dict.fromkeys(p for asked in group if self._with_oracle(asked) for p in asked.needed)
             )
             size = max(self.task.n_contexts, len(wanted))
-            if len(group) > 1:  # as many distractors as a question of its own would have
+            if len(group) > 1:
+                # Several right documents must not crowd the distractors out: there are as many as in the
+                # prompt of one question.
                 size = self.task.n_contexts + max(len(wanted) - 1, 0)
             name = group[0].question.id
             distractors, outside = pick(
@@ -80,13 +96,21 @@ class QaBuilder:
             chosen = wanted + distractors
         texts = self._fitted(chosen, group, wanted, report)
         name = group[0].question.id
+        # In a seeded order, or the right document would always stand first.
         order = sorted(texts, key=lambda p: seeded_hash(self.seed, "order", name, self.document(p).id))
         return {place: texts[place] for place in order}
 
     def record(
         self, asked: AskedQuestion, context: dict[int, str], context_id: str, report: TaskReport
     ) -> dict[str, Any] | None:
-        """The record of one question over a context; None where it knows what came later (counted)."""
+        """Build the record of one question over a context; None where the record would leak (counted).
+
+        Args:
+            asked: the question.
+            context: text by place, in prompt order, as `context` returned it.
+            context_id: id of the context that the record belongs to.
+            report: counts what is dropped, and how the record is built.
+        """
         question, task = asked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
@@ -101,13 +125,13 @@ class QaBuilder:
         taught = answer_styles.taught_answer(
             task.answer_style,
             self.template,
-            name,
-            question.text,
-            question.answers,
-            question.answers[0],
-            list(passages.values()),
-            [passages[place] for place in there] if enough else [],
-            templates.NO_DOCUMENT if task.abstain else None,
+            record=name,
+            question=question.text,
+            answers=question.answers,
+            direct=question.answers[0],
+            passages=list(passages.values()),
+            oracles=[passages[place] for place in there] if enough else [],
+            abstain=templates.NO_DOCUMENT if task.abstain else None,
         )
         report.note(asked.split, taught.counted)
         if answer_styles.false_quotes(taught.output, shown):
@@ -144,7 +168,10 @@ class QaBuilder:
         return since is not None and since > min(times)
 
     def _usable(self, group: Sequence[AskedQuestion]) -> Iterator[int]:
-        """Places that may be distractors, as ranked: not held out, not right nor a copy of it, not later."""
+        """Places that may be distractors, as ranked.
+
+        Left out are held-out documents, the right ones and their copies, and those later than the question.
+        """
         right = {place for asked in group for place in asked.oracles}
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
@@ -166,6 +193,7 @@ class QaBuilder:
         texts = [document.text for document in documents]
         if self.task.max_context_tokens is None:
             return dict(zip(chosen, texts, strict=True))
+        # Numbers in a prompt are not known before it is cut; two digits are the usual length.
         titles = [self.count(templates.document_line(10, document.title, "")) + 1 for document in documents]
 
         def keep(text: str) -> str | None:

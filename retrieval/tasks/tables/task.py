@@ -20,23 +20,26 @@ from retrieval.prompts.answer_styles import AnswerTemplate, Passage, false_quote
 from retrieval.prompts.distractors import CopyTest, pick
 from retrieval.prompts.token_budget import Count, fit, token_count
 from retrieval.readers.tables.wikitables import read_tables
-from retrieval.search.bm25.builder import build_index
+from retrieval.search.bm25.builder import build_ranker
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask
+from retrieval.tasks.task_protocol import Task
 from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
 
 @dataclass(frozen=True)
-class _Ask:
+class _TableQuestion:
+    """A question with its table and the table's split."""
+
     question: Question
     table: Table
     split: str
 
 
 @dataclass(frozen=True)
-class _AskRow:
-    """An `_Ask` by the number of its table."""
+class _TableQuestionRow:
+    """A `_TableQuestion` as it is stored, beside its question: by the number of its table."""
 
     table: int
     split: str
@@ -53,7 +56,14 @@ class _Context:
 def prepare(
     config: ContextConfig, embedder: object, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Reads, splits and thins the corpus into `folder`; returns the number of questions to build.
+    """Read, split, thin and index the corpus into `folder`; return the number of questions to build.
+
+    Args:
+        config: the configuration, with a `tables` section.
+        embedder: not used: tables are retrieved by words alone.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -62,22 +72,22 @@ def prepare(
     assert task is not None
     AnswerTemplate.of(task, "tables")  # refused before hours of work, not after
     progress("tables: read", 0, 0)
-    asks = _asks(config, task, report.tally)
-    progress("tables: read", len(asks), len(asks))
-    content = {id(ask.table): _content(ask.table) for ask in asks}
-    asks = drop_across_splits(
-        asks, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
+    asked = _table_questions(config, task, report.tally)
+    progress("tables: read", len(asked), len(asked))
+    content = {id(item.table): _content(item.table) for item in asked}
+    asked = drop_across_splits(
+        asked, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
     )
-    asks = drop_near_duplicates(
-        asks,
+    asked = drop_near_duplicates(
+        asked,
         lambda a: a.split,
         lambda a: _block(a.table),
         config.near_duplicates,
         "table_nearly_in_test",
         report.tally,
     )
-    asks = cap(
-        asks,
+    asked = cap(
+        asked,
         lambda a: a.split,
         lambda a: a.table.id,
         lambda a: a.question.id,
@@ -85,15 +95,15 @@ def prepare(
         config.seed,
         report.tally,
     )
-    contexts = _contexts(config, task, asks, content, report)
+    contexts = _contexts(config, task, asked, content, report)
     tables: dict[tuple[str, str], int] = {}
-    rows = [_AskRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asks]
-    held = {(ask.split, ask.table.id): ask.table for ask in asks}
-    write_items(folder / "tables.arrow", Table, (held[key] for key in tables))
+    rows = [_TableQuestionRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asked]
+    by_key = {(item.split, item.table.id): item.table for item in asked}
+    write_items(folder / "tables.arrow", Table, (by_key[key] for key in tables))
     write_items(folder / "contexts.arrow", _Context, (contexts[key] for key in tables))
-    write_items(folder / "questions.arrow", Question, (ask.question for ask in asks))
-    write_items(folder / "asks.arrow", _AskRow, rows)
-    return len(asks)
+    write_items(folder / "questions.arrow", Question, (item.question for item in asked))
+    write_items(folder / "question-tables.arrow", _TableQuestionRow, rows)
+    return len(asked)
 
 
 @dataclass(frozen=True)
@@ -105,19 +115,25 @@ class TablesWork:
     tables: Items[Table]
     contexts: Items[_Context]
     questions: Items[Question]
-    asks: Items[_AskRow]
+    asked: Items[_TableQuestionRow]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """(record, None) of the questions low to high - 1, in source order."""
-        for question, row in zip(self.questions.run(low, high), self.asks.run(low, high), strict=True):
-            ask = _Ask(question, self.tables[row.table], row.split)
-            record = _record(ask, self.contexts[row.table], self.task, self.template, report)
+        """Build (record, None) of the questions `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, and questions that are left out.
+        """
+        for question, row in zip(self.questions.run(low, high), self.asked.run(low, high), strict=True):
+            item = _TableQuestion(question, self.tables[row.table], row.split)
+            record = _record(item, self.contexts[row.table], self.task, self.template, report)
             if record is not None:
                 yield record, None
 
 
 def open_work(config: ContextConfig, folder: Path) -> TablesWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     task = config.tables
     assert task is not None
     return TablesWork(
@@ -126,12 +142,12 @@ def open_work(config: ContextConfig, folder: Path) -> TablesWork:
         Items(folder / "tables.arrow", Table),
         Items(folder / "contexts.arrow", _Context),
         Items(folder / "questions.arrow", Question),
-        Items(folder / "asks.arrow", _AskRow),
+        Items(folder / "question-tables.arrow", _TableQuestionRow),
     )
 
 
-def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
-    asks = []
+def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_TableQuestion]:
+    asked = []
     splits: dict[str, str] = {}
     count = token_count(config)
 
@@ -151,14 +167,14 @@ def _asks(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_Ask]:
             elif over(table):
                 tally.dropped["table_over_max_context_tokens"] += 1
             else:
-                asks.append(_Ask(question, table, splits[f"{split}:{table.id}"]))
+                asked.append(_TableQuestion(question, table, splits[f"{split}:{table.id}"]))
     require_training(splits.values(), "tables", "tables")
-    if not asks:
+    if not asked:
         raise InputError(
             f"tables: no table has at most {task.max_rows} rows and {task.max_context_tokens} tokens; raise "
             "tables.max_rows or tables.max_context_tokens"
         )
-    return asks
+    return asked
 
 
 def _block(table: Table) -> str:
@@ -172,7 +188,7 @@ def _content(table: Table) -> bytes:
 def _contexts(
     config: ContextConfig,
     task: TablesTask,
-    asks: list[_Ask],
+    asked: list[_TableQuestion],
     content: dict[int, bytes],
     report: TaskReport,
 ) -> dict[tuple[str, str], _Context]:
@@ -180,14 +196,14 @@ def _contexts(
     out: dict[tuple[str, str], _Context] = {}
     count = token_count(config)
     for split in ("train", "test"):
-        tables = list({ask.table.id: ask.table for ask in asks if ask.split == split}.values())
+        tables = list({item.table.id: item.table for item in asked if item.split == split}.values())
         blocks = [_block(table) for table in tables]
         if task.n_contexts == 1:
             out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
             continue
         tokenizer = Tokenizer(config.bm25_stemmer)
         tokens = [tokenizer(block) for block in blocks]
-        index = build_index(tokens, config.bm25_backend, tokenizer)
+        index = build_ranker(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
@@ -200,9 +216,12 @@ def _contexts(
             ranks = task.ranks if split == "train" else None
             chosen, outside = pick(usable, task.n_contexts - with_oracle, ranks, draw)
             report.note(split, "distractor_outside_ranks", outside)
-            chosen = _fitted(
-                ([place] if with_oracle else []) + chosen, blocks, place, task, count, split, report
-            )
+            if task.max_context_tokens is not None:
+                wanted = ([place] if with_oracle else []) + chosen
+                chosen, shortened = _fitted(wanted, blocks, place, task.max_context_tokens, count)
+                report.note(split, "context_shortened", shortened)
+            elif with_oracle:
+                chosen = [place, *chosen]
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
@@ -214,43 +233,38 @@ def _draw(seed: int, table: str, tables: list[Table], place: int) -> int:
 
 
 def _fitted(
-    chosen: list[int],
-    blocks: list[str],
-    right: int,
-    task: TablesTask,
-    count: Count,
-    split: str,
-    report: TaskReport,
-) -> list[int]:
-    """Those of the chosen tables that are within the budget, each whole."""
-    if task.max_context_tokens is None:
-        return chosen
+    chosen: list[int], blocks: list[str], right: int, budget: int, count: Count
+) -> tuple[list[int], bool]:
+    """Those of the chosen tables that are within the budget, each whole, and whether some had to go."""
     texts = [blocks[i] + "\n\n" for i in chosen]
     protected = [chosen.index(right)] if right in chosen else [0]
-    fitted = fit(texts, task.max_context_tokens, count, protected)
-    report.note(split, "context_shortened", fitted.shortened)
-    return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None]
+    fitted = fit(texts, budget, count, protected)
+    return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None], fitted.shortened
 
 
 def _record(
-    ask: _Ask, context: _Context, task: TablesTask, template: AnswerTemplate | None, report: TaskReport
+    asked: _TableQuestion,
+    context: _Context,
+    task: TablesTask,
+    template: AnswerTemplate | None,
+    report: TaskReport,
 ) -> dict[str, Any] | None:
-    question = ask.question
+    question = asked.question
     name = f"tables:{question.id}"
     passages = [Passage(i, "", block) for i, block in zip(context.ids, context.blocks, strict=True)]
     abstention = templates.NO_TABLE if task.abstain else None
     taught = taught_answer(
         task.answer_style,
         template,
-        name,
-        question.text,
-        question.answers,
-        templates.ANSWER_SEPARATOR.join(question.answers),
-        passages,
-        [passage for passage in passages if passage.id == ask.table.id],
-        abstention,
+        record=name,
+        question=question.text,
+        answers=question.answers,
+        direct=templates.ANSWER_SEPARATOR.join(question.answers),
+        passages=passages,
+        oracles=[passage for passage in passages if passage.id == asked.table.id],
+        abstain=abstention,
     )
-    report.note(ask.split, taught.counted)
+    report.note(asked.split, taught.counted)
     shown = templates.tables_input(context.blocks, question.text)
     if false_quotes(taught.output, shown):
         report.tally.dropped[leaks.FALSE_QUOTE] += 1
@@ -263,13 +277,16 @@ def _record(
         "input": shown,
         "output": taught.output,
         "task": "tables",
-        "split": ask.split,
-        "context_id": ask.table.id,
+        "split": asked.split,
+        "context_id": asked.table.id,
         "context_ids": list(context.ids),
-        "oracle_ids": [ask.table.id],
-        "oracle_in_context": ask.table.id in context.ids,
+        "oracle_ids": [asked.table.id],
+        "oracle_in_context": asked.table.id in context.ids,
         "gold": list(taught.gold),
         "choices": [],
         "source": question.source,
         "source_row": question.row,
     }
+
+
+TASK = Task(prepare, open_work)

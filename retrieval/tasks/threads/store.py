@@ -18,8 +18,17 @@ from retrieval.settings.tasks import ThreadsTask
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A comment to ask about: places within its thread, and where the thread starts in the flat corpus."""
+class Reply:
+    """A comment that a record asks about: which earlier post of its thread does it answer?
+
+    Attributes:
+        thread: the comment's thread.
+        split: "train" or "test".
+        start: place of the thread's first post in the flat corpus.
+        place: the comment's place in the thread.
+        parents: places in the thread of the earlier posts that it answers, in link order.
+        low: place in the thread of the first candidate; the candidates end before the comment.
+    """
 
     thread: Thread
     split: str
@@ -30,11 +39,28 @@ class Ask:
 
     @property
     def comment(self) -> Post:
+        """The comment itself."""
         return self.thread.posts[self.place]
 
     @property
     def name(self) -> str:
+        """The record's id."""
         return f"threads:{self.thread.id}:{self.comment.id}"
+
+    @property
+    def candidates(self) -> Sequence[Post]:
+        """The posts before the comment that may stand in the prompt."""
+        return self.thread.posts[self.low : self.place]
+
+    @property
+    def gold(self) -> list[int]:
+        """Places among the candidates of those that the comment answers, in link order."""
+        return [parent - self.low for parent in self.parents if parent >= self.low]
+
+    @property
+    def parent_posts(self) -> list[Post]:
+        """Every post that the comment answers, candidate or not, in thread order."""
+        return [self.thread.posts[place] for place in sorted(self.parents)]
 
 
 @dataclass(frozen=True)
@@ -51,8 +77,8 @@ class ThreadRow:
 
 
 @dataclass(frozen=True)
-class AskRow:
-    """An `Ask` by the number of its thread."""
+class ReplyRow:
+    """A `Reply` as it is stored: by the number of its thread."""
 
     thread: int
     place: int
@@ -61,33 +87,48 @@ class AskRow:
 
 
 class ThreadStore:
-    """Threads and posts on disk; one thread is kept at hand, since its comments come one after another."""
+    """Threads and posts on disk; the last one stays in memory, since its comments come one after another."""
 
     def __init__(self, folder: Path) -> None:
         self.posts = Items(folder / "posts.arrow", Post)
         self.rows = Items(folder / "threads.arrow", ThreadRow)
-        self._at_hand: tuple[int, Thread] | None = None
+        self._last: tuple[int, Thread] | None = None
 
     def thread(self, number: int) -> Thread:
-        if self._at_hand is None or self._at_hand[0] != number:
+        """Return a thread with its posts."""
+        if self._last is None or self._last[0] != number:
             row = self.rows[number]
             posts = tuple(self.posts.run(row.start, row.start + row.n))
-            self._at_hand = number, Thread(row.id, posts, row.source, row.row, row.split, row.time)
-        return self._at_hand[1]
+            self._last = number, Thread(row.id, posts, row.source, row.row, row.split, row.time)
+        return self._last[1]
 
-    def ask(self, row: AskRow) -> Ask:
+    def reply(self, row: ReplyRow) -> Reply:
+        """Return a stored reply with its thread."""
         start, split = self.rows.value("start", row.thread), self.rows.value("split", row.thread)
-        return Ask(self.thread(row.thread), split, start, row.place, row.parents, row.low)
+        return Reply(self.thread(row.thread), split, start, row.place, row.parents, row.low)
 
     def texts(self) -> Iterator[str]:
-        """What is indexed of every post."""
+        """Return what the indexes hold of every post."""
         return (templates.thread_document(post.author, post.text) for post in self.posts)
 
 
 def store_threads(
     config: ContextConfig, task: ThreadsTask, folder: Path, tally: Tally, progress: Progress
 ) -> ThreadStore:
-    """All threads in source order, each id once (a test thread wins over its double in training)."""
+    """Read all threads into files, in source order, each id once.
+
+    Of two threads with one id, the one of the test split stays.
+
+    Args:
+        config: the configuration, for splits that the source does not decide.
+        task: the task's settings, with the format that was found.
+        folder: gets the files.
+        tally: counts what was read and dropped.
+        progress: is told how many threads were read.
+
+    Raises:
+        InputError: a source is missing or broken, or holds no thread.
+    """
     rows: dict[str, ThreadRow] = {}
     read = 0
     with ItemSink(folder / "all-posts.arrow", Post) as posts:

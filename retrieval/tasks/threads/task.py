@@ -11,33 +11,41 @@ import numpy as np
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import Items, ItemSink, load_array, save_array, write_items
-from retrieval.corpus.types import Post, Tally
+from retrieval.corpus.types import Tally
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
 from retrieval.readers.threads.registry import thread_format
-from retrieval.search import fusion
-from retrieval.search.bm25.index import Ranker
-from retrieval.search.conversation_legs import conversation_legs
+from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import cosines
+from retrieval.search.fusion import Fusion, fuse
+from retrieval.search.legs.leg import LegQuery
+from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import LEGS, ThreadsTask
-from retrieval.tasks.task_index import index_texts, open_index
-from retrieval.tasks.threads.record import thread_record
-from retrieval.tasks.threads.store import Ask, AskRow, ThreadStore, store_threads
+from retrieval.settings.legs import LEGS
+from retrieval.settings.tasks import ThreadsTask
+from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
+from retrieval.tasks.task_protocol import Example, Task
+from retrieval.tasks.threads.record import ThreadRecordBuilder
+from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
 from retrieval.tasks.threads.window import window_start
 from retrieval.text.normalize import duplicate_key
-
-RANKING_DEPTH = 20
 
 
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Reads, splits, thins and indexes the corpus into `folder`; returns the number of comments to build.
+    """Read, split, thin and index the corpus into `folder`; return the number of replies to build.
+
+    Args:
+        config: the configuration, with a `threads` section.
+        embedder: the dense leg's model, None where no task needs it.
+        folder: gets the prepared files.
+        report: counts what was read and dropped.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -48,21 +56,21 @@ def prepare(
     threads = store_threads(config, task, folder, report.tally, progress)
     require_training(threads.rows.column("split"), "threads", "threads")
     content: list[bytes] = []
-    with ItemSink(folder / "all-asks.arrow", AskRow) as sink:
-        for row in _asks(threads, task, report.tally):
+    with ItemSink(folder / "all-replies.arrow", ReplyRow) as sink:
+        for row in _stored_replies(threads, task, report.tally):
             sink.add(row)
-            content.append(_content(threads.ask(row)))
-    asks = Items(folder / "all-asks.arrow", AskRow)
-    kept = _kept(config, task, threads, asks, content, report.tally)
+            content.append(_content(threads.reply(row)))
+    replies = Items(folder / "all-replies.arrow", ReplyRow)
+    kept = _kept(config, task, threads, replies, content, report.tally)
     if not kept:
         raise InputError(
             "threads: no post replies to an earlier post; expected threads with quotelinks or annotations"
         )
-    asks = write_items(folder / "asks.arrow", AskRow, (asks[number] for number in kept))
-    (folder / "all-asks.arrow").unlink()
+    replies = write_items(folder / "replies.arrow", ReplyRow, (replies[number] for number in kept))
+    (folder / "all-replies.arrow").unlink()
     index_texts(config, threads.texts(), len(threads.posts), folder, progress)
     if embedder and "dense" in task.legs:
-        _Dense.build(threads, asks, embedder, progress, folder)
+        _Dense.build(threads, replies, embedder, progress, folder)
     return len(kept)
 
 
@@ -70,24 +78,24 @@ def _kept(
     config: ContextConfig,
     task: ThreadsTask,
     threads: ThreadStore,
-    asks: Items[AskRow],
+    replies: Items[ReplyRow],
     content: Sequence[bytes],
     tally: Tally,
 ) -> list[int]:
-    """Numbers of the asks that become records: no duplicates across splits, no more than asked for."""
-    of = asks.numbers("thread").tolist()
+    """Numbers of the replies that become records: no duplicates across splits, no more than asked for."""
+    of = replies.numbers("thread").tolist()
     splits, ids = list(threads.rows.column("split")), list(threads.rows.column("id"))
 
     def split(number: int) -> str:
         return splits[of[number]]
 
     kept = drop_across_splits(
-        range(len(asks)), split, lambda number: content[number], "duplicate_of_test_record", tally
+        range(len(replies)), split, lambda number: content[number], "duplicate_of_test_record", tally
     )
     kept = drop_near_duplicates(
         kept,
         split,
-        lambda number: _said(threads.ask(asks[number])),
+        lambda number: _with_parents(threads.reply(replies[number])),
         config.near_duplicates,
         "near_duplicate_of_test_record",
         tally,
@@ -96,7 +104,7 @@ def _kept(
         kept,
         split,
         lambda number: ids[of[number]],
-        lambda number: threads.ask(asks[number]).name,
+        lambda number: threads.reply(replies[number]).name,
         (task.max_records, task.max_test_records),
         config.seed,
         tally,
@@ -111,38 +119,40 @@ class ThreadsWork:
     seed: int
     count: Count
     threads: ThreadStore
-    asks: Items[AskRow]
+    replies: Items[ReplyRow]
     bm25: Ranker
     dense: _Dense | None
     reranker: Reranker | None
 
-    def build(
-        self, low: int, high: int, report: TaskReport
-    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """(record, ranking) of the asks low to high - 1, in corpus order, without those that leak."""
-        for number, row in zip(range(low, high), self.asks.run(low, high), strict=True):
-            ask = self.threads.ask(row)
-            legs = (self.bm25, self.dense, self.reranker)
-            built = _build(ask, number, self.task, self.seed, self.count, *legs, report)
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
+        """Build (record, ranking) of the replies `low` to `high - 1`, in source order.
+
+        Args:
+            low: number of the first one.
+            high: number after the last one.
+            report: counts records, ranks, and replies that are left out because they leak.
+        """
+        for number, row in zip(range(low, high), self.replies.run(low, high), strict=True):
+            built = _build(self, number, row, report)
             if built is not None:
                 yield built
 
 
 def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
-    """Opens what `prepare` wrote."""
+    """Open what `prepare` wrote."""
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
     threads = ThreadStore(folder)
     bm25 = open_index(config, threads.texts, folder)
     dense = _Dense.open(folder) if "dense" in task.legs else None
-    asks = Items(folder / "asks.arrow", AskRow)
+    replies = Items(folder / "replies.arrow", ReplyRow)
     reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
-    return ThreadsWork(task, config.seed, token_count(config), threads, asks, bm25, dense, reranker)
+    return ThreadsWork(task, config.seed, token_count(config), threads, replies, bm25, dense, reranker)
 
 
-def _asks(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[AskRow]:
-    """Every comment that can become a record, the others counted by reason."""
+def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[ReplyRow]:
+    """Every comment that can become a record; the others are counted by reason."""
     for number in range(len(threads.rows)):
         thread = threads.thread(number)
         split = thread.split
@@ -161,31 +171,33 @@ def _asks(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[Ask
             elif split == "train" and _unteachable(place, parents, task):
                 tally.dropped["training_parent_outside_window"] += 1
             else:
-                yield AskRow(number, place, parents, max(0, place - task.window))
+                yield ReplyRow(number, place, parents, max(0, place - task.window))
 
 
 def _unteachable(place: int, parents: Sequence[int], task: ThreadsTask) -> bool:
-    """Whether a training prompt cannot hold any of the parents; of windows, `abstain` teaches those too."""
+    """Whether a training prompt cannot hold any of the parents; in windows, `abstain` teaches those too."""
     if task.contexts == "window":
         return not task.abstain and max(parents) < window_start(place, task.n_contexts)
     return max(parents) < place - task.window
 
 
-def _content(ask: Ask) -> bytes:
-    parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
-    return duplicate_key(ask.comment.text, *parents)
+def _content(reply: Reply) -> bytes:
+    return duplicate_key(reply.comment.text, *(post.text for post in reply.parent_posts))
 
 
-def _said(ask: Ask) -> str:
+def _with_parents(reply: Reply) -> str:
     """The comment and what it answers, as one text."""
-    parents = (ask.thread.posts[place].text for place in sorted(ask.parents))
-    return "\n".join([ask.comment.text, *parents])
+    return "\n".join([reply.comment.text, *(post.text for post in reply.parent_posts)])
 
 
 @dataclass(frozen=True)
 class _Dense:
-    """Vectors of the posts that some window holds (`places` maps a flat place to its row) and of the
-    comments.
+    """Vectors of the posts that are a candidate of some reply, and of the comments.
+
+    Attributes:
+        vectors: float32[posts, D], the candidates.
+        places: int64[all posts], the row of a post's vector.
+        queries: float32[comments, D].
     """
 
     vectors: np.ndarray
@@ -196,14 +208,22 @@ class _Dense:
     def build(
         cls,
         threads: ThreadStore,
-        asks: Items[AskRow],
+        replies: Items[ReplyRow],
         embedder: Embedder,
         progress: Progress,
         folder: Path,
     ) -> None:
-        """Embeds posts and comments and writes the vectors."""
-        starts = threads.rows.numbers("start")[asks.numbers("thread")]
-        last, low = asks.numbers("place") + starts, asks.numbers("low") + starts
+        """Embed posts and comments, and write the vectors.
+
+        Args:
+            threads: the corpus.
+            replies: the replies that become records.
+            embedder: the model.
+            progress: is told what is done.
+            folder: gets the vectors.
+        """
+        starts = threads.rows.numbers("start")[replies.numbers("thread")]
+        last, low = replies.numbers("place") + starts, replies.numbers("low") + starts
         wanted = np.zeros(len(threads.posts), dtype=bool)
         for first, end in zip(low.tolist(), last.tolist(), strict=True):
             wanted[first:end] = True
@@ -221,110 +241,98 @@ class _Dense:
 
     @classmethod
     def open(cls, folder: Path) -> _Dense:
-        """What `build` wrote."""
+        """Map what `build` wrote."""
         return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
 
     def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
+        """Return float32[high - low], the cosines of a comment with the posts `low` to `high - 1`.
+
+        Args:
+            query: number of the comment.
+            low: place of the first post in the flat corpus.
+            high: place after the last one.
+        """
         first = int(self.places[low])
         return cosines(self.vectors[first : first + high - low], self.queries[query])
 
 
-def _build(
-    ask: Ask,
-    number: int,
-    task: ThreadsTask,
-    seed: int,
-    count: Count,
-    bm25: Ranker,
-    dense: _Dense | None,
-    reranker: Reranker | None,
-    report: TaskReport,
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The record and ranking of one comment, or None where the record would leak its label (counted)."""
-    candidates = ask.thread.posts[ask.low : ask.place]
-    low, high = ask.start + ask.low, ask.start + ask.place
-    gold = np.array([parent - ask.low for parent in ask.parents if parent >= ask.low], dtype=np.int64)
-    absent = len(ask.parents) - len(gold)
-    # BM25 is ranked always, since it is a baseline of the evaluation; it is fused only if asked for.
-    similar = {"bm25": bm25.window_scores(bm25.tokenizer(ask.comment.text), low, high)}
-    if dense is not None:
-        similar["dense"] = dense.window_scores(number, low, high)
-    rankings = _rankings(ask, candidates, similar, task)
-    if reranker is not None:
-        rankings["reranked"] = reranker.rerank(
-            ask.comment.text,
+def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) -> Example | None:
+    """The record and ranking of one reply, or None where the record would leak its answer (counted)."""
+    task, reply = work.task, work.threads.reply(row)
+    low, high = reply.start + reply.low, reply.start + reply.place
+    gold = np.array(reply.gold, dtype=np.int64)
+    outside_window = len(reply.parents) - len(gold)
+    scores = {"bm25": work.bm25.window_scores(work.bm25.tokenizer(reply.comment.text), low, high)}
+    if work.dense is not None:
+        scores["dense"] = work.dense.window_scores(number, low, high)
+    rankings = _rankings(reply, scores, task)
+    if work.reranker is not None:
+        candidates = reply.candidates
+        rankings["reranked"] = work.reranker.rerank(
+            reply.comment.text,
             rankings["fused"],
             lambda place: templates.thread_document(candidates[place].author, candidates[place].text),
             task.rerank_depth,
         )
-    record = thread_record(
-        ask.name,
-        ask.thread.id,
-        ask.thread.source,
-        ask.split,
-        ask.comment,
-        candidates,
-        _wanted(ask, rankings, task),
-        gold.tolist(),
-        [ask.thread.posts[place] for place in sorted(ask.parents)],
-        task,
-        seed,
-        count,
-        report,
-    )
+    builder = ThreadRecordBuilder(task, work.seed, work.count)
+    record = builder.record(reply, _wanted(reply, rankings, task), report)
     if record is None:
         return None
-    report.add_question(ask.split, ask.thread.id, ask.comment.text, ask.place - max(ask.parents))
+    distance = reply.place - max(reply.parents)
+    report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
     for leg, ranking in rankings.items():
-        report.add_ranking(ask.split, leg, ranking, gold, absent)
-    return record, _ranking(ask, candidates, rankings)
+        report.add_ranking(reply.split, leg, ranking, gold, outside_window)
+    return record, _ranking(reply, rankings)
 
 
-def _wanted(ask: Ask, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
-    """Places of the candidates that the prompt may hold, the most wanted first: all as they are ranked, or
-    those of its window from the newest back.
+def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
+    """Places of the candidates that the prompt may hold, the most wanted first.
+
+    They are all candidates as they are ranked, or with `contexts: window` the posts of the window, from the
+    newest back.
     """
     if task.contexts == "window":
-        start = window_start(ask.place, task.n_contexts)
-        return [place - ask.low for place in reversed(range(start, ask.place))]
+        start = window_start(reply.place, task.n_contexts)
+        return [place - reply.low for place in reversed(range(start, reply.place))]
     return rankings.get("reranked", rankings["fused"]).tolist()
 
 
-def _rankings(
-    ask: Ask, candidates: Sequence[Post], similar: Mapping[str, np.ndarray], task: ThreadsTask
-) -> dict[str, np.ndarray]:
-    """Every leg's ranking of the candidates, and `fused`; `similar` holds the scores of bm25 and dense."""
-    rankings: dict[str, np.ndarray] = {}
-    say: dict[str, fusion.Say] = {}
-    for leg, scores in similar.items():
-        rankings[leg], positive = fusion.by_score(scores)
-        places = rankings[leg][:positive]
-        say[leg] = fusion.Say(places, scores[places])
-    for leg, places in conversation_legs(ask.comment, candidates, ask.low, task.legs).items():
-        rankings[leg] = places
-        say[leg] = fusion.Say(places)
-    # Always summed in this order: the order of the config's list must not decide a tie by rounding.
-    fusing = {leg: say[leg] for leg in LEGS if leg in task.legs}
-    rankings["fused"] = fusion.fuse(fusing, len(candidates), task.fusion, task.rrf_k, task.weights)
+def _rankings(reply: Reply, scores: Mapping[str, np.ndarray], task: ThreadsTask) -> dict[str, np.ndarray]:
+    """Every leg's ranking of the candidates, and `fused`; `scores` holds those of bm25 and dense."""
+    query = LegQuery(reply.comment, reply.candidates, reply.low, scores)
+    # BM25 always ranks, because it is a baseline of the evaluation; it is fused only if the task has the leg.
+    legs = rank_legs({*task.legs, "bm25"}, query)
+    fusion = Fusion(task.fusion, task.rrf_k, task.weights)
+    fused = {leg: ranking for leg, ranking in legs.items() if leg in task.legs}
+    rankings = {leg: ranking.places for leg, ranking in legs.items()}
+    rankings["fused"] = fuse(fused, len(reply.candidates), fusion)
     return rankings
 
 
-def _ranking(ask: Ask, candidates: Sequence[Post], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
-    posts = ask.thread.posts
+def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The row of `rankings.parquet`."""
+    posts, candidates = reply.thread.posts, reply.candidates
     ids = [post.id for post in candidates]
     row: dict[str, Any] = {
-        "id": ask.name,
-        "context_id": ask.thread.id,
-        "split": ask.split,
+        "id": reply.name,
+        "context_id": reply.thread.id,
+        "split": reply.split,
         "task": "threads",
         "candidate_ids": ids,
         "candidate_authors": [post.author for post in candidates],
         "opening_id": posts[0].id,
         "opening_author": posts[0].author,
-        "gold_ids": [posts[place].id for place in ask.parents],
-        "gold_authors": [posts[place].author for place in ask.parents],
+        "gold_ids": [posts[place].id for place in reply.parents],
+        "gold_authors": [posts[place].author for place in reply.parents],
     }
     for leg in (*LEGS, "fused", "reranked"):
         ranked = rankings.get(leg)
         row[leg] = [] if ranked is None else [ids[place] for place in ranked[:RANKING_DEPTH].tolist()]
     return row
+
+
+def _needs_embedder(config: ContextConfig) -> bool:
+    return config.threads is not None and "dense" in config.threads.legs
+
+
+TASK = Task(prepare, open_work, _needs_embedder)

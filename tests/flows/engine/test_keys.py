@@ -13,6 +13,8 @@ from flows.engine.keys import digest_inputs, digest_reads, identify
 from flows.stages import STAGES
 from jora_core.base.digests import canonical_json, file_digest, json_digest
 from jora_core.base.errors import InputError
+from retrieval.settings.legs import LEGS, leg_modules
+from retrieval.settings.task_registry import build_modules, scoring_modules
 from tests.flows.conftest import Project
 
 
@@ -101,19 +103,33 @@ def test_entry_that_is_no_module(tmp_path: Path) -> None:
         reachable_sources(["room.entry"], ("room",), tmp_path)
 
 
+def _file(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
+
+
 def test_stages_know_their_code() -> None:
     """No stage depends on another's entry: a change of the export trains nothing again."""
     code = {name: set(stage.sources()) for name, stage in STAGES.items()}
     assert {
         "retrieval/build/build.py",
         "retrieval/search/bm25/index.py",
+        "retrieval/search/legs/recency.py",
         "flows/stages/build_context.py",
     } <= code["build-context"]
+    legs = {f"{module.replace('.', '/')}.py" for module in leg_modules()}
+    assert len(legs) == len(LEGS) and legs <= code["build-context"] and not legs & code["finetune-task"]
     assert {
         "jora_core/training/train.py",
         "jora_core/weights/adapter_folder.py",
         "flows/stages/finetune.py",
     } <= code["finetune-task"]
+    readers_and_tasks = {"retrieval/readers/threads/irc.py", "retrieval/tasks/qa/task.py"}
+    assert readers_and_tasks <= set(map(_file, build_modules()))
+    assert set(map(_file, build_modules())) <= code["build-context"]
+    assert set(map(_file, scoring_modules())) <= code["evaluate"]
+    assert not {
+        name for name in code["evaluate"] if name.startswith(("retrieval/search", "retrieval/readers"))
+    }
     assert {
         "jora_core/commands/predict.py",
         "retrieval/evaluation/answer_scores.py",

@@ -22,9 +22,10 @@ from flows.stages import STAGES, StageContext, evaluate, export, finetune
 from flows.stages.evaluate import EVALUATE
 from flows.stages.finetune import train_spec
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.model_files import ExportSpec
-from retrieval.build.record_files import RANKING_COLUMNS, RECORD_COLUMNS, schema
+from retrieval.build.record_files import RANKING_COLUMNS
 from tests.flows.conftest import Project
 
 AUTHORS = ("Ann", "Bob", "Cid")
@@ -203,7 +204,7 @@ def _evaluation(
         ("rankings", RANKING_COLUMNS, rankings),
     ):
         path = context.upstream["build-context"] / f"{name}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema(columns)), path)
+        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)), path)
     specs: list[PredictSpec] = []
 
     def child(module: str, spec: PredictSpec, workdir: Path, **_: Any) -> dict[str, Any]:

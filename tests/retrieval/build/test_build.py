@@ -14,12 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import RECORD_COLUMNS
 from retrieval.build.build import build_context
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import (
     RANKING_COLUMNS,
-    RECORD_COLUMNS,
-    read_metadata,
     read_rankings,
     read_records,
 )
@@ -28,6 +27,12 @@ from retrieval.prompts import templates
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, TablesTask, ThreadsTask
 from tests.retrieval.conftest import TOPICS, link, post
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    return {key.decode(): value.decode() for key, value in pq.read_schema(path).metadata.items()}
 
 
 def threads_config(source: Path, seed: int = 0, **fields: Any) -> ContextConfig:
@@ -97,7 +102,7 @@ def test_columns_and_metadata(threads_file: Path, tmp_path: Path) -> None:
     build_context(config, tmp_path)
     assert pq.read_schema(tmp_path / "records.parquet").names == list(RECORD_COLUMNS)
     assert pq.read_schema(tmp_path / "rankings.parquet").names == list(RANKING_COLUMNS)
-    metadata = read_metadata(tmp_path / "records.parquet")
+    metadata = file_metadata(tmp_path / "records.parquet")
     assert json.loads(metadata["inputs"]) == input_digests(config)
     assert metadata["seed"] == "0"
     assert "source" not in json.loads(metadata["config"])["threads"]

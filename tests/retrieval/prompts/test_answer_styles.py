@@ -24,13 +24,13 @@ def taught(
     return taught_answer(
         style,  # type: ignore[arg-type]
         loaded,
-        "qa:q1",
-        "Who bought the kettle?",
-        answers,
-        answers[0],
-        [*passages, Passage("x", "", "A distractor about Marta.")],
-        passages,
-        abstain,
+        record="qa:q1",
+        question="Who bought the kettle?",
+        answers=answers,
+        direct=answers[0],
+        passages=[*passages, Passage("x", "", "A distractor about Marta.")],
+        oracles=passages,
+        abstain=abstain,
     )
 
 

@@ -115,6 +115,20 @@ API = [
     for i in range(1, 6)
 ]
 
+SLACK = [
+    {
+        "type": "message",
+        "user": f"U{i % 2}",
+        "ts": f"171452160{i}.000100",
+        "text": f"<@U1> said {i} &amp; <https://x.org|left>",
+        "user_profile": {"display_name": "", "real_name": f"Name {i % 2}"},
+        "thread_ts": f"171452160{i // 2}.000100",
+    }
+    for i in range(5)
+] + [
+    {"type": "message", "subtype": "channel_join", "user": "U1", "ts": "1714521609.000100", "text": "joined"}
+]
+
 LOG = [f"[03:4{i}] <nick{i}> line {i}" for i in range(5)] + ["=== joined", "[03:50] * nick1 waves"]
 NOTES = ["0 0 -", "0 1 -", "1 2 -", "4 3 -", "1 4 -", "4 6 -"]
 TSV = [
@@ -169,6 +183,19 @@ HOTPOT = [
         "answer": "yes",
         "supporting_facts": [["A", 0], ["B", 1]],
         "context": [["A", ["One.", " Two."]], ["B", [f"Three {i}.", " Four."]], ["C", ["Five."]]],
+    }
+    for i in range(3)
+]
+
+RAFT = [
+    {
+        "id": f"seed_task_{i}",
+        "type": "general",
+        "question": "Which?",
+        "context": {"sentences": [[f"Text {i}.", f"Text {i + 1}."]], "title": [["placeholder_title"] * 2]},
+        "oracle_context": f"Text {i}.",
+        "cot_answer": f"Because. <ANSWER>: a{i}" if i else "It does not say.",
+        "instruction": "<DOCUMENT>…",
     }
     for i in range(3)
 ]
@@ -253,6 +280,7 @@ FORMATS = [
     Format("statuses.jsonl", STATUSES, lines, count_threads, 160),
     Format("export.json", EXPORT, pretty, count_threads, 140),
     Format("channel.jsonl", API, lines, count_threads, 100),
+    Format("general/2024-05-01.json", SLACK, pretty, count_threads, 100),
     Format("log.ascii.txt", LOG, as_text, count_threads, 80, (("log.annotation.txt", as_text(NOTES)),)),
     Format(
         "log.annotation.txt",
@@ -273,6 +301,8 @@ FORMATS = [
     Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40),
     Format("hotpot.json", HOTPOT, pretty, count_documents, 60),
     Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80),
+    Format("raft.jsonl", RAFT, lines, count_documents, 60),
+    Format("raft.parquet", RAFT, parquet, count_questions, 40),
     Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),

@@ -16,9 +16,9 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from tests.retrieval.read_all import read_documents, read_questions
 
 from .fuzz_damage import pdf
 
@@ -194,3 +194,37 @@ def test_broken_layouts_are_named(write: Write, value: Any, said: str) -> None:
 def test_questions_are_not_read_from_text(write: Write) -> None:
     with pytest.raises(InputError, match=r"a\.md: a text file holds no questions; expected \.jsonl"):
         read(write("a.md", "# A\n\ntext"))
+
+
+def test_raft_rows(write: Write, tmp_path: Path) -> None:
+    def row(key: str | None, texts: list[str], oracle: str, answer: str | None) -> dict[str, Any]:
+        context = {"sentences": [texts], "title": [["placeholder_title"] * len(texts)]}
+        return {
+            "id": key,
+            "type": "general",
+            "question": f"What about {key}?",
+            "context": context,
+            "oracle_context": oracle,
+            "cot_answer": answer,
+            "instruction": "repeats it all",
+        }
+
+    rows = [
+        row("a", ["One.", "Two."], "One.", "Why. <ANSWER>:  the\nfirst "),
+        row(None, ["Two.", "Three."], "Four.", "##Answer: an earlier one ##Answer: the fourth"),
+        row("c", ["Two."], "Two.", "no mark"),
+        row("d", ["Two."], "Two.", None),
+    ]
+    path = write("r.jsonl", "".join(json.dumps(value) + "\n" for value in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
+    for source in (path, tmp_path / "r.parquet"):
+        documents, questions, tally = read(source)
+        assert [document.text for document in documents.values()] == ["One.", "Two.", "Three.", "Four."]
+        assert [(q.id, documents[q.context_id].text, q.answers) for q in questions] == [
+            ("a", "One.", ("the first",)),
+            (f"{source.name}:2", "Four.", ("the fourth",)),
+        ]
+        assert tally.dropped == {"document_repeated": 3, "question_without_final_answer": 2}
+    bad = write("b.jsonl", json.dumps(rows[0] | {"context": ["One."]}) + "\n")
+    with pytest.raises(InputError, match=r"b\.jsonl:1: field context has no list sentences of lists"):
+        read(bad)

@@ -16,7 +16,8 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import document_files
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.instructions import is_alpaca, read_triples
+from retrieval.readers.documents.documents import holds_instructions
+from retrieval.readers.documents.instructions import read_triples
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
 
@@ -85,7 +86,7 @@ def test_records_follow_the_contract(write: Write, tmp_path: Path) -> None:
 )
 def test_bad_rows_are_named(write: Write, row: dict[str, Any], said: str) -> None:
     task = QaTask(source=str(write("a.jsonl", json.dumps(row) + "\n")))
-    assert is_alpaca(task)
+    assert holds_instructions(task)
     with pytest.raises(InputError, match=said):
         list(read_triples(document_files(task), Tally()))
 
@@ -97,5 +98,5 @@ def test_ids_are_unique_and_documents_are_no_instructions(write: Write) -> None:
     empty = QaTask(source=str(write("b.jsonl", "")), format="alpaca")
     with pytest.raises(InputError, match="no instructions"):
         list(read_triples(document_files(empty), Tally()))
-    assert not is_alpaca(QaTask(source=str(write("d.jsonl", '{"id": 1, "text": "x"}\n'))))
-    assert not is_alpaca(QaTask(source=str(write("x.md", "# X\n"))))
+    assert not holds_instructions(QaTask(source=str(write("d.jsonl", '{"id": 1, "text": "x"}\n'))))
+    assert not holds_instructions(QaTask(source=str(write("x.md", "# X\n"))))

@@ -13,8 +13,8 @@ import pytest
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
 from retrieval.readers.tables.wikitables import read_tables, unescape
+from tests.retrieval.read_all import read_documents, read_questions
 
 Write = Callable[[str, str], Path]
 HEAD = "id\tutterance\tcontext\ttargetValue\n"

@@ -234,6 +234,8 @@ def test_bad_messages_are_named(write: Write, name: str, row: dict[str, Any], sa
         ("utterances.jsonl", "", "convokit"),
         ("a.ascii.txt", "", "irc"),
         ("pol.tar.zst", "", "4chan"),
+        ("general/2024-05-01.json", '[{"type": "message", "ts": "1.0"}]', "slack"),
+        ("channels.json", '[{"id": "C1", "is_general": true}]', "slack"),
     ],
 )
 def test_the_format_is_told_by_name_or_fields(write: Write, name: str, text: str, kind: str) -> None:
@@ -244,6 +246,76 @@ def test_a_format_that_cannot_be_told_is_asked_for(write: Write) -> None:
     path = write("a.jsonl", '{"id": 1, "body": "x"}\n')
     with pytest.raises(InputError, match=r"a\.jsonl: the format cannot be told from the fields id, body"):
         thread_format(ThreadsTask(source=str(path)))
+
+
+def test_slack_exports(write: Write) -> None:
+    people = [
+        {"id": "U1", "name": "ann", "profile": {"display_name": "Ann", "real_name": "Ann A."}},
+        {"id": "U2", "name": "bob", "profile": {"display_name": "", "real_name": "Bob B."}},
+    ]
+    write("export/users.json", json.dumps(people))
+    write("export/channels.json", json.dumps([{"id": "C1", "name": "general", "is_general": True}]))
+    monday = [
+        {"type": "message", "subtype": "channel_join", "user": "U1", "ts": "99.000000", "text": "joined"},
+        {
+            "type": "message",
+            "user": "U1",
+            "ts": "100.000100",
+            "text": "a &lt; b &amp;amp; c",
+            "thread_ts": "100.000100",
+        },
+        {
+            "type": "message",
+            "user": "U2",
+            "ts": "101.000000",
+            "text": "<@U1> see <https://x.org|this>, <#C1|general>",
+        },
+        {
+            "type": "message",
+            "subtype": "bot_message",
+            "bot_id": "B1",
+            "username": "Robot",
+            "ts": "102.0",
+            "text": "<!here> <https://y.org>",
+        },
+    ]
+    tuesday = [
+        {
+            "type": "message",
+            "user": "U9",
+            "user_profile": {"real_name": "Guest"},
+            "ts": "103.0",
+            "text": "yes",
+            "thread_ts": "100.000100",
+        },
+        {"type": "message", "user": "U8", "ts": "104.0", "text": "<@U7> gone", "thread_ts": "5.0"},
+    ]
+    write("export/general/2024-05-06.json", json.dumps(monday))
+    write("export/general/2024-05-07.json", json.dumps(tuesday))
+    path = write("export/random/2024-05-06.json", json.dumps([monday[1] | {"user": "U2"}]))
+    threads, counts = read(path.parents[1])
+    assert [thread.id for thread in threads] == ["general", "random"]
+    assert shape(threads[0]) == [
+        ("general/100.000100", "Ann", "a < b &amp; c", ()),
+        ("general/101.000000", "Bob B.", "@Ann see this, #general", ()),
+        ("general/102.0", "Robot", "here https://y.org", ()),
+        ("general/103.0", "Guest", "yes", ("general/100.000100",)),
+        ("general/104.0", "U8", "@someone gone", ()),
+    ]
+    assert threads[0].time == 100.0001
+    assert counts == {
+        "read": {"files": 5, "links": 2, "posts": 7, "threads": 2},
+        "dropped": {"link_to_missing_post": 1, "post_of_the_system": 1},
+    }
+    with pytest.raises(
+        InputError, match=r"2024-05-07\.json: item 2 .*replies to post general/5\.0, which is not"
+    ):
+        read(path.parents[1], missing_parents="error")
+    blocks, _ = read(path.parents[1], block=3)
+    assert [thread.id for thread in blocks] == ["general#1", "general#2", "random"]
+    bad = write("broken/general/2024-05-06.json", json.dumps([monday[1] | {"ts": "noon"}]))
+    with pytest.raises(InputError, match=r"item 1 \(line 1\): field ts is 'noon', expected seconds"):
+        read(bad)
 
 
 def test_records_of_a_chat(write: Write, tmp_path: Path) -> None:

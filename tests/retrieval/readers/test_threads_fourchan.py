@@ -8,7 +8,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import zstandard
@@ -19,6 +19,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.threads.fourchan import parse_comment, read_threads
+from retrieval.readers.threads.thread_reader import ReaderOptions
 
 Write = Callable[[str, str], Path]
 
@@ -134,10 +135,10 @@ def test_any_comment_gives_folded_text_without_links(com: str) -> None:
     assert ">>1" not in found.text
 
 
-def read(path: Path, missing: str = "error") -> tuple[list[Thread], Tally]:
+def read(path: Path, missing: Literal["error", "drop"] = "error") -> tuple[list[Thread], Tally]:
     """All threads of a file."""
     tally = Tally()
-    return list(read_threads([("", SourceFile(path, path.name))], missing, tally)), tally
+    return list(read_threads([("", SourceFile(path, path.name))], ReaderOptions(missing), tally)), tally
 
 
 def line(*posts: dict[str, Any]) -> str:

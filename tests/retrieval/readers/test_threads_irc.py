@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,6 +12,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.threads.irc import read_threads
 from retrieval.readers.threads.registry import thread_files
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.settings.tasks import ThreadsTask
 
 Write = Callable[[str, str], Path]
@@ -25,22 +27,24 @@ nonsense
 """
 
 
-def read(source: Path, test: Path | None = None, missing: str = "error") -> tuple[list[Thread], Tally]:
+def read(
+    source: Path, test: Path | None = None, missing: Literal["error", "drop"] = "error"
+) -> tuple[list[Thread], Tally]:
     task = ThreadsTask(
         source=str(source),
         test_source=str(test) if test else None,
         format="irc",
         legs=["bm25"],
-        missing_parents=missing,  # type: ignore[arg-type]
+        missing_parents=missing,
     )
     tally = Tally()
-    return list(read_threads(thread_files(task), missing, tally)), tally
+    return list(read_threads(thread_files(task), ReaderOptions(missing), tally)), tally
 
 
 def test_messages_actions_and_links(write: Write) -> None:
     log = write("irc/train/one.ascii.txt", LOG)
     write("irc/train/one.annotation.txt", "0 0 - \n0 3 - \n1 3 -\n0 3 -\n6 3 - \n\n")
-    threads, tally = read(log.parents[2])
+    threads, tally = read(log.parents[1])
     (only,) = threads
     assert (only.id, only.split, only.source) == ("train/one", "train", "train/one.ascii.txt")
     assert [(p.id, p.author, p.text, p.parents, p.asks) for p in only.posts] == [
@@ -58,12 +62,12 @@ def test_folders_give_the_split(write: Write) -> None:
     for name in ("train/a", "dev/b", "other/c"):
         write(f"irc/{name}.ascii.txt", LOG)
         path = write(f"irc/{name}.annotation.txt", "0 3 -\n")
-    assert {t.id: t.split for t in read(path.parents[2])[0]} == {
+    assert {t.id: t.split for t in read(path.parents[1])[0]} == {
         "dev/b": "test",
         "other/c": "",
         "train/a": "train",
     }
-    given, _ = read(path.parents[2] / "dev", path.parents[2] / "other" / "*.ascii.txt")
+    given, _ = read(path.parents[1] / "dev", path.parents[1] / "other" / "*.ascii.txt")
     assert [(t.id, t.split) for t in given] == [("b", "train"), ("c", "test")]
 
 

@@ -12,7 +12,7 @@ from retrieval.build.build import build_context
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
-from retrieval.tasks.qa import task
+from retrieval.tasks.qa import questions as qa_questions
 
 LATER = 300
 
@@ -24,7 +24,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("legs", [["bm25"], ["bm25", "dense"]])
 def test_later_documents_are_no_candidates(legs: list[str], tiny_embedder: Path, tmp_path: Path) -> None:
-    assert LATER > task.DEPTH, "the first search must find later ones only"
+    assert LATER > qa_questions.DEPTH, "the first search must find later ones only"
     documents = [{"id": f"new{i}", "text": f"kettle violin kettle {i}", "time": 2e3} for i in range(LATER)]
     documents += [
         {"id": f"old{i}", "text": f"kettle {'lantern orchard ' * (1 + i % 3)}{i}", "time": 500}

@@ -12,10 +12,11 @@ import pytest
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import read_documents, read_questions
 from retrieval.readers.threads import fourchan, irc
+from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.times import parse_time
 from tests.retrieval.conftest import link, post
+from tests.retrieval.read_all import read_documents, read_questions
 
 Write = Callable[[str, str], Path]
 
@@ -70,10 +71,10 @@ def test_documents_and_questions_have_times_and_several_oracles(write: Write) ->
 def test_threads_have_times(write: Write) -> None:
     posts = [post(7, "Opening."), post(9, link(7) + "reply", resto=7)]
     path = write("t.ndjson", json.dumps({"posts": posts}) + "\n")
-    (thread,) = fourchan.read_threads([("", source(path))], "error", Tally())
+    (thread,) = fourchan.read_threads([("", source(path))], ReaderOptions("error"), Tally())
     assert (thread.time, [p.time for p in thread.posts]) == (7.0, [7.0, 9.0])
     for name, time in (("1970-01-03_01", 172_800.0), ("2004-13-77_01", None), ("log", None)):
         log = write(f"{name}.ascii.txt", "[03:41] <a> hello\n")
         write(f"{name}.annotation.txt", "0 0 -\n")
-        (thread,) = irc.read_threads([("", source(log))], "error", Tally())
+        (thread,) = irc.read_threads([("", source(log))], ReaderOptions("error"), Tally())
         assert thread.time == time

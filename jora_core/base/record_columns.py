@@ -1,0 +1,52 @@
+"""The contract of `records.parquet` between those who build records and those who train and answer on them.
+
+The rooms may not import each other, so the names of the columns stand here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Column → kind: "str", "bool", "int", or "list" (of strings). No value is null.
+RECORD_COLUMNS: dict[str, str] = {
+    "id": "str",
+    "instruction": "str",
+    "input": "str",
+    "output": "str",
+    "task": "str",
+    "split": "str",
+    "context_id": "str",
+    "context_ids": "list",
+    "oracle_ids": "list",
+    "oracle_in_context": "bool",
+    "gold": "list",
+    "choices": "list",
+    "source": "str",
+    "source_row": "int",
+}
+
+#: Columns that training needs, and those that it uses to find shared contexts where they are there.
+TRAINING_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
+TRAINING_OPTIONAL_COLUMNS = ("context_ids", "oracle_ids")
+
+#: Columns that answering records needs, the one that choosing among answers needs beside them, and those that
+#: are used to find shared contexts where they are there.
+ANSWERING_COLUMNS = ("id", "instruction", "input", "split", "task")
+CHOICES_COLUMN = "choices"
+ANSWERING_OPTIONAL_COLUMNS = ("context_id", "context_ids")
+
+
+def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return the Arrow schema of columns by kind, with key-value metadata in sorted order.
+
+    Sorted, because the metadata is written into the file, and equal records are to be equal bytes.
+    """
+    import pyarrow as pa
+
+    kinds = {"str": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "list": pa.list_(pa.string())}
+    fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()]
+    return pa.schema(fields, metadata=dict(sorted((metadata or {}).items())))

@@ -1,0 +1,80 @@
+"""Documents and questions in the layout of HotpotQA (Yang et al. 2018).
+
+Rows of `_id` (or `id`), `question`, `answer`, `context: [[title, [sentence, …]], …]` and
+`supporting_facts: [[title, sentence number], …]`, or the last two as columns (`{"title": […], "sentences":
+[…]}`, `{"title": […], "sent_id": […]}`). A paragraph is a document. Those with supporting facts are needed
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Question, Tally
+from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
+from retrieval.readers.files.rows import rows, text_of, texts_of
+from retrieval.text.normalize import fold
+
+EXPECTED = "a row with _id, question, answer, context, supporting_facts"
+
+
+def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
+    """Read a document a paragraph; paragraphs without text are left out.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    return (paragraph.found(file) for paragraphs, _ in _rows(file) for paragraph in paragraphs)
+
+
+def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
+    """Read a question a row; those whose supporting paragraphs are not there are to be dropped.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    return (question for _, question in _rows(file))
+
+
+def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
+    """Each row's paragraphs and its question, in file order."""
+    fields = ("question", "answer", "context", "supporting_facts")
+    for where, row, value in rows(file, fields, ("_id", "id"), EXPECTED):
+        paragraphs = []
+        for title, sentences in _pairs(value["context"], ("title", "sentences"), "context", where):
+            if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
+                raise InputError(f"{where}: field context has a paragraph that is not a list of sentences")
+            name, text = text_of(title, "context", where), "".join(sentences)
+            if text.strip():
+                paragraphs.append(Paragraph.identified(where, row, fold(name), text))
+        # Facts name a paragraph by its title; of two with one title, the first is meant.
+        by_title = {paragraph.title: paragraph.id for paragraph in reversed(paragraphs)}
+        facts = _pairs(value["supporting_facts"], ("title", "sent_id"), "supporting_facts", where)
+        titles = dict.fromkeys(fold(text_of(title, "supporting_facts", where)) for title, _ in facts)
+        missing = not titles or any(title not in by_title for title in titles)
+        oracles = tuple(by_title[title] for title in titles if title in by_title)
+        key = value.get("_id") if value.get("_id") is not None else value.get("id")
+        question = Question(
+            fold(text_of(key, "_id", where)),
+            next(iter(oracles), ""),
+            fold(text_of(value["question"], "question", where)),
+            texts_of(value["answer"], "answer", where),
+            file.name,
+            row,
+            oracles if len(oracles) > 1 else (),
+        )
+        yield paragraphs, FoundQuestion(where, question, "question_without_its_paragraphs" if missing else "")
+
+
+def _pairs(value: Any, names: Sequence[str], field: str, where: str) -> list[tuple[Any, Any]]:
+    """Pairs given as a list of two, or as two columns."""
+    if isinstance(value, dict):
+        first, second = (value.get(name) for name in names)
+        if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+            return list(zip(first, second, strict=True))
+    elif isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+        return [(first, second) for first, second in value]
+    raise InputError(f"{where}: field {field} is not a list of pairs ({', '.join(names)})")

@@ -1,0 +1,65 @@
+"""Documents and questions as rows of JSON lines, a JSON list or Parquet, in files of their own.
+
+A document is `{"id", "title"?, "text", "time"?}`, a question is `{"id", "document_id", "question", "answers",
+"time"?}`. `answers` is a list of accepted answers, of which the first is taught. `document_id` may be a list
+of documents that only together hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Document, Question, Tally
+from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
+from retrieval.readers.files.rows import rows, text_of, texts_of
+from retrieval.text.normalize import fold
+from retrieval.text.times import parse_time
+
+DOCUMENT_FIELDS = ("id", "text")
+QUESTION_FIELDS = ("id", "document_id", "question", "answers")
+
+
+def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
+    """Read a document a row.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
+    for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
+        title = value.get("title")
+        if title is not None and not isinstance(title, (str, int)):
+            raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
+        text = text_of(value["text"], "text", where)
+        key = fold(text_of(value["id"], "id", where))
+        since = parse_time(value.get("time"), "time", where)
+        document = Document(key, fold(str(title or "")), fold(text), file.name, row, since)
+        yield FoundDocument(where, document, text)
+
+
+def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
+    """Read a question a row.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    expected = "an object with " + ", ".join(QUESTION_FIELDS)
+    for where, row, value in rows(file, QUESTION_FIELDS, ("time",), expected):
+        key = fold(text_of(value["id"], "id", where))
+        first, *more = named = _document_ids(value["document_id"], where)
+        answers = texts_of(value["answers"], f"answers of question {key!r}", where)
+        text = fold(text_of(value["question"], "question", where))
+        asked = parse_time(value.get("time"), "time", where)
+        oracles = named if more else ()
+        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, asked))
+
+
+def _document_ids(value: object, where: str) -> tuple[str, ...]:
+    """The documents that a question names, each once."""
+    if not isinstance(value, list):
+        return (fold(text_of(value, "document_id", where)),)
+    if not value:
+        raise InputError(f"{where}: field document_id is an empty list; name at least one document")
+    return tuple(dict.fromkeys(fold(text_of(item, "document_id", where)) for item in value))

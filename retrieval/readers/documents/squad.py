@@ -1,0 +1,104 @@
+"""Documents and questions in the layout of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018).
+
+Nested: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text",
+"answer_start"}]}]}]}]}`. Flat, as on data set hubs: rows of `id`, `title`, `context`, `question` and
+`answers: {"text": […], "answer_start": […]}`. A paragraph is a document; in flat rows it comes again with
+each of its questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Question, Tally
+from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
+from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, texts_of
+from retrieval.text.normalize import fold
+
+NESTED = 'an article: {"title": …, "paragraphs": [{"context": …, "qas": […]}]}'
+FLAT = "a row with id, context, question, answers"
+
+
+def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
+    """Read a document a paragraph.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    return (paragraph.found(file) for paragraph, _ in _paragraphs(file))
+
+
+def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
+    """Read the questions of each paragraph; those without an answer are to be dropped.
+
+    Raises:
+        InputError: a row is broken.
+    """
+    return (question for _, questions in _paragraphs(file) for question in questions)
+
+
+def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestion]]]:
+    """Each paragraph with its questions, in file order."""
+    if not _is_nested(file):
+        fields = ("id", "context", "question", "answers")
+        for where, row, value in rows(file, fields, ("title",), FLAT):
+            paragraph = _paragraph(value, where, row, _title(value, where))
+            yield paragraph, [_question(value, where, paragraph, file)]
+        return
+    for where, row, article in rows(file, ("paragraphs",), ("title",), NESTED, ("data",)):
+        title = _title(article, where)
+        for number, value in enumerate(dicts_of(article["paragraphs"], "paragraphs", where), start=1):
+            place = f"{where}, paragraph {number}"
+            paragraph = _paragraph(value, place, row, title)
+            asked = dicts_of(value.get("qas"), "qas", place)
+            yield (
+                paragraph,
+                [
+                    _question(question, f"{place}, question {n}", paragraph, file)
+                    for n, question in enumerate(asked, start=1)
+                ],
+            )
+
+
+def _is_nested(file: SourceFile) -> bool:
+    try:
+        names = field_names(file, ("data", "paragraphs"))
+    except InputError:
+        names = []
+    # A file that cannot be looked into is read as nested: the error then shows the published layout.
+    return not names or not {"data", "paragraphs"}.isdisjoint(names)
+
+
+def _title(value: dict[str, Any], where: str) -> str:
+    title = value.get("title")
+    return fold(text_of(title, "title", where).replace("_", " ")) if title else ""
+
+
+def _paragraph(value: dict[str, Any], where: str, row: int, title: str) -> Paragraph:
+    return Paragraph.identified(where, row, title, text_of(value.get("context"), "context", where))
+
+
+def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: SourceFile) -> FoundQuestion:
+    key = fold(text_of(value.get("id"), "id", where))
+    text = fold(text_of(value.get("question"), "question", where))
+    found = value.get("answers")
+    if isinstance(found, dict):  # columns instead of rows
+        texts, starts = found.get("text"), found.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise InputError(f"{where}: field answers has no lists text and answer_start of equal length")
+        found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+    answers = dicts_of(found, "answers", where)
+    if not answers:  # SQuAD 2.0 asks what the paragraph does not answer
+        unanswered = Question(key, paragraph.id, text, (), file.name, paragraph.row)
+        return FoundQuestion(where, unanswered, "question_unanswerable")
+    accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
+    first, start = answers[0]["text"], answers[0].get("answer_start")
+    span = None
+    # Published offsets are wrong now and then (white space was changed later); those are not used.
+    if isinstance(start, int) and start >= 0 and paragraph.text[start : start + len(first)] == first:
+        span = (start, start + len(first))
+    question = Question(key, paragraph.id, text, accepted, file.name, paragraph.row, span=span)
+    return FoundQuestion(where, question)

@@ -1,0 +1,24 @@
+"""A setting whose choices are the names of a registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import GetCoreSchemaHandler
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Restrict a text field to `names`: `Annotated[str, OneOf(("a", "b"))]`.
+
+    The field then has the checks, the error message and the JSON schema (an `enum`, from which the web form
+    makes its choices) of `Literal["a", "b"]`. A type checker accepts no `Literal` of names that a table
+    holds, so the annotation says `str`.
+    """
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Return the schema of the literal; pydantic calls this."""
+        return handler.generate_schema(Literal[self.names])

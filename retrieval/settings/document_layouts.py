@@ -1,0 +1,56 @@
+"""The layouts of documents with questions, a row each: what tells the layout, who reads it.
+
+To add a layout, write `retrieval/readers/documents/<name>.py` with the functions `read_documents` and
+`read_questions` (:class:`retrieval.readers.documents.documents.LayoutReader`) and add its row at the end of
+`DOCUMENT_LAYOUTS`. The configuration, the check of its values and the form know the layout from that row.
+
+Nothing here imports a reader: `jora plan` loads this table, and the readers need parsers that it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from retrieval.settings.choices import OneOf
+
+
+@dataclass(frozen=True)
+class DocumentLayout:
+    """What is known of a layout before one of its files is opened.
+
+    Attributes:
+        module: dotted name of the module that reads it.
+        told_by: sets of fields; a first row that has all fields of one set is in this layout.
+        instructions: whether a row is an instruction with its answer, to be taught word for word without
+            retrieval. Such a layout has no documents.
+    """
+
+    module: str
+    told_by: tuple[frozenset[str], ...] = ()
+    instructions: bool = False
+
+
+def _sets(*fields: str) -> tuple[frozenset[str], ...]:
+    """The sets of fields, each given as names with spaces between them."""
+    return tuple(frozenset(names.split()) for names in fields)
+
+
+#: Rows that no other layout claims.
+DEFAULT_LAYOUT = "documents"
+#: The last row is asked first: a new layout with fields of its own is told before the general ones.
+DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
+    DEFAULT_LAYOUT: DocumentLayout("retrieval.readers.documents.plain_rows"),
+    "squad": DocumentLayout(
+        "retrieval.readers.documents.squad", _sets("data", "paragraphs", "context question answers")
+    ),
+    "hotpotqa": DocumentLayout("retrieval.readers.documents.hotpotqa", _sets("supporting_facts")),
+    "alpaca": DocumentLayout(
+        "retrieval.readers.documents.instructions", _sets("instruction"), instructions=True
+    ),
+    "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
+}
+#: Files that are one document each; their names tell them, whatever layout is configured.
+TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")
+
+DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

@@ -1,0 +1,71 @@
+"""The tasks, a row each: the package that builds and scores a task's records, and its section of the config.
+
+To add a task, write a package `retrieval/tasks/<name>/` and add its row to `TASKS`. The package holds
+(:mod:`retrieval.tasks.task_protocol` has the types):
+
+    task.py     `TASK`, a :class:`retrieval.tasks.task_protocol.Task`: prepares the corpus, builds records
+    inputs.py   `input_files(config)`: the files that the task reads; loaded by `jora plan`, so without numpy
+    scoring.py  `score(answers)`: the scores of :class:`retrieval.tasks.answers.Answers` to the task's records
+
+and the settings class, a :class:`retrieval.settings.tasks.TaskSettings` with `facts`. A settings class of the
+package's own (`settings.py`, standard library and Pydantic only) is as good as one in this folder.
+
+Nothing here imports a task: modules are named as text and imported by whoever needs one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Annotated
+
+from retrieval.settings.choices import OneOf
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES
+from retrieval.settings.legs import leg_modules
+from retrieval.settings.tasks import TaskFacts, TaskSettings
+from retrieval.settings.thread_formats import THREAD_FORMATS
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task's package, and its settings class as `module:Class`, both as dotted names."""
+
+    package: str
+    settings_name: str
+
+    @cached_property
+    def settings(self) -> type[TaskSettings]:
+        """The class of the task's section in the configuration."""
+        module, _, name = self.settings_name.partition(":")
+        return getattr(import_module(module), name)
+
+    @property
+    def facts(self) -> TaskFacts:
+        """What the form, the evaluation and the report say of the task."""
+        return self.settings.facts
+
+
+#: In the order of the records.
+TASKS: dict[str, TaskEntry] = {
+    "tables": TaskEntry("retrieval.tasks.tables", "retrieval.settings.tasks:TablesTask"),
+    "threads": TaskEntry("retrieval.tasks.threads", "retrieval.settings.tasks:ThreadsTask"),
+    "qa": TaskEntry("retrieval.tasks.qa", "retrieval.settings.tasks:QaTask"),
+}
+
+TaskName = Annotated[str, OneOf(tuple(TASKS))]
+
+
+def build_modules() -> list[str]:
+    """Return the modules that a build imports by name: tasks, legs and readers.
+
+    Whoever follows imports to find the code of a build has to start from these as well.
+    """
+    tasks = [f"{entry.package}.{part}" for entry in TASKS.values() for part in ("task", "inputs")]
+    layouts = [layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)]
+    return [*tasks, *leg_modules(), *(format.module for format in THREAD_FORMATS.values()), *layouts]
+
+
+def scoring_modules() -> list[str]:
+    """Return the modules that an evaluation imports by name."""
+    return [f"{entry.package}.scoring" for entry in TASKS.values()]

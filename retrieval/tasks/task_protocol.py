@@ -1,0 +1,96 @@
+"""What a task provides, and how its modules are found.
+
+A task is three modules of one package, because three processes need different parts of it: planning needs
+the files that it reads, building needs all of it, and the evaluation needs its scores alone
+(:mod:`retrieval.tasks.answers`). :mod:`retrieval.settings.task_registry` lists the packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.task_registry import TASKS
+
+if TYPE_CHECKING:
+    # Planning imports this module, and these need numpy.
+    from retrieval.evaluation.task_report import Progress, TaskReport
+    from retrieval.search.dense.embedder import Embedder
+
+#: A record and its ranking; None where the task has no rankings.
+Example = tuple[dict[str, Any], dict[str, Any] | None]
+
+
+class TaskWork(Protocol):
+    """A task's prepared files, opened."""
+
+    def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
+        """Build the records of the prepared examples `low` to `high - 1`, in order.
+
+        A record depends on its example alone, never on `low` and `high`: the work may be cut anywhere.
+
+        Args:
+            low: number of the first example.
+            high: number after the last example.
+            report: counts records, ranks, and examples that are dropped.
+        """
+        ...
+
+
+class Prepare(Protocol):
+    """A task's first step, done once for a build."""
+
+    def __call__(
+        self,
+        config: ContextConfig,
+        embedder: Embedder | None,
+        folder: Path,
+        report: TaskReport,
+        progress: Progress,
+    ) -> int:
+        """Read, split, thin and index the corpus; return the number of examples to build.
+
+        Args:
+            config: the configuration, which has a section for this task.
+            embedder: the dense leg's model, None where no task needs it.
+            folder: gets the prepared files.
+            report: counts what was read and dropped.
+            progress: is told what is done.
+
+        Raises:
+            InputError: a source is missing, broken or empty.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task's records are built.
+
+    Attributes:
+        prepare: reads the corpus into a folder.
+        open_work: opens such a folder, in any process that builds a part of the records.
+        needs_embedder: whether a configuration of the task uses the dense leg.
+    """
+
+    prepare: Prepare
+    open_work: Callable[[ContextConfig, Path], TaskWork]
+    needs_embedder: Callable[[ContextConfig], bool] = field(default=lambda config: False)
+
+
+def load_task(name: str) -> Task:
+    """Return how a task's records are built."""
+    return import_module(f"{TASKS[name].package}.task").TASK
+
+
+def task_input_files(name: str, config: ContextConfig) -> Iterator[tuple[str, Path]]:
+    """Return (stable label, path) of every file that a configured task reads.
+
+    Raises:
+        InputError: a source is missing.
+    """
+    return import_module(f"{TASKS[name].package}.inputs").input_files(config)

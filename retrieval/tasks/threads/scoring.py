@@ -1,0 +1,33 @@
+"""What is said of answers to thread records: directionality, beside four baselines without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrieval.evaluation.answer_scores import directionality, prediction_from_answer
+from retrieval.tasks.answers import Answers
+
+
+def score(answers: Answers) -> dict[str, Any]:
+    """Return the directionality of every system and of the baselines.
+
+    Where the records were answered both ways, the choices are scored, and the written answers under
+    `generated`.
+    """
+    records = {record["id"]: record for record in answers.records}
+    rankings = [row for row in answers.rankings() if row["id"] in records]
+
+    def scores_of(column: str) -> dict[str, Any]:
+        predictions = {
+            system: {name: prediction_from_answer(answer, records[name]) for name, answer in given.items()}
+            for system, given in answers.by_system(column).items()
+        }
+        return directionality(predictions, rankings, seed=answers.seed, resamples=answers.resamples)
+
+    scores = scores_of("text" if answers.mode == "generate" else "choice")
+    scores["answers"] = "generated" if answers.mode == "generate" else "choice"
+    if answers.mode == "both":
+        written = scores_of("text")["systems"]
+        # The baselines choose a post; written answers of theirs would be the same figures again.
+        scores["generated"] = {"systems": {name: written[name] for name in answers.by_system("text")}}
+    return scores
