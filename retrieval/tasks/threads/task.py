@@ -149,8 +149,8 @@ def _asks(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[Ask
         split = thread.split
         places = {post.id: place for place, post in enumerate(thread.posts)}
         for place, post in enumerate(thread.posts):
-            if not post.asks or not post.parents:
-                tally.read["posts_without_parent" if post.asks else "posts_not_annotated"] += 1
+            if not post.has_known_parents or not post.parents:
+                tally.read["posts_without_parent" if post.has_known_parents else "posts_not_annotated"] += 1
                 continue
             linked = [places[parent] for parent in post.parents]
             parents = tuple(parent for parent in linked if parent < place)

@@ -201,7 +201,7 @@ def test_damage_is_refused_with_the_file_to_delete(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=rf"{path.name}: damaged"):
             VectorCache.open(tmp_path, 4)
     path.write_bytes(whole)
-    with pytest.raises(InputError, match="damaged, or no file of cached vectors"):
+    with pytest.raises(InputError, match="damaged, or not a file of cached vectors"):
         VectorCache.open(tmp_path, 5)
 
 
