@@ -36,9 +36,8 @@ SLACK = 1e-9
 class PostingLists(NamedTuple):
     """The arrays of `Postings` that a look-up reads.
 
-    A tuple of its own, because numba passes the arrays of a named tuple one by one: with all of `Postings`,
-        the
-    look-ups make a search a sixth slower.
+    A tuple of its own, because numba passes each array of a named tuple. With all arrays of `Postings`, the
+    look-ups make a search a tenth slower.
     """
 
     docs: np.ndarray
@@ -63,13 +62,11 @@ class QueryBatch(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Memory that one thread uses from search to search: zeroing all D sums anew would cost more than the
-    search.
+    """Memory that one thread keeps from search to search, because zeroing D sums for every query is slow.
 
     Attributes:
         sums: float64[D], zeros between searches.
-        touched: int32[D + 1], the documents with a sum above zero in no order; only the first entries are in
-            use.
+        touched: int32[D + 1]. Its first entries are the documents with a sum above zero, in no order.
     """
 
     sums: np.ndarray
@@ -90,7 +87,6 @@ class Results(NamedTuple):
 
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compile a function to machine code, cached on disk if numba finds a folder it may write to."""
-    # error_model: no check of every division for zero.
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # neither beside this file nor in the user's cache folder

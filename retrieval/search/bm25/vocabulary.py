@@ -23,9 +23,8 @@ WORD_ARRAYS = ("word_bytes", "word_ends", "hashes", "by_hash")
 class Vocabulary(Mapping[str, int]):
     """Terms and their ids, read from arrays that may be memory-mapped.
 
-    Invariants: term t is `word_bytes[word_ends[t - 1] : word_ends[t]]` in UTF-8; `hashes` is sorted;
-        `by_hash[i]` is
-    the id of the term whose CRC-32 is `hashes[i]`.
+    Invariants: term t is `word_bytes[word_ends[t - 1] : word_ends[t]]` in UTF-8. `hashes` is sorted.
+    `by_hash[i]` is the id of the term whose CRC-32 is `hashes[i]`.
     """
 
     word_bytes: np.ndarray

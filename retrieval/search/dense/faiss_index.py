@@ -171,7 +171,7 @@ class DenseIndex:
         parameters = None
         if self.kind == "hnsw":
             make: Any = faiss.SearchParametersHNSW  # pyright: ignore[reportAttributeAccessIssue]
-            # At least k, or the graph gives fewer neighbours; 128 for recall where k is small.
+            # How many candidates the walk keeps: twice k for recall, and 128 for small k.
             parameters = make(efSearch=max(128, 2 * k))
         index = self.on_gpus if self.on_gpus is not None and k <= _MAX_GPU_K else self.index
         return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)

@@ -95,12 +95,12 @@ def _kept(
     )
     return cap(
         kept,
-        split,
-        lambda number: ids[of[number]],
-        lambda number: threads.ask(asks[number]).name,
-        (task.max_records, task.max_test_records),
-        config.seed,
-        tally,
+        split=split,
+        context=lambda number: ids[of[number]],
+        name=lambda number: threads.ask(asks[number]).name,
+        limits=(task.max_records, task.max_test_records),
+        seed=config.seed,
+        tally=tally,
     )
 
 

@@ -155,7 +155,7 @@ embedder.Embedder("x", Model(), pathlib.Path({str(tmp_path)!r})).encode({many(10
 def test_two_processes_may_fill_it_at_once(tmp_path: Path) -> None:
     code = f"""{MODEL}
 import pathlib, sys
-from retrieval import dense
+from retrieval.search.dense import embedder as dense
 dense.CHUNK = 8
 embedder = dense.Embedder("x", Model(), pathlib.Path({str(tmp_path)!r}))
 embedder.encode([])
