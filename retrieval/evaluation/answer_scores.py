@@ -91,8 +91,8 @@ def directionality(
 
     Returns:
         `{"systems": {name: scores}, "n", "contexts", "resamples", "seed"}`, the baselines first. `scores` are
-        "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a ratio
-        over nothing is None.
+        "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a
+        ratio over nothing is None.
     """
     rows = [
         row
