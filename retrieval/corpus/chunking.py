@@ -1,8 +1,9 @@
-"""Long documents in chunks: cut at sentence borders, measured in the model's own tokens, with offsets back.
+"""Cut long documents into chunks: at sentence borders, measured in the model's own tokens.
 
-A chunk is a `Document` of its own. Its id says where it lies, `guide@1200-1950`: characters of the text as
-the source has it, before white space is folded. Its `parent` is the whole document, which stays the unit of
-the split. A question that names a document asks about the chunks that hold its answer.
+A chunk is a `Document` of its own. Its id says where it lies: `guide@1200-1950` are characters of the text as
+the source has it, before white space is folded. Its `parent` is the whole document. Splits are decided by the
+whole document, so that its chunks stay together. A question about a document becomes a question about the
+chunks that hold its answer.
 """
 
 from __future__ import annotations
@@ -15,26 +16,34 @@ from retrieval.corpus.types import Document, Question, Tally
 from retrieval.text.normalize import fold, tokenize
 from retrieval.text.token_counter import load_counter
 
+#: (start, end) in characters, end exclusive.
 Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Chunker:
-    """Cuts a text into spans [start, end) of at most `tokens` tokens, white space at their ends left out."""
+    """Cuts a text into spans of at most `tokens` tokens, without the white space at their ends."""
 
     split: Callable[[str], Spans]
     tokens: int
 
 
 def load_chunker(tokenizer: Path, tokens: int, overlap: int = 0) -> Chunker:
-    """The chunker of a model folder's tokenizer; `tokens` and `overlap` are counted in its tokens.
+    """Make the chunker of a model folder's tokenizer.
+
+    Args:
+        tokenizer: folder of the tokenizer.
+        tokens: the most tokens of a chunk.
+        overlap: the most tokens that neighbouring chunks share.
 
     Raises:
         InputError: the folder has no readable tokenizer.
     """
+    # Here: this module is imported by builds that cut nothing.
     from semantic_text_splitter import TextSplitter
 
     counter = load_counter(tokenizer)
+    # The splitter calls a fast tokenizer from Rust, without a Python call for each piece of text.
     if counter.fast is not None:
         splitter = TextSplitter.from_huggingface_tokenizer(counter.fast, tokens, overlap)
     else:
@@ -47,7 +56,16 @@ def load_chunker(tokenizer: Path, tokens: int, overlap: int = 0) -> Chunker:
 
 
 def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Document]:
-    """The chunks of a document whose unfolded text is `raw`; the document itself where it is one chunk."""
+    """Cut a document.
+
+    Args:
+        document: the whole document.
+        raw: its text as the source has it, before white space is folded.
+        chunker: what cuts.
+
+    Returns:
+        Its chunks, or the document itself if it is not longer than one chunk.
+    """
     spans = [span for span in chunker.split(raw) if raw[span[0] : span[1]].strip()]
     if len(spans) < 2:
         return [document]
@@ -65,8 +83,10 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
 
 
 def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Document]:
-    """Those of one document's chunks that hold the answer: by its place if the source names it, else by its
-    words; none where it stands in no chunk.
+    """Return those of one document's chunks that hold the answer of a question.
+
+    The answer is found by its place if the source names one, else by its words. Of an answer that stands in
+    no chunk, the list is empty.
     """
     if question.span is not None:
         low, high = question.span
@@ -77,25 +97,30 @@ def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Docum
     return [chunk for chunk in chunks if any(answer in _words(chunk.text) for answer in wanted)]
 
 
-def ask_about_chunks(
+def with_chunk_oracles(
     questions: Iterable[Question], chunks: Mapping[str, Sequence[Document]], tally: Tally
 ) -> Iterator[Question]:
-    """The questions with chunks as their oracles; `chunks` maps a whole document's id to its chunks.
+    """Give questions chunks as their oracles, in place of whole documents.
 
-    Any chunk that holds the answer is enough; where none does (an answer of one's own words), any chunk of
-    the document counts. Of several documents that are needed together, each gives the first such chunk.
-    `context_id` goes on naming the whole document, so that its chunks stay on one side of the split.
+    One chunk that holds the answer is enough. If none does (a free answer that quotes nothing), any chunk of
+    the document counts. If several documents are needed together, each contributes the first such chunk.
+    `context_id` still names the whole document, so that its chunks stay on one side of the split.
+
+    Args:
+        questions: questions about whole documents.
+        chunks: the chunks of each whole document, by its id.
+        tally: counts how many documents were asked about by chunk, and how many as a whole.
     """
     for question in questions:
         oracles: list[str] = []
         cut = False
         for name in question.oracle_ids:
             parts = chunks[name]
-            held = holding_chunks(question, parts) if len(parts) > 1 else []
+            holding = holding_chunks(question, parts) if len(parts) > 1 else []
             if len(parts) > 1:
                 cut = True
-                tally.read["documents_asked_by_chunk" if held else "documents_asked_as_a_whole"] += 1
-            candidates = held or parts
+                tally.read["documents_asked_by_chunk" if holding else "documents_asked_as_a_whole"] += 1
+            candidates = holding or parts
             oracles += [chunk.id for chunk in (candidates[:1] if question.oracles else candidates)]
         if cut:
             question = replace(question, oracles=tuple(oracles), needs_all=bool(question.oracles))
@@ -103,4 +128,5 @@ def ask_about_chunks(
 
 
 def _words(text: str) -> str:
+    """Return the words between single spaces, one at each end, so that `in` matches whole words only."""
     return f" {' '.join(tokenize(text))} "

@@ -19,8 +19,9 @@ ROW_GROUP = 4096
 
 
 class FileSink(ABC):
-    """A file written piece by piece under a temporary name; leaving the `with` normally publishes it, an
-    error discards it.
+    """A file that is written piece by piece under a temporary name, in a `with` block.
+
+    At the normal end of the block it gets its name; after an error it is removed.
 
     Raises:
         InputError: the file cannot be written.
@@ -35,10 +36,10 @@ class FileSink(ABC):
 
     @abstractmethod
     def _open(self) -> Any:
-        """The writer of the temporary file."""
+        """Return the writer of the temporary file."""
 
-    def _flush(self) -> None:  # noqa: B027 - a sink that holds nothing back has nothing to write
-        """Writes what is still held back."""
+    def _flush(self) -> None:  # noqa: B027 - a sink without a buffer has nothing to write
+        """Write what is still in the buffer."""
 
     def __enter__(self) -> Self:
         try:
@@ -76,8 +77,11 @@ class ParquetSink(FileSink):
         return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
 
     def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Adds rows of the sink's columns; how they are cut into batches does not change the file."""
+        """Add rows of the sink's columns; how they are cut into batches does not change the file."""
         import pyarrow as pa
+
+        # A Parquet file differs in its bytes with its row groups, and the shards of a build may be cut
+        # anyhow. So rows are collected until a row group is full.
 
         waiting: list[pa.RecordBatch] = []
         rows = 0
@@ -94,7 +98,7 @@ class ParquetSink(FileSink):
             self._write(pa.Table.from_batches(waiting))
 
     def _write(self, table: pa.Table) -> None:
-        """One row group; in one piece, since pages follow the pieces."""
+        """Write one row group, as one piece of memory: the pages of the file follow the pieces."""
         self.rows += table.num_rows
         try:
             table = table.combine_chunks().cast(self._schema)

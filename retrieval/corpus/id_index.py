@@ -1,4 +1,4 @@
-"""A search for ids among millions of rows, without a Python dict."""
+"""Find ids among millions of rows without a Python dict, which takes about 100 bytes for each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from retrieval.corpus.mapped_items import Items, load_array, save_array
 
 
 def id_hashes(ids: Iterable[str], count: int = -1) -> np.ndarray:
-    """uint64: a hash of each id, the same on every machine."""
+    """Return uint64: a hash of each id, the same on every machine; `count` is their number if it is known."""
     return np.fromiter((_id_hash(key) for key in ids), dtype=np.uint64, count=count)
 
 
 def _id_hash(key: str) -> int:
+    # hashlib, not jora_core.base.digests: eight raw bytes, of an id that may hold half of a surrogate pair.
     return int.from_bytes(
         hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
     )
@@ -30,9 +31,9 @@ def _key_of(items: Items[Any], field: str) -> Callable[[int], str]:
 
 
 class IdIndex:
-    """From an id to its place among `items`: sorted hashes on disk, 16 bytes an id.
+    """The place of each id among `items`, by sorted hashes on disk: 16 bytes for each id.
 
-    Equal hashes of different ids are told apart by the ids themselves.
+    Different ids with the same hash are told apart by the ids themselves. `field` names the id in the items.
     """
 
     def __init__(self, folder: Path, items: Items[Any], field: str = "id") -> None:
@@ -42,7 +43,13 @@ class IdIndex:
 
     @classmethod
     def build(cls, folder: Path, items: Items[Any], field: str = "id") -> IdIndex:
-        """Writes the two arrays below `folder` and opens them."""
+        """Write the two arrays below `folder` and open them.
+
+        Args:
+            folder: where the arrays go.
+            items: the rows.
+            field: field or property of a row that is its id.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         keys = (getattr(item, field) for item in items)
         hashes = id_hashes(keys, len(items))
@@ -52,7 +59,7 @@ class IdIndex:
         return cls(folder, items, field)
 
     def find(self, key: str) -> int:
-        """The id's place, -1 where it is none of the ids; the first one where it occurs twice."""
+        """Return the place of an id: -1 for an unknown one, the first of several rows with the same id."""
         wanted = np.uint64(_id_hash(key))
         at = int(np.searchsorted(self._hashes, wanted))
         while at < len(self._hashes) and self._hashes[at] == wanted:
@@ -70,14 +77,3 @@ class IdIndex:
         if place < 0:
             raise KeyError(key)
         return place
-
-    def first_repeat(self) -> tuple[int, int] | None:
-        """(place of the first, place of the second) of the id that is used again earliest, or None."""
-        hashes = np.asarray(self._hashes)
-        found: tuple[int, int] | None = None
-        for at in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
-            second = int(self._places[at + 1])
-            first = self.find(self._key(second))
-            if first != second and (found is None or second < found[1]):
-                found = first, second
-        return found

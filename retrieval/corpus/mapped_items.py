@@ -1,8 +1,7 @@
-"""Frozen dataclasses on disk: Arrow files that many processes map into memory, and ids found without a dict.
+"""Frozen dataclasses on disk: Arrow files that many processes map into memory.
 
-A corpus is read once, in a stream, into such files; whatever needs a document later reads its row out of the
-mapping. So a build holds no more of the corpus in memory than it is looking at, and a second process costs no
-second copy.
+A corpus is read once, as a stream, into such files. Whatever needs a document later reads its row from the
+mapping. So a build holds only the rows in use in memory, and a second process needs no second copy.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Item = TypeVar("Item")
-#: Rows of a batch; all batches but the last are full, so a row's batch is a division away.
+#: Rows of a batch. All batches but the last are full, so a division gives the batch of a row.
 BATCH = 4096
 
 
 def item_schema(kind: type) -> pa.Schema:
-    """The Arrow schema of a dataclass of str, int, float, bool, tuples of them, and `| None`.
+    """Return the Arrow schema of a dataclass with fields of str, int, float, bool, tuples of these, and `|
+    None`.
 
     Raises:
         TypeError: a field is of another type.
@@ -63,7 +63,7 @@ def _arrow_type(name: str, hint: Any) -> pa.DataType:
 
 
 class RowSink(FileSink):
-    """Rows (tuples in the schema's order) as an Arrow file, a batch at a time."""
+    """An Arrow file of rows, which are tuples in the order of the schema; it is written a batch at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         super().__init__(path, schema)
@@ -75,7 +75,7 @@ class RowSink(FileSink):
         return pa.ipc.new_file(str(self._temporary), self._schema)
 
     def append(self, row: tuple[Any, ...]) -> None:
-        """Adds one row; it reaches the disk with its batch."""
+        """Add one row; it reaches the disk together with its batch."""
         self._buffer.append(row)
         self.rows += 1
         if len(self._buffer) >= BATCH:
@@ -96,21 +96,28 @@ class RowSink(FileSink):
 
 
 class ItemSink(RowSink):
-    """The same for the instances of one dataclass."""
+    """An Arrow file of the instances of one dataclass."""
 
     def __init__(self, path: Path, kind: type) -> None:
         super().__init__(path, item_schema(kind))
         names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+        # attrgetter reads all fields in one C call, but of a single name it gives no tuple.
         get = attrgetter(*names)
         self._values = get if len(names) > 1 else lambda item: (get(item),)
 
     def add(self, item: Any) -> None:
-        """Adds one instance."""
+        """Add one instance."""
         self.append(self._values(item))
 
 
 def write_items(path: Path, kind: type[Item], items: Iterable[Item]) -> Items[Item]:
-    """Writes all of `items` and opens the file."""
+    """Write items to a file and open it.
+
+    Args:
+        path: the file.
+        kind: dataclass of the items.
+        items: what is written.
+    """
     with ItemSink(path, kind) as sink:
         for item in items:
             sink.add(item)
@@ -118,7 +125,7 @@ def write_items(path: Path, kind: type[Item], items: Iterable[Item]) -> Items[It
 
 
 class Items(Sequence[Item], Generic[Item]):
-    """The instances of a dataclass in a file of `ItemSink`: a sequence that is mapped, not read."""
+    """The items of a file that `ItemSink` wrote: a sequence that is mapped into memory, not read."""
 
     def __init__(self, path: Path, kind: type[Item]) -> None:
         self._batches = map_batches(path)
@@ -137,8 +144,12 @@ class Items(Sequence[Item], Generic[Item]):
         return self.run(0, self._length)
 
     def run(self, low: int, high: int, step: int = 512) -> Iterator[Item]:
-        """Items low to high - 1, the columns of `step` of them converted at once: much faster than one by
-        one.
+        """Yield the items `low` to `high` - 1.
+
+        Args:
+            low: first item.
+            high: last item + 1.
+            step: items whose columns are converted at a time, which is much faster than one by one.
         """
         while low < high:
             batch, row = self._at(low)
@@ -148,18 +159,18 @@ class Items(Sequence[Item], Generic[Item]):
             low += part.num_rows
 
     def value(self, name: str, place: int) -> Any:
-        """One field of one item."""
+        """Return one field of one item; only that column is read."""
         batch, row = self._at(place)
         return _frozen(batch.column(self.names.index(name))[row].as_py())
 
     def column(self, name: str) -> Iterator[Any]:
-        """One field of all items."""
+        """Yield one field of all items."""
         at = self.names.index(name)
         for batch in self._batches:
             yield from map(_frozen, batch.column(at).to_pylist())
 
     def numbers(self, name: str) -> np.ndarray:
-        """A field of int, float or bool of all items as one array."""
+        """Return one field (int, float or bool) of all items as an array."""
         at = self.names.index(name)
         parts = [batch.column(at).to_numpy(zero_copy_only=False) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
@@ -172,7 +183,7 @@ class Items(Sequence[Item], Generic[Item]):
 
 
 def map_batches(path: Path) -> list[pa.RecordBatch]:
-    """The batches of an Arrow file, mapped, not read."""
+    """Return the batches of an Arrow file, mapped into memory."""
     import pyarrow as pa
 
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -180,11 +191,12 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
 
 
 def _frozen(value: Any) -> Any:
+    """Return lists as tuples, at any depth: Arrow gives lists, frozen dataclasses hold tuples."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def save_array(path: Path, array: np.ndarray) -> np.ndarray:
-    """Writes an array through a temporary name and returns it mapped from the disk.
+    """Write an array under a temporary name, then return it mapped from the disk.
 
     Raises:
         InputError: the file cannot be written.
@@ -195,8 +207,8 @@ def save_array(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """An array of `save_array`, mapped (an empty one read: it cannot be mapped)."""
+    """Open an array that `save_array` wrote, mapped into memory."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
+    except ValueError:  # an empty array cannot be mapped
         return np.load(path, allow_pickle=False)

@@ -1,14 +1,13 @@
-"""Sources by URL: downloaded once, kept by content, read like any other file.
+"""Sources by URL: downloaded once, then read like any other file.
 
-Any fsspec file system serves (`s3://`, `gs://`, `https://`, …). What a URL names is listed, each file is
-fetched into a cache folder, and the path of that copy stands for the URL from there on. The copy is named by
-what the file system says of the files (size, time, etag), so that a changed file is fetched anew and an
-unchanged one never; what decides a build is the digest of the bytes, as for every input.
+Any file system of fsspec works (`s3://`, `gs://`, `https://`, …). The files that a URL names are listed, and
+each is fetched into a cache folder. From then on the path of that copy takes the place of the URL. The copy
+is named by what the file system says of the files (size, time, etag), so a changed file is fetched again, and
+an unchanged one never. The digest of the bytes decides a build, as for every input.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,22 +16,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
 _GLOB = re.compile(r"[*?\[]")
-#: Packages of the file systems that come up most; fsspec names the others itself.
+#: Packages of the most common file systems; for others the error of fsspec names the package.
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
 
 
 def is_url(text: str) -> bool:
-    """Whether a source names a file system by its scheme."""
+    """Return whether a source names a file system by its scheme."""
     return _URL.match(text) is not None
 
 
 def cache_folder() -> Path:
-    """Where copies lie: `$JORA_CACHE`, else `$XDG_CACHE_HOME/jora`, else `~/.cache/jora`."""
+    """Return the folder of the copies: `$JORA_CACHE`/inputs, else `$XDG_CACHE_HOME/jora`, else
+    `~/.cache/jora`.
+    """
     own = os.environ.get("JORA_CACHE")
     if own:
         return Path(own).expanduser() / "inputs"
@@ -40,22 +42,31 @@ def cache_folder() -> Path:
 
 
 def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
-    """The path (file, folder or glob) of a copy of what a URL names; files in folders only with `suffixes`.
+    """Fetch what a URL names.
+
+    Args:
+        url: file, folder or glob on any file system of fsspec.
+        field: the setting that names it, for errors.
+        suffixes: of a folder, only files with these endings are fetched; all if empty.
+
+    Returns:
+        The path (file, folder or glob) of the copy.
 
     Raises:
-        InputError: no such file system, its package is missing, nothing is there, or the transfer failed.
+        InputError: there is no such file system, its package is missing, nothing is there, or the transfer
+            failed.
     """
     from fsspec.core import url_to_fs
 
     scheme = url.partition(":")[0].lower()
     try:
         system, path = url_to_fs(url)
-        if scheme in ("file", "local"):
+        if scheme in ("file", "local"):  # no copy is needed
             return path
         root, found, rest = _listed(system, path, suffixes)
         if not found:
             kinds = f" ending in {', '.join(suffixes)}" if suffixes else ""
-            raise InputError(f"{field}: {url} holds no files{kinds}; mend the address")
+            raise InputError(f"{field}: {url} holds no files{kinds}; correct the address")
         return _fetch(system, url, root, found, rest)
     except InputError:
         raise
@@ -66,14 +77,14 @@ def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
     except Exception as error:  # every file system has errors of its own (credentials, network, addresses)
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{field}: {url} cannot be read ({reason:.300}); mend the address or access"
+            f"{field}: {url} cannot be read ({reason:.300}); correct the address or the access rights"
         ) from error
 
 
 def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[str, str], str]:
-    """(root, remote path by path below the root, what of the source lies below the root).
+    """Return (root, remote path by path below the root, the rest of the source below the root).
 
-    The last is a file's name or a pattern, and "" where the source is a folder.
+    The last is a file name or a pattern, and "" if the source is a folder.
     """
     glob = None if path.startswith("http") else _GLOB.search(path)  # a web address may hold question marks
     if glob is not None:
@@ -90,12 +101,13 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
 
 
 def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -> str:
-    """Copies the files that are not in the cache yet, and links them under their names into one folder."""
+    """Copy the files that are not in the cache yet, and link them under their names into one folder."""
     cache = cache_folder()
     stamps = {name: _stamp(system, url, remote) for name, remote in found.items()}
-    whole = hashlib.sha256(repr(sorted(stamps.items())).encode()).hexdigest()[:16]
-    folder = cache / "trees" / whole / (_safe(root.rpartition("/")[2]) or "root")
+    tree = text_digest(repr(sorted(stamps.items())))[:16]
+    folder = cache / "trees" / tree / (_safe(root.rpartition("/")[2]) or "root")
     if not folder.is_dir():
+        # Built under a temporary name and renamed, so that no other process sees half of a folder.
         making = cache / "trees" / f".{uuid.uuid4().hex}"
         try:
             for name, remote in found.items():
@@ -106,7 +118,7 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
             try:
                 making.rename(folder.parent)
             except OSError:
-                if not folder.is_dir():  # else another process was quicker
+                if not folder.is_dir():  # else another process has just made it
                     raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -114,13 +126,14 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
 
 
 def _stamp(system: Any, url: str, remote: str) -> str:
-    """What the file system says of a file's present state."""
+    """Return a digest of what the file system says of a file's present state."""
     state = sorted((key, str(value)) for key, value in system.info(remote).items())
     text = f"{url.partition('://')[0]}\0{remote}\0{state}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_digest(text)
 
 
 def _blob(system: Any, cache: Path, remote: str, stamp: str) -> Path:
+    """Return the cached file of a stamp, fetched first if it is not there."""
     blob = cache / "files" / stamp
     if not blob.is_file():
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -141,5 +154,5 @@ def _link(blob: Path, target: Path) -> None:
 
 
 def _safe(name: str) -> str:
-    """A remote path that stays below its folder."""
+    """Return a remote path without the parts that could lead out of its folder."""
     return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))

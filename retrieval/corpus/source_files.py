@@ -1,4 +1,4 @@
-"""From what the config calls a source to files: expansion, stable names, digests."""
+"""From a source in the configuration to files: paths expanded, globs searched, files named stably."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read; `name` is its path below the source and stays the same when the corpus moves."""
+    """A file to read. `name` is its path below the source, which stays the same when the corpus moves."""
 
     path: Path
     name: str
 
 
 def _tables_copy(url: str, field: str) -> str:
-    """The local copy of a tables folder, or of the folder around one of its .tsv files."""
+    """Fetch a tables folder, or the folder around one of its .tsv files: the tables lie beside that file."""
     kinds = (".csv", ".tsv")
     if not url.endswith(".tsv"):
         return expand_path(url, field, kinds)
@@ -36,12 +36,12 @@ def _tables_copy(url: str, field: str) -> str:
 
 
 def unpacked_name(path: Path) -> str:
-    """A file's name without the suffix of its packing."""
+    """Return a file's name without the ending of its compression."""
     return path.name.removesuffix(".gz").removesuffix(".zst")
 
 
 def document_files(task: QaTask) -> list[SourceFile]:
-    """The files of a question task's documents.
+    """Return the files of a question task's documents.
 
     Raises:
         InputError: nothing is there.
@@ -50,7 +50,7 @@ def document_files(task: QaTask) -> list[SourceFile]:
 
 
 def question_files(task: QaTask) -> list[SourceFile]:
-    """The files of its questions: those of the documents where none are named, as in SQuAD and HotpotQA.
+    """Return the files of its questions; without a source of their own, the documents' files, as in SQuAD.
 
     Raises:
         InputError: nothing is there.
@@ -61,7 +61,12 @@ def question_files(task: QaTask) -> list[SourceFile]:
 
 
 def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
-    """`~` and `$VARIABLES` filled in; of a URL, the local copy (of a folder, what ends in `suffixes`).
+    """Return a configured path with `~` and `$VARIABLES` filled in; for a URL, the path of its local copy.
+
+    Args:
+        text: path or URL.
+        field: the setting that names it, for errors.
+        suffixes: of a remote folder, only files with these endings are fetched.
 
     Raises:
         InputError: the text is empty, names a variable that is not set, or a URL that cannot be read.
@@ -81,9 +86,9 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
 def find_files(
     source: str, suffixes: Sequence[str], field: str, beside: Sequence[str] = ()
 ) -> list[SourceFile]:
-    """The files of a source (file, folder, or glob; also by URL), sorted by name.
+    """Return the files of a source (file, folder or glob, also by URL), sorted by name.
 
-    A folder is searched to any depth for `suffixes`; a file named outright may end in anything.
+    A folder is searched to any depth for `suffixes`. A source that is one file may have any ending.
 
     Args:
         source: file, folder, glob or URL, as configured.
@@ -115,6 +120,7 @@ def find_files(
 
 
 def _fixed_root(pattern: Path) -> Path:
+    """Return the part of a glob before its first wildcard."""
     parts: list[str] = []
     for part in pattern.parts[:-1]:
         if _GLOB.search(part):
@@ -124,7 +130,7 @@ def _fixed_root(pattern: Path) -> Path:
 
 
 def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
-    """(split, root, tsv) of a table task; split is "" where the seed decides.
+    """Return (split, root, tsv) of each source of a table task; the split is "" if the seed decides it.
 
     Raises:
         InputError: the folder or its .tsv is missing.
@@ -143,10 +149,10 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
 
 
 def tokenizer_folder(config: ContextConfig) -> Path:
-    """The folder of the tokenizer that counts.
+    """Return the folder of the tokenizer that counts tokens.
 
     Raises:
-        InputError: none is given.
+        InputError: none is configured.
     """
     if not config.tokenizer:
         raise InputError("context.tokenizer is empty, but tokens are to be counted; give the model's folder")

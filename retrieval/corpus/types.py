@@ -1,4 +1,4 @@
-"""What the readers yield: plain frozen values, independent of the file format they came from."""
+"""What the readers yield: frozen values that do not depend on the file format."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Post:
-    """One post of a thread; `parents` are ids of earlier or later posts of the same thread, in link order.
+    """One post of a thread.
 
-    `text` is clean (no HTML, no quotelinks, no quoted lines, single spaces) and may be empty.
-    `row` is the post's line or position in its source, `asks` says whether its own parents are known,
-    `time` is when it was written in seconds since 1970 (None: unknown).
+    Attributes:
+        id: unique in its thread.
+        author: name as it is shown.
+        text: without HTML, quotelinks and quoted lines, with single spaces; it may be empty.
+        parents: ids of the posts of the same thread that it answers, in the order of its links.
+        row: line or position in its source.
+        has_known_parents: False if nobody says whom it answers (an IRC line without annotation): such a post
+            is a candidate for others, and no comment of its own.
+        time: when it was written, in seconds since 1970; None if unknown.
     """
 
     id: str
@@ -20,15 +26,21 @@ class Post:
     text: str
     parents: tuple[str, ...] = ()
     row: int = 0
-    asks: bool = True
+    has_known_parents: bool = True
     time: float | None = None
 
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread in time order; every post may be a parent. `split` is "" where the source is silent.
+    """Posts in time order; every one of them may be a parent.
 
-    `time` is when it began, in seconds since 1970 (None: unknown).
+    Attributes:
+        id: unique in the corpus.
+        posts: the posts.
+        source: name of the file.
+        row: line or position in it.
+        split: "train" or "test" if the source says so, else "".
+        time: when it began, in seconds since 1970; None if unknown.
     """
 
     id: str
@@ -41,7 +53,7 @@ class Thread:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `header` and `rows` hold folded one-line cells, every row as wide as the header."""
+    """A table. The cells of `header` and `rows` are single lines; every row is as wide as the header."""
 
     id: str
     header: tuple[str, ...]
@@ -51,11 +63,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a question corpus; `row` is 1-based in its source file.
+    """A document of a question corpus, or a chunk of one.
 
-    `time` is since when it is known, in seconds since 1970 (None: always). A chunk of a longer document has
-    that document's id as its `parent` and lies at characters `start` to `end` (exclusive) of the source's
-    text.
+    Attributes:
+        id: unique in the corpus.
+        title: its title, may be empty.
+        text: its text with single spaces.
+        source: name of the file.
+        row: row in the file, from 1.
+        time: since when it is known, in seconds since 1970; None means always.
+        parent: of a chunk, the id of the whole document, else "".
+        start: of a chunk, its first character in the source's text.
+        end: of a chunk, its last character there + 1.
     """
 
     id: str
@@ -70,18 +89,25 @@ class Document:
 
     @property
     def context_id(self) -> str:
-        """What splits are decided by: the whole document's id."""
+        """The id by which the split is decided: that of the whole document."""
         return self.parent or self.id
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a context (a table's or document's id) with its accepted answers.
+    """A question about a context, which is a table or a document.
 
-    `oracles` are all contexts that together hold the answer, where they are several (HotpotQA's
-    supporting facts); `context_id` is the first of them. `time` is when it was asked, in seconds since 1970
-    (None: at the end). `span` is where the answer stands in the document's source text, in characters.
-    `needs_all` is false where any one of the oracles is enough (chunks of one document).
+    Attributes:
+        id: unique in the corpus.
+        context_id: id of the context, the first one if there are several.
+        text: the question.
+        answers: the accepted answers.
+        source: name of the file.
+        row: row in the file, from 1.
+        oracles: ids of all contexts that hold the answer, if they are several (HotpotQA's supporting facts).
+        time: when it was asked, in seconds since 1970; None means after all documents.
+        span: (first character, last + 1) of the answer in the document's source text, if the source names it.
+        needs_all: whether all oracles together hold the answer; False if one of them is enough (chunks).
     """
 
     id: str
@@ -97,19 +123,19 @@ class Question:
 
     @property
     def oracle_ids(self) -> tuple[str, ...]:
-        """Every context that holds a part of the answer; never empty."""
+        """Ids of all contexts that hold a part of the answer; never empty."""
         return self.oracles or (self.context_id,)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of what was read and of what was dropped, by reason; nothing is skipped without a count here."""
+    """Counts of what was read, and of what was dropped by reason. Whatever is dropped is counted here."""
 
     read: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """Both counters with sorted keys and without zeros, ready for JSON."""
+        """Return both counters for JSON, with sorted keys and without zeros."""
         return {"read": _positive(self.read), "dropped": _positive(self.dropped)}
 
 

@@ -1,10 +1,11 @@
-"""Scores with intervals: directionality in threads, denotation accuracy in tables, exact match and F1 in
-documents.
+"""Scores of answers with intervals.
 
-Directionality (JORA, arXiv:2403.11366, table 2): did the model name the author whom the comment answers
-(target), the post itself (reply), both (joint), and how often the post where the author was right,
-p(reply|target) = joint/target. Intervals are 95 % percentile bootstrap over contexts, since the records of
-one thread are not independent; all systems see the same resamples.
+Threads are scored by directionality, tables by denotation accuracy, documents by exact match and F1.
+
+Directionality (JORA, arXiv:2403.11366, table 2): does the model name the author whom the comment answers
+(target), the post itself (reply), or both (joint), and how often the right post if the author is right,
+p(reply|target) = joint/target. Intervals are 95 % percentile bootstrap intervals. Contexts are resampled, not
+records, because the records of one thread are not independent. All systems are scored on the same resamples.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ from retrieval.text.normalize import seeded_hash
 
 BASELINES = ("random", "opening_post", "previous_post", "bm25")
 RESAMPLES = 2000
+#: Resamples that are drawn at a time, which bounds the memory of the integer draws.
 _CHUNK = 250
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a system answered: the post it means, if any, and the author it names, if any."""
+    """What a system answered: the id of a post, and the name of an author, either of which may be None."""
 
     post_id: str | None
     author: str | None
 
 
 def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction:
-    """Reads `#3 Marta` against a record's `context_ids`; a number without a post names no post."""
+    """Read an answer such as `#3 Marta`: the third of the record's `context_ids`, and the author Marta.
+
+    A number that no post has names no post.
+    """
     author, number = parse_answer(answer)
     context = record["context_ids"]
     post = context[number - 1] if number is not None and 1 <= number <= len(context) else None
@@ -49,8 +54,10 @@ def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction
 def baseline_predictions(
     rankings: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> dict[str, dict[str, Prediction]]:
-    """What the four systems without a model answer: random (a seeded draw among all candidates),
-    opening_post, previous_post, bm25 (the candidate most like the comment).
+    """Return what the four systems without a model answer, by system and record id.
+
+    They are random (a seeded draw among all candidates), opening_post, previous_post, and bm25 (the candidate
+    that BM25 ranks first).
     """
     out: dict[str, dict[str, Prediction]] = {name: {} for name in BASELINES}
     for row in rankings:
@@ -73,12 +80,19 @@ def directionality(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """`{"systems": {name: {"target@1" | "reply@1" | "joint" | "p(reply|target)": {value, low, high, n}}},
-    …}`.
+    """Score which post and author each system names.
 
-    `predictions` maps systems to answers by record id; `rankings` are the thread rows of `rankings.parquet`
-    of the split to be judged. Every row counts (those in `ids`, if given), and a missing answer is a wrong
-    one. The baselines come first. A ratio over nothing is None.
+    Args:
+        predictions: answers of each system, by system and record id; a missing answer is a wrong one.
+        rankings: rows of `rankings.parquet` of the split to be judged.
+        ids: record ids that count; all if None.
+        seed: seed of the random baseline and of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        `{"systems": {name: scores}, "n", "contexts", "resamples", "seed"}`, the baselines first. `scores` are
+        "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a
+        ratio over nothing is None.
     """
     rows = [
         row
@@ -111,7 +125,7 @@ def directionality(
 def _right(
     answers: Mapping[str, Prediction], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(target, reply): float64 zeros and ones, a number a row."""
+    """Return (target, reply): for each row 1.0 if the answer is right, else 0.0."""
     target, reply = np.zeros(len(rows)), np.zeros(len(rows))
     for i, row in enumerate(rows):
         answer = answers.get(row["id"])
@@ -119,19 +133,23 @@ def _right(
             continue
         reply[i] = answer.post_id is not None and answer.post_id in row["gold_ids"]
         if answer.author is not None:
-            said = _name(answer.author)
-            target[i] = any(said == _name(author) for author in row["gold_authors"])
+            named = _folded(answer.author)
+            target[i] = any(named == _folded(author) for author in row["gold_authors"])
     return target, reply
 
 
-def _name(author: str) -> str:
+def _folded(author: str) -> str:
+    """Return a name without regard to case and white space."""
     return " ".join(author.casefold().split())
 
 
 @dataclass(frozen=True)
 class _Bootstrap:
-    """Resampled contexts: `membership` int64[N] gives each record's context, `draws` float64[resamples,
-    contexts] how often each context was drawn.
+    """Resampled contexts.
+
+    Attributes:
+        membership: int64[N], the context of each record.
+        draws: float32[resamples, contexts], how often each context was drawn.
     """
 
     membership: np.ndarray
@@ -151,7 +169,12 @@ class _Bootstrap:
         return cls(membership, np.concatenate(parts))
 
     def ratio(self, above: np.ndarray, below: np.ndarray) -> dict[str, Any]:
-        """Σabove/Σbelow over records with its 95 % interval; n is Σbelow, the records it speaks of."""
+        """Return Σabove / Σbelow over the records, with its 95 % interval; n is Σbelow.
+
+        Args:
+            above: float64[N].
+            below: float64[N], 1 for each record that counts.
+        """
         total = float(below.sum())
         n = round(total)
         if total == 0:
@@ -159,6 +182,7 @@ class _Bootstrap:
         width = self.draws.shape[1]
         up = self.draws @ np.bincount(self.membership, weights=above, minlength=width)
         down = self.draws @ np.bincount(self.membership, weights=below, minlength=width)
+        # A resample may hold no record that counts.
         drawn = up[down > 0] / down[down > 0]
         low, high = np.percentile(drawn, [2.5, 97.5])
         value = float(above.sum()) / total
@@ -172,8 +196,16 @@ def tables_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """`{"denotation_accuracy": {value, low, high, n}}` of one system's answers by record id; missing is
-    wrong.
+    """Score the answers of one system to table questions.
+
+    Args:
+        answers: answer by record id; a missing one is wrong.
+        records: the records that were asked.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        `{"denotation_accuracy": {value, low, high, n}}`.
     """
     right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
     return {"denotation_accuracy": _mean(right, records, seed, resamples)}
@@ -186,10 +218,20 @@ def qa_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """`{"exact_match": …, "f1": …}` of one system's answers by record id; missing is wrong."""
-    said = {name: final_answer(text) for name, text in answers.items()}
-    exact = [exact_match(said[r["id"]], r["gold"]) if r["id"] in said else False for r in records]
-    overlap = [token_f1(said[r["id"]], r["gold"]) if r["id"] in said else 0.0 for r in records]
+    """Score the answers of one system to questions over documents.
+
+    Args:
+        answers: answer by record id; a missing one is wrong.
+        records: the records that were asked.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        `{"exact_match": {value, low, high, n}, "f1": …}`.
+    """
+    final = {name: final_answer(text) for name, text in answers.items()}
+    exact = [exact_match(final[r["id"]], r["gold"]) if r["id"] in final else False for r in records]
+    overlap = [token_f1(final[r["id"]], r["gold"]) if r["id"] in final else 0.0 for r in records]
     return {
         "exact_match": _mean(exact, records, seed, resamples),
         "f1": _mean(overlap, records, seed, resamples),

@@ -1,8 +1,8 @@
-"""Reports that are gathered in parts: written as JSON, read again, and joined in order.
+"""Join reports that are made in parts: each is written as JSON, read again, and added in order.
 
-It works on any dataclass of numbers, texts, lists, sets, dictionaries, counters and such dataclasses, so
-that a report may grow a field without a line here. Numbers and counters are added, lists concatenated, sets
-united, dictionaries joined key by key; texts, booleans and None must agree.
+It works on any dataclass of numbers, texts, lists, sets, dictionaries, counters and such dataclasses, so a
+report can have a new field without a change here. Numbers and counters are added, lists concatenated, sets
+united, dictionaries joined key by key. Texts, booleans and None must be equal.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Part = TypeVar("Part")
 
 
 def join(into: Part, other: Part) -> Part:
-    """`other` added to `into`, which is changed where its type allows and returned.
+    """Add `other` to `into`, and return `into`, which is changed if its type is mutable.
 
     Raises:
-        TypeError: the two are of different kinds, or of a kind that cannot be joined.
+        TypeError: the two have different types, or a type that cannot be joined.
         ValueError: two texts or booleans differ.
     """
     if type(into) is not type(other):
@@ -34,6 +34,7 @@ def join(into: Part, other: Part) -> Part:
 
 
 def _join_value(into: Any, other: Any) -> Any:
+    # Before dict: a Counter is one, but adds its values.
     if isinstance(into, Counter):
         into.update(other)
     elif isinstance(into, dict):
@@ -43,7 +44,7 @@ def _join_value(into: Any, other: Any) -> Any:
         into |= other
     elif isinstance(into, list):
         into.extend(other)
-    elif isinstance(into, int | float) and not isinstance(into, bool):
+    elif isinstance(into, int | float) and not isinstance(into, bool):  # in Python, a bool is an int
         return into + other
     elif into is None or isinstance(into, str | bool):
         if into != other:
@@ -54,14 +55,14 @@ def _join_value(into: Any, other: Any) -> Any:
 
 
 def dump(part: Any) -> bytes:
-    """JSON of a dataclass as above."""
+    """Return the JSON of a dataclass of these types."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(type(part)).dump_json(part)
 
 
 def load(kind: type[Part], data: bytes) -> Part:
-    """The dataclass that `dump` wrote."""
+    """Return the dataclass that `dump` wrote."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_json(data)

@@ -1,8 +1,9 @@
-"""What a retriever is good for: its measures with intervals, by how far back the answer lies, by how long
-the question is.
+"""Measures of a retriever with intervals, also grouped by the distance of the answer and the length of the
+question.
 
-Intervals are 95 % percentile bootstrap over contexts (threads, documents), because the questions of one
-context are not independent. The draws are seeded: the same ranks give the same report.
+Intervals are 95 % percentile bootstrap intervals. Contexts (threads, documents) are resampled, not questions,
+because the questions of one context are not independent. The draws are seeded, so the same ranks give the
+same report.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from retrieval.evaluation.retriever_ranks import RankTally
 RESAMPLES = 1000
 _SEED = 0
 
-#: (first, last) of each group; None: no end.
+#: (first, last) of each group; a last of None means no end. Distances in messages, lengths in words.
 DISTANCES: tuple[tuple[int, int | None], ...] = (
     (1, 1),
     (2, 2),
@@ -29,14 +30,18 @@ DISTANCES: tuple[tuple[int, int | None], ...] = (
     (51, None),
 )
 LENGTHS: tuple[tuple[int, int | None], ...] = ((0, 5), (6, 10), (11, 20), (21, 40), (41, None))
-#: What the groups are judged by.
+#: The measures of the groups.
 GROUP_MEASURES = ("recall@1", "recall@5", "recall@10", "mrr")
 
 
 @dataclass
-class Asked:
-    """Of the records of one split, in the order of their ranks: context, distance (messages back to the
-    nearest right one; 0 where there is no such thing) and length (words of the question).
+class QuestionFacts:
+    """What the measures of one split are grouped by, one entry for each record in the order of its ranks.
+
+    Attributes:
+        contexts: id of the context.
+        distances: messages back to the nearest right one; 0 where the task has no such distance.
+        lengths: words of the question.
     """
 
     contexts: list[str] = field(default_factory=list)
@@ -44,7 +49,7 @@ class Asked:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, context: str, question: str, distance: int = 0) -> None:
-        """Adds a record."""
+        """Add a record; see the attributes for the arguments."""
         self.contexts.append(context)
         self.distances.append(distance)
         self.lengths.append(len(question.split()))
@@ -53,9 +58,19 @@ class Asked:
 def intervals(
     values: np.ndarray, contexts: Sequence[str], resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high), float64[M] each: 95 % intervals of the means of `values` float64[N, M] over contexts."""
+    """Compute 95 % intervals of means.
+
+    Args:
+        values: float64[N, M], M measures of N records.
+        contexts: context of each record.
+        resamples: how many times the contexts are drawn.
+
+    Returns:
+        (low, high), float64[M] each.
+    """
     names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
     n, width = len(names), values.shape[1]
+    # Sums and counts by context, once: a draw is then one product of a vector and a matrix.
     sums = np.empty((n, width + 1))
     for column in range(width):
         sums[:, column] = np.bincount(membership, weights=values[:, column], minlength=n)
@@ -63,35 +78,42 @@ def intervals(
     rng = np.random.default_rng(_SEED)
     drawn = np.empty((resamples, width))
     for i in range(resamples):
-        often = np.bincount(rng.integers(0, n, size=n), minlength=n).astype(np.float64)
-        total = often @ sums
+        times_drawn = np.bincount(rng.integers(0, n, size=n), minlength=n).astype(np.float64)
+        total = times_drawn @ sums
         drawn[i] = total[:width] / total[width]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
 
-def leg_summary(tally: RankTally, asked: Asked | None) -> dict[str, Any]:
-    """A leg's measures; with `asked`, their intervals too: `{"interval": {measure: [low, high]}}`."""
+def leg_summary(tally: RankTally, facts: QuestionFacts | None) -> dict[str, Any]:
+    """Return a leg's measures; with `facts`, also their intervals: `{"interval": {measure: [low, high]}}`."""
     out = tally.summary()
-    if asked is None or not out["n"]:
+    if facts is None or not out["n"]:
         return out
     measures = tally.measures()
-    low, high = intervals(np.stack(list(measures.values()), axis=1), asked.contexts)
+    low, high = intervals(np.stack(list(measures.values()), axis=1), facts.contexts)
     bounds = zip(measures, low.tolist(), high.tolist(), strict=True)
     return out | {"interval": {name: [round(a, 6), round(b, 6)] for name, a, b in bounds}}
 
 
-def grouped(tally: RankTally, asked: Asked) -> dict[str, list[dict[str, Any]]]:
-    """`{"by_distance": [row], "by_length": [row]}`; a row: `{"from", "to", "n", measure: {…}}`.
+def grouped(tally: RankTally, facts: QuestionFacts) -> dict[str, list[dict[str, Any]]]:
+    """Return the measures by group of records.
 
-    Groups without a record are left out, and so is `by_distance` where nothing has one.
+    Args:
+        tally: ranks of the records.
+        facts: what they are grouped by.
+
+    Returns:
+        `{"by_distance": [row], "by_length": [row]}`, where a row is `{"from", "to", "n", measure: {"value",
+        "low", "high"}}`. Groups without a record are left out, and so is `by_distance` if no record has a
+        distance.
     """
     measures = {name: values for name, values in tally.measures().items() if name in GROUP_MEASURES}
-    contexts = np.array(asked.contexts, dtype=object)
+    contexts = np.array(facts.contexts, dtype=object)
     out = {}
     for name, sizes, groups in (
-        ("by_distance", asked.distances, DISTANCES),
-        ("by_length", asked.lengths, LENGTHS),
+        ("by_distance", facts.distances, DISTANCES),
+        ("by_length", facts.lengths, LENGTHS),
     ):
         if any(sizes):
             rows = (_row(measures, contexts, np.array(sizes), *group) for group in groups)

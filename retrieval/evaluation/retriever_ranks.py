@@ -1,4 +1,4 @@
-"""How good a retriever is: recall, hit rate, reciprocal rank and nDCG of each record, by leg."""
+"""Measures of a retriever for each record: recall, hit rate, reciprocal rank and nDCG."""
 
 from __future__ import annotations
 
@@ -7,29 +7,43 @@ from typing import Any
 
 import numpy as np
 
+#: The k of recall@k and hit@k.
 DEPTHS = (1, 3, 5, 10, 20)
 NDCG_DEPTH = 10
+#: Rank of a gold item that was not found.
 MISSING = 1 << 30
 
 
 @dataclass
 class RankTally:
-    """Gathers, per record, the 1-based ranks that a leg gave to the record's gold items."""
+    """The ranks, from 1, that a leg gave to the gold items of each record.
+
+    `ranks` are those of all records, one record after the other; `counts` says how many gold items each
+    record has.
+    """
 
     ranks: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def add(self, ranking: np.ndarray, gold: np.ndarray, absent: int = 0) -> None:
-        """Adds a record: `ranking` and `gold` are places; `absent` counts gold that was no candidate."""
-        for place in gold.tolist():  # nearly always one: a loop beats `isin`, which sorts
+        """Add a record.
+
+        Args:
+            ranking: int64 places of the candidates, best first.
+            gold: int64 places of the right ones.
+            absent: how many right ones were no candidates.
+        """
+        for place in gold.tolist():  # nearly always one, so a loop is faster than `isin`, which sorts
             found = np.flatnonzero(ranking == place)
             self.ranks.append(int(found[0]) + 1 if len(found) else MISSING)
         self.ranks.extend([MISSING] * absent)
         self.counts.append(len(gold) + absent)
 
     def measures(self) -> dict[str, np.ndarray]:
-        """float64[N] each, N records: recall@k (share of a record's gold within k), hit@k (any of it), mrr,
-        ndcg@10 (binary gains), as trec_eval has them.
+        """Return each measure by name as float64[N], one value for each of N records.
+
+        recall@k is the share of a record's gold items among the first k, hit@k whether any of them is, mrr
+        the reciprocal rank of the first one, ndcg@10 has binary gains. All are defined as in trec_eval.
         """
         counts = np.array(self.counts, dtype=np.int64)
         if not len(counts):
@@ -49,7 +63,7 @@ class RankTally:
         return out
 
     def summary(self) -> dict[str, Any]:
-        """The mean of every measure over the records, and n; None where n is 0."""
+        """Return the mean of every measure over the records, None if there are none, and their number n."""
         n = len(self.counts)
         means = {name: round(float(v.mean()), 6) if n else None for name, v in self.measures().items()}
         return {**means, "n": n}

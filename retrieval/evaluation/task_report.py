@@ -1,4 +1,6 @@
-"""What a build says about one task: counts, drops with reasons, guards, retriever quality, prompt lengths."""
+"""What a build reports about one task: counts, what was dropped and why, retriever quality, prompt
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from retrieval.corpus.types import Tally
-from retrieval.evaluation.retriever_intervals import Asked, grouped, leg_summary
+from retrieval.evaluation.retriever_intervals import QuestionFacts, grouped, leg_summary
 from retrieval.evaluation.retriever_ranks import RankTally
 from retrieval.guards.leaks import LEAKS
 from retrieval.settings.task_registry import TASKS
 from retrieval.text.normalize import seeded_hash
 
-#: (stage of the work, done, total); total is 0 where it is not known yet
+#: Called with (step of the work, done, total); the total is 0 if it is not known yet.
 Progress = Callable[[str, int, int], None]
 
+#: Upper ends of the bars of the histogram of prompt lengths.
 LENGTH_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+#: Records that the report shows.
 EXAMPLES = 10
-#: Reasons under which training items that repeat a held-out one are dropped.
+#: Reasons under which training items that repeat (nearly) a test item are dropped.
 EXACT = ("duplicate_of_test_record", "table_also_in_test", "document_also_in_test", "thread_twice")
 NEAR = ("near_duplicate_of_test_record", "table_nearly_in_test", "document_nearly_in_test")
 _SPLITS = ("train", "test")
@@ -30,11 +34,13 @@ _SPLITS = ("train", "test")
 
 @dataclass
 class TaskReport:
-    """Gathers the numbers of one task while its records pass by; the reports of parts can be joined."""
+    """The numbers of one task, collected while its records are built; `merge_reports` joins those of
+    parts.
+    """
 
     tally: Tally = field(default_factory=Tally)
     ranks: dict[str, dict[str, RankTally]] = field(default_factory=dict)
-    asked: dict[str, Asked] = field(default_factory=dict)
+    questions: dict[str, QuestionFacts] = field(default_factory=dict)
     records: Counter[str] = field(default_factory=Counter)
     with_oracle: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Counter[str]] = field(default_factory=dict)
@@ -46,7 +52,7 @@ class TaskReport:
     examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     def add_record(self, record: dict[str, Any], tokens: int | None = None) -> None:
-        """Counts a record as written; `tokens` of its input, where a tokenizer is given."""
+        """Count a record as written; `tokens` are those of its input, if a tokenizer is given."""
         split = record["split"]
         self.records[split] += 1
         self.with_oracle[split] += record["oracle_in_context"]
@@ -62,7 +68,8 @@ class TaskReport:
         self._keep_example(record)
 
     def _keep_example(self, record: dict[str, Any]) -> None:
-        """Keeps the records with the smallest digests of their ids: as good as drawn, and always the same."""
+        """Keep the records with the smallest hashes of their ids: a random choice that is always the same."""
+        # A heap whose root is the record with the largest hash, the next to be replaced.
         place = -seeded_hash(0, "example", record["id"])
         if len(self.examples) < EXAMPLES:
             heapq.heappush(self.examples, (place, record))
@@ -70,22 +77,43 @@ class TaskReport:
             heapq.heapreplace(self.examples, (place, record))
 
     def add_question(self, split: str, context_id: str, question: str, distance: int = 0) -> None:
-        """Notes whose ranks `add_ranking` counts: call it once a record."""
-        self.asked.setdefault(split, Asked()).add(context_id, question, distance)
+        """Note what the measures of a record are grouped by; call it once for each record.
+
+        Args:
+            split: split of the record.
+            context_id: its context.
+            question: text of the question.
+            distance: messages back to the nearest right one; 0 where the task has no such distance.
+        """
+        self.questions.setdefault(split, QuestionFacts()).add(context_id, question, distance)
 
     def add_ranking(
         self, split: str, leg: str, ranking: np.ndarray, gold: np.ndarray, absent: int = 0
     ) -> None:
-        """Counts where a leg ranked the gold places of one record."""
+        """Count where a leg ranked the right candidates of one record.
+
+        Args:
+            split: split of the record.
+            leg: name of the leg.
+            ranking: int64 places of the candidates, best first.
+            gold: int64 places of the right ones.
+            absent: how many right ones were no candidates.
+        """
         self.ranks.setdefault(split, {}).setdefault(leg, RankTally()).add(ranking, gold, absent)
 
     def note(self, split: str, what: str, count: int = 1) -> None:
-        """Counts something about how records were built, such as a quotation that was not found."""
+        """Count something about how records were built, such as a quotation that was not found.
+
+        Args:
+            split: split of the record.
+            what: what is counted; "" counts nothing.
+            count: how often.
+        """
         if what and count:
             self.notes.setdefault(split, Counter())[what] += count
 
     def summary(self) -> dict[str, Any]:
-        """The task's part of `metrics.json`."""
+        """Return the task's part of `metrics.json`."""
         out = {
             **self.tally.as_dict(),
             "records": {split: self.records[split] for split in _SPLITS},
@@ -110,13 +138,13 @@ class TaskReport:
         if self.tokens:
             out["prompt_tokens"] = lengths(self.tokens)
         fused = self.ranks.get("test", {}).get("fused")
-        if fused is not None and "test" in self.asked:
-            out["retrieval_groups"] = grouped(fused, self.asked["test"])
+        if fused is not None and "test" in self.questions:
+            out["retrieval_groups"] = grouped(fused, self.questions["test"])
         return out
 
     def _leg(self, split: str, tally: RankTally) -> dict[str, Any]:
-        # Intervals for what is judged; the training side is only looked at.
-        return leg_summary(tally, self.asked.get(split) if split == "test" else None)
+        # Only the test split is judged, so only its measures need intervals.
+        return leg_summary(tally, self.questions.get(split) if split == "test" else None)
 
     def _guards(self) -> dict[str, Any]:
         dropped = self.tally.dropped
@@ -130,14 +158,14 @@ class TaskReport:
         }
 
     def _examples(self) -> list[dict[str, Any]]:
-        """The ten records to read, in the order of their digests."""
+        """Return the records to show, in the order of their hashes."""
         best = sorted(self.examples, key=lambda item: (-item[0], item[1]["id"]))[:EXAMPLES]
         names = ("id", "split", "instruction", "input", "output", "gold", "oracle_in_context")
         return [{name: record[name] for name in names} for _, record in best]
 
 
 def lengths(counts: Sequence[int]) -> dict[str, Any]:
-    """Mean, quantiles and histogram of prompt lengths."""
+    """Return mean, quantiles and histogram of prompt lengths."""
     values = np.array(counts or [0])
     bins, _ = np.histogram(values, bins=[0, *LENGTH_BOUNDS, np.iinfo(np.int64).max])
     return {

@@ -1,1 +1,1 @@
-"""Guards of honest evaluation: splits, leaks, near-duplicates."""
+"""What keeps an evaluation honest: splits, leaks, near-duplicates."""

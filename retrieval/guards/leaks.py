@@ -1,7 +1,7 @@
-"""The last look at a finished record: does it give its answer away, or know what came later?
+"""The last check of a finished record: does it give its answer away, or hold what came later?
 
-The readers and tasks take quotelinks, quoted lines and labels out. What they overlooked is found here, in the
-very text that is taught, and the record is left out and counted.
+The readers and tasks remove quotelinks, quoted lines and labels. What they miss is found here, in the text
+that is taught. Such a record is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ LATER_CONTEXT = "leak_context_later_than_question"
 FALSE_QUOTE = "leak_quote_not_in_context"
 LEAKS = (QUOTELINK, QUOTED_PARENT, ANSWER_LABEL, LATER_CONTEXT, FALSE_QUOTE)
 
-#: A comment that repeats so many words of its parent in a row quotes it; or the whole parent, if that is no
-#: mere exclamation.
+#: A comment quotes its parent if it repeats this many words of it in a row, or the whole parent if that has
+#: at least `WHOLE_PARENT_WORDS` (a shorter one, such as "thank you", is repeated by chance).
 QUOTE_WORDS = 12
 WHOLE_PARENT_WORDS = 6
 
 
 def quotes(comment: str, parent: str) -> bool:
-    """Whether a comment repeats its parent: all of it (six words or more), or twelve words of it in a row."""
+    """Return whether a comment repeats its parent: all of it (six words or more), or twelve words in a
+    row.
+    """
     said, words = tokenize(comment), tokenize(parent)
     width = min(QUOTE_WORDS, len(words))
     if width < WHOLE_PARENT_WORDS or len(said) < width:
@@ -38,12 +40,17 @@ def quotes(comment: str, parent: str) -> bool:
 def thread_leaks(
     record: dict[str, Any], comment: str, parents: Iterable[str], *, links: bool, labels: Sequence[str]
 ) -> list[str]:
-    """What gives away whom a comment answers.
+    """Find what gives away which post a comment answers.
 
     Args:
+        record: the finished record.
+        comment: text of the comment.
         parents: texts of the posts it answers.
         links: whether `>>123` is a quotelink in this kind of corpus.
-        labels: the answers' labels as they stand in the prompt.
+        labels: the labels of the answers as they stand in the prompt.
+
+    Returns:
+        Those of `LEAKS` that were found.
     """
     found = []
     if links and has_link(record["input"]):
@@ -56,7 +63,7 @@ def thread_leaks(
 
 
 def names(comment: str, label: str) -> bool:
-    """Whether a comment names a post by its whole label, such as `#3 Marta`."""
+    """Return whether a comment names a post by its whole label, such as `#3 Marta`."""
     at = comment.find(label)
     while at >= 0:
         end = at + len(label)
@@ -67,5 +74,5 @@ def names(comment: str, label: str) -> bool:
 
 
 def later_contexts(asked: float | None, times: Iterable[float | None]) -> int:
-    """How many texts of a prompt are later than its question; unknown times are never later."""
+    """Return how many texts of a prompt are later than its question; an unknown time is never later."""
     return 0 if asked is None else sum(time is not None and time > asked for time in times)

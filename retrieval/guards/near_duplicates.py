@@ -1,9 +1,10 @@
-"""Texts of the training side that nearly repeat a held-out one: MinHash finds candidates, sets decide.
+"""Find training texts that nearly repeat a test text: MinHash finds candidates, exact similarity decides.
 
 Two texts are near-duplicates if the Jaccard similarity of their word shingles reaches a threshold (Broder
-1997). MinHash signatures in bands (locality-sensitive hashing, by the `rensa` library) find pairs that may
-be; each is then checked on the shingles themselves, so nothing is dropped by an estimate. The bands are
-chosen so that a pair right at the threshold is missed once in a thousand times at most.
+1997). MinHash signatures in bands (locality-sensitive hashing, by the `rensa` library) find the pairs that
+may be similar. Each pair is then compared by the shingles themselves, so nothing is dropped because of an
+estimate. The bands are chosen so that a pair exactly at the threshold is missed at most once in a thousand
+times.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from typing import Any
 
 from retrieval.text.normalize import tokenize
 
+#: Words of a shingle.
 SHINGLE = 3
+#: Numbers of a MinHash signature.
 PERMUTATIONS = 128
+#: The largest share of pairs at the threshold that the bands may miss.
 MISSED = 1e-3
 _BATCH = 4096
 _HASH_SEED = 1
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Every run of three words; a shorter text is one shingle, one without words none."""
+    """Return every run of three words; a shorter text is one shingle, a text without words has none."""
     words = tokenize(text)
     if len(words) <= SHINGLE:
         return frozenset([" ".join(words)]) if words else frozenset()
@@ -30,13 +34,17 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Jaccard similarity; 0 where either is empty, for two texts without words are not each other's copy."""
+    """Return the Jaccard similarity. It is 0 if either is empty: two texts without words are not copies."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared) if shared else 0.0
 
 
 def bands_for(threshold: float) -> int:
-    """How many bands of the signature: few, for speed, but enough for `MISSED` at the threshold."""
+    """Return the number of bands of a signature: as few as possible, for speed, that miss at most
+    `MISSED`.
+    """
+    # A pair of similarity s agrees in one band of r numbers with probability s^r, so it is missed by all b
+    # bands with probability (1 - s^r)^b.
     rows = max(
         (r for r in (1, 2, 4, 8, 16) if (1 - threshold**r) ** (PERMUTATIONS // r) <= MISSED), default=1
     )
@@ -44,12 +52,15 @@ def bands_for(threshold: float) -> int:
 
 
 class NearDuplicates:
-    """The held-out texts, to be asked which of them another text nearly repeats.
+    """An index of texts that finds which of them another text nearly repeats."""
 
-    `text_of` gives a held-out text by its place again, so that the texts need not stay in memory.
-    """
-
-    def __init__(self, held_out: Iterable[str], text_of: Callable[[int], str], threshold: float) -> None:
+    def __init__(self, texts: Iterable[str], text_of: Callable[[int], str], threshold: float) -> None:
+        """
+        Args:
+            texts: the texts of the test split.
+            text_of: gives one of them again by its place, so that they need not stay in memory.
+            threshold: similarity from which a text is a near-duplicate, in (0, 1].
+        """
         from rensa import RMinHashLSH  # type: ignore[attr-defined]
 
         if not 0 < threshold <= 1:
@@ -58,13 +69,13 @@ class NearDuplicates:
         self._text_of = text_of
         self._index: Any = RMinHashLSH(threshold, PERMUTATIONS, bands_for(threshold))
         at = 0
-        for batch in _batches(held_out):
+        for batch in _batches(texts):
             entries = [(at + i, sketch) for i, sketch in _sketches(batch)]
             self._index.insert_pairs(entries)
             at += len(batch)
 
     def matches(self, texts: Iterable[str]) -> Iterator[int]:
-        """For each text, the place of the held-out text it repeats most, -1 where it repeats none."""
+        """Yield for each text the place of the indexed text that it repeats most, or -1."""
         for batch in _batches(texts):
             found = dict(_sketches(batch))
             for i, text in enumerate(batch):
@@ -74,6 +85,7 @@ class NearDuplicates:
         if not candidates:
             return -1
         own = shingles(text)
+        # Of equally similar ones, the first: its negative place is the largest.
         rated = [(similarity(own, shingles(self._text_of(place))), -place) for place in candidates]
         score, place = max(rated)
         return -place if score >= self.threshold else -1
@@ -86,7 +98,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _sketches(batch: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """(place in the batch, signature) of the texts that have words."""
+    """Yield (place in the batch, signature) of the texts that have words."""
     from rensa import RMinHash  # type: ignore[attr-defined]
 
     sets = [(i, sorted(found)) for i, text in enumerate(batch) if (found := shingles(text))]

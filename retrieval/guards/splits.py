@@ -1,4 +1,4 @@
-"""Guards against leakage: splits by context, duplicates across splits, labels in the text, seeded caps."""
+"""Splits by context, duplicates across splits, links in texts, and limits on the number of records."""
 
 from __future__ import annotations
 
@@ -17,15 +17,30 @@ _LINK = re.compile(r">>\s*\d")
 
 
 def split_of(seed: int, context_id: str, test_share: float) -> str:
-    """The split of a context by hash: it never changes as other contexts come and go."""
+    """Return the split of a context, by hash: it does not change when other contexts come or go.
+
+    Args:
+        seed: seed of the build.
+        context_id: id of the context.
+        test_share: share of the contexts that are the test split.
+    """
     return "test" if seeded_share(seed, "split", context_id) < test_share else "train"
 
 
 def splits_by_time(times: Mapping[str, float | None], test_share: float, field: str) -> dict[str, str]:
-    """The split of each context: the newest `test_share` of those with a time is the test split.
+    """Split contexts by time: the newest are the test split.
 
-    Contexts of one moment stay together, so every test context is later than every training context. One
-    without a time is trained on, because nobody knows that it is new.
+    Contexts of the same moment stay together, so every test context is later than every training context. A
+    context without a time is trained on, because it cannot be shown to be new.
+
+    Args:
+        times: seconds since 1970 of each context by id, None if unknown.
+        test_share: share of the contexts with a time that are the test split.
+        field: the setting that asks for this, for errors.
+
+    Returns:
+        The split of each context by id.
+
     Raises:
         InputError: no context has a time, or all have the same.
     """
@@ -47,10 +62,16 @@ def splits_by_time(times: Mapping[str, float | None], test_share: float, field: 
     }
 
 
-def near_held_out(
+def near_test_texts(
     texts: Sequence[str], split: Sequence[str], threshold: float | Literal["off"]
 ) -> list[bool]:
-    """Which texts that are not held out themselves nearly repeat one that is ("test" in `split`)."""
+    """Return for each text whether it nearly repeats one of the test split.
+
+    Args:
+        texts: the texts of both splits.
+        split: split of each text; those of "test" are never near-duplicates themselves.
+        threshold: similarity from which a text is a near-duplicate; "off": none is.
+    """
     places = [i for i, which in enumerate(split) if which == "test"]
     if threshold == "off" or not places:
         return [False] * len(texts)
@@ -63,7 +84,7 @@ def near_held_out(
 
 
 class _Texts(Sequence[str]):
-    """The items' texts, each made when it is looked at."""
+    """The texts of items, each made when it is read, so that they are not all in memory."""
 
     def __init__(self, items: Sequence[Any], text: Callable[[Any], str]) -> None:
         self._items, self._text = items, text
@@ -83,11 +104,20 @@ def drop_near_duplicates(
     reason: str,
     tally: Tally,
 ) -> list[Item]:
-    """Drops training items whose text nearly repeats one of the test split, counted under `reason`."""
+    """Drop training items whose text nearly repeats one of the test split.
+
+    Args:
+        items: items of both splits.
+        split: gives the split of an item.
+        text: gives its text.
+        threshold: similarity from which a text is a near-duplicate; "off" drops nothing.
+        reason: name under which dropped items are counted.
+        tally: the counts.
+    """
     if threshold == "off":
         return list(items)
     splits = [split(item) for item in items]
-    near = near_held_out(_Texts(items, text), splits, threshold)
+    near = near_test_texts(_Texts(items, text), splits, threshold)
     tally.dropped[reason] += sum(near)
     return [item for item, copied in zip(items, near, strict=True) if not copied]
 
@@ -99,17 +129,26 @@ def drop_across_splits(
     reason: str,
     tally: Tally,
 ) -> list[Item]:
-    """Drops training items whose key also occurs in the test split, and counts them under `reason`."""
-    held_out = {key(item) for item in items if split(item) == "test"}
-    if not held_out:
+    """Drop training items whose key also occurs in the test split.
+
+    Args:
+        items: items of both splits.
+        split: gives the split of an item.
+        key: gives what makes two items duplicates.
+        reason: name under which dropped items are counted.
+        tally: the counts.
+    """
+    in_test = {key(item) for item in items if split(item) == "test"}
+    if not in_test:
         return list(items)
-    kept = [item for item in items if split(item) == "test" or key(item) not in held_out]
+    kept = [item for item in items if split(item) == "test" or key(item) not in in_test]
     tally.dropped[reason] += len(items) - len(kept)
     return kept
 
 
 def cap(
     items: Sequence[Item],
+    *,
     split: Callable[[Item], str],
     context: Callable[[Item], str],
     name: Callable[[Item], str],
@@ -117,10 +156,19 @@ def cap(
     seed: int,
     tally: Tally,
 ) -> list[Item]:
-    """At most `limits` (train, test) items, in their old order.
+    """Keep a limited number of items of each split, in their order.
 
-    Training keeps whole contexts, so that examples go on sharing prefixes; the test split is thinned evenly,
-    because intervals are clustered by context and want many.
+    Training keeps whole contexts, so that its examples still share prefixes. The test split is thinned evenly
+    over all contexts, because its intervals resample contexts and need many.
+
+    Args:
+        items: items of both splits.
+        split: gives the split of an item.
+        context: gives the id of its context.
+        name: gives its own id.
+        limits: the most items of (train, test); None: no limit.
+        seed: decides which are kept.
+        tally: counts what is dropped.
     """
     kept: set[int] = set()
     for which, limit in zip(("train", "test"), limits, strict=True):
@@ -138,7 +186,12 @@ def cap(
 
 
 def require_training(splits: Iterable[str], task: str, what: str) -> None:
-    """Refuses a corpus whose contexts all fell into the test split.
+    """Refuse a corpus whose contexts are all in the test split.
+
+    Args:
+        splits: split of each context.
+        task: name of the task, for errors.
+        what: what its contexts are called, for errors.
 
     Raises:
         InputError: nothing is left to train on.
@@ -153,5 +206,5 @@ def require_training(splits: Iterable[str], task: str, what: str) -> None:
 
 
 def has_link(text: str) -> bool:
-    """Whether a quotelink (`>>123`) survived in a text: the label would leak."""
+    """Return whether a text still holds a quotelink (`>>123`), which gives the answer away."""
     return _LINK.search(text) is not None

@@ -1,6 +1,7 @@
 """Reranking by a cross-encoder: a sentence-transformers model that reads question and candidate together.
 
-It sees what a leg cannot, at a price a pair, so only the first of the fused ranking are read.
+It compares the two texts word by word, which no leg can, but it costs a model call for each pair. So it reads
+only the first candidates of the fused ranking.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jora_core.base.errors import InputError
 from retrieval.search.dense.faiss_index import DECIMALS
 from retrieval.search.sentence_models import open_model
 
+#: Pairs that the model reads at a time.
 BATCH = 32
 
 
@@ -28,15 +30,25 @@ class Reranker:
     def rerank(
         self, question: str, ranking: np.ndarray, text: Callable[[int], str], depth: int
     ) -> np.ndarray:
-        """int64, as long as `ranking`: its first `depth` places by the model's score, then the rest.
+        """Order the first places of a ranking anew.
 
-        `text` gives a place's text. Ties keep their order. The pairs of a question are a batch of their own,
-        and scores are cut, so that the other questions of a build decide nothing.
+        Args:
+            question: text of the question or comment.
+            ranking: int64[M] places, best first.
+            text: gives the text of a place.
+            depth: how many places the model reads.
+
+        Returns:
+            int64[M]: the first `depth` places by the model's score, then the others as they were. Ties keep
+            their order.
         """
         first = ranking[:depth]
         if len(first) < 2:
             return ranking
         pairs = [(question, text(place)) for place in first.tolist()]
+        # One question is one batch, and scores are rounded: the last bits depend on the other texts of a
+        #     batch, and
+        # another question of the build must not decide a tie.
         scores = np.asarray(self.model.predict(pairs, batch_size=BATCH, show_progress_bar=False))
         scores = np.round(np.nan_to_num(scores.astype(np.float64), nan=-np.inf), DECIMALS)
         order = np.lexsort((np.arange(len(first)), -scores))
@@ -44,10 +56,11 @@ class Reranker:
 
 
 def load_reranker(reranker: str) -> Reranker:
-    """Loads a cross-encoder from a folder or by public name.
+    """Load a cross-encoder from a folder or by its public name.
 
     Raises:
-        InputError: the folder is missing, or the model is no cross-encoder with one score a pair.
+        InputError: the folder is missing, or the model is no cross-encoder that gives one score for each
+            pair.
     """
     options = (
         "set reranker to a cross-encoder's folder or a public name (such as "
@@ -55,6 +68,7 @@ def load_reranker(reranker: str) -> Reranker:
     )
 
     def make(name: str) -> Any:
+        # Here, because it imports torch, which takes seconds.
         from sentence_transformers import CrossEncoder
 
         return CrossEncoder(name)
@@ -62,6 +76,6 @@ def load_reranker(reranker: str) -> Reranker:
     model, _ = open_model("reranker", reranker, "config.json", options, make)
     if model.num_labels != 1:
         raise InputError(
-            f"reranker: {reranker} gives {model.num_labels} scores a pair; expected one; {options}"
+            f"reranker: {reranker} gives {model.num_labels} scores for each pair; expected one; {options}"
         )
     return Reranker(reranker, model)

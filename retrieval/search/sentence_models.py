@@ -1,4 +1,4 @@
-"""Where a sentence-transformers model lies, and how it is opened."""
+"""Find and open a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from retrieval.settings.context import ContextConfig
 
 
 def models(config: ContextConfig) -> dict[str, str]:
-    """The configured sentence-transformers models by field."""
+    """Return the configured sentence-transformers models by the field that names them."""
     found = {"embedder": config.embedder, "reranker": config.reranker}
     return {field: model for field, model in found.items() if model}
 
 
 def model_folder(model: str, field: str) -> Path | None:
-    """The folder of a sentence-transformers model, or None where it is a public name.
+    """Return the folder of a sentence-transformers model, or None if it is a public name.
 
     Raises:
-        InputError: the text is a path by its form, and no folder is there.
+        InputError: the text looks like a path, and no folder is there.
     """
     path = Path(model if is_url(model) else expand_path(model, field))
     if path.is_dir():
         return path
+    # A public name has at most one slash (`owner/name`). A path must not be taken for a name: the library
+    # would look for it on the hub, and fail with a message about the network.
     looks_like_path = path.is_absolute() or model.startswith((".", "~", "$")) or model.count("/") > 1
     if looks_like_path:
         raise InputError(
@@ -38,18 +40,24 @@ def model_folder(model: str, field: str) -> Path | None:
 def open_model(
     field: str, model: str, marker: str, options: str, make: Callable[[str], Any]
 ) -> tuple[Any, Path | None]:
-    """What `make` loads from a model's folder or by its public name, and the folder.
+    """Load a model from its folder or by its public name.
 
     Args:
-        marker: file that tells the folder of such a model.
-        options: what to do about a model that cannot be used.
+        field: the setting that names the model, for errors.
+        model: folder or public name.
+        marker: file that every folder of such a model has.
+        options: what to set instead of a model that cannot be used, for errors.
+        make: loads a model from a folder or name.
+
+    Returns:
+        (the model, its folder or None).
 
     Raises:
-        InputError: the folder is missing or is none of such a model, or the model cannot be loaded.
+        InputError: the folder is missing or lacks `marker`, or the model cannot be loaded.
     """
     folder = model_folder(model, field)
     if folder is not None and not (folder / marker).is_file():
-        raise InputError(f"{field}: {folder} holds no {marker}, so it is no such model; {options}")
+        raise InputError(f"{field}: {folder} holds no {marker}, so it is not a model of this kind; {options}")
     try:
         return make(str(folder) if folder else model), folder
     except (OSError, ValueError, KeyError, RuntimeError) as error:

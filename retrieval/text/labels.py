@@ -1,4 +1,4 @@
-"""What a nameless author and an empty text are called, and titles in front of texts."""
+"""Names for an unknown author and an empty text, and titles in front of texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ ANONYMOUS = "Anonymous"
 
 
 def titled(title: str, text: str) -> str:
-    """Title and text as one run of sentences, without a doubled full stop."""
+    """Return title and text as one run of sentences, without a double full stop."""
     if not title:
         return text
     return f"{title} {text}" if title[-1] in ".!?:" else f"{title}. {text}"

@@ -1,4 +1,4 @@
-"""Text as the indexes and the guards see it: folding, tokens, duplicate keys, seeded hashes."""
+"""Text as the indexes and guards compare it: folded white space, words, stems, and hashes of texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from jora_core.base.errors import InputError
 
-#: Snowball's languages; "porter" is its first English stemmer.
+#: The stemmers of Snowball by language; "porter" is its older stemmer of English.
 Stemmer = Literal[
     "none", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english", "esperanto",
     "estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish",
@@ -25,29 +25,30 @@ _WORD = re.compile(r"\w+")
 
 
 def fold(text: str) -> str:
-    """White space of every kind as single spaces, none at the ends."""
+    """Return the text with all white space as single spaces, and none at the ends."""
     return " ".join(text.split())
 
 
 def tokenize(text: str) -> list[str]:
-    """Words of index and query alike: NFKC, case folded, runs of letters, digits and `_`."""
-    if not text.isascii():
+    """Return the words of a document or query: NFKC, case folded, runs of letters, digits and `_`."""
+    if not text.isascii():  # ASCII is NFKC already, and the check is much faster
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`tokenize`, then each word's stem if one is asked for; an index keeps its own for the queries.
+    """Splits texts into words, and reduces each to its stem if a stemmer is set.
 
-    May be used from several threads, and pickled.
+    An index keeps its tokenizer for the queries. It can be pickled, and used by several threads.
 
     Raises:
         InputError: the language has no Snowball stemmer.
     """
 
     stemmer: Stemmer = "none"
-    # Snowball's objects are not for several threads at once; stems are remembered, for words repeat.
+    # A Snowball stemmer must not be used by two threads at once, so each thread has its own. Stems are
+    # remembered, because words repeat.
     _local: threading.local = field(
         default_factory=threading.local, init=False, repr=False, compare=False, hash=False
     )
@@ -58,24 +59,25 @@ class Tokenizer:
             raise InputError(f"bm25_stemmer: {self.stemmer!r} is unknown; expected {', '.join(STEMMERS)}")
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Stemmer]]:
+        # Thread-local storage cannot be pickled, and Dask workers get tokenizers by pickle.
         return Tokenizer, (self.stemmer,)
 
     def settings(self) -> dict[str, str]:
-        """What decides the words, as JSON values."""
+        """Return what decides the words, as JSON values; a saved index holds it."""
         return {"words": f"nfkc casefold {_WORD.pattern}", "stemmer": self.stemmer}
 
     def __call__(self, text: str) -> list[str]:
-        """Words of index and query alike."""
+        """Return the words of a document or query."""
         words = tokenize(text)
         return words if self.stemmer == "none" else [self.stem(word) for word in words]
 
     def stem(self, word: str) -> str:
-        """The stem of one word as `tokenize` gives it."""
+        """Return the stem of one word that `tokenize` gave."""
         if self.stemmer == "none":
             return word
         found = self._stems.get(word)
         if found is None:
-            if len(self._stems) >= 1 << 20:
+            if len(self._stems) >= 1 << 20:  # a bound on memory
                 self._stems.clear()
             found = self._stems[word] = self._snowball()(word)
         return found
@@ -83,6 +85,7 @@ class Tokenizer:
     def _snowball(self) -> Callable[[str], str]:
         made = getattr(self._local, "stem", None)
         if made is None:
+            # Here: without a stemmer the library is not needed.
             from Stemmer import Stemmer as Snowball
 
             made = self._local.stem = Snowball(self.stemmer, 0).stemWord
@@ -90,17 +93,21 @@ class Tokenizer:
 
 
 def duplicate_key(*texts: str) -> bytes:
-    """A digest that is equal for texts that differ only in case, spacing, punctuation or Unicode form."""
+    """Return a digest that is equal for texts that differ only in case, spacing, punctuation or Unicode
+    form.
+    """
     normal = "\n".join(" ".join(tokenize(text)) or text for text in texts)
+    # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def seeded_hash(seed: int, *parts: str) -> int:
-    """A 64-bit hash of the seed and names: the same on every machine, unlike Python's own `hash`."""
+    """Return a 64-bit hash of the seed and names: the same on every machine, unlike Python's own `hash`."""
     name = "\0".join([str(seed), *parts]).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
 
 
 def seeded_share(seed: int, *parts: str) -> float:
-    """`seeded_hash` as a number in [0, 1)."""
+    """Return `seeded_hash` as a number in [0, 1)."""
+    # A float has 53 bits: with all 64, rounding could give 1.
     return (seeded_hash(seed, *parts) >> 11) / 2**53

@@ -1,4 +1,4 @@
-"""Where a sentence ends."""
+"""Cut texts into sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n+")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each verbatim: cut at line ends and at spaces behind `.`, `!` or `?`."""
+    """Return the sentences of a text, each verbatim.
+
+    It is cut at line ends, and at white space behind `.`, `!` or `?` (also the full-width signs) and closing
+    quotes.
+    """
     out, start = [], 0
     for end in _SENTENCE_END.finditer(text):
         out.append(text[start : end.end()].strip())

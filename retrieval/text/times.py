@@ -1,4 +1,4 @@
-"""Points in time as the readers take them: seconds since 1970, or ISO 8601 text."""
+"""Read points in time: seconds since 1970, or ISO 8601 text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 
-_LATEST = 1e15  # also keeps whole numbers beyond a float's range, and NaN, out
+#: The comparison with it also refuses NaN, and whole numbers too large for a float.
+_LATEST = 1e15
 
 
 def parse_time(value: Any, field: str, where: str) -> float | None:
-    """Seconds since 1970 of a number or of ISO 8601 text (UTC where it names no zone); None stays None.
+    """Return seconds since 1970.
+
+    Args:
+        value: a number of seconds, a `datetime`, or ISO 8601 text; UTC where it names no zone. None and ""
+            are no time.
+        field: name of the field, for errors.
+        where: file and row, for errors.
 
     Raises:
-        InputError: neither a finite number nor such text.
+        InputError: the value is none of these.
     """
     if value is None or value == "":
         return None
@@ -38,5 +45,5 @@ def _seconds(moment: datetime) -> float:
 
 
 def _shown(value: Any) -> str:
-    """The value if it is short by nature, else its kind: a list may be nested without end."""
+    """Return the value for an error message; of a list or dictionary, which may be huge, only its type."""
     return f"{value!r:.60}" if isinstance(value, (str, float, bool)) else type(value).__name__

@@ -1,7 +1,7 @@
-"""Token counts by the tokenizer that lies in a model folder: what budgets and chunks are measured in.
+"""Count tokens with the tokenizer of a model folder; budgets and chunks are measured in them.
 
-The same files as the training core reads, without the core: `tokenizer.json` with the `tokenizers` library,
-else sentencepiece's `tokenizer.model`. Special tokens are never counted.
+It reads the same files as the training core, without importing the core. `tokenizer.json` is read with the
+`tokenizers` library, else `tokenizer.model` with sentencepiece. Special tokens are never counted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ FILES = ("tokenizer.json", "tokenizer.model")
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of texts; `fast` is the `tokenizers.Tokenizer` behind it, where it is one."""
+    """Counts the tokens of texts. `fast` is the `tokenizers.Tokenizer` behind it, None for sentencepiece."""
 
     count: Callable[[str], int]
     fast: Any = None
 
 
 def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
-    """The file of a model folder that decides the counts.
+    """Return the file of a model folder that decides the counts; `field` names the folder in errors.
 
     Raises:
-        InputError: the folder has none.
+        InputError: the folder has no such file.
     """
     for name in FILES:
         if (folder / name).is_file():
@@ -37,10 +37,10 @@ def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
 
 
 def load_counter(folder: Path, field: str = "context.tokenizer") -> TokenCounter:
-    """The counter of a model folder.
+    """Load the counter of a model folder; `field` names the folder in errors.
 
     Raises:
-        InputError: no tokenizer file, or one that cannot be read.
+        InputError: the folder has no tokenizer file, or one that cannot be read.
     """
     path = tokenizer_file(folder, field)
     try:
@@ -53,7 +53,7 @@ def _fast(path: Path) -> TokenCounter:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-    # A saved tokenizer may carry the padding or truncation of whoever saved it.
+    # A saved tokenizer may hold settings of padding or truncation, which would change the counts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), tokenizer)

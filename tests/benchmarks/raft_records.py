@@ -62,7 +62,7 @@ growing_contexts = partial(chat_contexts, growing=True)
 
 def _window(thread: Thread, growing: bool) -> Context:
     """The last replies of the first 100 annotated messages, each with its parent among them."""
-    start = next((i for i, post in enumerate(thread.posts) if post.asks), 0)
+    start = next((i for i, post in enumerate(thread.posts) if post.has_known_parents), 0)
     window = thread.posts[start : start + WINDOW]
     labels = {post.id: templates.post_label(post.author, n) for n, post in enumerate(window, 1)}
     posts = [(post.author, post.text) for post in window]

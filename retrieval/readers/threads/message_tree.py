@@ -215,7 +215,9 @@ def blocks(threads: Iterable[Thread], size: int, tally: Tally) -> Iterator[Threa
             for post in part:
                 kept = tuple(parent for parent in post.parents if parent in here)
                 tally.dropped["link_to_other_block"] += len(post.parents) - len(kept)
-                posts.append(Post(post.id, post.author, post.text, kept, post.row, post.asks, post.time))
+                posts.append(
+                    Post(post.id, post.author, post.text, kept, post.row, post.has_known_parents, post.time)
+                )
             tally.read["threads"] += 1
             name = f"{thread.id}#{number}"
             yield Thread(name, tuple(posts), thread.source, part[0].row, thread.split, part[0].time)

@@ -1,8 +1,7 @@
-"""A vocabulary that opens in no time: terms as one blob of text, found by hash through binary search.
+"""A vocabulary that opens at once: its terms as one array of bytes, found by binary search over hashes.
 
-A Python dict of a million terms takes a second to make. Here a saved vocabulary is four arrays that are
-mapped into memory; a term is looked up by its CRC-32 among the sorted ones, and what was found once is
-remembered.
+A Python dict of a million terms takes a second to make. A saved vocabulary is four arrays that are mapped
+into memory. A term is looked up by its CRC-32 among the sorted ones, and the answer is remembered.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: How many answers (also "not there") are remembered before all are forgotten.
+#: Look-ups (also of unknown terms) that are remembered before all are forgotten.
 REMEMBERED = 1 << 20
 
-#: names of the arrays, as `word_arrays` makes them and a saved index holds them
+#: Names of the arrays that `word_arrays` makes and a saved index holds.
 WORD_ARRAYS = ("word_bytes", "word_ends", "hashes", "by_hash")
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary(Mapping[str, int]):
-    """Terms and their ids over arrays, which may be memory-mapped.
+    """Terms and their ids, read from arrays that may be memory-mapped.
 
-    Invariants: term t is `word_bytes[word_ends[t-1]:word_ends[t]]` in UTF-8; `hashes` is sorted, and
-    `by_hash[i]` is the term whose CRC-32 is `hashes[i]`.
+    Invariants: term t is `word_bytes[word_ends[t - 1] : word_ends[t]]` in UTF-8. `hashes` is sorted.
+    `by_hash[i]` is the id of the term whose CRC-32 is `hashes[i]`.
     """
 
     word_bytes: np.ndarray
@@ -56,8 +55,10 @@ class Vocabulary(Mapping[str, int]):
         return found
 
     def ids(self, terms: Iterable[str]) -> list[int]:
-        """The ids of the terms that are known, in order, the others left out."""
-        known = self._known
+        """Return the ids of the known terms, in the order of `terms`."""
+        known = (
+            self._known
+        )  # `self[term]` for every word of a query would cost two more calls and an exception
         out = []
         for term in terms:
             found = known.get(term)
@@ -68,9 +69,10 @@ class Vocabulary(Mapping[str, int]):
         return out
 
     def _find(self, term: str) -> int:
-        """The id of the term, or -1."""
+        """Return the id of the term, or -1."""
+        # surrogatepass: broken text may hold half of a surrogate pair, which plain UTF-8 refuses.
         wanted = term.encode("utf-8", "surrogatepass")
-        # A number of the array's own type: any other would convert the whole array at every look-up.
+        # As uint32, the array's own type: of any other, numpy would convert the whole array at every look-up.
         crc = np.uint32(zlib.crc32(wanted))
         place = int(self.hashes.searchsorted(crc))
         while place < len(self.hashes) and self.hashes[place] == crc:
@@ -83,7 +85,7 @@ class Vocabulary(Mapping[str, int]):
 
 
 def word_arrays(words: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of a `Vocabulary`, by name, in which `words[t]` has the id t."""
+    """Return the arrays of a `Vocabulary` by name, in which `words[t]` has the id t."""
     encoded = [word.encode("utf-8", "surrogatepass") for word in words]
     hashes = np.fromiter(map(zlib.crc32, encoded), dtype=np.uint32, count=len(encoded))
     by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
@@ -96,7 +98,7 @@ def word_arrays(words: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def known_ids(vocabulary: Mapping[str, int], terms: Iterable[str]) -> list[int]:
-    """The ids of the terms that the vocabulary knows, in order, repeats kept."""
+    """Return the ids of the terms that the vocabulary knows, in order, with repeats."""
     if isinstance(vocabulary, Vocabulary):
         return vocabulary.ids(terms)
     found = map(vocabulary.get, terms)

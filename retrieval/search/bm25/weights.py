@@ -120,7 +120,7 @@ def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, sign
         signatures: int64[D], filled.
     """
     bits[:], signatures[:] = -1, 0
-    # 63, not 64: the sign bit of int64 stays clear, so that a right shift brings in zeros.
+    # 63, not 64: `1 << 63` does not fit into int64.
     frequent = np.argsort(-np.diff(indptr), kind="stable")[:63]
     for bit, term in enumerate(frequent.tolist()):
         bits[term] = bit

@@ -1,7 +1,7 @@
-"""Dense retrieval: vectors of a sentence-transformers model (by folder or public name).
+"""Embed texts with a sentence-transformers model, given by its folder or public name.
 
-Each text is embedded once, ever, where a cache folder is given. torch comes with sentence-transformers and is
-never named here. The index over the vectors is `retrieval.search.dense.faiss_index`.
+With a cache folder, a text is embedded once and found in the cache by every later build. torch comes with
+sentence-transformers and is never imported here. `retrieval.search.dense.faiss_index` searches the vectors.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from jora_core.base.errors import InputError
 from retrieval.search.dense.vector_cache import VectorCache, text_digests
 from retrieval.search.sentence_models import open_model
 
+#: Texts that the model reads at a time.
 BATCH = 256
-#: Texts that are embedded, and cached, at a time: what a kill can lose.
+#: Texts that are embedded and then written to the cache: what is lost if the process is killed.
 CHUNK = 4096
 
-#: Some models put another prompt before a question than before a document, or have a part for each.
+#: What a text is: some models put a prompt before questions only, or have one network for each.
 Role = Literal["document", "query"]
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A loaded sentence-transformers model; `cache` is the folder of its vectors, if they are kept."""
+    """A loaded sentence-transformers model. `cache` is the folder of its vectors; None keeps none."""
 
     name: str
     model: Any
@@ -38,8 +39,8 @@ class Embedder:
 
     @property
     def width(self) -> int:
-        """Numbers a vector."""
-        # Older releases know the second name only, newer ones warn of it.
+        """Length of a vector."""
+        # Older releases of the library have the second name only, newer ones warn if it is used.
         named = getattr(self.model, "get_embedding_dimension", None)
         return int(named() if named else self.model.get_sentence_embedding_dimension())
 
@@ -49,11 +50,19 @@ class Embedder:
         progress: Callable[[int, int], None] | None = None,
         role: Role = "document",
     ) -> np.ndarray:
-        """float32[len(texts), width]: unit vectors (zeros where the model knows no word).
+        """Embed texts, equal ones once, and those that the cache has not at all.
 
-        Each text is embedded once, and not at all if the cache has it; progress counts only what is
-        embedded. A vector of the cache may differ from a fresh one in the seventh decimal, since that
-        depends on the other texts of the batch.
+        A vector of the cache may differ from a new one in the seventh decimal, because the last bits depend
+        on the other texts of the batch.
+
+        Args:
+            texts: the texts.
+            progress: called with (done, total), counting only texts that the model embeds.
+            role: whether they are documents or questions.
+
+        Returns:
+            float32[len(texts), width]: unit vectors, or zeros for a text of which the model knows no word.
+
         Raises:
             InputError: the cache is damaged or cannot be written.
         """
@@ -63,7 +72,7 @@ class Embedder:
         )
         unique = list(places)
         out = np.zeros((len(unique), self.width), dtype=np.float32)
-        self._fill(unique, out, progress or _silent, role)
+        self._fill(unique, out, progress or _no_progress, role)
         return out if len(unique) == len(texts) else out[which]
 
     def _fill(
@@ -77,7 +86,8 @@ class Embedder:
             found = cache.find(digests)
             cache.take(found, out)
             new = new[found[:, 0] < 0]
-        # Sorted by length, a batch pads little; the order of first appearance settles equal lengths.
+        # A batch is padded to its longest text, so texts of similar length go together. The sort is stable:
+        # equal lengths keep the order of first appearance, and the batches are the same each time.
         new = np.array(sorted(new.tolist(), key=lambda place: len(unique[place])), dtype=np.int64)
         for start in range(0, len(new), CHUNK):
             part = new[start : start + CHUNK]
@@ -91,16 +101,21 @@ class Embedder:
         vectors = encode(
             texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
+        # Normalising the zero vector of a text without known words divides zero by zero.
         return np.nan_to_num(np.asarray(vectors, dtype=np.float32))
 
 
 def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = None) -> Embedder:
-    """Loads the configured model; `field` names the setting that asked for it.
+    """Load the configured model.
 
     Args:
-        cache_dir: where vectors are kept from build to build, a folder a model below it; None keeps none.
+        embedder: folder or public name of the model, None if none is configured.
+        field: the setting that needs the model, for errors.
+        cache_dir: folder that keeps vectors from build to build, with one folder for each model; None keeps
+            none.
+
     Raises:
-        InputError: none is configured, the folder is missing or is no sentence-transformers model.
+        InputError: no model is configured, its folder is missing, or it is not a sentence-transformers model.
     """
     options = (
         "set embedder to a sentence-transformers folder (such as data/tiny-embedder) or a public name (such "
@@ -112,6 +127,7 @@ def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = Non
         )
 
     def make(name: str) -> Any:
+        # Here, because it imports torch, which takes seconds.
         from sentence_transformers import SentenceTransformer
 
         return SentenceTransformer(name)
@@ -122,12 +138,14 @@ def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = Non
 
 
 def model_digest(model: Any, folder: Path | None) -> str:
-    """32 hexadecimal digits that change with anything that changes the vectors: the files of the model's
-    folder or, for a model known by name, its loaded weights and settings.
+    """Return 32 hexadecimal digits that change with anything that changes the vectors.
+
+    They cover the files of the model's folder or, for a model known by name, its loaded weights and settings.
     """
+    # One stream of bytes, not a digest of JSON: users keep caches below this name, and it must not change.
     digest = hashlib.sha256()
     if folder is not None:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
         return digest.hexdigest()[:32]
     settings = {
@@ -137,9 +155,10 @@ def model_digest(model: Any, folder: Path | None) -> str:
         "prompts": [model.prompts, model.default_prompt_name],
         "tokenizer": _tokenizer_json(model.tokenizer),
     }
+    # default: modules may hold objects that JSON does not know.
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        # As float32, which holds every half-precision number exactly and which numpy knows.
+        # As float32: numpy has no bfloat16, and float32 holds every half-precision number exactly.
         values = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
         digest.update(f"{name} {values.shape}\n".encode())
         digest.update(values.tobytes())
@@ -152,10 +171,10 @@ def _tokenizer_json(tokenizer: Any) -> str:
 
 
 def _tells_roles_apart(model: Any) -> bool:
-    """Whether the same text has another vector as a question than as a document."""
+    """Return whether a text has another vector as a question than as a document."""
     routed = any(type(module).__name__ == "Router" for module in model.modules())
     return routed or any(model.prompts.values()) or model.default_prompt_name is not None
 
 
-def _silent(done: int, total: int) -> None:
-    """Progress that tells nobody."""
+def _no_progress(done: int, total: int) -> None:
+    """Report nothing."""

@@ -1,12 +1,16 @@
-"""Nearest neighbours among unit vectors: FAISS finds, exact cosines decide.
+"""Nearest neighbours among unit vectors: FAISS proposes them, exact cosines decide.
 
-- `flat`: all vectors, exact; right for offline building up to about a million of them. 4d bytes a vector.
-- `hnsw`: a graph over all vectors, fast to search. It is built by one thread, or it would not be repeatable.
-- `sq8`: all vectors, a byte a number.
+The kinds of index, for vectors of d numbers:
+
+- `flat`: all vectors, exact; right for offline building of up to about a million of them. 4d bytes for each
+  vector.
+- `hnsw`: a graph over all vectors, fast to search. One thread builds it, because the graph would otherwise
+  depend on which thread came first.
+- `sq8`: all vectors, one byte for each number.
 - `ivf_pq`: cells of product-quantised vectors, d/4 bytes each, for tens of millions.
 
-`auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. What an approximate index misses
-is measured (`recall_against_flat`), never assumed.
+`auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. `recall_against_flat` measures
+what an approximate index misses.
 """
 
 from __future__ import annotations
@@ -27,50 +31,57 @@ Kind = Literal["flat", "hnsw", "ivf_pq", "sq8"]
 FLAT_LIMIT = 1_000_000
 HNSW_LIMIT = 10_000_000
 
-#: Scores are cut to this many decimals before they rank: the same text embedded in another batch differs in
-#: the seventh, and such noise must not decide between ties.
+#: Scores are rounded to this many decimals before they rank. The same text embedded in another batch differs
+#: in the seventh decimal, and such noise must not decide a tie.
 DECIMALS = 5
-#: FAISS adds up in float32, in an order of its own: so far may its score be from the exact one.
+#: The most that a score of FAISS differs from the exact one: FAISS sums in float32, in an order of its own.
 _NOISE = 2e-6
-#: How many more than asked for FAISS is asked for, so that ties at the last place are seen to be ties.
+#: FAISS is asked for this many more neighbours than wanted, so that ties at the last place show.
 _MARGIN = 32
+#: Queries, and rows of vectors, that are handled at a time.
 _QUERIES = 64
 _ROWS = 1 << 16
-#: Product quantisation learns 256 centres a part, and wants 39 vectors a centre.
+#: Product quantisation learns 256 centres, and FAISS warns below 39 vectors for each.
 _LEAST_FOR_PQ = 256 * 39
+#: FAISS on a GPU finds no more than this many neighbours.
 _MAX_GPU_K = 2048
 
 
 def kind_for(kind: Literal["auto"] | Kind, n: int) -> Kind:
-    """The kind of index for n vectors."""
+    """Return the kind of index for n vectors."""
     if kind != "auto":
         return kind
     return "flat" if n <= FLAT_LIMIT else "hnsw" if n <= HNSW_LIMIT else "ivf_pq"
 
 
 def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """float64[D]: the cosines of unit vectors float32[D, width] with a query.
+    """Return float64[D]: the cosines of unit vectors float32[D, width] with a query float32[width].
 
-    They are added up in double precision, so that the order of adding does not show, then cut.
+    They are summed in double precision, so that the order of the sum does not show after rounding.
     """
     return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
 
 
 @dataclass(frozen=True)
 class DenseIndex:
-    """Unit vectors in a FAISS inner-product index; a score is a cosine.
+    """Unit vectors in a FAISS inner-product index, so that a score is a cosine.
 
-    `fast` is the same on GPUs, where faiss-gpu and a GPU are there, else None.
+    `on_gpus` is a copy of the index on all GPUs, or None without faiss-gpu or a GPU.
     """
 
     index: Any
     n_documents: int
     kind: Kind = "flat"
-    fast: Any = None
+    on_gpus: Any = None
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: Kind = "flat", seed: int = 0) -> DenseIndex:
-        """Indexes float32[D, width] unit vectors; the same vectors, kind and seed give the same index.
+        """Index unit vectors; the same vectors, kind and seed give the same index.
+
+        Args:
+            vectors: float32[D, width].
+            kind: kind of index.
+            seed: seed of the clustering of `ivf_pq`.
 
         Raises:
             InputError: too few vectors for the kind.
@@ -85,10 +96,10 @@ class DenseIndex:
 
     @classmethod
     def load(cls, path: Path) -> DenseIndex:
-        """A saved index, mapped into memory rather than read.
+        """Open a saved index without reading it: it is mapped into memory.
 
         Raises:
-            InputError: the file is missing or is no such index.
+            InputError: the file is missing or holds no such index.
         """
         import faiss
 
@@ -109,7 +120,7 @@ class DenseIndex:
         return cls(index, int(index.ntotal), kinds[name], _on_gpus(index, kinds[name]))
 
     def save(self, path: Path) -> None:
-        """Writes the index, all of it or nothing.
+        """Write the index, all of it or nothing.
 
         Raises:
             InputError: the file cannot be written.
@@ -124,7 +135,7 @@ class DenseIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """float32[D, width]: a flat index's own vectors, without a copy."""
+        """float32[D, width]: the vectors of a flat index, without a copy."""
         import faiss
 
         if self.kind != "flat":
@@ -133,9 +144,16 @@ class DenseIndex:
         return faiss.rev_swig_ptr(self.index.get_xb(), self.n_documents * width).reshape(-1, width)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places int64[Q, k'], scores float64[Q, k']), best first, ties by the earlier document.
+        """Find the nearest documents of each query.
 
-        A flat index gives exactly the best k. Others may find fewer: -1 (with score 0) stands at the end.
+        Args:
+            queries: float32[Q, width] unit vectors.
+            k: how many documents to find; at most D are found.
+
+        Returns:
+            (documents int64[Q, min(k, D)], scores float64 of the same shape), best first; the earlier
+            document wins a tie. A flat index gives exactly the best. Other kinds may find fewer; then -1,
+            with score 0, fills the end of the row.
         """
         k = min(k, self.n_documents)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -153,13 +171,16 @@ class DenseIndex:
         parameters = None
         if self.kind == "hnsw":
             make: Any = faiss.SearchParametersHNSW  # pyright: ignore[reportAttributeAccessIssue]
+            # How many candidates the walk keeps: twice k for recall, and 128 for small k.
             parameters = make(efSearch=max(128, 2 * k))
-        index = self.fast if self.fast is not None and k <= _MAX_GPU_K else self.index
+        index = self.on_gpus if self.on_gpus is not None and k <= _MAX_GPU_K else self.index
         return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)
 
     def _search_exactly(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS proposes some more than k; exact cosines of those decide, and where they tie beyond the last
-        proposed, all documents are scored.
+        """Find exactly the best k.
+
+        FAISS proposes some more than k, and exact cosines of those decide. If a document that was not
+        proposed could tie with the k-th best, all documents are scored.
         """
         places = np.zeros((len(queries), k), dtype=np.int64)
         scores = np.zeros((len(queries), k))
@@ -172,6 +193,7 @@ class DenseIndex:
             for row, query in enumerate(part):
                 exact = cosines(vectors[found[row]], query)
                 best = top_k(exact, k)
+                # The best exact score that a document which was not proposed can have.
                 unseen = np.round(exact.min() + _NOISE, DECIMALS)
                 if wide < self.n_documents and unseen >= exact[best[-1]]:
                     exact = np.concatenate(
@@ -188,10 +210,18 @@ class DenseIndex:
 def recall_against_flat(
     index: DenseIndex, vectors: np.ndarray, queries: np.ndarray, k: int = 10, sample: int = 200
 ) -> dict[str, Any]:
-    """`{"kind", "recall@k_against_flat", "queries"}`: what share of the exact best k an index finds.
+    """Measure which share of the exact best k an index finds.
 
-    Up to `sample` queries, evenly spaced, are searched exactly in all of `vectors`; whatever scores no less
-    than the k-th best counts as one of them, so that ties are no misses.
+    Args:
+        index: the index.
+        vectors: float32[D, width], all vectors of the index.
+        queries: float32[Q, width].
+        k: how many neighbours.
+        sample: how many queries are searched exactly, evenly spaced over all of them.
+
+    Returns:
+        `{"kind", "recall@k_against_flat", "queries"}`. Whatever scores at least the k-th best score counts as
+        found, so that a tie is no miss.
     """
     k = min(k, len(vectors))
     chosen = queries[np.unique(np.linspace(0, len(queries) - 1, min(sample, len(queries))).astype(int))]
@@ -201,14 +231,14 @@ def recall_against_flat(
         exact = np.concatenate(
             [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
         )
-        bar = np.partition(exact, len(exact) - k)[len(exact) - k]
-        hits += int((exact[places[places >= 0]] >= bar).sum())
+        kth_best = np.partition(exact, len(exact) - k)[len(exact) - k]
+        hits += int((exact[places[places >= 0]] >= kth_best).sum())
     share = round(hits / (k * len(chosen)), 6) if k and len(chosen) else None
     return {"kind": index.kind, f"recall@{k}_against_flat": share, "queries": len(chosen)}
 
 
 def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
-    """An index of a kind for n vectors, without them."""
+    """Return an empty index of a kind for n vectors."""
     import faiss
 
     inner = faiss.METRIC_INNER_PRODUCT
@@ -222,19 +252,21 @@ def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
         return index
     if n < _LEAST_FOR_PQ:
         raise InputError(
-            f"dense_index: ivf_pq learns from {_LEAST_FOR_PQ:,} vectors or more, here are {n:,}; choose flat "
-            "(exact, right up to a million) or leave auto"
+            f"dense_index: ivf_pq learns from {_LEAST_FOR_PQ:,} vectors or more, but there are {n:,}; "
+            "choose flat (exact, right up to a million) or leave auto"
         )
+    # 4·sqrt(n) cells, as FAISS recommends for a million vectors, each learnt from 39 vectors or more.
     cells = max(1, min(int(4 * n**0.5), n // 39))
+    # Parts of four numbers where the width allows: d/4 bytes for each vector.
     parts = next(width // size for size in (4, 8, 6, 5, 3, 2, 1) if width % size == 0)
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, cells, parts, 8, inner)
-    index.cp.seed = index.pq.cp.seed = seed + 1  # FAISS takes 0 for "draw one"
+    index.cp.seed = index.pq.cp.seed = seed + 1  # FAISS takes 0 for "draw a seed"
     index.nprobe = min(cells, max(16, cells // 32))
     return index
 
 
 def _on_gpus(index: Any, kind: Kind) -> Any:
-    """The index copied to all GPUs, or None without faiss-gpu, without a GPU, or for a kind that has none."""
+    """Copy the index to all GPUs; None without faiss-gpu or a GPU, or for a kind that GPUs do not have."""
     import faiss
 
     gpus = getattr(faiss, "get_num_gpus", int)()
@@ -245,7 +277,7 @@ def _on_gpus(index: Any, kind: Kind) -> Any:
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
-    """FAISS with n threads; None leaves them as they are."""
+    """Run FAISS with n threads; None changes nothing."""
     import faiss
 
     before = faiss.omp_get_max_threads()

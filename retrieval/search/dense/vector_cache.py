@@ -1,9 +1,9 @@
 """Vectors of texts on disk, so that a later build embeds only what is new.
 
-A folder a model holds Arrow files that are only ever added, each written whole under a temporary name and
-renamed: a kill leaves no half of one, and two processes that embed the same texts write the same file. A
-file has a digest and a vector a row, is mapped into memory, and is checked against its own checksum when its
-vectors are first used.
+Each model has a folder of Arrow files. Files are only added, never changed. Each is written under a temporary
+name and renamed, so a killed process leaves no half of one, and two processes that embed the same texts write
+the same file. A row holds the digest of a text and its vector. A file is mapped into memory, and checked
+against its own checksum when its vectors are first used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from jora_core.base.atomic_files import atomic_path
 from jora_core.base.errors import InputError
 
 DIGEST_BYTES = 16
-#: numpy compares these as plain bytes; a digest that ends in zeros stays apart from all others of its length.
+#: numpy pads this type with zero bytes and ignores them when it compares. All digests have the same length,
+#: so two different ones still differ.
 DIGEST = np.dtype(f"S{DIGEST_BYTES}")
 SUFFIX = ".arrow"
 
 
 def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
-    """S16[n]: digests of texts in the role in which they are embedded."""
+    """Return S16[n]: digests of texts.
+
+    Args:
+        texts: n texts.
+        role: what the texts are embedded as, where that changes their vectors.
+    """
+    # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     prefix = role.encode() + b"\0"
     each = (hashlib.sha256(prefix + text.encode("utf-8", "surrogatepass")).digest() for text in texts)
     return np.array([digest[:DIGEST_BYTES] for digest in each], dtype=DIGEST)
@@ -35,9 +42,10 @@ def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
 
 @dataclass
 class VectorCache:
-    """The vectors in `folder`, all of one model: float32[n, width] by text digest.
+    """The vectors in `folder`, all of one model, by the digest of their text; `width` is the length of a
+    vector.
 
-    Files that other processes add after this was opened are not seen: their texts are embedded once more.
+    Files that other processes add after this was opened are not seen. Their texts are embedded once more.
     """
 
     folder: Path
@@ -49,10 +57,10 @@ class VectorCache:
 
     @classmethod
     def open(cls, folder: Path, width: int) -> VectorCache:
-        """The cache of a folder, which may not exist yet.
+        """Open the cache of a folder, which may not exist yet.
 
         Raises:
-            InputError: a file in it is not one of ours, or is damaged.
+            InputError: a file in it is damaged, or is not a file of such vectors.
         """
         cache = cls(folder, width)
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
@@ -61,7 +69,7 @@ class VectorCache:
         return cache
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """int64[n, 2]: (file, row) of each digest, (-1, -1) where it has none."""
+        """Return int64[n, 2]: (file, row) of each digest, (-1, -1) for one that the cache does not have."""
         out = np.full((len(digests), 2), -1, dtype=np.int64)
         if len(self._keys):
             at = np.minimum(np.searchsorted(self._keys, digests), len(self._keys) - 1)
@@ -70,8 +78,11 @@ class VectorCache:
         return out
 
     def take(self, places: np.ndarray, out: np.ndarray) -> None:
-        """Copies the vectors of places that `find` gave into `out`, float32[n, width]; others stay as they
-        are.
+        """Copy vectors into `out`.
+
+        Args:
+            places: int64[n, 2] as `find` returns them.
+            out: float32[n, width]; rows whose place is (-1, -1) stay as they are.
 
         Raises:
             InputError: a file is damaged.
@@ -82,7 +93,12 @@ class VectorCache:
                 out[mine] = self._vectors(int(part))[places[mine, 1]]
 
     def add(self, digests: np.ndarray, vectors: np.ndarray) -> None:
-        """Writes a file with one more row a digest; it is on disk when this returns, but not yet found.
+        """Write a file with a row for each digest. It is on disk when this returns, but `find` does not see
+        it.
+
+        Args:
+            digests: S16[n].
+            vectors: float32[n, width].
 
         Raises:
             InputError: the folder cannot be written.
@@ -127,12 +143,12 @@ class VectorCache:
             np.stack([np.full(len(keys), part), np.arange(len(keys))], axis=1)
             for part, (_, keys, _) in enumerate(self._parts)
         ]
-        # Stable: of a digest that two files hold, the first file's vector counts.
+        # Stable: if two files hold a digest, the vector of the first one counts.
         order = np.argsort(keys, kind="stable")
         self._keys, self._places = keys[order], np.concatenate(places)[order]
 
     def _vectors(self, part: int) -> np.ndarray:
-        """float32[rows, width] of one file, without a copy."""
+        """Return float32[rows, width] of one file, without a copy."""
         path, keys, batch = self._parts[part]
         vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self.width)
         if part not in self._checked:
@@ -152,5 +168,5 @@ def _schema(width: int) -> Any:
 
 def _damaged(path: Path) -> InputError:
     return InputError(
-        f"{path}: damaged, or no file of cached vectors; delete it, and its texts are embedded again"
+        f"{path}: damaged, or not a file of cached vectors; delete it, then its texts are embedded again"
     )

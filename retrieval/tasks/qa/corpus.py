@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.corpus.chunking import ask_about_chunks, load_chunker
+from retrieval.corpus.chunking import load_chunker, with_chunk_oracles
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
 from retrieval.corpus.source_files import document_files, question_files, tokenizer_folder
@@ -93,7 +93,7 @@ def read_corpus(
     files = question_files(task)
     read = stream_questions(files, chunks, report.tally, task.format)
     read = counted(read, "qa: read questions", progress)
-    asked = ask_about_chunks(read, chunks, report.tally)
+    asked = with_chunk_oracles(read, chunks, report.tally)
     questions = write_items(folder / "questions.arrow", Question, asked)
     if not len(questions):
         raise no_questions(files)

@@ -46,12 +46,12 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
     require_training(splits, "qa", "instructions")
     kept = cap(
         range(len(triples)),
-        lambda number: splits[number],
-        lambda number: triples.value("id", number),
-        lambda number: triples.value("id", number),
-        (task.max_records, task.max_test_records),
-        config.seed,
-        report.tally,
+        split=lambda number: splits[number],
+        context=lambda number: triples.value("id", number),
+        name=lambda number: triples.value("id", number),
+        limits=(task.max_records, task.max_test_records),
+        seed=config.seed,
+        tally=report.tally,
     )
     save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
     save_array(folder / "split.npy", np.array(splits, dtype="U5"))

@@ -142,12 +142,12 @@ def _kept(
             kept.append(number)
     return cap(
         kept,
-        split,
-        lambda number: contexts[number],
-        lambda number: questions.value("id", number),
-        (task.max_records, task.max_test_records),
-        config.seed,
-        report.tally,
+        split=split,
+        context=lambda number: contexts[number],
+        name=lambda number: questions.value("id", number),
+        limits=(task.max_records, task.max_test_records),
+        seed=config.seed,
+        tally=report.tally,
     )
 
 

@@ -88,12 +88,12 @@ def prepare(
     )
     asked = cap(
         asked,
-        lambda a: a.split,
-        lambda a: a.table.id,
-        lambda a: a.question.id,
-        (task.max_records, task.max_test_records),
-        config.seed,
-        report.tally,
+        split=lambda a: a.split,
+        context=lambda a: a.table.id,
+        name=lambda a: a.question.id,
+        limits=(task.max_records, task.max_test_records),
+        seed=config.seed,
+        tally=report.tally,
     )
     contexts = _contexts(config, task, asked, content, report)
     tables: dict[tuple[str, str], int] = {}

@@ -102,12 +102,12 @@ def _kept(
     )
     return cap(
         kept,
-        split,
-        lambda number: ids[of[number]],
-        lambda number: threads.reply(replies[number]).name,
-        (task.max_records, task.max_test_records),
-        config.seed,
-        tally,
+        split=split,
+        context=lambda number: ids[of[number]],
+        name=lambda number: threads.reply(replies[number]).name,
+        limits=(task.max_records, task.max_test_records),
+        seed=config.seed,
+        tally=tally,
     )
 
 
@@ -158,8 +158,8 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
         split = thread.split
         places = {post.id: place for place, post in enumerate(thread.posts)}
         for place, post in enumerate(thread.posts):
-            if not post.asks or not post.parents:
-                tally.read["posts_without_parent" if post.asks else "posts_not_annotated"] += 1
+            if not post.has_known_parents or not post.parents:
+                tally.read["posts_without_parent" if post.has_known_parents else "posts_not_annotated"] += 1
                 continue
             linked = [places[parent] for parent in post.parents]
             parents = tuple(parent for parent in linked if parent < place)

@@ -15,7 +15,12 @@ from jora_core.base.errors import InputError
 from retrieval.build.build import build_context
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import read_records
-from retrieval.corpus.chunking import ask_about_chunks, chunk_document, holding_chunks, load_chunker
+from retrieval.corpus.chunking import (
+    chunk_document,
+    holding_chunks,
+    load_chunker,
+    with_chunk_oracles,
+)
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
@@ -94,12 +99,12 @@ def test_the_span_decides_before_the_words() -> None:
     assert holding_chunks(Question("q", "d", "?", ("191",)), chunks) == [], "a part of a word is no answer"
 
 
-def test_questions_ask_about_chunks() -> None:
+def test_questions_have_chunks_as_oracles() -> None:
     chunks = chunked()
     short = Document("s", "", "short")
     by_document = {"d": chunks, "s": [short]}
     tally = Tally()
-    words, own, whole, both = ask_about_chunks(
+    words, own, whole, both = with_chunk_oracles(
         [
             Question("1", "d", "?", ("1907",)),
             Question("2", "d", "?", ("in my own words",)),

@@ -119,7 +119,7 @@ def test_a_failed_transfer_leaves_nothing(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("memory://nothing/here", "holds no files ending in .jsonl; mend the address"),
+        ("memory://nothing/here", "holds no files ending in .jsonl; correct the address"),
         ("memory://nothing/*.jsonl", "holds no files"),
         ("nosuchthing://x/y", "cannot be read .*nosuchthing"),
         ("file:///nothing/here", "does not exist"),

@@ -73,9 +73,9 @@ def test_splits_by_time_put_the_newest_last() -> None:
 def test_near_held_out_leaves_the_test_side_alone() -> None:
     one = " ".join(WORDS[:30])
     texts = [one, f"{one} more", "else entirely different words", one]
-    assert splits.near_held_out(texts, ["test", "train", "", "test"], 0.8) == [False, True, False, False]
-    assert splits.near_held_out(texts, ["test", "train", "", "test"], "off") == [False] * 4
-    assert splits.near_held_out(texts, ["train"] * 4, 0.8) == [False] * 4
+    assert splits.near_test_texts(texts, ["test", "train", "", "test"], 0.8) == [False, True, False, False]
+    assert splits.near_test_texts(texts, ["test", "train", "", "test"], "off") == [False] * 4
+    assert splits.near_test_texts(texts, ["train"] * 4, 0.8) == [False] * 4
 
 
 def threads_config(source: Path, **fields: Any) -> ContextConfig:

@@ -47,7 +47,7 @@ def test_messages_actions_and_links(write: Write) -> None:
     threads, tally = read(log.parents[1])
     (only,) = threads
     assert (only.id, only.split, only.source) == ("train/one", "train", "train/one.ascii.txt")
-    assert [(p.id, p.author, p.text, p.parents, p.asks) for p in only.posts] == [
+    assert [(p.id, p.author, p.text, p.parents, p.has_known_parents) for p in only.posts] == [
         ("0", "|trey|", "usual, quite stable though :)", (), True),
         ("2", "Matt|", "scrolls up", (), False),
         ("3", "Matt|", "|trey|: thanks", ("0",), True),

@@ -117,7 +117,7 @@ def test_the_kind_by_size_and_its_refusals(tmp_path: Path) -> None:
     ]
     assert kind_for("sq8", 3) == "sq8"
     with pytest.raises(
-        InputError, match="ivf_pq learns from 9,984 vectors or more, here are 50; choose flat"
+        InputError, match="ivf_pq learns from 9,984 vectors or more, but there are 50; choose flat"
     ):
         DenseIndex.build(np.ones((50, 4), dtype=np.float32), "ivf_pq")
     (tmp_path / "broken").write_bytes(b"no index")
@@ -151,4 +151,4 @@ def test_a_gpu_index_is_used_where_there_is_one(
     assert Shuffled.asked == len(cloud[1])
     index.search(cloud[1], faiss_index._MAX_GPU_K)  # more than a GPU can give goes to the CPU
     assert Shuffled.asked == len(cloud[1])
-    assert DenseIndex.build(cloud[0][:100], "hnsw").fast is None
+    assert DenseIndex.build(cloud[0][:100], "hnsw").on_gpus is None

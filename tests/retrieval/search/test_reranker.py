@@ -114,7 +114,7 @@ def test_what_is_no_reranker_is_refused(tiny_embedder: Path, tmp_path: Path) -> 
     for model, said in (
         (str(tmp_path), "holds no config.json"),
         (str(tmp_path / "nowhere"), "reranker: folder .*nowhere does not exist"),
-        (str(make_cross_encoder(tmp_path / "two", 2)), "gives 2 scores a pair; expected one"),
+        (str(make_cross_encoder(tmp_path / "two", 2)), "gives 2 scores for each pair; expected one"),
     ):
         with pytest.raises(InputError, match=said):
             load_reranker(model)

@@ -155,7 +155,7 @@ embedder.Embedder("x", Model(), pathlib.Path({str(tmp_path)!r})).encode({many(10
 def test_two_processes_may_fill_it_at_once(tmp_path: Path) -> None:
     code = f"""{MODEL}
 import pathlib, sys
-from retrieval import dense
+from retrieval.search.dense import embedder as dense
 dense.CHUNK = 8
 embedder = dense.Embedder("x", Model(), pathlib.Path({str(tmp_path)!r}))
 embedder.encode([])
@@ -201,7 +201,7 @@ def test_damage_is_refused_with_the_file_to_delete(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=rf"{path.name}: damaged"):
             VectorCache.open(tmp_path, 4)
     path.write_bytes(whole)
-    with pytest.raises(InputError, match="damaged, or no file of cached vectors"):
+    with pytest.raises(InputError, match="damaged, or not a file of cached vectors"):
         VectorCache.open(tmp_path, 5)
 
 
