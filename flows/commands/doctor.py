@@ -128,6 +128,7 @@ def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]
     """The configuration, its input files, and whether its store can be written."""
     from flows.configuration.load import load_config
     from flows.engine.keys import identify
+    from flows.stages import STAGES
 
     try:
         config = load_config(path, overrides)
@@ -135,7 +136,7 @@ def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]
         return [_refused("configuration", error)]
     findings = [Finding("configuration", "ok", str(path) if path else "the embedded sample")]
     try:
-        count = sum(len(identity.inputs) for identity in identify(config).values())
+        count = sum(len(identity.inputs) for identity in identify(config, STAGES).values())
         findings.append(Finding("input files", "ok", f"{count} files"))
     except ValueError as error:
         findings.append(_refused("input files", error))

@@ -18,6 +18,7 @@ from flows.engine.artifact_store import Store
 from flows.engine.errors import one_line_os_errors
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.common import ALPACA_SHORT
@@ -113,7 +114,7 @@ def generate_answer(
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """The base model and the last phase's adapter of a configuration that has been trained."""
     stage = config.phases[-1].stage
-    key = identify(config, until=stage)[stage].key
+    key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:
         raise missing_upstream("generate", stage, check)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.children import supervised_process
 from flows.configuration.schema import PipelineConfig
 from flows.engine.errors import StageFailed
+from flows.engine.stage import stages_of
 from flows.orchestration.prefect_server import (
     answers,
     known_urls,
@@ -27,7 +28,7 @@ from flows.orchestration.prefect_server import (
     running_server,
     served_url_file,
 )
-from flows.stages import stages_of
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
     from flows.orchestration import pipeline_flow
 
     given = {"config": config.model_dump(mode="json")}
-    wanted = {stage.name for stage in stages_of(config)}
+    wanted = {stage.name for stage in stages_of(config, STAGES)}
     flows: list[Flow[..., Any]] = [pipeline_flow.raft_pipeline]
-    flows += [flow for flow in pipeline_flow.STAGE_FLOWS if flow.name in wanted]
+    flows += [flow for name, flow in pipeline_flow.STAGE_FLOWS.items() if name in wanted]
     made = [
         flow.to_deployment(
             name=flow.name,

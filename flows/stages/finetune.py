@@ -29,6 +29,10 @@ TOKENS = "tokens"  # folder of token ids in the cache
 # Neither how often a checkpoint is written nor who else hears of it changes what is trained; the file of
 # general instructions is an input, by its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
+_DESCRIPTIONS: dict[PhaseStage, str] = {
+    "finetune-structure": "Train the first phase's adapter on the existing records.",
+    "finetune-task": "Train on from the first phase's existing adapter.",
+}
 # In the work folder: the microbatch that a run came down to, so that its next attempt begins with it.
 MICROBATCH = "microbatch.json"
 
@@ -174,6 +178,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
 def _stage(name: PhaseStage) -> Stage:
     return Stage(
         name=name,
+        description=_DESCRIPTIONS[name],
         version=1,
         settings=lambda config: _settings(config, name),
         inputs=lambda config: _inputs(config, name),

@@ -21,7 +21,7 @@ TOY = "tests.flows.toy_child"
 DRIVER = """
 import sys, threading
 from pathlib import Path
-from flows.child import children_end_with_block, run_child
+from flows.children.run_child import children_end_with_block, run_child
 from tests.flows.children.test_run_child import ToySpec
 folder, where = Path(sys.argv[1]), sys.argv[2]
 call = lambda: run_child("tests.flows.toy_child", ToySpec(output_dir=folder, act=sys.argv[3]), folder)

@@ -16,7 +16,7 @@ from flows.configuration.schema import PipelineConfig
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project, configuration
 
-REPOSITORY = SAMPLE_CONFIG.parents[3]
+REPOSITORY = SAMPLE_CONFIG.parents[2]
 RECIPES = sorted(SAMPLE_CONFIG.parent.glob("*.yaml"))
 
 
