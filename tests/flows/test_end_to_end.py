@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from flows.commands.sharing_counts import sharing_of_phases
-from flows.configuration.load import SAMPLE_CONFIG, load_config
+from flows.configuration.load import load_config
+from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.plan import make_plan, select

@@ -29,7 +29,7 @@ from tests.flows.conftest import Project, let_others_read
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
 COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
-COMMANDS += ["memory", "doctor"]
+COMMANDS += ["memory", "doctor", "init"]
 METRICS = ("target@1", "reply@1", "joint", "p(reply|target)")
 SCORES = {
     "systems": {

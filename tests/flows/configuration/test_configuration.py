@@ -11,7 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.configuration.load import SAMPLE_CONFIG, load_config
+from flows.configuration.load import load_config
+from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project, configuration
