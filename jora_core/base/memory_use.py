@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 
-def peak_memory_bytes() -> int:
-    """Most memory in use so far: of the busiest device where it says so, else of this process."""
-    import jax
 
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    if any(peaks):
-        return max(peaks)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_process_bytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,7 +16,7 @@ from typing import Any
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import expected_tensors
 from jora_core.base.atomic_files import write_json
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parallel.mesh import check_mesh, make_mesh
@@ -44,12 +44,12 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     store = open_checkpoint(spec.model, config)
     expected = expected_tensors(config)
-    progress = Progress("check tensors", len(expected))
     digests: dict[str, str] = {}
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    bar = progress("check tensors", len(expected))
+    with bar as shown, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         for name, digest in zip(expected, pool.map(store.sha256, expected), strict=True):
             digests[name] = digest
-            progress.update(len(digests))
+            shown.advance()
     parameters = sum(math.prod(shape) for shape in expected.values())
     size = sum(path.stat().st_size for path in store.files())
     tensors = {

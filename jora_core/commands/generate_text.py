@@ -21,12 +21,12 @@ import numpy as np
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
-from jora_core.base.memory_use import peak_memory_bytes
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.generate import CHUNK, generate
 from jora_core.generation.text_stream import TextStream
+from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
 from jora_core.specs.answers import GenerateSpec
 from jora_core.weights.adapter_folder import read_adapter

@@ -21,14 +21,14 @@ import numpy as np
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
-from jora_core.base.memory_use import peak_memory_bytes
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts import fill_template, shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import Question, score_choices
 from jora_core.generation.generate import generate
 from jora_core.generation.text_stream import TextStream
+from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.answers import PredictSpec
@@ -206,36 +206,29 @@ class Work:
         """
         if self.spec.mode == "choice":
             return [""] * len(self.questions)
-        progress = Progress(f"generate, {system}", len(self.questions))
-        done = 0
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            progress.update(done)
-
         texts = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
 
         def watch(place: int, tokens: np.ndarray) -> bool:
             texts[place].add(tokens)
             return texts[place].stopped
 
-        answers = generate(
-            self.params,
-            self.config,
-            [question.prompt for question in self.questions],
-            eos_ids=self.ends,
-            max_new_tokens=self.spec.max_new_tokens,
-            min_new_tokens=self.spec.min_new_tokens,
-            tokens_per_batch=self.spec.tokens_per_batch,
-            adapter=adapter,
-            sampling=self.spec.sampling,
-            numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
-            contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
-            watch=watch if self.spec.stop else None,
-            attention=self.spec.attention,
-            on_rows=advance,
-        )
+        with progress(f"generate, {system}", len(self.questions)) as bar:
+            answers = generate(
+                self.params,
+                self.config,
+                [question.prompt for question in self.questions],
+                eos_ids=self.ends,
+                max_new_tokens=self.spec.max_new_tokens,
+                min_new_tokens=self.spec.min_new_tokens,
+                tokens_per_batch=self.spec.tokens_per_batch,
+                adapter=adapter,
+                sampling=self.spec.sampling,
+                numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
+                contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
+                watch=watch if self.spec.stop else None,
+                attention=self.spec.attention,
+                on_rows=bar.advance,
+            )
         if not self.spec.stop:
             return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
         for text in texts:

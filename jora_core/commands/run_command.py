@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 from pydantic import BaseModel
 
 from jora_core.base.errors import InputError
+from jora_core.parallel.devices import set_compilation_cache
 from jora_core.specs.read_spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -75,19 +76,6 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as err:
         raise InputError(f"cannot write to output folder {folder}: {err.strerror or err}") from None
-
-
-def set_compilation_cache(folder: Path | None) -> None:
-    """Keep compiled programs in `folder`, or where ``JAX_COMPILATION_CACHE_DIR`` says, so that the next start
-    compiles nothing. Every program counts: on a small model the many short compilations are the start-up
-    time.
-    """
-    import jax
-
-    if folder is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -8,7 +8,6 @@ shortening, grouping or holding some out, comes later and is no part of the key.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from jora_core.base.atomic_files import atomic_path, write_bytes
 from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import read_error
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.data.tokenizer import TextTokenizer
 
 FORMAT = 1
@@ -40,19 +39,18 @@ def tokenised(
     Args:
         total: rows of the file, for the progress bar of a large one.
     """
-    bar = Progress("tokenise", total) if total >= _BAR_ROWS and sys.stderr is not None else None
     iterator = iter(rows)
     done = 0
-    while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
-        texts = [texts_of(row) for row in chunk]
-        flat = iter(tokenizer.encode_batch([text for group in texts for text in group]))
-        for row, group in zip(chunk, texts, strict=True):
-            yield row, list(itertools.islice(flat, len(group)))
-        done += len(chunk)
-        if bar is not None:
+    with progress("tokenise", total, shown=total >= _BAR_ROWS) as bar:
+        while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
+            texts = [texts_of(row) for row in chunk]
+            flat = iter(tokenizer.encode_batch([text for group in texts for text in group]))
+            for row, group in zip(chunk, texts, strict=True):
+                yield row, list(itertools.islice(flat, len(group)))
+            done += len(chunk)
             bar.update(done)
-    if bar is not None and done < total:
-        bar.update(total)  # the rest of the file is of another split or task
+        if done < total:
+            bar.update(total)  # the rest of the file is of another split or task
 
 
 def cached_tokens(

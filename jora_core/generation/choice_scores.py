@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.data.batches import Batch, BatchStream, RowPlan
 from jora_core.data.shared_context import Example, Group, share_contexts
 from jora_core.model.answer_loss import pick_positions, target_logprobs
@@ -64,15 +64,15 @@ def score_choices(
     stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
     plans = stream.plan(0)
     mesh = current_mesh()
-    progress = Progress(label, len(plans))
-    for number, plan in enumerate(plans):
-        batch = stream.build(plan)
-        found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
-        sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
-        for id, value in zip(batch.ids, sums, strict=True):
-            question, choice = owners[int(id)]
-            scores[question][choice] = value
-        progress.update(number + 1)
+    with progress(label, len(plans)) as bar:
+        for plan in plans:
+            batch = stream.build(plan)
+            found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
+            sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
+            for id, value in zip(batch.ids, sums, strict=True):
+                question, choice = owners[int(id)]
+                scores[question][choice] = value
+            bar.advance()
     return scores
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.base.memory_use import peak_memory_bytes
 from jora_core.data.batches import Batch, BatchStream
 from jora_core.data.prefetch import prefetched
 from jora_core.model.answer_loss import Arrays
+from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.processes import is_first, preempted
 from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO, Any
 
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
+from jora_core.base.progress import SECONDS_BETWEEN_LINES, ProgressBars
 from jora_core.training.reporters import Writer
 
 
@@ -68,49 +68,30 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class StepProgress:
-    """A bar on a terminal, a plain line every few seconds elsewhere (logs, CI); both on stderr."""
+    """The progress of a run's steps: a bar on a terminal, elsewhere (logs, CI) a plain line now and then."""
 
-    def __init__(self, total: int, done: int, shown: bool = True, every: float = 10.0) -> None:
+    def __init__(self, total: int, done: int, shown: bool = True) -> None:
         self._total = total
-        self._every = every
-        self._shown = shown
-        self._next = 0.0
-        self._bar = None
-        if shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("training", total=total, completed=done, text="")
-            self._bar.start()
+        self._next_line = 0.0
+        self._bars = ProgressBars(shown=shown)
+        self._bars.open()
+        self._bars.start("training", total, done)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Show one row of metrics."""
+        """Show one row of metrics; rows with a validation loss and the last row always give a line."""
         text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
         if "validation_loss" in row:
             text += f"  validation {row['validation_loss']:.4f}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], text=text)
-        elif time.monotonic() >= self._next or row["step"] == self._total or "validation_loss" in row:
-            self._next = time.monotonic() + self._every
-            self.say(f"step {row['step']}/{self._total}  {text}")
+        if self._bars.on_terminal:
+            self._bars.show("training", row["step"], self._total, text)
+        elif time.monotonic() >= self._next_line or row["step"] == self._total or "validation_loss" in row:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self._bars.say(f"step {row['step']}/{self._total}  {text}")
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+        """Print a line of its own, above the bar."""
+        self._bars.say(line)
 
     def close(self) -> None:
         """Take the bar down."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bars.close()

@@ -18,10 +18,10 @@ import numpy as np
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
-from jora_core.commands.run_command import set_compilation_cache
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parallel.devices import set_compilation_cache
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
 from jora_core.parallel.processes import (

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
 from jora_core.parameters.quantization import QUANTIZED_FIELDS, quantize
@@ -57,7 +57,9 @@ def load_params(
     check_quantization(config, mesh, quantization)
     store = open_checkpoint(folder, config)
     shardings = param_shardings(config, mesh)
-    tick = _ticker(config)
+    sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
+    # A small model is loaded before a bar could be read; of several processes one reports.
+    shown = 2 * sum(sizes) >= _PROGRESS_BYTES and not jax.process_index()
 
     def load(row: TensorRow) -> Any:
         sharding = getattr(shardings.layers if row.per_layer else shardings, row.field)
@@ -70,10 +72,11 @@ def load_params(
             quantization=quantization if row.field in QUANTIZED_FIELDS else "none",
             dtype=jnp.dtype(dtype),
         )
-        return _load_field(store, row, field, tick)
+        return _load_field(store, row, field, bar.advance)
 
-    layers = {row.field: load(row) for row in model_rows(config) if row.per_layer}
-    rest = {row.field: load(row) for row in model_rows(config) if not row.per_layer}
+    with progress("load tensors", len(sizes), shown) as bar:
+        layers = {row.field: load(row) for row in model_rows(config) if row.per_layer}
+        rest = {row.field: load(row) for row in model_rows(config) if not row.per_layer}
     return Params(layers=LayerParams(**layers), **rest)
 
 
@@ -106,7 +109,7 @@ class _Field:
         return quantize(rows, self.quantization, in_axis)
 
 
-def _load_field(store: TensorStore, row: TensorRow, field: _Field, tick: Callable[[], None]) -> Any:
+def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Callable[[], None]) -> Any:
     """One field, filled chunk by chunk."""
     empty, fill = _programs(field)
     local = field.sharding.shard_shape(field.shape)
@@ -127,7 +130,7 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, tick: Callabl
             chunk = jax.make_array_from_single_device_arrays(shape, field.sharding, parts)
             value = fill(value, chunk, np.int32(layer), np.int32(first))
             jax.block_until_ready(value)  # else reading runs ahead, and the chunks pile up
-        tick()
+        advance()
     return value
 
 
@@ -190,13 +193,3 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
     )
     placed = jax.tree.map(lambda spec: NamedSharding(field.mesh, spec), specs)
     return jax.jit(empty, out_shardings=placed), jax.jit(filled, donate_argnums=0)
-
-
-def _ticker(config: ModelConfig) -> Callable[[], None]:
-    """A function to call after each tensor: draws the progress of a large model."""
-    sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
-    if 2 * sum(sizes) < _PROGRESS_BYTES or jax.process_index():
-        return lambda: None
-    progress = Progress("load tensors", len(sizes))
-    done = iter(range(1, len(sizes) + 1))
-    return lambda: progress.update(next(done))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from jora_core.architecture.tensor_names import TensorRow, expected_tensors, mod
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
-from jora_core.base.progress import Progress
+from jora_core.base.progress import progress
 from jora_core.parameters.lora_math import merged_weight
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -151,13 +151,15 @@ def write_merged(
     expected = expected_tensors(config)
     dtype = dtype or store.dtype(next(iter(expected)))
     weights = MergedWeights(store, config, tuple(adapters))
-    tick = _ticker(sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize, len(expected))
+    size = sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize
 
     def parts(name: str) -> Iterator[np.ndarray]:
         yield from weights.parts(*places[name], dtype)
-        tick()
+        bar.advance()
 
-    write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
+    # A small model is merged before a bar could be read.
+    with progress("merge tensors", len(expected), shown=size >= _PROGRESS_BYTES) as bar:
+        write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
     fields = read_json_object(base / "config.json", f"model folder {base}")
     # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
     name = "dtype" if "dtype" in fields else "torch_dtype"
@@ -181,12 +183,3 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     count = max(1, _CHUNK_VALUES // math.prod(widths))
     for first in range(0, size, count):
         yield slice(first, first + count), *[slice(None)] * len(widths)
-
-
-def _ticker(size: int, tensors: int) -> Callable[[], None]:
-    """A function to call after each tensor: draws the progress of a large model."""
-    if size < _PROGRESS_BYTES:
-        return lambda: None
-    progress = Progress("merge tensors", tensors)
-    done = iter(range(1, tensors + 1))
-    return lambda: progress.update(next(done))

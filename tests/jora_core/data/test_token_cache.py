@@ -146,4 +146,4 @@ def test_a_kill_while_writing_leaves_no_file(tiny_model, spec, monkeypatch):
 def test_a_large_file_shows_its_progress(tiny_model, spec, monkeypatch, capsys):
     monkeypatch.setattr(token_cache, "_BAR_ROWS", 90)
     load_groups(spec, load_tokenizer(tiny_model))
-    assert "tokenise: 90/90" in capsys.readouterr().err
+    assert "tokenise: 90 of 90" in capsys.readouterr().err
