@@ -13,6 +13,7 @@ from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
+from retrieval.settings.legs import leg_modules
 
 NAME = "build-context"
 RECORDS = "records.parquet"
@@ -61,6 +62,6 @@ BUILD_CONTEXT = Stage(
     settings=_settings,
     inputs=_inputs,
     upstream=lambda config: (),
-    sources=lambda: stage_sources(__file__, "retrieval.build.build"),
+    sources=lambda: stage_sources(__file__, "retrieval.build.build", *leg_modules()),
     run=_run,
 )

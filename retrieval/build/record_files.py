@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_core.base.errors import InputError
+from retrieval.settings.legs import LEGS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,14 +45,7 @@ RANKING_COLUMNS: dict[str, str] = {
     "opening_author": "str",
     "gold_ids": "list",
     "gold_authors": "list",
-    "bm25": "list",
-    "dense": "list",
-    "recency": "list",
-    "mention": "list",
-    "opening": "list",
-    "addressed_me": "list",
-    "same_author": "list",
-    "partner": "list",
+    **dict.fromkeys(LEGS, "list"),
     "fused": "list",
     "reranked": "list",
 }

@@ -1,83 +1,101 @@
-"""Fusing what the legs of one question say about its candidates.
+"""Fusion: one ranking of a question's candidates from the rankings of several legs.
 
-A leg says a ranking of places 0…n-1, best first, and may score them. Two fusions:
+- `rrf`, reciprocal rank fusion (Cormack, Clarke and Büttcher 2009): the sum over legs of w / (k + rank), with
+  ranks from 1. The paper's k = 60 is meant for lists of a thousand; on the short lists here k = 5 is better.
+- `weighted`: the sum over legs of w · (s - low) / (high - low). s are the leg's scores of this question's
+  candidates, 0 for those it does not rank; low and high are their minimum and maximum. A leg without scores
+  (such as recency) scores 1 / rank. If all scores are equal, every place that the leg ranks counts 1.
 
-- `rrf`, reciprocal rank fusion (Cormack, Clarke and Büttcher 2009): the sum over legs of w / (k + rank), rank
-  from 1. Their k = 60 is made for lists of a thousand and is worse than k = 5 at these depths.
-- `weighted`: the sum over legs of w · (s - lo) / (hi - lo), where s are the leg's scores of this question's
-  candidates (0 where it says nothing), lo and hi their least and greatest; legs without scores of their own
-  (recency, mention and such) score 1 / rank. Where all are equal, those the leg ranks count 1.
-
-w is the leg's weight, 1 if not set. Legs are summed in the order given: callers give that of `config.LEGS`,
-so that the order of a configuration's list never decides a tie by rounding.
+w is the weight of the leg, 1 if none is set. Legs are summed in the order of the mapping. Callers pass them
+in the order of `retrieval.settings.legs.LEGS`, because floating-point addition is not associative: the order
+of the configuration's list must not decide a tie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from retrieval.search.legs.leg import LegRanking, rank_by_score
+
 
 @dataclass(frozen=True)
-class Say:
-    """What one leg says: `places` int64[m], best first, with their `scores` float[m] or None."""
+class Fusion:
+    """How rankings are fused: the method, `k` (used by `rrf` only), and the weight of each leg by name."""
 
-    places: np.ndarray
-    scores: np.ndarray | None = None
+    method: Literal["rrf", "weighted"]
+    k: int
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def by_score(scores: np.ndarray) -> tuple[np.ndarray, int]:
-    """(all places best first with ties by the earlier one, how many of them score above zero).
+def fuse(legs: Mapping[str, LegRanking], n: int, fusion: Fusion) -> np.ndarray:
+    """Rank the candidates 0 to n - 1 by what all legs say.
 
-    Only the places above zero have a say in a fusion: the order of the rest is mere time order.
+    Args:
+        legs: ranking of each leg by name; only what `LegRanking.counted` gives is used.
+        n: number of candidates.
+        fusion: method and weights.
+
+    Returns:
+        int64[n]: all candidates, best first; the earlier one wins a tie.
     """
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    return order, int((scores > 0).sum())
-
-
-def fuse(
-    legs: Mapping[str, Say],
-    n: int,
-    how: Literal["rrf", "weighted"],
-    k: int,
-    weights: Mapping[str, float],
-) -> np.ndarray:
-    """int64[n]: all candidates, best first, ties by the earlier; `k` is for `rrf`."""
-    if how == "weighted":
-        return weighted_score_fusion(legs, n, weights)
-    return reciprocal_rank_fusion({leg: say.places for leg, say in legs.items()}, n, k, weights)
+    counted = {leg: ranking.counted() for leg, ranking in legs.items()}
+    if fusion.method == "weighted":
+        return weighted_score_fusion(counted, n, fusion.weights)
+    places = {leg: ranking.places for leg, ranking in counted.items()}
+    return reciprocal_rank_fusion(places, n, fusion.k, fusion.weights)
 
 
 def reciprocal_rank_fusion(
     rankings: Mapping[str, np.ndarray], n: int, k: int, weights: Mapping[str, float] | None = None
 ) -> np.ndarray:
-    """int64[n]: all candidates by the sum over legs of w/(k + rank), ranks from 1, ties by the earlier."""
+    """Rank candidates by the sum over legs of w / (k + rank).
+
+    Args:
+        rankings: int64[M] places of each leg, best first.
+        n: number of candidates.
+        k: constant of the method; a small one favours the first ranks.
+        weights: w by leg, 1 for a leg that is not named.
+
+    Returns:
+        int64[n]: all candidates, best first; the earlier one wins a tie.
+    """
     scores = np.zeros(n)
     for leg, ranking in rankings.items():
         weight = 1.0 if weights is None else weights.get(leg, 1.0)
         scores[ranking] += weight / (k + 1.0 + np.arange(len(ranking)))
-    return by_score(scores)[0]
+    return rank_by_score(scores).places
 
 
-def weighted_score_fusion(legs: Mapping[str, Say], n: int, weights: Mapping[str, float]) -> np.ndarray:
-    """int64[n]: all candidates by the weighted sum of the legs' normalised scores, ties by the earlier."""
+def weighted_score_fusion(legs: Mapping[str, LegRanking], n: int, weights: Mapping[str, float]) -> np.ndarray:
+    """Rank candidates by the weighted sum of the legs' normalised scores.
+
+    Args:
+        legs: ranking of each leg by name.
+        n: number of candidates.
+        weights: w by leg, 1 for a leg that is not named.
+
+    Returns:
+        int64[n]: all candidates, best first; the earlier one wins a tie.
+    """
     total = np.zeros(n)
-    for leg, say in legs.items():
-        total += weights.get(leg, 1.0) * _normalised(say, n)
-    return by_score(total)[0]
+    for leg, ranking in legs.items():
+        total += weights.get(leg, 1.0) * _normalised(ranking, n)
+    return rank_by_score(total).places
 
 
-def _normalised(say: Say, n: int) -> np.ndarray:
-    """float64[n]: a leg's scores between 0 and 1 over one question's candidates."""
-    out = np.zeros(n)
-    if not len(say.places):
+def _normalised(ranking: LegRanking, n: int) -> np.ndarray:
+    """Return float64[n]: a leg's scores scaled to 0…1 over one question's candidates."""
+    places, out = ranking.places, np.zeros(n)
+    if not len(places):
         return out
-    out[say.places] = 1.0 / (1.0 + np.arange(len(say.places))) if say.scores is None else say.scores
+    out[places] = 1.0 / (1.0 + np.arange(len(places))) if ranking.scores is None else ranking.scores
     low, high = out.min(), out.max()
     if high > low:
         return (out - low) / (high - low)
-    out[say.places] = 1.0
+    # All candidates have the same score: scaling would divide by zero.
+    out[places] = 1.0
     return out

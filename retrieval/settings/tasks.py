@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.settings.answer_style import Style
+from retrieval.settings.choices import OneOf
+from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
 
-Leg = Literal["bm25", "dense", "recency", "mention", "opening", "addressed_me", "same_author", "partner"]
-LEGS: tuple[Leg, ...] = get_args(Leg)
+LegName = Annotated[str, OneOf(tuple(LEGS))]
+DocumentLegName = Annotated[str, OneOf(DOCUMENT_LEGS)]
 Fusion = Literal["rrf", "weighted"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
@@ -180,7 +182,7 @@ class ThreadsTask(_Task):
     window: int = Field(
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
-    legs: list[Leg] = Field(
+    legs: list[LegName] = Field(
         default=["bm25", "dense", "recency", "opening"],
         min_length=1,
         title="Retriever legs",
@@ -294,11 +296,11 @@ class QaTask(_Styled):
         description="Up to so many training questions that follow one another share one retrieved context "
         "(all their right documents, and distractors), so that training computes it once; 1: each its own.",
     )
-    legs: list[Literal["bm25", "dense"]] = Field(
+    legs: list[DocumentLegName] = Field(
         default=["bm25", "dense"],
         min_length=1,
         title="Retriever legs",
-        description="Rankings that are fused: bm25, dense.",
+        description=f"Rankings that are fused: {', '.join(DOCUMENT_LEGS)}.",
     )
     fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)

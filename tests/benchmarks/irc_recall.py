@@ -24,7 +24,8 @@ from harness import machine, print_table, write_result
 from retrieval.build.build import RANKINGS, build_context
 from retrieval.build.record_files import read_rankings
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import LEGS, ThreadsTask
+from retrieval.settings.legs import LEGS
+from retrieval.settings.tasks import ThreadsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "wtq-irc.yaml"

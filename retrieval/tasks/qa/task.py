@@ -22,13 +22,15 @@ from retrieval.prompts.answer_styles import AnswerTemplate
 from retrieval.prompts.distractors import sharing_groups
 from retrieval.prompts.token_budget import token_count
 from retrieval.readers.documents.instructions import is_alpaca
-from retrieval.search import fusion
 from retrieval.search.bm25.index import Ranker
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import DenseIndex, kind_for, recall_against_flat
+from retrieval.search.fusion import Fusion, fuse
+from retrieval.search.legs.leg import LegRanking
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import LEGS, QaTask
+from retrieval.settings.legs import LEGS
+from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa import instructions
 from retrieval.tasks.qa.corpus import (
     HELD_OUT,
@@ -60,10 +62,9 @@ class _Found:
         """Some of it, in the same order."""
         return _Found(self.places[which], self.scores[which])
 
-    def say(self, pool: np.ndarray) -> fusion.Say:
-        """What it has to say of a pool (ascending places): only scores above zero count."""
-        above = self.scores > 0
-        return fusion.Say(np.searchsorted(pool, self.places[above]), self.scores[above])
+    def ranking(self, pool: np.ndarray) -> LegRanking:
+        """The ranking of a pool (ascending places, of which these are some), by places in the pool."""
+        return LegRanking(np.searchsorted(pool, self.places), self.scores)
 
 
 def prepare(
@@ -264,8 +265,9 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork | instructions.Alpa
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
     rankings = {leg: found[number].places for leg, found in legs.items()}
     pool = np.unique(np.concatenate([rankings[leg] for leg in task.legs]))
-    say = {leg: legs[leg][number].say(pool) for leg in LEGS if leg in task.legs}
-    rankings["fused"] = pool[fusion.fuse(say, len(pool), task.fusion, task.rrf_k, task.weights)]
+    # In the order of the table: see `retrieval.search.fusion`.
+    fused = {leg: legs[leg][number].ranking(pool) for leg in LEGS if leg in task.legs}
+    rankings["fused"] = pool[fuse(fused, len(pool), Fusion(task.fusion, task.rrf_k, task.weights))]
     return rankings
 
 

@@ -17,14 +17,16 @@ from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicate
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
 from retrieval.readers.threads.registry import thread_format
-from retrieval.search import fusion
 from retrieval.search.bm25.index import Ranker
-from retrieval.search.conversation_legs import conversation_legs
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import cosines
+from retrieval.search.fusion import Fusion, fuse
+from retrieval.search.legs.leg import LegQuery
+from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import LEGS, ThreadsTask
+from retrieval.settings.legs import LEGS
+from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.task_index import index_texts, open_index
 from retrieval.tasks.threads.record import thread_record
 from retrieval.tasks.threads.store import Ask, AskRow, ThreadStore, store_threads
@@ -245,7 +247,6 @@ def _build(
     low, high = ask.start + ask.low, ask.start + ask.place
     gold = np.array([parent - ask.low for parent in ask.parents if parent >= ask.low], dtype=np.int64)
     absent = len(ask.parents) - len(gold)
-    # BM25 is ranked always, since it is a baseline of the evaluation; it is fused only if asked for.
     similar = {"bm25": bm25.window_scores(bm25.tokenizer(ask.comment.text), low, high)}
     if dense is not None:
         similar["dense"] = dense.window_scores(number, low, high)
@@ -294,18 +295,13 @@ def _rankings(
     ask: Ask, candidates: Sequence[Post], similar: Mapping[str, np.ndarray], task: ThreadsTask
 ) -> dict[str, np.ndarray]:
     """Every leg's ranking of the candidates, and `fused`; `similar` holds the scores of bm25 and dense."""
-    rankings: dict[str, np.ndarray] = {}
-    say: dict[str, fusion.Say] = {}
-    for leg, scores in similar.items():
-        rankings[leg], positive = fusion.by_score(scores)
-        places = rankings[leg][:positive]
-        say[leg] = fusion.Say(places, scores[places])
-    for leg, places in conversation_legs(ask.comment, candidates, ask.low, task.legs).items():
-        rankings[leg] = places
-        say[leg] = fusion.Say(places)
-    # Always summed in this order: the order of the config's list must not decide a tie by rounding.
-    fusing = {leg: say[leg] for leg in LEGS if leg in task.legs}
-    rankings["fused"] = fusion.fuse(fusing, len(candidates), task.fusion, task.rrf_k, task.weights)
+    query = LegQuery(ask.comment, candidates, ask.low, similar)
+    # BM25 always ranks, because it is a baseline of the evaluation; it is fused only if the task has the leg.
+    legs = rank_legs({*task.legs, "bm25"}, query)
+    fusion = Fusion(task.fusion, task.rrf_k, task.weights)
+    fused = {leg: ranking for leg, ranking in legs.items() if leg in task.legs}
+    rankings = {leg: ranking.places for leg, ranking in legs.items()}
+    rankings["fused"] = fuse(fused, len(candidates), fusion)
     return rankings
 
 

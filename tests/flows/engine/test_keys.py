@@ -13,6 +13,7 @@ from flows.engine.keys import digest_inputs, digest_reads, identify
 from flows.stages import STAGES
 from jora_core.base.digests import canonical_json, file_digest, json_digest
 from jora_core.base.errors import InputError
+from retrieval.settings.legs import LEGS, leg_modules
 from tests.flows.conftest import Project
 
 
@@ -107,8 +108,11 @@ def test_stages_know_their_code() -> None:
     assert {
         "retrieval/build/build.py",
         "retrieval/search/bm25/index.py",
+        "retrieval/search/legs/recency.py",
         "flows/stages/build_context.py",
     } <= code["build-context"]
+    legs = {f"{module.replace('.', '/')}.py" for module in leg_modules()}
+    assert len(legs) == len(LEGS) and legs <= code["build-context"] and not legs & code["finetune-task"]
     assert {
         "jora_core/training/train.py",
         "jora_core/weights/adapter_folder.py",

@@ -1,0 +1,1 @@
+"""The retrieval legs, one module each; `retrieval.settings.legs` is their table."""

@@ -1,0 +1,10 @@
+"""Leg `dense`: candidates by the cosine of their embedding with the comment's."""
+
+from __future__ import annotations
+
+from retrieval.search.legs.leg import LegQuery, LegRanking, rank_by_score
+
+
+def rank(query: LegQuery) -> LegRanking:
+    """Rank all candidates by cosine."""
+    return rank_by_score(query.similarities["dense"])

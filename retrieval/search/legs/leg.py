@@ -1,0 +1,56 @@
+"""What every leg takes and gives.
+
+A leg module has one public function `rank(query: LegQuery) -> LegRanking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retrieval.corpus.types import Post
+
+
+@dataclass(frozen=True)
+class LegQuery:
+    """A comment and the earlier posts that it may answer.
+
+    `candidates` are in time order; a place is an index into them. `first_place` is the place of the first
+    candidate in its thread, so 0 means that the candidates begin with the opening post. `similarities` has
+    the scores float64[len(candidates)] of each leg that scores texts by an index of its own, by leg name.
+    """
+
+    comment: Post
+    candidates: Sequence[Post]
+    first_place: int = 0
+    similarities: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LegRanking:
+    """What one leg finds: `places` int64[M], best first, with their `scores` float64[M], or None.
+
+    A leg may rank all candidates, some of them, or none.
+    """
+
+    places: np.ndarray
+    scores: np.ndarray | None = None
+
+    def counted(self) -> LegRanking:
+        """Return the part that a fusion counts: places with a score above zero, or all if there are no
+        scores.
+
+        Places that score zero share no word with the query. They are in time order, which says nothing.
+        """
+        if self.scores is None:
+            return self
+        above = self.scores > 0
+        return LegRanking(self.places[above], self.scores[above])
+
+
+def rank_by_score(scores: np.ndarray) -> LegRanking:
+    """Rank all of float64[N] scores, best first; the earlier place wins a tie."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    return LegRanking(order, scores[order])

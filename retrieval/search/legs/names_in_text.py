@@ -1,0 +1,43 @@
+"""Where a text names an author, and which posts an author wrote: what several legs share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def name_position(folded_text: str, author: str) -> int:
+    """Return where a case-folded text first names an author, or -1.
+
+    A name counts only as a whole word. One-letter names are ignored, because they are common words too.
+    """
+    name = author.casefold()
+    at = folded_text.find(name) if len(name) >= 2 else -1
+    if at < 0:
+        return -1
+    # `\b` would not do: a nickname may begin or end with a sign, as `|trey|` does. One character before the
+    # match is kept, so that the look-behind sees it.
+    match = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded_text[max(at - 1, 0) :])
+    return match.start() + max(at - 1, 0) if match else -1
+
+
+def named_places(text: str, authors: Sequence[str]) -> np.ndarray:
+    """Return int64: places whose author a text names.
+
+    Authors that the text opens with come first, and of one author the later posts.
+    """
+    folded = text.casefold()
+    named: dict[str, int] = {}
+    for author in set(authors):
+        at = name_position(folded, author)
+        if at >= 0:
+            named[author] = 0 if at <= 1 else 1  # position 1 is `@name`
+    places = [place for place, author in enumerate(authors) if author in named]
+    return np.array(sorted(places, key=lambda p: (named[authors[p]], -p)), dtype=np.int64)
+
+
+def places_by_author(author: str, authors: Sequence[str]) -> np.ndarray:
+    """Return int64: places of the author's posts, latest first."""
+    return np.array([p for p in range(len(authors) - 1, -1, -1) if authors[p] == author], dtype=np.int64)

@@ -1,0 +1,12 @@
+"""Leg `opening`: the thread's opening post, which many replies answer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrieval.search.legs.leg import LegQuery, LegRanking
+
+
+def rank(query: LegQuery) -> LegRanking:
+    """Rank the opening post alone, and nothing where it is no candidate."""
+    return LegRanking(np.arange(1 if query.first_place == 0 else 0))
