@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,16 +26,6 @@ HEAVY = {
     "pyarrow",
 }
 MOST_LINES = 400
-# Of the training core, the orchestrating process may import what starts no device runtime.
-LIGHT_CORE = {
-    "jora_core",
-    "jora_core.specs.answers",
-    "jora_core.base.errors",
-    "jora_core.specs.model_files",
-    "jora_core.base.progress",
-    "jora_core.specs.train",
-    "jora_core.specs.read_spec",
-}
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -87,10 +79,36 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_after(code) & (HEAVY | {"numpy", "scipy", "rich", "jora_core", "retrieval"})
 
 
-def test_the_orchestrating_process_imports_only_the_light_part_of_the_core() -> None:
-    for path in python_files("flows"):
-        core = {name for name in imports(path) if name.split(".")[0] == "jora_core"}
-        assert core <= LIGHT_CORE, f"{path.relative_to(ROOT)} imports {', '.join(sorted(core - LIGHT_CORE))}"
+# A file, the import that is forbidden there, and the contract that refuses it.
+FORBIDDEN = [
+    ("flows/engine/keys.py", "flows.stages", "Layers of flows"),
+    ("retrieval/text/normalize.py", "retrieval.build", "Layers of retrieval"),
+    ("jora_core/specs/common.py", "jora_core.training", "Layers of jora_core"),
+    ("jora_core/base/errors.py", "flows.engine", "Rooms: flows above retrieval above jora_core"),
+    (
+        "flows/children/run_child.py",
+        "jora_core.training",
+        "Flows know specs and ground floor of the core alone",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "module", "contract"), FORBIDDEN, ids=[case[2] for case in FORBIDDEN])
+def test_a_broken_layer_is_noticed(file: str, module: str, contract: str, tmp_path: Path) -> None:
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    broken = tmp_path / file
+    broken.write_text(f"{broken.read_text(encoding='utf-8')}\nimport {module}\n", encoding="utf-8")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=path_of(tmp_path))
+    assert found.returncode == 1 and f"{contract} BROKEN" in found.stdout, found.stdout
+
+
+def path_of(folder: Path) -> dict[str, str]:
+    """Our environment, in which `folder` is the first place that modules are found in."""
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def test_no_file_is_too_long() -> None:

@@ -50,7 +50,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         context=settings,
         work_dir=context.work_dir / "build",
         records_dir=context.output_dir,
-        output_dir=context.work_dir / "orders",
+        output_dir=context.work_dir / "specs",
     )
     return run_child("flows.children.build_records", spec, context.work_dir)
 
