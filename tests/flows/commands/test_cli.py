@@ -208,7 +208,7 @@ def test_no_write_permission_without_traceback(project: Project) -> None:
         "import flows.configuration.schema, flows.engine.plan, flows.engine.run_stage\n"
         "import flows.commands.print_pipeline, flows.engine.artifact_store, flows.children.run_child\n"
         "import flows.configuration.load, flows.stages, encodings.utf_8_sig\n"
-        "import retrieval.corpus.source_files, jora_core.base.errors\n"
+        "import retrieval.build.inputs, retrieval.readers.threads.message_tree, jora_core.base.errors\n"
         "import retrieval.readers.files.packed_lines, typer.main\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "cli.main()"
