@@ -35,7 +35,7 @@ def main() -> None:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of our output (`| head`) has had enough.
+        # The reader of our output has ended, as in `jora plan | head -1`: no error of ours.
         sys.stderr.close()
         sys.exit(0)
 

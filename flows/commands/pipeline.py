@@ -42,6 +42,7 @@ def run(
 
 @app.command()
 def plan(
+    *,
     config: Config = None,
     only: Only = None,
     start: From = None,

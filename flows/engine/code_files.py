@@ -39,10 +39,18 @@ _BLOCK_WORDS = re.compile(
 def reachable_sources(
     entries: Iterable[str], rooms: tuple[str, ...], root: Path = REPOSITORY
 ) -> Mapping[str, Path]:
-    """Return the files of `entries` (dotted module names) and of all they import inside `rooms`.
+    """Return the files of some modules and of all that they import.
 
-    Imports inside functions count, except those of a package's own `__init__`: there they make a public
-    face lazy, and the stage does not use it. Keys are paths relative to `root` with forward slashes.
+    Imports inside functions count, except those of a package's own `__init__`: there they only delay what the
+    package offers, and the stage does not use it.
+
+    Args:
+        entries: dotted names of the modules.
+        rooms: top-level packages whose imports are followed.
+        root: the folder that has these packages.
+
+    Returns:
+        Path relative to `root`, with forward slashes, to path.
 
     Raises:
         FileNotFoundError: an entry is no module.

@@ -28,7 +28,7 @@ from jora_core.base.errors import InputError
 class Identity:
     """Everything that went into one stage's key; `inputs` and `code` map names to SHA-256.
 
-    `paths` says where each input lies, for messages: relative to the configuration's root where it is below
+    `paths` has the path of each input for messages, relative to the configuration's root where it is below
     it. It is no part of the key.
     """
 

@@ -65,7 +65,16 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_retrying,
 )
 def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[str, Any]:
-    """Make sure that the stage's artifact is current; return the reference to it.
+    """Make sure that the stage's artifact is current.
+
+    Args:
+        name: of the stage.
+        key: the stage's key when the pipeline started.
+        config: what to run on what.
+        force: run the stage even if its artifact is current.
+
+    Returns:
+        The fields of an `ArtifactRef`.
 
     Raises:
         InputsChanged: an input is no longer what ``key`` was computed from.

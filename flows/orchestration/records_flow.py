@@ -71,7 +71,7 @@ def build_records(
 def build_records_flow(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Read and index the corpora, build the records shard by shard, join them."""
+    """Read and index the corpora, build the records shard by shard, join them; see `build_records`."""
     build = RecordsBuild(context=context, records_dir=records_dir, work_dir=work_dir)
     prepared = prepare_records(build)
     shards = prepared["shards"]

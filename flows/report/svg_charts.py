@@ -116,7 +116,13 @@ class Node:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) from `low` to `high`."""
+    """Return round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose a range.
+
+    Args:
+        low: least value.
+        high: greatest value.
+        count: about how many numbers are wanted.
+    """
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low, low + 1.0]
@@ -158,7 +164,18 @@ def line_chart(
     y_format: Callable[[float], str] = short_number,
     x_categories: Sequence[str] | None = None,
 ) -> str:
-    """Draw lines over a numeric axis, or over equally spaced categories (then x is a category's index)."""
+    """Draw lines over a numeric axis, or over equally spaced categories.
+
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        series: the lines.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        y_range: of the vertical axis; by default from zero to the greatest value.
+        y_format: writes a value of the vertical axis.
+        x_categories: names of the categories; x is then a category's index.
+    """
     named = [line for line in series if not line.raw]
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points if math.isfinite(y)]
@@ -213,7 +230,13 @@ def bar_chart(
 ) -> str:
     """Draw horizontal bars from zero, each with its value and, where given, its interval as a whisker.
 
-    Without `axis` only the zero line is drawn: the values beside the bars say enough.
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        bars: from the top down.
+        x_range: of the horizontal axis; by default from zero to the greatest value.
+        value_format: writes a value.
+        axis: False draws the zero line alone, where the values beside the bars are enough.
     """
     ticks = nice_ticks(*(x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))), count=5)
     left = 16 + int(7.4 * max(len(bar.label) for bar in bars))
@@ -249,7 +272,14 @@ def bar_chart(
 
 
 def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[tuple[str, str]]) -> str:
-    """Draw boxes in rows by rank, and an arrow for each edge (names of nodes, from and to)."""
+    """Draw boxes in rows by rank, and arrows between them.
+
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        nodes: the boxes.
+        edges: names of nodes, from and to.
+    """
     ranks = sorted({node.rank for node in nodes})
     box_height, gap = 46, 40
     centres: dict[str, tuple[float, float]] = {}
