@@ -198,7 +198,7 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
 
 
 def _flush_logs_and_events() -> None:
-    """Wait for Prefect's threads to send logs and events: after the server has ended they would print errors."""
+    """Wait for Prefect's threads to send logs and events: once the server has ended, they print errors."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
