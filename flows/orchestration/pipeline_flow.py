@@ -32,6 +32,7 @@ from flows.engine.stage import Stage
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
+from flows.report import markdown_sections
 from flows.stages import STAGES
 
 if TYPE_CHECKING:
@@ -133,8 +134,6 @@ def raft_pipeline(
 
 def _publish(config: PipelineConfig, whole: list[ArtifactRef]) -> None:
     """Show the report's sections as markdown artifacts of the current flow run."""
-    from flows.report import markdown_sections
-
     for name, text in markdown_sections(config, whole).items():
         create_markdown_artifact(text, key=f"report-{name}", description=f"Report: {name.replace('-', ' ')}")
 

@@ -9,6 +9,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.run_stage import ArtifactRef
+from flows.report import write_report
 from flows.stages import STAGES
 
 
@@ -25,8 +26,6 @@ def report_of(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef]
     """
     if whole is None:
         return None
-    from flows.report import write_report
-
     return write_report(store, config, whole)
 
 
