@@ -1,4 +1,4 @@
-"""What runs when: configuration, stages, artifact store, plan, runner and the ``jora`` command.
+"""The pipeline: configuration, stages, artifact store, plan, Prefect flows and the ``jora`` command.
 
 Importing this package imports nothing heavy: no JAX, no torch, no Prefect. JAX work runs in child processes
 (:mod:`flows.children.run_child`), retrieval work too, so this process stays small for as long as the

@@ -1,1 +1,1 @@
-"""Child processes that cannot outlive the pipeline, and the two commands that are children of ours."""
+"""Child processes that cannot outlive the pipeline, and the two commands that only run as such children."""

@@ -1,24 +1,23 @@
-"""Build the records of a corpus: ``python -m flows.children.build_records --spec SPEC.json``, the child of
-`build- context`.
+"""Build the records of a corpus: ``python -m flows.children.build_records --spec SPEC.json``.
 
-A child, so that the embedder's libraries and the corpus leave the pipeline's memory when they are done, and
-so that a crash inside them is one stage's failure. It does all of it, or one step for
-:mod:`flows.orchestration.records_flow`. Exit codes as for the commands of the training core.
+The child of `build-context`. The embedder's libraries and the corpus leave the memory of the pipeline when
+the child ends, and a crash inside them is one stage's failure. It does the whole build, or one step of it for
+:mod:`flows.orchestration.records_flow`. Exit status as for the commands of the training core.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.engine.errors import one_line_os_errors
-from jora_core.base.errors import InputError
-from jora_core.base.errors import InputError as RetrievalInputError
+from jora_core.base.memory_use import peak_process_bytes
+from jora_core.base.progress import ProgressBars
+from jora_core.base.spec_command import run_spec_command
+from jora_core.specs.read_spec import read_spec
 from retrieval.settings.context import ContextConfig
 
 Step = Literal["all", "prepare", "shard", "merge"]
@@ -37,35 +36,17 @@ class BuildContextSpec(BaseModel):
     output_dir: Path = Field(title="Output folder", description="result.json")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do what the spec orders; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="flows.children.build_records", description="Build the records of a corpus"
-    )
-    parser.add_argument("--spec", type=Path, required=True, help="JSON file with a BuildContextSpec")
-    spec = BuildContextSpec.model_validate_json(parser.parse_args(argv).spec.read_text(encoding="utf-8"))
-    try:
-        with one_line_os_errors("write", spec.records_dir):
-            _write_result(spec, _STEPS[spec.step](spec))
-    except (InputError, RetrievalInputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def _all(spec: BuildContextSpec) -> dict[str, Any]:
-    from flows.children.progress_bars import Bars
     from retrieval.build.build import build_context
 
-    with Bars() as bars:
+    with ProgressBars() as bars:
         return _facts(build_context(spec.context, spec.records_dir, bars.show, spec.work_dir))
 
 
 def _prepare(spec: BuildContextSpec) -> dict[str, Any]:
-    from flows.children.progress_bars import Bars
     from retrieval.build.shards import prepare
 
-    with Bars() as bars:
+    with ProgressBars() as bars:
         prepared = prepare(spec.context, spec.work_dir, bars.show)
     return {"shards": [f"{s.task} {s.low}-{s.high}" for s in prepared.shards]}
 
@@ -83,7 +64,7 @@ def _merge(spec: BuildContextSpec) -> dict[str, Any]:
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest is to say; settings and digests stand there already, examples in metrics.json."""
+    """Return the metrics for the manifest, which has settings and digests already; examples are left out."""
     tasks = {
         name: {key: value for key, value in task.items() if key != "examples"}
         for name, task in metrics["tasks"].items()
@@ -91,22 +72,17 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
     return {"records": metrics["records"], "tasks": tasks}
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _write_result(spec: BuildContextSpec, result: dict[str, Any]) -> None:
-    result["peak_memory_bytes"] = peak_memory_bytes()
-    text = json.dumps(result, indent=1, sort_keys=True)
-    spec.output_dir.mkdir(parents=True, exist_ok=True)
-    (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
+def main(spec: BuildContextSpec) -> None:
+    """Do what the spec asks for; write `result.json` with its metrics."""
+    with one_line_os_errors("write", spec.records_dir):
+        result = _STEPS[spec.step](spec) | {"peak_memory_bytes": peak_process_bytes()}
+        text = json.dumps(result, indent=1, sort_keys=True)
+        (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
 
 
 _STEPS = {"all": _all, "prepare": _prepare, "shard": _shard, "merge": _merge}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_spec_command(
+        lambda path: read_spec(path, BuildContextSpec), main, description="Build the records of a corpus."
+    )

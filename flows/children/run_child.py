@@ -40,7 +40,7 @@ _running: list[supervised_process.Supervised] = []
 
 
 class Spec(Protocol):
-    """What a specification of :mod:`jora_core.specs.train` offers here."""
+    """What is needed of a spec here, of whatever command."""
 
     output_dir: Path
 
@@ -90,11 +90,17 @@ def run_child(
 ) -> dict[str, Any]:
     """Run ``python -m jora_core.commands.<module>`` on ``spec`` and return its ``result.json``.
 
-    A dotted ``module`` is taken as it is. On a terminal the child draws its progress bars there; elsewhere
-    each of its lines goes to ``on_line`` (default: the Prefect run's logger inside a run, the
-    ``jora.child`` logger outside). With ``on_output``, that gets each line of the child's standard output,
-    in this thread and while the child runs, and the rest is about its standard error. ``env`` is added to the
-    environment.
+    Args:
+        module: name of a command of the training core, or a dotted module, which is taken as it is.
+        spec: what the child is asked for; its `output_dir` is where the child writes ``result.json``.
+        workdir: the spec's file is written there.
+        env: added to the environment.
+        on_line: gets each line of the child's output, where it is no terminal: on a terminal the child draws
+            its progress bars there. Default: the Prefect run's logger inside a run, else the ``jora.child``
+            logger.
+        on_output: gets each line of the child's standard output, in this thread and while the child runs;
+            ``on_line`` then gets its standard error alone.
+        grace_seconds: from SIGTERM to SIGKILL, where the child is ended: the time for a checkpoint.
 
     Raises:
         ChildInputError: the child refused its input.

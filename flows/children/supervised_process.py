@@ -54,9 +54,13 @@ class Supervised:
 
 
 def start(command: list[str], env: dict[str, str], output: int, stdout: int | None = None) -> Supervised:
-    """Start ``command`` with our environment plus ``env``, its output and errors going to file ``output``.
+    """Start a command under the supervisor.
 
-    Its standard output goes to file ``stdout`` instead where that is given.
+    Args:
+        command: program and arguments.
+        env: added to our environment.
+        output: file descriptor of its standard output and error.
+        stdout: file descriptor of its standard output, where that is to go elsewhere.
     """
     lifeline_read, lifeline_write = os.pipe()
     supervisor = [sys.executable, "-P", "-m", "flows.children.supervisor", "--lifeline", str(lifeline_read)]
@@ -91,10 +95,10 @@ def _importable() -> dict[str, str]:
 
 
 def _huge_pages() -> dict[str, str]:
-    """Let the child's C library ask for pages of 2 MB (glibc 2.35 and later; others ignore it).
+    """Let the child's C library ask for memory pages of 2 MB (glibc 2.35 and later; others ignore it).
 
-    A step on a CPU takes some hundred MB of buffers from the system and gives them back at its end: with
-    pages of 4 kB the page faults were a tenth of a small model's time.
+    A training step on a CPU takes some hundred MB of buffers from the system and gives them back at its end.
+    With pages of 4 kB, page faults took a tenth of a small model's time.
     """
     before = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in before:

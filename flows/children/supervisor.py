@@ -45,7 +45,17 @@ def die_with_parent(parent: int) -> Callable[[], None]:
 
 
 def supervise(command: list[str], lifeline: int, parent: int) -> int:
-    """Run ``command`` until it ends or ``lifeline`` does; return its exit status, 128 + n for signal n."""
+    """Run a command until it ends or the pipeline does.
+
+    Args:
+        command: program and arguments.
+        lifeline: read end of a pipe whose write end the pipeline holds: its end of file means that the
+            pipeline is gone.
+        parent: process id of the pipeline.
+
+    Returns:
+        The command's exit status, 128 + n after signal n.
+    """
     os.set_inheritable(lifeline, False)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)

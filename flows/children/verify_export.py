@@ -1,14 +1,13 @@
-"""Hold an export against other libraries: ``python -m flows.children.verify_export --spec SPEC.json``, a
-child of `export`.
+"""Compare an export with other libraries: ``python -m flows.children.verify_export --spec SPEC.json``.
 
-The merged model is loaded with `transformers`, the adapter over its base with `peft`, both in float32, and
-their logits are compared with those that the training core computed. The libraries bring torch themselves;
-nothing here imports it by name. Exit codes as for the commands of the training core.
+A child of the stage `export`. The merged model is loaded with `transformers`, the adapter over its base with
+`peft`, both in float32, and their logits are compared with those that the training core computed. The
+libraries import torch themselves; nothing here imports it by name. Exit status as for the commands of the
+training core.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,12 +15,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jora_core.base.spec_command import run_spec_command
+from jora_core.specs.read_spec import read_spec
+
 TOLERANCE = 1e-3
 SAMPLE_TEXT = "### Instruction:\nSay which post it is.\n\n### Input:\n#1 Zoë: 42 – really?\n\n### Response:\n"
 
 
 class VerifySpec(BaseModel):
-    """What the child is asked to do."""
+    """What to compare, and where the result goes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,20 +38,15 @@ class VerifySpec(BaseModel):
     output_dir: Path = Field(title="Output folder", description="result.json")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Verify what the spec names; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="flows.children.verify_export", description="Compare an export's logits"
-    )
-    parser.add_argument("--spec", type=Path, required=True, help="JSON file with a VerifySpec")
-    spec = VerifySpec.model_validate_json(parser.parse_args(argv).spec.read_text(encoding="utf-8"))
+def main(spec: VerifySpec) -> int:
+    """Verify what the spec names and write `result.json`; return the exit status."""
     result = verify(spec)
-    spec.output_dir.mkdir(parents=True, exist_ok=True)
     (spec.output_dir / "result.json").write_text(json.dumps(result), encoding="utf-8")
     judged = {"transformers": result["transformers_largest_difference"]}
     if spec.judge_adapter:
         judged["peft"] = result["peft_largest_difference"]
     for library, difference in judged.items():
+        # A NaN is not less than anything: `difference > TOLERANCE` would let it pass.
         if not difference <= TOLERANCE:
             print(
                 f"the export loaded with {library} gives logits that differ by {difference:.2e} from the "
@@ -70,7 +67,7 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
 
     import numpy as np
 
-    # What one of the libraries says to the authors of the other is no matter for who exports a model.
+    # The libraries warn each other's authors of coming changes; that does not concern who exports a model.
     warnings.simplefilter("ignore", FutureWarning)
     from peft import PeftModel
     from safetensors.numpy import load_file
@@ -104,4 +101,6 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_spec_command(
+        lambda path: read_spec(path, VerifySpec), main, description="Compare an export's logits."
+    )

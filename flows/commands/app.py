@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 EXAMPLES = """
 \b
 Examples:
+  jora init demo --sample                      a project that runs at once; without --sample, for your data
   jora doctor                                  is this machine ready?
   jora plan                                    what would run, and why
-  jora run                                     the embedded sample, from corpus to exported model
-  jora run my.yaml                             your own data (start from a copy of flows/configs/sample.yaml)
+  jora run                                     ./jora.yaml, from corpus to exported model
+  jora run my.yaml                             another configuration
   jora run my.yaml --set phases.finetune-task.max_steps=500
   jora run my.yaml --from finetune-task        this stage and those after it
   jora run my.yaml --only evaluate --force     one stage, even if nothing changed
@@ -29,8 +30,9 @@ Examples:
 Exit status: 0 done, 1 failed, 2 wrong input. Every command explains itself: jora COMMAND --help
 """
 
+DISTRIBUTION = "jora-raft"  # the name of the installed package
+
 app = typer.Typer(
-    help="Retrieval-augmented fine-tuning, from a raw corpus to an exported model.",
     epilog=EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
@@ -39,8 +41,30 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    # pyproject.toml is the only place that has the number; the installation knows it from there.
+    print(f"jora {version(DISTRIBUTION)}")
+    raise typer.Exit
+
+
+@app.callback()
+def jora(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Retrieval-augmented fine-tuning, from a raw corpus to an exported model."""
+
+
 Config = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; without it, the embedded sample.")
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="YAML file; without it, ./jora.yaml, else a checkout's sample."),
 ]
 Set = Annotated[
     list[str] | None,

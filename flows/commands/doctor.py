@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows.commands.app import DISTRIBUTION
 from jora_core.base.errors import InputError
 
-DISTRIBUTION = "jora-raft"
 OLDEST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 2 * 2**30
 DEVICE_SECONDS = 120
@@ -127,15 +127,17 @@ def _server() -> Finding:
 def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
     """The configuration, its input files, and whether its store can be written."""
     from flows.configuration.load import load_config
+    from flows.configuration.sample import default_config
     from flows.engine.keys import identify
+    from flows.stages import STAGES
 
     try:
         config = load_config(path, overrides)
     except ValueError as error:
         return [_refused("configuration", error)]
-    findings = [Finding("configuration", "ok", str(path) if path else "the embedded sample")]
+    findings = [Finding("configuration", "ok", str(path or default_config()))]
     try:
-        count = sum(len(identity.inputs) for identity in identify(config).values())
+        count = sum(len(identity.inputs) for identity in identify(config, STAGES).values())
         findings.append(Finding("input files", "ok", f"{count} files"))
     except ValueError as error:
         findings.append(_refused("input files", error))

@@ -1,4 +1,4 @@
-"""What `jora generate` and `jora merge` do: one order for the training core each, outside the store."""
+"""What `jora generate` and `jora merge` do: each runs one command of the training core, outside the store."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flows.engine.artifact_store import Store
 from flows.engine.errors import one_line_os_errors
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.common import ALPACA_SHORT
@@ -48,7 +49,18 @@ class Prompt:
 def answer_options(
     temperature: float, top_k: int, top_p: float, seed: int, stop: Sequence[str], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Fields of an `AnswerSpec` from the options of the command line.
+    """Check the options of `jora generate`.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        top_k: draw from this many likeliest tokens; 0 draws from all.
+        top_p: draw from the fewest tokens of this probability together.
+        seed: of the draw.
+        stop: texts that end the answer.
+        max_new_tokens: of the answer.
+
+    Returns:
+        Fields of an `AnswerSpec`.
 
     Raises:
         InputError: a value that cannot be; it names the option.
@@ -70,6 +82,9 @@ def generate_answer(
     """Answer one prompt: with its model (and adapter), else with the last phase of `config`.
 
     Args:
+        config: its last phase's adapter answers, where `prompt` names no model; dtype, mesh and lengths are
+            taken from it.
+        prompt: what is asked, and how to answer.
         on_text: gets the pieces of the answer while it is written.
 
     Returns:
@@ -113,7 +128,7 @@ def generate_answer(
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """The base model and the last phase's adapter of a configuration that has been trained."""
     stage = config.phases[-1].stage
-    key = identify(config, until=stage)[stage].key
+    key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:
         raise missing_upstream("generate", stage, check)
@@ -126,7 +141,11 @@ def merge_adapter(
     """Merge a PEFT adapter into its base model; write the new model folder `target`, all of it or nothing.
 
     Args:
-        then: adapters merged after it, in order.
+        base: model folder in Hugging Face layout.
+        adapter: folder in PEFT layout.
+        target: new folder.
+        dtype: of the merged weights, float32 or bfloat16; None takes the base's.
+        then: adapters that are merged after it, in this order.
 
     Raises:
         InputError: `target` exists, or the model or the adapter cannot be read.

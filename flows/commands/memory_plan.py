@@ -1,4 +1,4 @@
-"""What `jora memory` and `jora plan --memory` do: one order for the training core, outside the store."""
+"""What `jora memory` and `jora plan --memory` do: a command of the training core plans a step's memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _UNUSED = Path("unused")
 def memory_settings(
     config: PipelineConfig | None, model: Path | None, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The fields of a `MemorySpec`: those of a model or of a configuration, changed by what was given.
+    """Return the fields of a `MemorySpec`: of a model or of a configuration, changed by the given options.
 
     Args:
         config: its phase with the largest microbatch is taken; None with `model`.
+        model: model folder or config.json; None with `config`.
         given: option to value, None where it was not given; `rows` and `tokens_per_batch` exclude each other.
 
     Raises:
@@ -58,9 +59,10 @@ def memory_settings(
 
 
 def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]:
-    """The fields of a `MemorySpec` for one phase: its fullest microbatch, as far as the configuration tells.
+    """Return the fields of a `MemorySpec` for one phase: the fullest microbatch that may occur.
 
-    Groups that share contexts go into rows as long as the budget allows, examples alone into rows of theirs.
+    Groups of examples that share a context go into rows as long as the budget allows; an example that shares
+    nothing has a row of its own.
     """
     longest = phase.max_seq_len
     if phase.sharing == "auto":
@@ -88,11 +90,16 @@ def memory_plan(settings: dict[str, Any], say: Callable[[str], None]) -> dict[st
 def memory_of_phases(
     config: PipelineConfig, counts: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Stage to plan, for the phases among `counts`.
+    """Plan the memory of the phases among `counts`.
 
     Args:
+        config: whose phases are meant.
         counts: of `flows.commands.sharing_counts`; where a phase's records were counted, the step is that of
             its largest microbatch of groups.
+        say: gets a line for each step that is compiled.
+
+    Returns:
+        Stage name to the training core's plan.
     """
     plans = {}
     for phase in config.phases:

@@ -13,6 +13,7 @@ from flows.commands.app import Config, Json, Set, app, load, print_json, say
 
 @app.command()
 def generate(
+    *,
     instruction: Annotated[str, typer.Option("--instruction", "-i", help="What to do.")],
     text: Annotated[
         str,
@@ -106,6 +107,7 @@ def merge(
 
 @app.command()
 def memory(
+    *,
     config: Config = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="Model folder or config.json, instead of CONFIG.")

@@ -33,7 +33,7 @@ def run(
     from flows.orchestration.run_pipeline import run as run_flow
 
     settings = load(config, overrides)
-    outcome = run_flow(settings, only, start, force, say)
+    outcome = run_flow(settings, only=only, start=start, force=force, say=say)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
     else:
@@ -42,6 +42,7 @@ def run(
 
 @app.command()
 def plan(
+    *,
     config: Config = None,
     only: Only = None,
     start: From = None,
@@ -59,11 +60,12 @@ def plan(
     from flows.commands.sharing_counts import sharing_of_phases
     from flows.engine.artifact_store import Store
     from flows.engine.plan import make_plan
+    from flows.stages import STAGES
 
     settings = load(config, overrides)
     store = Store(settings.store)
-    lines = make_plan(settings, store, only, start, force)
-    sharing = sharing_of_phases(settings, store, lines, say)
+    lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
+    sharing = sharing_of_phases(settings, store, STAGES, lines, say)
     needs = {}
     if memory:
         from flows.commands.memory_plan import memory_of_phases
@@ -199,18 +201,19 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
     """Run stages one after the other in this process, and print what they left; return their artifacts."""
     from flows.commands import print_pipeline
     from flows.engine.artifact_store import Store
-    from flows.engine.run_stage import execute_stage
+    from flows.engine.run_stage import run_stages
+    from flows.stages import STAGES
 
     _log_to_stderr()
-    store = Store(config.store)
-    store.sweep()
-    references: list[ArtifactRef] = []
-    for name in names:
-        references.append(
-            execute_stage(name, config, store, force, on_start=lambda line, name=name: say(f"{name}: {line}"))
-        )
-        if not as_json:
-            print_pipeline.print_reference(references[-1])
+    references = run_stages(
+        names,
+        config,
+        Store(config.store),
+        STAGES,
+        force=force,
+        on_stage=lambda name, line: say(f"{name}: {line}"),
+        on_done=None if as_json else print_pipeline.print_reference,
+    )
     if as_json:
         print_json(print_pipeline.outcome_as_json(references, None))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from flows.configuration.schema import PhaseConfig, PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.plan import PlannedStage
-from flows.engine.stage import Stage
-from flows.stages import STAGES, build_context
+from flows.engine.stage import Registry
+from flows.stages import build_context
 from flows.stages.finetune import data_spec
 from jora_core.base.errors import InputError
 from jora_core.specs.planning import SharingSpec
@@ -24,14 +24,24 @@ Counts = dict[str, Any]
 def sharing_of_phases(
     config: PipelineConfig,
     store: Store,
+    registry: Registry,
     lines: Sequence[PlannedStage],
     say: Callable[[str], None],
-    registry: Mapping[str, Stage] = STAGES,
 ) -> dict[str, Counts]:
-    """Stage to counts, for the phases of a plan; one that cannot be counted has `unknown`, the reason.
+    """Count the tokens of the phases of a plan, with shared contexts and without.
 
-    A finished phase has counted its records itself. Those of a phase that would run are counted now, where
-    `build-context` has made them: exactly where their token ids are cached or they are few.
+    The counts of a finished phase stand in its artifact. Those of a phase that would run are made now, if
+    `build-context` has made its records: exactly where their token ids are cached or they are few.
+
+    Args:
+        config: the configuration of the plan.
+        store: where the artifacts are.
+        registry: name to stage.
+        lines: the plan.
+        say: gets a line for each count that takes time.
+
+    Returns:
+        Stage name to counts; a phase that cannot be counted has `unknown`, the reason.
     """
     planned = {line.name: line for line in lines}
     phases = [phase for phase in config.phases if phase.stage in planned]
@@ -52,7 +62,7 @@ def sharing_of_phases(
 
 
 def _finished_records(
-    config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Mapping[str, Stage]
+    config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Registry
 ) -> Path | None:
     """The records that the phases of a plan would read, None where they are still to be built."""
     if planned is not None and planned.action == "run":

@@ -1,4 +1,4 @@
-"""Load a configuration: the file, or the embedded sample's where none is given."""
+"""Load a configuration from a file, from `jora.yaml` of the working directory, or the embedded sample's."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flows.configuration.path_fields import resolve_paths
+from flows.configuration.sample import default_config
 from flows.configuration.schema import PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
 from jora_core.base.errors import InputError
 
-SAMPLE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "sample.yaml"
-
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read a configuration (the embedded sample's if `path` is None) and change it by `key.path=value`
-    overrides.
+    """Read a configuration and change it by overrides.
 
-    Values of overrides are YAML. A list is entered by number or, for phases, by stage:
-    `phases.finetune-task.max_steps=10`.
+    Args:
+        path: YAML file; None takes what `default_config` finds.
+        overrides: `key.path=value`, the values in YAML. An item of a list is named by its number or, for
+            phases, by its stage: `phases.finetune-task.max_steps=10`.
 
     Raises:
         InputError: no such file, broken YAML (with the line), an unknown key (with the nearest known one),
             a value of the wrong type, an environment variable that is not set.
     """
-    file = SAMPLE_CONFIG if path is None else Path(path)
+    file = default_config() if path is None else Path(path)
     folder = file.resolve().parent
     raw, changed = apply_overrides(read_yaml(file), overrides)
     root = raw.setdefault("root", ".")

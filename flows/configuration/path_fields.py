@@ -27,11 +27,19 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
 
 def resolve_paths(
-    raw: Mapping[str, Any], root: Path, source: str, root_from: Path | None = None
-) -> dict[str, Any]:
-    """Return `raw` with every path field absolute: counted from `root`, environment variables replaced.
+    raw: Any, root: Path, source: str, root_from: Path | None = None, *, at: tuple[str, ...] = ()
+) -> Any:
+    """Make every path absolute, and replace environment variables in it.
 
-    `store` counts from the working directory, `root` from `root_from` (default: the working directory).
+    Args:
+        raw: a configuration as nested mappings and lists, or a value of one.
+        root: what relative paths count from. `store` always counts from the working directory.
+        source: where `raw` comes from, for errors.
+        root_from: what the key `root` itself counts from; the working directory if None.
+        at: key of `raw` in the configuration, if it is not the whole.
+
+    Returns:
+        A changed copy of `raw`.
 
     Raises:
         InputError: an environment variable is not set.
@@ -57,11 +65,13 @@ def resolve_paths(
             return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
         return value
 
-    return visit(raw, ())
+    return visit(raw, at)
 
 
 def expand_variables(text: str, where: str) -> str:
     """Replace `$NAME`, `${NAME}` and `${NAME:-default}` from the environment.
+
+    `where` names the text in the error.
 
     Raises:
         InputError: a variable without default is not set.

@@ -1,6 +1,8 @@
-"""Reading a configuration file: YAML with line numbers, `--set` overrides, paths, and errors that help.
+"""Read a configuration file: YAML with line numbers, `--set` overrides, and errors that say how to fix it.
 
-Nothing here knows the fields of the configuration except which of them are paths.
+The overrides are applied here and not by a library such as OmegaConf: an item of `phases` is named by its
+stage (`phases.finetune-task.max_steps=10`), a path counts from where it was typed, and an error names the
+override.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from flows.configuration.path_fields import resolve_paths
 from jora_core.base.errors import InputError
@@ -29,43 +32,38 @@ _EXPECTED = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-4` is a number, and a key given twice is an error, not the last one's
-    value.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
-            if key_node.tag != "tag:yaml.org,2002:merge":
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` names it in the error.
+    """Parse YAML 1.2 text: `yes` and `1:30` are text, `010` is ten, `1e-4` is a number, `<<` merges.
+
+    Args:
+        text: one document.
+        source: names the text in errors, such as a file's path.
 
     Raises:
-        InputError: broken YAML or a key given twice, with line and column.
+        InputError: broken YAML or a key given twice, with line and column; nesting without end.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
+        # The pure loader: the one in C follows YAML 1.1, in which `yes` is true and `010` is eight.
+        # The copy ends aliases, so that an override of one place changes no other; it also finds an alias
+        # that contains itself, on which everything that walks the values would run without end.
+        return _copy(YAML(typ="safe", pure=True).load(text))
+    except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{source}{where}: broken YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
+        raise InputError(f"{source}{where}: broken YAML: {_problem(error)}") from None
+    except YAMLError as error:
         raise InputError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(
+            f"{source}: values are nested too deeply, or an alias contains itself; write them out"
+        ) from None
+
+
+def _problem(error: MarkedYAMLError) -> str:
+    """Return the library's message, but for a repeated key: there it quotes both values, however long."""
+    text = str(error.problem or error.context)
+    repeated = re.match(r'found duplicate key "?(.+?)"? with value ', text, re.DOTALL)
+    return f"key {repeated[1]!r} is given twice" if repeated else text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -90,7 +88,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def apply_overrides(
     raw: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
-    """Return `raw` changed by `key.path=value` overrides, and the key paths that they set.
+    """Change a configuration by overrides.
+
+    Args:
+        raw: content of the file; it is not changed.
+        overrides: `key.path=value`, the values in YAML.
+
+    Returns:
+        The changed copy, and the key paths that were set, list items by number.
 
     Raises:
         InputError: no `=`, an empty key, a list index that is not there, a key below a plain value.
@@ -103,12 +108,8 @@ def apply_overrides(
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
         value = parse_yaml(text, f"--set {dotted}")
-        # A relative path given on the command line counts from where it was typed.
-        for key in reversed(keys):
-            value = {key: value}
-        value = resolve_paths(value, Path.cwd(), "--set")
-        for key in keys:
-            value = value[key]
+        # A relative path of the command line counts from the working directory, not from the file's folder.
+        value = resolve_paths(value, Path.cwd(), "--set", at=tuple(keys))
         changed.append(_assign(result, keys, value, override))
     return result, changed
 
@@ -116,8 +117,13 @@ def apply_overrides(
 def describe_error(
     error: ValidationError, model: type[BaseModel], source: str, overridden: Sequence[tuple[str, ...]] = ()
 ) -> str:
-    """One line for the first problem: source, key path, what was expected, what stands there, nearest known
-    key.
+    """Return one line for the first problem: where it is, what was expected, what is there.
+
+    Args:
+        error: of the model's validation.
+        model: knows the keys that there are.
+        source: the configuration's file.
+        overridden: key paths that `--set` gave; an error below one of them names `--set`, not the file.
     """
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
@@ -145,7 +151,7 @@ def describe_error(
 
 
 def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the nested model at `location`, through lists and optional fields."""
+    """Return the field names of the nested model at `location`, through lists and optional fields."""
     current: Any = model
     for part in location:
         models = _models_in(current)

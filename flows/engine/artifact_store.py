@@ -2,12 +2,12 @@
 
 An artifact is written under a temporary name, fsynced and renamed, so a reader sees all of it or none.
 Every file's SHA-256 is checked at every use (a flipped byte that kept its size and time is noticed), and
-the manifest is sealed by a digest of itself. One process at a time works on a key: `fcntl.flock`, which the
-kernel frees when the holder
-dies however it dies. Dot-folders beside the stages are the store's own:
+the manifest is sealed by a digest of itself. One process at a time works on a key: it holds a lock of
+`fcntl.flock`, which the kernel frees when the process dies, however it dies. Dot-folders beside the stages
+are the store's own:
 
     .locks/   one empty file a key          .tmp/    artifacts being written
-    .work/    checkpoints and orders        .cache/  compiled programs
+    .work/    checkpoints and specs         .cache/  compiled programs
 """
 
 from __future__ import annotations
@@ -105,8 +105,12 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the key alone, waiting for another run that holds it; `on_wait` is called once if it must
-        wait.
+        """Hold the lock of a key while the block lasts, after waiting for another run that holds it.
+
+        Args:
+            stage: name of the stage.
+            key: of the artifact.
+            on_wait: called once if it must wait.
 
         Raises:
             InputError: the store cannot be written.
@@ -137,7 +141,15 @@ class Store:
         return folder
 
     def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Path:
-        """Make the filled temporary folder the artifact; add its outputs to `manifest` and seal it.
+        """Make the filled temporary folder the artifact.
+
+        Args:
+            stage: name of the stage.
+            key: of the artifact; the caller holds its lock.
+            manifest: what is known of the artifact; its outputs and the seal are added here.
+
+        Returns:
+            The artifact's folder.
 
         Raises:
             InputError: the disk is full or the store cannot be written; the temporary folder is gone then.

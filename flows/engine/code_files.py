@@ -1,26 +1,56 @@
 """Which files of code a stage runs: the modules that its entry module can reach inside the rooms.
 
-Reading the imports (`ast`, nothing is executed) instead of keeping lists by hand means that a new module is
-part of the key of every stage that uses it from its first line on, and of no other stage's.
+The imports are read, nothing is executed. So no list is kept by hand: a new module is part of the key of
+every stage that uses it from its first line on, and of no other stage's.
+
+A scanner of our own reads them, not `ast.parse`. CPython 3.11 turns a syntax tree into Python objects with a
+depth counter that all threads share; beside another thread that parses, it fails at random ("AST constructor
+recursion depth mismatch", https://github.com/python/cpython/issues/106905). Prefect's client threads parse
+sources while the tasks of a run ask for their stages' keys.
 """
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# `import` is a keyword, so outside of strings and comments it stands in import statements only. Strings and
+# comments are therefore matched first, as a whole; what is left over needs no parser.
+_STATEMENT = re.compile(
+    r"""
+    \"{3} (?: [^\\] | \\. )*? \"{3}  |  '{3} (?: [^\\] | \\. )*? '{3}
+    | " (?: [^"\\\n] | \\. )* "  |  ' (?: [^'\\\n] | \\. )* '
+    | \# [^\n]*
+    | (?: \b from \b (?P<origin> (?: [.\w \t\f] | \\\n )*? ) )? \b import \b
+      (?P<names> [ \t\f]* \( (?: [^)#] | \# [^\n]* )* \) | (?: [^\n;\#\\] | \\\n )* )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT = re.compile(r"#[^\n]*")
+# First words of lines whose statements are inside a block, also where they stand in the same line.
+_BLOCK_WORDS = re.compile(
+    r"(?:if|elif|else|for|while|try|except|finally|with|async|def|class|match|case)\b", re.ASCII
+)
 
 
 def reachable_sources(
     entries: Iterable[str], rooms: tuple[str, ...], root: Path = REPOSITORY
 ) -> Mapping[str, Path]:
-    """Return the files of `entries` (dotted module names) and of all they import inside `rooms`.
+    """Return the files of some modules and of all that they import.
 
-    Imports inside functions count, except those of a package's own `__init__`: there they make a public
-    face lazy, and the stage does not use it. Keys are paths relative to `root` with forward slashes.
+    Imports inside functions count, except those of a package's own `__init__`: there they only delay what the
+    package offers, and the stage does not use it.
+
+    Args:
+        entries: dotted names of the modules.
+        rooms: top-level packages whose imports are followed.
+        root: the folder that has these packages.
+
+    Returns:
+        Path relative to `root`, with forward slashes, to path.
 
     Raises:
         FileNotFoundError: an entry is no module.
@@ -72,18 +102,43 @@ def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
 
 @cache
 def _imports(text: str, module: str, is_package: bool) -> tuple[str, ...]:
-    """Dotted names that a module's text imports; relative imports are made absolute."""
-    tree = ast.parse(text)
-    nodes = ast.iter_child_nodes(tree) if is_package else ast.walk(tree)
-    names: list[str] = []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level:
-                package = module.split(".") if is_package else module.split(".")[:-1]
-                package = package[: len(package) - (node.level - 1)]
-                origin = ".".join([*package, origin]) if origin else ".".join(package)
-            names += [f"{origin}.{alias.name}" for alias in node.names]
-    return tuple(names)
+    """Return the dotted names that a module's text imports, relative ones made absolute."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    return tuple(
+        ".".join([*package[: len(package) - (level - 1)], name]) if level else name
+        for level, name in imported_names(text, top_level_only=is_package)
+    )
+
+
+def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int, str]]:
+    """Return what the import statements of a module name.
+
+    Args:
+        text: source code of a module that Python accepts.
+        top_level_only: leave out statements inside of functions and other blocks.
+
+    Returns:
+        (number of leading dots, dotted name), in the order of the text. `from a import b` gives `a.b`.
+    """
+    found: list[tuple[int, str]] = []
+    for match in _STATEMENT.finditer(text):
+        if match["names"] is None or (top_level_only and _in_block(text, match.start())):
+            continue
+        origin = _joined(match["origin"] or "")
+        level = len(origin) - len(origin.lstrip("."))
+        names = _COMMENT.sub("", match["names"]).strip().strip("()").replace("\\\n", " ")
+        for name in filter(str.strip, names.split(",")):
+            parts = (origin[level:], _joined(name.split(" as ")[0]))
+            found.append((level, ".".join(filter(None, parts))))
+    return found
+
+
+def _in_block(text: str, position: int) -> bool:
+    """Whether the statement at `position` is in a block: indented, or in the line that begins the block."""
+    line = text[text.rfind("\n", 0, position) + 1 : position]
+    return line[:1].isspace() or _BLOCK_WORDS.match(line) is not None
+
+
+def _joined(words: str) -> str:
+    """Return the text without white space and joined lines."""
+    return "".join(words.replace("\\\n", " ").split())

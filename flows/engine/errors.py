@@ -36,7 +36,10 @@ def one_line_os_errors(
 ) -> Iterator[None]:
     """Turn a full disk or a missing right inside the block into one line: ``cannot <action> <path>: …``.
 
-    Only errors with one of `numbers` (of `errno`) are meant; all that a user can mend if not given.
+    Args:
+        action: a verb with its object, such as "write to store".
+        path: what the action is done to.
+        numbers: the errors (of `errno`) that are turned; by default all that a user can mend. Others pass.
 
     Raises:
         InputError: in place of the operating system's error.

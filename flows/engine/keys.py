@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.stage import Stage, Upstream
-from flows.stages import STAGES, stages_of
+from flows.engine.stage import Registry, Upstream, stages_of
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
 
@@ -29,7 +28,7 @@ from jora_core.base.errors import InputError
 class Identity:
     """Everything that went into one stage's key; `inputs` and `code` map names to SHA-256.
 
-    `paths` says where each input lies, for messages: relative to the configuration's root where it is below
+    `paths` has the path of each input for messages, relative to the configuration's root where it is below
     it. It is no part of the key.
     """
 
@@ -70,10 +69,16 @@ def digest_reads(outputs: Mapping[str, Mapping[str, Any]], reads: Sequence[str])
     )
 
 
-def identify(
-    config: PipelineConfig, registry: Mapping[str, Stage] = STAGES, until: str | None = None
-) -> dict[str, Identity]:
-    """Compute the identity of every stage of a configuration, in order, up to and with stage `until`.
+def identify(config: PipelineConfig, registry: Registry, until: str | None = None) -> dict[str, Identity]:
+    """Compute the identity of every stage of a configuration, in the order in which they run.
+
+    Args:
+        config: whose stages, settings and inputs are meant.
+        registry: name to stage.
+        until: the last stage that is needed; all if None. Each input file is digested, which takes time.
+
+    Returns:
+        Stage name to identity.
 
     Raises:
         InputError: an input is missing or cannot be read.

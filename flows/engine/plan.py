@@ -17,8 +17,7 @@ from typing import Any, Literal
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Check, Manifest, Store
 from flows.engine.keys import Identity, digest_reads, identify
-from flows.engine.stage import Stage
-from flows.stages import STAGES, stage_named
+from flows.engine.stage import Registry, stage_named, stages_of
 from jora_core.base.errors import InputError
 
 Action = Literal["cached", "run"]
@@ -38,19 +37,31 @@ class PlannedStage:
 def make_plan(
     config: PipelineConfig,
     store: Store,
+    registry: Registry,
+    *,
     only: str | None = None,
     start: str | None = None,
     force: bool = False,
-    registry: Mapping[str, Stage] = STAGES,
 ) -> list[PlannedStage]:
-    """Say for each selected stage whether it would run, and why; the selection is as in `select`.
+    """Say for each selected stage whether it would run, and why. Nothing is written.
+
+    Args:
+        config: what to run on what.
+        store: where the artifacts are.
+        registry: name to stage.
+        only: see `select`.
+        start: see `select`.
+        force: plan to run the selected stages even where their artifacts are current.
+
+    Returns:
+        One line for each selected stage, in the order in which they run.
 
     Raises:
         InputError: a missing input, an unknown stage, or a stage outside the selection that has no whole
-        artifact.
+            artifact.
     """
     identities = identify(config, registry)
-    selected = select(config, only, start, registry)
+    selected = select(config, registry, only=only, start=start)
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
     running: set[str] = set()
     plan: list[PlannedStage] = []
@@ -71,14 +82,20 @@ def make_plan(
 
 
 def select(
-    config: PipelineConfig, only: str | None, start: str | None, registry: Mapping[str, Stage] = STAGES
+    config: PipelineConfig, registry: Registry, *, only: str | None = None, start: str | None = None
 ) -> list[str]:
-    """Names of the stages to look at: all, one (`only`), or one and those after it (`start`).
+    """Return the names of the stages to look at, in the order in which they run.
+
+    Args:
+        config: whose stages are meant.
+        registry: name to stage.
+        only: this stage alone.
+        start: this stage and those after it. Without `only` and `start`: all stages.
 
     Raises:
         InputError: unknown stage, or both given.
     """
-    names = [stage.name for stage in registry.values() if stage.applies(config)]
+    names = [stage.name for stage in stages_of(config, registry)]
     if only and start:
         raise InputError("--only and --from exclude each other; give one of them")
     if only:
@@ -94,8 +111,11 @@ def assess(
 ) -> str | None:
     """Return why a stage must run, or None if its artifact is current.
 
-    `checks` has the state of this stage's and its upstream stages' artifacts under their keys; `running`
-    names the stages that will run before it.
+    Args:
+        identity: of the stage.
+        checks: the state of the stage's own and its upstream stages' artifacts under their keys.
+        store: where to look for an older artifact of the stage, to say what changed since.
+        running: names of the stages that will run before it.
     """
     check = checks[identity.stage]
     if check.damage:
@@ -113,7 +133,13 @@ def assess(
 
 
 def missing_upstream(stage: str, upstream: str, check: Check) -> InputError:
-    """The error of a stage that was asked for without what it reads."""
+    """Return the error of a stage that was selected alone and whose upstream artifact is not there.
+
+    Args:
+        stage: the selected stage.
+        upstream: the stage that makes the artifact.
+        check: what the store found under its key.
+    """
     state = f"is damaged ({check.damage})" if check.damage else "does not exist for this configuration"
     return InputError(
         f"{stage} reads the artifact of {upstream}, which {state}; run `jora run --from {upstream}`"

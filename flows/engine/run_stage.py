@@ -1,13 +1,14 @@
-"""Running stages: one at a time with :func:`execute_stage`, all of them with :func:`run_pipeline`.
+"""Run stages: one with :func:`execute_stage`, several one after the other with :func:`run_stages`.
 
-The Prefect tasks call `execute_stage` too, so the artifact store alone decides what runs, whoever asks.
+The Prefect tasks call `execute_stage` too. So the artifact store alone decides what runs, with Prefect and
+without it.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -18,9 +19,8 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Check, Store
 from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
 from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
-from flows.engine.plan import assess, missing_upstream, select
-from flows.engine.stage import CHECKPOINTS, Stage, StageContext
-from flows.stages import STAGES, stage_named
+from flows.engine.plan import assess, missing_upstream
+from flows.engine.stage import CHECKPOINTS, BuildRecords, Registry, Stage, StageContext, stage_named
 from jora_core.base.errors import InputError
 
 MANIFEST_FORMAT = 1
@@ -54,14 +54,23 @@ def execute_stage(
     name: str,
     config: PipelineConfig,
     store: Store,
+    registry: Registry,
+    *,
     force: bool = False,
-    registry: Mapping[str, Stage] = STAGES,
     on_start: Callable[[str], None] | None = None,
+    build_records: BuildRecords | None = None,
 ) -> ArtifactRef:
-    """Make sure that a stage's artifact is current; run the stage if it is not, or if `force`.
+    """Make sure that a stage's artifact is current; run the stage if it is not.
 
-    `on_start` is called with one line before the stage runs, and when it waits for another run of the same
-    stage.
+    Args:
+        name: of the stage.
+        config: what to run on what.
+        store: where the artifacts are.
+        registry: name to stage.
+        force: run the stage even if its artifact is current.
+        on_start: called with one line before the stage runs, and when it waits for another run of the same
+            stage.
+        build_records: see `StageContext`.
 
     Raises:
         InputError: wrong input, an upstream artifact missing or damaged, a store that cannot be written.
@@ -90,7 +99,17 @@ def execute_stage(
             checks, reason = look()
             if reason:
                 say(reason)
-                _run(stage, identity, config, store, checks)
+                context = StageContext(
+                    config=config,
+                    key=key,
+                    output_dir=store.begin(name, key),
+                    work_dir=store.work_dir(name, key),
+                    cache_dir=store.cache_dir,
+                    upstream={other: store.path(other, made) for other, made in identity.upstream.items()},
+                    manifests={other: checks[other].manifest or {} for other in identity.upstream},
+                    build_records=build_records,
+                )
+                _run(stage, identity, context, store)
     return ArtifactRef(
         stage=name,
         key=key,
@@ -101,47 +120,44 @@ def execute_stage(
     )
 
 
-def run_pipeline(
+def run_stages(
+    names: Iterable[str],
     config: PipelineConfig,
     store: Store,
-    only: str | None = None,
-    start: str | None = None,
+    registry: Registry,
+    *,
     force: bool = False,
-    registry: Mapping[str, Stage] = STAGES,
     on_stage: Callable[[str, str], None] | None = None,
     on_done: Callable[[ArtifactRef], None] | None = None,
 ) -> list[ArtifactRef]:
-    """Run the selected stages one after the other in this process, without Prefect.
+    """Run stages one after the other in this process, without Prefect.
 
-    `on_stage(name, line)` is called when a stage starts to work, `on_done(reference)` when it has its
-    artifact.
+    Args:
+        names: of the stages, in the order in which they run.
+        config: what to run on what.
+        store: where the artifacts are.
+        registry: name to stage.
+        force: run the stages even where their artifacts are current.
+        on_stage: called with a stage's name and one line when the stage starts to work.
+        on_done: called with the reference of each finished stage.
+
+    Raises:
+        InputError: as `execute_stage`.
+        StageFailed: as `execute_stage`.
     """
-    names = select(config, only, start, registry)
     store.sweep()
     done: list[ArtifactRef] = []
     for name in names:
         report = (lambda line, name=name: on_stage(name, line)) if on_stage else None
-        done.append(execute_stage(name, config, store, force, registry, report))
+        done.append(execute_stage(name, config, store, registry, force=force, on_start=report))
         if on_done:
             on_done(done[-1])
     return done
 
 
-def _run(
-    stage: Stage, identity: Identity, config: PipelineConfig, store: Store, checks: Mapping[str, Check]
-) -> None:
-    """Run a stage into a temporary folder and commit it; the caller holds the key's lock."""
-    key = identity.key
-    output_dir = store.begin(stage.name, key)
-    context = StageContext(
-        config=config,
-        key=key,
-        output_dir=output_dir,
-        work_dir=store.work_dir(stage.name, key),
-        cache_dir=store.cache_dir,
-        upstream={name: store.path(name, upstream_key) for name, upstream_key in identity.upstream.items()},
-        manifests={name: checks[name].manifest or {} for name in identity.upstream},
-    )
+def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) -> None:
+    """Run a stage into its temporary folder and commit it; the caller holds the key's lock."""
+    key, config = identity.key, context.config
     begun = datetime.now(UTC)
     clock = time.monotonic()
     try:

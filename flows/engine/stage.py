@@ -1,8 +1,11 @@
 """What a stage is: a name, what it reads, which code it runs, and a function that fills a folder.
 
-Everything that decides a stage's output is declared here and goes into its key (:mod:`flows.engine.keys`):
-settings, input files, upstream artifacts, code. What does not decide it (paths, retries, how often to write
-a checkpoint) stays out, so that changing it runs nothing again.
+A stage declares everything that decides its output: settings, input files, upstream artifacts, code. All of
+it goes into the stage's key (:mod:`flows.engine.keys`). What does not decide the output (paths, retries, how
+often to write a checkpoint) stays out of the key, so that changing it makes no stage run again.
+
+The engine knows no stage by name. Whoever calls it hands over a registry, `flows.stages.STAGES` outside of
+tests.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.configuration.schema import PipelineConfig
+from flows.configuration.schema import PipelineConfig, RetryConfig
+from jora_core.base.errors import InputError
+from retrieval.settings.context import ContextConfig
 
 # Names of the evaluated systems: the model as it was, after the first phase, after both.
 BASE = "base"
@@ -20,6 +25,10 @@ FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
 # Folder of a stage's work folder that a killed or stopped run goes on from.
 CHECKPOINTS = "checkpoints"
+
+
+# Builds the records of a corpus: settings, records folder, work folder, retries; returns the stage's metrics.
+BuildRecords = Callable[[ContextConfig, Path, Path, RetryConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,16 @@ class Upstream:
 class StageContext:
     """What a running stage gets.
 
-    `output_dir` becomes the artifact when the stage returns; `work_dir` is the same folder at every attempt
-    with the same key (checkpoints, specs) and goes away after success; `upstream` maps stage names to
-    artifact folders.
+    Attributes:
+        config: the whole configuration.
+        key: the stage's key.
+        output_dir: becomes the artifact when the stage returns.
+        work_dir: the same folder at every attempt with the same key (checkpoints, specs); goes after success.
+        cache_dir: compiled programs, token ids and embeddings, shared by all runs.
+        upstream: stage name to artifact folder.
+        manifests: stage name to manifest, of the same artifacts.
+        build_records: builds the records as tasks of the orchestrator; None outside of it. The stage cannot
+            import the orchestrator itself, which stands in the layer above.
     """
 
     config: PipelineConfig
@@ -49,19 +65,28 @@ class StageContext:
     cache_dir: Path
     upstream: Mapping[str, Path]
     manifests: Mapping[str, Mapping[str, Any]]
+    build_records: BuildRecords | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline.
 
-    `settings` returns the part of the configuration that decides the output, nested as in the configuration
-    and without paths; `inputs` returns the files that it reads outside the store, by a name that stays the
-    same when a corpus moves; `sources` returns the files of code by repository path; `run` fills
-    `output_dir` and returns its metrics (JSON values).
+    Attributes:
+        name: of the stage, its deployment and its folder in the store (lower case, dashes).
+        description: one sentence, shown with the stage's deployment.
+        version: raised by hand where the same code and settings are to count as changed.
+        settings: returns the part of the configuration that decides the output, without paths; it is nested
+            as in the configuration.
+        inputs: returns the files read outside the store, by a name that stays the same when a corpus moves.
+        upstream: returns the artifacts that the stage reads.
+        sources: returns the files of code by repository path.
+        run: fills `output_dir` and returns metrics (JSON values).
+        applies: whether a configuration has this stage.
     """
 
     name: str
+    description: str
     version: int
     settings: Callable[[PipelineConfig], dict[str, Any]]
     inputs: Callable[[PipelineConfig], Mapping[str, Path]]
@@ -69,3 +94,28 @@ class Stage:
     sources: Callable[[], Mapping[str, Path]]
     run: Callable[[StageContext], dict[str, Any]]
     applies: Callable[[PipelineConfig], bool] = lambda config: True
+
+
+Registry = Mapping[str, Stage]
+
+
+def stages_of(config: PipelineConfig, registry: Registry) -> list[Stage]:
+    """Return the stages that a configuration has, in the order in which they run."""
+    return [stage for stage in registry.values() if stage.applies(config)]
+
+
+def stage_named(name: str, config: PipelineConfig, registry: Registry) -> Stage:
+    """Return the stage called `name`.
+
+    Args:
+        name: as in `--only NAME`.
+        config: decides which stages there are.
+        registry: name to stage, in the order in which they run.
+
+    Raises:
+        InputError: no such stage, or not in this configuration.
+    """
+    names = [stage.name for stage in stages_of(config, registry)]
+    if name not in names:
+        raise InputError(f"no stage {name} in this configuration; its stages are {', '.join(names)}")
+    return registry[name]

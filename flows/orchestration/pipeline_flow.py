@@ -28,18 +28,24 @@ from flows.engine.errors import StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.plan import select
 from flows.engine.run_stage import ArtifactRef, execute_stage
+from flows.engine.stage import Stage
+from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
+from flows.report import markdown_sections
 from flows.stages import STAGES
 
 if TYPE_CHECKING:
-    from prefect import Task
+    from prefect import Flow, Task
     from prefect.client.schemas.objects import State, TaskRun
 
 PIPELINE = "raft-pipeline"
-StageName = Literal[
-    "build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export"
-]
+# The form of Prefect's UI offers the names of a `Literal` as a list to choose from. A type checker cannot
+# read a `Literal` that is made at run time, so it sees a plain string.
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[tuple(STAGES)]
 
 
 class InputsChanged(StageFailed):
@@ -60,14 +66,31 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_retrying,
 )
 def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[str, Any]:
-    """Make sure that the stage's artifact is current; return the reference to it.
+    """Make sure that the stage's artifact is current.
+
+    Args:
+        name: of the stage.
+        key: the stage's key when the pipeline started.
+        config: what to run on what.
+        force: run the stage even if its artifact is current.
+
+    Returns:
+        The fields of an `ArtifactRef`.
 
     Raises:
         InputsChanged: an input is no longer what ``key`` was computed from.
     """
     changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
     try:
-        reference = execute_stage(name, config, Store(config.store), force, STAGES, get_run_logger().info)
+        reference = execute_stage(
+            name,
+            config,
+            Store(config.store),
+            STAGES,
+            force=force,
+            on_start=get_run_logger().info,
+            build_records=build_records,
+        )
     except Exception as error:
         # Under a changed key the artifacts before it are not there, which says nothing of the cause.
         if isinstance(error, InputError) and identify(config, STAGES, until=name)[name].key != key:
@@ -111,54 +134,26 @@ def raft_pipeline(
 
 def _publish(config: PipelineConfig, whole: list[ArtifactRef]) -> None:
     """Show the report's sections as markdown artifacts of the current flow run."""
-    from flows.report import markdown_sections
-
     for name, text in markdown_sections(config, whole).items():
         create_markdown_artifact(text, key=f"report-{name}", description=f"Report: {name.replace('-', ' ')}")
 
 
-def _one_stage(name: StageName, config: PipelineConfig, force: bool) -> dict[str, Any]:
-    (reference,) = _run_stages(config.resolved(), name, None, force)
-    return reference.model_dump(mode="json")
+def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
+    """Make the flow that runs one stage alone, on the artifacts of the stages before it."""
+
+    def run_one(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
+        (reference,) = _run_stages(config.resolved(), stage.name, None, force)
+        return reference.model_dump(mode="json")
+
+    # A deployment names its flow by module and function, so each flow needs a function name of its own.
+    run_one.__name__ = run_one.__qualname__ = stage.name.replace("-", "_")
+    run_one.__doc__ = stage.description
+    return flow(name=stage.name, persist_result=False)(run_one)
 
 
-@flow(name="build-context", persist_result=False)
-def build_context(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Read the corpora, retrieve, and write the training and held-out records."""
-    return _one_stage("build-context", config, force)
-
-
-@flow(name="convert-model", persist_result=False)
-def convert_model(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Check the base model tensor by tensor."""
-    return _one_stage("convert-model", config, force)
-
-
-@flow(name="finetune-structure", persist_result=False)
-def finetune_structure(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Train the first phase's adapter on the existing records."""
-    return _one_stage("finetune-structure", config, force)
-
-
-@flow(name="finetune-task", persist_result=False)
-def finetune_task(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Train on from the first phase's existing adapter."""
-    return _one_stage("finetune-task", config, force)
-
-
-@flow(name="evaluate", persist_result=False)
-def evaluate(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Score the existing adapters on the held-out records."""
-    return _one_stage("evaluate", config, force)
-
-
-@flow(name="export", persist_result=False)
-def export(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
-    """Merge the existing adapter into the base model and write both."""
-    return _one_stage("export", config, force)
-
-
-STAGE_FLOWS = (build_context, convert_model, finetune_structure, finetune_task, evaluate, export)
+STAGE_FLOWS = {stage.name: _stage_flow(stage) for stage in STAGES.values()}
+# A worker imports a deployment's flow from here by that function name.
+globals().update({stage_flow.fn.__name__: stage_flow for stage_flow in STAGE_FLOWS.values()})
 
 
 def _run_stages(
@@ -168,7 +163,7 @@ def _run_stages(
     store = Store(config.store)
     store.sweep()
     identities = identify(config, STAGES)
-    names = select(config, only, start, STAGES)
+    names = select(config, STAGES, only=only, start=start)
     # Stages that read from no other (records, base weights) run side by side; the others use the devices
     # and run one after another in the main thread, which signals interrupt.
     first = [name for name in names if not identities[name].upstream]

@@ -42,8 +42,6 @@ STARTUP_SECONDS = 300
 PROBE_SECONDS = 3.0
 STOP_SECONDS = 10.0
 
-Say = Callable[[str], None]
-
 
 def prepare_environment() -> None:
     """Switch off Prefect's outbound calls, give its server time to start; call before importing Prefect."""
@@ -76,7 +74,7 @@ def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
 
 
 @contextmanager
-def prefect_api(say: Say) -> Iterator[str]:
+def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
     """Make a Prefect API available to this process for the length of the block; yield its URL.
 
     In this order: the configured one (``PREFECT_API_URL`` of the environment or the Prefect profile) if it
@@ -123,7 +121,12 @@ def temporary_server() -> Iterator[str]:
 def running_server(
     command: list[str], env: Mapping[str, str], api_url: str
 ) -> Iterator[supervised_process.Supervised]:
-    """Start a server process, wait until it answers at ``api_url``, and end it with the block.
+    """Run a server process while the block lasts; the block begins when it answers.
+
+    Args:
+        command: program and arguments.
+        env: added to our environment.
+        api_url: where it answers.
 
     Raises:
         StageFailed: it ended or did not answer in time; the message holds its last lines.
@@ -184,7 +187,7 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
             try:
                 yield
             finally:
-                _send_what_is_left()
+                _flush_logs_and_events()
     finally:
         for name, value in before.items():
             if value is None:
@@ -194,8 +197,8 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
         refresh_global_settings_context()
 
 
-def _send_what_is_left() -> None:
-    """Wait for Prefect's threads to send logs and events: after the server has ended they would complain."""
+def _flush_logs_and_events() -> None:
+    """Wait for Prefect's threads to send logs and events: once the server has ended, they print errors."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

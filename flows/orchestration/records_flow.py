@@ -1,10 +1,10 @@
-"""`build-records`: the build of `build-context` as a Prefect flow: prepare, shards as mapped tasks, merge.
+"""`build-records`: the work of the stage `build-context` as a Prefect flow: prepare, shards, merge.
 
-The shards run on threads by default, each thread driving a child process, or on Dask (`context.backend`).
-What they build is what `jora context` builds without Prefect, byte for byte, since both run the shards of
-:mod:`retrieval.build.shards`. Tasks hand over shard numbers: the records stay in the work folder, which Dask
-workers on other machines must see as well. A shard that fails is tried again alone; a run that is killed
-finds its finished shards when it is started anew.
+The shards are mapped tasks. By default they run on threads, each of which drives a child process; or on Dask
+(`context.backend`). They build the same bytes as `jora context` does without Prefect, because both run the
+shards of :mod:`retrieval.build.shards`. Tasks hand over shard numbers only: the records stay in the work
+folder, which Dask workers on other machines must see as well. A shard that fails is tried again alone, and a
+run that was killed finds its finished shards.
 """
 
 # ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
@@ -12,6 +12,7 @@ finds its finished shards when it is started anew.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,41 @@ from prefect import flow, task, unmapped
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.children.build_records import BuildContextSpec, Step, peak_memory_bytes
+from flows.children.build_records import BuildContextSpec, Step
 from flows.children.run_child import run_child, stopping
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
+from jora_core.base.memory_use import peak_process_bytes
 from retrieval.settings.context import ContextConfig
+
+
+@dataclass(frozen=True)
+class RecordsBuild:
+    """One build of records: its settings, the folder of the records, the folder of what its steps share."""
+
+    context: ContextConfig
+    records_dir: Path
+    work_dir: Path
+
+    @property
+    def steps_dir(self) -> Path:
+        """Folder of prepared corpora and finished shards, which a later run finds."""
+        return self.work_dir / "build"
 
 
 def build_records(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Run the flow with the configured task runner; return what the merge says: records, tasks, peak memory.
+    """Run the flow with the configured task runner.
+
+    Args:
+        context: corpora, retrieval and records.
+        records_dir: where records, rankings and metrics go.
+        work_dir: what the steps share; the finished shards of a killed run are found there.
+        retries: of one shard.
+
+    Returns:
+        What the merge counts: records, tasks, peak memory in bytes.
 
     Raises:
         InputError: wrong input, or Dask is asked for and not installed.
@@ -46,9 +71,9 @@ def build_records(
 def build_records_flow(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Read and index the corpora, build the records shard by shard, join them."""
-    order = {"context": context, "work_dir": work_dir / "build", "records_dir": records_dir}
-    prepared = prepare_records(order, work_dir)
+    """Read and index the corpora, build the records shard by shard, join them; see `build_records`."""
+    build = RecordsBuild(context=context, records_dir=records_dir, work_dir=work_dir)
+    prepared = prepare_records(build)
     shards = prepared["shards"]
     peaks = [prepared["peak_memory_bytes"]]
     call = build_shard.with_options(
@@ -57,55 +82,72 @@ def build_records_flow(
         retry_jitter_factor=retries.jitter,
         task_run_name="shard {number}: {span}",
     )
-    futures = call.map(list(range(len(shards))), shards, unmapped(order), unmapped(work_dir))
+    futures = call.map(list(range(len(shards))), shards, unmapped(build))
     say, begun = get_run_logger().info, time.monotonic()
-    # In order: later shards go on meanwhile, and what they finish is found by the next try if one failed.
+    # Waited for in the order of the shards. Where one has failed, the later ones go on meanwhile, and the
+    # next run finds what they finished.
     for done, future in enumerate(futures, start=1):
         peaks.append(future.result())
         rate = done / (time.monotonic() - begun)
         say(f"records: {done} of {len(shards)} shards, {(len(shards) - done) / rate:.0f} s left")
-    merged = merge_records(order, work_dir)
+    merged = merge_records(build)
     return {**merged, "peak_memory_bytes": max(*peaks, merged["peak_memory_bytes"])}
 
 
 def _worth_retrying(_: Any, __: Any, state: Any) -> bool:
+    """Whether a shard's failure may pass by itself: it is no wrong input, and the run goes on."""
     error = state.result(raise_on_failure=False)
     return not (stopping() or isinstance(error, InputError))
 
 
 @task(name="prepare", persist_result=False)
-def prepare_records(order: dict[str, Any], work_dir: Path) -> dict[str, Any]:
+def prepare_records(build: RecordsBuild) -> dict[str, Any]:
     """Read the corpora into mapped files and index them; return the shards' spans."""
-    return _child("prepare", order, work_dir / "orders" / "prepare")
+    return _child("prepare", build)
 
 
 @task(name="shard", persist_result=False, retry_condition_fn=_worth_retrying)
-def build_shard(number: int, span: str, order: dict[str, Any], work_dir: Path) -> int:
-    """Build one shard's records; return the peak memory of its process in bytes."""
-    context: ContextConfig = order["context"]
-    if context.backend == "dask":
-        # This is a worker process already, and stays warm from shard to shard.
+def build_shard(number: int, span: str, build: RecordsBuild) -> int:
+    """Build one shard's records.
+
+    Args:
+        number: of the shard, from 0.
+        span: what the shard holds, for the name of the task run.
+        build: what is built and where.
+
+    Returns:
+        The peak memory of the shard's process in bytes.
+    """
+    if build.context.backend == "dask":
+        # A Dask worker is a process of its own already, and its libraries stay loaded from shard to shard.
         from retrieval.build.shards import build_numbered
 
-        build_numbered(context, order["work_dir"], number)
-        return peak_memory_bytes()
-    found = _child("shard", order, work_dir / "orders" / f"shard-{number}", number)
-    return found["peak_memory_bytes"]
+        build_numbered(build.context, build.steps_dir, number)
+        return peak_process_bytes()
+    return _child("shard", build, number)["peak_memory_bytes"]
 
 
 @task(name="merge", persist_result=False)
-def merge_records(order: dict[str, Any], work_dir: Path) -> dict[str, Any]:
-    """Join the shards in order; return counts and quality by task."""
-    return _child("merge", order, work_dir / "orders" / "merge")
+def merge_records(build: RecordsBuild) -> dict[str, Any]:
+    """Join the shards in their order; return counts and quality by task."""
+    return _child("merge", build)
 
 
-def _child(step: Step, order: dict[str, Any], folder: Path, shard: int = 0) -> dict[str, Any]:
-    spec = BuildContextSpec(step=step, shard=shard, output_dir=folder, **order)
+def _child(step: Step, build: RecordsBuild, shard: int = 0) -> dict[str, Any]:
+    folder = build.work_dir / "specs" / (f"shard-{shard}" if step == "shard" else step)
+    spec = BuildContextSpec(
+        step=step,
+        shard=shard,
+        output_dir=folder,
+        context=build.context,
+        work_dir=build.steps_dir,
+        records_dir=build.records_dir,
+    )
     return run_child("flows.children.build_records", spec, folder)
 
 
 def _task_runner(context: ContextConfig) -> TaskRunner[Any]:
-    """Threads, or Dask workers of the configured address or of their own."""
+    """Return a runner on threads, or on Dask workers: those of the configured address, or new ones."""
     from retrieval.build.executors import DASK_MISSING, local_cluster, worker_count
 
     if context.backend == "threads":

@@ -20,7 +20,7 @@ from flows.engine.artifact_store import Store
 from flows.engine.plan import make_plan
 from flows.engine.run_stage import ArtifactRef
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
-from flows.orchestration.references import _verified, pipeline_references, report_of
+from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
@@ -35,22 +35,31 @@ class Outcome:
 
 def run(
     config: PipelineConfig,
+    *,
     only: str | None = None,
     start: str | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run the selected stages of a pipeline (all; `only` one; one and those after it, `start`).
+    """Run the selected stages of a pipeline, by default all of them.
+
+    Args:
+        config: what to run on what.
+        only: this stage alone.
+        start: this stage and those after it.
+        force: run the selected stages even where their artifacts are current.
+        say: gets the lines for the person.
 
     Raises:
-        InputError: wrong input, of the pipeline or of a stage (of any room). StageFailed: a stage cannot be
-        finished, or no Prefect server could be started; a stage's own error passes.
+        InputError: wrong input, of the pipeline or of a stage.
+        StageFailed: a stage cannot be finished, or no Prefect server could be started. Other errors of a
+            stage pass unchanged.
     """
     begun = time.monotonic()
     store = Store(config.store)
-    plan = make_plan(config, store, only, start, force, STAGES)
+    plan = make_plan(config, store, STAGES, only=only, start=start, force=force)
     if all(stage.action == "cached" for stage in plan):
-        references = [_verified(stage.name, stage.key, store) for stage in plan]
+        references = [verified_reference(stage.name, stage.key, store) for stage in plan]
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
     prepare_environment()

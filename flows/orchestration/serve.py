@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.children import supervised_process
 from flows.configuration.schema import PipelineConfig
 from flows.engine.errors import StageFailed
+from flows.engine.stage import stages_of
 from flows.orchestration.prefect_server import (
     answers,
     known_urls,
@@ -27,7 +28,7 @@ from flows.orchestration.prefect_server import (
     running_server,
     served_url_file,
 )
-from flows.stages import stages_of
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,8 +57,12 @@ Ctrl-C ends this and whatever it runs; a later run goes on from the checkpoints.
 def serve(config: PipelineConfig, port: int | None = None, say: Callable[[str], None] = print) -> None:
     """Serve the pipeline of ``config`` until a signal ends it.
 
-    Uses the Prefect server that answers at ``PREFECT_API_URL`` or on ``port`` (default 4200), else starts
-    one there.
+    Uses the Prefect server that answers at ``PREFECT_API_URL`` or on the port, else starts one there.
+
+    Args:
+        config: the parameters of the deployments.
+        port: of the server on this machine; None looks at the known addresses first, then at 4200.
+        say: gets the lines for the person.
 
     Raises:
         InputError: the schedule is not one.
@@ -92,9 +97,9 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
     from flows.orchestration import pipeline_flow
 
     given = {"config": config.model_dump(mode="json")}
-    wanted = {stage.name for stage in stages_of(config)}
+    wanted = {stage.name for stage in stages_of(config, STAGES)}
     flows: list[Flow[..., Any]] = [pipeline_flow.raft_pipeline]
-    flows += [flow for flow in pipeline_flow.STAGE_FLOWS if flow.name in wanted]
+    flows += [flow for name, flow in pipeline_flow.STAGE_FLOWS.items() if name in wanted]
     made = [
         flow.to_deployment(
             name=flow.name,
@@ -219,7 +224,8 @@ async def _until_signal(runner: Runner) -> None:
     work = asyncio.create_task(runner.start())
     while not (runner.started or work.done()):
         await asyncio.sleep(POLL_SECONDS)
-    # In place of the runner's own handler, which calls its stop without waiting for it and exits in mid-air.
+    # Replaces the runner's own handler, which does not wait for its stop and exits before the runs have
+    # ended.
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     signalled = asyncio.create_task(ended.wait())

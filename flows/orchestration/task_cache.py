@@ -33,7 +33,16 @@ def result_folder(store: Store) -> Path:
 
 
 def why_stale(name: str, identities: Mapping[str, Identity], store: Store) -> str | None:
-    """Verify a stage's artifact; return why it must run again, or None if what is there is current."""
+    """Verify a stage's artifact.
+
+    Args:
+        name: of the stage.
+        identities: of the stage and of those that it reads from.
+        store: where the artifacts are.
+
+    Returns:
+        Why the stage must run again; None if its artifact is current.
+    """
     identity = identities[name]
     checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
     return assess(identity, checks, store)

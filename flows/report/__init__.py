@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML page, and the same content as markdown.
 
-Artifacts → facts (`data`) → sections of blocks (`sections`, `examples`, `lineage`, with charts from `charts`)
-→ HTML (`page`, `template.html`) or markdown (`blocks`).
+Artifacts become facts (`facts`), facts become sections of blocks (the `*sections` modules, with charts from
+`svg_charts`), and blocks become HTML (`page`, `template.html`) or markdown (`blocks`).
 """
 
 from flows.report.page import markdown_sections, write_report

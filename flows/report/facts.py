@@ -119,9 +119,9 @@ class RunFacts:
             for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
             if row["task"] in chosen and self.shown_system in answers[row["id"]]
         }
-        order = _shuffled(was_right)
-        right = [name for name in order if was_right[name]][:EXAMPLES]
-        wrong = [name for name in order if not was_right[name]][:EXAMPLES]
+        drawn = _shuffled(was_right)
+        right = [name for name in drawn if was_right[name]][:EXAMPLES]
+        wrong = [name for name in drawn if not was_right[name]][:EXAMPLES]
         rows = {row["id"]: row for row in _records(records, [*right, *wrong])}
         first = self._bm25_answers(rows)
         return [

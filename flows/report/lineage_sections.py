@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 from flows.engine.artifact_store import Manifest
@@ -46,11 +47,13 @@ def lineage(facts: RunFacts) -> list[Block]:
 
 def configuration(facts: RunFacts) -> list[Block]:
     """The configuration as it was used, with paths below its root shown relative to it."""
-    import yaml
+    from ruamel.yaml import YAML
 
     root = facts.config.root
     data = facts.config.model_dump(mode="json", exclude_none=True, exclude={"root", "store"})
-    text = yaml.safe_dump(_relative(data, root), sort_keys=False, allow_unicode=True)
+    written = StringIO()
+    YAML(pure=True).dump(_relative(data, root), written)  # this writer keeps the order of the keys
+    text = written.getvalue()
     blocks: list[Block] = [Code("The whole configuration", text.rstrip("\n"), "yaml")]
     blocks += [
         Code(f"What decides {name}", json.dumps(manifest["config"], indent=1, sort_keys=True), "json")

@@ -29,8 +29,12 @@ def write_report(
 ) -> Path:
     """Write `<store>/reports/<digest of the keys>.html` and a copy, `<store>/report.html`; return the copy.
 
-    `references` are the artifacts to tell of, in the order in which their stages run. A report of a part of
-    the pipeline is not the `latest` one: no copy then, and its own path is returned.
+    Args:
+        store: where the report goes.
+        config: the configuration of the run.
+        references: the artifacts that the report is about, in the order in which their stages run.
+        latest: whether to write the copy. The report of a part of the pipeline has none, and its own path is
+            returned.
 
     Raises:
         InputError: the store cannot be written, or the disk is full.

@@ -8,7 +8,7 @@ from typing import Any
 from flows.report.blocks import Block, Columns, Figure, Table
 from flows.report.facts import RunFacts
 from flows.report.svg_charts import Bar, Series, bar_chart, line_chart
-from flows.report.wording import LEG_NAMES, leg_name, percent, score_text
+from flows.report.wording import in_reading_order, leg_name, percent, score_text
 from retrieval.settings.task_registry import TASKS
 
 DEPTHS = (1, 3, 5, 10, 20)
@@ -54,7 +54,7 @@ def retrieval(facts: RunFacts) -> list[Block]:
 
 def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> list[Block]:
     title = TASK_NAMES[task]
-    named = [leg for leg in LEG_NAMES if leg in legs] + [leg for leg in legs if leg not in LEG_NAMES]
+    named = in_reading_order(legs)
     lines = [
         Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
         for leg in named

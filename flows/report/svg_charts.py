@@ -21,17 +21,44 @@ from flows.report.wording import percent, short_number
 
 # Inner width of every chart. Chosen so that 14-unit text is still over 10 px on a 360 px wide phone.
 WIDTH = 420
-LINE_STYLES = 10  # as many as retrieval has legs, with their fusion and reranking
 
-_LIGHT = (
-    "--ink:#1b2330;--muted:#55606e;--grid:#dde2e8;--surface:#ffffff;"
-    "--c1:#1d5fc4;--c2:#b4490b;--c3:#15734a;--c4:#7a3fc0;--c5:#0b7285;--c6:#a61e4d;"
-    "--c7:#5f6b00;--c8:#6d4c41;--c9:#37474f;--c10:#8e24aa;--base:#8a94a1;"
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a line is drawn: its colour on a light and on a dark page, and its dashes (`stroke-dasharray`)."""
+
+    light: str
+    dark: str
+    dashes: str
+
+
+# Lines take these by their position in the chart, from the first on again where there are more lines. Each
+# colour has a contrast of at least 4.5 to the page behind it, and no two have the same dashes.
+PALETTE = (
+    LineStyle("#1d5fc4", "#74a9ff", "none"),
+    LineStyle("#b4490b", "#ff9a57", "7 4"),
+    LineStyle("#15734a", "#55c78f", "2 4"),
+    LineStyle("#7a3fc0", "#c39bff", "9 3 2 3"),
+    LineStyle("#0b7285", "#4dd0e1", "14 4"),
+    LineStyle("#a61e4d", "#ff8fab", "1 3 6 3"),
+    LineStyle("#5f6b00", "#cddc39", "4 2"),
+    LineStyle("#6d4c41", "#d7b8a9", "1 5"),
+    LineStyle("#37474f", "#b0bec5", "12 3 2 3 2 3"),
+    LineStyle("#8e24aa", "#e6a0f5", "5 6"),
 )
-_DARK = (
-    "--ink:#e8ecf1;--muted:#a7b1bd;--grid:#38414d;--surface:#171c23;"
-    "--c1:#74a9ff;--c2:#ff9a57;--c3:#55c78f;--c4:#c39bff;--c5:#4dd0e1;--c6:#ff8fab;"
-    "--c7:#cddc39;--c8:#d7b8a9;--c9:#b0bec5;--c10:#e6a0f5;--base:#7d8896;"
+
+
+def _colours(names: str, palette: Sequence[str]) -> str:
+    return names + "".join(f"--c{number}:{colour};" for number, colour in enumerate(palette, start=1))
+
+
+_LIGHT = _colours(
+    "--ink:#1b2330;--muted:#55606e;--grid:#dde2e8;--surface:#ffffff;--base:#8a94a1;",
+    [style.light for style in PALETTE],
+)
+_DARK = _colours(
+    "--ink:#e8ecf1;--muted:#a7b1bd;--grid:#38414d;--surface:#171c23;--base:#7d8896;",
+    [style.dark for style in PALETTE],
 )
 STYLE = (
     f":root{{{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
@@ -41,17 +68,12 @@ STYLE = (
     ".chart .grid{stroke:var(--grid);stroke-width:1}.chart .axis{stroke:var(--muted);stroke-width:1}"
     ".chart .line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}"
     ".chart .raw{fill:none;stroke-width:1;opacity:.4}"
-    ".chart .s1{stroke:var(--c1)}.chart .s2{stroke:var(--c2);stroke-dasharray:7 4}"
-    ".chart .s3{stroke:var(--c3);stroke-dasharray:2 4}.chart .s4{stroke:var(--c4);stroke-dasharray:9 3 2 3}"
-    ".chart .s5{stroke:var(--c5);stroke-dasharray:14 4}.chart .s6{stroke:var(--c6);stroke-dasharray:1 3 6 3}"
-    ".chart .s7{stroke:var(--c7);stroke-dasharray:4 2}.chart .s8{stroke:var(--c8);stroke-dasharray:1 5}"
-    ".chart .s9{stroke:var(--c9);stroke-dasharray:12 3 2 3 2 3}"
-    ".chart .s10{stroke:var(--c10);stroke-dasharray:5 6}"
-    ".chart .raw{stroke-dasharray:none}"
-    ".chart .dot{stroke:none}.chart .d1{fill:var(--c1)}.chart .d2{fill:var(--c2)}.chart .d3{fill:var(--c3)}"
-    ".chart .d4{fill:var(--c4)}.chart .d5{fill:var(--c5)}.chart .d6{fill:var(--c6)}"
-    ".chart .d7{fill:var(--c7)}.chart .d8{fill:var(--c8)}.chart .d9{fill:var(--c9)}"
-    ".chart .d10{fill:var(--c10)}"
+    + "".join(
+        f".chart .s{number}{{stroke:var(--c{number});stroke-dasharray:{style.dashes}}}"
+        f".chart .d{number}{{fill:var(--c{number})}}"
+        for number, style in enumerate(PALETTE, start=1)
+    )
+    + ".chart .raw{stroke-dasharray:none}.chart .dot{stroke:none}"
     ".chart .baseline{fill:var(--base)}.chart .model{fill:var(--c1)}.chart .final{fill:var(--c3)}"
     ".chart .whisker{stroke:var(--ink);stroke-width:1.6}.chart .strong{font-weight:650}"
     ".chart .node{fill:var(--surface);stroke:var(--muted);stroke-width:1.2}"
@@ -94,7 +116,13 @@ class Node:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) from `low` to `high`."""
+    """Return round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose a range.
+
+    Args:
+        low: least value.
+        high: greatest value.
+        count: about how many numbers are wanted.
+    """
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low, low + 1.0]
@@ -136,7 +164,18 @@ def line_chart(
     y_format: Callable[[float], str] = short_number,
     x_categories: Sequence[str] | None = None,
 ) -> str:
-    """Draw lines over a numeric axis, or over equally spaced categories (then x is a category's index)."""
+    """Draw lines over a numeric axis, or over equally spaced categories.
+
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        series: the lines.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        y_range: of the vertical axis; by default from zero to the greatest value.
+        y_format: writes a value of the vertical axis.
+        x_categories: names of the categories; x is then a category's index.
+    """
     named = [line for line in series if not line.raw]
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points if math.isfinite(y)]
@@ -169,7 +208,7 @@ def line_chart(
         body.append(_text(px(tick), top + 218, name))
     middle = (left + WIDTH - right) / 2
     body.append(_text(middle, height - 6, x_label))
-    colours = {line.name: index % LINE_STYLES + 1 for index, line in enumerate(named)}
+    colours = {line.name: index % len(PALETTE) + 1 for index, line in enumerate(named)}
     for line in sorted(series, key=lambda line: not line.raw):
         colour = colours.get(line.name, 1)
         points = [(px(x), py(y)) for x, y in line.points if math.isfinite(y)]
@@ -191,7 +230,13 @@ def bar_chart(
 ) -> str:
     """Draw horizontal bars from zero, each with its value and, where given, its interval as a whisker.
 
-    Without `axis` only the zero line is drawn: the values beside the bars say enough.
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        bars: from the top down.
+        x_range: of the horizontal axis; by default from zero to the greatest value.
+        value_format: writes a value.
+        axis: False draws the zero line alone, where the values beside the bars are enough.
     """
     ticks = nice_ticks(*(x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))), count=5)
     left = 16 + int(7.4 * max(len(bar.label) for bar in bars))
@@ -227,7 +272,14 @@ def bar_chart(
 
 
 def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[tuple[str, str]]) -> str:
-    """Draw boxes in rows by rank, and an arrow for each edge (names of nodes, from and to)."""
+    """Draw boxes in rows by rank, and arrows between them.
+
+    Args:
+        title: of the chart, for screen readers.
+        description: what the chart shows, in words, for screen readers.
+        nodes: the boxes.
+        edges: names of nodes, from and to.
+    """
     ranks = sorted({node.rank for node in nodes})
     box_height, gap = 46, 40
     centres: dict[str, tuple[float, float]] = {}
@@ -301,7 +353,7 @@ def _legend(named: Sequence[Series], left: float) -> list[list[tuple[float, int,
         if rows[-1] and x + width > WIDTH:
             rows.append([])
             x = left
-        rows[-1].append((x, index % LINE_STYLES + 1, line.name))
+        rows[-1].append((x, index % len(PALETTE) + 1, line.name))
         x += width
     return rows
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from retrieval.settings.legs import LEGS
 
 SYSTEM_NAMES = {
     "random": "Random post",
@@ -14,18 +16,8 @@ SYSTEM_NAMES = {
     "phase1": "Phase 1 only",
     "both_phases": "Both phases",
 }
-LEG_NAMES = {
-    "bm25": "BM25",
-    "dense": "Dense",
-    "recency": "Recency",
-    "mention": "Mention",
-    "opening": "Opening post",
-    "addressed_me": "Addressed me",
-    "same_author": "Same author",
-    "partner": "Partner",
-    "fused": "Fused",
-    "reranked": "Reranked",
-}
+# What is made of the legs' rankings; they stand after the legs themselves.
+COMBINED = {"fused": "Fused", "reranked": "Reranked"}
 
 
 def system_name(name: str) -> str:
@@ -34,8 +26,14 @@ def system_name(name: str) -> str:
 
 
 def leg_name(name: str) -> str:
-    """A leg of the retriever."""
-    return LEG_NAMES.get(name, name)
+    """The title of a leg, or of what is made of the legs."""
+    return LEGS[name].title if name in LEGS else COMBINED.get(name, name)
+
+
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """Legs in the order of their registry, then what is made of them, then names that are not known here."""
+    known = [*LEGS, *COMBINED]
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 
 def percent(value: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.build_records import BuildContextSpec
-from flows.children.run_child import inside_flow_run, run_child
+from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
@@ -40,25 +40,24 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
 
 
 def _run(context: StageContext) -> dict[str, Any]:
-    """Inside a Prefect run the steps are tasks; else one child does them all. The records are the same."""
+    """Build the records in one child, or as tasks of the orchestrator; the records are the same bytes."""
     settings, retries = context.config.context, context.config.retries
     if settings.embedding_cache is None:
         settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
-    if inside_flow_run():
-        from flows.orchestration.records_flow import build_records
-
-        return build_records(settings, context.output_dir, context.work_dir, retries)
+    if context.build_records is not None:
+        return context.build_records(settings, context.output_dir, context.work_dir, retries)
     spec = BuildContextSpec(
         context=settings,
         work_dir=context.work_dir / "build",
         records_dir=context.output_dir,
-        output_dir=context.work_dir / "orders",
+        output_dir=context.work_dir / "specs",
     )
     return run_child("flows.children.build_records", spec, context.work_dir)
 
 
 BUILD_CONTEXT = Stage(
     name=NAME,
+    description="Read the corpora, retrieve, and write the training and held-out records.",
     version=1,
     settings=_settings,
     inputs=_inputs,

@@ -55,6 +55,7 @@ def _run(context: StageContext) -> dict[str, Any]:
 
 CONVERT_MODEL = Stage(
     name=NAME,
+    description="Check the base model tensor by tensor.",
     version=1,
     settings=_settings,
     inputs=_inputs,

@@ -192,6 +192,7 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
 
 EVALUATE = Stage(
     name=NAME,
+    description="Score the existing adapters on the held-out records.",
     version=1,
     settings=_settings,
     inputs=lambda config: {},

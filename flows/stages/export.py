@@ -98,6 +98,7 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
 
 EXPORT = Stage(
     name=NAME,
+    description="Merge the existing adapter into the base model and write both.",
     version=1,
     settings=_settings,
     inputs=lambda config: {},

@@ -29,6 +29,10 @@ TOKENS = "tokens"  # folder of token ids in the cache
 # What does not change the trained weights is not in the key. The file of general instructions is an input, by
 # its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
+_DESCRIPTIONS: dict[PhaseStage, str] = {
+    "finetune-structure": "Train the first phase's adapter on the existing records.",
+    "finetune-task": "Train on from the first phase's existing adapter.",
+}
 # In the work folder: the microbatch that fitted, so that the next attempt begins with it.
 MICROBATCH = "microbatch.json"
 
@@ -156,6 +160,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
 def _stage(name: PhaseStage) -> Stage:
     return Stage(
         name=name,
+        description=_DESCRIPTIONS[name],
         version=1,
         settings=lambda config: _settings(config, name),
         inputs=lambda config: _inputs(config, name),

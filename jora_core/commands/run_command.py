@@ -1,84 +1,34 @@
-"""What every ``python -m jora_core.<command> --spec FILE`` shares: reading the spec and exit codes.
-
-Exit codes: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
-returns, such as 143 where SIGTERM stopped it with its state saved.
-"""
+"""What every command of the training core shares: its spec, the compilation cache, its exit status."""
 
 from __future__ import annotations
 
-import argparse
-import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel
 
-from jora_core.base.errors import InputError
+from jora_core.base.spec_command import run_spec_command
 from jora_core.parallel.devices import set_compilation_cache
 from jora_core.specs.read_spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-# Errors of the system that the user can mend, such as a full disk. Any other is a defect and shows a
-# traceback.
-_USER_ERRNO = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-}
-
 
 def run_command(
     model: type[Spec], function: Callable[[Spec], int | None], argv: Sequence[str] | None = None
 ) -> NoReturn:
-    """Run one command and end the process with its exit code.
+    """Run one command and end the process with its exit status (see `run_spec_command`).
 
     Args:
-        model: the spec's class; `output_dir` and `compilation_cache_dir` are used where it has them.
-        function: does the work; an int that it returns is the exit code, None is 0.
+        model: the spec's class; its `compilation_cache_dir` is used, where it has one.
+        function: does the work; an int that it returns is the exit status, None is 0.
         argv: arguments without the program's name; the process's own if None.
     """
-    summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("--spec", required=True, type=Path, help=f"JSON file with a {model.__name__}")
-    path = parser.parse_args(argv).spec
-    try:
-        spec = read_spec(path, model)
-        if output_dir := getattr(spec, "output_dir", None):
-            check_writable(output_dir)
+
+    def with_compilation_cache(spec: Spec) -> int | None:
         set_compilation_cache(getattr(spec, "compilation_cache_dir", None))
-        code = function(spec)
-    except InputError as err:
-        _refuse(str(err))
-    except OSError as err:
-        if err.errno not in _USER_ERRNO:
-            raise
-        _refuse(f"{err.filename or 'output'}: {err.strerror}; free space or choose another folder")
-    sys.exit(code or 0)
+        return function(spec)
 
-
-def check_writable(folder: Path) -> None:
-    """Make an output folder and check that a file can be written there, before any work is done.
-
-    Raises:
-        InputError: no permission, a file in the way, or a full disk.
-    """
-    probe = folder / f".probe.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0")
-        probe.unlink()
-    except OSError as err:
-        raise InputError(f"cannot write to output folder {folder}: {err.strerror or err}") from None
-
-
-def _refuse(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    sys.exit(2)
+    summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]
+    run_spec_command(lambda path: read_spec(path, model), with_compilation_cache, argv, description=summary)

@@ -134,7 +134,7 @@ def measure(folder: Path, backend: str, workers: int, dense: bool) -> dict[str, 
 
 def build_one(order: dict[str, Any]) -> None:
     """The measured process: build, then say times and digests as one line of JSON."""
-    from flows.children.progress_bars import Bars
+    from jora_core.base.progress import ProgressBars
     from retrieval.build.build import build_context
     from retrieval.settings.context import ContextConfig
     from retrieval.settings.tasks import QaTask
@@ -152,7 +152,7 @@ def build_one(order: dict[str, Any]) -> None:
     )
     steps: dict[str, float] = {}
     now = ["start", time.perf_counter()]
-    bars = Bars()
+    bars = ProgressBars()
 
     def told(step: str, done: int, total: int) -> None:
         if step != now[0]:

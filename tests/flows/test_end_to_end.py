@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from flows.commands.sharing_counts import sharing_of_phases
-from flows.configuration.load import SAMPLE_CONFIG, load_config
+from flows.configuration.load import load_config
+from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
-from flows.engine.plan import make_plan
-from flows.engine.run_stage import ArtifactRef, execute_stage, run_pipeline
+from flows.engine.plan import make_plan, select
+from flows.engine.run_stage import ArtifactRef, execute_stage, run_stages
+from flows.stages import STAGES
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"
 MODEL = DATA / "tiny-llama"
@@ -60,7 +62,7 @@ def finished(
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(raw))
     config = load_config(folder / "pipeline.yaml")
     store = Store(config.store)
-    yield config, store, run_pipeline(config, store)
+    yield config, store, run_stages(select(config, STAGES), config, store, STAGES)
 
 
 def test_all_stages_run_and_are_current(finished: Finished) -> None:
@@ -69,7 +71,7 @@ def test_all_stages_run_and_are_current(finished: Finished) -> None:
         "build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export",
     ]  # fmt: skip
     assert not any(reference.cached for reference in references)
-    assert {line.action for line in make_plan(config, store)} == {"cached"}
+    assert {line.action for line in make_plan(config, store, STAGES)} == {"cached"}
     left = [path for part in (".tmp", ".work") for path in (store.root / part).rglob("*") if path.is_file()]
     assert left == []
 
@@ -77,7 +79,7 @@ def test_all_stages_run_and_are_current(finished: Finished) -> None:
 def test_the_plan_counts_what_training_counted(finished: Finished) -> None:
     """A finished phase from its artifact, one that would run from its records: they agree."""
     config, store, _ = finished
-    done = sharing_of_phases(config, store, make_plan(config, store), print)
+    done = sharing_of_phases(config, store, STAGES, make_plan(config, store, STAGES), print)
     assert list(done) == ["finetune-structure", "finetune-task"]
     assert done["finetune-structure"]["factor"] > 1.2, "tables are asked several questions"
     phases = [
@@ -85,12 +87,12 @@ def test_the_plan_counts_what_training_counted(finished: Finished) -> None:
         for phase in config.phases
     ]
     changed = config.model_copy(update={"phases": phases})
-    counted = sharing_of_phases(changed, store, make_plan(changed, store), print)
+    counted = sharing_of_phases(changed, store, STAGES, make_plan(changed, store, STAGES), print)
     for stage, counts in done.items():
         assert {name: counted[stage][name] for name in counts} == counts
         assert counted[stage]["fullest"]["seq_len"] in counted[stage]["row_lengths"]
     other = config.model_copy(update={"context": config.context.model_copy(update={"test_share": 0.35})})
-    unknown = sharing_of_phases(other, store, make_plan(other, store), print)
+    unknown = sharing_of_phases(other, store, STAGES, make_plan(other, store, STAGES), print)
     assert all("not built yet" in counts["unknown"] for counts in unknown.values())
 
 
@@ -126,9 +128,9 @@ def test_forced_training_gives_the_same_bytes(
     config, store, references = finished
     adapter = Path(references[3].path) / "adapter_model.safetensors"
     before = adapter.read_bytes()
-    again = execute_stage("finetune-task", config, store, force=True)
+    again = execute_stage("finetune-task", config, store, STAGES, force=True)
     assert not again.cached and adapter.read_bytes() == before
-    assert {line.action for line in make_plan(config, store)} == {"cached"}
+    assert {line.action for line in make_plan(config, store, STAGES)} == {"cached"}
 
 
 def test_the_export_writes_what_we_write(finished: Finished) -> None:

@@ -89,6 +89,7 @@ def toy_stage(
 
     return Stage(
         name=name,
+        description=f"Toy {name}.",
         version=1,
         settings=lambda config: {"seed": config.seed},
         inputs=lambda config: {"corpus": Path(config.root) / "corpus.txt"} if corpus else {},

@@ -29,7 +29,7 @@ from tests.flows.conftest import Project, let_others_read
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
 COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
-COMMANDS += ["memory", "doctor"]
+COMMANDS += ["memory", "doctor", "init"]
 METRICS = ("target@1", "reply@1", "joint", "p(reply|target)")
 SCORES = {
     "systems": {
@@ -207,8 +207,8 @@ def test_no_write_permission_without_traceback(project: Project) -> None:
         "from flows import cli\n"
         "import flows.configuration.schema, flows.engine.plan, flows.engine.run_stage\n"
         "import flows.commands.print_pipeline, flows.engine.artifact_store, flows.children.run_child\n"
-        "import encodings.utf_8_sig\n"
-        "import retrieval.build.inputs, jora_core.base.errors\n"
+        "import flows.configuration.load, flows.stages, encodings.utf_8_sig\n"
+        "import retrieval.build.inputs, retrieval.readers.threads.message_tree, jora_core.base.errors\n"
         "import retrieval.readers.files.packed_lines, typer.main\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "cli.main()"

@@ -11,12 +11,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.configuration.load import SAMPLE_CONFIG, load_config
+from flows.configuration.load import load_config
+from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
+from flows.configuration.yaml_file import apply_overrides, parse_yaml
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project, configuration
 
-REPOSITORY = SAMPLE_CONFIG.parents[3]
+REPOSITORY = SAMPLE_CONFIG.parents[2]
 RECIPES = sorted(SAMPLE_CONFIG.parent.glob("*.yaml"))
 
 
@@ -235,6 +237,40 @@ def test_off_as_yaml_reads_it(project: Project) -> None:
     config = project.config("phases.0.sharing=off", "evaluate.sharing=off", "context.near_duplicates=off")
     assert (config.phases[0].sharing, config.evaluate.sharing) == ("off", "off")
     assert config.context.near_duplicates == "off" and config.phases[1].sharing == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1e-4", 1e-4),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("1:30", "1:30"),
+        ("1:30:00", "1:30:00"),
+        ("true", True),
+        ("~", None),
+    ],
+)
+def test_yaml_1_2(text: str, value: object) -> None:
+    found = parse_yaml(f"key: {text}", "test")["key"]
+    assert found == value and type(found) is type(value)
+
+
+def test_merge_keys_and_anchors() -> None:
+    text = "base: &base {r: 4, alpha: 8}\nown: {<<: *base, alpha: 16}\nsame: *base\n"
+    shape = {"r": 4, "alpha": 8}
+    assert parse_yaml(text, "test") == {"base": shape, "own": {"r": 4, "alpha": 16}, "same": shape}
+    changed, _ = apply_overrides(parse_yaml(text, "test"), ["same.r=2"])
+    assert changed["base"] == shape, "an override changes one place, not every alias of it"
+
+
+@pytest.mark.parametrize("text", ["mesh: &m {data: *m}", "[" * 3000])
+def test_nesting_without_end_is_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=r"^test: values are nested too deeply, or an alias contains itself"):
+        parse_yaml(text, "test")
 
 
 def test_numbers_as_people_write_them(project: Project) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flows.engine.errors import StageFailed
-from flows.engine.plan import PlannedStage, make_plan
-from flows.engine.run_stage import run_pipeline
+from flows.engine.plan import PlannedStage, make_plan, select
+from flows.engine.run_stage import run_stages
 from jora_core.base.errors import InputError
 from tests.flows.changes import ALL, CHANGES, Change, append, flip
 from tests.flows.conftest import Project
@@ -19,13 +19,14 @@ from tests.flows.conftest import Project
 
 def _plan(project: Project, **options: Any) -> dict[str, PlannedStage]:
     return {
-        line.name: line
-        for line in make_plan(project.config(), project.store, **options, registry=project.registry)
+        line.name: line for line in make_plan(project.config(), project.store, project.registry, **options)
     }
 
 
 def _run(project: Project, **options: Any) -> dict[str, bool]:
-    done = run_pipeline(project.config(), project.store, **options, registry=project.registry)
+    config, force = project.config(), options.pop("force", False)
+    names = select(config, project.registry, **options)
+    done = run_stages(names, config, project.store, project.registry, force=force)
     return {reference.stage: reference.cached for reference in done}
 
 

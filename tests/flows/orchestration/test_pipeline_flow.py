@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -199,13 +199,16 @@ def _zombie(pid: int) -> bool:
 
 def test_one_stage_alone(tmp_path: Path, prefect_url: str) -> None:
     config = toy_config(tmp_path)
+    evaluate = pipeline_flow.STAGE_FLOWS["evaluate"]
     with pytest.raises(InputError, match="run `jora run --from finetune-structure`"):
-        pipeline_flow.evaluate(config=config)
+        evaluate(config=config)
     run_pipeline.run(config, say=silent)
-    found: dict[str, Any] = pipeline_flow.evaluate(config=config)
+    found: dict[str, Any] = evaluate(config=config)
     assert found["stage"] == "evaluate" and found["cached"]
-    assert pipeline_flow.evaluate(force=True, config=config)["cached"] is False
-    assert [flow.name for flow in pipeline_flow.STAGE_FLOWS] == list(pipeline_flow.StageName.__args__)
+    assert evaluate(force=True, config=config)["cached"] is False
+    assert [flow.name for flow in pipeline_flow.STAGE_FLOWS.values()] == list(
+        get_args(pipeline_flow.StageName)
+    )
 
 
 def test_input_changed_on_the_way(tmp_path: Path, prefect_url: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 from flows.children.build_records import BuildContextSpec, main
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
+from jora_core.base.spec_command import run_spec_command
+from jora_core.specs.read_spec import read_spec
 from retrieval.build.build import build_context
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
@@ -111,11 +113,15 @@ def test_the_child_says_how_far_it_is(
         context=context,
         work_dir=tmp_path / "work",
         records_dir=tmp_path / "out",
-        output_dir=tmp_path / "order",
+        output_dir=tmp_path / "specs",
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    assert main(["--spec", str(tmp_path / "spec.json")]) == 0
+    with pytest.raises(SystemExit) as ended:
+        run_spec_command(
+            lambda path: read_spec(path, BuildContextSpec), main, ["--spec", str(tmp_path / "spec.json")]
+        )
+    assert ended.value.code == 0
     said = capsys.readouterr().err.splitlines()
     assert any(line.startswith("threads: index: 72 of 72 (") for line in said), said
     assert any(line.startswith("threads: records: 60 of 60 (") and "/s" in line for line in said), said
-    assert json.loads((tmp_path / "order" / "result.json").read_text())["records"] == 60
+    assert json.loads((tmp_path / "specs" / "result.json").read_text())["records"] == 60

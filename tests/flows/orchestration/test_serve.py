@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SERVE = """
 import sys
 from pathlib import Path
-from flows.serve import serve
+from flows.orchestration.serve import serve
 from tests.flows.toy_pipeline import toy_config
 schedule = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
 port = int(sys.argv[2]) if len(sys.argv) > 2 else None

@@ -18,7 +18,8 @@ import pytest
 from flows.children.run_child import ChildFailed
 from flows.configuration.schema import PipelineConfig
 from flows.engine.run_stage import execute_stage
-from flows.stages import STAGES, StageContext, evaluate, export, finetune
+from flows.engine.stage import StageContext
+from flows.stages import STAGES, evaluate, export, finetune
 from flows.stages.evaluate import EVALUATE
 from flows.stages.finetune import train_spec
 from jora_core.base.errors import InputError
@@ -337,7 +338,7 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
 def test_manifest_says_where_an_artifact_comes_from(project: Project) -> None:
     config = project.config()
     for name in ("build-context", "convert-model", "finetune-structure"):
-        execute_stage(name, config, project.store, registry=project.registry)
+        execute_stage(name, config, project.store, project.registry)
     manifest = json.loads((project.artifact("finetune-structure") / "manifest.json").read_text())
     assert manifest["stage"] == "finetune-structure"
     assert manifest["config"]["phases"]["0"]["optim"]["learning_rate"] == 1e-4
@@ -363,7 +364,7 @@ def test_failed_stage_leaves_no_artifact(project: Project, error: Exception, tra
     project.registry["build-context"] = replace(project.registry["build-context"], run=fail)
     config = project.config()
     with pytest.raises(type(error), match=str(error)):
-        execute_stage("build-context", config, project.store, registry=project.registry)
+        execute_stage("build-context", config, project.store, project.registry)
     kept = [
         path.name
         for path in (project.folder / "runs").rglob("*")
@@ -372,7 +373,7 @@ def test_failed_stage_leaves_no_artifact(project: Project, error: Exception, tra
     # A wrong input leaves nothing, unless training had begun: that goes on from its checkpoint.
     assert kept == (["state"] if trained or not isinstance(error, InputError) else [])
     project.registry["build-context"] = replace(project.registry["build-context"], run=runs)
-    done = execute_stage("build-context", config, project.store, registry=project.registry)
+    done = execute_stage("build-context", config, project.store, project.registry)
     assert not done.cached and not list((project.folder / "runs" / ".work").rglob("state"))
 
 
@@ -384,4 +385,4 @@ def test_full_disk_inside_a_stage_is_one_line(project: Project) -> None:
     with pytest.raises(
         InputError, match=r"cannot write to store .*: no space left on device; free some space"
     ):
-        execute_stage("build-context", project.config(), project.store, registry=project.registry)
+        execute_stage("build-context", project.config(), project.store, project.registry)

@@ -1,0 +1,70 @@
+"""The command of `jora` that begins a project: init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.app import app
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project; made if it is new.")],
+    sample: Annotated[
+        bool, typer.Option("--sample", help="With the embedded sample: corpora, a tiny model, an embedder.")
+    ] = False,
+) -> None:
+    """Start a project: write a commented configuration.
+
+    Writes DIR/jora.yaml, which `jora run` and the other commands take when they are started in DIR. With
+    --sample the project is complete, and `jora run` needs about three minutes on two CPU cores. Files that
+    are there are never overwritten.
+
+    \b
+    Examples:
+      jora init my-project
+      jora init demo --sample && cd demo && jora run
+    """
+    config = start_project(folder, sample)
+    print(f"wrote {config}")
+    change = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    print(f"next: {change}jora plan" if sample else f"next: edit it, then {change}jora plan")
+
+
+def start_project(folder: Path, sample: bool) -> Path:
+    """Write the files of a new project; return its configuration.
+
+    Raises:
+        InputError: one of them is there already, or cannot be written.
+    """
+    import shutil
+
+    from flows.configuration.load import load_config
+    from flows.configuration.sample import (
+        CONFIG_NAME,
+        SAMPLE_FOLDERS,
+        STARTER_CONFIG,
+        sample_config_text,
+        sample_data,
+    )
+    from flows.engine.errors import one_line_os_errors
+    from jora_core.base.atomic_files import write_bytes
+    from jora_core.base.errors import InputError
+
+    config = folder / CONFIG_NAME
+    copies = {folder / "data" / name: sample_data() / name for name in SAMPLE_FOLDERS} if sample else {}
+    for path in (config, *copies):
+        if path.exists():
+            raise InputError(f"{path} exists already; choose another folder, or remove it first")
+    text = sample_config_text() if sample else STARTER_CONFIG.read_text(encoding="utf-8")
+    with one_line_os_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, source in copies.items():
+            shutil.copytree(source, target)
+        # Last: a project whose copying was interrupted has no configuration that would seem to work.
+        write_bytes(config, text.encode("utf-8"))
+    load_config(config)
+    return config

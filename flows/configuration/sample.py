@@ -1,0 +1,56 @@
+"""Where the embedded sample is, and which configuration a command takes that is given none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jora_core.base.errors import InputError
+
+CONFIG_NAME = "jora.yaml"
+_FLOWS = Path(__file__).resolve().parents[1]
+SAMPLE_CONFIG = _FLOWS / "configs" / "sample.yaml"
+STARTER_CONFIG = Path(__file__).with_name("starter.yaml")
+# The sample's folders below `data/`; setup.py copies the same ones into the wheel.
+SAMPLE_FOLDERS = ("sample", "tiny-llama", "tiny-embedder")
+# In a wheel, and in a checkout.
+_PLACES = (_FLOWS / "sample_data", _FLOWS.parent / "data")
+
+
+def sample_data() -> Path:
+    """Return the folder of the sample's corpora and models.
+
+    Raises:
+        InputError: this installation has none.
+    """
+    for place in _PLACES:
+        if all((place / name).is_dir() for name in SAMPLE_FOLDERS):
+            return place
+    raise InputError(
+        f"this installation lacks the embedded sample: expected it in {_PLACES[0]}; install the package again"
+    )
+
+
+def default_config() -> Path:
+    """Return the configuration of a command that is given none.
+
+    It is `jora.yaml` of the working directory, or without one, in a checkout only, the embedded sample's.
+
+    Raises:
+        InputError: neither is there; the message names `jora init`.
+    """
+    own = Path(CONFIG_NAME)
+    if own.exists():
+        return own
+    if _PLACES[1].joinpath(SAMPLE_FOLDERS[0]).is_dir():
+        return SAMPLE_CONFIG
+    raise InputError(
+        f"no CONFIG is given and {own.resolve()} does not exist; run `jora init DIR` for a new project, or "
+        "`jora init DIR --sample` for one that runs at once"
+    )
+
+
+def sample_config_text() -> str:
+    """Return the sample's configuration for a folder of its own, in which `data/` lies beside it."""
+    lines = SAMPLE_CONFIG.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("#   jora run flows/configs/")]
+    return "".join("root: .\n" if line.startswith("root:") else line for line in kept)

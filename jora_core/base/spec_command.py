@@ -1,0 +1,82 @@
+"""What every command of a child process shares: `python -m MODULE --spec FILE`, and its exit status.
+
+Exit status: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
+returns, such as 143 after an orderly stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from jora_core.base.errors import InputError
+
+Spec = TypeVar("Spec")
+
+# What the user can mend: a folder that is not writable, a full disk. The rest is a failure of ours.
+_USER_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
+
+
+def run_spec_command(
+    read: Callable[[Path], Spec],
+    function: Callable[[Spec], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+) -> NoReturn:
+    """Run one command and end the process with its exit status.
+
+    Args:
+        read: reads and checks the spec; its `output_dir` is made, where it has one.
+        function: does the work; an int that it returns is the exit status, None is 0.
+        argv: arguments without the program's name; the process's own if None.
+        description: one sentence for `--help`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--spec", required=True, type=Path, help="JSON file that says what to do")
+    path = parser.parse_args(argv).spec
+    try:
+        spec = read(path)
+        if output_dir := getattr(spec, "output_dir", None):
+            check_writable(output_dir)
+        status = function(spec)
+    except InputError as err:
+        _refuse(str(err))
+    except OSError as err:
+        if err.errno not in _USER_ERRNO:
+            raise
+        _refuse(f"{err.filename or 'output'}: {err.strerror}; free space or choose another folder")
+    sys.exit(status or 0)
+
+
+def check_writable(folder: Path) -> None:
+    """Make an output folder and write a file there, before any work is spent.
+
+    Raises:
+        InputError: no permission, a file in the way, or a full disk.
+    """
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as err:
+        raise InputError(f"cannot write to output folder {folder}: {err.strerror or err}") from None
+
+
+def _refuse(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(2)
