@@ -77,7 +77,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tree", type=Path, nargs="?", default=ROOT, help="folder that holds the packages")
-    parser.add_argument("--packages", nargs="+", help="packages to measure; default: this project's, else all")
+    parser.add_argument(
+        "--packages", nargs="+", help="packages to measure; default: this project's, else all"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings, results, ratios")
     return parser.parse_args()
 
