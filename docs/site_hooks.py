@@ -70,7 +70,7 @@ def _has_public_names(path: Path) -> bool:
 
 
 def _links_of_the_site(text: str, removed: str) -> str:
-    """Change the targets of links: without the prefix `removed`, and to pages that stand for files at the top."""
+    """Remove the prefix `removed` from links, and point links to README.md and its like at their pages."""
 
     def target(match: re.Match[str]) -> str:
         path = match[1].removeprefix(removed)

@@ -1,11 +1,11 @@
 """Measure the style of a Python source tree: sizes, types, docstrings, comments and imports.
 
-    python tests/benchmarks/code_style.py                                 # this project's packages
-    python tests/benchmarks/code_style.py ../other --packages other       # another project, side by side by hand
+    python tests/benchmarks/code_style.py                             # this project's packages
+    python tests/benchmarks/code_style.py ../other --packages other   # packages of another project
     python tests/benchmarks/code_style.py --json out.json
 
-Only the source text is read: no module is imported, so that any project can be measured, whether or not its
-dependencies are installed. Tests are not counted (folders `tests` and `test`, files `test_*.py`, `*_test.py`, `conftest.py`).
+Only the source text is read and no module is imported, so any project can be measured without its dependencies.
+Tests are not counted: folders `tests` and `test`, files `test_*.py`, `*_test.py` and `conftest.py`.
 
 What each measure means:
 
@@ -13,15 +13,15 @@ What each measure means:
 - lines a file: `__init__.py` is left out, because most of them hold a docstring only.
 - lines a function: from `def` to the last line, docstring included, decorators not.
 - fully typed: every argument (but `self` and `cls`) and the result have an annotation.
-- public functions: functions of a module and methods of its classes whose names, and whose class's name, do not
-  begin with an underscore.
-- functions of 3+ arguments with Args: public functions with three or more arguments (`self` and `cls` not counted)
-  whose docstring has an `Args:` section, or a `Parameters` one in NumPy's form.
+- public functions: functions and methods whose name, and whose class's name, does not begin with an underscore.
+- functions of 3+ arguments with Args: public functions with three or more arguments (`self` and `cls` not
+  counted) whose docstring has an `Args:` section, or a `Parameters` section in NumPy's form.
 - comments in 100 lines: comment tokens for every 100 lines that hold code.
 - import depth: the number of modules on the longest chain of imports; the modules of a circle count as one.
 - import circles: groups of modules that import one another, directly or through others.
-- own imports inside functions: import statements of the measured packages inside function bodies. Imports under
-  `if TYPE_CHECKING:` are left out of these last three, because they do not run.
+- own imports inside functions: import statements of the measured packages inside function bodies.
+
+The three measures of imports leave out those under `if TYPE_CHECKING:`, because they do not run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_modules(tree: Path, packages: Sequence[str]) -> list[Module]:
     """Read all source files of the packages, without tests.
 
     Raises:
-        SystemExit: a package does not exist, or a file is no Python.
+        SystemExit: a package does not exist, or a file has a syntax error.
     """
     modules = []
     for package in packages:
@@ -258,7 +258,7 @@ def _imports(node: ast.AST, inside_function: bool) -> Iterator[tuple[ast.Import 
 
 
 def _imported_modules(node: ast.Import | ast.ImportFrom, package: str, known: set[str]) -> set[str]:
-    """Modules of the tree that a statement loads; a name that is no module counts for the module that holds it."""
+    """Modules of the tree that a statement loads; any other name counts for the module that holds it."""
     if isinstance(node, ast.Import):
         names = {alias.name for alias in node.names}
     else:
