@@ -5,9 +5,9 @@
 Each notice is a document: what was found, in which town, and at its end the place where it waits, such as
 `#7 Iris` (shelf 7, clerk Iris). A question describes some of what was found; the answer is that place.
 
-The tiny base model has 0.8 million parameters. It has learned to find a text by its words and to copy the label
-behind that text (`data/tiny-llama/TRAINING.md`), but it has seen neither a notice nor such a question. So this is
-a task that it learns within minutes, unlike the open questions of `data/sample/documents.jsonl`.
+The tiny base model has 0.8 million parameters. It has learned to find a text by its words and to copy the
+label behind that text (`data/tiny-llama/TRAINING.md`), but it has seen neither a notice nor such a question.
+So this is a task that it learns within minutes, unlike the open questions of `data/sample/documents.jsonl`.
 """
 
 from __future__ import annotations

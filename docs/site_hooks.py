@@ -1,6 +1,6 @@
 """MkDocs hooks: the pages of the site that are made from other files.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md become pages of the site, with their links changed to fit, so that each text
+README.md, CONTRIBUTING.md and CHANGELOG.md become pages of the site, with changed links, so that each text
 exists once. Each package of the project becomes a page of the API reference, made from its docstrings.
 """
 

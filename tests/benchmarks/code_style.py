@@ -4,8 +4,9 @@
     python tests/benchmarks/code_style.py ../other --packages other   # packages of another project
     python tests/benchmarks/code_style.py --json out.json
 
-Only the source text is read and no module is imported, so any project can be measured without its dependencies.
-Tests are not counted: folders `tests` and `test`, files `test_*.py`, `*_test.py` and `conftest.py`.
+Only the source text is read and no module is imported, so any project can be measured without its
+dependencies. Tests are not counted: folders `tests` and `test`, files `test_*.py`, `*_test.py`,
+`conftest.py`.
 
 What each measure means:
 
@@ -13,7 +14,7 @@ What each measure means:
 - lines a file: `__init__.py` is left out, because most of them hold a docstring only.
 - lines a function: from `def` to the last line, docstring included, decorators not.
 - fully typed: every argument (but `self` and `cls`) and the result have an annotation.
-- public functions: functions and methods whose name, and whose class's name, does not begin with an underscore.
+- public functions: functions and methods whose name, and whose class's name, begins with no underscore.
 - functions of 3+ arguments with Args: public functions with three or more arguments (`self` and `cls` not
   counted) whose docstring has an `Args:` section, or a `Parameters` section in NumPy's form.
 - comments in 100 lines: comment tokens for every 100 lines that hold code.
