@@ -5,9 +5,9 @@
 A document is the register of one town's office: the things that were found, each with the name of its keeper.
 A question asks for the entry of one thing. The answer is the thing with its keeper, as in the register.
 
-The tiny base model has 0.8 million parameters. It has learned to find a word again and to continue with the name
-behind it (`data/tiny-llama/TRAINING.md`), but it has seen neither a register nor such a question. So it learns this
-task within minutes, unlike the open questions of `data/sample/documents.jsonl`.
+The tiny base model has 0.8 million parameters. It has learned to find a word again and to continue with the
+name behind it (`data/tiny-llama/TRAINING.md`), but it has seen neither a register nor such a question. So it
+learns this task within minutes, unlike the open questions of `data/sample/documents.jsonl`.
 """
 
 from __future__ import annotations
