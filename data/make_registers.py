@@ -34,7 +34,7 @@ def registers(seed: int, count: int) -> Iterator[tuple[str, list[tuple[str, str]
     for first in range(0, count * ENTRIES, ENTRIES):
         found = [(thing, rng.choice(lex.NAMES)) for thing in things[first : first + ENTRIES]]
         listed = ", ".join(f"{thing} {keeper}" for thing, keeper in found)
-        asked = [(ASKED.format(thing=thing), f"{thing} {keeper}") for thing, keeper in found]
+        asked = [(ASKED.format(thing=thing), f"entry: {thing} {keeper}") for thing, keeper in found]
         yield f"register of {rng.choice(lex.PLACES)}: {listed}.", asked
 
 
