@@ -44,7 +44,7 @@ NOT_RUN = {
     "jora context": "tests/docs/test_data_page.py and test_tutorial.py",
     "source .venv/bin/activate": "changes a shell",
     "python -m pytest": "tests in a test",
-    "python data/make_registers.py": "tests/docs/test_tutorial.py",
+    "python data/make_notices.py": "tests/docs/test_tutorial.py",
     "mkdir -p mine/guide": "tests/docs/test_data_page.py runs this block",
     "printf ": "tests/docs/test_data_page.py runs this block",
     "cat > mine/": "tests/docs/test_data_page.py runs this block",

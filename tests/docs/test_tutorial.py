@@ -17,7 +17,7 @@ from retrieval.build.build import build_context
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "qa.yaml"
-REGISTERS = ROOT / "data" / "sample" / "registers"
+NOTICES = ROOT / "data" / "sample" / "notices"
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -35,17 +35,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_script_writes_the_registers_again(tmp_path: Path) -> None:
-    script = ROOT / "data" / "make_registers.py"
+def test_the_script_writes_the_notices_again(tmp_path: Path) -> None:
+    script = ROOT / "data" / "make_notices.py"
     subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True, capture_output=True)
-    for name in ("registers.jsonl", "questions.jsonl"):
-        assert (tmp_path / name).read_bytes() == (REGISTERS / name).read_bytes()
+    for name in ("notices.jsonl", "questions.jsonl"):
+        assert (tmp_path / name).read_bytes() == (NOTICES / name).read_bytes()
 
 
 def test_shown_rows_are_rows_of_the_sample() -> None:
     document, question = blocks("json")
-    assert document in (REGISTERS / "registers.jsonl").read_text(encoding="utf-8")
-    assert question in (REGISTERS / "questions.jsonl").read_text(encoding="utf-8")
+    assert document in (NOTICES / "notices.jsonl").read_text(encoding="utf-8")
+    assert question in (NOTICES / "questions.jsonl").read_text(encoding="utf-8")
     assert json.loads(question)["document_id"] == json.loads(document)["id"]
 
 
