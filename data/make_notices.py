@@ -2,8 +2,8 @@
 
     python data/make_notices.py [--output data/sample/notices] [--seed 0]
 
-A document is a notice: what was found, in which town, and who keeps it. A question names one of the things. The
-answer says who keeps it, in the words of the notice.
+A document is a notice: what was found, in which town, and who keeps it. A question names one of the things.
+The answer says who keeps it, in the words of the notice.
 
 The tiny base model has 0.8 million parameters. It has learned to copy the name that follows a text
 (`data/tiny-llama/TRAINING.md`), but it has seen neither a notice nor such a question. So it learns this task
