@@ -2,6 +2,8 @@
 # make test    install, then run the tests, in WORKERS processes, without those marked slow or browser
 # make test-all   all tests
 # make lint    formatting, lint, types, import rules
+# make docs    the documentation as a site in build/site; a broken link or a malformed docstring fails
+# make hooks   let git run the quick checks before each commit
 # EXTRAS=dev,gpu adds CUDA for JAX; PYTHON=python3.12 chooses the interpreter; TORCH=any: see .ci/install
 VENV    ?= .venv
 WORKERS ?= 2
@@ -9,7 +11,7 @@ EXTRAS  ?= dev
 STAMP   := $(VENV)/.installed-$(EXTRAS)
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-all lint format install constraints clean
+.PHONY: demo test test-all lint docs hooks format install constraints clean
 
 demo: $(STAMP)
 	$(BIN)/jora run
@@ -26,6 +28,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The variable silences an advertisement for the successor of MkDocs.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+hooks: $(STAMP)
+	$(BIN)/pre-commit install
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +110,22 @@ def test_tables(examples: Path) -> None:
     assert questions[0].answers == ("Oslo", "Bergen")
 
 
+def ten_minutes(folder: Path) -> list[str]:
+    """Make the files of the page's ten minutes by its own commands; return its later shell blocks."""
+    part = PAGE[PAGE.index("## Your own data in ten minutes") : PAGE.index("## Your format is not here")]
+    part = re.sub(r"^   ", "", part, flags=re.MULTILINE)
+    first, second, *later = re.findall(r"```bash\n(.*?)```", part, re.DOTALL)
+    subprocess.run(["bash", "-ec", first + second], cwd=folder, check=True)
+    (config,) = re.findall(r"```yaml\n(.*?)```", part, re.DOTALL)
+    raw = yaml.safe_load(config)
+    raw["model"]["path"] = str(ROOT / "data" / "tiny-llama")
+    (folder / "mine" / "mine.yaml").write_text(yaml.safe_dump(raw))
+    return later
+
+
 def test_ten_minutes(tmp_path: Path) -> None:
     """The page's own commands make the files, and its configuration builds records from them."""
-    part = PAGE[PAGE.index("## Your own data in ten minutes") : PAGE.index("## What all formats share")]
-    first, second, *_ = re.findall(r"```bash\n(.*?)```", part, re.DOTALL)
-    script = re.sub(r"^   ", "", first + second, flags=re.MULTILINE)
-    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
-    (config,) = re.findall(r"```yaml\n(.*?)```", part, re.DOTALL)
-    raw = yaml.safe_load(re.sub(r"^   ", "", config, flags=re.MULTILINE))
-    raw["model"]["path"] = str(ROOT / "data" / "tiny-llama")
-    (tmp_path / "mine" / "mine.yaml").write_text(yaml.safe_dump(raw))
+    ten_minutes(tmp_path)
     settings = load_config(tmp_path / "mine" / "mine.yaml")
     metrics = build_context(settings.context, tmp_path / "out")
     assert metrics["records"] == 3 and set(metrics["tasks"]["qa"]["records"]) == {"train", "test"}
@@ -125,6 +133,25 @@ def test_ten_minutes(tmp_path: Path) -> None:
     lamp = next(record for record in records if record["id"] == "qa:q2")
     assert lamp["output"] == "40 watts" and lamp["context_id"] == "lamp.md"
     assert ". # The" not in records[0]["input"], "a title is not said twice"
+
+
+def test_records_are_printed_as_the_page_says(tmp_path: Path) -> None:
+    (script,) = ten_minutes(tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, command in (("jora", "-m flows.cli"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert "40 watts" in done.stdout and "Which bulb does it take?" in done.stdout
 
 
 def test_the_page_names_every_format() -> None:

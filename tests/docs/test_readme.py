@@ -1,4 +1,4 @@
-"""What README and docs say is true: commands run as printed, paths and configuration keys exist."""
+"""README, CONTRIBUTING and docs are true: commands run as printed; paths, links, anchors and keys exist."""
 
 from __future__ import annotations
 
@@ -18,40 +18,75 @@ from flows.stages import STAGES
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PACKAGES = ("flows", "jora_core", "retrieval")
+MOST_LINES_OF_THE_TREE = 44  # one screen
 
-# Printed commands that tests elsewhere run, or that nobody wants run in a test: why.
+# Printed commands of all pages that no test here runs, by how they begin, and why not.
 NOT_RUN = {
-    "make demo": "the whole demo; CI's other tests run its parts",
+    "make demo": "the whole demo; the other tests run its parts",
     "make test": "this is it",
     "make lint": "CI runs it next",
+    "make docs": "CI runs it after that",
+    "make install": "installs packages",
+    "make hooks": "changes the repository's git configuration",
     "jora run": "tests/flows runs pipelines",
     "jora doctor": "tests/flows/commands/test_cli.py",
     "jora serve": "tests/flows/orchestration/test_serve.py",
-    "jora generate": "reads a model that the demo exports",
+    "jora generate": "reads a model that a run exports",
+    "jora memory": "tests/flows/commands runs it; compiles for a minute",
+    "jora plan --memory": "tests/flows/commands runs it; compiles for a minute",
+    "jora context": "tests/docs/test_data_page.py and test_tutorial.py",
     "source .venv/bin/activate": "changes a shell",
+    "python -m pytest": "tests in a test",
+    "python data/make_notices.py": "tests/docs/test_tutorial.py",
+    "mkdir -p mine/guide": "tests/docs/test_data_page.py runs this block",
+    "printf ": "tests/docs/test_data_page.py runs this block",
+    "cat > mine/": "tests/docs/test_data_page.py runs this block",
+    "python -c": "tests/docs/test_data_page.py runs this block",
 }
+# Lines inside the quotes of a printed command.
+CONTINUED = ("{", "END", "folder = ", "for row in ", "print(", "import ", '"')
 
 
 def printed_commands(text: str) -> list[str]:
-    """Lines of the shell blocks of a page, without their comments."""
+    """Lines of the shell blocks of a page, without their comments and the text inside a quotation."""
     blocks = re.findall(r"^[ ]*```bash\n(.*?)^[ ]*```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line.split("   #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in lines if line and not line.startswith(("#", *CONTINUED))]
 
 
-def tree_paths(text: str) -> list[Path]:
-    """Paths of the annotated tree: two spaces of indentation a level, folders end with a slash."""
-    (block,) = re.findall(r"## What is where\n\n```text\n(.*?)```", text, flags=re.DOTALL)
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = set()
+    for title in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", title.lower())
+        names.add(plain.strip().replace(" ", "-"))
+    return names
+
+
+def tree_lines() -> list[str]:
+    """The lines of README's annotated tree."""
+    (block,) = re.findall(r"## What is where\n\n```text\n(.*?)```", README, flags=re.DOTALL)
+    return block.splitlines()
+
+
+def tree_paths() -> list[str]:
+    """Paths of the annotated tree. A line has names between commas; two spaces of indentation a level."""
     folders: list[str] = []
     found = []
-    for line in block.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        del folders[depth:]
-        found.append(ROOT.joinpath(*folders, name))
-        if name.endswith("/"):
-            folders.append(name)
+    for line in tree_lines():
+        names = re.match(r"[^,\s]+(?:, [^,\s]+)*", line.strip())
+        assert names, line
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        found += ["".join([*folders, name]) for name in names[0].split(", ")]
+        folders.append(names[0])
     return found
 
 
@@ -80,36 +115,43 @@ def test_cheap_commands_run_as_printed(copy: Path) -> None:
     commands = [
         line for line in printed_commands(README) if not any(line.startswith(name) for name in NOT_RUN)
     ]
-    assert {"jora --help", "jora plan", "cp flows/configs/sample.yaml flows/configs/mine.yaml"} <= set(
-        commands
-    )
+    assert {"jora --help", "jora plan", "cp flows/configs/qa.yaml flows/configs/mine.yaml"} <= set(commands)
     for command in commands:
         done = run(command, copy)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def test_every_command_that_is_not_run_has_a_reason_and_known_options() -> None:
-    commands = printed_commands(README)
+def test_every_command_that_is_not_run_has_a_reason() -> None:
+    commands = [line for page in PAGES for line in printed_commands(page.read_text(encoding="utf-8"))]
     assert all(any(line.startswith(name) for line in commands) for name in NOT_RUN), (
         "a reason without a command"
     )
+    elsewhere = set(commands) - set(printed_commands(README))
+    unexplained = [line for line in elsewhere if not any(line.startswith(name) for name in NOT_RUN)]
+    # What README prints too is run above.
+    assert not [line for line in unexplained if not line.startswith(("jora plan", "cp "))]
+
+
+def test_printed_commands_have_known_options() -> None:
     from typer.main import get_command
 
-    from flows.commands.app import app
+    from flows.cli import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    for line in commands:
-        words = shlex.split(line)
-        if words[0] == "jora" and not words[1].startswith("-"):
-            options = {option for parameter in known[words[1]].params for option in parameter.opts}
-            assert {word for word in words[2:] if word.startswith("-")} - {"-"} <= options, line
+    for page in PAGES:
+        for line in printed_commands(page.read_text(encoding="utf-8")):
+            if not line.startswith("jora "):
+                continue
+            words = shlex.split(line.split(" > ")[0])
+            if not words[1].startswith("-"):
+                options = {option for parameter in known[words[1]].params for option in parameter.opts}
+                assert {word for word in words[2:] if word.startswith("-")} - {"-"} <= options, line
 
 
 def test_make_targets_exist() -> None:
     targets = set(
         re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     )
-    named = {target for page in PAGES for target in re.findall(r"\bmake ([a-z]+)", page.read_text("utf-8"))}
     # "make" is a verb too: only what stands in code counts.
     in_code = {
         target
@@ -117,19 +159,23 @@ def test_make_targets_exist() -> None:
         for code in re.findall(r"`[^`]*`|```.*?```", page.read_text("utf-8"), flags=re.DOTALL)
         for target in re.findall(r"\bmake ([a-z]+)", code)
     }
-    assert in_code <= targets and {"demo", "test"} <= named & targets
+    assert {"demo", "test", "docs", "hooks"} <= in_code <= targets
 
 
-def test_every_path_of_the_tree_exists() -> None:
-    paths = tree_paths(README)
-    missing = [str(path.relative_to(ROOT)) for path in paths if not path.exists()]
-    assert not missing and len(paths) > 40
-    assert all(path.is_dir() == line.endswith("/") for path, line in zip(paths, _tree_names(), strict=True))
+def test_the_tree_is_true_and_fits_one_screen() -> None:
+    for name in tree_paths():
+        path = ROOT / name
+        assert path.exists(), name
+        assert path.is_dir() == name.endswith("/"), name
+    assert len(tree_lines()) <= MOST_LINES_OF_THE_TREE
 
 
-def _tree_names() -> list[str]:
-    (block,) = re.findall(r"## What is where\n\n```text\n(.*?)```", README, flags=re.DOTALL)
-    return [line.split()[0] for line in block.splitlines()]
+def test_every_package_is_in_the_tree() -> None:
+    named = set(tree_paths())
+    for package in PACKAGES:
+        folders = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
+        missing = {f"{package}/{name}/" for name in folders} - named
+        assert not missing
 
 
 def test_everything_at_the_top_is_in_the_tree() -> None:
@@ -137,24 +183,43 @@ def test_everything_at_the_top_is_in_the_tree() -> None:
     if listed.returncode != 0 or not listed.stdout:
         pytest.skip("not a git checkout: cannot tell the project's files from others")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    named = {path.relative_to(ROOT).parts[0] for path in tree_paths(README)}
+    named = {name.split("/")[0] for name in tree_paths()}
     assert top - named <= {".gitignore"}
+
+
+def test_the_map_of_the_architecture_page_has_every_folder() -> None:
+    part = ARCHITECTURE[ARCHITECTURE.index("## Map") : ARCHITECTURE.index("## From flows to the core")]
+    listed = set(re.findall(r"^\| `([\w/]+)/` \|", part, flags=re.MULTILINE))
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert listed == folders | {"flows/configs"}
 
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+            if target.startswith("http"):
+                continue
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
 
 
 def test_files_named_in_the_docs_exist() -> None:
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for name in re.findall(r"`((?:flows|jora_core|retrieval|data|tests|docs)/[\w./-]+)`", text):
-            assert (ROOT / name).exists(), f"{page.name}: {name}"
-        for module in re.findall(r"`(jora_core\.\w+)`", text):
-            assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), f"{page.name}: {module}"
+            assert "NAME" in name or (ROOT / name).exists(), f"{page.name}: {name}"
+        if page.name == "CHANGELOG.md":  # names old modules too
+            continue
+        for module in re.findall(r"`(jora_core(?:\.\w+)+)`", text):
+            if not module.endswith(".InputError"):
+                path = ROOT / module.replace(".", "/")
+                assert path.with_suffix(".py").exists() or path.is_dir(), f"{page.name}: {module}"
 
 
 def test_configuration_keys_in_the_docs_exist() -> None:
@@ -184,8 +249,8 @@ def test_architecture_names_every_stage_and_every_column() -> None:
     assert all(f">{name}<" in picture for name in STAGES)
 
 
-def test_orders_are_those_of_the_core() -> None:
-    from jora_core.specs import answers, model_files, train
+def test_specs_are_those_of_the_core() -> None:
+    from jora_core.specs import answers, model_files, planning, train
 
     for name in re.findall(r"`(\w+Spec)`", ARCHITECTURE):
-        assert any(hasattr(module, name) for module in (train, answers, model_files)), name
+        assert any(hasattr(module, name) for module in (train, answers, model_files, planning)), name
