@@ -31,7 +31,7 @@ lint: $(STAMP)
 
 # The variable silences an advertisement for the successor of MkDocs.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 hooks: $(STAMP)
 	$(BIN)/pre-commit install
