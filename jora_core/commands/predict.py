@@ -92,7 +92,7 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = list(ANSWERING_COLUMNS)
+    wanted: list[str] = list(ANSWERING_COLUMNS)
     if spec.mode != "generate":
         wanted.append(CHOICES_COLUMN)
     try:

@@ -62,8 +62,8 @@ def blockwise_attention(
     # skipped only if no row of the call needs it, so a single row skips the most.
     if jax.default_backend() == "cpu" and q.shape[0] > 1:
 
-        def one_row(_: None, row: tuple) -> tuple[None, jax.Array]:
-            q, k, v, slots = jax.tree.map(lambda x: x[None], row)
+        def one_row(_: None, row: tuple[Any, ...]) -> tuple[None, jax.Array]:
+            q, k, v, slots = jax.tree.map(lambda x: jnp.expand_dims(x, 0), row)
             return None, _attend(kernel, q, k, v, _Mask(slots, limit))[0]
 
         # Two rows in one iteration are independent, so XLA runs their small operations in parallel: a tenth

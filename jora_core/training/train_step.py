@@ -177,7 +177,9 @@ def build_step(
             opt_state=opt_state,
         )
         metrics = StepMetrics(
-            loss=sums.loss * share, grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step)
+            loss=sums.loss * share,
+            grad_norm=optax.tree.norm(grads),
+            learning_rate=jnp.asarray(schedule(state.step)),
         )
         return new, jax.tree.map(jnp.zeros_like, sums), metrics
 

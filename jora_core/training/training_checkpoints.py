@@ -65,7 +65,7 @@ class Position:
     def from_json(cls, value: dict[str, Any]) -> Position:
         """Return the inverse of `dataclasses.asdict`; names of earlier versions are read too."""
         found = value.get("early_stopping", value.get("standing", {}))
-        renamed = {_EARLIER_NAMES.get(name, name): number for name, number in found.items()}
+        renamed: dict[str, Any] = {_EARLIER_NAMES.get(name, name): number for name, number in found.items()}
         return cls(value["step"], value["epoch"], value["index"], EarlyStopping(**renamed))
 
 
