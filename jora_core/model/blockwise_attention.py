@@ -64,7 +64,7 @@ def blockwise_attention(
 
         def one_row(_: None, row: tuple[Any, ...]) -> tuple[None, jax.Array]:
             q, k, v, slots = jax.tree.map(lambda x: jnp.expand_dims(x, 0), row)
-            return None, _attend(kernel, q, k, v, _Mask(slots, limit))[0]
+            return None, jnp.squeeze(_attend(kernel, q, k, v, _Mask(slots, limit)), 0)
 
         # Two rows in one iteration are independent, so XLA runs their small operations in parallel: a tenth
         # less time for rows of 1,024 slots.

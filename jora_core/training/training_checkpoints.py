@@ -64,7 +64,7 @@ class Position:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Position:
         """Return the inverse of `dataclasses.asdict`; names of earlier versions are read too."""
-        found = value.get("early_stopping", value.get("standing", {}))
+        found: dict[str, Any] = value.get("early_stopping") or value.get("standing") or {}
         renamed: dict[str, Any] = {_EARLIER_NAMES.get(name, name): number for name, number in found.items()}
         return cls(value["step"], value["epoch"], value["index"], EarlyStopping(**renamed))
 
