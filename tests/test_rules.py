@@ -1,12 +1,15 @@
-"""Rules of the repository that no linter knows."""
+"""Rules of the repository that no linter knows: structure, what an import loads, recipes, paths."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,25 +26,39 @@ HEAVY = {
     "pandas",
     "pyarrow",
 }
-MOST_LINES = 400
-# Of the training core, the orchestrating process may import what starts no device runtime.
-LIGHT_CORE = ("jora_core.base.", "jora_core.specs.")
+# A file, an import that is forbidden there, and the contract that refuses it.
+FORBIDDEN = [
+    ("flows/engine/keys.py", "flows.stages", "Layers of flows"),
+    ("retrieval/text/normalize.py", "retrieval.build", "Layers of retrieval"),
+    ("jora_core/specs/common.py", "jora_core.training", "Layers of jora_core"),
+    ("jora_core/base/errors.py", "flows.engine", "Rooms: flows above retrieval above jora_core"),
+    (
+        "flows/children/run_child.py",
+        "jora_core.training",
+        "Flows know specs and ground floor of the core alone",
+    ),
+    (
+        "retrieval/corpus/types.py",
+        "jora_core.specs",
+        "Retrieval knows the ground floor of the training core and nothing else of it",
+    ),
+]
 
 
-def python_files(*folders: str) -> list[Path]:
-    """Python files below the folders."""
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-
-
-def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return names
+@pytest.fixture(scope="module")
+def code_style() -> ModuleType:
+    """The script that measures a source tree."""
+    folder = ROOT / "tests" / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("code_style", folder / "code_style.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["code_style"] = module  # its dataclasses look their module up there
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
 
 
 def loaded_after(code: str) -> set[str]:
@@ -53,11 +70,15 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_room_imports_torch_or_pickle(room: str) -> None:
-    for path in python_files(room):
-        top = {name.split(".")[0] for name in imports(path)}
-        assert not top & {"torch", "pickle", "cloudpickle", "dill", "bm25s"}, path
+def test_structure(code_style: ModuleType) -> None:
+    """No import circles, few levels, few imports inside functions, folders of a dozen files."""
+    found = code_style.measure(code_style.read_modules(ROOT, ROOMS))
+    assert found["import circles"] == 0
+    assert found["import depth"] <= 16
+    assert found["own imports inside functions"] <= 20
+    assert found["files a folder, max"] <= 12
+    assert not found["functions of 3+ arguments without Args"]
+    assert not found["functions of more than 6 positional arguments"]
 
 
 def test_importing_the_rooms_loads_nothing_heavy() -> None:
@@ -79,42 +100,24 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_after(code) & (HEAVY | {"numpy", "scipy", "rich", "jora_core", "retrieval"})
 
 
-def test_the_orchestrating_process_imports_only_the_light_part_of_the_core() -> None:
-    for path in python_files("flows"):
-        core = {name for name in imports(path) if name.split(".")[0] == "jora_core"}
-        heavy = sorted(name for name in core if not f"{name}.".startswith(LIGHT_CORE))
-        assert not heavy, f"{path.relative_to(ROOT)} imports {', '.join(heavy)}"
-
-
-def test_no_file_is_too_long() -> None:
-    long = {
-        str(path.relative_to(ROOT)): count
-        for path in python_files(*ROOMS, "data", "tests")
-        if (count := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
-    }
-    assert not long
-
-
-def test_every_public_function_is_typed_and_described() -> None:
-    missing = []
-    for path in python_files(*ROOMS):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
-                continue
-            if not ast.get_docstring(node):
-                missing.append(f"{path.relative_to(ROOT)}: {node.name} has no docstring")
-            if isinstance(node, ast.FunctionDef):
-                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                if node.returns is None or any(argument.annotation is None for argument in arguments):
-                    missing.append(f"{path.relative_to(ROOT)}: {node.name} is not fully typed")
-    assert not missing
-
-
-def test_every_module_says_what_it_is() -> None:
-    files = [path for path in python_files(*ROOMS, "data") if path.read_text(encoding="utf-8").strip()]
-    assert not [
-        str(path) for path in files if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    ]
+def test_broken_layers_are_noticed(tmp_path: Path) -> None:
+    """Each contract refuses an import that is written against it on purpose."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file, module, _ in FORBIDDEN:
+        with (tmp_path / file).open("a", encoding="utf-8") as source:
+            source.write(f"\nimport {module}\n")
+    found = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert found.returncode == 1, found.stdout
+    kept = [contract for _, _, contract in FORBIDDEN if f"{contract} BROKEN" not in found.stdout]
+    assert not kept, found.stdout
 
 
 def test_recipes_begin_with_their_command() -> None:
