@@ -215,7 +215,19 @@ def generate_alpaca_dataset(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """The paper's function: the train or test part of an instruction file; see `AlpacaDataset`."""
+    """Return the train or test part of an instruction file.
+
+    Args:
+        path: Alpaca records as JSON, JSON lines or Parquet.
+        split: "train" or "test".
+        config: settings of the run; only its seed is used.
+        split_percentage: share of the records that is for training.
+        alpaca_mix: general instructions to add, as a share of the records.
+        alpaca_path: file of general instructions; None as in `AlpacaDataset`.
+
+    Raises:
+        InputError: a file cannot be read, a value is out of range, or a split is empty.
+    """
     return AlpacaDataset(
         path=path,
         split=split,
@@ -233,10 +245,17 @@ def train_lora(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """The paper's function: train an adapter on q and v; a killed run goes on where it stood.
+    """Train an adapter on q and v; a killed run goes on from its last checkpoint.
 
     Writes a PEFT adapter with its metrics to ``<checkpoint_dir>/<checkpoint_prefix>_final`` and keeps its
     state in ``<checkpoint_prefix>_state`` beside it.
+
+    Args:
+        config: settings of the run.
+        train_dataset: prompts and answers.
+        checkpoint_dir: folder of the results.
+        checkpoint_prefix: begin of the names in it.
+        verbose: show progress on standard error.
 
     Returns:
         What ``result.json`` in the adapter's folder says.
@@ -296,7 +315,19 @@ def generate_alpaca_dataset_gemma(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """The paper's function for Gemma: the same instruction file, the same prompt."""
+    """Return the train or test part of an instruction file; the prompt is the same as for Llama.
+
+    Args:
+        path: Alpaca records as JSON, JSON lines or Parquet.
+        split: "train" or "test".
+        config: settings of the run; only its seed is used.
+        split_percentage: share of the records that is for training.
+        alpaca_mix: general instructions to add, as a share of the records.
+        alpaca_path: file of general instructions; None as in `AlpacaDataset`.
+
+    Raises:
+        InputError: a file cannot be read, a value is out of range, or a split is empty.
+    """
     return generate_alpaca_dataset(path, split, config, split_percentage, alpaca_mix, alpaca_path)
 
 
@@ -307,7 +338,14 @@ def train_lora_gemma(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """The paper's function for Gemma; as `train_lora`.
+    """Train an adapter on a Gemma model; see `train_lora`.
+
+    Args:
+        config: settings of the run.
+        train_dataset: prompts and answers.
+        checkpoint_dir: folder of the results.
+        checkpoint_prefix: begin of the names in it.
+        verbose: show progress on standard error.
 
     Returns:
         What ``result.json`` in the adapter's folder says.

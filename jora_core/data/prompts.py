@@ -22,6 +22,11 @@ _HERE = "\x00input\x00"
 def fill_template(template: str, instruction: str, input: str) -> str:
     """Return the text of a prompt.
 
+    Args:
+        template: of the prompt, with {instruction} and {input}.
+        instruction: what to do.
+        input: context and question, "" for none.
+
     Raises:
         InputError: the template has a field other than {instruction} and {input}, or stray braces.
     """

@@ -95,7 +95,8 @@ def prefill(
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None, split), rotary, attend, split)
+        project = projector(layer, adapter, None, split)
+        x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=split)
         keys, values = keys_and_values
         return x, (of_prompts(keys), of_prompts(values))
 
@@ -141,7 +142,8 @@ def decode(
             scale, softcap = attention_scale(config), config.attention_softcap
             return attention(q, keys, values, mask, scale=scale, softcap=softcap)
 
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None), rotary, attend, False)
+        project = projector(layer, adapter, None)
+        x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=False)
         return (x, (grown[0], grown[1])), None
 
     start = (embed(params, config, new.token[:, None]), cache)

@@ -198,16 +198,16 @@ def _backward(static, saved, grad):
     q, k, v, rows, out, log_total = saved
     scale, window = static
 
-    def flash(q, k, v, slots, out, log_total, grad):
+    def flash(q, k, v, slots, saved):
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
         # Padding has no gradient, whatever the loss of its meaningless output would say.
-        return back(jnp.where((slots.until > 0)[:, :, None, None], grad, 0).astype(grad.dtype))
+        return back(jnp.where((slots.until > 0)[:, :, None, None], saved["grad"], 0).astype(grad.dtype))
 
-    def blocks(q, k, v, slots, out, log_total, grad):
-        saved = {"out": out, "log_total": log_total, "grad": grad}
+    def blocks(q, k, v, slots, saved):
         return backward_pass(q, k, v, slots, **saved, scale=scale, window=window)
 
-    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, out, log_total, grad), None
+    operands = {"out": out, "log_total": log_total, "grad": grad}
+    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, operands), None
 
 
 _either.defvjp(_forward, _backward)

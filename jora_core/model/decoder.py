@@ -87,7 +87,7 @@ def forward(
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
         project = projector(layer, adapter, dropout_key, split)
         attend_here = partial(attend, layer_window=layer.window)
-        return decoder_layer(config, x, layer, project, rotary, attend_here, split), None
+        return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split), None
 
     x = embed(params, config, tokens)
     x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
@@ -234,6 +234,7 @@ def decoder_layer(
     layer: Layer,
     project: Projector,
     rotary: Rotary,
+    *,
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     split: bool,
 ) -> jax.Array:

@@ -66,12 +66,15 @@ class Target:
 
 
 def make_target(kind: str, data: int, tensor: int) -> Target:
-    """Devices for a mesh of data x tensor; `kind` is cuda, host, cpu, or auto: cuda where its plugin is.
+    """Return the devices to compile for; must come before anything else starts a JAX backend.
 
-    Must come before anything else starts a JAX backend in this process.
+    Args:
+        kind: `cuda`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else `host`.
+        data: size of the mesh's data axis.
+        tensor: size of the mesh's tensor axis.
 
     Raises:
-        InputError: cuda is asked for and its plugin is not installed.
+        InputError: `kind` is `cuda` and its plugin is not installed.
     """
     plugin = next((name for name in CUDA_PLUGINS if _installed(name)), None)
     if kind == "auto":

@@ -224,7 +224,16 @@ def _one_step(
 
 
 def validation_loss(run: Run, state: TrainState, number: int) -> float:
-    """Return the mean loss of the validation split under the present weights, without dropout."""
+    """Return the mean loss of the validation split under the present weights, without dropout.
+
+    Args:
+        run: the parts of the run, with a validation stream.
+        state: whose weights are evaluated.
+        number: steps done, for the message.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
     stream = run.validation
     assert stream is not None
     loss = weight = 0.0
