@@ -9,6 +9,7 @@ import numpy as np
 
 from jora_core.data.shared_context import Group, Layout, layout
 
+# cuDNN's attention takes multiples of 64 on all devices. A coarse step also keeps the programs few.
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
 # Row lengths that pad at most this much more than the best ones are as good.
@@ -165,6 +166,7 @@ def pack(
     room: list[tuple[int, int]] = []  # (free slots, row), sorted
     for number in numbers[np.argsort(-slots[numbers], kind="stable")].tolist():
         need = int(slots[number])
+        # -1 sorts before every row number, so this finds the least sufficient number of free slots.
         at = bisect.bisect_left(room, (need, -1))
         if at < len(room):
             free, row = room.pop(at)

@@ -32,11 +32,13 @@ def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> t
     ends = {tokenizer.eos_id, *config.eos_token_ids}
     path = Path(folder) / "generation_config.json"
     if path.exists():
+        # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
         more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
         ends |= set(more if isinstance(more, list) else [] if more is None else [more])
     return tuple(sorted(ends))
 
 
+# Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
 # Looked for where no file names the token.
 _USUAL_NAMES = {
@@ -104,6 +106,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     if eos_id is None:
         raise InputError(f"{folder}: the tokenizer has no EOS token; name eos_token in tokenizer_config.json")
     size = tokenizer.get_vocab_size()
+    # Fewer tokens than rows are usual: embeddings are padded to a round size.
     if vocab_size is not None and size > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {size} tokens, the model's embedding {vocab_size} rows; "
@@ -111,6 +114,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         )
 
     def encode_many(texts: list[str]) -> list[list[int]]:
+        # The fast variant leaves out the offsets of characters, which nothing here needs.
         return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(ids: Sequence[int]) -> str:
@@ -129,6 +133,7 @@ def _files_digest(folder: Path) -> str:
     whole = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
+            # With the name: the same content in another file is another tokenizer.
             whole.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     return whole.hexdigest()
 
@@ -150,6 +155,7 @@ def _load_sentencepiece(folder: Path):
     from transformers import AutoTokenizer
 
     try:
+        # Never the network: transformers would look for a misspelled folder on the Hub.
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as err:
         raise InputError(f"cannot read tokenizer of {folder}: {str(err).splitlines()[0]}") from None
@@ -202,6 +208,7 @@ def _special_id(folder: Path, which: str, tokenizer) -> int | None:
     """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get(f"{which}_token")
+        # Either text, or an object such as {"content": "<s>", "lstrip": false}.
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and (found := tokenizer.token_to_id(text)) is not None:
             return int(found)
