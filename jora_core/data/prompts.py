@@ -16,7 +16,7 @@ import numpy as np
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import TextTokenizer
 
-# Marks the place of the input in a filled template. No text of a prompt contains NUL.
+# Marks the place of the input in a filled template; texts do not contain NUL.
 _HERE = "\x00input\x00"
 
 

@@ -27,10 +27,12 @@ from jora_core.model.blockwise_attention import (
 from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.specs.common import AttentionChoice
 
+# cuDNN has flash attention for 16-bit types only.
 TYPES = ("bfloat16", "float16")
 # cuDNN's limits are wider on some devices (heads of 256 on Hopper, any length); these hold on all.
 _MOST_WIDTH = 128
 _LENGTH_MULTIPLE = 64
+# 8.0 is Ampere (A100); older devices have no flash attention in cuDNN.
 _FIRST_CAPABILITY = (8, 0)
 
 
