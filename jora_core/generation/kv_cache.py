@@ -85,6 +85,7 @@ def prefill(
 
     def of_prompts(x: jax.Array) -> jax.Array:
         """Gather [R, T, K, H] of the rows as [B, C, K, H] of the prompts."""
+        # Behind a prompt's end the path is 0: what is gathered there is masked when tokens are decoded.
         picked = x.reshape(-1, *x.shape[2:])[prompts.path]
         return jnp.pad(picked, ((0, 0), (0, capacity - length), (0, 0), (0, 0)))
 
@@ -92,6 +93,7 @@ def prefill(
         keys_and_values: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            # Taken here, where keys are rotated already: the cache needs them so.
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
@@ -123,6 +125,7 @@ def decode(
     own_slot = first_new + new.step
     slot = jnp.arange(cache[0].shape[2])
     visible = (slot < lengths) | ((slot >= first_new) & (slot <= own_slot))
+    # Generated tokens continue the positions of their own prompt, although their slots begin at T.
     key_positions = jnp.where(slot < first_new, slot, lengths + slot - first_new)
     distance = lengths + new.step - key_positions
     rotary = rotary_tables(config, (new.prompt_lengths + new.step)[:, None])
@@ -140,8 +143,10 @@ def decode(
                 grown.append(jax.lax.dynamic_update_slice(old, fresh[None], at))
             keys, values = (jax.lax.dynamic_index_in_dim(x, layer.index, 0, False) for x in grown)
             scale, softcap = attention_scale(config), config.attention_softcap
+            # One query for each row: its scores are small, and blocks would save nothing.
             return attention(q, keys, values, mask, scale=scale, softcap=softcap)
 
+        # A single token cannot be split over devices.
         project = projector(layer, adapter, None)
         x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=False)
         return (x, (grown[0], grown[1])), None

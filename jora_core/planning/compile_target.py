@@ -101,6 +101,7 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
+    # `find_spec` imports `jax_plugins`, which only an installed plugin brings along.
     except ModuleNotFoundError:
         return False
 
