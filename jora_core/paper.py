@@ -254,7 +254,7 @@ def train_lora(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """Train an adapter on q and v; a killed run goes on from its last checkpoint.
+    """Train an adapter on q and v; a killed run continues from its last checkpoint.
 
     Writes a PEFT adapter with its metrics to ``<checkpoint_dir>/<checkpoint_prefix>_final`` and keeps its
     state in ``<checkpoint_prefix>_state`` beside it.

@@ -18,7 +18,7 @@ from jora_core.base.errors import InputError
 
 Spec = TypeVar("Spec")
 
-# What the user can mend: a folder that is not writable, a full disk. The rest is a failure of ours.
+# Errors that the user can fix: a folder that is not writable, a full disk. Others are faults of the program.
 _USER_ERRNO = {
     errno.EACCES,
     errno.EPERM,

@@ -276,14 +276,14 @@ def _weighted_groups(
         prefix = Piece(bos, np.zeros(len(bos), np.float32)) + _piece(
             *segments, None if suffixes else tokenizer
         )
-        room = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
-        if room <= len(bos):
+        prefix_limit = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
+        if prefix_limit <= len(bos):
             found.counts["dropped"] += 1
             continue
-        if len(prefix) > room:
+        if len(prefix) > prefix_limit:
             found.counts["shortened"] += 1
             # The end of a text predicts its suffixes, so its beginning goes; BOS stays.
-            prefix = prefix[: len(bos)] + prefix[len(prefix) - (room - len(bos)) :]
+            prefix = prefix[: len(bos)] + prefix[len(prefix) - (prefix_limit - len(bos)) :]
         if suffixes:
             groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
         # One token alone is a target without an input: it takes no slot.

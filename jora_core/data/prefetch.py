@@ -56,7 +56,7 @@ def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[I
                 put(item)
                 if stop.is_set():
                     return
-        # Also what is no `Exception`: if the thread ended silently, the reader would wait for ever.
+        # Also what is no `Exception`: if the thread ended silently, the reader would wait without end.
         except BaseException as err:
             return put(_Failed(err))
         put(_End())

@@ -163,11 +163,11 @@ def _cut_tokens(
     """Cut tokens out of the middle of the context, then off the start of the question."""
     before, _, after = fill_template(template, instruction, _HERE).partition(_HERE)
     head, middle, tail = (tokenizer.encode(text) for text in (before, context, question + after))
-    room = budget - len(head) - len(tail)
-    if room >= 0:
+    context_limit = budget - len(head) - len(tail)
+    if context_limit >= 0:
         # Both ends of the context stay: its header, and what stands beside the question.
-        first = min(len(middle), room) // 2
-        last = min(len(middle), room) - first
+        first = min(len(middle), context_limit) // 2
+        last = min(len(middle), context_limit) - first
         middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
         return np.concatenate([head, middle, tail])
     # The end of the prompt stays: it is the mark behind which the answer is expected.

@@ -151,8 +151,8 @@ def pack(
 ) -> dict[int, list[tuple[int, ...]]]:
     """Pack groups by best-fit decreasing.
 
-    From the largest group to the smallest, each goes into the row where it leaves the least room. If it fits
-    nowhere, it opens a row of the shortest length that holds it.
+    From the largest group to the smallest, each goes into the row where it leaves the fewest free slots. If
+    it fits nowhere, it opens a row of the shortest length that holds it.
 
     Args:
         numbers: int [n], the groups to pack.
@@ -163,20 +163,20 @@ def pack(
         For each length the rows, as numbers of their groups.
     """
     rows: list[tuple[int, list[int]]] = []
-    room: list[tuple[int, int]] = []  # (free slots, row), sorted
+    open_rows: list[tuple[int, int]] = []  # (free slots, row), sorted
     for number in numbers[np.argsort(-slots[numbers], kind="stable")].tolist():
         need = int(slots[number])
         # -1 sorts before every row number, so this finds the least sufficient number of free slots.
-        at = bisect.bisect_left(room, (need, -1))
-        if at < len(room):
-            free, row = room.pop(at)
+        at = bisect.bisect_left(open_rows, (need, -1))
+        if at < len(open_rows):
+            free, row = open_rows.pop(at)
         else:
             free = lengths[bisect.bisect_left(lengths, need)]
             row = len(rows)
             rows.append((free, []))
         rows[row][1].append(number)
         if free > need:
-            bisect.insort(room, (free - need, row))
+            bisect.insort(open_rows, (free - need, row))
     packed: dict[int, list[tuple[int, ...]]] = {length: [] for length in lengths}
     for length, row_numbers in rows:
         packed[length].append(tuple(row_numbers))

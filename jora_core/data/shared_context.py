@@ -173,7 +173,7 @@ def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
 def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[_Tree]:
     """Divide the examples of one context into groups.
 
-    Groups are extended greedily while they have room. Only slots count: attention skips the blocks between
+    Groups are extended greedily up to `most_slots`. Only slots count: attention skips the blocks between
     branches, so a group computes no pair of slots that its examples alone would not compute.
     """
     trees: list[_Tree] = []

@@ -1,6 +1,6 @@
 """Token ids of a records file, made once and kept as an Arrow file that later starts map into memory.
 
-What is kept is what the tokenizer said: per record the token ids of each of its texts (prompt and answer, or
+The file holds what the tokenizer returns: for each record the token ids of its texts (prompt and answer, or
 the segments and suffixes of weighted text), without special tokens. What a spec does with them, such as
 shortening, grouping or the train/validation split, comes later and is no part of the key.
 """
@@ -118,7 +118,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Tell whether a file has the content that was written: nobody would notice training on a changed bit."""
+    """Tell whether a file has the content that was written: training would not notice a changed bit."""
     try:
         return file_digest(path) == _digest_file(path).read_text().strip()
     except (OSError, UnicodeDecodeError):

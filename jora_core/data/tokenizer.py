@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that lies in a model folder.
+"""Text to token ids, with the tokenizer of a model folder.
 
 ``tokenizer.json`` is read with the `tokenizers` library directly, which is about ten times faster to
 import and to run than `transformers`; a folder that has only a sentencepiece
@@ -13,12 +13,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
@@ -138,7 +142,7 @@ def _files_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _load_fast(path: Path):
+def _load_fast(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
@@ -151,7 +155,7 @@ def _load_fast(path: Path):
     return tokenizer
 
 
-def _load_sentencepiece(folder: Path):
+def _load_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
@@ -167,7 +171,7 @@ def _load_sentencepiece(folder: Path):
     return backend
 
 
-def _bos_id(folder: Path, tokenizer) -> int | None:
+def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
     """Id of the token that starts every text of this model, None if its texts start without one.
 
     add_bos_token of tokenizer_config.json decides, then what the tokenizer itself puts before a text. Only
@@ -175,7 +179,8 @@ def _bos_id(folder: Path, tokenizer) -> int | None:
     no text starts with.
 
     Raises:
-        InputError: a BOS token is asked for that no file names, or more than one token precedes a text.
+        InputError: add_bos_token is true and no file names a BOS token, or more than one token precedes a
+            text.
     """
     settings = _read_json(folder / "tokenizer_config.json")
     adds = settings.get("add_bos_token")
@@ -197,14 +202,14 @@ def _bos_id(folder: Path, tokenizer) -> int | None:
     return found
 
 
-def _ids_before(tokenizer) -> list[int]:
+def _ids_before(tokenizer: Tokenizer) -> list[int]:
     """Ids of the special tokens that a tokenizer puts before a text."""
     encoding = tokenizer.encode("a", add_special_tokens=True)
     special = encoding.special_tokens_mask
     return encoding.ids[: special.index(0) if 0 in special else 0]
 
 
-def _special_id(folder: Path, which: str, tokenizer) -> int | None:
+def _special_id(folder: Path, which: str, tokenizer: Tokenizer) -> int | None:
     """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get(f"{which}_token")

@@ -1,6 +1,6 @@
 """The key/value cache: filled with the prompts by `prefill`, then grown by one token a step by `decode`.
 
-A prompt stands at the left of its T slots. Generated tokens follow from slot T on, at the same slot for all
+A prompt begins at the first of its T slots. Generated tokens follow from slot T on, at the same slot for all
 rows, so one slice update writes the cache. A mask hides the padding between the end of a short prompt and
 slot T; rotary positions are counted without that gap.
 
@@ -115,7 +115,7 @@ def decode(
         params: weights, or this device's part of them.
         config: the model's.
         adapter: low-rank updates, None for the base model.
-        new: the tokens and where they stand.
+        new: the tokens and their places.
         cache: keys and values of all tokens before.
 
     Returns:

@@ -162,8 +162,17 @@ def _cross_entropy(
     return jax.lax.map(loss, _chunks((hidden, targets, weights), head.shape[0])[0]).sum()
 
 
-def _forward(config, head_trained, hidden, head, targets, weights):
-    def visit(d_head, chunk):
+def _forward(
+    config: ModelConfig,
+    head_trained: bool,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    def visit(
+        d_head: jax.Array | None, chunk: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array]]:
         h, target, weight = chunk
         total, chosen, logits, hit = _chunk_terms(h, target, head, config)
         # The derivative of cross-entropy by the logits is probability minus one-hot target.
@@ -174,7 +183,7 @@ def _forward(config, head_trained, hidden, head, targets, weights):
         # The products run in the type of the weights, as in the forward pass; their sums are float32.
         change = change.astype(head.dtype)
         d_h = jnp.einsum("mv,vd->md", change, head, preferred_element_type=jnp.float32)
-        if head_trained:
+        if d_head is not None:
             d_head = d_head + jnp.einsum("mv,md->vd", change, h, preferred_element_type=jnp.float32)
         return d_head, (jnp.sum(weight * (total - chosen)), d_h)
 
@@ -191,7 +200,12 @@ def _forward(config, head_trained, hidden, head, targets, weights):
     return losses.sum(), (d_hidden.astype(hidden.dtype), d_head)
 
 
-def _backward(config, head_trained, saved, upstream):
+def _backward(
+    config: ModelConfig,
+    head_trained: bool,
+    saved: tuple[jax.Array, jax.Array | None],
+    upstream: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, None, None]:
     d_hidden, d_head = saved
     scaled = (d_hidden * upstream).astype(d_hidden.dtype)
     if d_head is None:

@@ -170,6 +170,11 @@ class _Rows(NamedTuple):
     plain: jax.Array
 
 
+# What the backward pass needs: q, k, v, the rows, the output and the log-sum-exp of the scores.
+_Saved = tuple[jax.Array, jax.Array, jax.Array, _Rows, jax.Array, jax.Array]
+_Gradients = tuple[jax.Array, jax.Array, jax.Array]
+
+
 # With a derivative rule of its own: differentiated automatically, `lax.cond` would keep the residuals of both
 # branches for the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -177,17 +182,19 @@ def _either(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, rows: _Ro
     return _forward(static, q, k, v, rows)[0]
 
 
-def _forward(static, q, k, v, rows):
+def _forward(
+    static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, rows: _Rows
+) -> tuple[jax.Array, _Saved]:
     scale, window = static
 
-    def flash(q, k, v, slots):
+    def flash(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
         # JAX gives cuDNN's log-sum-exp in the type of `q` only, too coarse for a backward pass. So zeros take
         # its place, and the backward pass runs cuDNN's forward pass once more.
         out = flash_attention(q, k, v, scale=scale, window=window)
         shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], filled_length(q.shape[1]))
         return out, jnp.zeros(shape, jnp.float32) + 0 * q[:1, :1, :1, :1].astype(jnp.float32)
 
-    def blocks(q, k, v, slots):
+    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
         return forward_pass(q, k, v, slots, scale=scale, window=window)
 
     out, log_total = jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots)
@@ -196,20 +203,26 @@ def _forward(static, q, k, v, rows):
     return out, (q, k, v, rows, out, log_total)
 
 
-def _backward(static, saved, grad):
+def _backward(
+    static: _Static, saved: _Saved, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, rows, out, log_total = saved
     scale, window = static
 
-    def flash(q, k, v, slots, saved):
+    def flash(
+        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
+    ) -> _Gradients:
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
         # Padding has no gradient, whatever the loss of its meaningless output would say.
-        return back(jnp.where((slots.until > 0)[:, :, None, None], saved["grad"], 0).astype(grad.dtype))
+        return back(jnp.where((slots.until > 0)[:, :, None, None], results["grad"], 0).astype(grad.dtype))
 
-    def blocks(q, k, v, slots, saved):
-        return backward_pass(q, k, v, slots, **saved, scale=scale, window=window)
+    def blocks(
+        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
+    ) -> _Gradients:
+        return backward_pass(q, k, v, slots, **results, scale=scale, window=window)
 
-    operands = {"out": out, "log_total": log_total, "grad": grad}
-    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, operands), None
+    results = {"out": out, "log_total": log_total, "grad": grad}
+    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, results), None
 
 
 _either.defvjp(_forward, _backward)

@@ -53,7 +53,7 @@ class Heap:
         Returns:
             Bytes of each kind, which add up to `bytes`.
         """
-        # Between two neighbouring edges the same values lie at all addresses: no array over all bytes of a
+        # Between two neighbouring edges all addresses hold the same values: no array over all bytes of a
         # heap of gigabytes is needed.
         edges = sorted({0, self.bytes, *(b.offset for b in self.buffers), *(b.end for b in self.buffers)})
         place = {edge: i for i, edge in enumerate(edges)}

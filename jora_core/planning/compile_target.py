@@ -4,9 +4,9 @@ Three ways to know what a step takes, from the truest to the most available:
 
 - ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device; buffers, kernels and
   collectives are those of a real run.
-- ``host``: the CPU compiler stands in for an accelerator's. It would widen bfloat16 products to float32,
-  whole weights at a time, which no accelerator does; so float16, which it computes as it is, stands in for
-  bfloat16, and the passes that widen or hoist are off.
+- ``host``: the CPU compiler in place of an accelerator's. It would widen bfloat16 products to float32, whole
+  weights at a time, which no accelerator does. So float16, which it computes as it is, replaces bfloat16, and
+  the passes that widen arrays or move code out of loops are off.
 - ``cpu``: what a run on this machine's CPU takes, as compiled for such a run.
 """
 

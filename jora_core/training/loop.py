@@ -325,7 +325,7 @@ def _terminated() -> Iterator[_StopAfter]:
 
     In a thread other than the main one Python cannot handle signals; there it always says no. Of several
     processes any may get the signal, and all must leave the loop after the same step, or the others would
-    wait for ever in a collective.
+    hang in a collective.
     """
     if jax.process_count() > 1:
         yield preempted
