@@ -191,7 +191,7 @@ class BatchStream:
 
     def _plan_epoch(self, epoch: int) -> tuple[RowPlan, ...]:
         """Shuffle the groups, pack them window by window into rows, and fill microbatches with rows."""
-        # A generator for each epoch: a run that resumes in epoch 5 plans none of the epochs before.
+        # Seeded by (seed, epoch): the plan of an epoch does not depend on the epochs before it.
         rng = np.random.default_rng([self._seed, epoch])
         slots, budget, shuffle = self._slots, self._budget, self._shuffle
         order = self._group_order(rng, epoch)

@@ -43,7 +43,7 @@ def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[I
     stop = threading.Event()
 
     def put(item: Item | _Failed | _End) -> None:
-        # No unlimited wait for a free place: when the reader has left, the thread must end.
+        # With a timeout: when the reader has left, no place becomes free, and the thread must still end.
         while not stop.is_set():
             try:
                 return waiting.put(item, timeout=_POLL_SECONDS)

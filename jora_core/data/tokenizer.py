@@ -25,23 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
-
-    Args:
-        folder: of the model.
-        config: the model's.
-        tokenizer: the model's.
-    """
-    ends = {tokenizer.eos_id, *config.eos_token_ids}
-    path = Path(folder) / "generation_config.json"
-    if path.exists():
-        # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
-        more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
-        ends |= set(more if isinstance(more, list) else [] if more is None else [more])
-    return tuple(sorted(ends))
-
-
 # Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
 # Looked for where no file names the token.
@@ -131,6 +114,23 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         return lambda token: state.step(tokenizer, token)
 
     return TextTokenizer(encode_many, decode, stream, size, bos_id, eos_id, _files_digest(folder))
+
+
+def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
+
+    Args:
+        folder: of the model.
+        config: the model's.
+        tokenizer: the model's.
+    """
+    ends = {tokenizer.eos_id, *config.eos_token_ids}
+    path = Path(folder) / "generation_config.json"
+    if path.exists():
+        # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
+        more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
+        ends |= set(more if isinstance(more, list) else [] if more is None else [more])
+    return tuple(sorted(ends))
 
 
 def _files_digest(folder: Path) -> str:

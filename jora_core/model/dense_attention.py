@@ -29,7 +29,7 @@ def attention(
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    # In float32, as in the other kernels: bfloat16 scores have 8 bits, too few for a sum of many.
+    # In float32, as in the other kernels: the 8 significant bits of bfloat16 are too few for a sum over keys.
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(q.shape).astype(q.dtype)

@@ -176,12 +176,9 @@ def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any
         )
 
     shapes = jax.eval_shape(make, _key())
+    # A quantized weight is a tree of codes and scale, but has the one sharding of its dense form.
     return jax.tree.map(
-        # A quantised weight is a tree of codes and scale, but has the one sharding of its dense form.
-        place,
-        shapes,
-        param_shardings(config, mesh),
-        is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight),
+        place, shapes, param_shardings(config, mesh), is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight)
     )
 
 

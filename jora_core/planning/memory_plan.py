@@ -178,10 +178,10 @@ def what_to_change(
         kept = 4 * spec.rows * spec.seq_len * config.hidden_size * config.num_layers
         kept //= spec.mesh.devices
         add("remat=full", step.total - max(step.activations - kept, 0))
-    # Codes and scales of a quantised weight as a share of its bfloat16 size.
+    # Codes and scales of a quantized weight as a share of its bfloat16 size.
     for kind, share in (("int8", 0.51), ("nf4", 0.29)):
         if spec.trainable == "lora" and spec.quantization == "none" and spec.dtype == "bfloat16":
-            # The embedding and the head are never quantised.
+            # The embedding and the head are never quantized.
             outside = 2 * config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
             outside //= spec.mesh.tensor
             add(f"quantization={kind}", step.total - (1 - share) * max(step.weights - outside, 0))

@@ -111,7 +111,7 @@ class _WandB:
                 project=os.environ.get("WANDB_PROJECT", "jora"),
                 id=run_id,
                 dir=str(folder),
-                # Goes on with the run of this id, or begins it.
+                # Continues the run of this id, or begins it.
                 resume="allow",
                 config=dict(settings),
                 settings=wandb.Settings(silent=True),
