@@ -144,8 +144,9 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
 
         Args:
             path: Alpaca records as JSON, JSON lines or Parquet.
-            split: "train" or "test". A file with a split column decides itself; otherwise the first
-                `split_percentage` of the records is for training, contexts kept whole.
+            split: "train" or "test".
+            split_percentage: share of the records that is for training, the first ones, contexts kept whole.
+                A file with a split column decides itself.
             alpaca_mix: general instructions to add, as a share of the records; in the training split only.
             alpaca_path: file of general instructions. If None: what the environment's JORA_ALPACA_PATH names,
                 else alpaca_data_cleaned.json beside `path`, else a built-in set of simple tasks.
