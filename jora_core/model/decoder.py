@@ -365,7 +365,7 @@ def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: 
 
 
 def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """x over the root of its mean square (float32), times the norm's weight."""
+    """Divide x by the root of its mean square (float32), and multiply it by the norm's weight."""
     normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma stores weights minus 1, and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
