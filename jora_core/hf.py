@@ -31,9 +31,11 @@ def merge_to_huggingface(
     Raises:
         InputError: a folder is missing or does not fit, or `save_path` is the base itself.
     """
+    # Resolved, since a link may lead to the same folder: the base is read while the result is written.
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
     config = ModelConfig.from_hf(huggingface_path)
+    # All adapters are read first: a wrong folder must fail before gigabytes are written.
     adapters = [load_adapter(find_adapter(path), config)[0] for path in (jax_path, *then)]
     write_merged(huggingface_path, config, adapters, save_path)
 
@@ -46,6 +48,7 @@ def find_adapter(folder: Path) -> Path:
     """
     if (folder / "adapter_config.json").is_file():
         return folder
+    # Users of the original pass the checkpoint folder. It holds an adapter for each prefix.
     found = sorted(p.parent for p in folder.glob("*_final/adapter_config.json"))
     if len(found) == 1:
         return found[0]
@@ -56,8 +59,11 @@ def find_adapter(folder: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 2 after one line for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m jora_core.hf", description=(__doc__ or "").split("\n")[0]
+        # `python -OO` leaves no docstring.
+        prog="python -m jora_core.hf",
+        description=(__doc__ or "").split("\n")[0],
     )
+    # Capitals as in the README of JORA.
     parser.add_argument("HUGGINGFACE_PATH", type=Path, help="base model in Hugging Face layout")
     parser.add_argument("JAX_PATH", type=Path, help="trained adapter, or train_lora's checkpoint folder")
     parser.add_argument("SAVE_PATH", type=Path, help="folder for the merged model")

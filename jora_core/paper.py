@@ -43,6 +43,7 @@ from jora_core.training.train import train
 ALPACA_FILE = "alpaca_data_cleaned.json"
 # Tokens for BOS, EOS, and those that shortening a prompt may add.
 _MARGIN = 8
+# Layers of Llama 2 by MODEL_SIZE: they show whether the size and the folder agree.
 _MODEL_LAYERS = {"7B": 32, "13B": 40, "70B": 80}
 
 
@@ -60,6 +61,7 @@ class ParallamaConfig:
         BATCH_SIZE: rows of MAX_SEQ_LEN tokens in one microbatch; short examples share a row.
     """
 
+    # Names and defaults are the original's, so that its scripts run as they are.
     JAX_PARAMS_PATH: str | Path | None = None
     LLAMA2_META_PATH: str | Path | None = None
     MODEL_SIZE: str | None = None
@@ -83,6 +85,8 @@ class ParallamaConfig:
             InputError: no path given, or the weights are a pickle file.
         """
         jax_path = None if self.JAX_PARAMS_PATH is None else Path(self.JAX_PARAMS_PATH)
+        # The path decides only where it is a model folder. A pickle may run any code when it is loaded, so a
+        # file here is refused, with what to give instead.
         if jax_path is not None and (jax_path / "config.json").is_file():
             return jax_path
         if jax_path is not None and jax_path.is_file():
@@ -140,8 +144,9 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
 
         Args:
             path: Alpaca records as JSON, JSON lines or Parquet.
-            split: "train" or "test". A file with a split column decides itself; otherwise the first
-                `split_percentage` of the records is for training, contexts kept whole.
+            split: "train" or "test".
+            split_percentage: share of the records that is for training, the first ones, contexts kept whole.
+                A file with a split column decides itself.
             alpaca_mix: general instructions to add, as a share of the records; in the training split only.
             alpaca_path: file of general instructions. If None: what the environment's JORA_ALPACA_PATH names,
                 else alpaca_data_cleaned.json beside `path`, else a built-in set of simple tasks.
@@ -150,6 +155,7 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
         Raises:
             InputError: a file cannot be read, a value is out of range, or a split is empty.
         """
+        # Checked here, because callers of the paper's functions have no type checker before them.
         if split not in ("train", "test"):
             raise InputError(f"split {split!r} is unknown; expected 'train' or 'test'")
         if not 0 < split_percentage < 1:
@@ -161,6 +167,7 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
             split_records(read_alpaca(path), split, split_percentage)
         )
         self.mixed = 0
+        # A share of this split's records, not of the whole file.
         count = int(len(self.records) * alpaca_mix)
         if split == "train" and count:
             source = _mix_source(path, alpaca_path)
@@ -194,10 +201,13 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
         rows = [
             {
                 "id": record.id,
+                # With the head in the instruction, `PAPER_TEMPLATE` makes the paper's prompt both for records
+                # with an input and for those without.
                 "instruction": record.head,
                 "input": record.input,
                 "output": record.output,
                 "task": "alpaca",
+                # The split was made when the file was read: all that is left is for training.
                 "split": "train",
                 "context_id": record.context,
             }
@@ -215,7 +225,19 @@ def generate_alpaca_dataset(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """The paper's function: the train or test part of an instruction file; see `AlpacaDataset`."""
+    """Return the train or test part of an instruction file.
+
+    Args:
+        path: Alpaca records as JSON, JSON lines or Parquet.
+        split: "train" or "test".
+        config: settings of the run; only its seed is used.
+        split_percentage: share of the records that is for training.
+        alpaca_mix: general instructions to add, as a share of the records.
+        alpaca_path: file of general instructions; None as in `AlpacaDataset`.
+
+    Raises:
+        InputError: a file cannot be read, a value is out of range, or a split is empty.
+    """
     return AlpacaDataset(
         path=path,
         split=split,
@@ -233,10 +255,17 @@ def train_lora(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """The paper's function: train an adapter on q and v; a killed run goes on where it stood.
+    """Train an adapter on q and v; a killed run continues from its last checkpoint.
 
     Writes a PEFT adapter with its metrics to ``<checkpoint_dir>/<checkpoint_prefix>_final`` and keeps its
     state in ``<checkpoint_prefix>_state`` beside it.
+
+    Args:
+        config: settings of the run.
+        train_dataset: prompts and answers.
+        checkpoint_dir: folder of the results.
+        checkpoint_prefix: begin of the names in it.
+        verbose: show progress on standard error.
 
     Returns:
         What ``result.json`` in the adapter's folder says.
@@ -257,25 +286,34 @@ def _train(
 ) -> dict[str, Any]:
     """Train; `owner` is the class whose settings a message is about."""
     folder = Path(checkpoint_dir)
+    # A wrong size is reported and no error: the original needed it to build the model, here the folder
+    # describes the model.
     layers = ModelConfig.from_hf(config.model).num_layers
     if config.MODEL_SIZE is not None and _MODEL_LAYERS.get(config.MODEL_SIZE, layers) != layers and verbose:
         _log(f"MODEL_SIZE={config.MODEL_SIZE!r}, but {config.model} has {layers} layers: the folder decides")
     records = folder / f"{checkpoint_prefix}_records.parquet"
+    # Written again at each start. Equal records give an equal digest, so a killed run finds its checkpoints.
     train_dataset.write_records(records)
+    # The original pads each row to MAX_SEQ_LEN. Rows of the longest example hold the same examples in fewer
+    # slots.
     longest = _longest(config, train_dataset)
     settings = {
         "model": config.model,
+        # `target_modules` is left out: its default is q and v, as in the paper.
         "lora": {"r": config.LORA_R, "lora_alpha": config.LORA_ALPHA, "lora_dropout": config.LORA_DROPOUT},
         "optim": {"learning_rate": config.LR},
         "data": {
             "records": records,
             "max_seq_len": longest,
+            # The original counts rows of a batch, the core counts token slots.
             "tokens_per_batch": longest * config.BATCH_SIZE,
             "prompt_template": PAPER_TEMPLATE,
         },
         "n_epochs": config.N_EPOCHS,
         "gradient_accumulation_steps": config.N_ACCUMULATION_STEPS,
+        # All devices split the weights, as in the paper; none splits the batch.
         "mesh": {"tensor": config.NUM_GPUS or jax.device_count()},
+        # XLA's CPU compiler widens bfloat16 products to float32, so bfloat16 saves no time there.
         "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
         "seed": config.SEED,
         "output_dir": folder / f"{checkpoint_prefix}_final",
@@ -296,7 +334,19 @@ def generate_alpaca_dataset_gemma(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """The paper's function for Gemma: the same instruction file, the same prompt."""
+    """Return the train or test part of an instruction file; the prompt is the same as for Llama.
+
+    Args:
+        path: Alpaca records as JSON, JSON lines or Parquet.
+        split: "train" or "test".
+        config: settings of the run; only its seed is used.
+        split_percentage: share of the records that is for training.
+        alpaca_mix: general instructions to add, as a share of the records.
+        alpaca_path: file of general instructions; None as in `AlpacaDataset`.
+
+    Raises:
+        InputError: a file cannot be read, a value is out of range, or a split is empty.
+    """
     return generate_alpaca_dataset(path, split, config, split_percentage, alpaca_mix, alpaca_path)
 
 
@@ -307,7 +357,14 @@ def train_lora_gemma(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """The paper's function for Gemma; as `train_lora`.
+    """Train an adapter on a Gemma model; see `train_lora`.
+
+    Args:
+        config: settings of the run.
+        train_dataset: prompts and answers.
+        checkpoint_dir: folder of the results.
+        checkpoint_prefix: begin of the names in it.
+        verbose: show progress on standard error.
 
     Returns:
         What ``result.json`` in the adapter's folder says.
@@ -317,6 +374,7 @@ def train_lora_gemma(
     """
     if config.GEMMA_MODEL_PATH is None:
         raise InputError("ParagemmaConfig: set GEMMA_MODEL_PATH to a model folder in Hugging Face layout")
+    # Settings with the same name in both classes; the two with other names follow.
     names = {field.name for field in fields(ParallamaConfig)} & {field.name for field in fields(config)}
     shared = {name: getattr(config, name) for name in names}
     settings = ParallamaConfig(LLAMA2_HF_PATH=config.GEMMA_MODEL_PATH, NUM_GPUS=config.NUM_SHARDS, **shared)
@@ -329,6 +387,7 @@ def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:
     prompts = tokenizer.encode_batch([record.prompt for record in dataset.records])
     answers = tokenizer.encode_batch([record.output for record in dataset.records])
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    # At least the margin: a row of fewer tokens could not hold BOS, a prompt, an answer and EOS.
     return max(_MARGIN, min(config.MAX_SEQ_LEN, longest + _MARGIN))
 
 
@@ -337,9 +396,11 @@ def _mix_source(path: Path, alpaca_path: str | Path | None) -> Path | None:
         alpaca_path = os.environ.get("JORA_ALPACA_PATH")
     if alpaca_path is not None:
         return Path(alpaca_path)
+    # A file that is named must exist; the one beside the data is taken only if it is there.
     beside = path.parent / ALPACA_FILE
     return beside if beside.is_file() else None
 
 
 def _log(line: str) -> None:
+    # Not to standard output, which belongs to the script of the caller.
     print(line, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""The ground floor: errors, atomic files, digests, progress; no JAX, no room of ours."""
+"""What all packages may use: errors, atomic files, digests, progress. It imports none of them, and no JAX."""

@@ -48,17 +48,22 @@ def write_json(path: Path | str, value: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    # NaN and Infinity are no JSON, although Python would write them: other readers refuse such a file.
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:
     """Return where this process writes a file before it gets its name."""
+    # In the folder of the file itself: a rename is atomic only within one file system. The process id keeps
+    # two processes that write the same file apart.
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:
     """Force a finished temporary file to disk and give it its name."""
+    # Content first, name second: after a power failure the name must not lead to a file whose content never
+    # reached the disk.
     fsync(temporary)
     temporary.replace(path)
 
@@ -71,6 +76,7 @@ def remove_temporaries(folder: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Force a file's content, or a folder's names, to disk."""
+    # `os.open`, because `open` takes no folder. The names in a folder reach the disk only with its own fsync.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

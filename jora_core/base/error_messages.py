@@ -12,6 +12,7 @@ def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> s
     first = err.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the spec"
     more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
+    # Pydantic puts "Value error, " before the messages of our own validators.
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
     known = _fields_at(model, first["loc"][:-1])
@@ -25,6 +26,7 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
     for part in path:
         field = model.model_fields.get(str(part))
         annotation = None if field is None else field.annotation
+        # A list on the way, as in `phases.0.lora`, names no single model, so no key can be suggested.
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

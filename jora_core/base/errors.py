@@ -1,4 +1,4 @@
-"""The error that means "your input is wrong", told apart from a failure of the program."""
+"""The error for bad input, as opposed to a failure of the program."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         InputError: the value is no object.
     """
+    # Hugging Face writes null for a part that a model does not have, such as "rope_scaling": null.
     value = data.get(name) or {}
     if not isinstance(value, dict):
         raise InputError(f"{where}: {name} must be an object, found {type(value).__name__}")
@@ -63,9 +64,13 @@ def read_number(where: str, data: dict[str, Any], name: str, kind: type, default
         InputError: the value is missing or no such number.
     """
     value = data.get(name)
+    # Null counts as missing: Hugging Face writes it for what a model does not set, such as "sliding_window":
+    # null.
     value = default if value is None else value
     if value is None:
         raise InputError(f"{where}: field {name} is missing")
+    # A bool is an int in Python: without the first test, "num_hidden_layers": true would count as 1. An
+    # integer may stand for a float, since most files write "rope_theta": 10000.
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise InputError(f"{where}: {name} must be {kind.__name__}, found {json.dumps(value)}")
     return value
@@ -97,6 +102,7 @@ def read_flag(where: str, data: dict[str, Any], name: str) -> bool:
     Raises:
         InputError: the value is neither true nor false.
     """
+    # Never missing: the caller fills in the default of the model family first.
     value = data[name]
     if not isinstance(value, bool):
         raise InputError(f"{where}: {name} must be true or false, found {json.dumps(value)}")

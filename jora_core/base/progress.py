@@ -75,11 +75,14 @@ class ProgressBars:
         """
         if not self._shown:
             return
+        # Not the wall clock, which may be set back while the work runs.
         now = time.monotonic()
         started = self._started.setdefault(step, now)
         if self._display is not None:
             self._draw(step, done, total, note)
             return
+        # `start` and `show` both set the time of the last line. So work that began with `start` and is short
+        # prints one line, at its end.
         first = step not in self._last_line
         finished = total > 0 and done >= total
         if first or finished or now - self._last_line[step] >= self._pause:
@@ -103,12 +106,14 @@ class ProgressBars:
         if not self._shown:
             return
         if self._display is not None:
+            # rich would take square brackets in a path or message as markup, and colour the numbers.
             self._display.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def _draw(self, step: str, done: int, total: int, note: str) -> None:
         if step not in self._bars:
+            # None draws a moving bar without an end. rich takes a total of 0 as finished.
             self._bars[step] = self._display.add_task(step, total=total or None, note="")
         self._display.update(self._bars[step], completed=done, total=total or None, note=note)
 
@@ -149,6 +154,7 @@ def _line(step: str, done: int, total: int, seconds: float) -> str:
     if not done:
         return f"{step}: {f'{total} to do' if total else 'begins'}"
     text = f"{step}: {done}{f' of {total}' if total else ''}"
+    # The first call comes at the time that counts as the begin: there is no rate yet.
     if seconds <= 0:
         return text
     rate = done / seconds
@@ -158,6 +164,7 @@ def _line(step: str, done: int, total: int, seconds: float) -> str:
 
 
 def _rich_display() -> Any:
+    # rich is loaded only where bars are drawn. Child processes and log files do without it.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,6 +1,6 @@
 """The contract of `records.parquet` between those who build records and those who train and answer on them.
 
-The rooms may not import each other, so the names of the columns stand here, once.
+`retrieval` and `jora_core` import nothing of each other but `jora_core.base`, so the names are defined here.
 """
 
 from __future__ import annotations

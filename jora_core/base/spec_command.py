@@ -18,7 +18,7 @@ from jora_core.base.errors import InputError
 
 Spec = TypeVar("Spec")
 
-# What the user can mend: a folder that is not writable, a full disk. The rest is a failure of ours.
+# Errors that the user can fix: a folder that is not writable, a full disk. Others are faults of the program.
 _USER_ERRNO = {
     errno.EACCES,
     errno.EPERM,
@@ -50,12 +50,14 @@ def run_spec_command(
     path = parser.parse_args(argv).spec
     try:
         spec = read(path)
+        # Before the model is loaded: hours of work must not fail at the first file that is written.
         if output_dir := getattr(spec, "output_dir", None):
             check_writable(output_dir)
         status = function(spec)
     except InputError as err:
         _refuse(str(err))
     except OSError as err:
+        # Any other error of the system is a fault of the program, and its traceback is needed.
         if err.errno not in _USER_ERRNO:
             raise
         _refuse(f"{err.filename or 'output'}: {err.strerror}; free space or choose another folder")
@@ -71,6 +73,7 @@ def check_writable(folder: Path) -> None:
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # One byte: on a full disk an empty file can still be made.
         probe.write_bytes(b"\0")
         probe.unlink()
     except OSError as err:

@@ -107,6 +107,7 @@ class BatchStream:
     def plan(self, epoch: int) -> tuple[RowPlan, ...]:
         """Return all microbatches of an epoch, as group numbers."""
         if epoch not in self._plans:
+            # A dict keeps the order of insertion, so the oldest plans are left out.
             recent = list(self._plans.items())[1 - _PLANS_KEPT :]
             self._plans = dict([*recent, (epoch, self._plan_epoch(epoch))])
         return self._plans[epoch]
@@ -120,6 +121,7 @@ class BatchStream:
         while True:
             plans = self.plan(epoch)
             while index < len(plans):
+                # The position behind a batch goes with it: a checkpoint stores where the next batch is.
                 follows = (epoch, index + 1) if index + 1 < len(plans) else (epoch + 1, 0)
                 yield follows, self.build(plans[index])
                 index += 1
@@ -159,11 +161,13 @@ class BatchStream:
         blocks = self._blocks
         flat_targets = targets.reshape(blocks, -1)
         flat_weights = weights.reshape(blocks, -1)
+        # All blocks are padded to the count of the fullest, since the data axis splits one array [G, M].
         counts = np.count_nonzero(flat_weights, axis=1)
         slots = flat_weights.shape[1]
         size = _supervised_size(
             max(int(counts.max()), self._least_supervised.get(targets.shape[1], 0) // blocks), slots
         )
+        # Padding points at slot 0 with weight 0: it is computed and adds nothing to the loss.
         index = np.zeros((blocks, size), np.int32)
         picked_targets = np.zeros((blocks, size), np.int32)
         picked_weights = np.zeros((blocks, size), np.float32)
@@ -187,10 +191,13 @@ class BatchStream:
 
     def _plan_epoch(self, epoch: int) -> tuple[RowPlan, ...]:
         """Shuffle the groups, pack them window by window into rows, and fill microbatches with rows."""
+        # Seeded by (seed, epoch): the plan of an epoch does not depend on the epochs before it.
         rng = np.random.default_rng([self._seed, epoch])
         slots, budget, shuffle = self._slots, self._budget, self._shuffle
         order = self._group_order(rng, epoch)
         window = max(WINDOW_GROUPS, int(_WINDOW_BATCHES * budget / max(slots.mean(), 1)))
+        # Rows that fill no microbatch yet wait for the next window, so only the end of an epoch has partly
+        # filled microbatches.
         waiting: dict[int, list[tuple[int, ...]]] = {length: [] for length in self.row_lengths}
         plans: list[RowPlan] = []
         for start in range(0, len(order), window):
@@ -225,6 +232,7 @@ def _last_batches(
     if not len(left):
         return
     needed = int(slots[left].max())
+    # One length for all that is left: with several, each could end in a nearly empty microbatch.
     length = min(length for length in waiting if length >= needed)
     rows = pack(left, slots, (length,))[length]
     height = rows_of(length, budget)

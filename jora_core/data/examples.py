@@ -73,6 +73,8 @@ def load_groups(
     columns = columns_to_read(spec)
     limit = most_slots(spec, blocks)
     group_rows = _weighted_groups if "segments" in columns else _record_groups
+    # A chain of generators: the texts of a row are freed when its tokens are in a group, so only tokens fill
+    # the memory.
     rows = _split_rows(_tokenised_rows(spec, columns, tokenizer), spec, seed)
     found = group_rows(rows, spec, tokenizer, limit)
     train, validation = found.train, found.validation
@@ -82,6 +84,7 @@ def load_groups(
             f"{spec.records}: no examples with split={spec.split!r} and tasks={spec.tasks} "
             f"({counts['records']} read, {counts['dropped']} dropped); check data.split and data.tasks"
         )
+    # Never into another split: an evaluation on general instructions would measure another task.
     if spec.alpaca_mix and spec.split == "train":
         wanted = int(sum(len(group.ids) for group in train) * spec.alpaca_mix)
         mixed = _mixed_groups(wanted, spec, tokenizer, seed)
@@ -111,6 +114,7 @@ def load_groups(
 
 def most_slots(spec: DataSpec, blocks: int = 1) -> int:
     """Return the slots of the largest group: a row of a microbatch with one row for each of its blocks."""
+    # A single example of `max_seq_len` tokens must always fit.
     return max(spec.tokens_per_batch // blocks // ROW_STEP * ROW_STEP, spec.max_seq_len)
 
 
@@ -123,6 +127,7 @@ def _tokenised_rows(
     weighted = "segments" in columns
     texts_of = _weighted_texts if weighted else partial(_record_texts, spec.prompt_template)
     with pq.ParquetFile(spec.records) as file:
+        # The number of rows is in the footer of the file; no row is read.
         total = file.metadata.num_rows
     if spec.cache_dir is None:
         return tokenised(read_rows(spec, columns), texts_of, tokenizer, total)
@@ -133,6 +138,7 @@ def _tokenised_rows(
 def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> str:
     selection = {
         "texts": "weighted" if "segments" in columns else spec.prompt_template,
+        # Without the column all splits have the same rows, so the key must not differ either.
         "split": spec.split if "split" in columns else None,
         "tasks": spec.tasks,
         "max_records": spec.max_records,
@@ -184,6 +190,7 @@ def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -
 
 def _hash_share(name: str) -> float:
     """Return a number in [0, 1) that follows from a name."""
+    # Python's own `hash` of a text differs from process to process.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
 
 
@@ -197,8 +204,10 @@ def _record_groups(
     counts: Counter[str] = Counter()
     for for_validation, row, (prompt, answer) in rows:
         counts["records"] += 1
+        # With a Python integer, `np.append` would widen the ids to int64.
         answer = np.append(answer, np.int32(tokenizer.eos_id))
         budget = spec.max_seq_len - len(bos) - len(answer)
+        # The answer leaves no token for the prompt. A cut answer would teach a wrong one.
         if budget < 1:
             counts["dropped"] += 1
             continue
@@ -213,6 +222,7 @@ def _record_groups(
                 row["input"],
                 budget,
                 blocks=len(ids),
+                # The text with the answer stays: without it the model would learn to answer from nothing.
                 protected=[number for number, id in enumerate(ids) if id in oracle],
             )
         example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
@@ -239,6 +249,7 @@ def _mixed_groups(wanted: int, spec: DataSpec, tokenizer: TextTokenizer, seed: i
         for record in mixed_records(wanted, seed, spec.alpaca_path)
     ]
     texts_of = partial(_record_texts, spec.prompt_template)
+    # None of them is for validation, which measures the task alone.
     split = (_SplitRow(False, *made) for made in tokenised(rows, texts_of, tokenizer, len(rows)))
     return _record_groups(split, spec, tokenizer, most_slots(spec))
 
@@ -252,25 +263,30 @@ def _weighted_groups(
     for for_validation, row, pieces in rows:
         groups = found.validation if for_validation else found.train
         found.counts["records"] += 1
+        # The pieces of a row are one flat list in the order of `_weighted_texts`. Each list of segments takes
+        # as many of them as it has.
         left = iter(pieces)
         segments, *later = (
             (part, list(itertools.islice(left, len(part))))
             for part in (row["segments"], *(row.get("suffixes") or []))
         )
         suffixes = [_piece(*suffix, tokenizer) for suffix in later if suffix[0]]
+        # BOS has weight 0, because nothing before it could predict it. EOS ends only the last text of a path:
+        # before suffixes the text goes on.
         prefix = Piece(bos, np.zeros(len(bos), np.float32)) + _piece(
             *segments, None if suffixes else tokenizer
         )
-        room = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
-        if room <= len(bos):
+        prefix_limit = spec.max_seq_len - max((len(s) for s in suffixes), default=0)
+        if prefix_limit <= len(bos):
             found.counts["dropped"] += 1
             continue
-        if len(prefix) > room:
+        if len(prefix) > prefix_limit:
             found.counts["shortened"] += 1
             # The end of a text predicts its suffixes, so its beginning goes; BOS stays.
-            prefix = prefix[: len(bos)] + prefix[len(prefix) - (room - len(bos)) :]
+            prefix = prefix[: len(bos)] + prefix[len(prefix) - (prefix_limit - len(bos)) :]
         if suffixes:
             groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
+        # One token alone is a target without an input: it takes no slot.
         elif len(prefix) > 1:
             groups.append(Group((row["id"],), (Branch(0, prefix),)))
     return found
@@ -284,6 +300,7 @@ def _piece(
     weights = [np.full(len(part), s["weight"], np.float32) for s, part in zip(segments, parts, strict=True)]
     if tokenizer is not None:
         parts.append(np.asarray([tokenizer.eos_id], np.int32))
+        # EOS has the weight of the segment that it ends.
         weights.append(np.asarray([segments[-1]["weight"] if segments else 0.0], np.float32))
     if not parts:
         return Piece(np.zeros(0, np.int32), np.zeros(0, np.float32))

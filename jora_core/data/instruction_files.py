@@ -75,6 +75,8 @@ def read_alpaca(path: Path) -> list[AlpacaRecord]:
         text = row.get("input") or ""
         if not isinstance(text, str):
             raise InputError(f"{path}, record {number}: field 'input' must be text")
+        # Without an id, inputs that differ only in their last paragraph share a context. An input of one
+        # paragraph may as well be the question, so it names none.
         context = row.get("context_id") or (split_question(text)[0] if split_question(text)[1] else "")
         id = str(row.get("id") or f"{path.stem}-{number}")
         records.append(
@@ -98,6 +100,7 @@ def split_records(records: list[AlpacaRecord], split: Split, share: float) -> li
     Raises:
         InputError: the part is empty.
     """
+    # One record with a split is enough: then the file decides, and records without one are in neither part.
     if any(record.split for record in records):
         chosen = [record for record in records if record.split == split]
     else:
@@ -108,6 +111,7 @@ def split_records(records: list[AlpacaRecord], split: Split, share: float) -> li
         train: list[AlpacaRecord] = []
         test: list[AlpacaRecord] = []
         for members in contexts.values():
+            # A context is never divided, so the training split may exceed `share` by a part of one context.
             (train if len(train) < wanted else test).extend(members)
         chosen = train if split == "train" else test
     if not chosen:
@@ -123,11 +127,14 @@ def mixed_records(count: int, seed: int, path: Path | None) -> list[AlpacaRecord
         seed: of the choice.
         path: an instruction file; None for the built-in set.
     """
+    # A text as seed: no other use of the same seed draws the same numbers. Python hashes it with SHA-512, so
+    # the draws are the same in every process.
     rng = random.Random(f"alpaca mix {seed}")
     if path is None:
         return [_built_in(rng, number) for number in range(count)]
     records = read_alpaca(path)
     chosen = rng.sample(records, min(count, len(records)))
+    # The prefix keeps these ids apart from the user's. Without a context they are grouped with nothing.
     return [record._replace(id=f"mix-{record.id}", context="") for record in chosen]
 
 
@@ -154,6 +161,8 @@ def _built_in(rng: random.Random, number: int) -> AlpacaRecord:
 def _rows(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
+            # The content decides, not the name: JSON lines are often called `.json`. "PAR1" begins every
+            # Parquet file.
             start = file.read(64).lstrip()
         if start[:4] == b"PAR1":
             yield from _parquet_rows(path)
@@ -185,6 +194,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             wanted = ("id", "instruction", "input", "output", "context_id", "split")
+            # Other columns, such as embeddings, may be large and are not read.
             columns = [name for name in wanted if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=columns):
                 yield from batch.to_pylist()

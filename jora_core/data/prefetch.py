@@ -14,6 +14,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+# One item ready and one on its way hide the time of making them; more would only take memory.
 DEPTH = 2
 _POLL_SECONDS = 0.1
 
@@ -42,6 +43,7 @@ def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[I
     stop = threading.Event()
 
     def put(item: Item | _Failed | _End) -> None:
+        # With a timeout: when the reader has left, no place becomes free, and the thread must still end.
         while not stop.is_set():
             try:
                 return waiting.put(item, timeout=_POLL_SECONDS)
@@ -54,6 +56,7 @@ def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[I
                 put(item)
                 if stop.is_set():
                     return
+        # Also what is no `Exception`: if the thread ended silently, the reader would wait without end.
         except BaseException as err:
             return put(_Failed(err))
         put(_End())

@@ -16,11 +16,17 @@ import numpy as np
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import TextTokenizer
 
+# Marks the place of the input in a filled template; texts do not contain NUL.
 _HERE = "\x00input\x00"
 
 
 def fill_template(template: str, instruction: str, input: str) -> str:
     """Return the text of a prompt.
+
+    Args:
+        template: of the prompt, with {instruction} and {input}.
+        instruction: what to do.
+        input: context and question, "" for none.
 
     Raises:
         InputError: the template has a field other than {instruction} and {input}, or stray braces.
@@ -48,6 +54,8 @@ def context_blocks(lines: Sequence[str], count: int) -> list[range] | None:
     if count < 1:
         return None
     blank = [i for i, line in enumerate(lines) if not line]
+    # From the most specific form to the least: blank lines come after numbers, since a numbered document may
+    # hold blank lines.
     for starts in (
         [0] if count == 1 else [],
         _at_numbers(lines, count),
@@ -65,6 +73,7 @@ def _after_labels(lines: Sequence[str], count: int) -> list[int]:
     starts = [0]
     for i, line in enumerate(lines):
         ends = i + 1 == len(lines) or not lines[i + 1]
+        # Only the next number counts: a line "#7 …" within the first post is no label.
         if ends and line.startswith(f"#{len(starts)} "):
             starts.append(i + 2)
     # The last label has no post after it.
@@ -74,6 +83,7 @@ def _after_labels(lines: Sequence[str], count: int) -> list[int]:
 def _at_numbers(lines: Sequence[str], count: int) -> list[int]:
     starts: list[int] = []
     for i, line in enumerate(lines):
+        # Only the next number counts: a citation "[5] …" within the first document begins no document.
         if line.startswith(f"[{len(starts) + 1}] "):
             starts.append(i)
     return starts if len(starts) == count and starts[:1] == [0] else []
@@ -103,6 +113,7 @@ def shorten_prompt(
     context, question = split_question(input)
     lines = context.split("\n")
     total = len(tokenizer.encode(fill_template(template, instruction, input)))
+    # All lines in one call: to tokenise the prompt anew after each line would take quadratic time.
     costs = [len(tokens) for tokens in tokenizer.encode_batch([line + "\n" for line in lines])]
     dropped: set[int] = set()
     found = context_blocks(lines, blocks)
@@ -152,12 +163,14 @@ def _cut_tokens(
     """Cut tokens out of the middle of the context, then off the start of the question."""
     before, _, after = fill_template(template, instruction, _HERE).partition(_HERE)
     head, middle, tail = (tokenizer.encode(text) for text in (before, context, question + after))
-    room = budget - len(head) - len(tail)
-    if room >= 0:
-        first = min(len(middle), room) // 2
-        last = min(len(middle), room) - first
+    context_limit = budget - len(head) - len(tail)
+    if context_limit >= 0:
+        # Both ends of the context stay: its header, and what stands beside the question.
+        first = min(len(middle), context_limit) // 2
+        last = min(len(middle), context_limit) - first
         middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
         return np.concatenate([head, middle, tail])
+    # The end of the prompt stays: it is the mark behind which the answer is expected.
     return (
         np.concatenate([head, tail])[-budget:]
         if budget <= len(head)

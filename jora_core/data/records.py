@@ -11,6 +11,7 @@ from jora_core.base.record_columns import TRAINING_COLUMNS, TRAINING_OPTIONAL_CO
 from jora_core.data.token_cache import Row
 from jora_core.specs.data import DataSpec
 
+# Rows that are Python objects at one time: as objects, a whole file takes several times its size.
 _READ_ROWS = 8192
 
 
@@ -35,6 +36,7 @@ def columns_to_read(spec: DataSpec) -> list[str]:
         raise InputError(f"{spec.records} is not a Parquet file: {str(err).splitlines()[0]}") from None
     names = schema.names
     if "segments" in names:
+        # `task` is needed only where the spec selects by it.
         needed = ["segments", *(["task"] if spec.tasks is not None else [])]
         optional = ["suffixes", "id", "task", "split", "context_id"]
     else:
@@ -46,6 +48,7 @@ def columns_to_read(spec: DataSpec) -> list[str]:
             "(records) or segments (weighted text)"
         )
     _check_types(spec.records, schema)
+    # A name may be in both lists.
     return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
 
 
@@ -66,6 +69,7 @@ def _check_types(path: Path, schema: Any) -> None:
             raise InputError(f"{path}: column {name!r} has type {schema.field(name).type}, expected {shape}")
     for name in ("instruction", "input", "output") if "segments" not in schema.names else ():
         kind = schema.field(name).type
+        # polars writes texts as large_string.
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise InputError(f"{path}: column {name!r} has type {kind}, expected text")
 
@@ -86,6 +90,7 @@ def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=_READ_ROWS, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
+                    # A file without the column has no splits: all of its rows are selected.
                     if row.get("split", spec.split) != spec.split:
                         continue
                     if spec.tasks is not None and row.get("task") not in spec.tasks:
@@ -93,6 +98,8 @@ def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
                     if taken == spec.max_records:
                         return
                     taken += 1
+                    # The number within the file, not within the selection: an id names the same row in each
+                    # split.
                     row.setdefault("id", f"row {number}")
                     row.setdefault("context_id", "")
                     _check_row(row, number, spec.records, columns)
@@ -102,6 +109,7 @@ def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
 
 
 def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
+    # The schema cannot tell: most writers mark all columns as nullable.
     texts = ("segments",) if "segments" in columns else ("id", "instruction", "input", "output")
     for name in texts:
         if row[name] is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jora_core.data.shared_context import Group, Layout, layout
 
+# cuDNN's attention takes multiples of 64 on all devices. A coarse step also keeps the programs few.
 ROW_STEP = 64
 MAX_ROW_LENGTHS = 3
 # Row lengths that pad at most this much more than the best ones are as good.
@@ -150,8 +151,8 @@ def pack(
 ) -> dict[int, list[tuple[int, ...]]]:
     """Pack groups by best-fit decreasing.
 
-    From the largest group to the smallest, each goes into the row where it leaves the least room. If it fits
-    nowhere, it opens a row of the shortest length that holds it.
+    From the largest group to the smallest, each goes into the row where it leaves the fewest free slots. If
+    it fits nowhere, it opens a row of the shortest length that holds it.
 
     Args:
         numbers: int [n], the groups to pack.
@@ -162,19 +163,20 @@ def pack(
         For each length the rows, as numbers of their groups.
     """
     rows: list[tuple[int, list[int]]] = []
-    room: list[tuple[int, int]] = []  # (free slots, row), sorted
+    open_rows: list[tuple[int, int]] = []  # (free slots, row), sorted
     for number in numbers[np.argsort(-slots[numbers], kind="stable")].tolist():
         need = int(slots[number])
-        at = bisect.bisect_left(room, (need, -1))
-        if at < len(room):
-            free, row = room.pop(at)
+        # -1 sorts before every row number, so this finds the least sufficient number of free slots.
+        at = bisect.bisect_left(open_rows, (need, -1))
+        if at < len(open_rows):
+            free, row = open_rows.pop(at)
         else:
             free = lengths[bisect.bisect_left(lengths, need)]
             row = len(rows)
             rows.append((free, []))
         rows[row][1].append(number)
         if free > need:
-            bisect.insort(room, (free - need, row))
+            bisect.insort(open_rows, (free - need, row))
     packed: dict[int, list[tuple[int, ...]]] = {length: [] for length in lengths}
     for length, row_numbers in rows:
         packed[length].append(tuple(row_numbers))

@@ -165,6 +165,7 @@ def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
             tuple(examples[number].id for number, _ in tree),
             tuple(_branch(examples[number], start) for number, start in tree),
         )
+        # The smallest example number of a tree decides, so groups keep the order of the file.
         for tree in sorted(trees, key=min)
     ]
 
@@ -172,7 +173,7 @@ def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
 def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[_Tree]:
     """Divide the examples of one context into groups.
 
-    Groups are extended greedily while they have room. Only slots count: attention skips the blocks between
+    Groups are extended greedily up to `most_slots`. Only slots count: attention skips the blocks between
     branches, so a group computes no pair of slots that its examples alone would not compute.
     """
     trees: list[_Tree] = []
@@ -205,6 +206,8 @@ def _leaves(prompts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     # A stack of (low, high, shared), the next one to visit on top: prompts order[low:high] have `shared`
     # tokens in common with the leaf that is visited before them.
+    # No recursion: in a long thread each context grows from the one before, and the tree is as deep as the
+    # thread is long.
     waiting = [(0, len(order), 0)]
     while waiting:
         low, high, shared = waiting.pop()
@@ -251,6 +254,7 @@ def suffix_groups(
         shared: False gives each suffix its own copy of the prefix.
     """
     if len(suffixes) > 1 and any(s.weights[0] > 0 for s in suffixes):
+        # The token keeps its own weight in the first suffix only, so its loss counts once.
         first, rest = prefix[-1:], Piece(prefix.tokens[-1:], np.zeros(1, np.float32))
         prefix = prefix[:-1]
         suffixes = [first + suffixes[0], *(rest + s for s in suffixes[1:])]

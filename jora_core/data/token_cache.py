@@ -1,6 +1,6 @@
 """Token ids of a records file, made once and kept as an Arrow file that later starts map into memory.
 
-What is kept is what the tokenizer said: per record the token ids of each of its texts (prompt and answer, or
+The file holds what the tokenizer returns: for each record the token ids of its texts (prompt and answer, or
 the segments and suffixes of weighted text), without special tokens. What a spec does with them, such as
 shortening, grouping or the train/validation split, comes later and is no part of the key.
 """
@@ -21,7 +21,9 @@ from jora_core.base.errors import read_error
 from jora_core.base.progress import progress
 from jora_core.data.tokenizer import TextTokenizer
 
+# Part of the key: another layout of the file gets another number, and older files are not read.
 FORMAT = 1
+# Rows of one call of the tokenizer, which spreads them over its threads, and of one Arrow batch.
 _CHUNK_ROWS = 2048
 # Smaller files are tokenised before a progress bar could be read.
 _BAR_ROWS = 20_000
@@ -80,6 +82,7 @@ def cached_tokens(
     path = folder / f"{key}.arrow"
     if not _whole(path):
         _build(path, tokenised(rows(), texts_of, tokenizer, total))
+    # The file holds ids alone; the rows are read again from the records beside it.
     yield from zip(rows(), _read(path), strict=True)
 
 
@@ -100,6 +103,7 @@ def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]
         content = file_digest(records)
     except OSError as error:
         raise read_error(records, error) from None
+    # Another version of the library may cut a text into other tokens.
     parts = [FORMAT, content, tokenizer.digest, tokenizers.__version__, selection]
     return json_digest(parts)
 
@@ -114,7 +118,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Tell whether a file has the content that was written: nobody would notice training on a changed bit."""
+    """Tell whether a file has the content that was written: training would not notice a changed bit."""
     try:
         return file_digest(path) == _digest_file(path).read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -142,6 +146,8 @@ def _nested(chunk: list[Pieces]) -> Any:
     import pyarrow as pa
 
     flat = [piece for pieces in chunk for piece in pieces]
+    # The empty array serves a chunk without texts, which `np.concatenate` refuses. Offsets of Arrow lists
+    # have 32 bits: enough for 2,048 rows, not for a whole file.
     values = np.concatenate([np.zeros(0, np.int32), *flat]).astype(np.int32)
     inner = np.concatenate([[0], np.cumsum([len(piece) for piece in flat])]).astype(np.int32)
     outer = np.concatenate([[0], np.cumsum([len(pieces) for pieces in chunk])]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that lies in a model folder.
+"""Text to token ids, with the tokenizer of a model folder.
 
 ``tokenizer.json`` is read with the `tokenizers` library directly, which is about ten times faster to
 import and to run than `transformers`; a folder that has only a sentencepiece
@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,23 +21,11 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 
-
-def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
-
-    Args:
-        folder: of the model.
-        config: the model's.
-        tokenizer: the model's.
-    """
-    ends = {tokenizer.eos_id, *config.eos_token_ids}
-    path = Path(folder) / "generation_config.json"
-    if path.exists():
-        more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
-        ends |= set(more if isinstance(more, list) else [] if more is None else [more])
-    return tuple(sorted(ends))
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
+# Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
 # Looked for where no file names the token.
 _USUAL_NAMES = {
@@ -104,6 +93,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     if eos_id is None:
         raise InputError(f"{folder}: the tokenizer has no EOS token; name eos_token in tokenizer_config.json")
     size = tokenizer.get_vocab_size()
+    # Fewer tokens than rows are usual: embeddings are padded to a round size.
     if vocab_size is not None and size > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {size} tokens, the model's embedding {vocab_size} rows; "
@@ -111,6 +101,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         )
 
     def encode_many(texts: list[str]) -> list[list[int]]:
+        # The fast variant leaves out the offsets of characters, which nothing here needs.
         return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(ids: Sequence[int]) -> str:
@@ -125,15 +116,33 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     return TextTokenizer(encode_many, decode, stream, size, bos_id, eos_id, _files_digest(folder))
 
 
+def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
+
+    Args:
+        folder: of the model.
+        config: the model's.
+        tokenizer: the model's.
+    """
+    ends = {tokenizer.eos_id, *config.eos_token_ids}
+    path = Path(folder) / "generation_config.json"
+    if path.exists():
+        # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
+        more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
+        ends |= set(more if isinstance(more, list) else [] if more is None else [more])
+    return tuple(sorted(ends))
+
+
 def _files_digest(folder: Path) -> str:
     whole = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
+            # With the name: the same content in another file is another tokenizer.
             whole.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     return whole.hexdigest()
 
 
-def _load_fast(path: Path):
+def _load_fast(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
@@ -146,10 +155,11 @@ def _load_fast(path: Path):
     return tokenizer
 
 
-def _load_sentencepiece(folder: Path):
+def _load_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        # Never the network: transformers would look for a misspelled folder on the Hub.
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as err:
         raise InputError(f"cannot read tokenizer of {folder}: {str(err).splitlines()[0]}") from None
@@ -161,7 +171,7 @@ def _load_sentencepiece(folder: Path):
     return backend
 
 
-def _bos_id(folder: Path, tokenizer) -> int | None:
+def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
     """Id of the token that starts every text of this model, None if its texts start without one.
 
     add_bos_token of tokenizer_config.json decides, then what the tokenizer itself puts before a text. Only
@@ -169,7 +179,8 @@ def _bos_id(folder: Path, tokenizer) -> int | None:
     no text starts with.
 
     Raises:
-        InputError: a BOS token is asked for that no file names, or more than one token precedes a text.
+        InputError: add_bos_token is true and no file names a BOS token, or more than one token precedes a
+            text.
     """
     settings = _read_json(folder / "tokenizer_config.json")
     adds = settings.get("add_bos_token")
@@ -191,17 +202,18 @@ def _bos_id(folder: Path, tokenizer) -> int | None:
     return found
 
 
-def _ids_before(tokenizer) -> list[int]:
+def _ids_before(tokenizer: Tokenizer) -> list[int]:
     """Ids of the special tokens that a tokenizer puts before a text."""
     encoding = tokenizer.encode("a", add_special_tokens=True)
     special = encoding.special_tokens_mask
     return encoding.ids[: special.index(0) if 0 in special else 0]
 
 
-def _special_id(folder: Path, which: str, tokenizer) -> int | None:
+def _special_id(folder: Path, which: str, tokenizer: Tokenizer) -> int | None:
     """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get(f"{which}_token")
+        # Either text, or an object such as {"content": "<s>", "lstrip": false}.
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and (found := tokenizer.token_to_id(text)) is not None:
             return int(found)

@@ -78,6 +78,7 @@ def score_choices(
     with progress(label, len(plans)) as bar:
         for plan in plans:
             batch = stream.build(plan)
+            # Added in float64: with float32 sums, two close choices could change places with the batch.
             found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
             sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
             for id, value in zip(batch.ids, sums, strict=True):
@@ -98,8 +99,11 @@ def _choice_groups(
     owners: list[tuple[int, int]] = []
     examples: list[Example] = []
     for number, question in enumerate(questions):
+        # The choices of a question share its prompt in any case; a name of its own keeps other questions out
+        # of the group.
         context = question.context if share and question.context else f"alone {number}"
         for choice, tokens in enumerate(question.choice_tokens):
+            # Grouping changes the order, so the id is the place in `owners`.
             examples.append(Example(str(len(owners)), context, question.prompt, tokens))
             owners.append((number, choice))
     return owners, share_contexts(examples, most_slots)
@@ -110,6 +114,8 @@ def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {name: getattr(batch, name) for name in names}
 
 
+# A function of the module: jit keeps its programs over all calls. Weights are arguments, since those of a
+# closure would be constants inside of the program.
 @partial(jax.jit, static_argnames=("config", "mesh", "attention"))
 def _token_logprobs(
     params: Params,
@@ -141,7 +147,9 @@ def _per_branch(batch: Batch, plan: RowPlan, groups: Sequence[Group], values: np
     for number, row in enumerate(plan.rows):
         sizes = [len(branch.piece) - 1 for group in row for branch in groups[group].branches]
         starts.append(number * length + np.cumsum([0, *sizes[:-1]]))
+    # `index` counts slots within a block of rows; the sum counts them within the batch.
     slots = batch.index + np.arange(blocks)[:, None] * (height // blocks) * length
     first = np.concatenate(starts)
     branch = np.searchsorted(first, slots, side="right") - 1
+    # Padded positions count for some branch, but with 0.
     return np.bincount(branch.ravel(), weights=(values * (batch.weights > 0)).ravel(), minlength=len(first))

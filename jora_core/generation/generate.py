@@ -116,14 +116,17 @@ def generate(
         ),
         settings,
     )
+    # `jax.random.fold_in` takes 32 bits.
     draw_numbers = np.asarray(range(len(prompts)) if numbers is None else numbers, np.uint32)
     all_contexts = contexts or [""] * len(prompts)
     for batch in _batches(prompts, all_contexts, draw_numbers, settings):
-
+        # The default binds the places of this batch; a free variable would be read at the call.
         def watch_row(row: int, tokens: np.ndarray, places: np.ndarray = batch.places) -> bool:
             return watch is not None and watch(int(places[row]), tokens)
 
+        # If nobody watches, one chunk is the whole answer, and no token waits for the host.
         chunk = settings.max_new_tokens if watch is None else settings.chunk
+        # Not strict: behind the prompts a batch may hold filling, whose answers are dropped.
         for place, answer in zip(batch.places, generator.answers(batch, watch_row, chunk), strict=False):
             answers[place] = answer
         if on_answers is not None:
@@ -168,7 +171,9 @@ def _batches(
     for length in choose_row_lengths(sizes, budget):
         of_length = by_context[(sizes[by_context] > shorter) & (sizes[by_context] <= length)]
         shorter = length
+        # The budget is for the slots of the cache: those of the prompt and those of the answer.
         fitting = rows_of(length + settings.new_slots, budget)
+        # All batches of a length have one height, and share a program: the last is filled up.
         height = -(-min(fitting, max(len(of_length), 1)) // shards) * shards
         for start in range(0, len(of_length), height):
             places = of_length[start : start + height]
@@ -290,6 +295,7 @@ class _Generator:
         state, cache = prefill_prompts(self.model, batch.rows, inputs, self.program)
         seen = np.zeros(len(batch.lengths), np.int32)
         stopped = np.zeros(len(batch.lengths), bool)
+        # The prefill has chosen the first token.
         step, last_step = 1, self.settings.max_new_tokens
         while True:
             tokens, counts, finished = jax.device_get((state.tokens, state.counts, state.finished))
@@ -323,6 +329,7 @@ def prefill_prompts(
         lengths, slots = inputs.prompt_lengths, prompts.tokens.shape[1]
         capacity = slots + program.new_slots
         hidden, cache = prefill(params, config, adapter, prompts, capacity, program.attention)
+        # Filling has no last token: it takes slot 0, and counts as finished from the start.
         last_slot = jnp.take_along_axis(prompts.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         last_hidden = pick_positions(hidden, last_slot[None], slots)[0]
         step = jnp.zeros((), jnp.int32)
@@ -340,6 +347,7 @@ def prefill_prompts(
     return per_device(run, mesh, places, _state_places(mesh))(model, prompts, inputs)
 
 
+# Without donation each chunk would hold two caches, the largest arrays beside the weights.
 @partial(jax.jit, static_argnames=("program",), donate_argnames="cache")
 def decode_chunk(
     model: Model,
@@ -373,11 +381,13 @@ def decode_chunk(
         def one_step(carry: tuple[DecodeState, KVCache]) -> tuple[DecodeState, KVCache]:
             now, cache = carry
             prompt_slots = cache[0].shape[2] - now.tokens.shape[1]
+            # The token chosen last is not in the cache yet: it is run now, as number step - 1.
             new = NewToken(now.last_token, inputs.prompt_lengths, now.step - 1, prompt_slots)
             hidden, cache = decode(params, program.config, adapter, new, cache)
             token = _choose_token(params, hidden[:, 0], now.step, inputs, program)
             return _append(now, token, inputs.eos_ids), cache
 
+        # Answers that the host has ended do not keep the loop running.
         start = dataclasses.replace(state, finished=state.finished | end.stopped)
         return jax.lax.while_loop(unfinished, one_step, (start, cache))
 
@@ -400,6 +410,7 @@ def _choose_token(
 ) -> jax.Array:
     """Return the token int32 [B] that follows hidden states [B, D]; `step` is its number in the answer."""
     config = program.config
+    # A maximum, a draw and a sort all need the whole vocabulary on one device.
     logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)
     logits = exclude_tokens(logits, inputs.eos_ids, step < inputs.min_new_tokens)
     return next_tokens(logits, inputs.sampling, inputs.numbers, step, program.method)

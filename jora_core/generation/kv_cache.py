@@ -1,6 +1,6 @@
 """The key/value cache: filled with the prompts by `prefill`, then grown by one token a step by `decode`.
 
-A prompt stands at the left of its T slots. Generated tokens follow from slot T on, at the same slot for all
+A prompt begins at the first of its T slots. Generated tokens follow from slot T on, at the same slot for all
 rows, so one slice update writes the cache. A mask hides the padding between the end of a short prompt and
 slot T; rotary positions are counted without that gap.
 
@@ -85,6 +85,7 @@ def prefill(
 
     def of_prompts(x: jax.Array) -> jax.Array:
         """Gather [R, T, K, H] of the rows as [B, C, K, H] of the prompts."""
+        # Behind a prompt's end the path is 0: what is gathered there is masked when tokens are decoded.
         picked = x.reshape(-1, *x.shape[2:])[prompts.path]
         return jnp.pad(picked, ((0, 0), (0, capacity - length), (0, 0), (0, 0)))
 
@@ -92,10 +93,12 @@ def prefill(
         keys_and_values: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            # Taken here, where keys are rotated already: the cache needs them so.
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None, split), rotary, attend, split)
+        project = projector(layer, adapter, None, split)
+        x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=split)
         keys, values = keys_and_values
         return x, (of_prompts(keys), of_prompts(values))
 
@@ -112,7 +115,7 @@ def decode(
         params: weights, or this device's part of them.
         config: the model's.
         adapter: low-rank updates, None for the base model.
-        new: the tokens and where they stand.
+        new: the tokens and their places.
         cache: keys and values of all tokens before.
 
     Returns:
@@ -122,6 +125,7 @@ def decode(
     own_slot = first_new + new.step
     slot = jnp.arange(cache[0].shape[2])
     visible = (slot < lengths) | ((slot >= first_new) & (slot <= own_slot))
+    # Generated tokens continue the positions of their own prompt, although their slots begin at T.
     key_positions = jnp.where(slot < first_new, slot, lengths + slot - first_new)
     distance = lengths + new.step - key_positions
     rotary = rotary_tables(config, (new.prompt_lengths + new.step)[:, None])
@@ -139,9 +143,12 @@ def decode(
                 grown.append(jax.lax.dynamic_update_slice(old, fresh[None], at))
             keys, values = (jax.lax.dynamic_index_in_dim(x, layer.index, 0, False) for x in grown)
             scale, softcap = attention_scale(config), config.attention_softcap
+            # One query for each row: its scores are small, and blocks would save nothing.
             return attention(q, keys, values, mask, scale=scale, softcap=softcap)
 
-        x = decoder_layer(config, x, layer, projector(layer, adapter, None), rotary, attend, False)
+        # A single token cannot be split over devices.
+        project = projector(layer, adapter, None)
+        x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=False)
         return (x, (grown[0], grown[1])), None
 
     start = (embed(params, config, new.token[:, None]), cache)

@@ -79,6 +79,7 @@ def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -
         for number, (context, prompt) in enumerate(zip(contexts, prompts, strict=True))
     ]
     groups = share_contexts(examples, length)
+    # Nothing is shared: a row for each prompt, the only form that cuDNN's attention takes.
     if len(groups) == len(prompts):
         return [[group] for group in groups]
     slots = np.asarray([group.slots for group in groups], np.int64)

@@ -109,6 +109,7 @@ def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
     # 1, so top_p = 1 is a case of its own: it must cut nothing.
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept &= (mass_before < top_p) | (top_p >= 1)
+    # For top_p = 0, which would cut every token.
     kept = kept.at[:, 0].set(True)
     rows = jnp.arange(len(scores))[:, None]
     return jnp.where(jnp.zeros_like(kept).at[rows, by_score].set(kept), scores, EXCLUDED)

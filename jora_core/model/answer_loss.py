@@ -86,6 +86,8 @@ def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Arra
     """
     rows = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
     if not tokens_split(length):
+        # Every index is valid. JAX's default mode would compare each with the bounds, to fill the others with
+        # NaN.
         return jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
     # Each device has the hidden states of its own tokens only: it puts zeros for the others, and a sum over
     # the tensor axis puts the parts together.
@@ -160,8 +162,17 @@ def _cross_entropy(
     return jax.lax.map(loss, _chunks((hidden, targets, weights), head.shape[0])[0]).sum()
 
 
-def _forward(config, head_trained, hidden, head, targets, weights):
-    def visit(d_head, chunk):
+def _forward(
+    config: ModelConfig,
+    head_trained: bool,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    def visit(
+        d_head: jax.Array | None, chunk: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array]]:
         h, target, weight = chunk
         total, chosen, logits, hit = _chunk_terms(h, target, head, config)
         # The derivative of cross-entropy by the logits is probability minus one-hot target.
@@ -169,9 +180,10 @@ def _forward(config, head_trained, hidden, head, targets, weights):
         if config.logit_softcap is not None:
             # The derivative of c·tanh(x/c) is 1 - tanh², where tanh is the capped logit over c.
             change = change * (1 - jnp.square(logits / config.logit_softcap))
+        # The products run in the type of the weights, as in the forward pass; their sums are float32.
         change = change.astype(head.dtype)
         d_h = jnp.einsum("mv,vd->md", change, head, preferred_element_type=jnp.float32)
-        if head_trained:
+        if d_head is not None:
             d_head = d_head + jnp.einsum("mv,md->vd", change, h, preferred_element_type=jnp.float32)
         return d_head, (jnp.sum(weight * (total - chosen)), d_h)
 
@@ -188,7 +200,12 @@ def _forward(config, head_trained, hidden, head, targets, weights):
     return losses.sum(), (d_hidden.astype(hidden.dtype), d_head)
 
 
-def _backward(config, head_trained, saved, upstream):
+def _backward(
+    config: ModelConfig,
+    head_trained: bool,
+    saved: tuple[jax.Array, jax.Array | None],
+    upstream: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, None, None]:
     d_hidden, d_head = saved
     scaled = (d_hidden * upstream).astype(d_hidden.dtype)
     if d_head is None:
@@ -211,9 +228,12 @@ def _chunk_terms(
     logits = jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32)
     if config.logit_softcap is not None:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    # Subtracted before `exp`, which overflows float32 above 88.
     top = logits.max(axis=-1)
     split = head.shape[0] != config.vocab_size
     first = tensor_index() * head.shape[0] if split else 0
+    # A comparison with every token id instead of a gather: where another device has the target, it is false
+    # for all of them and adds zero to the sum over devices.
     hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == (targets - first)[:, None]
     if split:
         top = max_over_tensor(top)

@@ -54,6 +54,7 @@ def allowed(
     Returns:
         bool [B, Tq, Tk].
     """
+    # By slot and not by position: tokens of two branches have equal positions, but one order of slots.
     causal = keys[None, :] <= queries[:, None]
     on_path = queries[:, None] < key_slots.until[:, None, :]
     in_window = query_positions[:, :, None] - key_slots.positions[:, None, :] < reach(window)
@@ -62,5 +63,6 @@ def allowed(
 
 def reach(window: jax.Array | int) -> jax.Array:
     """Return the bound of the distance between query and key: the window, or the largest number for 0."""
+    # The window may be traced, where Python cannot branch: no window is a bound that nothing reaches.
     window = jnp.asarray(window, jnp.int32)
     return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)

@@ -147,6 +147,10 @@ class _Mask(NamedTuple):
     limit: jax.Array
 
 
+# What the backward pass needs: q, k, v, the mask, the output and the log-sum-exp of the scores.
+_Saved = tuple[jax.Array, jax.Array, jax.Array, _Mask, jax.Array, jax.Array]
+
+
 def _block(length: int, block: int | None = None) -> int:
     return min(block or BLOCK_SLOTS.get(jax.default_backend(), _OTHER_BLOCK_SLOTS), length)
 
@@ -189,7 +193,9 @@ def _attend(kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Ma
     return _forward(kernel, q, k, v, mask)[0]
 
 
-def _forward(kernel, q, k, v, mask):
+def _forward(
+    kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Mask
+) -> tuple[jax.Array, _Saved]:
     out, log_total = _all_queries(kernel, q, k, v, mask)
     # Both are named: a rematerialization policy that keeps only the output would run the whole forward pass
     # again for the log-sum-exp.
@@ -198,7 +204,9 @@ def _forward(kernel, q, k, v, mask):
     return out, (q, k, v, mask, out, log_total)
 
 
-def _all_queries(kernel, q, k, v, mask):
+def _all_queries(
+    kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Mask
+) -> tuple[jax.Array, jax.Array]:
     """Return the output like q, and the log-sum-exp of each query's scores, float32 [B, K, G, T']."""
     block = kernel.block
     needed = _needed(mask, block)
@@ -241,7 +249,9 @@ def _all_queries(kernel, q, k, v, mask):
     return _join(out, 3), _join(log_total, 3)
 
 
-def _backward(kernel, saved, grad):
+def _backward(
+    kernel: _Kernel, saved: _Saved, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Return the gradients of q, k and v: a scan over blocks of keys, with a loop over queries in it."""
     q, k, v, mask, out, log_total = saved
     block = kernel.block
@@ -303,7 +313,9 @@ def _backward(kernel, saved, grad):
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(kernel, q_i, k_j, mask, i, j):
+def _scores(
+    kernel: _Kernel, q_i: jax.Array, k_j: jax.Array, mask: _Mask, i: jax.Array, j: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     """Return masked float32 scores [B, K, G, block, block] of two blocks, and the soft-cap's derivative."""
     softcap, block = kernel
     scores = _product("bkgth,bksh->bkgts", q_i, k_j)

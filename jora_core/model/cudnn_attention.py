@@ -27,10 +27,12 @@ from jora_core.model.blockwise_attention import (
 from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.specs.common import AttentionChoice
 
+# cuDNN has flash attention for 16-bit types only.
 TYPES = ("bfloat16", "float16")
 # cuDNN's limits are wider on some devices (heads of 256 on Hopper, any length); these hold on all.
 _MOST_WIDTH = 128
 _LENGTH_MULTIPLE = 64
+# 8.0 is Ampere (A100); older devices have no flash attention in cuDNN.
 _FIRST_CAPABILITY = (8, 0)
 
 
@@ -168,6 +170,11 @@ class _Rows(NamedTuple):
     plain: jax.Array
 
 
+# What the backward pass needs: q, k, v, the rows, the output and the log-sum-exp of the scores.
+_Saved = tuple[jax.Array, jax.Array, jax.Array, _Rows, jax.Array, jax.Array]
+_Gradients = tuple[jax.Array, jax.Array, jax.Array]
+
+
 # With a derivative rule of its own: differentiated automatically, `lax.cond` would keep the residuals of both
 # branches for the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -175,17 +182,19 @@ def _either(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, rows: _Ro
     return _forward(static, q, k, v, rows)[0]
 
 
-def _forward(static, q, k, v, rows):
+def _forward(
+    static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, rows: _Rows
+) -> tuple[jax.Array, _Saved]:
     scale, window = static
 
-    def flash(q, k, v, slots):
+    def flash(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
         # JAX gives cuDNN's log-sum-exp in the type of `q` only, too coarse for a backward pass. So zeros take
         # its place, and the backward pass runs cuDNN's forward pass once more.
         out = flash_attention(q, k, v, scale=scale, window=window)
         shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], filled_length(q.shape[1]))
         return out, jnp.zeros(shape, jnp.float32) + 0 * q[:1, :1, :1, :1].astype(jnp.float32)
 
-    def blocks(q, k, v, slots):
+    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
         return forward_pass(q, k, v, slots, scale=scale, window=window)
 
     out, log_total = jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots)
@@ -194,20 +203,26 @@ def _forward(static, q, k, v, rows):
     return out, (q, k, v, rows, out, log_total)
 
 
-def _backward(static, saved, grad):
+def _backward(
+    static: _Static, saved: _Saved, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, rows, out, log_total = saved
     scale, window = static
 
-    def flash(q, k, v, slots, out, log_total, grad):
+    def flash(
+        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
+    ) -> _Gradients:
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
         # Padding has no gradient, whatever the loss of its meaningless output would say.
-        return back(jnp.where((slots.until > 0)[:, :, None, None], grad, 0).astype(grad.dtype))
+        return back(jnp.where((slots.until > 0)[:, :, None, None], results["grad"], 0).astype(grad.dtype))
 
-    def blocks(q, k, v, slots, out, log_total, grad):
-        saved = {"out": out, "log_total": log_total, "grad": grad}
-        return backward_pass(q, k, v, slots, **saved, scale=scale, window=window)
+    def blocks(
+        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
+    ) -> _Gradients:
+        return backward_pass(q, k, v, slots, **results, scale=scale, window=window)
 
-    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, out, log_total, grad), None
+    results = {"out": out, "log_total": log_total, "grad": grad}
+    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, results), None
 
 
 _either.defvjp(_forward, _backward)

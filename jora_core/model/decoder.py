@@ -82,12 +82,13 @@ def forward(
     """
     split = tokens_split(tokens.shape[1])
     attend = model_attention(config, Slots(until, positions), attention)
+    # Outside of the scan: all layers have the same positions, so the tables are computed once.
     rotary = rotary_tables(config, positions)
 
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
         project = projector(layer, adapter, dropout_key, split)
         attend_here = partial(attend, layer_window=layer.window)
-        return decoder_layer(config, x, layer, project, rotary, attend_here, split), None
+        return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split), None
 
     x = embed(params, config, tokens)
     x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
@@ -128,8 +129,10 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
         # The vocabulary is split over devices: each adds the rows that it has, and zeros for the others.
         own = tokens - tensor_index() * table.shape[0]
         inside = (own >= 0) & (own < table.shape[0])
+        # Clipped, so that every index is valid; what it finds for a foreign token is replaced by zeros.
         rows = table[jnp.clip(own, 0, table.shape[0] - 1)]
         x = add_up(jnp.where(inside[..., None], rows, jnp.zeros_like(rows)), split)
+    # Gemma's factor is the root of D, rounded to the type of the weights as in its reference code.
     return x if config.embedding_scale is None else x * jnp.asarray(config.embedding_scale, x.dtype)
 
 
@@ -172,6 +175,7 @@ def over_layers(
         weights, lora, index = inputs
         return step(carry, Layer(weights, lora, index, windows[index] if same is None else same))
 
+    # A scan compiles one layer instead of L copies of it: the time to compile does not grow with depth.
     return jax.lax.scan(body, start, (params.layers, lora, jnp.arange(config.num_layers)))
 
 
@@ -204,6 +208,7 @@ def projector(
         dropout_key: of the step, None for no dropout.
         split: whether the residual stream is split by tokens.
     """
+    # `fold_in` gives a mask that follows from the number of the layer, not from the keys drawn before.
     key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer.index)
 
     def project(name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
@@ -221,6 +226,7 @@ def projector(
             low = low.reshape(-1, low.shape[-1])
             over_inputs = sum_over_tensor if row else _same
             out = adapted(out, low, weight, pair, adapter.scale, dense=dense, sum_over_inputs=over_inputs)
+        # Only some families have biases, such as Qwen 2 on q, k and v.
         bias = getattr(layer.weights, name.replace("_proj", "_bias"), None)
         out = out if bias is None else out + bias
         return out.reshape(*x.shape[:-1], -1)
@@ -234,6 +240,7 @@ def decoder_layer(
     layer: Layer,
     project: Projector,
     rotary: Rotary,
+    *,
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     split: bool,
 ) -> jax.Array:
@@ -250,6 +257,7 @@ def decoder_layer(
     """
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
+    # Before the tokens are gathered: each token is normalized on one device instead of on all.
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
     heads = (*y.shape[:2], -1, config.head_dim)
@@ -270,6 +278,8 @@ def decoder_layer(
     q, k, v = rotate(q, *tables), own_kv_heads(config, rotate(k, *tables)), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
     mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+    # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
+    # its result are one collective.
     out = add_up(project("o_proj", mixed), split)
     out = _norm_if_any(out, weights.attention_post_norm, config)
     x = checkpoint_name(x + out, KEPT_RESIDUAL)
@@ -280,6 +290,7 @@ def decoder_layer(
     else:
         flat = jnp.split(project("gate_up_proj", y, own), 2, axis=-1)
     gate, up = (checkpoint_name(part, KEPT_MLP) for part in flat)
+    # Gemma's gate is the tanh approximation of GELU; the exact one gives other logits.
     gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
     out = add_up(project("down_proj", gated), split)
     return x + _norm_if_any(out, weights.mlp_post_norm, config)
@@ -331,6 +342,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
         weight: [D].
         config: epsilon and kind of weight.
     """
+    # Squares of float16 overflow above 256, and a bfloat16 sum loses its small terms.
     wide = x.astype(jnp.float32)
     return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
 
@@ -353,10 +365,11 @@ def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: 
 
 
 def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """x over the root of its mean square (float32), times the norm's weight."""
+    """Divide x by the root of its mean square (float32), and multiply it by the norm's weight."""
     normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma stores weights minus 1, and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+    # OLMo 2 multiplies before the cast to the type of x, Llama after it: the two round differently.
     if config.wide_norm:
         return (normed * weight.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * weight

@@ -24,10 +24,12 @@ def attention(
     Returns:
         [B, T, N, H] in the type of `q`.
     """
+    # The scale is applied to q, T × H numbers of a head, and not to its T × C scores.
     grouped = (q * scale).astype(q.dtype).reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    # In float32, as in the other kernels: the 8 significant bits of bfloat16 are too few for a sum over keys.
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(q.shape).astype(q.dtype)

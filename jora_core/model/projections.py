@@ -1,4 +1,4 @@
-"""One projection ``x Wᵀ`` with a plain or a quantised weight, and its gradient."""
+"""One projection ``x Wᵀ`` with a plain or a quantized weight, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jora_core.parameters.trees import QuantizedWeight
 
 
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """Compute x @ Wᵀ, from [..., in] to [..., out]; a quantised weight gets no gradient."""
+    """Compute x @ Wᵀ, from [..., in] to [..., out]; a quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
         # Under `jax.shard_map`, an input that is the same on all devices is marked as varying here: the
         # transpose of that cast sums its gradient over the devices, which a custom derivative must do itself.
@@ -23,8 +23,8 @@ def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
-# With a derivative rule of its own: automatic differentiation would keep the dequantised weights of all
-# layers for the backward pass, which quantisation is meant to avoid, and `jax.checkpoint` would copy the
+# With a derivative rule of its own: automatic differentiation would keep the dequantized weights of all
+# layers for the backward pass, which quantization is meant to avoid, and `jax.checkpoint` would copy the
 # codes.
 @jax.custom_vjp
 def _quantized_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:

@@ -37,6 +37,7 @@ def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
     exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
 
     def tables(theta: float, scaling: RopeScaling | None) -> Tables:
+        # float32, since bfloat16 holds whole numbers exactly only up to 256.
         angle = positions[..., None, None].astype(jnp.float32) * _scaled_frequency(
             1.0 / theta**exponent, scaling
         )
@@ -45,6 +46,7 @@ def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
     everywhere = tables(config.rope_theta, config.rope_scaling)
     if config.local_rope_theta is None:
         return Rotary(everywhere)
+    # Gemma 3 scales only the layers that see everything; those with a window have a base of their own.
     return Rotary(everywhere, tables(config.local_rope_theta, None))
 
 
@@ -66,6 +68,8 @@ def _scaled_frequency(frequency: jax.Array, scaling: RopeScaling | None) -> jax.
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor
+    # Waves shorter than original_max_positions / high_freq_factor stay, those longer than
+    # original_max_positions / low_freq_factor are stretched by `factor`; between the two, both are mixed.
     wavelength = 2 * math.pi / frequency
     smooth = scaling.original_max_positions / wavelength - scaling.low_freq_factor
     smooth = jnp.clip(smooth / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)

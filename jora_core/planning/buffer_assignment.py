@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Example: value: <12 fusion.3{1} @0> (size=4096,offset=128): f32[8,128]{1,0}
 _VALUE = re.compile(r"value: <\d+ (\S+) @\S*> \(size=(\d+),offset=(\d+)\): (\w+)\[([\d,]*)\]")
 
 
@@ -52,6 +53,8 @@ class Heap:
         Returns:
             Bytes of each kind, which add up to `bytes`.
         """
+        # Between two neighbouring edges all addresses hold the same values: no array over all bytes of a
+        # heap of gigabytes is needed.
         edges = sorted({0, self.bytes, *(b.offset for b in self.buffers), *(b.end for b in self.buffers)})
         place = {edge: i for i, edge in enumerate(edges)}
         owner = [len(kinds) - 1] * (len(edges) - 1)
@@ -67,6 +70,7 @@ class Heap:
     def largest(self, count: int) -> list[Buffer]:
         """Return the largest values of which no two share an address: they make up the heap's size."""
         chosen: list[Buffer] = []
+        # Greedy from the largest on: not always the set that fills most, but the arrays to look at.
         for buffer in sorted(self.buffers, key=lambda b: -b.bytes):
             if len(chosen) == count:
                 break
@@ -94,9 +98,11 @@ def parse_heap(text: str) -> Heap:
     """Read the temporaries in the text of a buffer assignment; several heaps are put one after another."""
     start = 0
     buffers = []
+    # Behind "Total bytes used" XLA lists all values once more, by name.
     for part in re.split(r"(?m)^allocation ", text.split("\nTotal bytes used")[0]):
         head, _, values = part.partition("\n")
         size = re.search(r"size (\d+)", head)
+        # Other allocations hold arguments, results and constants, which `memory_analysis` counts.
         if size is None or "preallocated-temp" not in head:
             continue
         for name, width, offset, dtype, dims in _VALUE.findall(values):

@@ -107,6 +107,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     dtype = target.dtype(spec.dtype)
     mesh = target.mesh
     lora = spec.trainable == "lora"
+    # Weights that are all trained are float32 master weights, as in `train`.
     params = _abstract_params(config, spec.quantization, dtype if lora else jnp.dtype(jnp.float32), mesh)
     trainable: Any = params
     if lora:
@@ -115,11 +116,14 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
         )
         trainable = _placed(adapter, adapter_shardings(config, adapter, mesh))
     frozen = params if lora else None
+    # A constant rate: the schedule's values take no part in the memory.
     step = build_step(config, _train_spec(spec, dtype), mesh, lambda _: jnp.float32(1e-4), trainable)
     state = jax.eval_shape(step.start, trainable)
     sums = jax.eval_shape(step.zero, state)
     batch = _batch(spec, mesh, seq_len)
     with jax.set_mesh(mesh):
+        # Two programs run in a step. The passes over a microbatch hold the activations; the update of the
+        # optimizer counts with what it needs beyond them.
         compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target.options)
         updated = step.update.lower(state, sums).compile(compiler_options=dict(target.options))
     program = parse_program(compiled.as_text())
@@ -131,6 +135,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     weights = _bytes(frozen)
     trained = _bytes(state) + _bytes(sums)
     inputs = _bytes(batch)
+    # A donated argument is written in place: its result is the alias, already counted as an input.
     peak = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     update_peak = update.temp_size_in_bytes + update.output_size_in_bytes - update.alias_size_in_bytes
     # The few temporaries outside of the heap, and what only the optimizer's update needs beyond the peak.
@@ -162,6 +167,7 @@ def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any
     def place(leaf: Any, where: NamedSharding) -> Any:
         if not isinstance(leaf, QuantizedWeight):
             return _with_place(leaf, where)
+        # A PartitionSpec may be shorter than the shape: the axes that it leaves out are not split.
         axes = (*where.spec, *(None,) * (len(leaf.shape) - len(where.spec)))
         codes, scale = quantized_axes(leaf.kind, *axes)
         return leaf.replace(  # type: ignore[attr-defined]
@@ -170,6 +176,7 @@ def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any
         )
 
     shapes = jax.eval_shape(make, _key())
+    # A quantized weight is a tree of codes and scale, but has the one sharding of its dense form.
     return jax.tree.map(
         place, shapes, param_shardings(config, mesh), is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight)
     )
@@ -203,11 +210,13 @@ def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
     }
     known = {name: getattr(spec, name) for name in ("trainable", "lora", "mesh", "remat", "quantization")}
     made = TrainSpec.model_validate(settings | known | {"dtype": spec.dtype})
+    # Set after validation: float16, which stands in for bfloat16, is no type that a spec may name.
     return made.model_copy(update={"dtype": dtype.name})
 
 
 def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:
     """Return the kind of a temporary. XLA keeps no names of ours, so shapes and instructions decide."""
+    # Gradients first: that of a trained embedding has an axis of the vocabulary too.
     if buffer.shape in gradients and buffer.dtype == "f32":
         return "gradients"
     vocabulary = {config.vocab_size, -(-config.vocab_size // tensor)}
@@ -249,6 +258,7 @@ def _placed(tree: Any, places: Any) -> Any:
 
 
 def _key() -> jax.ShapeDtypeStruct:
+    # A shape too: there may be no device that could hold a real key.
     return jax.eval_shape(lambda: jax.random.key(0))
 
 

@@ -4,9 +4,9 @@ Three ways to know what a step takes, from the truest to the most available:
 
 - ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device; buffers, kernels and
   collectives are those of a real run.
-- ``host``: the CPU compiler stands in for an accelerator's. It would widen bfloat16 products to float32,
-  whole weights at a time, which no accelerator does; so float16, which it computes as it is, stands in for
-  bfloat16, and the passes that widen or hoist are off.
+- ``host``: the CPU compiler in place of an accelerator's. It would widen bfloat16 products to float32, whole
+  weights at a time, which no accelerator does. So float16, which it computes as it is, replaces bfloat16, and
+  the passes that widen arrays or move code out of loops are off.
 - ``cpu``: what a run on this machine's CPU takes, as compiled for such a run.
 """
 
@@ -66,12 +66,15 @@ class Target:
 
 
 def make_target(kind: str, data: int, tensor: int) -> Target:
-    """Devices for a mesh of data x tensor; `kind` is cuda, host, cpu, or auto: cuda where its plugin is.
+    """Return the devices to compile for; must come before anything else starts a JAX backend.
 
-    Must come before anything else starts a JAX backend in this process.
+    Args:
+        kind: `cuda`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else `host`.
+        data: size of the mesh's data axis.
+        tensor: size of the mesh's tensor axis.
 
     Raises:
-        InputError: cuda is asked for and its plugin is not installed.
+        InputError: `kind` is `cuda` and its plugin is not installed.
     """
     plugin = next((name for name in CUDA_PLUGINS if _installed(name)), None)
     if kind == "auto":
@@ -98,6 +101,7 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
+    # `find_spec` imports `jax_plugins`, which only an installed plugin brings along.
     except ModuleNotFoundError:
         return False
 

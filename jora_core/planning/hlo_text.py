@@ -18,13 +18,19 @@ from functools import cached_property
 
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 
+# Example: ENTRY %main.12 (p0: f32[8]) -> f32[8] {
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+# Example:   ROOT %add.3 = f32[8]{0} add(%a, %b), metadata={op_name="jit(f)/add"}
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+# Behind the type of the result, which ends in a layout or, for a tuple, in a parenthesis: f32[8]{0} add( or
+# (f32[8]{0}, u32[]) all-gather-start(
 _OPCODE = re.compile(r"\}?\)? ([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+# Example: backend_config={"known_trip_count":{"n":"32"}}
 _TRIPS = re.compile(r'known_trip_count":?\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+# Two forms: {{0,1},{2,3}} names the devices of each group, [2,4]<=[8] is 2 groups of 4 devices.
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 _BITS = re.compile(r"\d+")
 
@@ -44,6 +50,7 @@ class Array:
     @property
     def bytes(self) -> int:
         """Size in memory, without padding."""
+        # The first number of a name is the width, as in bf16 or f8e4m3fn. `pred` has none and takes one byte.
         bits = _BITS.search(self.dtype)
         return self.elements * (max(int(bits[0]), 8) // 8 if bits else 1)
 
@@ -183,6 +190,7 @@ def collectives(program: Program) -> list[Collective]:
     found: dict[tuple[str, str, int, int], Collective] = {}
     for instruction, times, loop in program.walk():
         kind = instruction.opcode.removesuffix("-start")
+        # Without groups, as in replica_groups={}, all devices take part.
         group = instruction.group or program.devices
         if kind not in COLLECTIVES or group == 1:
             continue
@@ -190,6 +198,7 @@ def collectives(program: Program) -> list[Collective]:
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
             # The result of an asynchronous start is the tuple (operands…, results…).
             arrays = arrays[len(arrays) // 2 :]
+        # Its result is a device's part of the array; the other kinds result in the whole.
         scale = group if kind == "reduce-scatter" else 1
         elements = sum(array.elements for array in arrays) * scale
         size = sum(array.bytes for array in arrays) * scale
@@ -212,6 +221,7 @@ def unsplit_rows(program: Program, width: int, rows: int) -> list[Instruction]:
     return [
         instruction
         for instruction, _, _ in program.walk()
+        # Parameters are weights and batch, whose parts the shardings decide.
         if instruction.opcode != "parameter"
         and any(width in a.shape and a.elements >= rows * width for a in instruction.results)
     ]

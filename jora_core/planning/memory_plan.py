@@ -22,6 +22,7 @@ from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
 
 CARDS: tuple[int, ...] = get_args(Card)
+# Above what any supported model is made for; the search must end somewhere.
 LONGEST_ROW = 1 << 20
 # Compilations that the search for the longest row may take.
 _SEARCH_STEPS = 4
@@ -114,6 +115,7 @@ def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], i
     """
     first = min(points)
     if len(points) == 1:
+        # Towards the budget, so that the two lengths are likely to lie on both sides of it.
         second = max(first // 2, ROW_STEP) if points[first] > budget else first * 2
         points[second] = total_at(second)
     for _ in range(_SEARCH_STEPS):
@@ -140,9 +142,11 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
             return None
         low, high = points[below], points[above]
         guess = below * (above / below) ** (math.log(_AIM * budget / low) / math.log(high / low))
+        # Strictly between the two, so that each compilation narrows the search.
         guess = min(max(guess, below + ROW_STEP), above - ROW_STEP)
     else:
         a, b = sorted(sorted(points, key=lambda n: abs(points[n] - budget))[:2])
+        # A bound, since a flat line never meets the budget.
         slope = max((points[b] - points[a]) / (b - a), 1.0)
         guess = a + (budget * _AIM - points[a]) / slope
     length = max(int(min(guess, LONGEST_ROW)) // ROW_STEP * ROW_STEP, ROW_STEP)
@@ -174,8 +178,10 @@ def what_to_change(
         kept = 4 * spec.rows * spec.seq_len * config.hidden_size * config.num_layers
         kept //= spec.mesh.devices
         add("remat=full", step.total - max(step.activations - kept, 0))
+    # Codes and scales of a quantized weight as a share of its bfloat16 size.
     for kind, share in (("int8", 0.51), ("nf4", 0.29)):
         if spec.trainable == "lora" and spec.quantization == "none" and spec.dtype == "bfloat16":
+            # The embedding and the head are never quantized.
             outside = 2 * config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
             outside //= spec.mesh.tensor
             add(f"quantization={kind}", step.total - (1 - share) * max(step.weights - outside, 0))
@@ -184,6 +190,7 @@ def what_to_change(
         add("one row a device and more accumulation", step.total - moving * (1 - spec.mesh.data / spec.rows))
     tensor = spec.mesh.tensor
     fused = any(row.is_fused for row in model_rows(config))  # which no tensor axis can split
+    # At most 8 devices, as one machine has: beyond, the network slows each layer.
     while not fused and tensor < 8 and config.num_heads % (tensor * 2) == 0:
         tensor *= 2
         if step.total * spec.mesh.tensor / tensor <= budget:

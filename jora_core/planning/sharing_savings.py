@@ -28,9 +28,11 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     data = spec.data
     selected = selected_records(data)
+    # Looked up before the selection is cut: the key of a cached file includes `max_records`.
     has_ids = cached(data, tokenizer)
     exact = has_ids or selected <= spec.most_records
     if not has_ids:
+        # A plan writes nothing, and the ids of a sample would be of no use to a run.
         data = data.model_copy(update={"cache_dir": None})
     if not exact:
         data = data.model_copy(update={"max_records": spec.most_records})
@@ -38,8 +40,10 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     stream = BatchStream(found.train, data.tokens_per_batch, seed=spec.seed, blocks=spec.mesh.data)
     plans = stream.plan(0)
     shapes = {plan.length for plan in plans}
+    # The shape with the most slots takes the most memory: `jora plan` compiles a step for it.
     fullest = max(stream.row_lengths, key=lambda n: n * batch_rows(n, data.tokens_per_batch, spec.mesh.data))
     batch = stream.build(
+        # A length may be chosen that no batch of this epoch has.
         next(plan for plan in plans if plan.length == fullest) if fullest in shapes else plans[0]
     )
     rows, length = batch.tokens.shape

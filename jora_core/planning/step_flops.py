@@ -84,6 +84,7 @@ def _attention_flops(config: ModelConfig, seq_len: int) -> float:
     keys = 0.0
     for window in windows:
         seen = min(window or seq_len, seq_len)
+        # The first `seen` queries see 1, 2, …, `seen` keys, and all later ones see `seen`.
         keys += (seen * (seen + 1) / 2 + (seq_len - seen) * seen) / seq_len
     return 2 * config.num_heads * config.head_dim * keys / len(windows)
 

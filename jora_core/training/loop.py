@@ -33,7 +33,9 @@ from jora_core.training.reporters import open_reporters
 from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
 from jora_core.training.training_checkpoints import Checkpoints, Position, run_digest
 
+# Records named in the message of a diverged step, which may have hundreds.
 _NAMED_IDS = 20
+# Steps over which the shown tokens per second are a mean.
 _RATE_ROWS = 8
 # Tells after step n whether the run must end because of SIGTERM.
 _StopAfter = Callable[[int], bool]
@@ -105,6 +107,7 @@ def run_loop(
     spec = run.spec
     digest = run_digest(spec)
     checkpoints = Checkpoints(spec.checkpoint_dir, digest, spec.keep_checkpoints, spec.keep_best)
+    # Before the log is opened: it drops the rows of steps after the checkpoint.
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
     log = MetricsLog(
@@ -112,6 +115,7 @@ def run_loop(
         spec.checkpoint_dir / "metrics.jsonl",
         position.step,
         open_reporters(
+            # All processes have the same metrics; one of them reports.
             spec.report_to if is_first() else [],
             spec.report_dir or spec.output_dir / "reports",
             digest,
@@ -141,6 +145,7 @@ def run_loop(
                 f"validation loss {found.best_loss:.4f}"
             )
     finally:
+        # Checkpoints are written in the background: closing waits for the last one, also after SIGTERM.
         checkpoints.close()
         log.close()
         progress.close()
@@ -153,8 +158,10 @@ def _steps(
     """Run from a position to the last step; a step's metrics are read while the next step is computed."""
     spec = run.spec
     patience = spec.early_stopping_patience
+    # A run that stopped early and is started again must not train on.
     if position.early_stopping.stops(patience):
         return state, position
+    # The stream has no end: without a bound the thread would build batches that no step takes.
     microbatches = (run.steps - position.step) * spec.gradient_accumulation_steps
     walk = itertools.islice(run.stream.walk(position.epoch, position.index), microbatches)
     sums = run.step.zero(state)
@@ -165,11 +172,14 @@ def _steps(
         for number in range(position.step + 1, run.steps + 1):
             state, sums, new, (epoch, index) = _one_step(run, state, sums, ready, number)
             position = Position(number, epoch, index, position.early_stopping)
+            # The metrics of the step before. To read those of the step that has just been started would wait
+            # for it, and the device would then wait for the next batch.
             if pending is not None:
                 meter.write(meter.read(pending))
             pending = new
             last = number == run.steps
             evaluates = run.validation is not None and (last or number % evaluate_every == 0)
+            # Of several processes each must call this at every step, since they decide together.
             stopping = stop(number)
             saves = last or stopping or number % spec.checkpoint_every == 0
             if not (evaluates or saves):
@@ -181,8 +191,10 @@ def _steps(
                 loss = row["validation_loss"] = validation_loss(run, state, number)
                 evaluated = position.early_stopping.after(number, loss, spec.early_stopping_min_delta)
                 position = dataclasses.replace(position, early_stopping=evaluated)
+                # The best weights must be on disk before later steps replace them.
                 saves |= spec.keep_best and evaluated.best_step == number
                 last |= evaluated.stops(patience)
+            # The row before the checkpoint: a resumed run keeps the rows up to its checkpoint.
             meter.write(row)
             if saves or last:
                 checkpoints.save(state, position)
@@ -219,20 +231,32 @@ def _one_step(
         slots_apart += batch.slots_apart
         supervised += batch.supervised
     state, sums, metrics = run.step.update(state, sums)
+    # Only numbers of the batches are kept, so their arrays on the device are freed at once.
     pending = _UnreadStep(number, metrics, tuple(ids), groups, slots, slots_apart, supervised)
     return state, sums, pending, at
 
 
 def validation_loss(run: Run, state: TrainState, number: int) -> float:
-    """Return the mean loss of the validation split under the present weights, without dropout."""
+    """Return the mean loss of the validation split under the present weights, without dropout.
+
+    Args:
+        run: the parts of the run, with a validation stream.
+        state: whose weights are evaluated.
+        number: steps done, for the message.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
     stream = run.validation
     assert stream is not None
     loss = weight = 0.0
     with prefetched(run.step.place(stream.build(plan)) for plan in stream.plan(0)) as ready:
         for placed in ready:
             sums = run.step.evaluate(state, run.frozen, placed)
+            # Added on the host in float64; float32 would lose digits over many batches.
             loss += float(sums[0])
             weight += float(sums[1])
+    # The bound is for a validation split without any supervised token.
     mean = loss / max(weight, 1e-9)
     if not math.isfinite(mean):
         raise DivergedError(f"step {number}: validation loss {mean}, while the training loss is a number")
@@ -254,8 +278,10 @@ class _Meter:
         Raises:
             DivergedError: loss or gradient norm is NaN or infinite; names the step's records.
         """
+        # One transfer for all scalars.
         metrics = jax.device_get(pending.metrics)
         loss = float(metrics.loss)
+        # A gradient may overflow while the loss is a number; it has then spoiled the weights already.
         if not (math.isfinite(loss) and math.isfinite(float(metrics.grad_norm))):
             named = ", ".join(pending.ids[:_NAMED_IDS])
             more = f" and {len(pending.ids) - _NAMED_IDS} more" if len(pending.ids) > _NAMED_IDS else ""
@@ -299,7 +325,7 @@ def _terminated() -> Iterator[_StopAfter]:
 
     In a thread other than the main one Python cannot handle signals; there it always says no. Of several
     processes any may get the signal, and all must leave the loop after the same step, or the others would
-    wait for ever in a collective.
+    hang in a collective.
     """
     if jax.process_count() > 1:
         yield preempted

@@ -37,6 +37,7 @@ class MetricsLog:
         Raises:
             InputError: a file cannot be written.
         """
+        # A run from step 0 takes nothing from an earlier run in the same folder.
         rows = [row for row in _read_rows(kept) if row["step"] <= steps_done] if steps_done else []
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self.rows: list[dict[str, Any]] = rows
@@ -44,6 +45,7 @@ class MetricsLog:
         self._files: list[IO[str]] = []
         for path in (kept, output) if writes else ():
             try:
+                # First written anew, since a killed run may have logged steps after its last checkpoint.
                 write_bytes(path, text.encode())
                 self._files.append(path.open("a", encoding="utf-8"))
             except OSError as err:
@@ -54,6 +56,8 @@ class MetricsLog:
         self.rows.append(row)
         for file in self._files:
             file.write(json.dumps(row) + "\n")
+            # Flushed, so that those who follow the file see the step. No fsync: each step would wait for the
+            # disk.
             file.flush()
         for writer in self._writers:
             writer.write(row)
@@ -85,6 +89,7 @@ class StepProgress:
 
     def __init__(self, total: int, done: int, shown: bool = True) -> None:
         self._total = total
+        # In the past of the monotonic clock, so the first step gives a line.
         self._next_line = 0.0
         self._bars = ProgressBars(shown=shown)
         self._bars.open()

@@ -22,6 +22,7 @@ def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
     """
     peak, final = spec.learning_rate, spec.learning_rate * spec.min_lr_ratio
     warmup = math.ceil(spec.warmup_ratio * steps)
+    # Minus 1: steps count from 0, and the last one, steps - 1, has the final rate.
     decay_steps = max(steps - warmup - 1, 1)
     decay = {
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=spec.min_lr_ratio),
@@ -32,6 +33,7 @@ def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
         return decay
     # optax logs a warning for a ramp of no steps, which a warm-up of one step is.
     ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else decay
+    # The second schedule counts its steps from the boundary on.
     return optax.join_schedules([ramp, decay], [warmup])
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from jora_core.base.errors import InputError
 from jora_core.specs.common import Reporter
 
+# tensorboardX writes TensorBoard's files without TensorFlow or torch.
 _MODULES: dict[Reporter, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _ID_LENGTH = 16
 
@@ -38,6 +39,7 @@ def require_reporters(names: Sequence[Reporter]) -> None:
         InputError: one is missing; the line says what to install.
     """
     for name in names:
+        # Found without importing it: wandb takes seconds to import, and may be needed only hours later.
         if find_spec(_MODULES[name]) is None:
             raise InputError(
                 f"report_to: {name} needs the package {_MODULES[name]}; pip install 'jora-raft[{name}]'"
@@ -109,6 +111,7 @@ class _WandB:
                 project=os.environ.get("WANDB_PROJECT", "jora"),
                 id=run_id,
                 dir=str(folder),
+                # Continues the run of this id, or begins it.
                 resume="allow",
                 config=dict(settings),
                 settings=wandb.Settings(silent=True),

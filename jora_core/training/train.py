@@ -61,6 +61,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     began = time.perf_counter()
     require_reporters(spec.report_to)
     set_compilation_cache(spec.compilation_cache_dir)
+    # Before anything starts a JAX backend: processes cannot join afterwards.
     join_processes(spec.distributed)
     verbose = verbose and is_first()
     config = ModelConfig.from_hf(spec.model)
@@ -69,6 +70,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     with jax.set_mesh(mesh):
         lines: list[str] = []
+        # The first process fills the token cache; the others read it instead of doing the same work.
         with first_before_others("records"):
             data = load_groups(spec.data, tokenizer, spec.seed, lines.append, spec.mesh.data)
         stream = BatchStream(
@@ -84,6 +86,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
         run = Run(spec, config, steps, stream, _validation_stream(spec, data), functions, frozen)
         state, result = run_loop(run, functions.start(trainable), lines, verbose)
     result |= {"data": data.counts, "seconds_total": round(time.perf_counter() - began, 3)}
+    # A collective: all processes must call it, although only the first writes.
     trainable = whole_on_host(state.trainable)
     if is_first():
         _write_outputs(spec, config, trainable, result)
@@ -101,6 +104,7 @@ def _total_steps(spec: TrainSpec, stream: BatchStream) -> int:
 def _validation_stream(spec: TrainSpec, data: TrainData) -> BatchStream | None:
     if not data.validation:
         return None
+    # The same batches in the same order at each evaluation, so that the losses can be compared.
     return BatchStream(
         data.validation, spec.data.tokens_per_batch, seed=spec.seed, blocks=spec.mesh.data, shuffle=False
     )
@@ -110,6 +114,7 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
     """Return the tree to train and, for an adapter, the frozen weights below it."""
     # A host array: a key that lies on one device is no valid argument of a program of several processes.
     key = np.asarray(jax.random.key_data(jax.random.key(spec.seed)))
+    # Weights that are trained stay float32; see `build_step`.
     dtype = jnp.dtype("float32" if spec.trainable == "all" else spec.dtype)
     if spec.init == "random":
         make = jax.jit(
@@ -130,9 +135,11 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
         return put(adapter, adapter_shardings(config, adapter, mesh)), params
 
     def new(data: jax.Array, params: Params) -> Adapter:
+        # Another key than that of random base weights, which the adapter must not repeat.
         key = jax.random.fold_in(jax.random.wrap_key_data(data), 1)
         return init_adapter(config, spec.lora, key, params=params)
 
+    # Shapes first: places must be known before the adapter is made, each part on its own device.
     places = adapter_shardings(config, jax.eval_shape(new, key, params), mesh)
     return jax.jit(new, out_shardings=places)(key, params), params
 
@@ -152,6 +159,7 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the spec's "
             f"lora.target_modules are {', '.join(targets)}; they must be the same"
         )
+    # Dropout is a matter of the run and not of the weights: the new spec decides.
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
 
 
@@ -159,6 +167,7 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result:
     """Write the adapter or the model, and ``result.json`` last: where it exists, all other files do."""
     folder = spec.output_dir
     if spec.trainable == "lora":
+        # The base by the name of its folder: its path means nothing on another machine.
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
     else:
         copy_companions(spec.model, folder)

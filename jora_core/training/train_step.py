@@ -104,7 +104,7 @@ def build_step(
     dropout = lora and spec.lora.lora_dropout > 0
     whole = replicated(mesh)
     placed = adapter_shardings(config, trainable, mesh) if lora else param_shardings(config, mesh)
-    # AdamW's moments lie where their parameters lie; its counters are replicated.
+    # AdamW's moments are placed as their parameters are; its counters are replicated.
     opt_placed = optax.tree_map_params(
         optimizer,
         lambda _, place: place,
@@ -115,16 +115,16 @@ def build_step(
     state_placed = TrainState(step=whole, trainable=placed, opt_state=opt_placed)  # type: ignore[arg-type]
     sums_placed = Sums(grads=placed, loss=whole, weight=whole)  # type: ignore[arg-type]
 
-    how: dict[str, Any] = {"remat": spec.remat, "attention": spec.attention}
+    options: dict[str, Any] = {"remat": spec.remat, "attention": spec.attention}
 
     def loss(tree: Any, frozen: Params | None, batch: Arrays, key: jax.Array | None) -> jax.Array:
         if lora:
             assert frozen is not None
-            return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, **how)
+            return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, **options)
         # Master weights and AdamW's state stay float32: an update of bfloat16 weights would be lost in
         # rounding as soon as it is below 1/256 of a weight. Only the pass over the batch runs in `dtype`.
         params = jax.tree.map(lambda x: x.astype(spec.dtype), tree)
-        return batch_loss(params, config, batch, adapter=None, dropout_key=None, **how)
+        return batch_loss(params, config, batch, adapter=None, dropout_key=None, **options)
 
     frozen_placed = param_shardings(config, mesh, spec.quantization) if lora else None
     rows = batch_sharding(mesh)

@@ -42,7 +42,7 @@ _NOT_COMPUTED = {
 }
 # Identified by content instead of by path: a run may be resumed after its inputs moved.
 _BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir"}}
-# Of the early-stopping state in checkpoints that were written before.
+# Names of the early-stopping state in checkpoints of earlier versions.
 _EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
 
 

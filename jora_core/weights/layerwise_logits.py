@@ -86,4 +86,6 @@ def _one_layer(
 
     layer = Layer(weights, lora, jnp.int32(0), window)
     project = projector(layer, Adapter(weights={}, scale=scale), None)
-    return decoder_layer(config, x, layer, project, rotary_tables(config, positions), attend, False)
+    return decoder_layer(
+        config, x, layer, project, rotary_tables(config, positions), attend=attend, split=False
+    )
