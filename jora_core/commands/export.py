@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
 from jora_core.commands.model_card import adapter_folder_name, model_card

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import layer_shapes, projection_shape
+from jora_core.architecture.model_tensors import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import lora_tensor_name, projection_shape
+from jora_core.architecture.model_tensors import projection_shape
+from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.parallel.placements import adapter_shardings

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors, head_tensor_name, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows
+from jora_core.architecture.tensor_names import head_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Params

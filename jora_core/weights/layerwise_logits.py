@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_rows
+from jora_core.architecture.model_tensors import model_rows
 from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention
 from jora_core.model.decoder import Layer, attention_scale, decoder_layer, projector, rms_norm

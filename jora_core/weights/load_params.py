@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows, tensor_shape
+from jora_core.architecture.tensor_names import TensorRow
 from jora_core.base.progress import progress
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
@@ -70,7 +71,7 @@ def load_params(
             mesh=mesh,
             # The layer axis is never split; a tensor of the file has none.
             axes=tuple(sharding.spec)[1:] if row.per_layer else tuple(sharding.spec),
-            shape=row.size(config),
+            shape=tensor_shape(row, config),
             layers=config.num_layers if row.per_layer else None,
             quantization=quantization if row.is_projection else "none",
             dtype=jnp.dtype(dtype),

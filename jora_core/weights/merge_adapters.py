@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows
+from jora_core.architecture.tensor_names import TensorRow
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
