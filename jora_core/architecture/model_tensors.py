@@ -44,6 +44,7 @@ def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that a checkpoint of this config must hold."""
     expected = {}
+    # A tensor outside of the layers has one name, whatever the number.
     for row in model_rows(config):
         for layer in range(config.num_layers if row.per_layer else 1):
             expected[row.name(layer)] = tensor_shape(row, config)

@@ -44,6 +44,7 @@ class TensorRow:
     @property
     def is_projection(self) -> bool:
         """Whether it is a matrix [out, in] of a layer: what adapters and quantization apply to."""
+        # Norms and biases have one axis. Embedding and head are matrices, but stand outside the layers.
         return self.per_layer and len(self.shape) == 2
 
     @property
@@ -59,11 +60,14 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("k_proj", "self_attn.k_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("v_proj", "self_attn.v_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
+    # Qwen2 has biases in q, k and v only; a bias of o_proj or of the MLP is refused with the config.
     TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
     TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
+    # Two rows may fill one field; `when` and `unless` let at most one of them belong to a model.
     TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
+    # OLMo 2 normalizes all heads together, so the weight is as wide as the projection.
     TensorRow("q_norm", "self_attn.q_norm", ("NH",), when="wide_qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("KH",), when="wide_qk_norm"),
     # Hugging Face's "post attention" names the norm before the MLP in most families. Where outputs have norms

@@ -41,9 +41,11 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
     tensors = {}
     for target, lora in adapter.weights.items():
         for part, stacked in _parts(lora).items():
+            # One transfer for all layers of a stack; a transfer a layer would wait for the device each time.
             for layer, value in enumerate(jax.device_get(stacked)):
                 tensors[lora_tensor_name(layer, target, part)] = value
     write_tensors(folder / WEIGHTS_FILE, tensors)
+    # After the weights: readers open the config first, and it must not promise tensors that are not there.
     write_json(folder / CONFIG_FILE, write_peft_config(spec, list(adapter.weights), base_name))
 
 
@@ -74,6 +76,7 @@ def load_adapter(
     shapes = {target: _shapes(config, spec, target) for target in targets}
     _check_fits(source, folder, config, spec, shapes)
     weights = {}
+    # Layers are stacked as they are read: an adapter is small, so it needs no slices of the file.
     for target in targets:
         parts = {}
         for part in shapes[target]:
@@ -119,7 +122,9 @@ def _check_fits(
             expected |= dict.fromkeys(of_layer[:-1], shape)
             for name in filter(names.__contains__, of_layer[:-1]):
                 found = source.shape(name)
+                # The rank is A's first axis and B's second; a magnitude has none.
                 rank = {"A": found[:1], "B": found[1:]}.get(part, ())
+                # Compared before the whole shape: a wrong r in the config is no sign of another base model.
                 if len(rank) == 1 and rank != (spec.r,):
                     raise InputError(
                         f"{path}: tensor {name} has shape {found}, of rank {rank[0]}, but {CONFIG_FILE} says "
@@ -134,6 +139,7 @@ def _check_fits(
                     f"{path}: tensor {of_layer[-1]} is for layer {config.num_layers}, the model's last is "
                     f"{config.num_layers - 1}; {another_base}"
                 )
+    # Missing and unexpected tensors, which the loop above has no better words for.
     source.check(expected)
 
 

@@ -48,6 +48,7 @@ def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: 
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
+    # `torch_dtype` is read by transformers 4 and 5; 4 does not know the newer name `dtype`.
     write_json(folder / "config.json", config.to_hf() | {"torch_dtype": jnp.dtype(dtype).name})
 
 
@@ -62,6 +63,7 @@ def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.
     tensors = {}
     for row in model_rows(config):
         value = getattr(params.layers if row.per_layer else params, row.field)
+        # Cast on the host: on the device a second copy of the field may not fit beside the model.
         host = np.asarray(jax.device_get(value)).astype(jnp.dtype(dtype))
         if row.per_layer:
             tensors |= {row.name(layer): host[layer] for layer in range(config.num_layers)}
