@@ -50,6 +50,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     digests: dict[str, str] = {}
     bar = progress("check tensors", len(expected))
     with bar as shown, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        # map keeps the sequence and raises here what a thread met, such as NaN in a tensor.
         for name, digest in zip(expected, pool.map(store.sha256, expected), strict=True):
             digests[name] = digest
             shown.advance()
@@ -60,6 +61,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
         for name, shape in expected.items()
     }
     description = {
+        # As this core understood it, with defaults filled in, and not as the file spells it.
         "config": config.to_hf(),
         "dtype": spec.dtype,
         "quantization": spec.quantization,

@@ -29,12 +29,15 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
     Raises:
         InputError: more devices asked for than there are.
     """
+    # All devices of all processes; `check_whole` refuses a smaller mesh where there are several processes.
     found = jax.devices()
     if data * tensor > len(found):
         raise InputError(
             f"mesh data={data} x tensor={tensor} needs {data * tensor} devices, found {len(found)} "
             f"({found[0].platform}); lower mesh.data or mesh.tensor"
         )
+    # Auto: placements are those of `in_specs` and `device_put`. With JAX's Explicit axes the type of each
+    # array would hold its placement, and the model's code would differ with and without a mesh.
     shape = (data, tensor)
     return jax.make_mesh(
         shape, (BATCH, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto), devices=found[: data * tensor]

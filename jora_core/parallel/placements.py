@@ -76,6 +76,7 @@ def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantizati
     Raises:
         InputError: the inputs of a projection are split within a block of NF4.
     """
+    # int8 has one scale a row, and the largest magnitude of a split row is found over its devices.
     if quantization != "nf4":
         return
     places = param_shardings(config, mesh)
@@ -147,6 +148,7 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
     """
     weights = {}
     for name, pair in adapter.weights.items():
+        # The rank is far narrower than the other axes: splitting it would save little and need one more sum.
         out_axis, in_axis = _split(config, mesh, projection_row(name))
         weights[name] = LoraWeights(
             a=_place(mesh, None, None, in_axis),  # type: ignore[arg-type]

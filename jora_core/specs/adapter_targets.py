@@ -55,6 +55,7 @@ def resolve_targets(
         if matches_targets(targets, module, shown) and not (
             exclude and matches_targets(exclude, module, "exclude_modules")
         ):
+            # After the match: `exclude_modules` may take such a module out again.
             if name not in projections:
                 raise InputError(
                     f"{shown} picks {module}, which cannot have an adapter; {expected_targets(projections)}"
@@ -65,12 +66,14 @@ def resolve_targets(
             f"{shown} matches no projection of the model; {expected_targets(projections)}"
             f"{target_hint(targets)}"
         )
+    # peft would adapt those layers alone. Here the layers are one array, which has no gaps.
     for name, found in layers.items():
         if len(found) < num_layers:
             raise InputError(
                 f"{shown} picks {name} in layers {_ranges(found)} alone, of {num_layers}; an adapter is the "
                 "same in every layer: match all of them"
             )
+    # In the sequence of the table: the adapter is the same however the user sorts the names.
     return tuple(name for name in projections if name in layers)
 
 

@@ -56,6 +56,7 @@ class LoraSpec(SpecModel):
             isinstance(value, list) and all(isinstance(v, str) for v in value)
         ):
             raise ValueError(f"expected a list of names or one pattern, found {type(value).__name__}")
+        # `InputError` is a ValueError, which Pydantic reports with the name of the field.
         check_targets(value)
         return value
 

@@ -41,6 +41,7 @@ def check_targets(targets: Sequence[str] | str) -> None:
     if not targets:
         raise InputError(f"target_modules is empty; {expected_targets()}")
     for name in targets:
+        # Names only, where peft would take any suffix: a misspelt one fails before a model is loaded.
         if name not in PROJECTIONS:
             raise InputError(
                 f"target_modules names {show_targets(name)}; {expected_targets()}{target_hint(name)}"
@@ -69,9 +70,11 @@ def matches_targets(targets: Sequence[str] | str, module: str, shown: str) -> bo
     """
     if not isinstance(targets, str):
         return any(module == name or module.endswith(f".{name}") for name in targets)
+    # peft accepts any case.
     if targets.lower() == ALL_LINEAR:
         return module not in _OTHER_MODULES
     try:
+        # fullmatch and not search, as in peft: "q_proj" as a pattern matches nothing.
         return re.fullmatch(targets, module) is not None
     except re.error as err:
         raise InputError(f"{shown} is no regular expression: {err}") from None

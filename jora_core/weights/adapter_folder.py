@@ -139,7 +139,7 @@ def _check_fits(
                     f"{path}: tensor {of_layer[-1]} is for layer {config.num_layers}, the model's last is "
                     f"{config.num_layers - 1}; {another_base}"
                 )
-    # Missing and unexpected tensors, which the loop above has no better words for.
+    # Last: missing and unexpected tensors, and tensors that hold no floats.
     source.check(expected)
 
 

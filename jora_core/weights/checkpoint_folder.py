@@ -48,7 +48,7 @@ def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: 
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
-    # `torch_dtype` is read by transformers 4 and 5; 4 does not know the newer name `dtype`.
+    # `torch_dtype` is read by transformers 4 and 5; the first ones do not know the newer `dtype`.
     write_json(folder / "config.json", config.to_hf() | {"torch_dtype": jnp.dtype(dtype).name})
 
 

@@ -132,10 +132,10 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Call
             parts = []
             for start, (span, devices) in holders.items():
                 host = store.read(name, (slice(start + first, start + first + count), *span))
-                # The copy to the device must end before `host` is freed and its memory is used for the next read.
                 parts += [jax.device_put(host[:, cut] if span else host, d) for d, cut in devices]
+                # JAX keeps `host` until its copy ends: without this wait the next read is in memory too.
                 jax.block_until_ready(parts)
-            # The chunk is the same number of rows from each device's slice, so its rows are not adjacent in the file.
+            # The chunk has as many rows from each device's slice, so they are not adjacent in the file.
             shape = (count * field.shape[0] // local[0], *field.shape[1:])
             chunk = jax.make_array_from_single_device_arrays(shape, field.sharding, parts)
             # Layer and row are traced numbers: as Python ints each pair would compile a program of its own.

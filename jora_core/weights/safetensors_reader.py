@@ -111,7 +111,8 @@ class TensorFile:
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:
-            # The offset is an argument, so threads share the file without a lock. Linux returns at most 2 GiB a call.
+            # The offset is an argument, so threads share the file without a lock. A call may return fewer
+            # bytes than it is asked for: Linux gives at most 2 GiB.
             count = os.preadv(self._handle.fileno(), [target], offset)
             if not count:
                 raise InputError(f"{self.path} is truncated at byte {offset}; fetch it again")

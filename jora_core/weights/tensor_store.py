@@ -20,7 +20,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
 
     with atomic_path(path) as temporary:
-        # save_file writes memory as it lies: a transposed view would be stored with its values in wrong places.
+        # save_file writes memory as it lies: a transposed view would get its values in wrong places.
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         try:
             safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
