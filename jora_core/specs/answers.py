@@ -65,7 +65,7 @@ class AnswerSpec(AnswerLength):
 
     @model_validator(mode="after")
     def _shortest_is_not_longest(self) -> AnswerSpec:
-        # An end token is impossible before the shortest length, so such an answer could never end.
+        # No end token is allowed before the shortest length, so each answer would end by its length alone.
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens ({self.min_new_tokens}) must be at most max_new_tokens "
