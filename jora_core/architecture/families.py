@@ -25,6 +25,7 @@ Fields = Mapping[str, Any]
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 
+# A function and not None: `write_windows` compares with it to see that a family has no windows at all.
 def no_layer(layer: int, fields: Fields) -> bool:
     """Families without windows."""
     return False
@@ -41,6 +42,7 @@ def _upper_layers(layer: int, fields: Fields) -> bool:
 
 def _all_but_every_nth(layer: int, fields: Fields) -> bool:
     """Gemma: the last layer of each pattern has no window."""
+    # Counted from 1, as in transformers: with a pattern of 6, layers 5, 11, 17 attend to all tokens.
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
 
@@ -105,6 +107,7 @@ class Family(DecoderParts):
 
     def complete(self, fields: Fields) -> dict[str, Any]:
         """The fields of a ``config.json`` with the family's defaults for those left out."""
+        # The later wins: the file over the family, the family over what all families share.
         complete = {**_DEFAULTS, **self.defaults, **fields}
         # Qwen's published configs keep a width although windows are off.
         if complete.get("use_sliding_window") is False:
@@ -118,6 +121,8 @@ class Family(DecoderParts):
             InputError: naming the field, its value and what is expected.
         """
         for name, accepted in self._rules().items():
+            # A missing field is fine: its default is the family's own, which this decoder computes.
+            # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
             if name in fields and fields[name] not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
                 raise InputError(
@@ -131,6 +136,7 @@ class Family(DecoderParts):
         return {"model_type": self.model_type, "architectures": [self.architecture], **written}
 
     def _rules(self) -> dict[str, tuple[Any, ...]]:
+        # The family's rule replaces the neutral one: attention_bias is on in Qwen2, and refused elsewhere.
         foreign = {name: rule for name, rule in _NEUTRAL.items() if name not in self.defaults}
         return foreign | dict(self.accepted)
 
@@ -154,39 +160,50 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "attention_bias": (False, None),
         "attention_dropout": (0.0, None),
         "mlp_bias": (None, False),
+        # Embedding models made of Gemma 3.
         "use_bidirectional_attention": (None, False),
         "partial_rotary_factor": (None, 1),
         "rope_interleaved": (None, False),
         "rope_local_base_freq": (None,),
+        # A window in a family that has none would be ignored in silence: long rows would be computed wrongly.
         "sliding_window": (None,),
         "use_sliding_window": (None, False),
         "sliding_window_pattern": (None,),
         "layer_types": (None,),
+        # SmolLM3 and Llama 4.
         "no_rope_layers": (None,),
         "attention_chunk_size": (None,),
+        # Gemma.
         "query_pre_attn_scalar": (None,),
         "attn_logit_softcapping": (None,),
         "final_logit_softcapping": (None,),
+        # Norms on q and k under other names, and OLMo's clipping.
         "qk_layernorm": (None, False),
         "use_qk_norm": (None, False),
         "clip_qkv": (None,),
+        # Granite.
         "attention_multiplier": (None,),
         "embedding_multiplier": (None, 1),
         "residual_multiplier": (None, 1),
         "logits_scaling": (None, 1),
+        # Mixtures of experts: Qwen, Mixtral.
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
+        # Weights stored as packed codes (GPTQ, AWQ), which the reader would take for wrong shapes.
         "quantization_config": (None,),
+        # Models of images and text nest the decoder's config.
         "text_config": (None,),
         "vision_config": (None,),
     }
 )
+# As in Qwen2Config: the width is set although the switch is off.
 _QWEN_WINDOWS = {
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
     "layer_types": None,
 }
+# Gemma 2 has no field for the pattern: its code gives every second layer full attention.
 _GEMMA2_WINDOWS = {"sliding_window": 4096, "sliding_window_pattern": 2, "layer_types": None}
 _GELU = "gelu_pytorch_tanh"
 _FAMILIES = (
@@ -241,10 +258,12 @@ _FAMILIES = (
         "GemmaForCausalLM",
         "Gemma",
         activation="gelu_tanh",
+        # Gemma stores its norm weights minus one: a norm of zeros changes nothing.
         norm_offset=True,
         scaled_embedding=True,
         defaults={
             "num_key_value_heads": 16,
+            # Not hidden_size / heads: Gemma 7B has 3072 / 16 = 192.
             "head_dim": 256,
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
@@ -267,6 +286,7 @@ _FAMILIES = (
             "head_dim": 256,
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
+            # Scores are divided by its root, not by that of head_dim: the 27B model has 144 and heads of 128.
             "query_pre_attn_scalar": 256,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
@@ -296,8 +316,10 @@ _FAMILIES = (
             "max_position_embeddings": 131072,
             "tie_word_embeddings": True,
             "query_pre_attn_scalar": 256,
+            # Gemma 3 has norms on q and k in place of the soft-caps of Gemma 2.
             "final_logit_softcapping": None,
             "rope_theta": 1000000.0,
+            # The short base is for layers with a window: a window never spans a long distance.
             "rope_local_base_freq": 10000.0,
             **_GEMMA2_WINDOWS,
             "sliding_window_pattern": 6,
@@ -342,6 +364,7 @@ def find_family(fields: Fields, where: str) -> Family:
         raise InputError(f"{where}: field model_type is missing")
     architectures = fields.get("architectures") or []
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    # model_type alone is not enough: "llama" is also LlamaForSequenceClassification, which has another head.
     if family is None or (architectures and family.architecture not in architectures):
         found = ", ".join(map(str, architectures)) or "of no name"
         known = ", ".join(f"{each.model_type} ({each.architecture})" for each in _FAMILIES)

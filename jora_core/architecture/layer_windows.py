@@ -21,6 +21,7 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
     Raises:
         InputError: layer_types that do not fit, or layers with a window of no width.
     """
+    # A pattern of 0 would be a division by zero, and a bool is an int for Python: true would pass for 1.
     for name, least in (("max_window_layers", 0), ("sliding_window_pattern", 1)):
         value = fields.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -37,6 +38,7 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
         )
     else:
         has_window = [kind == SLIDING_ATTENTION for kind in kinds]
+    # One value for "no windows": a tuple of zeros would make equal models have unequal configs.
     if not any(has_window):
         return ()
     width = fields["sliding_window"]

@@ -39,6 +39,7 @@ class ModelConfig(DecoderParts):
         local_rope_theta: rotary base of the layers with a window; they have no scaling.
     """
 
+    # Hashable throughout (tuples, no lists): a config is a static argument of compiled functions.
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -53,6 +54,7 @@ class ModelConfig(DecoderParts):
     tie_embeddings: bool = False
     initializer_range: float = 0.02
     bos_token_id: int | None = None
+    # Several: Llama 3.1 has one for the end of a text and another for the end of a turn.
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     family: str = "llama"
@@ -74,6 +76,7 @@ class ModelConfig(DecoderParts):
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"model config: {name} must be at least 1, found {getattr(self, name)}")
+        # Grouped-query attention (arXiv:2305.13245): each key/value head serves as many query heads.
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"model config: num_attention_heads ({self.num_heads}) must be a multiple of "
@@ -124,11 +127,13 @@ class ModelConfig(DecoderParts):
         heads = read_number(where, data, "num_attention_heads", int)
         hidden = read_number(where, data, "hidden_size", int)
         layers = read_number(where, data, "num_hidden_layers", int)
+        # max(…, 1): a file with 0 heads is refused below by name, and not by a division by zero here.
         if data["head_dim"] is None and hidden % max(heads, 1):
             raise InputError(
                 f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
             )
         theta, scaling, local_theta = read_rope(where, data, family)
+        # Gemma's: the attention scale is its inverse square root.
         query_scalar = read_optional(where, data, "query_pre_attn_scalar", int)
         if query_scalar is not None and query_scalar < 1:
             raise InputError(f"{where}: query_pre_attn_scalar must be at least 1, found {query_scalar}")
@@ -188,6 +193,7 @@ class ModelConfig(DecoderParts):
             "tie_word_embeddings": self.tie_embeddings,
             "initializer_range": self.initializer_range,
             "bos_token_id": self.bos_token_id,
+            # transformers writes one id as a number and several as a list.
             "eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None,
             "pad_token_id": self.pad_token_id,
             **write_windows(family, self.windows, self.num_layers),
@@ -204,11 +210,13 @@ class ModelConfig(DecoderParts):
         ):
             if value is not None or name in family.defaults:
                 fields[name] = value
+        # Last, over all fields: a field that `to_hf` forgets is an error here, not a wrong file.
         self._check_reads_back(fields)
         return fields
 
     def _check_reads_back(self, fields: dict[str, Any]) -> None:
         """Refuse a config made by hand that its family's file cannot express, such as windows on a Llama."""
+        # Field by field and not `again != self`: the message names the field.
         again = ModelConfig.from_fields(fields)
         for each in dataclasses.fields(self):
             ours, theirs = getattr(self, each.name), getattr(again, each.name)

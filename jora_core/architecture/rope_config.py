@@ -12,6 +12,7 @@ from jora_core.base.json_fields import read_number, read_object
 ROPE_KINDS = ("default", "linear", "llama3")
 _ROPE_FIELDS = {
     "rope_type",
+    # The spelling of older releases, still in many published files.
     "type",
     "rope_theta",
     "factor",
@@ -80,6 +81,7 @@ def read_rope(
             f"{where}: rope_parameters.{unknown[0]} is not supported for {family.title} models; "
             "expected full_attention and sliding_attention"
         )
+    # Only the full layers are stretched: a window is shorter than what the model was first trained on.
     rope = {**read_object(where, parameters, "full_attention"), **scaling}
     local = read_object(where, parameters, "sliding_attention")
     if _rope_scaling(where, data, local) is not None:
@@ -91,6 +93,7 @@ def read_rope(
 
 
 def _rope_theta(where: str, data: dict[str, Any], rope: dict[str, Any]) -> float:
+    # transformers 5 writes the base into the rope object, 4 beside it; the object wins.
     return float(read_number(where, {**data, **rope}, "rope_theta", float))
 
 
@@ -109,6 +112,7 @@ def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> Rop
         )
     if unknown := sorted(set(rope) - _ROPE_FIELDS - {"partial_rotary_factor"}):
         raise InputError(f"{where}: field {unknown[0]} of rope type {kind} is not supported; remove it")
+    # "default" with a factor is not stretched: transformers ignores the factor as well.
     if kind == "default":
         return None
     factor = float(read_number(where, rope, "factor", float))
@@ -119,6 +123,7 @@ def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> Rop
         factor,
         float(read_number(where, rope, "low_freq_factor", float)),
         float(read_number(where, rope, "high_freq_factor", float)),
+        # Beside the object in some files.
         read_number(where, {**data, **rope}, "original_max_position_embeddings", int),
     )
 

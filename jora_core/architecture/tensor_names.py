@@ -1,15 +1,14 @@
-"""The weights of a model: the one table of their names, shapes and owners.
+"""The weights of all models: the one table of their names, shapes and owners.
 
 Each row of `TENSORS` is one field of `Params`. Everything else that must know the weights reads this table:
 loading, saving and merging (names), initialization (shapes), placement on a mesh (which width an axis is),
-quantization and adapters (which rows are projections). A new kind of weight is a new row.
+quantization and adapters (which rows are projections). A new kind of weight is a new row. The rows of one
+model, with their sizes, are in `jora_core.architecture.model_tensors`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from jora_core.architecture.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -42,26 +41,10 @@ class TensorRow:
         """The module's name in a Hugging Face model."""
         return f"model.layers.{layer}.{self.module}" if self.per_layer else self.module
 
-    def size(self, config: ModelConfig) -> tuple[int, ...]:
-        """The shape of one (layer's) tensor."""
-        widths = {
-            "V": config.vocab_size,
-            "D": config.hidden_size,
-            "F": config.intermediate_size,
-            "NH": config.num_heads * config.head_dim,
-            "KH": config.num_kv_heads * config.head_dim,
-            "H": config.head_dim,
-        }
-        return tuple(sum(widths[letters] for letters in axis.split("+")) for axis in self.shape)
-
-    def belongs(self, config: ModelConfig) -> bool:
-        """Whether a model of this config has the tensor."""
-        wanted = self.when is None or bool(getattr(config, self.when))
-        return wanted and (self.unless is None or not getattr(config, self.unless))
-
     @property
     def is_projection(self) -> bool:
         """Whether it is a matrix [out, in] of a layer: what adapters and quantization apply to."""
+        # Norms and biases have one axis. Embedding and head are matrices, but stand outside the layers.
         return self.per_layer and len(self.shape) == 2
 
     @property
@@ -77,11 +60,14 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("k_proj", "self_attn.k_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("v_proj", "self_attn.v_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
+    # Qwen2 has biases in q, k and v only; a bias of o_proj or of the MLP is refused with the config.
     TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
     TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
+    # Two rows may fill one field; `when` and `unless` let at most one of them belong to a model.
     TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
+    # OLMo 2 normalizes all heads together, so the weight is as wide as the projection.
     TensorRow("q_norm", "self_attn.q_norm", ("NH",), when="wide_qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("KH",), when="wide_qk_norm"),
     # Hugging Face's "post attention" names the norm before the MLP in most families. Where outputs have norms
@@ -104,30 +90,9 @@ _PROJECTION_ROWS = {row.field: row for row in TENSORS if row.is_projection}
 PROJECTIONS: dict[str, str] = {field: row.module for field, row in _PROJECTION_ROWS.items()}
 
 
-def model_rows(config: ModelConfig) -> list[TensorRow]:
-    """The rows of a model of this config: a tied model has no head of its own, few have biases."""
-    return [row for row in TENSORS if row.belongs(config)]
-
-
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each field of `LayerParams` that a model of this config has, without the layer axis."""
-    return {row.field: row.size(config) for row in model_rows(config) if row.per_layer}
-
-
-def model_projections(config: ModelConfig) -> dict[str, str]:
-    """The projections that a model of this config has: field to module in a Hugging Face layer."""
-    return {row.field: row.module for row in model_rows(config) if row.is_projection}
-
-
 def projection_row(target: str) -> TensorRow:
     """The row of one projection, whatever the family."""
     return _PROJECTION_ROWS[target]
-
-
-def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
-    """(out, in) of one projection."""
-    out_width, in_width = projection_row(target).size(config)
-    return out_width, in_width
 
 
 def head_tensor_name() -> str:
@@ -145,12 +110,3 @@ def lora_tensor_name(layer: int, target: str, part: str) -> str:
     """
     tensor = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
     return f"base_model.model.{projection_row(target).prefix(layer)}.{tensor}"
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this config must hold."""
-    expected = {}
-    for row in model_rows(config):
-        for layer in range(config.num_layers if row.per_layer else 1):
-            expected[row.name(layer)] = row.size(config)
-    return expected

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import write_json
 from jora_core.base.progress import progress
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
-from jora_core.parallel.mesh import check_mesh, make_mesh
-from jora_core.parallel.placements import check_quantization
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.placements import check_mesh, check_quantization
 from jora_core.specs.model_files import ConvertSpec
 from jora_core.weights.checkpoint_folder import open_checkpoint
 
@@ -50,6 +50,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     digests: dict[str, str] = {}
     bar = progress("check tensors", len(expected))
     with bar as shown, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        # map keeps the sequence and raises here what a thread met, such as NaN in a tensor.
         for name, digest in zip(expected, pool.map(store.sha256, expected), strict=True):
             digests[name] = digest
             shown.advance()
@@ -60,6 +61,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
         for name, shape in expected.items()
     }
     description = {
+        # As this core understood it, with defaults filled in, and not as the file spells it.
         "config": config.to_hf(),
         "dtype": spec.dtype,
         "quantization": spec.quantization,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
 from jora_core.commands.model_card import adapter_folder_name, model_card
@@ -54,11 +54,13 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     written = spec.output_dir / "model"
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
     names = [adapter_folder_name(number) for number in range(len(folders))]
+    # Copied and not written again: the export holds the bytes that were trained.
     for folder, target in zip(folders, names, strict=True):
         for name in _ADAPTER_FILES:
             copy_file(folder / name, spec.output_dir / target / name)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}
+    # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
     result["files"] = {
@@ -66,6 +68,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
         for folder in ("model", *names)
         for path in sorted((spec.output_dir / folder).iterdir())
     }
+    # The card lists the digests, so it cannot be among the files that they cover.
     card = model_card(spec, config, loras, result)
     with atomic_path(spec.output_dir / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -85,17 +88,21 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
         narrower type the rounding of the weights moves the logits, and the difference is reported only.
     """
     length = min(24, config.max_positions)
+    # A fixed seed: two exports of one model have references that can be compared.
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
     # A row begins as a prompt does; some models give no sensible logits without their first token.
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
+    # Opened again, as any reader would: the comparison includes what was written to disk.
     base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))
     written = MergedWeights(open_checkpoint(spec.output_dir / "model", config), config)
     expected = hidden_states(base, tokens, adapters[-1])
     found = hidden_states(written, tokens)
+    # float32 [4, 24, V], for the reference file: about 100 MB at 256,000 tokens of vocabulary.
     merged = np.empty((*tokens.shape, config.vocab_size), np.float32)
     done, differences = 0, []
+    # Both yield the same rows of the vocabulary: their number depends on the shape and not on the type.
     for theirs, ours in zip(logits(base, expected), logits(written, found), strict=True):
         merged[..., done : done + ours.shape[-1]] = ours
         done += ours.shape[-1]

@@ -63,6 +63,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     with jax.set_mesh(mesh):
         adapter = read_adapter(spec.adapter, config, mesh)
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
+        # Loading is not counted: the time is that of the answer.
         began = time.perf_counter()
         (answer,) = generate(
             params,
@@ -73,6 +74,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
                 max_new_tokens=spec.max_new_tokens,
                 min_new_tokens=spec.min_new_tokens,
                 sampling=spec.sampling,
+                # One prompt: the batch is one row of the longest length.
                 tokens_per_batch=spec.max_seq_len,
                 # A chunk is one call of the device. One token a call is slower, but its text can be shown at
                 # once.
@@ -86,6 +88,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     ended = "length" if len(answer) == spec.max_new_tokens else "end"
     result = {
         "text": text.text,
+        # A stop string in the last token wins: the text was cut there.
         "finish_reason": "stop" if text.stopped else ended,
         "prompt_tokens": len(prompt),
         "new_tokens": text.tokens,
@@ -104,6 +107,7 @@ def make_prompt(spec: GenerateSpec, tokenizer: TextTokenizer) -> tuple[np.ndarra
         InputError: the longest answer leaves no room.
     """
     bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
+    # The answer shares the row with its prompt, so its longest length is reserved.
     room = spec.max_seq_len - len(bos) - spec.max_new_tokens
     if room < 1:
         raise InputError(
@@ -123,6 +127,7 @@ def _main(spec: GenerateSpec) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def write_line(piece: str) -> None:
+        # JSON, because a piece of text may hold line breaks; flushed, because a reader waits for each piece.
         print(json.dumps({"text": piece}), file=lines, flush=True)
 
     generate_text(spec, write_line)

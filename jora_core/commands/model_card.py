@@ -25,6 +25,7 @@ def model_card(
     """
     made = "; then with ".join(_describe_adapter(lora) for lora in loras)
     use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
+    # peft loads one adapter over one base: the second of two needs the first one merged.
     if len(loras) > 1:
         order = ", ".join(f"`{adapter_folder_name(number)}`" for number in range(len(loras)))
         use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
@@ -35,7 +36,9 @@ def model_card(
             f"Read back after writing; largest difference of a logit from base plus adapter: "
             f"{result['largest_logit_difference']:.2e}.\n"
         )
+    # Paths are relative to the card, so that the folder can be moved or uploaded as it is.
     files = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in result["files"].items())
+    # YAML reads a JSON string: a name with a colon or a quote stays one value.
     return f"""---
 base_model: {json.dumps(base)}
 library_name: transformers

@@ -49,12 +49,14 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
+    # Records, prompts and adapters come before the base: errors in them show before the long load.
     rows = read_rows(spec)
     questions, shortened = make_questions(rows, spec, tokenizer)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
+        # `seconds` compares systems and leaves the load out; `seconds_total` has it.
         loaded = time.perf_counter()
         table: dict[str, list[Any]] = {
             name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
@@ -68,6 +70,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
             table["choice"] += choices
             table["choice_logprob"] += logprobs
             table["text"] += work.write(system, adapter)
+    # The table comes first: a result.json says that the table beside it is whole.
     _write_table(spec.output_dir / "predictions.parquet", table)
     result = {
         "records": len(questions),
@@ -110,16 +113,19 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
             f"{spec.records} is not a readable Parquet file: {str(err).splitlines()[0]}"
         ) from None
     rows = [r for r in rows if r["split"] == spec.split and spec.task in (None, r["task"])]
+    # After the selection, so that the limit counts records that are answered.
     rows = rows[: spec.max_records]
     if not rows:
         task = f" and task={spec.task!r}" if spec.task else ""
         raise InputError(f"{spec.records}: no records with split={spec.split!r}{task}")
+    # id, instruction and input: a null in them would become the text "None" in a prompt.
     for name in wanted[:3]:
         bad = next((i for i, row in enumerate(rows) if row[name] is None), None)
         if bad is not None:
             raise InputError(
                 f"{spec.records}: {name} is null in selected record {bad}; every record needs one"
             )
+    # In mode "both" a file of open questions is fine: such records are generated only.
     if spec.mode == "choice" and not any(row["choices"] for row in rows):
         raise InputError(f"{spec.records}: no record has choices; use mode=generate for open questions")
     return rows
@@ -150,9 +156,12 @@ def make_questions(
     shortened = 0
     questions = []
     for row, prompt, texts_of_row in zip(rows, prompts, choices, strict=True):
+        # With the end token: without it "yes" never scores lower than "yes, but", which it begins.
         ended = tuple(np.append(next(flat), np.int32(tokenizer.eos_id)) for _ in texts_of_row)
+        # The longest choice decides, so that all choices of a record see the same context.
         longest = max((len(tokens) for tokens in ended), default=0)
         if spec.mode != "choice":
+            # The generated answer needs room as well, and both modes must see one prompt.
             longest = max(longest, spec.max_new_tokens)
         budget = spec.max_seq_len - len(bos) - longest
         if budget < 1:
@@ -168,6 +177,7 @@ def make_questions(
                 row["instruction"],
                 row["input"],
                 budget,
+                # Retrieved texts in the context: whole ones are dropped before any is cut.
                 blocks=len(row.get("context_ids") or ()),
             )
         context = row.get("context_id") or ""
@@ -201,6 +211,7 @@ class Work:
             label=f"choose, {system}",
             share=self.spec.sharing == "auto",
         )
+        # Of equal scores the first choice wins; a record without choices has none.
         best = [int(np.argmax(values)) if len(values) else None for values in scores]
         choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]
         return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
@@ -232,8 +243,10 @@ class Work:
                     attention=self.spec.attention,
                 ),
                 adapter=adapter,
+                # crc32 and not hash(): Python's hash of a string differs from process to process.
                 numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
                 contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
+                # Only stop strings need the text during generation; else an answer is decoded once.
                 watch=watch if self.spec.stop else None,
                 on_answers=bar.advance,
             )
@@ -248,6 +261,7 @@ def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Given and not inferred: a column of None alone would get the type null.
     schema = pa.schema(
         [(name, pa.float64() if name == "choice_logprob" else pa.string()) for name in columns]
     )

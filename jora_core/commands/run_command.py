@@ -27,8 +27,10 @@ def run_command(
     """
 
     def with_compilation_cache(spec: Spec) -> int | None:
+        # Before the function: JAX opens its cache at the first compilation and then keeps the folder.
         set_compilation_cache(getattr(spec, "compilation_cache_dir", None))
         return function(spec)
 
+    # Run with -m, the command's module is __main__: the first line of its docstring is the help text.
     summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]
     run_spec_command(lambda path: read_spec(path, model), with_compilation_cache, argv, description=summary)

@@ -15,6 +15,7 @@ def main(spec: TrainSpec) -> int:
     try:
         train(spec)
     except DivergedError as err:
+        # Not an InputError (exit status 2): the input is valid, and a lower learning rate may help.
         print(f"error: {err}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -17,18 +17,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import (
-    TensorRow,
-    model_projections,
-    model_rows,
-    projection_row,
-    projection_shape,
-)
+from jora_core.architecture.model_tensors import model_projections, model_rows, projection_shape
+from jora_core.architecture.tensor_names import TensorRow, projection_row
 from jora_core.base.errors import InputError
-from jora_core.parallel.mesh import BATCH, SPLIT_WIDTHS, TENSOR, check_mesh
+from jora_core.parallel.mesh import BATCH, SPLIT_WIDTHS, TENSOR
 from jora_core.parameters.quantization import BLOCK, quantization_of
 from jora_core.parameters.trees import Adapter, Kind, LayerParams, LoraWeights, Params, QuantizedWeight
 from jora_core.specs.common import Quantization
@@ -37,6 +32,37 @@ from jora_core.specs.common import Quantization
 def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
     """Mesh axes of codes and of scale, given those of the weight's [..., out, in]."""
     return axes, axes[:-1] if kind == "int8" else axes
+
+
+def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Check that a model of this shape can be split over this mesh.
+
+    Raises:
+        InputError: heads or feed-forward width do not divide by the tensor axis, or a projection is fused.
+    """
+    tensor = mesh.shape[TENSOR]
+    fused = next((row.field for row in model_rows(config) if row.is_fused), None)
+    if tensor > 1 and fused:
+        # An equal cut of the fused rows gives no device its own share of q, k and v.
+        raise InputError(
+            f"mesh.tensor={tensor} cannot split the fused {fused} of {config.family} models; "
+            "set mesh.tensor to 1 and use mesh.data"
+        )
+    for name, size in (
+        ("num_attention_heads", config.num_heads),
+        ("intermediate_size", config.intermediate_size),
+    ):
+        if size % tensor:
+            raise InputError(
+                f"mesh.tensor={tensor} does not divide {name}={size} of the model; choose a divisor"
+            )
+    # Fewer key/value heads than devices: each device holds all of them and uses the one of its query heads.
+    # For that all query heads of a device must share one key/value head.
+    if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
+        raise InputError(
+            f"mesh.tensor={tensor} neither divides num_key_value_heads={config.num_kv_heads} "
+            "nor is a multiple of it; choose another tensor axis"
+        )
 
 
 def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantization) -> None:
@@ -50,6 +76,7 @@ def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantizati
     Raises:
         InputError: the inputs of a projection are split within a block of NF4.
     """
+    # int8 has one scale a row, and the largest magnitude of a split row is found over its devices.
     if quantization != "nf4":
         return
     places = param_shardings(config, mesh)
@@ -121,6 +148,7 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
     """
     weights = {}
     for name, pair in adapter.weights.items():
+        # The rank is far narrower than the other axes: splitting it would save little and need one more sum.
         out_axis, in_axis = _split(config, mesh, projection_row(name))
         weights[name] = LoraWeights(
             a=_place(mesh, None, None, in_axis),  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] 
     Raises:
         InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
     """
+    # The spec wins: a caller that writes one has already decided, whatever its own environment says.
     spec = spec or _from_environment(environment)
     if spec is None or jax.distributed.is_initialized():
         return
@@ -59,11 +60,13 @@ def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] 
 
 def _from_environment(environment: Mapping[str, str]) -> DistributedSpec | None:
     found = {field: environment.get(name) for field, name in _VARIABLES.items()}
+    # An empty variable counts as unset: scripts pass on variables that they do not have.
     if not any(found.values()):
         return None
     if missing := [_VARIABLES[field] for field, value in found.items() if not value]:
         raise InputError(f"{missing[0]} is not set; set {', '.join(_VARIABLES.values())} together, or none")
     try:
+        # Through the spec, so that numbers are read and checked as in a file.
         return DistributedSpec.model_validate(found)
     except ValueError as err:
         raise InputError(f"{', '.join(_VARIABLES.values())}: {' '.join(str(err).split())}") from None
@@ -100,6 +103,7 @@ def wait_for_all(where: str) -> None:
 @contextmanager
 def first_before_others(where: str) -> Iterator[None]:
     """Run the block in the first process, then in the others, which find its results in the caches."""
+    # One barrier: the others reach it before their block, the first process after its own.
     if not is_first():
         wait_for_all(where)
     yield
@@ -134,6 +138,7 @@ def whole_on_host(tree: Any) -> Any:
         return tree
     from jax.experimental import multihost_utils
 
+    # tiled: the parts are joined along their own axes, and not stacked along a new one.
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
@@ -141,4 +146,5 @@ def preempted(step: int) -> bool:
     """Whether some process got SIGTERM and all stop at this step; each must call it at every step."""
     from jax.experimental import multihost_utils
 
+    # All must stop at one step: a process that goes on waits forever in its next collective.
     return multihost_utils.reached_preemption_sync_point(step)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import layer_shapes, projection_shape
+from jora_core.architecture.model_tensors import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
@@ -70,6 +70,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
         dtype: of the weights; drawn in float32 and cast.
     """
 
+    # Drawn in float32 and then cast: a key gives the same values in every type, but for rounding.
     def normal(stream: int, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
         values = jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)
         return (values * (config.initializer_range * scale)).astype(dtype)
@@ -77,6 +78,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
     neutral = 0.0 if config.norm_offset else 1.0
     residual = 1 / math.sqrt(2 * config.num_layers)
     layers = {}
+    # The position seeds the values: a row in the middle of the table changes those of the rows after it.
     for i, (name, shape) in enumerate(layer_shapes(config).items()):
         shape = (config.num_layers, *shape)
         if name.endswith("_norm"):
@@ -87,6 +89,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
             layers[name] = normal(i, shape, residual if name in ("o_proj", "down_proj") else 1.0)
     vocab_shape = (config.vocab_size, config.hidden_size)
     return Params(
+        # 100 and 101 are numbers that no tensor of a layer reaches.
         embedding=normal(100, vocab_shape),
         layers=LayerParams(**layers),
         final_norm=jnp.full((config.hidden_size,), neutral, dtype),

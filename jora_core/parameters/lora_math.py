@@ -46,6 +46,7 @@ def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
     Returns:
         [..., out].
     """
+    # From the narrow side: B A as one matrix would be as large as the weight.
     return (low @ pair.b.astype(low.dtype).T) * scale
 
 
@@ -130,8 +131,10 @@ def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]
     merged = weight.astype(jnp.float32)
     for pair, scale in updates:
         a, b = pair.a.astype(jnp.float32), pair.b.astype(jnp.float32)
+        # "highest": a GPU would else multiply in TF32, and the rounding would stay in the weights.
         merged = merged + scale * jnp.matmul(b, a, precision="highest")
         if pair.magnitude is not None:
+            # `merged` holds s·B A already, so its own row norms are those that DoRA divides by.
             merged = merged * (pair.magnitude.astype(jnp.float32) / row_norms(merged))[:, None]
     return merged
 
@@ -163,4 +166,5 @@ def _merge_stacked(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tu
     def one_layer(layer: tuple[jax.Array, tuple[LoraWeights, ...]]) -> jax.Array:
         return merged_weight(layer[0], zip(layer[1], scales, strict=True)).astype(weight.dtype)
 
+    # One layer after the other: in float32 all layers together would be twice the bfloat16 model.
     return jax.lax.map(one_layer, (weight, pairs))

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_rows
+from jora_core.architecture.model_tensors import model_rows
 from jora_core.base.errors import InputError
 from jora_core.data.row_packing import ROW_STEP
-from jora_core.parallel.mesh import check_mesh
+from jora_core.parallel.placements import check_mesh
 from jora_core.planning.compile_step import StepMemory, compile_step
 from jora_core.planning.compile_target import make_target
 from jora_core.planning.hlo_text import collectives, unsplit_rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_projections, projection_shape
+from jora_core.architecture.model_tensors import model_projections, projection_shape
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 

@@ -16,6 +16,7 @@ Mode = Literal["choice", "generate", "both"]
 class SamplingSpec(SpecModel):
     """How the next token is chosen: the likeliest, or drawn."""
 
+    # 0 by default: evaluations must not depend on a draw.
     temperature: float = Field(
         default=0.0,
         ge=0,
@@ -52,6 +53,7 @@ class AnswerSpec(AnswerLength):
     min_new_tokens: int = Field(
         default=0, ge=0, title="Shortest answer", description="Tokens before which no end token is written"
     )
+    # An empty string would end each answer before its first character.
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], title="Stop strings", description="An answer ends before the first of these"
     )
@@ -63,6 +65,7 @@ class AnswerSpec(AnswerLength):
 
     @model_validator(mode="after")
     def _shortest_is_not_longest(self) -> AnswerSpec:
+        # No end token is allowed before the shortest length, so each answer would end by its length alone.
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens ({self.min_new_tokens}) must be at most max_new_tokens "
@@ -110,11 +113,13 @@ class GenerateSpec(AnswerSpec, PromptSettings, ModelRun):
 class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
     """Answer held-out records with one base model and any number of adapters over it."""
 
+    # All systems in one command: the base is loaded once, and equal adapters share compiled programs.
     systems: dict[str, Path | None] = Field(
         min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
     )
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
     task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
+    # test by default: answers to records that were trained on say little.
     split: Literal["train", "test"] = Field(default="test", title="Split", description="Which split to read")
     max_records: int | None = Field(
         default=None, ge=1, title="Most records", description="Read at most this many"

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+# The headings of Stanford Alpaca's prompt, without the sentence that introduces them.
 ALPACA_SHORT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 Dtype = Literal["float32", "bfloat16"]
+# The same names are static fields of `QuantizedWeight`, so a new one needs its arithmetic there.
 Quantization = Literal["none", "int8", "nf4"]
 Reporter = Literal["tensorboard", "wandb"]
 AttentionChoice = Literal["auto", "blockwise"]
@@ -27,6 +29,7 @@ Sharing = Annotated[
 class SpecModel(BaseModel):
     """Base of every spec: frozen, no unknown keys, numbers finite."""
 
+    # A misspelt key would leave the default in place without a word; NaN and infinity have no JSON.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -37,12 +40,14 @@ def values_of(group: type[SpecModel], given: SpecModel) -> dict[str, Any]:
         group: the settings, such as `TrainingSettings`.
         given: a model that inherits them.
     """
+    # Not `model_dump`: it would turn the models inside into dicts.
     return {name: getattr(given, name) for name in group.model_fields}
 
 
 class MeshSpec(SpecModel):
     """How many devices split the batch, and how many split one copy of the weights."""
 
+    # 1 x 1 runs the same code as any mesh, with collectives that do nothing.
     data: int = Field(default=1, ge=1, title="Data axis", description="Devices that split the batch")
     tensor: int = Field(
         default=1, ge=1, title="Tensor axis", description="Devices that split each weight matrix"
@@ -68,6 +73,7 @@ class DistributedSpec(SpecModel):
 
     @model_validator(mode="after")
     def _id_is_below_the_count(self) -> DistributedSpec:
+        # Else JAX waits for a process that never comes, until the timeout.
         if self.process_id >= self.num_processes:
             raise ValueError(f"process_id {self.process_id} must be below num_processes {self.num_processes}")
         return self

@@ -13,6 +13,7 @@ from jora_core.specs.common import ALPACA_SHORT, SequenceLimit, Sharing
 class BatchingSettings(SequenceLimit):
     """How many examples are read, which are kept for validation, and how they are batched."""
 
+    # Tokens and not rows: rows differ in length, and the memory of a step follows the tokens.
     tokens_per_batch: int = Field(
         default=8192,
         ge=8,
@@ -32,6 +33,7 @@ class BatchingSettings(SequenceLimit):
         title="Curriculum",
         description="Order of the first epoch: length: short examples first; file: as the file has them",
     )
+    # Whole contexts are kept: records of one context in both parts would make the loss look too good.
     validation_share: float = Field(
         default=0.0,
         ge=0,
@@ -56,6 +58,7 @@ class BatchingSettings(SequenceLimit):
     def _one_example_fits(self) -> BatchingSettings:
         if self.alpaca_path is not None and self.alpaca_mix == 0:
             raise ValueError("alpaca_path is given, but alpaca_mix is 0; give the share to mix in")
+        # A batch holds whole rows, so the longest row must fit into one.
         if self.max_seq_len > self.tokens_per_batch:
             raise ValueError(
                 f"tokens_per_batch ({self.tokens_per_batch}) must be at least max_seq_len "

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema, field_validator
 
 from jora_core.architecture.tensor_names import PROJECTIONS
-from jora_core.specs.adapter_targets import check_targets
 from jora_core.specs.common import SpecModel
+from jora_core.specs.target_names import check_targets
 
 # The form offers the names as a choice; `check_targets` is what refuses others.
 LoraTarget = Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROJECTIONS)})]
@@ -56,6 +56,7 @@ class LoraSpec(SpecModel):
             isinstance(value, list) and all(isinstance(v, str) for v in value)
         ):
             raise ValueError(f"expected a list of names or one pattern, found {type(value).__name__}")
+        # `InputError` is a ValueError, which Pydantic reports with the name of the field.
         check_targets(value)
         return value
 

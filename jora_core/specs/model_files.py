@@ -23,6 +23,7 @@ class ExportSettings(SpecModel):
     dtype: Dtype | None = Field(
         default=None, title="Weight type", description="Of the merged weights; empty: as the base"
     )
+    # As `safetensors_writer.MAX_SHARD_SIZE`; the specs import nothing that reads weights.
     max_shard_size: int = Field(
         default=5_000_000_000,
         ge=1,
@@ -36,6 +37,7 @@ class ExportSpec(ExportSettings):
 
     model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
     adapter: Path = Field(title="Adapter", description="PEFT folder to merge")
+    # Each DoRA adapter needs the norms of the weights that it was trained on, so their sequence counts.
     then: list[Path] = Field(
         default=[],
         title="Further adapters",
@@ -45,6 +47,7 @@ class ExportSpec(ExportSettings):
     verify: bool = Field(
         default=True, title="Verify", description="Read the written tensors back and compare"
     )
+    # Free form: the caller decides what it records, and the card shows it as JSON.
     lineage: dict[str, Any] = Field(
         default_factory=dict,
         title="Lineage",

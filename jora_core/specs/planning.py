@@ -11,6 +11,7 @@ from jora_core.specs.common import Dtype, MeshSettings, Remat, WeightSettings
 from jora_core.specs.data import DataSpec
 from jora_core.specs.lora import LoraSpec
 
+# Cards by their memory in GB: L4 and 4090 (24), A100 (40 or 80), L40S (48), H100 (80), H200 (141).
 Card = Literal[24, 40, 48, 80, 141]
 
 
@@ -31,6 +32,7 @@ class MemorySpec(MeshSettings, WeightSettings):
     )
     rows: int = Field(default=1, ge=1, title="Rows", description="Rows of a microbatch, over all devices")
     seq_len: int = Field(default=2048, ge=8, title="Row length", description="Tokens of a row")
+    # The loss forms logits at supervised tokens alone: [answer tokens, V] in float32.
     answer_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -53,6 +55,7 @@ class MemorySpec(MeshSettings, WeightSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> MemorySpec:
+        # As in `TrainSpec`: codes are integers, and no gradient could change them.
         if self.trainable == "all" and self.quantization != "none":
             raise ValueError("quantization is of a frozen base, for trainable=lora; choose none")
         return self

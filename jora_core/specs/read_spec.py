@@ -24,6 +24,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
     Raises:
         InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.
     """
+    # One line for the user in each case: `from None` drops the chain of errors that would repeat it.
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as err:
@@ -35,6 +36,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
     except json.JSONDecodeError as err:
         raise InputError(f"spec {path}, line {err.lineno}: broken JSON ({err.msg})") from None
     try:
+        # Apart from the parsing: broken JSON is reported by line, and a wrong value by its field.
         return model.model_validate(data)
     except ValidationError as err:
         raise InputError(f"spec {path}: {describe_validation_error(err, model)}") from None

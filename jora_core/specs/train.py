@@ -101,6 +101,7 @@ class TrainingSettings(SpecModel):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSettings:
+        # With neither there is no end, and both may name two different ones.
         if (self.max_steps is None) == (self.n_epochs is None):
             raise ValueError("give exactly one of max_steps and n_epochs")
         return self
@@ -115,6 +116,7 @@ class TrainingSettings(SpecModel):
         needs = "early_stopping_patience" if patient else "keep_best" if self.keep_best else None
         if needs is None:
             return
+        # Checked here and not at the first evaluation, which may be hours later.
         if validation_share == 0:
             raise ValueError(f"{needs} needs a validation loss; set validation_share above 0")
         if self.evaluate_every is None:
@@ -125,6 +127,7 @@ class TrainingSettings(SpecModel):
 class TrainSpec(TrainingSettings, ModelRun):
     """Train a LoRA adapter, or all parameters, of one model on one records file."""
 
+    # "random" is for tests and measurements without a download; such a model knows nothing.
     init: Literal["pretrained", "random"] = Field(
         default="pretrained",
         title="Initial weights",
@@ -135,6 +138,7 @@ class TrainSpec(TrainingSettings, ModelRun):
     )
     adapter: Path | None = Field(default=None, title="Adapter", description="PEFT folder to continue from")
     data: DataSpec = Field(title="Data", description="Records and batching")
+    # Empty in most runs: with it, every process has a spec of its own that differs in process_id alone.
     distributed: DistributedSpec | None = Field(
         default=None, title="Processes", description="If several share the mesh; else the JORA_… variables"
     )

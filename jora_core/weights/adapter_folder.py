@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import lora_tensor_name, projection_shape
+from jora_core.architecture.model_tensors import projection_shape
+from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.parallel.placements import adapter_shardings
@@ -40,9 +41,11 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
     tensors = {}
     for target, lora in adapter.weights.items():
         for part, stacked in _parts(lora).items():
+            # One transfer for all layers of a stack; a transfer a layer would wait for the device each time.
             for layer, value in enumerate(jax.device_get(stacked)):
                 tensors[lora_tensor_name(layer, target, part)] = value
     write_tensors(folder / WEIGHTS_FILE, tensors)
+    # After the weights: readers open the config first, and it must not promise tensors that are not there.
     write_json(folder / CONFIG_FILE, write_peft_config(spec, list(adapter.weights), base_name))
 
 
@@ -73,6 +76,7 @@ def load_adapter(
     shapes = {target: _shapes(config, spec, target) for target in targets}
     _check_fits(source, folder, config, spec, shapes)
     weights = {}
+    # Layers are stacked as they are read: an adapter is small, so it needs no slices of the file.
     for target in targets:
         parts = {}
         for part in shapes[target]:
@@ -118,7 +122,9 @@ def _check_fits(
             expected |= dict.fromkeys(of_layer[:-1], shape)
             for name in filter(names.__contains__, of_layer[:-1]):
                 found = source.shape(name)
+                # The rank is A's first axis and B's second; a magnitude has none.
                 rank = {"A": found[:1], "B": found[1:]}.get(part, ())
+                # Compared before the whole shape: a wrong r in the config is no sign of another base model.
                 if len(rank) == 1 and rank != (spec.r,):
                     raise InputError(
                         f"{path}: tensor {name} has shape {found}, of rank {rank[0]}, but {CONFIG_FILE} says "
@@ -133,6 +139,7 @@ def _check_fits(
                     f"{path}: tensor {of_layer[-1]} is for layer {config.num_layers}, the model's last is "
                     f"{config.num_layers - 1}; {another_base}"
                 )
+    # Last: missing and unexpected tensors, and tensors that hold no floats.
     source.check(expected)
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors, head_tensor_name, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows
+from jora_core.architecture.tensor_names import head_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Params
@@ -47,6 +48,7 @@ def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: 
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
+    # `torch_dtype` is read by transformers 4 and 5; the first ones do not know the newer `dtype`.
     write_json(folder / "config.json", config.to_hf() | {"torch_dtype": jnp.dtype(dtype).name})
 
 
@@ -61,6 +63,7 @@ def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.
     tensors = {}
     for row in model_rows(config):
         value = getattr(params.layers if row.per_layer else params, row.field)
+        # Cast on the host: on the device a second copy of the field may not fit beside the model.
         host = np.asarray(jax.device_get(value)).astype(jnp.dtype(dtype))
         if row.per_layer:
             tensors |= {row.name(layer): host[layer] for layer in range(config.num_layers)}

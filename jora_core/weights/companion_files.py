@@ -32,7 +32,9 @@ def copy_companions(source: Path, folder: Path) -> None:
     """
     if source.resolve() == folder.resolve():
         return
+    # A set, because a file can match several patterns.
     found = {path for pattern in COMPANION_PATTERNS for path in source.glob(pattern)}
+    # Bytes are copied; a tokenizer that is loaded and saved again may come out different.
     for path in sorted(found):
         if path.is_file():
             copy_file(path, folder / path.name)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_rows
+from jora_core.architecture.model_tensors import model_rows
 from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention
 from jora_core.model.decoder import Layer, attention_scale, decoder_layer, projector, rms_norm
@@ -66,6 +66,7 @@ def logits(weights: MergedWeights, hidden: jax.Array) -> Iterator[np.ndarray]:
         yield np.asarray(part if cap is None else cap * jnp.tanh(part / cap))
 
 
+# Compiled once for each width of window, not for each layer: the layer's number is no argument.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _one_layer(
     config: ModelConfig,
@@ -78,12 +79,14 @@ def _one_layer(
     """One decoder layer over [B, T, D], with an adapter's matrices for it or {}; weights of any type."""
     weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    # Each row is one causal sequence without padding, so every key is visible up to the end.
     slots = Slots(jnp.full_like(positions, x.shape[1]), positions)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         factor, softcap = attention_scale(config), config.attention_softcap
         return blockwise_attention(q, k, v, slots, scale=factor, softcap=softcap, window=window)
 
+    # The index seeds the dropout of the adapter's input, which is off here; so 0 does for each layer.
     layer = Layer(weights, lora, jnp.int32(0), window)
     project = projector(layer, Adapter(weights={}, scale=scale), None)
     return decoder_layer(

@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows, tensor_shape
+from jora_core.architecture.tensor_names import TensorRow
 from jora_core.base.progress import progress
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_quantization, param_shardings, quantized_axes
@@ -58,10 +59,12 @@ def load_params(
     """
     mesh = mesh or make_mesh()
     check_quantization(config, mesh, quantization)
+    # Names and shapes are checked before anything is allocated.
     store = open_checkpoint(folder, config)
     shardings = param_shardings(config, mesh)
     sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
     # A small model is loaded before a bar could be read; of several processes one reports.
+    # Two bytes a value: most published files hold bfloat16 or float16.
     shown = 2 * sum(sizes) >= _PROGRESS_BYTES and not jax.process_index()
 
     def load(row: TensorRow) -> Any:
@@ -70,7 +73,7 @@ def load_params(
             mesh=mesh,
             # The layer axis is never split; a tensor of the file has none.
             axes=tuple(sharding.spec)[1:] if row.per_layer else tuple(sharding.spec),
-            shape=row.size(config),
+            shape=tensor_shape(row, config),
             layers=config.num_layers if row.per_layer else None,
             quantization=quantization if row.is_projection else "none",
             dtype=jnp.dtype(dtype),
@@ -114,6 +117,7 @@ class _Field:
 
 def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Callable[[], None]) -> Any:
     """One field, filled chunk by chunk."""
+    # Fields of equal shape and type share two programs, which `_programs` caches.
     empty, fill = _programs(field)
     local = field.sharding.shard_shape(field.shape)
     holders = _holders(field)
@@ -129,9 +133,12 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Call
             for start, (span, devices) in holders.items():
                 host = store.read(name, (slice(start + first, start + first + count), *span))
                 parts += [jax.device_put(host[:, cut] if span else host, d) for d, cut in devices]
+                # JAX keeps `host` until its copy ends: without this wait the next read is in memory too.
                 jax.block_until_ready(parts)
+            # The chunk has as many rows from each device's slice, so they are not adjacent in the file.
             shape = (count * field.shape[0] // local[0], *field.shape[1:])
             chunk = jax.make_array_from_single_device_arrays(shape, field.sharding, parts)
+            # Layer and row are traced numbers: as Python ints each pair would compile a program of its own.
             value = fill(value, chunk, np.int32(layer), np.int32(first))
             jax.block_until_ready(value)  # else reading runs ahead, and the chunks pile up
         advance()
@@ -167,6 +174,7 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
     The second takes (field, chunk, layer, first row). A chunk has some rows of every device's slice. Each
     device works alone, except for the largest magnitude of an int8 row whose inputs are split.
     """
+    # Shapes and types of what a conversion gives, without computing it.
     one = jax.eval_shape(lambda x: field.convert(x, None), jax.ShapeDtypeStruct(field.shape, jnp.float32))
     axes = (field.axes,) if field.quantization == "none" else quantized_axes(field.quantization, *field.axes)
     lead = () if field.layers is None else (field.layers,)
@@ -200,4 +208,5 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
         check_vma=False,
     )
     placed = jax.tree.map(lambda spec: NamedSharding(field.mesh, spec), specs)
+    # Donated: each chunk is written into the field's own memory; else the field would be copied for each.
     return jax.jit(empty, out_shardings=placed), jax.jit(filled, donate_argnums=0)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import TensorRow, expected_tensors, model_rows
+from jora_core.architecture.model_tensors import expected_tensors, model_rows
+from jora_core.architecture.tensor_names import TensorRow
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
@@ -89,6 +90,7 @@ class MergedWeights:
         if not self._adapters_of(row):
             yield from self.rows(row, layer)
             return
+        # Merged whole and not by rows: DoRA's norms and the product B A are computed once for the tensor.
         merged = np.asarray(self._merged(row, layer))
         for part in _row_slices(merged.shape):
             yield merged[part]
@@ -103,6 +105,7 @@ class MergedWeights:
         return [adapter for adapter in self.adapters if row.field in adapter.weights]
 
 
+# One program for each shape and number of adapters; all layers share it.
 @partial(jax.jit, static_argnums=2)
 def merged_tensor(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
     """`merged_weight`, compiled.
@@ -153,9 +156,11 @@ def write_merged(
         # Layer by layer, as transformers orders a model: a shard holds whole layers but for its ends.
         for layer in range(config.num_layers)
         for row in model_rows(config)
+        # The embedding comes before the first layer, final norm and head after the last.
         if row.per_layer or layer == (0 if row.field == "embedding" else config.num_layers - 1)
     }
     expected = expected_tensors(config)
+    # The first tensor is the embedding. Where a checkpoint mixes types, all tensors get the embedding's.
     dtype = dtype or store.dtype(next(iter(expected)))
     weights = MergedWeights(store, config, tuple(adapters))
     size = sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize
@@ -167,6 +172,7 @@ def write_merged(
     # A small model is merged before a bar could be read.
     with progress("merge tensors", len(expected), shown=size >= _PROGRESS_BYTES) as bar:
         write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
+    # Fields that this core does not read stay in the file: transformers may use them.
     fields = read_json_object(base / "config.json", f"model folder {base}")
     # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
     name = "dtype" if "dtype" in fields else "torch_dtype"

@@ -83,6 +83,7 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
             f"{path}: init_lora_weights={json.dumps(data['init_lora_weights'])} changes the base weights; "
             "save the adapter with peft's path_initial_model_for_weight_conversion first"
         )
+    # Sorted: with several unsupported fields the message names the same one each time.
     for name in sorted(data.keys() - _READ - _SILENT):
         if data[name] not in _OFF:
             raise InputError(
@@ -111,10 +112,12 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         "r": spec.r,
         "lora_alpha": int(spec.lora_alpha) if whole else spec.lora_alpha,
         "lora_dropout": spec.lora_dropout,
+        # peft keeps a set, whose sequence differs from run to run; sorted, equal adapters give equal files.
         "target_modules": sorted(targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
+        # As peft saves it: who loads the adapter to train on says so with is_trainable.
         "inference_mode": True,
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
@@ -134,11 +137,14 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
         fields = {
             "r": data["r"],
             "lora_alpha": data["lora_alpha"],
+            # null counts as missing, in all optional fields.
             "lora_dropout": data.get("lora_dropout") or 0.0,
+            # peft passes over names that this family does not have, so published adapters may list them.
             "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,
         }
+        # Strict: Pydantic would else make a rank of "16" or of true.
         return LoraSpec.model_validate(fields, strict=True)
     except ValidationError as err:
         raise InputError(f"{path}: {describe_validation_error(err, LoraSpec)}") from None

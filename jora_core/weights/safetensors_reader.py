@@ -60,6 +60,7 @@ class TensorFile:
         try:
             with safe_open(path, "numpy"):  # the library checks the header against the file's size
                 pass
+            # Unbuffered: slices are read from the descriptor, which a buffer would know nothing of.
             self._handle = path.open("rb", buffering=0)
         except FileNotFoundError:
             raise InputError(f"weights file {path} does not exist") from None
@@ -69,11 +70,13 @@ class TensorFile:
             raise InputError(
                 f"{path} is truncated or not a safetensors file ({err}); fetch it again"
             ) from None
+        # Header: its length in 8 bytes, then JSON; offsets in it count from its end.
         size = int.from_bytes(self._handle.read(8), "little")
         header: dict[str, Any] = json.loads(self._handle.read(size))
         header.pop("__metadata__", None)
         self.tensors = {
             name: TensorEntry(
+                # Other types keep the file's name for them (I64, F8_E4M3), which `TensorStore.check` refuses.
                 str(FLOAT_NAMES.get(fields["dtype"], fields["dtype"])),
                 tuple(fields["shape"]),
                 8 + size + fields["data_offsets"][0],
@@ -97,6 +100,7 @@ class TensorFile:
             for s, n in zip(index or (slice(None),) * len(entry.shape), entry.shape, strict=True)
         ]
         out = np.empty([stop - start for start, stop in bounds], numpy_dtype(entry.dtype))
+        # As bytes: numpy's bfloat16 is an extension type, which no memoryview can be made of.
         target = memoryview(out.reshape(-1).view(np.uint8).data)
         for run, offset in _runs(entry, bounds, out.itemsize):
             self._fill(target[:run], offset)
@@ -107,6 +111,8 @@ class TensorFile:
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while target:
+            # The offset is an argument, so threads share the file without a lock. A call may return fewer
+            # bytes than it is asked for: Linux gives at most 2 GiB.
             count = os.preadv(self._handle.fileno(), [target], offset)
             if not count:
                 raise InputError(f"{self.path} is truncated at byte {offset}; fetch it again")
@@ -117,6 +123,7 @@ def _runs(entry: TensorEntry, bounds: list[tuple[int, int]], itemsize: int) -> I
     """Length and file offset, in bytes, of the contiguous runs that make up a part, in order."""
     shape = entry.shape
     whole = len(shape)  # axes from here on are taken whole
+    # Axes that are taken whole join the run: some rows of a matrix are one read, some columns one a row.
     while whole and bounds[whole - 1] == (0, shape[whole - 1]):
         whole -= 1
     strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]

@@ -85,6 +85,7 @@ def plan_shards(shapes: Shapes, dtype: str, max_shard_size: int) -> dict[str, li
     room = max_shard_size
     for name, shape in shapes.items():
         size = math.prod(shape) * numpy_dtype(dtype).itemsize
+        # A tensor is never cut: one that is larger than the limit is alone in its file.
         if groups[-1] and size > room:
             groups.append([])
             room = max_shard_size
@@ -112,9 +113,11 @@ def _write_file(
     for name in names:
         missing = math.prod(shapes[name])
         for part in parts(name):
+            # Values of another width would shift all tensors after this one, without an error on reading.
             if part.dtype != numpy_dtype(dtype):
                 raise ValueError(f"{name} is {part.dtype}, not {dtype} as its header says")
             missing -= part.size
+            # As bytes: numpy's bfloat16 has no buffer that a file accepts.
             handle.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         if missing:
             raise ValueError(f"{name}: {missing} values fewer than its shape {shapes[name]} has")

@@ -20,6 +20,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
 
     with atomic_path(path) as temporary:
+        # save_file writes memory as it lies: a transposed view would get its values in wrong places.
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         try:
             safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
@@ -56,6 +57,7 @@ class TensorStore:
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{index} has no weight_map; expected tensor names and their files")
         shards = {name: _open(folder / name) for name in sorted(set(weight_map.values()))}
+        # An index can be older than its shards; without this the error would come in the middle of a load.
         for name, shard in weight_map.items():
             if name not in shards[shard].tensors:
                 raise InputError(f"{folder / shard} has no tensor {name}, which {index.name} says it holds")
@@ -119,10 +121,12 @@ class TensorStore:
 
     def sha256(self, name: str) -> str:
         """Digest of a tensor's bytes, little-endian and row-major as stored."""
+        # Of the values alone: the same weights in other shards have the same digests.
         return hashlib.sha256(self.read(name).tobytes()).hexdigest()
 
 
 def _open(path: Path) -> TensorFile:
+    # Pickle files run code when they are loaded, so they are never opened here.
     if not path.exists() and list(path.parent.glob("*.bin")):
         raise InputError(f"{path.parent} holds weights in pickle files only; save them as safetensors first")
     return TensorFile(path)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_projections
+from jora_core.architecture.model_tensors import model_projections
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.trees import Adapter, Params

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.errors import InputError
 from jora_core.commands.check_model import convert
 from jora_core.specs.model_files import ConvertSpec

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_projections
+from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.errors import InputError
 from jora_core.generation.generate import GenerationSettings, generate
-from jora_core.parallel.mesh import check_mesh, make_mesh
-from jora_core.parallel.placements import adapter_shardings, param_shardings
+from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.placements import adapter_shardings, check_mesh, param_shardings
 from jora_core.parameters.initialize import init_adapter, init_params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.optimizer import make_schedule

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import model_projections
+from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.errors import InputError
 from jora_core.model.projections import linear
 from jora_core.parallel.placements import check_quantization

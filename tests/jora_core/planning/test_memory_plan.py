@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.planning.buffer_assignment import parse_heap
 from jora_core.planning.hlo_text import collectives, parse_program, unsplit_rows
 from jora_core.planning.memory_plan import longest_row

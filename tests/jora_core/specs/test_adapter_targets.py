@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import PROJECTIONS, TENSORS, model_projections
+from jora_core.architecture.model_tensors import model_projections
+from jora_core.architecture.tensor_names import PROJECTIONS, TENSORS
 from jora_core.base.errors import InputError
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec

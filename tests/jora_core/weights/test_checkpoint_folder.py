@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors
+from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.weights.checkpoint_folder import hf_tensors, save_params

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.tensor_names import expected_tensors, lora_tensor_name, projection_shape
+from jora_core.architecture.model_tensors import expected_tensors, projection_shape
+from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.commands.export import export
