@@ -1,4 +1,4 @@
-"""From corpora to records: everything a configuration asks for, in one call.
+"""From corpora to records: the whole build of a configuration, in one call.
 
 The same configuration over the same files gives the same bytes, wherever the files lie and whoever builds the
 shards.
@@ -44,7 +44,7 @@ METRICS = "metrics.json"
 WORK = ".build"
 
 
-def build_context(
+def build_record_files(
     config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
     """Write `records.parquet`, `rankings.parquet` and, last, `metrics.json`; return the metrics.
@@ -127,7 +127,7 @@ def merge(
         records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
         rankings.append_batches(_batches(work, prepared.shards, "rankings"))
         records.append_batches(_batches(work, prepared.shards, "records"))
-        # From here on until they are written again, the folder says of itself that it is not whole.
+        # From here on until they are written again, the missing metrics mark the folder as incomplete.
         (output_dir / METRICS).unlink(missing_ok=True)
     metrics = {
         "seed": config.seed,

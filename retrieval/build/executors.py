@@ -28,7 +28,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
         progress: is told what is done.
 
     Raises:
-        InputError: Dask is asked for and not installed, or no scheduler answers.
+        InputError: Dask is configured and not installed, or no scheduler answers.
     """
     told = _ByTask(prepared, progress)
     if config.backend == "dask":

@@ -232,7 +232,9 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
     """Digest of all that decides what is in the work folder, the code included."""
     root = Path(__file__).resolve().parents[2]
-    files = [path for room in ("retrieval", "jora_core/base") for path in sorted((root / room).rglob("*.py"))]
+    files = [
+        path for package in ("retrieval", "jora_core/base") for path in sorted((root / package).rglob("*.py"))
+    ]
     code = {path.relative_to(root).as_posix(): file_digest(path) for path in files}
     return text_digest(canonical_json({"config": config.fingerprint(), "inputs": inputs, "code": code}))
 

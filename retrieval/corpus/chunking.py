@@ -109,7 +109,7 @@ def with_chunk_oracles(
     Args:
         questions: questions about whole documents.
         chunks: the chunks of each whole document, by its id.
-        tally: counts how many documents were asked about by chunk, and how many as a whole.
+        tally: counts how many documents have questions about a chunk, and how many about the whole.
     """
     for question in questions:
         oracles: list[str] = []

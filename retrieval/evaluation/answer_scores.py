@@ -200,7 +200,7 @@ def tables_scores(
 
     Args:
         answers: answer by record id; a missing one is wrong.
-        records: the records that were asked.
+        records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.
 
@@ -222,7 +222,7 @@ def qa_scores(
 
     Args:
         answers: answer by record id; a missing one is wrong.
-        records: the records that were asked.
+        records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.
 

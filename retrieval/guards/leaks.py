@@ -73,6 +73,8 @@ def names(comment: str, label: str) -> bool:
     return False
 
 
-def later_contexts(asked: float | None, times: Iterable[float | None]) -> int:
+def later_contexts(question_time: float | None, times: Iterable[float | None]) -> int:
     """Return how many texts of a prompt are later than its question; an unknown time is never later."""
-    return 0 if asked is None else sum(time is not None and time > asked for time in times)
+    if question_time is None:
+        return 0
+    return sum(time is not None and time > question_time for time in times)

@@ -37,12 +37,12 @@ def supporting_sentence(passages: Sequence[str], answers: Sequence[str], questio
             the first.
     """
     found = [(sentence, tokenize(sentence)) for passage in passages for sentence in sentences(passage)]
-    asked = set(tokenize(question))
+    question_words = set(tokenize(question))
     for answer in answers:
         wanted = tokenize(answer)
         holding = [(sentence, words) for sentence, words in found if wanted and _holds(words, wanted)]
         if holding:
-            return max(holding, key=lambda item: len(asked & set(item[1])))[0]
+            return max(holding, key=lambda item: len(question_words & set(item[1])))[0]
     return None
 
 

@@ -60,7 +60,7 @@ def fit(
 ) -> Fitted:
     """Return the texts within a budget of tokens.
 
-    Without a protected text the most wanted one stays, cut at its end as far as the budget asks.
+    Without a protected text the most wanted one stays, cut at its end to the budget.
 
     Args:
         texts: the texts, the most wanted first.

@@ -32,7 +32,7 @@ class Fusion:
 
 
 def fuse(legs: Mapping[str, LegRanking], n: int, fusion: Fusion) -> np.ndarray:
-    """Rank the candidates 0 to n - 1 by what all legs say.
+    """Rank the candidates 0 to n - 1 by the rankings of all legs.
 
     Args:
         legs: ranking of each leg by name; only what `LegRanking.counted` gives is used.

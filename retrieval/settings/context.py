@@ -10,13 +10,13 @@ from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Stemmer
 
-#: Fields that say where files lie. They stay out of what is written into the records, so that a moved corpus
-#: gives the same bytes. The digests of the files' contents are written instead.
+#: Fields that hold paths. They stay out of what is written into the records, so that a moved corpus gives the
+#: same bytes. The digests of the files' contents are written instead.
 PATH_FIELDS = frozenset(
     {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
 )
 
-#: Fields that say which processes build the records. They change no record, so they stay out as well.
+#: Fields that decide which processes build the records. They change no record, so they stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
 
 #: YAML 1.1 reads `off` as false.

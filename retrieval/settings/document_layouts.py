@@ -38,7 +38,7 @@ def _sets(*fields: str) -> tuple[frozenset[str], ...]:
 
 #: Rows that no other layout claims.
 DEFAULT_LAYOUT = "documents"
-#: The last row is asked first: a new layout with fields of its own is told before the general ones.
+#: The last row is checked first: a new layout with fields of its own is found before the general ones.
 DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     DEFAULT_LAYOUT: DocumentLayout("retrieval.readers.documents.plain_rows"),
     "squad": DocumentLayout(

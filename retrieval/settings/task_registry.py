@@ -42,7 +42,7 @@ class TaskEntry:
 
     @property
     def facts(self) -> TaskFacts:
-        """What the form, the evaluation and the report say of the task."""
+        """Title, description and properties of the task, for the form, the evaluation and the report."""
         return self.settings.facts
 
 

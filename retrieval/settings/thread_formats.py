@@ -49,7 +49,7 @@ class ThreadFormat:
         return path.with_name(path.name.removesuffix(suffix) + self.companion)
 
 
-#: Formats whose name decides are asked first; then the telling fields decide, whatever their order here.
+#: Formats with `told_by_name` are checked first. Then the telling fields decide, whatever the order here.
 THREAD_FORMATS: dict[str, ThreadFormat] = {
     "4chan": ThreadFormat(
         "retrieval.readers.threads.fourchan",

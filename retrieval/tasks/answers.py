@@ -21,8 +21,8 @@ class Answers:
 
     Attributes:
         records: the records, as in `records.parquet`.
-        rows: an answer each: `id` of the record, `system`, `choice` (None where none was asked for), `text`
-            (None likewise).
+        rows: an answer each: `id` of the record, `system`, `choice` (None where only text was generated),
+            `text` (None where only a choice was made).
         rankings: reads the records' rows of `rankings.parquet`, for a task that is ranked.
         mode: how the records were answered.
         seed: decides the resamples, and whatever is drawn.

@@ -51,9 +51,9 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         first, *more = named = _document_ids(value["document_id"], where)
         answers = texts_of(value["answers"], f"answers of question {key!r}", where)
         text = fold(text_of(value["question"], "question", where))
-        asked = parse_time(value.get("time"), "time", where)
+        time = parse_time(value.get("time"), "time", where)
         oracles = named if more else ()
-        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, asked))
+        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, time))
 
 
 def _document_ids(value: object, where: str) -> tuple[str, ...]:

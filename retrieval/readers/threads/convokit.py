@@ -1,7 +1,7 @@
 """Conversations in ConvoKit's form: a folder's `utterances.jsonl`, an utterance a line.
 
-`{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora say `user` for
-`speaker` and `root` for `conversation_id`, some say `reply_to`. A conversation is a thread. `meta` is not
+`{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora have `user` for
+`speaker` and `root` for `conversation_id`, some have `reply_to`. A conversation is a thread. `meta` is not
 read. Format: https://convokit.cornell.edu/documentation/data_format.html
 """
 

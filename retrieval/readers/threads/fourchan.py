@@ -167,7 +167,7 @@ def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 class _Place(NamedTuple):
-    """Where a thread stands: what records say of it, and what errors say."""
+    """The place of a thread: file name and row for records, `where` for errors."""
 
     source: str
     row: int

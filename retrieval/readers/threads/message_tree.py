@@ -87,8 +87,8 @@ def threads_of(
 ) -> Iterator[Thread]:
     """Group all messages into threads, in the order in which their first messages were read.
 
-    The posts of a thread are in order of time, and a parent always comes before its replies, whatever the
-    clocks say.
+    The posts of a thread are in order of time, and a parent always comes before its replies, whatever
+    their times are.
 
     Args:
         messages: the messages of a split, in any order.
@@ -131,8 +131,8 @@ def _groups(store: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of each thread, in order of reading."""
     group: list[tuple[Any, ...]] = []
     last = None
-    asked = f"SELECT root, {_FIELDS} FROM message WHERE root IS NOT NULL ORDER BY root, seq"
-    for root, *row in store.execute(asked):
+    query = f"SELECT root, {_FIELDS} FROM message WHERE root IS NOT NULL ORDER BY root, seq"
+    for root, *row in store.execute(query):
         if root != last and group:
             yield group
             group = []

@@ -36,7 +36,7 @@ HNSW_LIMIT = 10_000_000
 DECIMALS = 5
 #: The most that a score of FAISS differs from the exact one: FAISS sums in float32, in an order of its own.
 _NOISE = 2e-6
-#: FAISS is asked for this many more neighbours than wanted, so that ties at the last place show.
+#: FAISS searches this many more neighbours than wanted, so that ties at the last place show.
 _MARGIN = 32
 #: Queries, and rows of vectors, that are handled at a time.
 _QUERIES = 64

@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.corpus.chunking import load_chunker, with_chunk_oracles
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
-from retrieval.corpus.source_files import document_files, question_files, tokenizer_folder
+from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.corpus.types import Document, Question
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.near_duplicates import NearDuplicates
@@ -19,6 +19,7 @@ from retrieval.guards.splits import split_of, splits_by_time
 from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from retrieval.tasks.qa.inputs import document_files, question_files
 from retrieval.tasks.task_index import counted
 from retrieval.text.labels import titled
 from retrieval.text.normalize import duplicate_key
@@ -93,8 +94,8 @@ def read_corpus(
     files = question_files(task)
     read = stream_questions(files, chunks, report.tally, task.format)
     read = counted(read, "qa: read questions", progress)
-    asked = with_chunk_oracles(read, chunks, report.tally)
-    questions = write_items(folder / "questions.arrow", Question, asked)
+    found_questions = with_chunk_oracles(read, chunks, report.tally)
+    questions = write_items(folder / "questions.arrow", Question, found_questions)
     if not len(questions):
         raise no_questions(files)
     return documents, questions
@@ -132,7 +133,7 @@ def write_corpus(
     questions: Items[Question],
     progress: Progress,
 ) -> tuple[Corpus, dict[str, str]]:
-    """Return the corpus, and the split of each context that is asked about.
+    """Return the corpus, and the split of each context that has questions.
 
     Args:
         config: the configuration.
@@ -143,15 +144,15 @@ def write_corpus(
         progress: is told what is done.
     """
     place = IdIndex.build(folder, documents)
-    asked = _context_splits(config, task, documents, questions, place)
+    splits = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
     content = np.zeros(len(documents), dtype=CONTENT)
     for at, document in enumerate(documents):
-        if asked.get(document.context_id) == "test":
+        if splits.get(document.context_id) == "test":
             barred[at] = HELD_OUT
         content[at] = np.void(duplicate_key(document.title, document.text))
     for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
-        if asked[context] == "test":
+        if splits[context] == "test":
             for oracle in oracles:
                 barred[place[oracle]] = HELD_OUT
     # A document that equals a held-out one is barred too, or the text would reach a training prompt.
@@ -163,7 +164,7 @@ def write_corpus(
     # An unknown time is NaN: every comparison with it is false, so it is later than no question.
     since = (np.nan if time is None else time for time in documents.column("time"))
     save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
-    return Corpus.open(folder), asked
+    return Corpus.open(folder), splits
 
 
 def _context_splits(
@@ -194,12 +195,12 @@ def _bar_near_twins(
     barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
 ) -> None:
     """Marks the free documents that nearly repeat a held-out one."""
-    held = np.flatnonzero(barred != FREE)
+    not_free = np.flatnonzero(barred != FREE)
     free = np.flatnonzero(barred == FREE)
-    if not len(held):
+    if not len(not_free):
         return
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
-    index = NearDuplicates(texts, lambda at: document_text(documents[int(held[at])]), threshold)
+    index = NearDuplicates(texts, lambda at: document_text(documents[int(not_free[at])]), threshold)
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
     near = np.zeros(len(free), dtype=bool)
     matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))

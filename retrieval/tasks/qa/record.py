@@ -23,8 +23,8 @@ from retrieval.text.normalize import seeded_hash, seeded_share
 
 
 @dataclass(frozen=True)
-class AskedQuestion:
-    """A question as it is built.
+class RankedQuestion:
+    """A question with the documents that the retriever found for it.
 
     Attributes:
         question: the question.
@@ -70,7 +70,7 @@ class QaBuilder:
     held_out: Callable[[int], bool]
     template: AnswerTemplate | None = None
 
-    def context(self, group: Sequence[AskedQuestion], report: TaskReport) -> dict[int, str]:
+    def context(self, group: Sequence[RankedQuestion], report: TaskReport) -> dict[int, str]:
         """Return the documents that all questions of a group see: text by place, in prompt order."""
         split = group[0].split
         wanted: list[int] = []
@@ -78,7 +78,7 @@ class QaBuilder:
             chosen = [p for p in group[0].fused if not self._later(p, group)][: self.task.n_contexts]
         else:
             wanted = list(
-                dict.fromkeys(p for asked in group if self._with_oracle(asked) for p in asked.needed)
+                dict.fromkeys(p for ranked in group if self._with_oracle(ranked) for p in ranked.needed)
             )
             size = max(self.task.n_contexts, len(wanted))
             if len(group) > 1:
@@ -101,25 +101,25 @@ class QaBuilder:
         return {place: texts[place] for place in order}
 
     def record(
-        self, asked: AskedQuestion, context: dict[int, str], context_id: str, report: TaskReport
+        self, ranked: RankedQuestion, context: dict[int, str], context_id: str, report: TaskReport
     ) -> dict[str, Any] | None:
         """Build the record of one question over a context; None where the record would leak (counted).
 
         Args:
-            asked: the question.
+            ranked: the question.
             context: text by place, in prompt order, as `context` returned it.
             context_id: id of the context that the record belongs to.
             report: counts what is dropped, and how the record is built.
         """
-        question, task = asked.question, self.task
+        question, task = ranked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
-        if later or any(self._later(place, [asked]) for place in asked.needed):
+        if later or any(self._later(place, [ranked]) for place in ranked.needed):
             report.tally.dropped[leaks.LATER_CONTEXT] += 1
             return None
         passages = {p: Passage(d.id, d.title, context[p]) for p, d in documents.items()}
-        there = [place for place in asked.oracles if place in context]
-        enough = len(there) == len(asked.oracles) if question.needs_all else bool(there)
+        there = [place for place in ranked.oracles if place in context]
+        enough = len(there) == len(ranked.oracles) if question.needs_all else bool(there)
         shown = templates.qa_input([(p.title, p.text) for p in passages.values()], question.text)
         name = f"qa:{question.id}"
         taught = answer_styles.taught_answer(
@@ -133,7 +133,7 @@ class QaBuilder:
             oracles=[passages[place] for place in there] if enough else [],
             abstain=templates.NO_DOCUMENT if task.abstain else None,
         )
-        report.note(asked.split, taught.counted)
+        report.note(ranked.split, taught.counted)
         if answer_styles.false_quotes(taught.output, shown):
             report.tally.dropped[leaks.FALSE_QUOTE] += 1
             return None
@@ -147,7 +147,7 @@ class QaBuilder:
             "input": shown,
             "output": taught.output,
             "task": "qa",
-            "split": asked.split,
+            "split": ranked.split,
             "context_id": context_id,
             "context_ids": [document.id for document in documents.values()],
             "oracle_ids": list(question.oracle_ids),
@@ -158,24 +158,24 @@ class QaBuilder:
             "source_row": question.row,
         }
 
-    def _with_oracle(self, asked: AskedQuestion) -> bool:
-        return seeded_share(self.seed, "oracle", asked.question.id) < self.task.oracle_share
+    def _with_oracle(self, ranked: RankedQuestion) -> bool:
+        return seeded_share(self.seed, "oracle", ranked.question.id) < self.task.oracle_share
 
-    def _later(self, place: int, group: Sequence[AskedQuestion]) -> bool:
+    def _later(self, place: int, group: Sequence[RankedQuestion]) -> bool:
         """Whether a document is later than some question of the group."""
-        times = [asked.question.time for asked in group if asked.question.time is not None]
+        times = [ranked.question.time for ranked in group if ranked.question.time is not None]
         since = self.document(place).time if times else None
         return since is not None and since > min(times)
 
-    def _usable(self, group: Sequence[AskedQuestion]) -> Iterator[int]:
+    def _usable(self, group: Sequence[RankedQuestion]) -> Iterator[int]:
         """Places that may be distractors, as ranked.
 
         Left out are held-out documents, the right ones and their copies, and those later than the question.
         """
-        right = {place for asked in group for place in asked.oracles}
+        right = {place for ranked in group for place in ranked.oracles}
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
-        rankings = [asked.fused for asked in group]
+        rankings = [ranked.fused for ranked in group]
         for place in rankings[0] if len(rankings) == 1 else merged(rankings):
             barred = place in right or self.held_out(place) or self.content(place) in same
             if not barred and not self._later(place, group) and not copies(self._text(place)):
@@ -186,7 +186,11 @@ class QaBuilder:
         return titled(document.title, document.text)
 
     def _fitted(
-        self, chosen: Sequence[int], group: Sequence[AskedQuestion], wanted: Sequence[int], report: TaskReport
+        self,
+        chosen: Sequence[int],
+        group: Sequence[RankedQuestion],
+        wanted: Sequence[int],
+        report: TaskReport,
     ) -> dict[int, str]:
         """Text by place of the documents that are within the budget."""
         documents = [self.document(place) for place in chosen]
@@ -199,9 +203,9 @@ class QaBuilder:
         def keep(text: str) -> str | None:
             """The one sentence that must stay; none can be named where questions want different ones."""
             found = {
-                answer_styles.supporting_sentence([text], asked.question.answers, asked.question.text)
-                for asked in group
-                if any(self.document(place).text == text for place in asked.oracles)
+                answer_styles.supporting_sentence([text], ranked.question.answers, ranked.question.text)
+                for ranked in group
+                if any(self.document(place).text == text for place in ranked.oracles)
             }
             return next(iter(found)) if len(found) == 1 else None
 

@@ -37,7 +37,7 @@ class ThreadRecordBuilder:
         """Build the record of a reply; None where it would leak its answer or has none to teach.
 
         Args:
-            reply: the comment to ask about.
+            reply: the comment.
             wanted: places of the candidates that the prompt may hold, the most wanted first. With
                 `contexts: window`, only the posts of the window, the newest first.
             report: counts what is dropped, and how the record is built.

@@ -1,4 +1,4 @@
-"""What is said of answers to thread records: directionality, beside four baselines without a model."""
+"""Scores of answers to thread records: directionality, beside four baselines without a model."""
 
 from __future__ import annotations
 

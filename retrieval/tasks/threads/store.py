@@ -19,7 +19,7 @@ from retrieval.settings.tasks import ThreadsTask
 
 @dataclass(frozen=True)
 class Reply:
-    """A comment that a record asks about: which earlier post of its thread does it answer?
+    """The comment of a record: which earlier post of its thread does it answer?
 
     Attributes:
         thread: the comment's thread.

@@ -82,7 +82,7 @@ def _kept(
     content: Sequence[bytes],
     tally: Tally,
 ) -> list[int]:
-    """Numbers of the replies that become records: no duplicates across splits, no more than asked for."""
+    """Numbers of the replies that become records: no duplicates across splits, no more than the limits."""
     of = replies.numbers("thread").tolist()
     splits, ids = list(threads.rows.column("split")), list(threads.rows.column("id"))
 
