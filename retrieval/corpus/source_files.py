@@ -41,6 +41,8 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
         InputError: the text is empty, names a variable that is not set, or a URL that cannot be read.
     """
     expanded = os.path.expandvars(text.strip())
+    # `expandvars` leaves an unknown variable as it is, which would then be looked for as a folder of that
+    # name.
     left = _VARIABLE.search(expanded)
     if left:
         name = left[1].strip("{}")
@@ -70,6 +72,7 @@ def find_files(
     """
     text = expand_path(source, field, (*suffixes, *beside))
     path = Path(text)
+    # Before globs: a file's own name may contain `[` or `?`.
     if path.is_file():
         return [SourceFile(path, path.name)]
     if path.is_dir():
@@ -79,6 +82,7 @@ def find_files(
         found = root.glob(path.relative_to(root).as_posix())
     else:
         raise InputError(f"{field}: {text} does not exist; expected a file, folder or glob")
+    # By name below the source: the order of the file system differs between machines.
     files = sorted(
         (SourceFile(p, p.relative_to(root).as_posix()) for p in found if p.is_file()), key=lambda f: f.name
     )

@@ -78,6 +78,8 @@ def intervals(
     rng = np.random.default_rng(_SEED)
     drawn = np.empty((resamples, width))
     for i in range(resamples):
+        # One draw at a time: all draws together would take resamples × contexts numbers, and a corpus has
+        # many contexts.
         times_drawn = np.bincount(rng.integers(0, n, size=n), minlength=n).astype(np.float64)
         total = times_drawn @ sums
         drawn[i] = total[:width] / total[width]

@@ -33,6 +33,7 @@ def quotes(comment: str, parent: str) -> bool:
     width = min(QUOTE_WORDS, len(words))
     if width < WHOLE_PARENT_WORDS or len(said) < width:
         return False
+    # A set of runs makes the search linear in the length of both texts.
     runs = {tuple(said[i : i + width]) for i in range(len(said) - width + 1)}
     return any(tuple(words[i : i + width]) in runs for i in range(len(words) - width + 1))
 
@@ -67,6 +68,7 @@ def names(comment: str, label: str) -> bool:
     at = comment.find(label)
     while at >= 0:
         end = at + len(label)
+        # `#3 Ann` inside `#3 Anna` names another post.
         if (at == 0 or not comment[at - 1].isalnum()) and (end == len(comment) or not comment[end].isalnum()):
             return True
         at = comment.find(label, at + 1)

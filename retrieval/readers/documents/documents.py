@@ -39,6 +39,7 @@ def stream_documents(
     Raises:
         InputError: a row is broken, an id is used twice, or there is no document at all.
     """
+    # File number and row instead of the file's name: this dictionary has an entry for each document.
     seen: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
         for where, document, raw_text, id_from_content in _reader(file, layout).read_documents(file, tally):
@@ -54,6 +55,7 @@ def stream_documents(
             if not document.text:
                 tally.dropped["document_without_text"] += 1
                 continue
+            # A document without text is not noted, so another one with its id may follow.
             seen[document.id] = (number, document.row)
             if chunker is None:
                 yield document

@@ -30,6 +30,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
     for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
         title = value.get("title")
+        # A numeric title (a year) is common where rows were exported from a table.
         if title is not None and not isinstance(title, (str, int)):
             raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
         text = text_of(value["text"], "text", where)

@@ -74,6 +74,7 @@ def _is_nested(file: SourceFile) -> bool:
 
 def _title(value: dict[str, Any], where: str) -> str:
     title = value.get("title")
+    # SQuAD's titles are names of Wikipedia pages, such as `Super_Bowl_50`.
     return fold(text_of(title, "title", where).replace("_", " ")) if title else ""
 
 
@@ -94,6 +95,7 @@ def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: Sou
     if not answers:  # SQuAD 2.0 has questions that the paragraph does not answer
         unanswered = Question(key, paragraph.id, text, (), file.name, paragraph.row)
         return FoundQuestion(where, unanswered, "question_unanswerable")
+    # The same answer from several annotators is kept once.
     accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
     first, start = answers[0]["text"], answers[0].get("answer_start")
     span = None
