@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
 METRICS = "metrics.json"
-# Hidden, because it is no result. It lies beside the results, so that publishing a file is a rename within
-# one file system.
+# Hidden, because it is no result.
 WORK = ".build"
 
 

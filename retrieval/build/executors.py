@@ -110,7 +110,7 @@ def local_cluster(config: ContextConfig) -> dict[str, Any]:
         # Building is Python under one interpreter lock: processes help, threads do not.
         "threads_per_worker": 1,
         "processes": True,
-        # The dashboard needs a port, which two builds on one machine would fight over.
+        # The dashboard needs a port, which two builds on one machine cannot share.
         "dashboard_address": None,
         # Off: Dask counts mapped files as memory, and would pause or kill workers that share a large index.
         "memory_limit": 0,

@@ -144,8 +144,7 @@ def build_shard(
         return
     report = TaskReport()
     count = token_count(config) if config.counts_tokens else None
-    # Opened for each shard, not kept: everything is mapped, so opening is cheap, and nothing has to be
-    # pickled.
+    # The prepared files are mapped, so opening them for each shard is cheap, and nothing has to be pickled.
     opened = load_task(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
     with (
@@ -241,6 +240,7 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
     """Digest of all that decides what is in the work folder, the code included."""
     root = Path(__file__).resolve().parents[2]
+    # Changed code may prepare or build differently, so it does not continue an older work folder.
     files = [
         path for package in ("retrieval", "jora_core/base") for path in sorted((root / package).rglob("*.py"))
     ]

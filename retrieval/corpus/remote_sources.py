@@ -58,7 +58,7 @@ def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
         InputError: there is no such file system, its package is missing, nothing is there, or the transfer
             failed.
     """
-    # Here, because fsspec takes long to import and most sources are local.
+    # Here, because most sources are local and need no fsspec.
     from fsspec.core import url_to_fs
 
     scheme = url.partition(":")[0].lower()
@@ -91,7 +91,8 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
     """
     glob = None if path.startswith("http") else _GLOB.search(path)  # a web address may hold question marks
     if glob is not None:
-        # The folder above the first wildcard; names below it do not change when the bucket does.
+        # Names are counted from the folder above the first wildcard, so they stay the same when more files
+        # match.
         root = path[: path.rindex("/", 0, glob.start())] if "/" in path[: glob.start()] else ""
         names = [name for name in system.glob(path) if system.isfile(name)]
         rest = path[len(root) :].lstrip("/")

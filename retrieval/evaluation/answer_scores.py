@@ -160,7 +160,7 @@ class _Bootstrap:
 
     @classmethod
     def over(cls, contexts: Sequence[str], seed: int, resamples: int) -> _Bootstrap:
-        # Through `object`: numpy makes a fixed-width type as wide as the longest id.
+        # Through `object`, because numpy makes floats of an empty list.
         names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
         n = len(names)
         if not n:

@@ -73,7 +73,7 @@ class NearDuplicates:
         at = 0
         for batch in _batches(texts):
             entries = [(at + i, sketch) for i, sketch in _sketches(batch)]
-            # In batches, because one call from Python into Rust for each text would dominate.
+            # In batches: fewer calls from Python into Rust.
             self._index.insert_pairs(entries)
             at += len(batch)
 

@@ -37,6 +37,7 @@ def instruction(task: str, abstention: str | None = None, quote: bool = False) -
 
 def post_label(author: str, number: int) -> str:
     """Return the answer that names post `number` (from 1, within the prompt), such as `#3 Marta`."""
+    # The number first: it alone names the post, and a person may have several posts in the prompt.
     return f"#{number} {author}"
 
 

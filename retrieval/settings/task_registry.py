@@ -37,6 +37,7 @@ class TaskEntry:
     @cached_property
     def settings(self) -> type[TaskSettings]:
         """The class of the task's section in the configuration."""
+        # Imported at the first use, so that a task's own settings module may import this package.
         module, _, name = self.settings_name.partition(":")
         return getattr(import_module(module), name)
 

@@ -67,4 +67,6 @@ def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
 
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
     """Score answers to a task's records; `systems` maps each system to its measures with intervals."""
+    # A module of its own, so that the digest of the evaluation's code does not cover the code that builds
+    # records.
     return import_module(f"{TASKS[name].package}.scoring").score(answers)

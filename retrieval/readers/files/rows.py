@@ -93,7 +93,7 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
                 for value in batch.to_pylist():
                     row += 1
                     yield f"{path}:{row}", row, value
-    # The generator is suspended inside this block, so errors of its own pass through it.
+    # An InputError is a ValueError, which the next clause would report as a broken file.
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

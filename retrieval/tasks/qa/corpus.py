@@ -27,6 +27,7 @@ from retrieval.text.normalize import duplicate_key
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
 #: What bars a document from training prompts: it is held out, or it equals or nearly equals one that is.
+# Four values and not a flag, because questions about a twin and about a near twin are counted apart.
 FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 
@@ -90,6 +91,8 @@ def read_corpus(
     found = stream_documents(document_files(task), report.tally, chunker, task.format)
     found = counted(found, "qa: read documents", progress)
     documents = write_items(folder / "documents.arrow", Document, found)
+    # Ids of whole documents are looked up on disk: a dictionary of all chunks would hold the corpus in
+    # memory.
     chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
     files = question_files(task)
     read = stream_questions(files, chunks, report.tally, task.format)
@@ -109,6 +112,7 @@ class _Chunks(Mapping[str, Sequence[Document]]):
 
     def __getitem__(self, context_id: str) -> list[Document]:
         found: list[Document] = []
+        # Sixteen rows at a time: most documents have a few chunks.
         for document in self._documents.run(self._first[context_id], len(self._documents), 16):
             if document.context_id != context_id:
                 break
@@ -143,6 +147,7 @@ def write_corpus(
         questions: what `read_corpus` returned.
         progress: is told what is done.
     """
+    # Made here and not in `read_corpus`, whose index goes by whole documents: this one goes by chunks.
     place = IdIndex.build(folder, documents)
     splits = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
@@ -150,7 +155,9 @@ def write_corpus(
     for at, document in enumerate(documents):
         if splits.get(document.context_id) == "test":
             barred[at] = HELD_OUT
+        # The digest is of folded words, so a copy with other punctuation or case counts as equal.
         content[at] = np.void(duplicate_key(document.title, document.text))
+    # Where a question needs several documents, all of them are held out with it.
     for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
         if splits[context] == "test":
             for oracle in oracles:
@@ -179,6 +186,7 @@ def _context_splits(
     The time is that of the latest question about the context, else that of its document.
     """
     if task.split == "context":
+        # Only contexts with questions are split. A document without a question may stand beside any question.
         contexts = dict.fromkeys(questions.column("context_id"))
         return {c: split_of(config.seed, c, config.test_share) for c in contexts}
     times: dict[str, float | None] = {}
@@ -187,6 +195,7 @@ def _context_splits(
         if time is None:
             time = documents.value("time", place[oracles[0] if oracles else context])
         known = [t for t in (times.get(context), time) if t is not None]
+        # The latest one: a context is as new as the newest thing that is known of it.
         times[context] = max(known, default=None)
     return splits_by_time(times, config.test_share, "qa.split")
 
@@ -201,6 +210,7 @@ def _bar_near_twins(
         return
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
     index = NearDuplicates(texts, lambda at: document_text(documents[int(not_free[at])]), threshold)
+    # Read from the files again, so that the texts are never all in memory.
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
     near = np.zeros(len(free), dtype=bool)
     matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))

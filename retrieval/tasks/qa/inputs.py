@@ -20,6 +20,7 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     assert config.qa is not None
     for file in document_files(config.qa):
         yield f"qa.documents/{file.name}", file.path
+    # Without a source of their own the questions are in the documents' files, which are named already.
     for file in question_files(config.qa) if config.qa.questions is not None else []:
         yield f"qa.questions/{file.name}", file.path
 

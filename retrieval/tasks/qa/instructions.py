@@ -54,6 +54,7 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
         tally=report.tally,
     )
     save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    # "U5" holds "train" and "test".
     save_array(folder / "split.npy", np.array(splits, dtype="U5"))
     return len(kept)
 
@@ -100,6 +101,7 @@ def _record(triple: Triple, split: str) -> dict[str, Any]:
         "context_id": triple.id,
         "context_ids": [],
         "oracle_ids": [],
+        # There is no context, so the record does not count as one with the right document.
         "oracle_in_context": False,
         "gold": [triple.output],
         "choices": [],

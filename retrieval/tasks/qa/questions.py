@@ -90,6 +90,7 @@ def prepare(
     assert task is not None
     AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
     documents, questions = read_corpus(config, task, folder, report, progress)
+    # Splits and copies come first: questions that are dropped because of them need no embedding.
     corpus, splits = write_corpus(config, task, folder, documents, questions, progress)
     require_training(splits.values(), "qa", "documents with questions")
     kept = _kept(config, task, corpus, questions, splits, report)
@@ -99,6 +100,7 @@ def prepare(
     save_array(folder / "held-out.npy", np.array(held_out, dtype=bool))
     index_texts(config, corpus.texts(), len(documents), folder, progress)
     if embedder and "dense" in task.legs:
+        # All in memory: the embedder sorts the texts by length.
         texts = [document_text(document) for document in documents]
         vectors = embedder.encode(texts, lambda done, total: progress("qa: embed", done, total))
         queries = embedder.encode(
@@ -107,9 +109,11 @@ def prepare(
             "query",
         )
         index = DenseIndex.build(vectors, kind_for(config.dense_index, len(texts)), config.seed)
+        # A flat index is exact, so there is nothing to measure.
         if index.kind != "flat":
             report.index = recall_against_flat(index, vectors, queries)
         index.save(folder / VECTORS)
+        # Embedded here, once and in one batch, so that the processes that build shards need no model.
         save_array(folder / "queries.npy", queries)
     return len(kept)
 
@@ -195,6 +199,8 @@ class QaWork:
                 contexts[first] = self.builder.context([ranked[i] for i in groups[at]], counted)
             one = ranked[at]
             record = self.builder.record(one, contexts[first], ranked[first].question.context_id, report)
+            # Ranks are counted for written records only, so that the measures are of the same questions as
+            # the scores.
             if record is None:
                 continue
             report.add_question(one.split, one.question.context_id, one.question.text)
@@ -215,6 +221,7 @@ class QaWork:
                 by_leg["reranked"] = self.reranker.rerank(
                     question.text, by_leg["fused"], self.corpus.text, self.task.rerank_depth
                 )
+            # The reranked order is what prompts are made of; both are kept for the report.
             best = by_leg.get("reranked", by_leg["fused"])
             found.append(RankedQuestion(question, split, oracles, best.tolist()))
         return found, rankings
@@ -230,6 +237,8 @@ class QaWork:
                 _Found(places[places >= 0], scores[places >= 0])
                 for places, scores in zip(*dense.search(vectors[rows], k), strict=True)
             ]
+        # All questions of the batch in one call for each leg. Only those with a time are searched again,
+        # below.
         legs = {leg: find(slice(None), DEPTH) for leg, find in search.items()}
         for row, question in enumerate(questions):
             if question.time is not None:
@@ -244,8 +253,11 @@ class QaWork:
         while True:
             # Written as "not later", because a comparison with NaN (an unknown time) is false.
             known = found.among(~(self.corpus.times[found.places] > time))
+            # Enough are known, or a deeper search can find no more.
             if len(known.places) >= DEPTH or len(found.places) < depth or depth >= len(self.corpus.times):
                 return known.among(slice(DEPTH))
+            # Four times as deep each turn: where most documents are later, few searches reach the end of the
+            # corpus.
             depth = min(4 * depth, len(self.corpus.times))
             found = deeper(depth)[0]
 
@@ -278,6 +290,7 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork:
 
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
     rankings = {leg: found[number].places for leg, found in legs.items()}
+    # Fusion works on places 0 to n - 1, so it ranks the union of what the legs found, not the whole corpus.
     pool = np.unique(np.concatenate([rankings[leg] for leg in task.legs]))
     # In the order of the table: see `retrieval.search.fusion`.
     fused = {leg: legs[leg][number].ranking(pool) for leg in LEGS if leg in task.legs}
@@ -287,6 +300,7 @@ def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str,
 
 def _ranking(corpus: Corpus, record: dict[str, Any], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
+    # All documents are candidates, so the list is left empty instead of repeating the corpus in each row.
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
     for leg in (*LEGS, "fused", "reranked"):

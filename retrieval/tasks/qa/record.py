@@ -75,6 +75,7 @@ class QaBuilder:
         split = group[0].split
         wanted: list[int] = []
         if split == "test":
+            # A held-out question has a group of its own, so the first question is the only one.
             chosen = [p for p in group[0].fused if not self._later(p, group)][: self.task.n_contexts]
         else:
             wanted = list(
@@ -90,6 +91,7 @@ class QaBuilder:
                 self._usable(group),
                 size - len(wanted),
                 self.task.ranks,
+                # By ids, not places: a document that is added to the corpus changes no draw.
                 lambda place: seeded_hash(self.seed, "distractor", name, self.document(place).id),
             )
             report.note(split, "distractor_outside_ranks", outside)
@@ -114,10 +116,13 @@ class QaBuilder:
         question, task = ranked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
+        # A question whose own document is later than itself cannot be answered fairly, whatever the prompt
+        # holds.
         if later or any(self._later(place, [ranked]) for place in ranked.needed):
             report.tally.dropped[leaks.LATER_CONTEXT] += 1
             return None
         passages = {p: Passage(d.id, d.title, context[p]) for p, d in documents.items()}
+        # In a held-out prompt, an oracle may not be retrieved, or be dropped for the budget.
         there = [place for place in ranked.oracles if place in context]
         enough = len(there) == len(ranked.oracles) if question.needs_all else bool(there)
         shown = templates.qa_input([(p.title, p.text) for p in passages.values()], question.text)
@@ -134,6 +139,7 @@ class QaBuilder:
             abstain=templates.NO_DOCUMENT if task.abstain else None,
         )
         report.note(ranked.split, taught.counted)
+        # Only a user's template can do this: other quotations are taken from the texts of the prompt.
         if answer_styles.false_quotes(taught.output, shown):
             report.tally.dropped[leaks.FALSE_QUOTE] += 1
             return None
@@ -173,11 +179,14 @@ class QaBuilder:
         Left out are held-out documents, the right ones and their copies, and those later than the question.
         """
         right = {place for ranked in group for place in ranked.oracles}
+        # Digests find equal texts without comparing words; `copies` finds those that are nearly equal.
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
         rankings = [ranked.fused for ranked in group]
+        # The questions of a group take turns, so that each gets distractors of its own.
         for place in rankings[0] if len(rankings) == 1 else merged(rankings):
             barred = place in right or self.held_out(place) or self.content(place) in same
+            # The cheap tests first: `copies` makes the shingles of a whole text.
             if not barred and not self._later(place, group) and not copies(self._text(place)):
                 yield place
 

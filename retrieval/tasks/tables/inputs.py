@@ -22,6 +22,8 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     for split, root, tsv in table_files(config.tables):
         role = f"tables{'.' + split if split else ''}"
         yield f"{role}/{tsv.name}", tsv
+        # All tables beside the questions, also unused ones: which are used is known only after the questions
+        # are read.
         for path in sorted((root / "csv").rglob("*.csv")):
             yield f"{role}/{path.relative_to(root).as_posix()}", path
 
@@ -41,6 +43,7 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
         tsv = path / "data" / "training.tsv" if path.is_dir() else path
         if not tsv.is_file():
             raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
+        # The `context` column has paths below the root, and the .tsv lies in `data/` of that root.
         out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))
     return out
 
@@ -50,5 +53,6 @@ def _tables_copy(url: str, field: str) -> str:
     kinds = (".csv", ".tsv")
     if not url.endswith(".tsv"):
         return expand_path(url, field, kinds)
+    # `…/data/training.tsv`: two levels up is the root that the tables lie below.
     root, folder, name = url.rsplit("/", 2)
     return str(Path(expand_path(root, field, kinds)) / folder / name)

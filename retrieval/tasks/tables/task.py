@@ -74,7 +74,10 @@ def prepare(
     progress("tables: read", 0, 0)
     items = _table_questions(config, task, report.tally)
     progress("tables: read", len(items), len(items))
+    # By object, because two sources may have different tables with one id. Questions of a table share its
+    # object.
     content = {id(item.table): _content(item.table) for item in items}
+    # Exact copies first: that is a look-up, and leaves fewer texts for the comparison of near ones.
     items = drop_across_splits(
         items, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
     )
@@ -97,6 +100,7 @@ def prepare(
     )
     contexts = _contexts(config, task, items, content, report)
     tables: dict[tuple[str, str], int] = {}
+    # Tables are numbered by split and id, because both sources of a corpus may have a table of one id.
     rows = [_TableQuestionRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in items]
     by_key = {(item.split, item.table.id): item.table for item in items}
     write_items(folder / "tables.arrow", Table, (by_key[key] for key in tables))
@@ -153,6 +157,7 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
     splits: dict[str, str] = {}
     count = token_count(config)
 
+    # Cached, because a table has several questions.
     @cache
     def over(table: Table) -> bool:
         # Half a table gives another answer: how many, which is the last. It is all or nothing.
@@ -198,6 +203,7 @@ def _contexts(
     out: dict[tuple[str, str], _Context] = {}
     count = token_count(config)
     for split in ("train", "test"):
+        # Only tables of the same split, so that a training prompt shows no table of the test split.
         tables = list({item.table.id: item.table for item in items if item.split == split}.values())
         blocks = [_block(table) for table in tables]
         if task.n_contexts == 1:
@@ -208,6 +214,8 @@ def _contexts(
         index = build_ranker(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
+            # Each word of the table once, in a fixed order: a repeated cell value must not dominate, and a
+            # set has another order in each process.
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
             # A table equal to the right one, or nearly, would be a second right answer, not a distractor.
             own, copies = content[id(table)], CopyTest([blocks[place]], config.near_duplicates)
@@ -216,14 +224,17 @@ def _contexts(
             )
             draw = partial(_draw, config.seed, table.id, tables)
             ranks = task.ranks if split == "train" else None
+            # `with_oracle` is a bool, which counts as 1.
             chosen, outside = pick(usable, task.n_contexts - with_oracle, ranks, draw)
             report.note(split, "distractor_outside_ranks", outside)
             if task.max_context_tokens is not None:
+                # The right table is the most wanted one, so it is the last that the budget drops.
                 wanted = ([place] if with_oracle else []) + chosen
                 chosen, shortened = _fitted(wanted, blocks, place, task.max_context_tokens, count)
                 report.note(split, "context_shortened", shortened)
             elif with_oracle:
                 chosen = [place, *chosen]
+            # In a seeded order, or the right table would always stand first.
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
@@ -238,7 +249,9 @@ def _fitted(
     chosen: list[int], blocks: list[str], right: int, budget: int, count: Count
 ) -> tuple[list[int], bool]:
     """Those of the chosen tables that are within the budget, each whole, and whether some had to go."""
+    # With the blank line that separates blocks in the prompt, because it costs tokens too.
     texts = [blocks[i] + "\n\n" for i in chosen]
+    # Without the right table, the first stays: a prompt needs at least one.
     protected = [chosen.index(right)] if right in chosen else [0]
     fitted = fit(texts, budget, count, protected)
     return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None], fitted.shortened
