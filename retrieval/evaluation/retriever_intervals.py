@@ -49,7 +49,13 @@ class QuestionFacts:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, context: str, question: str, distance: int = 0) -> None:
-        """Add a record; see the attributes for the arguments."""
+        """Add a record.
+
+        Args:
+            context: id of the context.
+            question: the question's text, whose words are counted.
+            distance: messages back to the nearest right one; 0 where the task has no such distance.
+        """
         self.contexts.append(context)
         self.distances.append(distance)
         self.lengths.append(len(question.split()))

@@ -65,7 +65,16 @@ class BM25Index:
         return out
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score documents `low` to `high` - 1, at the IDF of the whole collection."""
+        """Score documents `low` to `high` - 1, at the IDF of the whole collection.
+
+        Args:
+            query: words.
+            low: first document.
+            high: last document + 1.
+
+        Returns:
+            float64[high - low].
+        """
         indptr, docs, weights = self.postings[:3]
         out = np.zeros(high - low)
         for term in known_ids(self.vocabulary, query):
@@ -90,7 +99,17 @@ class BM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search many queries; see `Ranker.search_batch`. A small index ignores `threads`."""
+        """Search many queries; see `Ranker.search_batch`.
+
+        Args:
+            queries: Q queries.
+            k: how many documents to find for each; at most D are found.
+            threads: how many queries to search at the same time; None: one for each core. A small index
+                searches one after the other.
+
+        Returns:
+            (documents int64[Q, min(k, D)], scores float64 of the same shape), best first.
+        """
         if not self.is_large:
             return search_one_by_one(self, queries, k)
         ids = [known_ids(self.vocabulary, query) for query in queries]

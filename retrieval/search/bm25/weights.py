@@ -28,7 +28,7 @@ def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
             first appearance: the mean is summed in the library's order, because addition is not associative.
         n_documents: all documents.
     """
-    # Python's logarithm is slow, and most terms share their document frequency with many others.
+    # The logarithms are taken one by one, so each document frequency is computed once: many terms share one.
     counts, which = np.unique(document_frequencies, return_inverse=True)
     # math.log as the library does it; numpy's logarithm may differ in the last bit.
     values = [math.log(n_documents - n + 0.5) - math.log(n + 0.5) for n in counts.tolist()]

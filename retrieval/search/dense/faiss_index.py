@@ -197,8 +197,8 @@ class DenseIndex:
         scores = np.zeros((len(queries), k))
         if k == 0:
             return places, scores
-        # The margin makes the full scan below rare: it runs only if more than `_MARGIN` documents tie at the
-        # k-th score.
+        # The margin makes the full scan below rare: it runs only if the proposed documents after
+        # the k-th one all tie with it.
         vectors, wide = self.vectors, min(k + _MARGIN, self.n_documents)
         for start in range(0, len(queries), _QUERIES):
             part = queries[start : start + _QUERIES]
