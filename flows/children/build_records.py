@@ -37,10 +37,10 @@ class BuildContextSpec(BaseModel):
 
 
 def _all(spec: BuildContextSpec) -> dict[str, Any]:
-    from retrieval.build.build import build_context
+    from retrieval.build.build import build_record_files
 
     with ProgressBars() as bars:
-        return _facts(build_context(spec.context, spec.records_dir, bars.show, spec.work_dir))
+        return _facts(build_record_files(spec.context, spec.records_dir, bars.show, spec.work_dir))
 
 
 def _prepare(spec: BuildContextSpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From corpora to records: everything a configuration asks for, in one call.
+"""From corpora to records: the whole build of a configuration, in one call.
 
 The same configuration over the same files gives the same bytes, wherever the files lie and whoever builds the
 shards.
@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
 METRICS = "metrics.json"
+# Hidden, because it is no result.
 WORK = ".build"
 
 
-def build_context(
+def build_record_files(
     config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
     """Write `records.parquet`, `rankings.parquet` and, last, `metrics.json`; return the metrics.
@@ -64,12 +65,15 @@ def build_context(
     """
     tell = progress or _silent
     work = work_dir or output_dir / WORK
+    # The parent is locked, because the work folder itself is deleted and made anew.
     with _alone(work.parent):
         try:
             prepared = prepare(config, work, tell)
             run_shards(config, work, prepared, tell)
             metrics = merge(config, work, prepared, output_dir, tell)
         except InputError:
+            # Wrong input is mended before the next try, which then has another key. Any other error keeps the
+            # work folder: the shards in it are good.
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -85,11 +89,13 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A folder can be locked like a file, so no lock file stays behind.
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise write_error(folder, error) from error
     try:
         try:
+            # Without waiting: two builds into one folder are a mistake of the user.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
@@ -116,6 +122,7 @@ def merge(
         InputError: a file cannot be written.
     """
     progress("merge shards", 0, len(prepared.shards))
+    # The metadata of both files. It has no time and no path, so equal builds give equal bytes.
     metadata = {
         "config": canonical_json(config.fingerprint()),
         "inputs": canonical_json(prepared.inputs),
@@ -123,11 +130,13 @@ def merge(
         "format": FORMAT_VERSION,
     }
     with ExitStack() as stack:
+        # Left in reverse order, so `records.parquet` is published before `rankings.parquet`, and both before
+        # the metrics.
         rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
         records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
         rankings.append_batches(_batches(work, prepared.shards, "rankings"))
         records.append_batches(_batches(work, prepared.shards, "records"))
-        # From here on until they are written again, the folder says of itself that it is not whole.
+        # From here on until they are written again, the missing metrics mark the folder as incomplete.
         (output_dir / METRICS).unlink(missing_ok=True)
     metrics = {
         "seed": config.seed,
@@ -136,6 +145,7 @@ def merge(
         "records": records.rows,
         "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
     }
+    # Last: whoever finds this file finds all three files of one build.
     write_json(output_dir / METRICS, metrics)
     progress("merge shards", len(prepared.shards), len(prepared.shards))
     return metrics

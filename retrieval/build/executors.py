@@ -28,7 +28,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
         progress: is told what is done.
 
     Raises:
-        InputError: Dask is asked for and not installed, or no scheduler answers.
+        InputError: Dask is configured and not installed, or no scheduler answers.
     """
     told = _ByTask(prepared, progress)
     if config.backend == "dask":
@@ -48,6 +48,7 @@ class _ByTask:
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
         self._progress, self._totals = progress, prepared.examples
         self._done = dict.fromkeys(prepared.examples, 0)
+        # Shards of several threads report at once, and `+=` on a dictionary entry is not atomic.
         self._lock = Lock()
 
     def add(self, task: str, examples: int) -> None:
@@ -75,6 +76,8 @@ def _all_or_first_error(futures: list[Any]) -> None:
     waiting = set(futures)
     try:
         while waiting:
+            # As they finish, not in their order: an error in the last shard stops the build without waiting
+            # for the others.
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
@@ -87,10 +90,14 @@ def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTa
     with dask_client(config) as client:
         from distributed import as_completed  # pyright: ignore[reportMissingImports]
 
+        # `pure=False`: Dask would otherwise take two calls with equal arguments for one, and remember results
+        # over a rebuilt work folder. The path is absolute, because workers have a working folder of their
+        # own.
         calls = {
             client.submit(build_shard, config, work.resolve(), shard, pure=False): shard for shard in shards
         }
         for future in as_completed(list(calls)):
+            # Raises here what the shard raised in its worker.
             future.result()
             shard = calls[future]
             told.add(shard.task, shard.high - shard.low)
@@ -100,9 +107,12 @@ def local_cluster(config: ContextConfig) -> dict[str, Any]:
     """Return the settings of a `LocalCluster` of worker processes that end with this one."""
     return {
         "n_workers": worker_count(config),
+        # Building is Python under one interpreter lock: processes help, threads do not.
         "threads_per_worker": 1,
         "processes": True,
+        # The dashboard needs a port, which two builds on one machine cannot share.
         "dashboard_address": None,
+        # Off: Dask counts mapped files as memory, and would pause or kill workers that share a large index.
         "memory_limit": 0,
     }
 

@@ -27,7 +27,11 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
         yield f"tokenizer/{file.name}", file
     for field, model in models(config).items():
         folder = model_folder(model, field)
+        # A model by public name has no local files before it is loaded; its name stands for it
+        # (`input_digests`).
         if folder is not None:
+            # All files: a pooling or normalising module of a sentence-transformers model has its settings in
+            # a subfolder.
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 yield f"{field}/{path.relative_to(folder).as_posix()}", path
 

@@ -33,6 +33,7 @@ from retrieval.search.reranker import load_reranker
 from retrieval.settings.context import ContextConfig
 from retrieval.tasks.task_protocol import load_task
 
+# Of the records file, in its metadata.
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
 
@@ -73,6 +74,7 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
     """Return the shards: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
     shards: list[Shard] = []
     for task, n in examples.items():
+        # `-(-n // m)` is n / m rounded up.
         size = max(shard_records, -(-n // MOST_SHARDS))
         for low in range(0, n, size):
             shards.append(Shard(len(shards), task, low, min(low + size, n)))
@@ -97,6 +99,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     key = _key(config, inputs)
     found = read_prepared(config, work)
     if found is not None and found.key == key:
+        # Left by a process that was killed while it wrote.
         remove_temporaries(work)
         return found
     shutil.rmtree(work, ignore_errors=True)
@@ -110,6 +113,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
         examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
     about = {"key": key, "inputs": inputs, "examples": examples}
+    # Last: without this file the folder counts as unprepared, and is filled anew.
     write_bytes(work / PREPARED, json.dumps(about).encode())
     return Prepared(key, inputs, examples, cut(examples, config.shard_records))
 
@@ -140,6 +144,7 @@ def build_shard(
         return
     report = TaskReport()
     count = token_count(config) if config.counts_tokens else None
+    # The prepared files are mapped, so opening them for each shard is cheap, and nothing has to be pickled.
     opened = load_task(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
     with (
@@ -154,8 +159,10 @@ def build_shard(
             if told and records.rows % PROGRESS_STEP == 0:
                 told(PROGRESS_STEP)
     if told:
+        # Examples that gave no record are reported here as well, so that the sum reaches the total.
         told(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
     write_bytes(paths["report"], merge_reports.dump(report))
+    # A file may be complete by its name and still be lost by a crash of the machine; the digests tell.
     digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}
     write_bytes(paths["done"], json.dumps(digests).encode())
 
@@ -220,6 +227,7 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
         task: the task's name.
         shards: all shards of the build.
     """
+    # In the order of the shards: lists in the report keep the order of the records.
     report = merge_reports.load(TaskReport, (work / task / "report.json").read_bytes())
     for shard in shards:
         if shard.task == task:
@@ -232,7 +240,10 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
     """Digest of all that decides what is in the work folder, the code included."""
     root = Path(__file__).resolve().parents[2]
-    files = [path for room in ("retrieval", "jora_core/base") for path in sorted((root / room).rglob("*.py"))]
+    # Changed code may prepare or build differently, so it does not continue an older work folder.
+    files = [
+        path for package in ("retrieval", "jora_core/base") for path in sorted((root / package).rglob("*.py"))
+    ]
     code = {path.relative_to(root).as_posix(): file_digest(path) for path in files}
     return text_digest(canonical_json({"config": config.fingerprint(), "inputs": inputs, "code": code}))
 
@@ -244,6 +255,7 @@ def _embedder(config: ContextConfig) -> Embedder | None:
         InputError: a task uses the leg and no usable embedder is configured.
     """
     for name in config.tasks:
+        # One model serves all tasks: a model takes seconds to load and hundreds of megabytes.
         if load_task(name).needs_embedder(config):
             cache = config.embedding_cache
             folder = Path(expand_path(cache, "embedding_cache")) if cache else None

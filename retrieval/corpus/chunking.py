@@ -66,7 +66,9 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
     Returns:
         Its chunks, or the document itself if it is not longer than one chunk.
     """
+    # The raw text is cut, because line ends and headings, which folding removes, are the best borders.
     spans = [span for span in chunker.split(raw) if raw[span[0] : span[1]].strip()]
+    # The id of a document that is not cut does not change, so `oracle_ids` of the source stay valid.
     if len(spans) < 2:
         return [document]
     return [
@@ -90,9 +92,12 @@ def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Docum
     """
     if question.span is not None:
         low, high = question.span
+        # With an overlap, several chunks may hold the whole span. An answer across a border is in none; then
+        # its words are searched.
         found = [chunk for chunk in chunks if chunk.start <= low and high <= chunk.end]
         if found:
             return found
+    # An answer of signs alone has no words, and "" would be found everywhere.
     wanted = [words for answer in question.answers if (words := _words(answer)).strip()]
     return [chunk for chunk in chunks if any(answer in _words(chunk.text) for answer in wanted)]
 
@@ -109,7 +114,7 @@ def with_chunk_oracles(
     Args:
         questions: questions about whole documents.
         chunks: the chunks of each whole document, by its id.
-        tally: counts how many documents were asked about by chunk, and how many as a whole.
+        tally: counts how many documents have questions about a chunk, and how many about the whole.
     """
     for question in questions:
         oracles: list[str] = []

@@ -55,10 +55,12 @@ class FileSink(ABC):
         try:
             if kind is None:
                 self._flush()
+            # Also after an error: the open file must be closed before it is deleted.
             self._writer.close()
             if kind is None:
                 publish(self._temporary, self.path)
         except OSError as failure:
+            # A failure to close after an error in the block must not hide that error.
             if kind is None:
                 raise write_error(self.path, failure) from failure
         finally:
@@ -74,6 +76,7 @@ class ParquetSink(FileSink):
     def _open(self) -> Any:
         import pyarrow.parquet as pq
 
+        # The version is fixed, so that another release of pyarrow keeps writing the same types.
         return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
 
     def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
@@ -87,6 +90,7 @@ class ParquetSink(FileSink):
         rows = 0
         for batch in batches:
             while batch.num_rows:
+                # Slices are views; rows are copied once, in `_write`.
                 part = batch.slice(0, ROW_GROUP - rows)
                 batch = batch.slice(part.num_rows)
                 waiting.append(part)

@@ -25,6 +25,7 @@ def _id_hash(key: str) -> int:
 
 
 def _key_of(items: Items[Any], field: str) -> Callable[[int], str]:
+    # A stored column is read alone. A property (such as `context_id`) needs the whole item.
     if field in items.names:
         return lambda place: items.value(field, place)
     return lambda place: getattr(items[place], field)
@@ -53,6 +54,7 @@ class IdIndex:
         folder.mkdir(parents=True, exist_ok=True)
         keys = (getattr(item, field) for item in items)
         hashes = id_hashes(keys, len(items))
+        # Stable, so that of equal ids the first row comes first.
         order = np.argsort(hashes, kind="stable")
         save_array(folder / "id-hashes.npy", hashes[order])
         save_array(folder / "id-places.npy", order)
@@ -62,6 +64,7 @@ class IdIndex:
         """Return the place of an id: -1 for an unknown one, the first of several rows with the same id."""
         wanted = np.uint64(_id_hash(key))
         at = int(np.searchsorted(self._hashes, wanted))
+        # More than one turn only for equal ids, or for two ids with one 64-bit hash.
         while at < len(self._hashes) and self._hashes[at] == wanted:
             place = int(self._places[at])
             if self._key(place) == key:

@@ -36,6 +36,7 @@ def item_schema(kind: type) -> pa.Schema:
     """
     import pyarrow as pa
 
+    # Annotations are text (`from __future__ import annotations`); this makes types of them.
     hints = get_type_hints(kind)
     return pa.schema([_field(f.name, hints[f.name]) for f in fields(kind)])  # type: ignore[arg-type]
 
@@ -43,6 +44,7 @@ def item_schema(kind: type) -> pa.Schema:
 def _field(name: str, hint: Any) -> pa.Field:
     import pyarrow as pa
 
+    # `Optional[int]` and `int | None` have different origins.
     optional = get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
     if optional:
         (hint,) = [part for part in get_args(hint) if part is not type(None)]
@@ -56,6 +58,7 @@ def _arrow_type(name: str, hint: Any) -> pa.DataType:
     if hint in plain:
         return plain[hint]
     arguments = get_args(hint)
+    # `tuple[str, ...]` and `tuple[int, int]`; a list column has values of one type.
     alike = (len(arguments) == 2 and arguments[1] is Ellipsis) or len(set(arguments)) == 1
     if get_origin(hint) is tuple and alike:
         return pa.list_(pa.field("item", _arrow_type(name, arguments[0]), nullable=False))
@@ -87,6 +90,7 @@ class RowSink(FileSink):
         if not self._buffer:
             return
         kinds = self._schema.types
+        # Transposed: Arrow converts a column at a time.
         columns = [pa.array(c, t) for c, t in zip(zip(*self._buffer, strict=True), kinds, strict=True)]
         self._buffer = []
         try:
@@ -151,6 +155,7 @@ class Items(Sequence[Item], Generic[Item]):
             high: last item + 1.
             step: items whose columns are converted at a time, which is much faster than one by one.
         """
+        # A part ends where its batch ends, because `slice` works within one batch.
         while low < high:
             batch, row = self._at(low)
             part = batch.slice(row, min(batch.num_rows - row, high - low, step))
@@ -178,6 +183,7 @@ class Items(Sequence[Item], Generic[Item]):
     def _at(self, place: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= place < self._length:
             raise IndexError(f"item {place} of {self._length}")
+        # Valid because `RowSink` fills every batch but the last.
         at, row = divmod(place, BATCH)
         return self._batches[at], row
 
@@ -186,6 +192,7 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
     """Return the batches of an Arrow file, mapped into memory."""
     import pyarrow as pa
 
+    # The batches keep the mapping alive; the reader can go.
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
@@ -209,6 +216,7 @@ def save_array(path: Path, array: np.ndarray) -> np.ndarray:
 def load_array(path: Path) -> np.ndarray:
     """Open an array that `save_array` wrote, mapped into memory."""
     try:
+        # No pickles: a file in a shared work folder must not be able to run code.
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an empty array cannot be mapped
         return np.load(path, allow_pickle=False)

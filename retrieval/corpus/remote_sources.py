@@ -19,6 +19,8 @@ from typing import Any
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 
+# At least two letters before the colon, so that a Windows drive (`C:`) is no scheme. `::` chains file
+# systems, as in `zip::https://…`.
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
 _GLOB = re.compile(r"[*?\[]")
 #: Packages of the most common file systems; for others the error of fsspec names the package.
@@ -56,6 +58,7 @@ def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
         InputError: there is no such file system, its package is missing, nothing is there, or the transfer
             failed.
     """
+    # Here, because most sources are local and need no fsspec.
     from fsspec.core import url_to_fs
 
     scheme = url.partition(":")[0].lower()
@@ -88,6 +91,8 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
     """
     glob = None if path.startswith("http") else _GLOB.search(path)  # a web address may hold question marks
     if glob is not None:
+        # Names are counted from the folder above the first wildcard, so they stay the same when more files
+        # match.
         root = path[: path.rindex("/", 0, glob.start())] if "/" in path[: glob.start()] else ""
         names = [name for name in system.glob(path) if system.isfile(name)]
         rest = path[len(root) :].lstrip("/")
@@ -104,6 +109,7 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
     """Copy the files that are not in the cache yet, and link them under their names into one folder."""
     cache = cache_folder()
     stamps = {name: _stamp(system, url, remote) for name, remote in found.items()}
+    # A tree of links for each state of the source. Files that did not change are shared between the trees.
     tree = text_digest(repr(sorted(stamps.items())))[:16]
     folder = cache / "trees" / tree / (_safe(root.rpartition("/")[2]) or "root")
     if not folder.is_dir():
@@ -127,6 +133,8 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
 
 def _stamp(system: Any, url: str, remote: str) -> str:
     """Return a digest of what the file system says of a file's present state."""
+    # Everything that `info` has, because file systems name the same things differently (`etag`, `mtime`,
+    # `md5Hash`).
     state = sorted((key, str(value)) for key, value in system.info(remote).items())
     text = f"{url.partition('://')[0]}\0{remote}\0{state}"
     return text_digest(text)
@@ -140,6 +148,7 @@ def _blob(system: Any, cache: Path, remote: str, stamp: str) -> Path:
         making = blob.with_name(f".{stamp}.{uuid.uuid4().hex}")
         try:
             system.get_file(remote, str(making))
+            # Renamed when complete: a transfer that breaks off leaves no half of a file under the stamp.
             making.replace(blob)
         finally:
             making.unlink(missing_ok=True)
@@ -148,6 +157,7 @@ def _blob(system: Any, cache: Path, remote: str, stamp: str) -> Path:
 
 def _link(blob: Path, target: Path) -> None:
     try:
+        # A hard link takes no space, and stays valid if the files folder is cleared.
         os.link(blob, target)
     except OSError:  # a file system without links
         shutil.copyfile(blob, target)

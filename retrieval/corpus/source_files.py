@@ -11,8 +11,6 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 from retrieval.corpus.remote_sources import is_url, local_copy
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.file_suffixes import ROW_SUFFIXES, TEXT_SUFFIXES
-from retrieval.settings.tasks import QaTask, TablesTask
 
 _GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -26,38 +24,9 @@ class SourceFile:
     name: str
 
 
-def _tables_copy(url: str, field: str) -> str:
-    """Fetch a tables folder, or the folder around one of its .tsv files: the tables lie beside that file."""
-    kinds = (".csv", ".tsv")
-    if not url.endswith(".tsv"):
-        return expand_path(url, field, kinds)
-    root, folder, name = url.rsplit("/", 2)
-    return str(Path(expand_path(root, field, kinds)) / folder / name)
-
-
 def unpacked_name(path: Path) -> str:
     """Return a file's name without the ending of its compression."""
     return path.name.removesuffix(".gz").removesuffix(".zst")
-
-
-def document_files(task: QaTask) -> list[SourceFile]:
-    """Return the files of a question task's documents.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    return find_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
-
-
-def question_files(task: QaTask) -> list[SourceFile]:
-    """Return the files of its questions; without a source of their own, the documents' files, as in SQuAD.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    if task.questions is None:
-        return document_files(task)
-    return find_files(task.questions, ROW_SUFFIXES, "qa.questions")
 
 
 def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
@@ -72,6 +41,8 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
         InputError: the text is empty, names a variable that is not set, or a URL that cannot be read.
     """
     expanded = os.path.expandvars(text.strip())
+    # `expandvars` leaves an unknown variable as it is, which would then be looked for as a folder of that
+    # name.
     left = _VARIABLE.search(expanded)
     if left:
         name = left[1].strip("{}")
@@ -101,6 +72,7 @@ def find_files(
     """
     text = expand_path(source, field, (*suffixes, *beside))
     path = Path(text)
+    # Before globs: a file's own name may contain `[` or `?`.
     if path.is_file():
         return [SourceFile(path, path.name)]
     if path.is_dir():
@@ -110,6 +82,7 @@ def find_files(
         found = root.glob(path.relative_to(root).as_posix())
     else:
         raise InputError(f"{field}: {text} does not exist; expected a file, folder or glob")
+    # By name below the source: the order of the file system differs between machines.
     files = sorted(
         (SourceFile(p, p.relative_to(root).as_posix()) for p in found if p.is_file()), key=lambda f: f.name
     )
@@ -127,25 +100,6 @@ def _fixed_root(pattern: Path) -> Path:
             break
         parts.append(part)
     return Path(*parts) if parts else Path()
-
-
-def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
-    """Return (split, root, tsv) of each source of a table task; the split is "" if the seed decides it.
-
-    Raises:
-        InputError: the folder or its .tsv is missing.
-    """
-    wanted = [("train" if task.test_source else "", task.source, "tables.source")]
-    if task.test_source:
-        wanted.append(("test", task.test_source, "tables.test_source"))
-    out = []
-    for split, source, field in wanted:
-        path = Path(_tables_copy(source, field) if is_url(source) else expand_path(source, field))
-        tsv = path / "data" / "training.tsv" if path.is_dir() else path
-        if not tsv.is_file():
-            raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
-        out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))
-    return out
 
 
 def tokenizer_folder(config: ContextConfig) -> Path:

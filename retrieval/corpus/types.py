@@ -105,7 +105,7 @@ class Question:
         source: name of the file.
         row: row in the file, from 1.
         oracles: ids of all contexts that hold the answer, if they are several (HotpotQA's supporting facts).
-        time: when it was asked, in seconds since 1970; None means after all documents.
+        time: the time of the question, in seconds since 1970; None means after all documents.
         span: (first character, last + 1) of the answer in the document's source text, if the source names it.
         needs_all: whether all oracles together hold the answer; False if one of them is enough (chunks).
     """
@@ -140,4 +140,5 @@ class Tally:
 
 
 def _positive(counter: Counter[str]) -> dict[str, int]:
+    # `int`, because a count may be a numpy number, which JSON does not know.
     return {key: int(count) for key, count in sorted(counter.items()) if count}

@@ -63,6 +63,7 @@ def baseline_predictions(
     for row in rankings:
         ids, authors = row["candidate_ids"], row["candidate_authors"]
         by_id = dict(zip(ids, authors, strict=True))
+        # By the record's id, not by a generator's next number: a subset of the records gives the same draws.
         drawn = seeded_hash(seed, "random baseline", row["id"]) % len(ids)
         best = row["bm25"][0]
         out["random"][row["id"]] = Prediction(ids[drawn], authors[drawn])
@@ -94,6 +95,7 @@ def directionality(
         "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a
         ratio over nothing is None.
     """
+    # Rankings also have rows of tasks whose answers are text; directionality is defined for choices only.
     rows = [
         row
         for row in rankings
@@ -133,6 +135,7 @@ def _right(
             continue
         reply[i] = answer.post_id is not None and answer.post_id in row["gold_ids"]
         if answer.author is not None:
+            # A generated name may differ in case or spaces; it names the same person.
             named = _folded(answer.author)
             target[i] = any(named == _folded(author) for author in row["gold_authors"])
     return target, reply
@@ -157,12 +160,15 @@ class _Bootstrap:
 
     @classmethod
     def over(cls, contexts: Sequence[str], seed: int, resamples: int) -> _Bootstrap:
+        # Through `object`, because numpy makes floats of an empty list.
         names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
         n = len(names)
         if not n:
             return cls(membership, np.zeros((resamples, 0)))
         rng = np.random.default_rng(seed)
         parts = [
+            # Only how often each context is drawn matters, not the order. One multinomial draw gives these
+            # counts. Counts below 2^24 are exact in float32, which halves the memory.
             rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, resamples - at)).astype(np.float32)
             for at in range(0, resamples, _CHUNK)
         ]
@@ -180,6 +186,8 @@ class _Bootstrap:
         if total == 0:
             return {"value": None, "low": None, "high": None, "n": 0}
         width = self.draws.shape[1]
+        # Summed by context first: a resample is then a row of one matrix product, whatever the number of
+        # records.
         up = self.draws @ np.bincount(self.membership, weights=above, minlength=width)
         down = self.draws @ np.bincount(self.membership, weights=below, minlength=width)
         # A resample may hold no record that counts.
@@ -200,7 +208,7 @@ def tables_scores(
 
     Args:
         answers: answer by record id; a missing one is wrong.
-        records: the records that were asked.
+        records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.
 
@@ -222,7 +230,7 @@ def qa_scores(
 
     Args:
         answers: answer by record id; a missing one is wrong.
-        records: the records that were asked.
+        records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.
 
@@ -230,6 +238,7 @@ def qa_scores(
         `{"exact_match": {value, low, high, n}, "f1": …}`.
     """
     final = {name: final_answer(text) for name, text in answers.items()}
+    # A missing answer is not scored as an empty text: SQuAD's F1 of two empty texts is 1.
     exact = [exact_match(final[r["id"]], r["gold"]) if r["id"] in final else False for r in records]
     overlap = [token_f1(final[r["id"]], r["gold"]) if r["id"] in final else 0.0 for r in records]
     return {

@@ -23,10 +23,12 @@ def join(into: Part, other: Part) -> Part:
     """
     if type(into) is not type(other):
         raise TypeError(f"cannot join {type(into).__name__} and {type(other).__name__}")
+    # `is_dataclass` is also true for the class itself.
     if is_dataclass(into) and not isinstance(into, type):
         for field in fields(into):
             old = getattr(into, field.name)
             new = join(old, getattr(other, field.name))
+            # Mutable values were changed in place, and a frozen dataclass (`Tally`) must not be assigned to.
             if new is not old:
                 setattr(into, field.name, new)
         return into
@@ -56,6 +58,7 @@ def _join_value(into: Any, other: Any) -> Any:
 
 def dump(part: Any) -> bytes:
     """Return the JSON of a dataclass of these types."""
+    # Pydantic restores sets, counters and nested dataclasses from the annotations, which plain JSON loses.
     from pydantic import TypeAdapter
 
     return TypeAdapter(type(part)).dump_json(part)

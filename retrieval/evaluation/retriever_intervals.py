@@ -49,7 +49,13 @@ class QuestionFacts:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, context: str, question: str, distance: int = 0) -> None:
-        """Add a record; see the attributes for the arguments."""
+        """Add a record.
+
+        Args:
+            context: id of the context.
+            question: the question's text, whose words are counted.
+            distance: messages back to the nearest right one; 0 where the task has no such distance.
+        """
         self.contexts.append(context)
         self.distances.append(distance)
         self.lengths.append(len(question.split()))
@@ -78,6 +84,8 @@ def intervals(
     rng = np.random.default_rng(_SEED)
     drawn = np.empty((resamples, width))
     for i in range(resamples):
+        # One draw at a time: all draws together would take resamples × contexts numbers, and a corpus has
+        # many contexts.
         times_drawn = np.bincount(rng.integers(0, n, size=n), minlength=n).astype(np.float64)
         total = times_drawn @ sums
         drawn[i] = total[:width] / total[width]

@@ -49,6 +49,8 @@ class RankTally:
         if not len(counts):
             names = [f"{name}@{k}" for name in ("recall", "hit") for k in DEPTHS]
             return {name: np.zeros(0) for name in [*names, "mrr", f"ndcg@{NDCG_DEPTH}"]}
+        # The ranks are one flat list; `reduceat` folds each record's part of it without a Python loop. Every
+        # record has at least one gold item, so no part is empty.
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         ranks = np.array(self.ranks, dtype=np.int64)
         best = np.minimum.reduceat(ranks, starts)
@@ -58,6 +60,7 @@ class RankTally:
             out[f"hit@{k}"] = (best <= k).astype(np.float64)
         out["mrr"] = np.where(best < MISSING, 1.0 / best, 0.0)
         gains = np.where(ranks <= NDCG_DEPTH, 1.0 / np.log2(ranks + 1.0), 0.0)
+        # ideal[m] is the DCG of m gold items at the first m ranks.
         ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, NDCG_DEPTH + 2)))])
         out[f"ndcg@{NDCG_DEPTH}"] = np.add.reduceat(gains, starts) / ideal[np.minimum(counts, NDCG_DEPTH)]
         return out

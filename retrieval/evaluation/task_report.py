@@ -62,6 +62,7 @@ class TaskReport:
         self.shown.setdefault(split, set()).update(
             shown if TASKS[record["task"]].facts.unique_context_ids else [record["context_id"]]
         )
+        # Counting separators is faster than splitting. Texts are folded, so there is one between two words.
         self.words.append(record["input"].count(" ") + record["input"].count("\n") + 1)
         if tokens is not None:
             self.tokens.append(tokens)
@@ -148,6 +149,8 @@ class TaskReport:
 
     def _guards(self) -> dict[str, Any]:
         dropped = self.tally.dropped
+        # Should be empty. It is computed from the written records, independently of the code that keeps
+        # splits apart.
         both = self.shown.get("train", set()) & self.shown.get("test", set())
         return {
             "records_searched": sum(self.records.values()) + sum(dropped[name] for name in LEAKS),
@@ -159,6 +162,7 @@ class TaskReport:
 
     def _examples(self) -> list[dict[str, Any]]:
         """Return the records to show, in the order of their hashes."""
+        # Cut again, because joined reports of several shards have up to `EXAMPLES` records each.
         best = sorted(self.examples, key=lambda item: (-item[0], item[1]["id"]))[:EXAMPLES]
         names = ("id", "split", "instruction", "input", "output", "gold", "oracle_in_context")
         return [{name: record[name] for name in names} for _, record in best]
@@ -166,6 +170,7 @@ class TaskReport:
 
 def lengths(counts: Sequence[int]) -> dict[str, Any]:
     """Return mean, quantiles and histogram of prompt lengths."""
+    # A percentile of nothing is an error.
     values = np.array(counts or [0])
     bins, _ = np.histogram(values, bins=[0, *LENGTH_BOUNDS, np.iinfo(np.int64).max])
     return {

@@ -33,6 +33,7 @@ def quotes(comment: str, parent: str) -> bool:
     width = min(QUOTE_WORDS, len(words))
     if width < WHOLE_PARENT_WORDS or len(said) < width:
         return False
+    # A set of runs makes the search linear in the length of both texts.
     runs = {tuple(said[i : i + width]) for i in range(len(said) - width + 1)}
     return any(tuple(words[i : i + width]) in runs for i in range(len(words) - width + 1))
 
@@ -67,12 +68,15 @@ def names(comment: str, label: str) -> bool:
     at = comment.find(label)
     while at >= 0:
         end = at + len(label)
+        # `#3 Ann` inside `#3 Anna` names another post.
         if (at == 0 or not comment[at - 1].isalnum()) and (end == len(comment) or not comment[end].isalnum()):
             return True
         at = comment.find(label, at + 1)
     return False
 
 
-def later_contexts(asked: float | None, times: Iterable[float | None]) -> int:
+def later_contexts(question_time: float | None, times: Iterable[float | None]) -> int:
     """Return how many texts of a prompt are later than its question; an unknown time is never later."""
-    return 0 if asked is None else sum(time is not None and time > asked for time in times)
+    if question_time is None:
+        return 0
+    return sum(time is not None and time > question_time for time in times)

@@ -46,7 +46,9 @@ def bands_for(threshold: float) -> int:
     # A pair of similarity s agrees in one band of r numbers with probability s^r, so it is missed by all b
     # bands with probability (1 - s^r)^b.
     rows = max(
-        (r for r in (1, 2, 4, 8, 16) if (1 - threshold**r) ** (PERMUTATIONS // r) <= MISSED), default=1
+        # More numbers in a band give fewer candidates to compare, and more missed pairs.
+        (r for r in (1, 2, 4, 8, 16) if (1 - threshold**r) ** (PERMUTATIONS // r) <= MISSED),
+        default=1,
     )
     return PERMUTATIONS // rows
 
@@ -71,6 +73,7 @@ class NearDuplicates:
         at = 0
         for batch in _batches(texts):
             entries = [(at + i, sketch) for i, sketch in _sketches(batch)]
+            # In batches: fewer calls from Python into Rust.
             self._index.insert_pairs(entries)
             at += len(batch)
 
@@ -101,6 +104,7 @@ def _sketches(batch: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """Yield (place in the batch, signature) of the texts that have words."""
     from rensa import RMinHash  # type: ignore[attr-defined]
 
+    # Sorted, because a set of texts has another order in each Python process.
     sets = [(i, sorted(found)) for i, text in enumerate(batch) if (found := shingles(text))]
     sketches = RMinHash.from_token_sets([words for _, words in sets], PERMUTATIONS, _HASH_SEED)
     yield from zip((i for i, _ in sets), sketches, strict=True)

@@ -51,6 +51,8 @@ def splits_by_time(times: Mapping[str, float | None], test_share: float, field: 
             "or set it to context"
         )
     wanted = round(test_share * len(known))
+    # The time of the oldest test context. Later contexts are all in the test split, so it may get more than
+    # its share where many have the same time.
     first = known[len(known) - wanted] if wanted else float("inf")
     if first == known[0]:
         raise InputError(
@@ -138,6 +140,7 @@ def drop_across_splits(
         reason: name under which dropped items are counted.
         tally: the counts.
     """
+    # The training item goes and the test item stays: a smaller test split would change what is measured.
     in_test = {key(item) for item in items if split(item) == "test"}
     if not in_test:
         return list(items)
@@ -175,6 +178,8 @@ def cap(
         places = [i for i, item in enumerate(items) if split(item) == which]
         if limit is not None and len(places) > limit:
             if which == "train":
+                # Sorting by the context's hash makes its items adjacent, so the limit cuts at most one
+                # context.
                 order = {c: seeded_hash(seed, "cap", c) for c in {context(items[i]) for i in places}}
                 places.sort(key=lambda i: (order[context(items[i])], i))
             else:

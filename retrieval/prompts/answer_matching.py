@@ -26,10 +26,14 @@ MAX_STATES = 10_000
 #: Before the answer, where a style teaches to write something else first.
 ANSWER_MARK = "##Answer:"
 
+# Typographic quotes and dashes become plain ones, as in the official evaluator.
 _QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”", '"') | dict.fromkeys("‐‑‒–—−", "-"))
+# Citation marks at the end (`[3]`, `*`, `#`), but not a bracket that is the whole text.
 _CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
+# A parenthesis at the end, such as `Oslo (Norway)`, but not one that is the whole text.
 _DETAILS = re.compile(r"(?<!^)(?: \([^)]*\))+$")
 _QUOTED = re.compile(r'^"([^"]*)"$')
+# At most nine digits: a broken model may write thousands, and Python refuses to convert so many.
 _LABEL = re.compile(r"^\s*#\s*(?P<number>\d{1,9})(?!\d)\s*(?P<author>.*?)[\s.,;:!?]*$")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
@@ -40,6 +44,7 @@ def normalize(text: str) -> str:
     text = "".join(
         c for c in unicodedata.normalize("NFKD", text.translate(_QUOTES)) if not unicodedata.combining(c)
     )
+    # A second time, because the decomposition (NFKD) makes new such signs.
     text = text.translate(_QUOTES)
     # Each removal may uncover another: a citation behind a detail, a quotation around both.
     while True:
@@ -70,6 +75,7 @@ class Value:
         """Whether both are equal as text, as number, or as date."""
         if self.text == other.text:
             return True
+        # Two numbers are compared by value alone: `1,000` has no value here, `1000.0` and `1e3` are equal.
         if self.number is not None and other.number is not None:
             return abs(self.number - other.number) < NUMBER_TOLERANCE
         return self.date is not None and self.date == other.date
@@ -97,6 +103,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
+    # `float` also reads "nan" and "inf", which are words in an answer.
     return value if math.isfinite(value) else None
 
 
@@ -155,11 +162,14 @@ def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
     for start in range(len(pieces)):
         if not met[start]:
             continue
+        # A run of pieces longer than the answer with most commas can match nothing.
         for end in range(start + 1, min(start + longest, len(pieces)) + 1):
             value = parse_value(ANSWER_SEPARATOR.join(pieces[start:end]))
             for i, target in enumerate(targets):
                 if target.matches(value):
+                    # A target may be matched by several runs: predicted answers are compared as a set.
                     met[end].update(mask | 1 << i for mask in met[start])
+        # Not needed any more; this bounds the memory to `longest` sets.
         met[start] = set()
         if len(met[start + 1]) > MAX_STATES:  # only an adversary's lists of look-alikes get here
             return False
@@ -182,6 +192,7 @@ def token_f1(prediction: str, gold: Sequence[str]) -> float:
     for answer in gold:
         wanted = _plain(answer).split()
         common = sum((Counter(said) & Counter(wanted)).values())
+        # SQuAD's script: where one side has no words, F1 is 1 if both have none, else 0.
         if not said or not wanted:
             best = max(best, float(said == wanted))
         elif common:

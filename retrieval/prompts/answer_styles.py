@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QUOTE_BEGIN = "##begin_quote##"
 QUOTE_END = "##end_quote##"
 TEMPLATE_FIELDS = ("question", "answer", "answers", "context", "oracles", "quote", "oracle_in_context")
+# DOTALL: a user's template may quote several lines.
 _QUOTED = re.compile(re.escape(QUOTE_BEGIN) + r"(.*?)" + re.escape(QUOTE_END), re.DOTALL)
 
 
@@ -36,13 +37,14 @@ def supporting_sentence(passages: Sequence[str], answers: Sequence[str], questio
         question: of several such sentences, the one that shares most words with the question is taken, then
             the first.
     """
+    # Each sentence is tokenised once, and not again for each answer.
     found = [(sentence, tokenize(sentence)) for passage in passages for sentence in sentences(passage)]
-    asked = set(tokenize(question))
+    question_words = set(tokenize(question))
     for answer in answers:
         wanted = tokenize(answer)
         holding = [(sentence, words) for sentence, words in found if wanted and _holds(words, wanted)]
         if holding:
-            return max(holding, key=lambda item: len(asked & set(item[1])))[0]
+            return max(holding, key=lambda item: len(question_words & set(item[1])))[0]
     return None
 
 
@@ -87,6 +89,8 @@ class AnswerTemplate:
         from jinja2 import StrictUndefined, TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        # A configuration may come from someone else: the sandbox keeps its template from running code.
+        # StrictUndefined: a mistyped field is an error and not an empty text.
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
         try:
             return cls(environment.from_string(source), field)
@@ -180,6 +184,7 @@ def taught_answer(
         InputError: the template fails on the record.
     """
     gold = tuple(answers)
+    # Before the styles: a prompt without its document is answered the same way in each of them.
     if not oracles and abstain is not None:
         return Taught(abstain, (abstain,), "abstained")
     if style == "direct":

@@ -33,6 +33,8 @@ def pick(
     if ranks is None:
         return list(islice(usable, count)), 0
     low, high = ranks
+    # `count` more than the range, to fill up from. The iterator is read no further, because each place costs
+    # a comparison of texts.
     found = list(islice(usable, high + count))
     inside = sorted(range(low - 1, min(high, len(found))), key=lambda i: draw(found[i]))[:count]
     missing = count - len(inside)
@@ -73,5 +75,7 @@ def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
 def merged(rankings: Sequence[Sequence[int]]) -> list[int]:
     """Return several rankings as one: the first of each, then the second of each, every place once."""
     depth = max((len(ranking) for ranking in rankings), default=0)
+    # A text at rank 1 of any question comes before all texts at rank 2: no question's distractors are crowded
+    # out.
     turns = (ranking[rank] for rank in range(depth) for ranking in rankings if rank < len(ranking))
     return list(dict.fromkeys(turns))

@@ -13,7 +13,7 @@ from retrieval.text.labels import NO_TEXT, titled
 THREADS_INSTRUCTION = "Read the posts and say which post the comment replies to."
 TABLES_INSTRUCTION = "Answer the question from the table."
 QA_INSTRUCTION = "Answer the question from the documents."
-#: What is added to an instruction, and what abstaining says, by task.
+#: Additions to an instruction, and the answers that abstain, by task.
 QUOTE_FIRST = " First quote the sentence that holds the answer."
 MAY_ABSTAIN = ' If it is not there, answer "{abstention}".'
 NO_POST = "None of these posts"
@@ -29,7 +29,7 @@ def instruction(task: str, abstention: str | None = None, quote: bool = False) -
     Args:
         task: the task's own sentence.
         abstention: the answer that is allowed where the context lacks the right one; None: none.
-        quote: whether a quotation is asked for before the answer.
+        quote: whether the answer begins with a quotation.
     """
     quoting = QUOTE_FIRST if quote else ""
     return task + quoting + (MAY_ABSTAIN.format(abstention=abstention) if abstention else "")
@@ -37,6 +37,7 @@ def instruction(task: str, abstention: str | None = None, quote: bool = False) -
 
 def post_label(author: str, number: int) -> str:
     """Return the answer that names post `number` (from 1, within the prompt), such as `#3 Marta`."""
+    # The number first: it alone names the post, and a person may have several posts in the prompt.
     return f"#{number} {author}"
 
 

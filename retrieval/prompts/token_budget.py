@@ -60,7 +60,7 @@ def fit(
 ) -> Fitted:
     """Return the texts within a budget of tokens.
 
-    Without a protected text the most wanted one stays, cut at its end as far as the budget asks.
+    Without a protected text the most wanted one stays, cut at its end to the budget.
 
     Args:
         texts: the texts, the most wanted first.
@@ -70,13 +70,16 @@ def fit(
         keep: returns the sentence of a protected text that must stay; None: unknown, so the text stays whole.
         fixed: tokens that stand beside each text while it is there (its title, its label).
     """
+    # None marks a dropped text, so that the places of the others stay.
     kept: list[str | None] = list(texts)
     beside = list(fixed) or [0] * len(texts)
+    # The sum over the texts is an estimate of the joined prompt: at the seams, tokens may merge.
     costs = [count(text) + more for text, more in zip(texts, beside, strict=True)]
     total = sum(costs)
     if total <= budget:
         return Fitted(tuple(kept))
     free = [i for i in range(len(texts)) if i not in protected]
+    # The best text stays, or the context could become empty.
     if not protected:
         free = free[1:]
     for place in reversed(free):
@@ -88,8 +91,10 @@ def fit(
         text = kept[place]
         if total <= budget or text is None:
             continue
+        # What the other texts leave for this one.
         left = budget - (total - costs[place]) - beside[place]
         wanted = keep(text) if place in protected else ""
+        # It is not known where the answer stands, so no sentence can be given up.
         if wanted is None:
             continue
         short = _around(text, wanted, left, count) if wanted else _head(text, left, count)

@@ -32,7 +32,7 @@ class Fusion:
 
 
 def fuse(legs: Mapping[str, LegRanking], n: int, fusion: Fusion) -> np.ndarray:
-    """Rank the candidates 0 to n - 1 by what all legs say.
+    """Rank the candidates 0 to n - 1 by the rankings of all legs.
 
     Args:
         legs: ranking of each leg by name; only what `LegRanking.counted` gives is used.
@@ -66,6 +66,7 @@ def reciprocal_rank_fusion(
     scores = np.zeros(n)
     for leg, ranking in rankings.items():
         weight = 1.0 if weights is None else weights.get(leg, 1.0)
+        # Places in one ranking are unique, so the indexed `+=` adds every share.
         scores[ranking] += weight / (k + 1.0 + np.arange(len(ranking)))
     return rank_by_score(scores).places
 
@@ -83,6 +84,8 @@ def weighted_score_fusion(legs: Mapping[str, LegRanking], n: int, weights: Mappi
     """
     total = np.zeros(n)
     for leg, ranking in legs.items():
+        # Scores of different legs have different ranges (BM25 has no upper bound, cosines end at 1), so a sum
+        # of raw scores would follow the leg with the largest numbers.
         total += weights.get(leg, 1.0) * _normalised(ranking, n)
     return rank_by_score(total).places
 

@@ -43,13 +43,14 @@ class Reranker:
             their order.
         """
         first = ranking[:depth]
+        # One candidate has nothing to be compared with; the model call is saved.
         if len(first) < 2:
             return ranking
         pairs = [(question, text(place)) for place in first.tolist()]
         # One question is one batch, and scores are rounded: the last bits depend on the other texts of a
-        #     batch, and
-        # another question of the build must not decide a tie.
+        # batch, and another question of the build must not decide a tie.
         scores = np.asarray(self.model.predict(pairs, batch_size=BATCH, show_progress_bar=False))
+        # A model in half precision may give NaN for a pair; it then comes last instead of anywhere.
         scores = np.round(np.nan_to_num(scores.astype(np.float64), nan=-np.inf), DECIMALS)
         order = np.lexsort((np.arange(len(first)), -scores))
         return np.concatenate([first[order], ranking[depth:]])
@@ -74,6 +75,8 @@ def load_reranker(reranker: str) -> Reranker:
         return CrossEncoder(name)
 
     model, _ = open_model("reranker", reranker, "config.json", options, make)
+    # A classifier (such as an entailment model) also loads as a cross-encoder, with three scores for each
+    # pair.
     if model.num_labels != 1:
         raise InputError(
             f"reranker: {reranker} gives {model.num_labels} scores for each pair; expected one; {options}"

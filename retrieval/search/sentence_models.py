@@ -24,6 +24,7 @@ def model_folder(model: str, field: str) -> Path | None:
     Raises:
         InputError: the text looks like a path, and no folder is there.
     """
+    # A URL is kept as it is: `expand_path` would fetch it, and only a folder or a name is meant here.
     path = Path(model if is_url(model) else expand_path(model, field))
     if path.is_dir():
         return path
@@ -60,6 +61,8 @@ def open_model(
         raise InputError(f"{field}: {folder} holds no {marker}, so it is not a model of this kind; {options}")
     try:
         return make(str(folder) if folder else model), folder
+    # Which of these the library raises depends on what is wrong: a missing file, an unknown architecture, a
+    # broken weights file, no network.
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{field}: {model} cannot be loaded ({reason}); {options}") from error

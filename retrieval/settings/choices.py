@@ -21,4 +21,5 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Return the schema of the literal; pydantic calls this."""
+        # A `Literal` of a tuple made at run time is valid Python; only type checkers refuse it.
         return handler.generate_schema(Literal[self.names])

@@ -10,13 +10,13 @@ from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Stemmer
 
-#: Fields that say where files lie. They stay out of what is written into the records, so that a moved corpus
-#: gives the same bytes. The digests of the files' contents are written instead.
+#: Fields that hold paths. They stay out of what is written into the records, so that a moved corpus gives the
+#: same bytes. The digests of the files' contents are written instead.
 PATH_FIELDS = frozenset(
     {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
 )
 
-#: Fields that say which processes build the records. They change no record, so they stay out as well.
+#: Fields that decide which processes build the records. They change no record, so they stay out as well.
 EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
 
 #: YAML 1.1 reads `off` as false.
@@ -97,6 +97,7 @@ class _ContextSettings(SettingsModel):
         description="Shards built at once; empty: one a core where each is built by a process of its own "
         "(Prefect, Dask), one after the other in `jora context`.",
     )
+    # The workers read and write the work folder, so they need the same paths.
     dask_address: str | None = Field(
         default=None,
         title="Dask scheduler",
@@ -112,6 +113,7 @@ class _ContextSettings(SettingsModel):
     @model_validator(mode="after")
     def _reranked(self) -> _ContextSettings:
         deep = [name for name, task in self.tasks.items() if task.reranks]
+        # Both directions are refused: a setting without effect would be a silent mistake.
         if deep and not self.reranker:
             raise ValueError(
                 f"{deep[0]}.rerank_depth is set but no reranker is: set reranker, or the depth to 0"
@@ -138,15 +140,18 @@ class _ContextSettings(SettingsModel):
     def counts_tokens(self) -> bool:
         """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
         tasks = self.tasks.values()
+        # A budget counts words where no tokenizer is configured, so it alone does not need one.
         budgets = any(task.max_context_tokens is not None for task in tasks)
         needed = any(task.measures_tokens for task in tasks)
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings as JSON values, without those that change no record."""
+        # At any depth, because tasks have path fields of their own.
         return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
 
 
+# A type checker needs the fields written out. Both definitions must have the same ones.
 if TYPE_CHECKING:
 
     class ContextConfig(_ContextSettings):

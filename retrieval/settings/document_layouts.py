@@ -38,9 +38,10 @@ def _sets(*fields: str) -> tuple[frozenset[str], ...]:
 
 #: Rows that no other layout claims.
 DEFAULT_LAYOUT = "documents"
-#: The last row is asked first: a new layout with fields of its own is told before the general ones.
+#: The last row is checked first: a new layout with fields of its own is found before the general ones.
 DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     DEFAULT_LAYOUT: DocumentLayout("retrieval.readers.documents.plain_rows"),
+    # The nested form has `data` or `paragraphs`; a flat row of a data set hub has the three fields together.
     "squad": DocumentLayout(
         "retrieval.readers.documents.squad", _sets("data", "paragraphs", "context question answers")
     ),
@@ -48,6 +49,7 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     "alpaca": DocumentLayout(
         "retrieval.readers.documents.instructions", _sets("instruction"), instructions=True
     ),
+    # RAFT's rows also have `instruction`, as Alpaca's do, so this row comes after that one.
     "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
 }
 #: Files that are one document each; their names tell them, whatever layout is configured.

@@ -26,6 +26,7 @@ class Leg:
 
     title: str
     module: str
+    # The other legs need posts with authors, times and an order, which documents do not have.
     searches_documents: bool = False
 
 

@@ -37,12 +37,13 @@ class TaskEntry:
     @cached_property
     def settings(self) -> type[TaskSettings]:
         """The class of the task's section in the configuration."""
+        # Imported at the first use, so that a task's own settings module may import this package.
         module, _, name = self.settings_name.partition(":")
         return getattr(import_module(module), name)
 
     @property
     def facts(self) -> TaskFacts:
-        """What the form, the evaluation and the report say of the task."""
+        """Title, description and properties of the task, for the form, the evaluation and the report."""
         return self.settings.facts
 
 

@@ -23,6 +23,8 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 class SettingsModel(BaseModel):
     """Settings that never change and that refuse an unknown key."""
 
+    # Forbid: a mistyped key would otherwise be ignored. Frozen: the settings are part of a key that is
+    # computed once.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -101,6 +103,7 @@ class TaskSettings(SettingsModel):
     @property
     def fused_legs(self) -> tuple[str, ...]:
         """The retriever's legs; empty for a task that retrieves without legs."""
+        # By name, because not every task has the field; a subclass without it needs no code.
         return tuple(getattr(self, "legs", ()))
 
     @property
@@ -210,6 +213,7 @@ class ThreadsTask(TaskSettings):
         title="Format",
         description="Layout of the source; auto: told by file names and first fields.",
     )
+    # A context is on one side of the split. Without blocks, a whole channel would be.
     block: int = Field(
         default=500,
         ge=2,
@@ -252,6 +256,7 @@ class ThreadsTask(TaskSettings):
         description=f"Rankings that are fused: {', '.join(LEGS)}.",
     )
     fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    # 5, not the 60 of the paper: see `retrieval.search.fusion`.
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
     weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)
     rerank_depth: int = Field(default=0, ge=0, title="Rerank depth", description=_RERANK_DEPTH)
@@ -333,6 +338,8 @@ class QaTask(_Styled):
     n_contexts: int = Field(
         default=3, ge=1, title="Documents a prompt", description="How many documents it holds."
     )
+    # Below 1: RAFT leaves the right document out of some prompts, so that the model also learns the answers
+    # themselves.
     oracle_share: float = Field(
         default=0.8,
         ge=0,
@@ -394,5 +401,6 @@ def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
     for leg in weights:
         if leg not in legs:
             raise ValueError(f"weights has {leg!r}, which is not one of the legs ({', '.join(legs)})")
+    # All scores would be 0, and the fused ranking the order of the candidates.
     if all(weights.get(leg, 1.0) == 0 for leg in legs):
         raise ValueError("weights are all zero: give some leg a weight above zero")

@@ -43,14 +43,16 @@ class ThreadFormat:
 
     def companion_of(self, path: Path) -> Path | None:
         """Where the companion of a file lies, None in a format without companions."""
+        # `Path.suffix` would give `.txt` of `.ascii.txt`.
         suffix = next((suffix for suffix in self.suffixes if path.name.endswith(suffix)), None)
         if not self.companion or suffix is None:
             return None
         return path.with_name(path.name.removesuffix(suffix) + self.companion)
 
 
-#: Formats whose name decides are asked first; then the telling fields decide, whatever their order here.
+#: Formats with `told_by_name` are checked first. Then the telling fields decide, whatever the order here.
 THREAD_FORMATS: dict[str, ThreadFormat] = {
+    # The only format with archives: the published dumps of boards are `.tar.zst` files.
     "4chan": ThreadFormat(
         "retrieval.readers.threads.fourchan",
         (*JSON_SUFFIXES, *ARCHIVE_SUFFIXES),
@@ -83,6 +85,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
     "slack": ThreadFormat(
         "retrieval.readers.threads.slack",
         JSON_SUFFIXES,
+        # The last two are fields of `channels.json`, which may be the first file of an export by name.
         telling_fields=("ts", "client_msg_id", "is_general", "is_archived"),
     ),
 }

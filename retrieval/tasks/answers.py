@@ -21,8 +21,8 @@ class Answers:
 
     Attributes:
         records: the records, as in `records.parquet`.
-        rows: an answer each: `id` of the record, `system`, `choice` (None where none was asked for), `text`
-            (None likewise).
+        rows: an answer each: `id` of the record, `system`, `choice` (None where only text was generated),
+            `text` (None where only a choice was made).
         rankings: reads the records' rows of `rankings.parquet`, for a task that is ranked.
         mode: how the records were answered.
         seed: decides the resamples, and whatever is drawn.
@@ -67,4 +67,6 @@ def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
 
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
     """Score answers to a task's records; `systems` maps each system to its measures with intervals."""
+    # A module of its own, so that the digest of the evaluation's code does not cover the code that builds
+    # records.
     return import_module(f"{TASKS[name].package}.scoring").score(answers)

@@ -36,6 +36,7 @@ def index_texts(
     """
     if config.bm25_backend == "rank_bm25":
         return
+    # The `with` block removes temporary files if a text cannot be read.
     with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
         builder.add(counted(texts, f"{folder.name}: index", progress, count))
         builder.finish()
@@ -67,6 +68,7 @@ def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0
     """
     number = 0
     for number, item in enumerate(items, start=1):
+        # At 1, not 0: the first item shows that the step has begun, also where an item takes long.
         if number % STEP == 1:
             progress(step, number - 1, total)
         yield item

@@ -79,11 +79,13 @@ class Task:
 
     prepare: Prepare
     open_work: Callable[[ContextConfig, Path], TaskWork]
+    # Answered before anything is read, so that a missing model is refused at once.
     needs_embedder: Callable[[ContextConfig], bool] = field(default=lambda config: False)
 
 
 def load_task(name: str) -> Task:
     """Return how a task's records are built."""
+    # By name: a build loads only the tasks that it is configured for, with their libraries.
     return import_module(f"{TASKS[name].package}.task").TASK
 
 
@@ -93,4 +95,5 @@ def task_input_files(name: str, config: ContextConfig) -> Iterator[tuple[str, Pa
     Raises:
         InputError: a source is missing.
     """
+    # A module of its own, because planning calls this and must not load numpy.
     return import_module(f"{TASKS[name].package}.inputs").input_files(config)

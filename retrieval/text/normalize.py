@@ -96,6 +96,7 @@ def duplicate_key(*texts: str) -> bytes:
     """Return a digest that is equal for texts that differ only in case, spacing, punctuation or Unicode
     form.
     """
+    # A text without words (such as `???`) stands for itself, or all of them would be equal.
     normal = "\n".join(" ".join(tokenize(text)) or text for text in texts)
     # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]

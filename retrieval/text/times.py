@@ -41,6 +41,7 @@ def parse_time(value: Any, field: str, where: str) -> float | None:
 
 
 def _seconds(moment: datetime) -> float:
+    # Not the local zone: the same corpus must give the same records everywhere.
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from harness import machine, print_table, write_result
 
-from retrieval.build.build import RANKINGS, build_context
+from retrieval.build.build import RANKINGS, build_record_files
 from retrieval.build.record_files import read_rankings
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
@@ -88,7 +88,7 @@ def recipe_task(data: Path) -> ThreadsTask:
 def rank(task: ThreadsTask, embedder: str | None) -> list[dict[str, Any]]:
     """The rankings of the test split as `build-context` writes them."""
     with tempfile.TemporaryDirectory() as folder:
-        build_context(ContextConfig(threads=task, embedder=embedder), Path(folder))
+        build_record_files(ContextConfig(threads=task, embedder=embedder), Path(folder))
         return read_rankings(Path(folder) / RANKINGS, "threads", "test")
 
 

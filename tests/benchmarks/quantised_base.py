@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 def build_records(folder: Path) -> Path:
     """The sample's thread records, as its recipe makes them but for the dense leg."""
-    from retrieval.build.build import build_context
+    from retrieval.build.build import build_record_files
     from retrieval.settings.context import ContextConfig
 
     threads = {
@@ -43,7 +43,7 @@ def build_records(folder: Path) -> Path:
         "n_contexts": 10,
         "legs": ["bm25", "recency", "mention", "opening"],
     }
-    build_context(ContextConfig.model_validate({"test_share": 0.25, "threads": threads}), folder)
+    build_record_files(ContextConfig.model_validate({"test_share": 0.25, "threads": threads}), folder)
     return folder / "records.parquet"
 
 

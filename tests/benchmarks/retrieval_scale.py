@@ -4,7 +4,7 @@
                                                [--workers N] [--dense] [--json FILE]
 
 Makes a seeded corpus in a temporary folder (documents of about thirty words, drawn by Zipf's law; a question
-is four rare words of its document and two common ones), then runs the real `build_context` over it, each
+is four rare words of its document and two common ones), then runs the real `build_record_files` over it, each
 backend in a process of its own: `single` builds one shard after the other, `threads` on threads, `dask` on
 worker processes. Prints the time of each step, records a second, and the largest memory of all its processes
 together, sampled every fifth of a second; pages of mapped files that processes share count once (PSS). All
@@ -135,7 +135,7 @@ def measure(folder: Path, backend: str, workers: int, dense: bool) -> dict[str, 
 def build_one(order: dict[str, Any]) -> None:
     """The measured process: build, then say times and digests as one line of JSON."""
     from jora_core.base.progress import ProgressBars
-    from retrieval.build.build import build_context
+    from retrieval.build.build import build_record_files
     from retrieval.settings.context import ContextConfig
     from retrieval.settings.tasks import QaTask
 
@@ -164,7 +164,7 @@ def build_one(order: dict[str, Any]) -> None:
 
     start = time.perf_counter()
     with bars:
-        metrics = build_context(config, folder / order["backend"], told)
+        metrics = build_record_files(config, folder / order["backend"], told)
     told("end", 0, 0)
     names = ("records.parquet", "rankings.parquet", "metrics.json")
     digests = {n: hashlib.sha256((folder / order["backend"] / n).read_bytes()).hexdigest() for n in names}

@@ -13,17 +13,17 @@ import pytest
 import yaml
 
 from flows.configuration.load import load_config
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
-from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import holds_instructions
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
 from retrieval.settings.tasks import QaTask, ThreadsTask
 from retrieval.settings.thread_formats import THREAD_FORMATS
+from retrieval.tasks.qa.inputs import document_files, question_files
+from retrieval.tasks.qa.task import holds_instructions
 from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def test_ten_minutes(tmp_path: Path) -> None:
     """The page's own commands make the files, and its configuration builds records from them."""
     ten_minutes(tmp_path)
     settings = load_config(tmp_path / "mine" / "mine.yaml")
-    metrics = build_context(settings.context, tmp_path / "out")
+    metrics = build_record_files(settings.context, tmp_path / "out")
     assert metrics["records"] == 3 and set(metrics["tasks"]["qa"]["records"]) == {"train", "test"}
     records = read_records(tmp_path / "out" / "records.parquet")
     lamp = next(record for record in records if record["id"] == "qa:q2")

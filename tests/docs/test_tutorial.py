@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from flows.configuration.load import load_config
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "qa.yaml"
@@ -31,7 +31,7 @@ def blocks(kind: str) -> list[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe's records."""
     folder = tmp_path_factory.mktemp("records")
-    build_context(load_config(RECIPE).context, folder)
+    build_record_files(load_config(RECIPE).context, folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import cast
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.chunking import Chunker, chunk_document
-from retrieval.corpus.source_files import SourceFile, document_files
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.readers.documents.layout_types import LayoutReader
 from retrieval.readers.files.rows import field_names
@@ -22,7 +22,6 @@ from retrieval.settings.document_layouts import (
     DocumentLayout,
 )
 from retrieval.settings.file_suffixes import TEXT_SUFFIXES
-from retrieval.settings.tasks import QaTask
 
 
 def stream_documents(
@@ -40,6 +39,7 @@ def stream_documents(
     Raises:
         InputError: a row is broken, an id is used twice, or there is no document at all.
     """
+    # File number and row instead of the file's name: this dictionary has an entry for each document.
     seen: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
         for where, document, raw_text, id_from_content in _reader(file, layout).read_documents(file, tally):
@@ -55,6 +55,7 @@ def stream_documents(
             if not document.text:
                 tally.dropped["document_without_text"] += 1
                 continue
+            # A document without text is not noted, so another one with its id may follow.
             seen[document.id] = (number, document.row)
             if chunker is None:
                 yield document
@@ -110,20 +111,9 @@ def no_questions(files: Sequence[SourceFile]) -> InputError:
     return InputError(f"{names}: no questions; expected a question a row")
 
 
-def holds_instructions(task: QaTask) -> bool:
-    """Whether the source of a question task holds instructions with answers instead of documents.
-
-    Where the configuration does not name the layout, the fields of the first row tell it.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    if task.format != "auto":
-        return DOCUMENT_LAYOUTS[task.format].instructions
-    if task.questions is not None:  # then the source holds their documents
-        return False
-    first = document_files(task)[0]
-    return not _is_text(first) and _layout_by_fields(first, list(DOCUMENT_LAYOUTS.values())).instructions
+def tells_instructions(file: SourceFile) -> bool:
+    """Whether the fields of a file's first row tell a layout of instructions with answers."""
+    return not _is_text(file) and _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values())).instructions
 
 
 def _reader(file: SourceFile, layout: str) -> LayoutReader:

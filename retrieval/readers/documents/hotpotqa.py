@@ -47,6 +47,7 @@ def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
         for title, sentences in _pairs(value["context"], ("title", "sentences"), "context", where):
             if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
                 raise InputError(f"{where}: field context has a paragraph that is not a list of sentences")
+            # The published sentences begin with their own space.
             name, text = text_of(title, "context", where), "".join(sentences)
             if text.strip():
                 paragraphs.append(Paragraph.identified(where, row, fold(name), text))
@@ -64,6 +65,7 @@ def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
             texts_of(value["answer"], "answer", where),
             file.name,
             row,
+            # A single oracle is named by `context_id` already.
             oracles if len(oracles) > 1 else (),
         )
         yield paragraphs, FoundQuestion(where, question, "question_without_its_paragraphs" if missing else "")

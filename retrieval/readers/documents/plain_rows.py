@@ -30,6 +30,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
     for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
         title = value.get("title")
+        # A numeric title (a year) is common where rows were exported from a table.
         if title is not None and not isinstance(title, (str, int)):
             raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
         text = text_of(value["text"], "text", where)
@@ -51,9 +52,9 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         first, *more = named = _document_ids(value["document_id"], where)
         answers = texts_of(value["answers"], f"answers of question {key!r}", where)
         text = fold(text_of(value["question"], "question", where))
-        asked = parse_time(value.get("time"), "time", where)
+        time = parse_time(value.get("time"), "time", where)
         oracles = named if more else ()
-        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, asked))
+        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, time))
 
 
 def _document_ids(value: object, where: str) -> tuple[str, ...]:

@@ -78,5 +78,6 @@ def _final_answer(value: Any, where: str) -> str:
     """The text behind the last mark, "" where the generator wrote none."""
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: field cot_answer is {type(value).__name__}, expected text")
+    # The last mark, because the reasoning may quote the prompt, which contains the mark too.
     answers = ((value or "").rpartition(mark) for mark in ANSWER_MARKS)
     return next((fold(answer) for _, mark, answer in answers if mark), "")

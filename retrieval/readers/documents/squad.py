@@ -53,12 +53,12 @@ def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestio
         for number, value in enumerate(dicts_of(article["paragraphs"], "paragraphs", where), start=1):
             place = f"{where}, paragraph {number}"
             paragraph = _paragraph(value, place, row, title)
-            asked = dicts_of(value.get("qas"), "qas", place)
+            questions = dicts_of(value.get("qas"), "qas", place)
             yield (
                 paragraph,
                 [
                     _question(question, f"{place}, question {n}", paragraph, file)
-                    for n, question in enumerate(asked, start=1)
+                    for n, question in enumerate(questions, start=1)
                 ],
             )
 
@@ -74,6 +74,7 @@ def _is_nested(file: SourceFile) -> bool:
 
 def _title(value: dict[str, Any], where: str) -> str:
     title = value.get("title")
+    # SQuAD's titles are names of Wikipedia pages, such as `Super_Bowl_50`.
     return fold(text_of(title, "title", where).replace("_", " ")) if title else ""
 
 
@@ -91,9 +92,10 @@ def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: Sou
             raise InputError(f"{where}: field answers has no lists text and answer_start of equal length")
         found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
     answers = dicts_of(found, "answers", where)
-    if not answers:  # SQuAD 2.0 asks what the paragraph does not answer
+    if not answers:  # SQuAD 2.0 has questions that the paragraph does not answer
         unanswered = Question(key, paragraph.id, text, (), file.name, paragraph.row)
         return FoundQuestion(where, unanswered, "question_unanswerable")
+    # The same answer from several annotators is kept once.
     accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
     first, start = answers[0]["text"], answers[0].get("answer_start")
     span = None

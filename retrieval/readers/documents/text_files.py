@@ -14,6 +14,7 @@ from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestio
 from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
 
+# An ATX heading of level one, with closing `#` signs left out: `# Title #`.
 _HEADING = re.compile(r"^ {0,3}# +(.+?)(?: +#+)? *$", re.MULTILINE)
 
 
@@ -73,6 +74,7 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
     try:
         with file.path.open("rb") as handle:
             reader = PdfReader(handle)
+            # Many PDFs are encrypted with an empty user password, only to forbid printing; those can be read.
             if reader.is_encrypted and not reader.decrypt(""):
                 raise InputError(f"{file.path}: the PDF is encrypted; save it without a password")
             pages = [_utf8(page.extract_text()) for page in reader.pages]

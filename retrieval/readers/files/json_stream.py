@@ -55,9 +55,11 @@ def stream_items(
             if position:
                 reader.take(",")
             position += 1
+            # `line()` first moves to the item, so the number is the line on which the item begins.
             where = f"{path}: item {position} (line {reader.line()})"
             yield where, position, reader.value()
         reader.take("]")
+        # Behind an array inside an object, other fields may follow; they are not needed and not read.
         if first == "[":
             reader.finish()
 
@@ -80,6 +82,7 @@ def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
             if names:
                 reader.take(",")
             names.append(reader.name())
+            # Stops before the value: the value of `data` or `messages` may be the whole file.
             if names[-1] in decisive:
                 break
             reader.take(":")
@@ -108,6 +111,8 @@ class _Reader:
 
     def __init__(self, handle: IO[bytes], path: Path, expected: str) -> None:
         self._handle, self._path, self._expected = handle, path, expected
+        # Incremental, because a read may end within a character. `sig` drops the byte order mark that Windows
+        # editors write.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
         self._text, self._at, self._ended = "", 0, False
@@ -150,11 +155,17 @@ class _Reader:
         self.peek()
         while True:
             try:
+                # `raw_decode` parses one value and says where it ends, so the C parser does the work and
+                # needs no event loop.
                 found, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
+                # A string that the window cuts is reported at its start ("Unterminated string"), which may be
+                # far from the end. Every other cut shows near the end: in a literal, a number, an escape.
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _UNSURE
                 if not cut or not self._more(double=True):
                     raise self.error(error.msg, error.pos) from error
+            # ValueError: an integer of more than 4,300 digits, which Python refuses to convert.
+            # RecursionError: thousands of nested brackets.
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
             else:
@@ -181,17 +192,21 @@ class _Reader:
         """Reads on, forgetting what was gone past; doubling keeps the retries of a long item linear."""
         if self._ended:
             return False
+        # Line and column are kept up to date before the text in front of the place is forgotten.
         self._line += self._text.count("\n", self._counted, self._at)
         last = self._text.rfind("\n", 0, self._at)
         self._column = self._at - last - 1 if last >= 0 else self._column + self._at
         self._text, self._at, self._counted = self._text[self._at :], 0, 0
         if len(self._text) > _LARGEST:
             raise self.error(f"one value of more than {_LARGEST} characters")
+        # A cut value is parsed again from its start. With a window that doubles, all these attempts together
+        # cost about twice the last one.
         raw = self._handle.read(max(_READ, len(self._text)) if double else _READ)
         self._ended = not raw
         try:
             self._text += self._decoder.decode(raw, final=self._ended)
         except UnicodeDecodeError as error:
+            # `error.object` also has the bytes of an incomplete character from the read before.
             row = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
             raise InputError(f"{self._path}:{row}: not UTF-8; save the file as UTF-8") from error
         return True
@@ -204,6 +219,7 @@ def _mended(value: Any) -> Any:
 
 def _has_surrogate(value: Any) -> bool:
     if isinstance(value, str):
+        # `isascii` is a flag of the string, so nearly all texts need no search.
         return not value.isascii() and _SURROGATES.search(value) is not None
     if isinstance(value, list):
         return any(map(_has_surrogate, value))

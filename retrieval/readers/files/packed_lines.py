@@ -32,6 +32,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: it cannot be read or is damaged, which may also show while the caller reads.
     """
+    # Here, so that a plan that opens no file does not load the library.
     import zstandard
 
     try:
@@ -40,9 +41,11 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
                 with gzip.open(raw, "rb") as unpacked:
                     yield unpacked  # type: ignore[misc]
             elif path.name.endswith(".zst"):
+                # The buffer gives `readline`, which a raw stream does bytewise.
                 yield io.BufferedReader(_Unpacked(raw), 1 << 20)
             else:
                 yield raw
+    # Also around the `yield`: a damaged file often shows only while its lines are read.
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
@@ -59,6 +62,7 @@ class _Unpacked(io.RawIOBase):
 
         self._raw = raw
         self._make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj
+        # None between two frames. Dumps are often several frames, one behind the other.
         self._frame: Any = None
         self._ready = memoryview(b"")
 
@@ -79,6 +83,7 @@ class _Unpacked(io.RawIOBase):
             while packed:
                 self._frame = self._frame or self._make()
                 pieces.append(self._frame.decompress(packed))
+                # The bytes behind the end of a frame are the start of the next one.
                 packed = self._frame.unused_data if self._frame.eof else b""
                 if self._frame.eof:
                     self._frame = None
@@ -109,16 +114,20 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _decoded(handle: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(handle, start=1):
         try:
+            # A byte order mark stands at the start of a file only. Elsewhere U+FEFF is a character of the
+            # text.
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             where = f"byte {error.start + 1} of the line"
             raise InputError(f"{label}:{number}: not UTF-8 ({where}); save the file as UTF-8") from error
+        # Not `splitlines`: it also cuts at U+2028, form feed and others, which occur in messages.
         yield number, text.rstrip("\r\n")
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
     """(place, line number, line) of every file of JSON lines in an archive, in its order."""
     found = False
+    # `r|` reads the archive as a stream, without seeking, which an unpacked `.zst` cannot do.
     with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
         for member in archive:
             if not (member.isfile() and member.name.endswith(_LINE_FILES)):
@@ -148,6 +157,7 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
     """
     try:
         value = json.loads(text)
+        # Only an escape such as `\ud83d` can make half a pair: raw UTF-8 cannot hold one.
         return mend_surrogates(value) if _SURROGATE.search(text) else value
     except json.JSONDecodeError as error:
         row, column = line + error.lineno - 1, error.colno
@@ -155,6 +165,7 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
             f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; mend or "
             "remove the line"
         ) from error
+    # ValueError: an integer of more than 4,300 digits. RecursionError: thousands of nested brackets.
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}:{line}: unusable JSON ({error}); expected {expected}") from error
 
@@ -162,6 +173,8 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
 def mend_surrogates(value: Any) -> Any:
     """Return a JSON value whose texts can be written as UTF-8."""
     if isinstance(value, str):
+        # Through UTF-16, where two halves that belong together become one character, and a lone half becomes
+        # U+FFFD.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
         return [mend_surrogates(item) for item in value]
@@ -181,6 +194,7 @@ def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str
     for where, number, text in lines:
         if not text.strip():
             continue
+        # `where` is `path:line`; `parse_json` adds the line itself, because the error may be on a later line.
         value = parse_json(text, where.rsplit(":", 1)[0], number, expected)
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")

@@ -41,6 +41,7 @@ def rows(
     for where, row, value in _values(file.path, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
+        # A field with null counts as missing, because Parquet has no other way to leave one out.
         missing = [name for name in fields if value.get(name) is None]
         if missing:
             raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}")
@@ -87,10 +88,12 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
                 have, want = ", ".join(present) or "none", ", ".join(missing)
                 raise InputError(f"{path}: column {want} is missing; the file has {have}; add or rename it")
             wanted = [*fields, *(name for name in optional if name in present)]
+            # Batch by batch and only the wanted columns: a row group may have millions of rows.
             for batch in file.iter_batches(_BATCH, columns=wanted):
                 for value in batch.to_pylist():
                     row += 1
                     yield f"{path}:{row}", row, value
+    # An InputError is a ValueError, which the next clause would report as a broken file.
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -109,6 +112,7 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
     import pyarrow.parquet as pq
 
     try:
+        # The schema stands in the footer; no row is read.
         return list(pq.read_schema(file.path).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{file.path}: not a readable Parquet file ({error}); write it again") from error
@@ -125,6 +129,7 @@ def text_of(value: Any, field: str, where: str) -> str:
     Raises:
         InputError: it is empty or no text.
     """
+    # The bound refuses integers that are no ids. Python does not convert those of more than 4,300 digits.
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
         return str(value)
     if not isinstance(value, str) or not value.strip():

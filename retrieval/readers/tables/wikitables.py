@@ -26,6 +26,8 @@ def unescape(text: str) -> str:
     """A TSV field with its escapes resolved; an unknown escape stays as it is written."""
     if "\\" not in text:
         return text
+    # One pass over all escapes: replacing them one after another would read `\\n` (backslash, n) as a
+    # newline.
     return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[0]), text)
 
 
@@ -56,6 +58,7 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
         )
     places = [header.index(name) for name in COLUMNS]
     for number, line in lines:
+        # The last line of a file edited by hand is often empty.
         if not line:
             continue
         fields = line.split("\t")
@@ -68,6 +71,7 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
             )
         rows_by_id[key] = number
         text = fold(unescape(utterance))
+        # Split first, unescape after: a pipe inside an answer is written `\p`, so it is no separator.
         answers = tuple(fold(unescape(part)) for part in target.split("|"))
         if not text or not any(answers):
             raise InputError(
@@ -85,6 +89,7 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
 def _is_table(root: Path, key: str) -> bool:
     """Whether `key` names a file below `root`; a name that no file can have, or that climbs out, does not."""
     try:
+        # `Path` raises ValueError for a zero byte and OSError for a name that is too long.
         return not Path(key).is_absolute() and ".." not in Path(key).parts and (root / key).is_file()
     except (OSError, ValueError):
         return False
@@ -100,6 +105,7 @@ def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             # `doublequote` too: other writers of this layout double their quotes, and the corpus never does.
             parsed = csv.reader(handle, escapechar="\\", doublequote=True)
+            # Cells hold newlines, which would break the one-line-a-row form of a prompt.
             rows = [[fold(cell) for cell in row] for row in parsed if row]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start + 1}); save the table as UTF-8") from error
@@ -115,5 +121,6 @@ def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table:
     tally.read["tables"] += 1
     tally.read["table_rows"] += len(rows) - 1
     tally.read["ragged_rows_padded"] += ragged
+    # A prompt shows a table of one width, and some published tables have rows of different lengths.
     padded = [tuple(row + [""] * (width - len(row))) for row in rows]
     return Table(key, padded[0], tuple(padded[1:]))

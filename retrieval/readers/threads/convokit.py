@@ -1,7 +1,7 @@
 """Conversations in ConvoKit's form: a folder's `utterances.jsonl`, an utterance a line.
 
-`{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora say `user` for
-`speaker` and `root` for `conversation_id`, some say `reply_to`. A conversation is a thread. `meta` is not
+`{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora have `user` for
+`speaker` and `root` for `conversation_id`, some have `reply_to`. A conversation is a thread. `meta` is not
 read. Format: https://convokit.cornell.edu/documentation/data_format.html
 """
 
@@ -61,6 +61,7 @@ def _messages(files: list[SourceFile]) -> Iterator[Message]:
 
 
 def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
+    # An empty text counts as missing, as null does.
     return next((value[name] for name in names if value.get(name) not in (None, "")), None)
 
 
@@ -80,6 +81,7 @@ def _time(value: Any, where: str) -> float | None:
     """Seconds, given as a number or as its digits, or a date."""
     if isinstance(value, str):
         try:
+            # Some corpora have the timestamp as text (`"1325376000"`).
             value = float(value)
         except ValueError:
             pass

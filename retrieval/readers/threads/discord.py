@@ -29,8 +29,11 @@ EXPECTED = 'messages with "id", "timestamp", "content", "author"'
 #: Spoken: default, reply, slash command, thread starter, context menu command.
 _SPOKEN = {"Default", "Reply", "ChatInputCommand", "ContextMenuCommand", "ThreadStarterMessage"}
 _SPOKEN_NUMBERS = {0, 19, 20, 21, 23}
+# Discord writes `<@80351110224678912>` for a person (`<@!…>` in old messages) and `<:name:id>` or
+# `<a:name:id>` for an emoji of the server.
 _MENTION = re.compile(r"<@!?(\d+)>")
 _EMOJI = re.compile(r"<a?(:\w+:)\d+>")
+# The API has a number, the exporter a name.
 _FORWARD = (1, "1", "Forward")
 
 
@@ -54,6 +57,8 @@ def read_threads(
 
 def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
     for file in files:
+        # In an export, `channel` stands before `messages`, so the header is filled when the first message
+        # comes.
         header: dict[str, Any] = {}
         for where, row, value in rows(file, (), (), EXPECTED, ("messages",), header):
             if not _spoken(value.get("type"), where):
@@ -74,6 +79,7 @@ def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
 
 
 def _spoken(kind: Any, where: str) -> bool:
+    # Messages that were saved from answers of the API may lack the type.
     if kind is None:
         return True
     if isinstance(kind, str):
@@ -109,6 +115,7 @@ def _author(value: Any, where: str) -> str:
     """The name that others see."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field author is {type(value).__name__}, expected an object with a name")
+    # The name that people use when they name somebody comes first: the legs look for it in texts.
     for name in ("nickname", "global_name", "name", "username"):
         if value.get(name):
             return fold(text_of(value[name], f"author.{name}", where))
@@ -120,6 +127,7 @@ def _text(value: dict[str, Any], where: str) -> str:
     content = value.get("content")
     if content is not None and not isinstance(content, str):
         raise InputError(f"{where}: field content is {type(content).__name__}, expected text")
+    # All markup of Discord stands between `<` and `>`.
     if not content or "<" not in content:
         return fold(content or "")
     names: dict[str, str] = {}

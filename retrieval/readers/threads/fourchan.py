@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 EXPECTED = 'one thread a line: {"posts": [{"no": 1, "com": "…"}, …]}'
 
+# At most 19 digits: a post number fits into 63 bits.
 _TARGET = re.compile(r"#p([0-9]{1,19})$")
+# Written links such as `>>123 (OP)` or `>>>/pol/123`, in texts whose links are no HTML.
 _PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
 _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
 _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
@@ -60,6 +62,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
     which `<wbr>` may split. Dead links are spans. Like links to other threads they name no parent.
     """
+    # A text without markup needs no parser.
     if "<" not in html and "&" not in html:
         return Comment(_clean(html), ())
     from selectolax.lexbor import LexborHTMLParser
@@ -80,6 +83,8 @@ def parse_comment(html: str, thread_no: str) -> Comment:
             pieces.append("\n")
             continue
         following = node.next
+        # The sibling is pushed first, so that the children, pushed last, come first: document order. The
+        # body's siblings are no part of the comment.
         if following is not None and node is not body:
             stack.append((following, quiet))
         tag = node.tag or ""
@@ -108,6 +113,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
                 dead += 1
                 inner = True
                 pieces.append(" >>0 ")
+            # Quoted text (`>like this`) repeats the parent and would give the answer away.
             elif tag == "span" and "quote" in classes:
                 inner = True
         child = node.first_child
@@ -122,8 +128,10 @@ def _target(href: str, thread_no: str) -> str | None:
     if match is None:
         return None
     path = href[: match.start()].rstrip("/")
+    # `/b/thread/123#p456` or `123.html#p456` leads to thread 123; a bare `#p456` stays in this one.
     if path and path.rsplit("/", 1)[-1].removesuffix(".html") != thread_no:
         return None
+    # `int` drops leading zeros, so that the id equals the post's own.
     return str(int(match[1]))
 
 
@@ -167,7 +175,7 @@ def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 class _Place(NamedTuple):
-    """Where a thread stands: what records say of it, and what errors say."""
+    """The place of a thread: file name and row for records, `where` for errors."""
 
     source: str
     row: int
@@ -181,6 +189,7 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
         raise InputError(f"{where}: thread without posts; expected {EXPECTED}; remove the line")
     by_number: dict[int, dict[str, Any]] = {}
     tally.read["posts"] += len(raw_posts)
+    # Dumps that were joined from several crawls may repeat posts; the first one counts.
     for position, raw in enumerate(raw_posts):
         number = _number(raw, where, position)
         if number in by_number:
@@ -193,6 +202,8 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
     if resto is not None and (isinstance(resto, bool) or not isinstance(resto, int)):
         kind = type(resto).__name__
         raise InputError(f'{where}: field "resto" of post {numbers[0]} is {kind}, expected a number')
+    # `resto` is 0 in an opening post, whose own number is the thread's. It is set where a dump lacks the
+    # opening post.
     thread_no = str(resto or numbers[0])
     posts = []
     for number in numbers:
@@ -218,12 +229,14 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
         time = parse_time(raw.get("time"), "time", where)
         posts.append(Post(str(number), _author(raw, where), text, tuple(parents), place.row, time=time))
     board = value.get("board") or opening.get("board")
+    # Numbers are unique on one board only.
     thread_id = f"{board}/{thread_no}" if isinstance(board, str) and board else thread_no
     return Thread(thread_id, tuple(posts), place.source, place.row, split, posts[0].time)
 
 
 def _number(raw: Any, where: str, position: int) -> int:
     number = raw.get("no") if isinstance(raw, dict) else None
+    # `True` is an int in Python, but no post number.
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
         raise InputError(
             f'{where}: post {position + 1} of the thread has no number; expected an integer "no"'
@@ -243,6 +256,7 @@ def _string(raw: dict[str, Any], field: str, where: str) -> str:
 
 def _author(raw: dict[str, Any], where: str) -> str:
     """The name; nameless posts go by the dump's poster id, so that people can be told apart."""
+    # Names are HTML as well: their special characters are escaped.
     name = parse_comment(_string(raw, "name", where), "").text
     if name and name != ANONYMOUS:
         return name

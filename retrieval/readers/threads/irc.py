@@ -22,10 +22,13 @@ from retrieval.text.times import parse_time
 _FORMAT = THREAD_FORMATS["irc"]
 (_SUFFIX,) = _FORMAT.suffixes
 
+# `[03:41] <nick> text` is a message, `[03:41]  * nick waves` an action, `=== nick joined` a line of the
+# system.
 _MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
 _ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
 _LINE_NUMBER = re.compile(r"\d{1,18}$")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
+# The corpus is published in these three folders. Both `dev` and `test` are held out.
 _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
 
 
@@ -78,6 +81,7 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
             else:
                 links.append(str(parent))
         author, text = message
+        # The id is the line number, because annotations name messages by it.
         posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
@@ -118,6 +122,7 @@ def _annotations(
             raise InputError(
                 f"{path}:{number}: found {text!r:.60}, expected `PARENT CHILD -` with line numbers"
             )
+        # Sorted, because the reply is the later line, whichever number comes first in the file.
         parent, child = sorted((int(words[0]), int(words[1])))
         tally.read["links"] += 1
         if child >= n_lines:

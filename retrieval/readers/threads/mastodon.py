@@ -45,6 +45,7 @@ def read_threads(
 def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
     for file in files:
         for where, row, value in _statuses(file):
+            # A boost repeats another account's status under a new id.
             if value.get("reblog") is not None:
                 tally.read["posts"] += 1
                 tally.dropped["post_is_a_boost"] += 1
@@ -92,5 +93,6 @@ def _text(value: dict[str, Any], where: str) -> str:
         found[name] = value.get(name)
         if found[name] is not None and not isinstance(found[name], str):
             raise InputError(f"{where}: field {name} is {type(found[name]).__name__}, expected text")
+    # `content` is HTML with `<p>` and `<br>`, which 4chan's reader understands; `spoiler_text` is plain text.
     text, warning = parse_comment(found["content"] or "", "").text, fold(found["spoiler_text"] or "")
     return titled(warning, text) if text else warning

@@ -26,6 +26,7 @@ PRAGMA synchronous = OFF;
 CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, parent TEXT, thread TEXT, author TEXT,
     text TEXT, time REAL, source TEXT, row INTEGER, place TEXT, root INTEGER);
 """
+# The id is unique, so a message that comes twice is ignored and the row count tells that it was.
 _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
@@ -87,8 +88,8 @@ def threads_of(
 ) -> Iterator[Thread]:
     """Group all messages into threads, in the order in which their first messages were read.
 
-    The posts of a thread are in order of time, and a parent always comes before its replies, whatever the
-    clocks say.
+    The posts of a thread are in order of time, and a parent always comes before its replies, whatever
+    their times are.
 
     Args:
         messages: the messages of a split, in any order.
@@ -103,10 +104,13 @@ def threads_of(
     """
     with (
         tempfile.TemporaryDirectory(prefix="jora-messages-") as folder,
+        # `isolation_level=None` turns Python's own transactions off: one explicit transaction holds all
+        # inserts.
         closing(sqlite3.connect(Path(folder) / "messages.sqlite", isolation_level=None)) as store,
     ):
         store.executescript(_SCHEMA)
         _fill(store, messages, tally)
+        # After the inserts: building an index once is faster than updating it for each row.
         store.execute("CREATE INDEX by_parent ON message (parent)")
         if by_name:
             store.execute("CREATE INDEX by_thread ON message (thread, seq)")
@@ -131,8 +135,9 @@ def _groups(store: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of each thread, in order of reading."""
     group: list[tuple[Any, ...]] = []
     last = None
-    asked = f"SELECT root, {_FIELDS} FROM message WHERE root IS NOT NULL ORDER BY root, seq"
-    for root, *row in store.execute(asked):
+    query = f"SELECT root, {_FIELDS} FROM message WHERE root IS NOT NULL ORDER BY root, seq"
+    # The cursor streams, so only one thread is in memory.
+    for root, *row in store.execute(query):
         if root != last and group:
             yield group
             group = []
@@ -170,6 +175,7 @@ def _thread(
 
 def _in_order(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """By time (where all have one) and order of reading, with parents before their replies."""
+    # Times of some messages only give no order between those with and those without.
     timed = all(row[5] is not None for row in rows)
     by_id = {row[0]: row for row in rows}
     children: dict[str, list[tuple[Any, ...]]] = {}
@@ -179,6 +185,7 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
             children.setdefault(row[1], []).append(row)
         else:
             ready.append(_key(row, timed))
+    # Kahn's algorithm: `ready` holds the messages whose parent is placed already, the earliest on top.
     heapq.heapify(ready)
     ordered = []
     while ready:

@@ -20,6 +20,7 @@ def read_threads(task: ThreadsTask, tally: Tally) -> Iterator[Thread]:
     Raises:
         InputError: a source is missing or broken, or its format cannot be told.
     """
+    # Imported by name, because each reader brings its own parser.
     reader: ThreadReader = import_module(THREAD_FORMATS[thread_format(task)].module).read_threads
     return reader(thread_files(task), ReaderOptions(task.missing_parents, task.block), tally)
 
@@ -32,6 +33,7 @@ def thread_format(task: ThreadsTask) -> str:
     """
     if task.format != "auto":
         return task.format
+    # A dict instead of a set: its order does not change from run to run.
     suffixes = dict.fromkeys(suffix for format in THREAD_FORMATS.values() for suffix in format.suffixes)
     companions = [format.companion for format in THREAD_FORMATS.values() if format.companion]
     files = find_files(task.source, tuple(suffixes), "threads.source", companions)
@@ -50,6 +52,7 @@ def _format_by_fields(file: SourceFile) -> str:
         fields = field_names(file, tuple(telling))
     except InputError:
         return FALLBACK_FORMAT  # its reader says what is wrong with the file
+    # The first telling field of the file decides, not the first format of the table.
     found = next((telling[field] for field in fields if field in telling), None)
     if found is None and fields:
         raise InputError(

@@ -32,6 +32,7 @@ EXPECTED = 'messages with "ts", "user", "text"'
 
 #: Files of messages; the others of an export (users, channels, logs) are lists of other things.
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\.json(?:\.gz|\.zst)?$")
+# Enterprise exports call the file `org_users.json`.
 _USERS = re.compile(r"(?:^|/)(?:org_)?users\.json(?:\.gz|\.zst)?$")
 #: Subtypes of messages that a person or a bot wrote; the others are events, such as `channel_join`.
 _WRITTEN = frozenset({"bot_message", "me_message", "thread_broadcast", "file_share", "file_comment"})
@@ -77,6 +78,7 @@ def _person(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field profile is {type(value).__name__}, expected an object")
+    # As Slack itself shows people: the chosen name first, the account's name last.
     for field in ("display_name", "real_name", "name"):
         if value.get(field):
             return fold(text_of(value[field], field, where))
@@ -85,6 +87,7 @@ def _person(value: Any, where: str) -> str:
 
 def _messages(files: list[SourceFile], names: Mapping[str, str], tally: Tally) -> Iterator[Message]:
     for file in files:
+        # A source that is a single channel's folder has files without a folder in their names.
         channel = PurePosixPath(file.name).parent.name or file.path.resolve().parent.name
         for where, row, value in rows(file, (), (), EXPECTED):
             subtype = value.get("subtype")
@@ -137,6 +140,7 @@ def _text(value: Any, names: Mapping[str, str], where: str) -> str:
 
     def plain(match: re.Match[str]) -> str:
         target, label = match[1], match[2]
+        # `<@U1>`, in older messages `<@U1|ann>`.
         if target.startswith("@"):
             return "@" + names.get(target[1:], label or "someone")
         if target.startswith(("#", "!")):

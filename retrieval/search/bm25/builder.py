@@ -85,6 +85,8 @@ class PostingBatch:
     frequencies: np.ndarray
 
 
+# A dict subclass, because `map(ids.__getitem__, tokens)` then numbers all tokens of a batch in C. Python code
+# runs only for a word that is new.
 class _TermIds(dict[str, int]):
     """Terms numbered in the order of their first appearance."""
 
@@ -119,6 +121,8 @@ class BM25Builder:
         """
         self.tokenizer = tokenizer or Tokenizer()
         self._terms = _TermIds()
+        # Without a stemmer a word is its own term, so one dictionary serves both. With one, words that share
+        # a stem get the same number, and the stemmer runs once for each word.
         self._words: dict[str, int] = self._terms
         if self.tokenizer.stemmer != "none":
             self._words = _StemIds(self._terms, self.tokenizer.stem)
@@ -126,6 +130,7 @@ class BM25Builder:
         self._lengths: list[np.ndarray] = []
         self._pending: list[Sequence[str]] = []
         self._pending_tokens = 0
+        # With a stemmer, stems and plain words are numbered by different dictionaries: a batch has one kind.
         self._pending_are_stems = False
         self.n_documents = 0
         self._draft = IndexDraft(folder) if folder is not None else None
@@ -142,7 +147,7 @@ class BM25Builder:
     def add(self, texts: Iterable[str]) -> None:
         """Add documents as text, which this builder's tokenizer splits."""
         # Words are stemmed when they are numbered: each word of the vocabulary once instead of every
-        #     occurrence.
+        # occurrence.
         self._extend(map(tokenize, texts), are_stems=False)
 
     def add_tokens(self, documents: Iterable[Sequence[str]]) -> None:
@@ -160,6 +165,7 @@ class BM25Builder:
         if self._draft is None:
             return BM25Index(self._terms, assemble(self._terms, self._batches, lengths), self.tokenizer)
         assemble(self._terms, self._batches, lengths, self._draft.allocate)
+        # The batches are memory maps of spilled files. They are dropped before `publish` deletes the files.
         self._batches.clear()
         return load_index(self._draft.publish(list(self._terms), self.tokenizer))
 
@@ -170,6 +176,7 @@ class BM25Builder:
         for document in documents:
             self._pending.append(document)
             self._pending_tokens += len(document)
+            # Both limits, because a corpus of empty documents has no tokens and would never end a batch.
             if self._pending_tokens >= BATCH_TOKENS or len(self._pending) >= BATCH_TOKENS:
                 self._sort_pending()
 
@@ -209,20 +216,24 @@ def _sorted_postings(tokens: np.ndarray, lengths: np.ndarray, first_document: in
         first_document: number of the first document.
     """
     n_tokens = len(tokens)
+    # A position takes `bits` bits. With BATCH_TOKENS tokens it takes about 20, so int64 has room for 2^43
+    # terms.
     bits = max(n_tokens - 1, 1).bit_length()
     # One number holds the term and the position in the batch: sorting plain numbers is several times faster
-    #     than
-    # a stable argsort of the terms.
+    # than a stable argsort of the terms.
     keys = (tokens << bits) | np.arange(n_tokens)
     keys.sort()
     positions = keys & ((1 << bits) - 1)
     terms = (keys >> bits).astype(np.int32)
+    # Tokens of a term stay in the order of their positions, so their documents ascend: equal ones are
+    # adjacent.
     docs = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[positions]
     is_new = np.ones(n_tokens, dtype=bool)
     np.not_equal(terms[1:], terms[:-1], out=is_new[1:])
     is_new[1:] |= docs[1:] != docs[:-1]
     starts = np.flatnonzero(is_new)
     frequencies = np.diff(starts, append=n_tokens)
+    # Up to here there is an entry for each token, from here on one for each (term, document) pair.
     terms, docs = terms[starts], docs[starts]
     term_starts = np.flatnonzero(np.diff(terms, prepend=-1))
     counts = np.diff(term_starts, append=len(terms))
@@ -263,8 +274,12 @@ def assemble(
     weights = allocate("weights", np.dtype(np.float64), n_postings)
     if n_postings:  # IDF and mean length divide by the number of terms and of tokens
         idf, norms = okapi_idf(document_frequencies, n_documents), length_norms(lengths)
+        # Batches come in the order of their documents. Appending to each term's slice therefore keeps the
+        # documents of a term ascending, and no sort over all postings is needed.
         next_free = indptr[:-1].copy()
         for batch in batches:
+            # `shift` is, for each term, the distance from a posting's place in the batch to its place in the
+            # index.
             shift = next_free[batch.terms] - (np.cumsum(batch.counts) - batch.counts)
             places = np.repeat(shift, batch.counts) + np.arange(len(batch.docs))
             docs[places] = batch.docs
@@ -278,6 +293,7 @@ def assemble(
     shifts[:], n_blocks = block_layout(document_frequencies, n_documents)
     fence_starts = allocate("fence_starts", np.dtype(np.int64), n_terms)
     fence_starts[:] = np.cumsum(n_blocks) - n_blocks
+    # One entry more than there are blocks: the last block needs an end, too.
     fences = allocate("fences", np.dtype(np.int64), int(n_blocks.sum()) + 1)
     fill_fences(indptr, docs, shifts, fence_starts, fences)
     bits = allocate("bits", np.dtype(np.int8), n_terms)

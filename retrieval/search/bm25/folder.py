@@ -47,12 +47,14 @@ class IndexDraft:
             raise InputError(f"{folder}: holds something else than a BM25 index; choose another folder")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the final folder, because a rename is atomic only within one file system.
             temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp"
             temporary.mkdir()
         except OSError as error:
             raise _write_error(folder, error) from error
         self._temporary: Path | None = temporary
         self._n_spilled = 0
+        # Kept for `flush`, which the plain arrays that `allocate` returns do not have.
         self._mapped: list[np.memmap] = []
 
     def allocate(self, name: str, dtype: np.dtype, size: int) -> np.ndarray:
@@ -76,6 +78,7 @@ class IndexDraft:
         except OSError as error:
             raise _write_error(self.folder, error) from error
         self._mapped.append(mapped)
+        # A plain array, because numpy's memmap class runs Python code at every slice.
         return np.asarray(mapped)
 
     def spill(self, array: np.ndarray) -> np.ndarray:
@@ -110,6 +113,8 @@ class IndexDraft:
         try:
             for path in self._temporary.glob("batch-*.npy"):
                 path.unlink()
+            # Pages that are only in memory would not be part of the digest that `_describe` reads back from
+            # the files.
             for mapped in self._mapped:
                 mapped.flush()
             self._mapped.clear()
@@ -118,6 +123,7 @@ class IndexDraft:
             about = _describe(self._temporary, tokenizer)
             (self._temporary / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
             fsync_tree(self._temporary)
+            # Contents first, then the name: a crash between the two leaves the older index.
             _put_in_place(self._temporary, self.folder)
         except OSError as error:
             raise _write_error(self.folder, error) from error
@@ -140,6 +146,7 @@ def save_index(index: BM25Index, folder: Path) -> None:
     draft = IndexDraft(folder)
     try:
         for name, array in index.postings._asdict().items():
+            # Array by array through a file map, so that saving needs no second copy of the index in memory.
             draft.allocate(name, array.dtype, len(array))[:] = array
         draft.publish(list(index.vocabulary), index.tokenizer)
     finally:
@@ -164,6 +171,7 @@ def load_index(folder: Path, verify: bool = False) -> BM25Index:
     arrays = {name: _open(folder, name, about["arrays"][name]) for name in ARRAYS}
     vocabulary = Vocabulary(*(arrays.pop(name) for name in WORD_ARRAYS))
     tokenizer = Tokenizer(about["tokenizer"]["stemmer"])
+    # A query that is split by other rules finds nothing or the wrong terms, without any error.
     if about["tokenizer"] != tokenizer.settings():
         raise InputError(f"{folder}: index made with another tokenizer, {about['tokenizer']}; build it anew")
     return BM25Index(vocabulary, Postings(**arrays), tokenizer)
@@ -201,11 +209,13 @@ def _problem(about: Mapping[str, Any]) -> str | None:
         dtypes = {name: np.dtype(about["arrays"][name]["dtype"]) for name in ARRAYS}
         terms, documents, postings = about["n_terms"], about["n_documents"], about["n_postings"]
         Tokenizer(about["tokenizer"]["stemmer"])
+        # Only evaluated so that a missing key is reported here, with the others.
         str(about["digest"])[:12]
     except (KeyError, TypeError, ValueError) as error:
         return f"{_reason(error)}"
     want = {"indptr": terms + 1, "docs": postings, "weights": postings, "signatures": documents}
     by_term = ("bounds", "fence_starts", "shifts", "bits", "word_ends", "hashes", "by_hash")
+    # Sizes of `fences`, `word_bytes` cannot be derived from the three counts. For them, `want` has no entry.
     want |= dict.fromkeys(by_term, terms)
     for name in ARRAYS:
         if sizes[name] != want.get(name, sizes[name]):
@@ -237,6 +247,8 @@ def _describe(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     }
     for name in ARRAYS:
         array = np.load(folder / f"{name}.npy", mmap_mode="r")
+        # `dtype.str` includes the byte order (`<i4`), so a folder from a machine of the other order is
+        # refused.
         about["arrays"][name] = {"dtype": array.dtype.str, "size": len(array)}
     sizes = {name: array["size"] for name, array in about["arrays"].items()}
     about |= {"n_documents": sizes["signatures"], "n_terms": sizes["bounds"], "n_postings": sizes["docs"]}
@@ -252,6 +264,7 @@ def _digest(folder: Path, about: Mapping[str, Any]) -> str:
             arrays[name] = file_digest(folder / f"{name}.npy")
         except OSError as error:
             raise _damaged(folder, f"{name}.npy cannot be read ({_reason(error)})") from error
+    # The digest cannot cover itself.
     rest = {key: value for key, value in about.items() if key != "digest"}
     return json_digest({"about": rest, "arrays": arrays})
 

@@ -56,6 +56,8 @@ class BM25Index:
         """Return float64[D]: the score of every document."""
         indptr, docs, weights = self.postings[:3]
         out = np.zeros(self.n_documents)
+        # Term by term in the order of the query's words, as the library does: another order changes the last
+        # bits.
         for term in known_ids(self.vocabulary, query):
             start, end = indptr[term], indptr[term + 1]
             # A document stands at most once in a term's postings, so plain indexing adds every weight.
@@ -63,12 +65,22 @@ class BM25Index:
         return out
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score documents `low` to `high` - 1, at the IDF of the whole collection."""
+        """Score documents `low` to `high` - 1, at the IDF of the whole collection.
+
+        Args:
+            query: words.
+            low: first document.
+            high: last document + 1.
+
+        Returns:
+            float64[high - low].
+        """
         indptr, docs, weights = self.postings[:3]
         out = np.zeros(high - low)
         for term in known_ids(self.vocabulary, query):
             start, end = int(indptr[term]), int(indptr[term + 1])
             of_term = docs[start:end]
+            # The documents of a term ascend, so the window is one slice, found without reading the others.
             first, last = np.searchsorted(of_term, (low, high))
             if first < last:
                 out[of_term[first:last] - low] += weights[start + first : start + last]
@@ -76,6 +88,7 @@ class BM25Index:
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best k documents (int64) and their scores; the earlier one wins a tie."""
+        # The compiled search starts no thread for one query: a thread pool costs more than the search.
         if self.is_large:
             places, scores = self.search_batch([query], k, threads=1)
             return places[0], scores[0]
@@ -86,10 +99,21 @@ class BM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search many queries; see `Ranker.search_batch`. A small index ignores `threads`."""
+        """Search many queries; see `Ranker.search_batch`.
+
+        Args:
+            queries: Q queries.
+            k: how many documents to find for each; at most D are found.
+            threads: how many queries to search at the same time; None: one for each core. A small index
+                searches one after the other.
+
+        Returns:
+            (documents int64[Q, min(k, D)], scores float64 of the same shape), best first.
+        """
         if not self.is_large:
             return search_one_by_one(self, queries, k)
         ids = [known_ids(self.vocabulary, query) for query in queries]
+        # The words are looked up here, under the interpreter lock; compiled code takes numbers only.
         return self._compiled_search.search(ids, max(min(k, self.n_documents), 0), threads)
 
     @cached_property

@@ -88,6 +88,10 @@ class Results(NamedTuple):
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compile a function to machine code, cached on disk if numba finds a folder it may write to."""
     try:
+        # nogil: threads search in parallel. cache: later processes load machine code instead of compiling for
+        # seconds. error_model: a division by zero gives inf as in numpy, and no check is compiled into the
+        # loops. fastmath stays off, because it reorders sums, and the scores must equal rank_bm25's bit for
+        # bit.
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # neither beside this file nor in the user's cache folder
         return numba.njit(nogil=True, error_model="numpy")(function)
@@ -102,6 +106,7 @@ def _worse(score: float, doc: int, other_score: float, other_doc: int) -> bool:
 @_compiled
 def _sift_down(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: int) -> None:
     """Puts a document in place of the root, the worst, of a heap."""
+    # The document moves down in a gap: each level costs one copy instead of a swap.
     place = 0
     while True:
         child = 2 * place + 1
@@ -124,6 +129,7 @@ def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: in
         if size and _worse(scores[0], docs[0], score, doc):
             _sift_down(scores, docs, size, score, doc)
         return size
+    # As in `_sift_down`, upwards: a gap moves up until the document fits.
     place = size
     while place > 0:
         parent = (place - 1) >> 1
@@ -138,6 +144,7 @@ def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: in
 @_compiled
 def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
     """Sorts a heap."""
+    # The second half of heapsort: the root is the worst, so it goes to the end, and the heap shrinks by one.
     for last in range(size - 1, 0, -1):
         score, doc = scores[last], docs[last]
         scores[last], docs[last] = scores[0], docs[0]
@@ -147,6 +154,8 @@ def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
 @_compiled
 def _weight(lists: PostingLists, term: int, doc: int) -> Any:
     """Return the weight of a document in one term's postings, 0 if it is not there."""
+    # A block has about eight to sixteen postings, so the search below takes about four steps instead of the
+    # twenty or so of a whole posting list.
     block = lists.fence_starts[term] + (doc >> lists.shifts[term])
     low = lists.fences[block]
     size = lists.fences[block + 1] - low
@@ -155,6 +164,7 @@ def _weight(lists: PostingLists, term: int, doc: int) -> Any:
         # A conditional addition instead of a branch: which half is right cannot be predicted.
         low += half if lists.docs[low + half] <= doc else 0
         size -= half
+    # `size` is 0 for an empty block, where `low` may be one past the last posting.
     if size and lists.docs[low] == doc:
         return lists.weights[low]
     return 0.0
@@ -182,8 +192,7 @@ def _collect(docs: np.ndarray, weights: np.ndarray, sums: np.ndarray, touched: n
         doc = docs[place]
         before = sums[doc]
         # Written always, and overwritten by the next if the document is not new: the processor would predict
-        #     a
-        # branch here wrong too often. Therefore `touched` has one entry more than there are documents.
+        # a branch here wrong too often. Therefore `touched` has one entry more than there are documents.
         touched[count] = doc
         count += before == 0.0
         sums[doc] = before + weights[place]
@@ -215,6 +224,8 @@ def _reached_by_k(
     size = 0
     for j in range(count):
         doc = touched[j]
+        # The comparison saves the call for most documents. A tie need not enter: any k documents give a valid
+        # bound.
         if size < len(heap_docs) or sums[doc] > heap_scores[0]:
             size = _push(heap_scores, heap_docs, size, sums[doc], doc)
     least = np.inf
@@ -251,7 +262,9 @@ def _search(
     indptr, bounds, bits, signatures = postings.indptr, postings.bounds, postings.bits, postings.signatures
     sums, touched = workspace.sums, workspace.touched
     k, n = len(heap_docs), len(query)
-    # Insertion sort by the length of the postings: a query has few terms, and numba's argsort allocates.
+    # Rarest first: rare terms have the largest weights, so the threshold rises early, and the long lists are
+    # the ones that remain to be skipped. Insertion sort, because a query has few terms and numba's argsort
+    # allocates.
     order = query.copy()
     for i in range(1, n):
         j, term = i, query[i]
@@ -271,10 +284,13 @@ def _search(
     for i in range(n):
         term = order[i]
         start, end = indptr[term], indptr[term + 1]
+        # Fewer than k touched documents give no bound: an untouched one could still be among the best.
         if count >= k and end - start >= skip_length:
             reached = _reached_by_k(lists, order[i:], workspace, count, heap_scores, heap_docs)
             threshold = max(threshold, reached * (1 - SLACK))
             if most_left[i] < threshold:
+                # Every document that is not touched yet gets at most `most_left[i]`, which is below the
+                # threshold.
                 split = i
                 break
         count = _collect(lists.docs[start:end], lists.weights[start:end], sums, touched, count)
@@ -284,10 +300,11 @@ def _search(
     for j in range(count):
         doc = touched[j]
         score = sums[doc]
+        # Strictly below: a document that ties with the threshold may win by its smaller number.
         if score + most_left[split] < threshold:
             continue
         # A tighter limit: of the frequent terms, only those that the document's signature has can add
-        #     anything.
+        # anything.
         most = score
         for i in range(split, n):
             if bits[order[i]] < 0 or (signatures[doc] >> bits[order[i]]) & 1:
@@ -298,6 +315,8 @@ def _search(
             if bits[term] < 0 or (signatures[doc] >> bits[term]) & 1:
                 weight = _weight(lists, term, doc)
                 score += weight
+                # The bound of the term is replaced by its actual weight, so `most` falls until the document
+                # is out.
                 most += weight - bounds[term]
             i += 1
         if i == n and score >= threshold:
@@ -307,11 +326,14 @@ def _search(
             n_candidates += 1
             size = _push(heap_scores, heap_docs, size, score, doc)
             if size == k:
+                # Only a full heap bounds the result. The slack keeps documents that rounding put slightly
+                # below.
                 threshold = max(threshold, heap_scores[0] * (1 - SLACK))
     # Sum the candidates again in the order of the query's words, which is the order of `BM25Index.scores`.
     size = 0
     for j in range(n_candidates):
         doc = touched[j]
+        # Later candidates raised the threshold, so it is checked again for the earlier ones.
         if sums[doc] >= threshold:
             score = 0.0
             for term in query:
@@ -319,12 +341,14 @@ def _search(
             size = _push(heap_scores, heap_docs, size, score, doc)
     _best_first(heap_scores, heap_docs, size)
     # Fewer than k documents hold a word of the query: fill up with the first of the others, which score zero.
+    # This is the order of `BM25Index.search`, where equal scores go by document number.
     doc = 0
     while size < k:
         if sums[doc] == 0.0:
             heap_scores[size], heap_docs[size] = 0.0, doc
             size += 1
         doc += 1
+    # Only touched sums are reset. Zeroing all D of them would cost more than the search of a rare term.
     for j in range(count):
         sums[touched[j]] = 0.0
 
@@ -372,11 +396,14 @@ class MaxScoreSearch:
         batch = QueryBatch(terms, ends, SKIP_LENGTH)
 
         def search_from(first: int) -> None:
+            # A workspace has 12 bytes for each document, so there are never more of them than threads at
+            # work.
             workspace = self._workspaces.pop() if self._workspaces else self._new_workspace()
             last = min(first + QUERIES_AT_A_TIME, n_queries)
             _search_some(self._postings, batch, first, last, workspace, results)
             self._workspaces.append(workspace)
 
+        # Each call writes rows of its own into `results`, so the order of the threads does not matter.
         starts = range(0, n_queries, QUERIES_AT_A_TIME)
         workers = min(threads or cores(), len(starts))
         if workers <= 1:
@@ -384,6 +411,7 @@ class MaxScoreSearch:
                 search_from(first)
         else:
             with ThreadPoolExecutor(workers) as pool:
+                # `list` waits for all calls, and raises what one of them raised.
                 list(pool.map(search_from, starts))
         return results.places, results.scores
 

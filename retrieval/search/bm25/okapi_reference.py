@@ -30,7 +30,16 @@ class RankBM25Index:
         return self._okapi.get_scores(list(query)) if self._okapi else np.zeros(self.n_documents)
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score documents `low` to `high` - 1; see `Ranker.window_scores`."""
+        """Score documents `low` to `high` - 1; see `Ranker.window_scores`.
+
+        Args:
+            query: words.
+            low: first document.
+            high: last document + 1.
+
+        Returns:
+            float64[high - low].
+        """
         if self._okapi is None:
             return np.zeros(high - low)
         return np.asarray(self._okapi.get_batch_scores(list(query), list(range(low, high))))
@@ -44,5 +53,14 @@ class RankBM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search one query after the other; see `Ranker.search_batch`. `threads` has no effect."""
+        """Search one query after the other; see `Ranker.search_batch`.
+
+        Args:
+            queries: Q queries.
+            k: how many documents to find for each; at most D are found.
+            threads: has no effect.
+
+        Returns:
+            (documents int64[Q, min(k, D)], scores float64 of the same shape), best first.
+        """
         return search_one_by_one(self, queries, k)

@@ -29,6 +29,7 @@ class Postings(NamedTuple):
 
     indptr: np.ndarray
     docs: np.ndarray
+    # float64, not float32: the sums must equal rank_bm25's bit for bit.
     weights: np.ndarray
     bounds: np.ndarray
     fences: np.ndarray

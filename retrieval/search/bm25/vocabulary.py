@@ -37,6 +37,7 @@ class Vocabulary(Mapping[str, int]):
         return len(self.word_ends)
 
     def __iter__(self) -> Iterator[str]:
+        # One copy of all bytes: slicing bytes is much faster than slicing an array for each word.
         blob = self.word_bytes.tobytes()
         start = 0
         for end in self.word_ends.tolist():
@@ -47,8 +48,11 @@ class Vocabulary(Mapping[str, int]):
         found = self._known.get(term)
         if found is None:
             found = self._find(term)
+            # Forgetting everything at once is simpler than a queue, and a query's few words are looked up
+            # again at once.
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
+            # A -1 is kept as well: unknown words of queries repeat too, and each costs a binary search.
             self._known[term] = found
         if found < 0:
             raise KeyError(term)
@@ -75,6 +79,7 @@ class Vocabulary(Mapping[str, int]):
         # As uint32, the array's own type: of any other, numpy would convert the whole array at every look-up.
         crc = np.uint32(zlib.crc32(wanted))
         place = int(self.hashes.searchsorted(crc))
+        # Among a million terms, some hundred pairs share a CRC-32, so the bytes decide.
         while place < len(self.hashes) and self.hashes[place] == crc:
             term_id = int(self.by_hash[place])
             start = int(self.word_ends[term_id - 1]) if term_id else 0

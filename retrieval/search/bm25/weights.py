@@ -28,6 +28,7 @@ def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
             first appearance: the mean is summed in the library's order, because addition is not associative.
         n_documents: all documents.
     """
+    # The logarithms are taken one by one, so each document frequency is computed once: many terms share one.
     counts, which = np.unique(document_frequencies, return_inverse=True)
     # math.log as the library does it; numpy's logarithm may differ in the last bit.
     values = [math.log(n_documents - n + 0.5) - math.log(n + 0.5) for n in counts.tolist()]
@@ -43,6 +44,7 @@ def length_norms(lengths: np.ndarray) -> np.ndarray:
     Args:
         lengths: int32[D], tokens of each document, not all of them 0.
     """
+    # Integers up to the one division, as in the library.
     average_length = int(lengths.sum(dtype=np.int64)) / len(lengths)
     return K1 * (1 - B + B * lengths.astype(np.int64) / average_length)
 
@@ -55,6 +57,7 @@ def okapi_weights(idf: np.ndarray, frequencies: np.ndarray, norms: np.ndarray) -
         frequencies: unsigned[P], how often the term stands in the document.
         norms: float64[P], length norm of the posting's document.
     """
+    # The frequencies may be uint8, in which the products below would overflow.
     tf = frequencies.astype(np.int64)
     return idf * (tf * (K1 + 1) / (tf + norms))
 
@@ -78,10 +81,13 @@ def block_layout(document_frequencies: np.ndarray, n_documents: int) -> tuple[np
     Returns:
         (int64[V] bits of a document's number inside its block, int64[V] number of blocks).
     """
+    # `last` is the largest document number. Its bit length bounds the shift.
     last = max(n_documents - 1, 0)
     # The number of blocks is a power of two, so that a shift finds a document's block. If the postings lie
     # evenly, a block has eight to sixteen: a look-up then reads one or two cache lines.
     per_block = np.maximum(document_frequencies >> 3, 1)
+    # `frexp(n)[1] - 1` is the exponent of the largest power of two up to n: an exact integer logarithm, which
+    # `log2` with its rounding is not.
     shifts = np.maximum(last.bit_length() - (np.frexp(per_block)[1] - 1), 0)
     return shifts, (last >> shifts) + 1
 
@@ -98,11 +104,13 @@ def fill_fences(
         fence_starts: int64[V].
         fences: int64[F + 1], filled.
     """
+    # This also sets the end of the last block.
     fences[:] = len(docs)
     for first, last in _chunks(indptr):
         part = slice(int(indptr[first]), int(indptr[last]))
         n_postings = np.diff(indptr[first : last + 1])
         blocks = np.repeat(fence_starts[first:last] - fence_starts[first], n_postings)
+        # Now `blocks` has the block of each posting, counted from the first block of this part.
         blocks += docs[part] >> np.repeat(shifts[first:last], n_postings)
         begin = int(fence_starts[first])
         end = int(fence_starts[last]) if last < len(shifts) else len(fences) - 1
@@ -124,6 +132,7 @@ def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, sign
     frequent = np.argsort(-np.diff(indptr), kind="stable")[:63]
     for bit, term in enumerate(frequent.tolist()):
         bits[term] = bit
+        # A document stands once in a term's postings, so the indexed `|=` sets every bit.
         signatures[docs[indptr[term] : indptr[term + 1]]] |= 1 << bit
 
 
@@ -133,6 +142,7 @@ def _chunks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
     first = 0
     while first < n_terms:
         last = int(np.searchsorted(indptr, indptr[first] + CHUNK, side="right")) - 1
+        # A term with more than CHUNK postings is a part of its own.
         last = min(max(last, first + 1), n_terms)
         yield first, last
         first = last

@@ -66,6 +66,7 @@ class Embedder:
         Raises:
             InputError: the cache is damaged or cannot be written.
         """
+        # Corpora repeat texts (signatures, boilerplate), and the model is far slower than a dictionary.
         places: dict[str, int] = {}
         which = np.fromiter(
             (places.setdefault(t, len(places)) for t in texts), dtype=np.int64, count=len(texts)
@@ -82,6 +83,8 @@ class Embedder:
         new = np.arange(len(unique))
         digests = np.zeros(0)
         if cache is not None:
+            # Where a text has one vector for both roles, a query finds the vector of an equal document in the
+            # cache.
             digests = text_digests(unique, role if _tells_roles_apart(self.model) else "")
             found = cache.find(digests)
             cache.take(found, out)
@@ -93,6 +96,7 @@ class Embedder:
             part = new[start : start + CHUNK]
             out[part] = self._embed([unique[place] for place in part.tolist()], role)
             if cache is not None:
+                # After each part, so that a killed build continues here.
                 cache.add(digests[part], out[part])
             progress(start + len(part), len(new))
 
@@ -144,6 +148,8 @@ def model_digest(model: Any, folder: Path | None) -> str:
     """
     # One stream of bytes, not a digest of JSON: users keep caches below this name, and it must not change.
     digest = hashlib.sha256()
+    # A folder is digested by its files: that needs no loaded weights, and covers settings that a module does
+    # not show.
     if folder is not None:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())

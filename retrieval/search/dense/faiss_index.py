@@ -36,7 +36,7 @@ HNSW_LIMIT = 10_000_000
 DECIMALS = 5
 #: The most that a score of FAISS differs from the exact one: FAISS sums in float32, in an order of its own.
 _NOISE = 2e-6
-#: FAISS is asked for this many more neighbours than wanted, so that ties at the last place show.
+#: FAISS searches this many more neighbours than wanted, so that ties at the last place show.
 _MARGIN = 32
 #: Queries, and rows of vectors, that are handled at a time.
 _QUERIES = 64
@@ -59,6 +59,7 @@ def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
 
     They are summed in double precision, so that the order of the sum does not show after rounding.
     """
+    # A matrix product over float32 depends on the number of rows and threads in its last bits.
     return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
 
 
@@ -86,8 +87,11 @@ class DenseIndex:
         Raises:
             InputError: too few vectors for the kind.
         """
+        # FAISS reads the memory directly: other types or strides are refused or copied by its wrapper.
         values = np.ascontiguousarray(vectors, dtype=np.float32)
         index = _empty(kind, len(values), values.shape[1], seed)
+        # The links of an HNSW node depend on which nodes are in the graph already, thus on the order of the
+        # threads.
         with _threads(1 if kind == "hnsw" else None):
             if not index.is_trained:
                 index.train(values)
@@ -104,7 +108,9 @@ class DenseIndex:
         import faiss
 
         try:
+            # Mapped, because each of many worker processes opens it: they share one copy in the page cache.
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        # FAISS has one exception for everything, from a missing file to a wrong magic number.
         except RuntimeError as error:
             raise InputError(f"{path}: no readable FAISS index; build it again") from error
         kinds: dict[str, Kind] = {
@@ -141,6 +147,7 @@ class DenseIndex:
         if self.kind != "flat":
             raise ValueError(f"an index of kind {self.kind} does not hold its vectors as they are")
         width = self.index.d
+        # A view of FAISS's own memory, valid as long as the index is referenced.
         return faiss.rev_swig_ptr(self.index.get_xb(), self.n_documents * width).reshape(-1, width)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +167,10 @@ class DenseIndex:
         if self.kind == "flat":
             return self._search_exactly(queries, k)
         scores, places = self._find(queries, k)
+        # -inf moves the empty places (-1) behind all found ones in the sort below.
         scores = np.where(places < 0, -np.inf, np.round(scores.astype(np.float64), DECIMALS))
+        # FAISS returns ties in any order. After rounding there are more ties, and the earlier document wins
+        # them.
         order = np.lexsort((places, -scores), axis=-1)
         places, scores = np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
         return places, np.where(places < 0, 0.0, scores)
@@ -173,6 +183,7 @@ class DenseIndex:
             make: Any = faiss.SearchParametersHNSW  # pyright: ignore[reportAttributeAccessIssue]
             # How many candidates the walk keeps: twice k for recall, and 128 for small k.
             parameters = make(efSearch=max(128, 2 * k))
+        # A GPU index has a hard limit on k. Beyond it the copy in main memory is slower, but works.
         index = self.on_gpus if self.on_gpus is not None and k <= _MAX_GPU_K else self.index
         return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)
 
@@ -186,9 +197,12 @@ class DenseIndex:
         scores = np.zeros((len(queries), k))
         if k == 0:
             return places, scores
+        # The margin makes the full scan below rare: it runs only if the proposed documents after
+        # the k-th one all tie with it.
         vectors, wide = self.vectors, min(k + _MARGIN, self.n_documents)
         for start in range(0, len(queries), _QUERIES):
             part = queries[start : start + _QUERIES]
+            # Sorted by place, so that `top_k` breaks ties by document number and the rows are read in order.
             found = np.sort(self._find(part, wide)[1], axis=1)
             for row, query in enumerate(part):
                 exact = cosines(vectors[found[row]], query)
@@ -224,10 +238,12 @@ def recall_against_flat(
         found, so that a tie is no miss.
     """
     k = min(k, len(vectors))
+    # Evenly spaced, not the first ones: a corpus is often sorted by topic or time.
     chosen = queries[np.unique(np.linspace(0, len(queries) - 1, min(sample, len(queries))).astype(int))]
     found, _ = index.search(chosen, k)
     hits = 0
     for query, places in zip(chosen, found, strict=True):
+        # In parts, because converting all vectors to float64 at once would double their memory.
         exact = np.concatenate(
             [cosines(vectors[at : at + _ROWS], query) for at in range(0, len(vectors), _ROWS)]
         )
@@ -247,6 +263,7 @@ def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
     if kind == "sq8":
         return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, inner)
     if kind == "hnsw":
+        # M = 32: up to 64 links for each node on the lowest level, 256 bytes beside its vector.
         index = faiss.IndexHNSWFlat(width, 32, inner)
         index.hnsw.efConstruction = 200
         return index
@@ -258,9 +275,11 @@ def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
     # 4·sqrt(n) cells, as FAISS recommends for a million vectors, each learnt from 39 vectors or more.
     cells = max(1, min(int(4 * n**0.5), n // 39))
     # Parts of four numbers where the width allows: d/4 bytes for each vector.
+    # The number of parts must divide the width.
     parts = next(width // size for size in (4, 8, 6, 5, 3, 2, 1) if width % size == 0)
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, cells, parts, 8, inner)
     index.cp.seed = index.pq.cp.seed = seed + 1  # FAISS takes 0 for "draw a seed"
+    # A search reads about a thirty-second of the cells. FAISS's default of one cell misses most neighbours.
     index.nprobe = min(cells, max(16, cells // 32))
     return index
 
@@ -269,6 +288,7 @@ def _on_gpus(index: Any, kind: Kind) -> Any:
     """Copy the index to all GPUs; None without faiss-gpu or a GPU, or for a kind that GPUs do not have."""
     import faiss
 
+    # Not every build of FAISS has the function; `int()` is 0.
     gpus = getattr(faiss, "get_num_gpus", int)()
     if gpus < 1 or kind == "hnsw" or not hasattr(faiss, "index_cpu_to_all_gpus"):
         return None

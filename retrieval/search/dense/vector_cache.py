@@ -35,8 +35,10 @@ def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
         role: what the texts are embedded as, where that changes their vectors.
     """
     # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
+    # A zero byte ends the role, so that no role and text together equal another role and text.
     prefix = role.encode() + b"\0"
     each = (hashlib.sha256(prefix + text.encode("utf-8", "surrogatepass")).digest() for text in texts)
+    # 16 bytes: the chance that two of a billion texts share a digest is about 1e-21.
     return np.array([digest[:DIGEST_BYTES] for digest in each], dtype=DIGEST)
 
 
@@ -63,6 +65,7 @@ class VectorCache:
             InputError: a file in it is damaged, or is not a file of such vectors.
         """
         cache = cls(folder, width)
+        # Sorted, because `glob` has no order, and the first file decides where two hold the same text.
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
             cache._map(path)
         cache._sort()
@@ -72,6 +75,8 @@ class VectorCache:
         """Return int64[n, 2]: (file, row) of each digest, (-1, -1) for one that the cache does not have."""
         out = np.full((len(digests), 2), -1, dtype=np.int64)
         if len(self._keys):
+            # A digest beyond the last key gives an index past the end; it is compared with the last key
+            # instead.
             at = np.minimum(np.searchsorted(self._keys, digests), len(self._keys) - 1)
             known = self._keys[at] == digests
             out[known] = self._places[at[known]]
@@ -87,6 +92,7 @@ class VectorCache:
         Raises:
             InputError: a file is damaged.
         """
+        # File by file: each is checked once and its rows are copied in one step.
         for part in np.unique(places[:, 0]):
             if part >= 0:
                 mine = np.flatnonzero(places[:, 0] == part)
@@ -114,10 +120,12 @@ class VectorCache:
             ),
             pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.width),
         ]
+        # The name follows from the texts: two processes that embed the same part write the same file.
         path = self.folder / (hashlib.sha256(raw).hexdigest()[:32] + SUFFIX)
         with (
             atomic_path(path) as temporary,
             pa.OSFile(str(temporary), "wb") as sink,
+            # The Arrow file format, not Parquet, because it can be mapped without decoding.
             pa.ipc.new_file(sink, schema) as writer,
         ):
             writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -132,6 +140,8 @@ class VectorCache:
             raise _damaged(path) from error
         if not batch.schema.equals(_schema(self.width)):
             raise _damaged(path)
+        # Buffer 1 holds the values of a fixed-size binary column (buffer 0 is its validity mask), which is
+        # read without making Python objects. It may be padded, so it is cut to the number of rows.
         keys = np.frombuffer(batch.column(0).buffers()[1], dtype=DIGEST)
         self._parts.append((path, keys[: batch.num_rows], batch))
 
@@ -151,6 +161,7 @@ class VectorCache:
         """Return float32[rows, width] of one file, without a copy."""
         path, keys, batch = self._parts[part]
         vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self.width)
+        # Once for each file and process: the checksum reads the whole file.
         if part not in self._checked:
             noted = (batch.schema.metadata or {}).get(b"crc32", b"").decode()
             if noted != str(zlib.crc32(vectors.data, zlib.crc32(keys.tobytes()))):

@@ -17,6 +17,7 @@ def rank(query: LegQuery) -> LegRanking:
     author, candidates = query.comment.author, query.candidates
     places = [
         place
+        # From the end: people answer the latest post that named them.
         for place in range(len(candidates) - 1, -1, -1)
         if candidates[place].author != author
         and name_position(candidates[place].text.casefold(), author) >= 0

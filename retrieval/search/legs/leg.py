@@ -46,11 +46,13 @@ class LegRanking:
         """
         if self.scores is None:
             return self
+        # A cosine of zero or below counts as not found, too.
         above = self.scores > 0
         return LegRanking(self.places[above], self.scores[above])
 
 
 def rank_by_score(scores: np.ndarray) -> LegRanking:
     """Rank all of float64[N] scores, best first; the earlier place wins a tie."""
+    # lexsort sorts by its last key first. The place as second key makes ties deterministic.
     order = np.lexsort((np.arange(len(scores)), -scores))
     return LegRanking(order, scores[order])

@@ -19,6 +19,7 @@ def rank(query: LegQuery) -> LegRanking:
     authors = [post.author for post in candidates]
     if len(named_places(comment.text, authors)):
         return _NOTHING
+    # An author who names themselves in a post gives no partner.
     others = [author for author in authors if author != comment.author]
     for place in places_by_author(comment.author, authors).tolist():
         named = named_places(candidates[place].text, others)

@@ -17,4 +17,5 @@ from retrieval.settings.legs import LEGS
 
 def rank_legs(names: Collection[str], query: LegQuery) -> dict[str, LegRanking]:
     """Return the ranking of each leg in `names`, in the order of `LEGS`."""
+    # In the order of the table, not of `names`: fusion adds floating-point shares in this order.
     return {name: import_module(leg.module).rank(query) for name, leg in LEGS.items() if name in names}

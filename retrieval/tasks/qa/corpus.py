@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.corpus.chunking import load_chunker, with_chunk_oracles
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
-from retrieval.corpus.source_files import document_files, question_files, tokenizer_folder
+from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.corpus.types import Document, Question
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.near_duplicates import NearDuplicates
@@ -19,6 +19,7 @@ from retrieval.guards.splits import split_of, splits_by_time
 from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from retrieval.tasks.qa.inputs import document_files, question_files
 from retrieval.tasks.task_index import counted
 from retrieval.text.labels import titled
 from retrieval.text.normalize import duplicate_key
@@ -26,6 +27,7 @@ from retrieval.text.normalize import duplicate_key
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
 #: What bars a document from training prompts: it is held out, or it equals or nearly equals one that is.
+# Four values and not a flag, because questions about a twin and about a near twin are counted apart.
 FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 
@@ -89,12 +91,14 @@ def read_corpus(
     found = stream_documents(document_files(task), report.tally, chunker, task.format)
     found = counted(found, "qa: read documents", progress)
     documents = write_items(folder / "documents.arrow", Document, found)
+    # Ids of whole documents are looked up on disk: a dictionary of all chunks would hold the corpus in
+    # memory.
     chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
     files = question_files(task)
     read = stream_questions(files, chunks, report.tally, task.format)
     read = counted(read, "qa: read questions", progress)
-    asked = with_chunk_oracles(read, chunks, report.tally)
-    questions = write_items(folder / "questions.arrow", Question, asked)
+    found_questions = with_chunk_oracles(read, chunks, report.tally)
+    questions = write_items(folder / "questions.arrow", Question, found_questions)
     if not len(questions):
         raise no_questions(files)
     return documents, questions
@@ -108,6 +112,7 @@ class _Chunks(Mapping[str, Sequence[Document]]):
 
     def __getitem__(self, context_id: str) -> list[Document]:
         found: list[Document] = []
+        # Sixteen rows at a time: most documents have a few chunks.
         for document in self._documents.run(self._first[context_id], len(self._documents), 16):
             if document.context_id != context_id:
                 break
@@ -132,7 +137,7 @@ def write_corpus(
     questions: Items[Question],
     progress: Progress,
 ) -> tuple[Corpus, dict[str, str]]:
-    """Return the corpus, and the split of each context that is asked about.
+    """Return the corpus, and the split of each context that has questions.
 
     Args:
         config: the configuration.
@@ -142,16 +147,19 @@ def write_corpus(
         questions: what `read_corpus` returned.
         progress: is told what is done.
     """
+    # Made here and not in `read_corpus`, whose index goes by whole documents: this one goes by chunks.
     place = IdIndex.build(folder, documents)
-    asked = _context_splits(config, task, documents, questions, place)
+    splits = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
     content = np.zeros(len(documents), dtype=CONTENT)
     for at, document in enumerate(documents):
-        if asked.get(document.context_id) == "test":
+        if splits.get(document.context_id) == "test":
             barred[at] = HELD_OUT
+        # The digest is of folded words, so a copy with other punctuation or case counts as equal.
         content[at] = np.void(duplicate_key(document.title, document.text))
+    # Where a question needs several documents, all of them are held out with it.
     for context, oracles in zip(questions.column("context_id"), questions.column("oracles"), strict=True):
-        if asked[context] == "test":
+        if splits[context] == "test":
             for oracle in oracles:
                 barred[place[oracle]] = HELD_OUT
     # A document that equals a held-out one is barred too, or the text would reach a training prompt.
@@ -163,7 +171,7 @@ def write_corpus(
     # An unknown time is NaN: every comparison with it is false, so it is later than no question.
     since = (np.nan if time is None else time for time in documents.column("time"))
     save_array(folder / "times.npy", np.fromiter(since, dtype=np.float64, count=len(documents)))
-    return Corpus.open(folder), asked
+    return Corpus.open(folder), splits
 
 
 def _context_splits(
@@ -178,6 +186,7 @@ def _context_splits(
     The time is that of the latest question about the context, else that of its document.
     """
     if task.split == "context":
+        # Only contexts with questions are split. A document without a question may stand beside any question.
         contexts = dict.fromkeys(questions.column("context_id"))
         return {c: split_of(config.seed, c, config.test_share) for c in contexts}
     times: dict[str, float | None] = {}
@@ -186,6 +195,7 @@ def _context_splits(
         if time is None:
             time = documents.value("time", place[oracles[0] if oracles else context])
         known = [t for t in (times.get(context), time) if t is not None]
+        # The latest one: a context is as new as the newest thing that is known of it.
         times[context] = max(known, default=None)
     return splits_by_time(times, config.test_share, "qa.split")
 
@@ -194,12 +204,13 @@ def _bar_near_twins(
     barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
 ) -> None:
     """Marks the free documents that nearly repeat a held-out one."""
-    held = np.flatnonzero(barred != FREE)
+    not_free = np.flatnonzero(barred != FREE)
     free = np.flatnonzero(barred == FREE)
-    if not len(held):
+    if not len(not_free):
         return
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark != FREE)
-    index = NearDuplicates(texts, lambda at: document_text(documents[int(held[at])]), threshold)
+    index = NearDuplicates(texts, lambda at: document_text(documents[int(not_free[at])]), threshold)
+    # Read from the files again, so that the texts are never all in memory.
     texts = (document_text(d) for d, mark in zip(documents, barred.tolist(), strict=True) if mark == FREE)
     near = np.zeros(len(free), dtype=bool)
     matches = counted(index.matches(texts), "qa: near-duplicates", progress, len(free))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval.corpus.source_files import document_files, question_files
+from retrieval.corpus.source_files import SourceFile, find_files
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.file_suffixes import ROW_SUFFIXES, TEXT_SUFFIXES
+from retrieval.settings.tasks import QaTask
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
@@ -18,5 +20,26 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     assert config.qa is not None
     for file in document_files(config.qa):
         yield f"qa.documents/{file.name}", file.path
+    # Without a source of their own the questions are in the documents' files, which are named already.
     for file in question_files(config.qa) if config.qa.questions is not None else []:
         yield f"qa.questions/{file.name}", file.path
+
+
+def document_files(task: QaTask) -> list[SourceFile]:
+    """Return the files of a question task's documents.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    return find_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
+
+
+def question_files(task: QaTask) -> list[SourceFile]:
+    """Return the files of its questions; without a source of their own, the documents' files, as in SQuAD.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if task.questions is None:
+        return document_files(task)
+    return find_files(task.questions, ROW_SUFFIXES, "qa.questions")

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
-from retrieval.corpus.source_files import document_files
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.splits import cap, require_training, split_of
 from retrieval.readers.documents.instructions import Triple, read_triples
 from retrieval.settings.context import ContextConfig
+from retrieval.tasks.qa.inputs import document_files
 from retrieval.text.normalize import duplicate_key
 
 TRIPLES = "triples.arrow"
@@ -40,9 +40,9 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
     assert task is not None
     progress("qa: read", 0, 0)
     triples = write_items(folder / TRIPLES, Triple, read_triples(document_files(task), report.tally))
-    asked = zip(triples.column("instruction"), triples.column("input"), strict=True)
+    prompts = zip(triples.column("instruction"), triples.column("input"), strict=True)
     # By content, so that an instruction that comes twice is on one side of the split.
-    splits = [split_of(config.seed, duplicate_key(*pair).hex(), config.test_share) for pair in asked]
+    splits = [split_of(config.seed, duplicate_key(*pair).hex(), config.test_share) for pair in prompts]
     require_training(splits, "qa", "instructions")
     kept = cap(
         range(len(triples)),
@@ -54,6 +54,7 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
         tally=report.tally,
     )
     save_array(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    # "U5" holds "train" and "test".
     save_array(folder / "split.npy", np.array(splits, dtype="U5"))
     return len(kept)
 
@@ -100,6 +101,7 @@ def _record(triple: Triple, split: str) -> dict[str, Any]:
         "context_id": triple.id,
         "context_ids": [],
         "oracle_ids": [],
+        # There is no context, so the record does not count as one with the right document.
         "oracle_in_context": False,
         "gold": [triple.output],
         "choices": [],

@@ -39,7 +39,7 @@ from retrieval.tasks.qa.corpus import (
     read_corpus,
     write_corpus,
 )
-from retrieval.tasks.qa.record import AskedQuestion, QaBuilder
+from retrieval.tasks.qa.record import QaBuilder, RankedQuestion
 from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
 from retrieval.tasks.task_protocol import Example
 
@@ -90,6 +90,7 @@ def prepare(
     assert task is not None
     AnswerTemplate.of(task, "qa")  # refused before hours of work, not after
     documents, questions = read_corpus(config, task, folder, report, progress)
+    # Splits and copies come first: questions that are dropped because of them need no embedding.
     corpus, splits = write_corpus(config, task, folder, documents, questions, progress)
     require_training(splits.values(), "qa", "documents with questions")
     kept = _kept(config, task, corpus, questions, splits, report)
@@ -99,6 +100,7 @@ def prepare(
     save_array(folder / "held-out.npy", np.array(held_out, dtype=bool))
     index_texts(config, corpus.texts(), len(documents), folder, progress)
     if embedder and "dense" in task.legs:
+        # All in memory: the embedder sorts the texts by length.
         texts = [document_text(document) for document in documents]
         vectors = embedder.encode(texts, lambda done, total: progress("qa: embed", done, total))
         queries = embedder.encode(
@@ -107,9 +109,11 @@ def prepare(
             "query",
         )
         index = DenseIndex.build(vectors, kind_for(config.dense_index, len(texts)), config.seed)
+        # A flat index is exact, so there is nothing to measure.
         if index.kind != "flat":
             report.index = recall_against_flat(index, vectors, queries)
         index.save(folder / VECTORS)
+        # Embedded here, once and in one batch, so that the processes that build shards need no model.
         save_array(folder / "queries.npy", queries)
     return len(kept)
 
@@ -119,15 +123,15 @@ def _kept(
     task: QaTask,
     corpus: Corpus,
     questions: Items[Question],
-    asked: Mapping[str, str],
+    split_of_context: Mapping[str, str],
     report: TaskReport,
 ) -> list[int]:
-    """Places of the questions that become records: no duplicates across splits, no more than asked for."""
+    """Places of the questions that become records: no duplicates across splits, no more than the limits."""
     contexts = list(questions.column("context_id"))
     dropped = report.tally.dropped
 
     def split(number: int) -> str:
-        return asked[contexts[number]]
+        return split_of_context[contexts[number]]
 
     kept = []
     for number, (context, oracles) in enumerate(zip(contexts, questions.column("oracles"), strict=True)):
@@ -183,8 +187,8 @@ class QaWork:
         # A block of questions that share a context is looked at whole even where the shard ends within it, so
         # that a record does not depend on how the work is cut.
         wide = range(numbers.start // share * share, min(-(-numbers.stop // share) * share, len(self.kept)))
-        asked, rankings = self._asked(wide)
-        groups = sharing_groups([one.split for one in asked], share)
+        ranked, rankings = self._ranked(wide)
+        groups = sharing_groups([one.split for one in ranked], share)
         contexts: dict[int, dict[int, str]] = {}
         for number in numbers:
             at = number - wide.start
@@ -192,9 +196,11 @@ class QaWork:
             if first not in contexts:
                 # A group that two shards share is counted once, by the shard that has its first question.
                 counted = report if first + wide.start in numbers else TaskReport()
-                contexts[first] = self.builder.context([asked[i] for i in groups[at]], counted)
-            one = asked[at]
-            record = self.builder.record(one, contexts[first], asked[first].question.context_id, report)
+                contexts[first] = self.builder.context([ranked[i] for i in groups[at]], counted)
+            one = ranked[at]
+            record = self.builder.record(one, contexts[first], ranked[first].question.context_id, report)
+            # Ranks are counted for written records only, so that the measures are of the same questions as
+            # the scores.
             if record is None:
                 continue
             report.add_question(one.split, one.question.context_id, one.question.text)
@@ -202,25 +208,26 @@ class QaWork:
                 report.add_ranking(one.split, leg, ranking, np.array(one.oracles))
             yield record, _ranking(self.corpus, record, rankings[at])
 
-    def _asked(self, numbers: range) -> tuple[list[AskedQuestion], list[dict[str, np.ndarray]]]:
+    def _ranked(self, numbers: range) -> tuple[list[RankedQuestion], list[dict[str, np.ndarray]]]:
         """Each question with its documents as ranked, and the rankings of all legs."""
         questions = [self.questions[int(self.kept[number])] for number in numbers]
         legs = self._legs(numbers, questions)
         rankings = [_rank(number, legs, self.task) for number in range(len(questions))]
-        asked = []
-        for number, question, ranked in zip(numbers, questions, rankings, strict=True):
+        found = []
+        for number, question, by_leg in zip(numbers, questions, rankings, strict=True):
             oracles = tuple(self.corpus.place[name] for name in question.oracle_ids)
             split = "test" if self.held_out[number] else "train"
             if self.reranker is not None:
-                ranked["reranked"] = self.reranker.rerank(
-                    question.text, ranked["fused"], self.corpus.text, self.task.rerank_depth
+                by_leg["reranked"] = self.reranker.rerank(
+                    question.text, by_leg["fused"], self.corpus.text, self.task.rerank_depth
                 )
-            best = ranked.get("reranked", ranked["fused"])
-            asked.append(AskedQuestion(question, split, oracles, best.tolist()))
-        return asked, rankings
+            # The reranked order is what prompts are made of; both are kept for the report.
+            best = by_leg.get("reranked", by_leg["fused"])
+            found.append(RankedQuestion(question, split, oracles, best.tolist()))
+        return found, rankings
 
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
-        """What each leg found for each question, among the documents that existed when it was asked."""
+        """What each leg found for each question, among the documents that existed at its time."""
         words = [self.bm25.tokenizer(question.text) for question in questions]
         search = {"bm25": lambda rows, k: list(map(_Found, *self.bm25.search_batch(words[rows], k)))}
         if (dense := self.dense) is not None and self.queries is not None:
@@ -230,6 +237,8 @@ class QaWork:
                 _Found(places[places >= 0], scores[places >= 0])
                 for places, scores in zip(*dense.search(vectors[rows], k), strict=True)
             ]
+        # All questions of the batch in one call for each leg. Only those with a time are searched again,
+        # below.
         legs = {leg: find(slice(None), DEPTH) for leg, find in search.items()}
         for row, question in enumerate(questions):
             if question.time is not None:
@@ -238,14 +247,17 @@ class QaWork:
                     legs[leg][row] = self._known(legs[leg][row], question.time, deeper)
         return legs
 
-    def _known(self, found: _Found, asked: float, deeper: Callable[[int], list[_Found]]) -> _Found:
-        """The best `DEPTH` documents that existed when it was asked; `deeper` searches again if needed."""
+    def _known(self, found: _Found, time: float, deeper: Callable[[int], list[_Found]]) -> _Found:
+        """The best `DEPTH` documents that existed at a time; `deeper` searches again if needed."""
         depth = DEPTH
         while True:
             # Written as "not later", because a comparison with NaN (an unknown time) is false.
-            known = found.among(~(self.corpus.times[found.places] > asked))
+            known = found.among(~(self.corpus.times[found.places] > time))
+            # Enough are known, or a deeper search can find no more.
             if len(known.places) >= DEPTH or len(found.places) < depth or depth >= len(self.corpus.times):
                 return known.among(slice(DEPTH))
+            # Four times as deep each turn: where most documents are later, few searches reach the end of the
+            # corpus.
             depth = min(4 * depth, len(self.corpus.times))
             found = deeper(depth)[0]
 
@@ -278,6 +290,7 @@ def open_work(config: ContextConfig, folder: Path) -> QaWork:
 
 def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str, np.ndarray]:
     rankings = {leg: found[number].places for leg, found in legs.items()}
+    # Fusion works on places 0 to n - 1, so it ranks the union of what the legs found, not the whole corpus.
     pool = np.unique(np.concatenate([rankings[leg] for leg in task.legs]))
     # In the order of the table: see `retrieval.search.fusion`.
     fused = {leg: legs[leg][number].ranking(pool) for leg in LEGS if leg in task.legs}
@@ -287,6 +300,7 @@ def _rank(number: int, legs: dict[str, list[_Found]], task: QaTask) -> dict[str,
 
 def _ranking(corpus: Corpus, record: dict[str, Any], rankings: dict[str, np.ndarray]) -> dict[str, Any]:
     row: dict[str, Any] = {key: record[key] for key in ("id", "context_id", "split", "task")}
+    # All documents are candidates, so the list is left empty instead of repeating the corpus in each row.
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
     for leg in (*LEGS, "fused", "reranked"):

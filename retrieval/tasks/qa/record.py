@@ -23,8 +23,8 @@ from retrieval.text.normalize import seeded_hash, seeded_share
 
 
 @dataclass(frozen=True)
-class AskedQuestion:
-    """A question as it is built.
+class RankedQuestion:
+    """A question with the documents that the retriever found for it.
 
     Attributes:
         question: the question.
@@ -70,15 +70,16 @@ class QaBuilder:
     held_out: Callable[[int], bool]
     template: AnswerTemplate | None = None
 
-    def context(self, group: Sequence[AskedQuestion], report: TaskReport) -> dict[int, str]:
+    def context(self, group: Sequence[RankedQuestion], report: TaskReport) -> dict[int, str]:
         """Return the documents that all questions of a group see: text by place, in prompt order."""
         split = group[0].split
         wanted: list[int] = []
         if split == "test":
+            # A held-out question has a group of its own, so the first question is the only one.
             chosen = [p for p in group[0].fused if not self._later(p, group)][: self.task.n_contexts]
         else:
             wanted = list(
-                dict.fromkeys(p for asked in group if self._with_oracle(asked) for p in asked.needed)
+                dict.fromkeys(p for ranked in group if self._with_oracle(ranked) for p in ranked.needed)
             )
             size = max(self.task.n_contexts, len(wanted))
             if len(group) > 1:
@@ -90,6 +91,7 @@ class QaBuilder:
                 self._usable(group),
                 size - len(wanted),
                 self.task.ranks,
+                # By ids, not places: a document that is added to the corpus changes no draw.
                 lambda place: seeded_hash(self.seed, "distractor", name, self.document(place).id),
             )
             report.note(split, "distractor_outside_ranks", outside)
@@ -101,25 +103,28 @@ class QaBuilder:
         return {place: texts[place] for place in order}
 
     def record(
-        self, asked: AskedQuestion, context: dict[int, str], context_id: str, report: TaskReport
+        self, ranked: RankedQuestion, context: dict[int, str], context_id: str, report: TaskReport
     ) -> dict[str, Any] | None:
         """Build the record of one question over a context; None where the record would leak (counted).
 
         Args:
-            asked: the question.
+            ranked: the question.
             context: text by place, in prompt order, as `context` returned it.
             context_id: id of the context that the record belongs to.
             report: counts what is dropped, and how the record is built.
         """
-        question, task = asked.question, self.task
+        question, task = ranked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
-        if later or any(self._later(place, [asked]) for place in asked.needed):
+        # A question whose own document is later than itself cannot be answered fairly, whatever the prompt
+        # holds.
+        if later or any(self._later(place, [ranked]) for place in ranked.needed):
             report.tally.dropped[leaks.LATER_CONTEXT] += 1
             return None
         passages = {p: Passage(d.id, d.title, context[p]) for p, d in documents.items()}
-        there = [place for place in asked.oracles if place in context]
-        enough = len(there) == len(asked.oracles) if question.needs_all else bool(there)
+        # In a held-out prompt, an oracle may not be retrieved, or be dropped for the budget.
+        there = [place for place in ranked.oracles if place in context]
+        enough = len(there) == len(ranked.oracles) if question.needs_all else bool(there)
         shown = templates.qa_input([(p.title, p.text) for p in passages.values()], question.text)
         name = f"qa:{question.id}"
         taught = answer_styles.taught_answer(
@@ -133,7 +138,8 @@ class QaBuilder:
             oracles=[passages[place] for place in there] if enough else [],
             abstain=templates.NO_DOCUMENT if task.abstain else None,
         )
-        report.note(asked.split, taught.counted)
+        report.note(ranked.split, taught.counted)
+        # Only a user's template can do this: other quotations are taken from the texts of the prompt.
         if answer_styles.false_quotes(taught.output, shown):
             report.tally.dropped[leaks.FALSE_QUOTE] += 1
             return None
@@ -147,7 +153,7 @@ class QaBuilder:
             "input": shown,
             "output": taught.output,
             "task": "qa",
-            "split": asked.split,
+            "split": ranked.split,
             "context_id": context_id,
             "context_ids": [document.id for document in documents.values()],
             "oracle_ids": list(question.oracle_ids),
@@ -158,26 +164,29 @@ class QaBuilder:
             "source_row": question.row,
         }
 
-    def _with_oracle(self, asked: AskedQuestion) -> bool:
-        return seeded_share(self.seed, "oracle", asked.question.id) < self.task.oracle_share
+    def _with_oracle(self, ranked: RankedQuestion) -> bool:
+        return seeded_share(self.seed, "oracle", ranked.question.id) < self.task.oracle_share
 
-    def _later(self, place: int, group: Sequence[AskedQuestion]) -> bool:
+    def _later(self, place: int, group: Sequence[RankedQuestion]) -> bool:
         """Whether a document is later than some question of the group."""
-        times = [asked.question.time for asked in group if asked.question.time is not None]
+        times = [ranked.question.time for ranked in group if ranked.question.time is not None]
         since = self.document(place).time if times else None
         return since is not None and since > min(times)
 
-    def _usable(self, group: Sequence[AskedQuestion]) -> Iterator[int]:
+    def _usable(self, group: Sequence[RankedQuestion]) -> Iterator[int]:
         """Places that may be distractors, as ranked.
 
         Left out are held-out documents, the right ones and their copies, and those later than the question.
         """
-        right = {place for asked in group for place in asked.oracles}
+        right = {place for ranked in group for place in ranked.oracles}
+        # Digests find equal texts without comparing words; `copies` finds those that are nearly equal.
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
-        rankings = [asked.fused for asked in group]
+        rankings = [ranked.fused for ranked in group]
+        # The questions of a group take turns, so that each gets distractors of its own.
         for place in rankings[0] if len(rankings) == 1 else merged(rankings):
             barred = place in right or self.held_out(place) or self.content(place) in same
+            # The cheap tests first: `copies` makes the shingles of a whole text.
             if not barred and not self._later(place, group) and not copies(self._text(place)):
                 yield place
 
@@ -186,7 +195,11 @@ class QaBuilder:
         return titled(document.title, document.text)
 
     def _fitted(
-        self, chosen: Sequence[int], group: Sequence[AskedQuestion], wanted: Sequence[int], report: TaskReport
+        self,
+        chosen: Sequence[int],
+        group: Sequence[RankedQuestion],
+        wanted: Sequence[int],
+        report: TaskReport,
     ) -> dict[int, str]:
         """Text by place of the documents that are within the budget."""
         documents = [self.document(place) for place in chosen]
@@ -199,9 +212,9 @@ class QaBuilder:
         def keep(text: str) -> str | None:
             """The one sentence that must stay; none can be named where questions want different ones."""
             found = {
-                answer_styles.supporting_sentence([text], asked.question.answers, asked.question.text)
-                for asked in group
-                if any(self.document(place).text == text for place in asked.oracles)
+                answer_styles.supporting_sentence([text], ranked.question.answers, ranked.question.text)
+                for ranked in group
+                if any(self.document(place).text == text for place in ranked.oracles)
             }
             return next(iter(found)) if len(found) == 1 else None
 

@@ -1,4 +1,4 @@
-"""What is said of answers to questions over documents."""
+"""Scores of answers to questions over documents."""
 
 from __future__ import annotations
 

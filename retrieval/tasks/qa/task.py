@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from retrieval.evaluation.task_report import Progress, TaskReport
-from retrieval.readers.documents.documents import holds_instructions
+from retrieval.readers.documents.documents import tells_instructions
 from retrieval.search.dense.embedder import Embedder
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
+from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa import instructions, questions
+from retrieval.tasks.qa.inputs import document_files
 from retrieval.tasks.task_protocol import Task, TaskWork
 
 
@@ -42,6 +45,21 @@ def open_work(config: ContextConfig, folder: Path) -> TaskWork:
     if instructions.is_prepared(folder):
         return instructions.open_work(folder)
     return questions.open_work(config, folder)
+
+
+def holds_instructions(task: QaTask) -> bool:
+    """Whether the source of a question task holds instructions with answers instead of documents.
+
+    Where the configuration does not name the layout, the fields of the first row tell it.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if task.format != "auto":
+        return DOCUMENT_LAYOUTS[task.format].instructions
+    if task.questions is not None:  # then the source holds their documents
+        return False
+    return tells_instructions(document_files(task)[0])
 
 
 def _needs_embedder(config: ContextConfig) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval.corpus.source_files import table_files
+from jora_core.base.errors import InputError
+from retrieval.corpus.remote_sources import is_url
+from retrieval.corpus.source_files import expand_path
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import TablesTask
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
@@ -19,5 +22,37 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     for split, root, tsv in table_files(config.tables):
         role = f"tables{'.' + split if split else ''}"
         yield f"{role}/{tsv.name}", tsv
+        # All tables beside the questions, also unused ones: which are used is known only after the questions
+        # are read.
         for path in sorted((root / "csv").rglob("*.csv")):
             yield f"{role}/{path.relative_to(root).as_posix()}", path
+
+
+def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
+    """Return (split, root, tsv) of each source of a table task; the split is "" if the seed decides it.
+
+    Raises:
+        InputError: the folder or its .tsv is missing.
+    """
+    wanted = [("train" if task.test_source else "", task.source, "tables.source")]
+    if task.test_source:
+        wanted.append(("test", task.test_source, "tables.test_source"))
+    out = []
+    for split, source, field in wanted:
+        path = Path(_tables_copy(source, field) if is_url(source) else expand_path(source, field))
+        tsv = path / "data" / "training.tsv" if path.is_dir() else path
+        if not tsv.is_file():
+            raise InputError(f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout or a .tsv")
+        # The `context` column has paths below the root, and the .tsv lies in `data/` of that root.
+        out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))
+    return out
+
+
+def _tables_copy(url: str, field: str) -> str:
+    """Fetch a tables folder, or the folder around one of its .tsv files: the tables lie beside that file."""
+    kinds = (".csv", ".tsv")
+    if not url.endswith(".tsv"):
+        return expand_path(url, field, kinds)
+    # `…/data/training.tsv`: two levels up is the root that the tables lie below.
+    root, folder, name = url.rsplit("/", 2)
+    return str(Path(expand_path(root, field, kinds)) / folder / name)

@@ -1,4 +1,4 @@
-"""What is said of answers to table questions."""
+"""Scores of answers to table questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table records: answer a question from its table, with retrieved tables beside it if asked for."""
+"""Table records: answer a question from its table, with retrieved tables beside it if configured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import Items, write_items
-from retrieval.corpus.source_files import table_files
 from retrieval.corpus.types import Question, Table, Tally
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards import leaks
@@ -24,6 +23,7 @@ from retrieval.search.bm25.builder import build_ranker
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask
+from retrieval.tasks.tables.inputs import table_files
 from retrieval.tasks.task_protocol import Task
 from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seeded_share
 
@@ -72,22 +72,25 @@ def prepare(
     assert task is not None
     AnswerTemplate.of(task, "tables")  # refused before hours of work, not after
     progress("tables: read", 0, 0)
-    asked = _table_questions(config, task, report.tally)
-    progress("tables: read", len(asked), len(asked))
-    content = {id(item.table): _content(item.table) for item in asked}
-    asked = drop_across_splits(
-        asked, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
+    items = _table_questions(config, task, report.tally)
+    progress("tables: read", len(items), len(items))
+    # By object, because two sources may have different tables with one id. Questions of a table share its
+    # object.
+    content = {id(item.table): _content(item.table) for item in items}
+    # Exact copies first: that is a look-up, and leaves fewer texts for the comparison of near ones.
+    items = drop_across_splits(
+        items, lambda a: a.split, lambda a: content[id(a.table)], "table_also_in_test", report.tally
     )
-    asked = drop_near_duplicates(
-        asked,
+    items = drop_near_duplicates(
+        items,
         lambda a: a.split,
         lambda a: _block(a.table),
         config.near_duplicates,
         "table_nearly_in_test",
         report.tally,
     )
-    asked = cap(
-        asked,
+    items = cap(
+        items,
         split=lambda a: a.split,
         context=lambda a: a.table.id,
         name=lambda a: a.question.id,
@@ -95,15 +98,16 @@ def prepare(
         seed=config.seed,
         tally=report.tally,
     )
-    contexts = _contexts(config, task, asked, content, report)
+    contexts = _contexts(config, task, items, content, report)
     tables: dict[tuple[str, str], int] = {}
-    rows = [_TableQuestionRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in asked]
-    by_key = {(item.split, item.table.id): item.table for item in asked}
+    # Tables are numbered by split and id, because both sources of a corpus may have a table of one id.
+    rows = [_TableQuestionRow(tables.setdefault((a.split, a.table.id), len(tables)), a.split) for a in items]
+    by_key = {(item.split, item.table.id): item.table for item in items}
     write_items(folder / "tables.arrow", Table, (by_key[key] for key in tables))
     write_items(folder / "contexts.arrow", _Context, (contexts[key] for key in tables))
-    write_items(folder / "questions.arrow", Question, (item.question for item in asked))
+    write_items(folder / "questions.arrow", Question, (item.question for item in items))
     write_items(folder / "question-tables.arrow", _TableQuestionRow, rows)
-    return len(asked)
+    return len(items)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class TablesWork:
     tables: Items[Table]
     contexts: Items[_Context]
     questions: Items[Question]
-    asked: Items[_TableQuestionRow]
+    question_rows: Items[_TableQuestionRow]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
         """Build (record, None) of the questions `low` to `high - 1`, in source order.
@@ -125,7 +129,9 @@ class TablesWork:
             high: number after the last one.
             report: counts records, and questions that are left out.
         """
-        for question, row in zip(self.questions.run(low, high), self.asked.run(low, high), strict=True):
+        for question, row in zip(
+            self.questions.run(low, high), self.question_rows.run(low, high), strict=True
+        ):
             item = _TableQuestion(question, self.tables[row.table], row.split)
             record = _record(item, self.contexts[row.table], self.task, self.template, report)
             if record is not None:
@@ -147,10 +153,11 @@ def open_work(config: ContextConfig, folder: Path) -> TablesWork:
 
 
 def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> list[_TableQuestion]:
-    asked = []
+    items = []
     splits: dict[str, str] = {}
     count = token_count(config)
 
+    # Cached, because a table has several questions.
     @cache
     def over(table: Table) -> bool:
         # Half a table gives another answer: how many, which is the last. It is all or nothing.
@@ -167,14 +174,14 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
             elif over(table):
                 tally.dropped["table_over_max_context_tokens"] += 1
             else:
-                asked.append(_TableQuestion(question, table, splits[f"{split}:{table.id}"]))
+                items.append(_TableQuestion(question, table, splits[f"{split}:{table.id}"]))
     require_training(splits.values(), "tables", "tables")
-    if not asked:
+    if not items:
         raise InputError(
             f"tables: no table has at most {task.max_rows} rows and {task.max_context_tokens} tokens; raise "
             "tables.max_rows or tables.max_context_tokens"
         )
-    return asked
+    return items
 
 
 def _block(table: Table) -> str:
@@ -188,7 +195,7 @@ def _content(table: Table) -> bytes:
 def _contexts(
     config: ContextConfig,
     task: TablesTask,
-    asked: list[_TableQuestion],
+    items: list[_TableQuestion],
     content: dict[int, bytes],
     report: TaskReport,
 ) -> dict[tuple[str, str], _Context]:
@@ -196,7 +203,8 @@ def _contexts(
     out: dict[tuple[str, str], _Context] = {}
     count = token_count(config)
     for split in ("train", "test"):
-        tables = list({item.table.id: item.table for item in asked if item.split == split}.values())
+        # Only tables of the same split, so that a training prompt shows no table of the test split.
+        tables = list({item.table.id: item.table for item in items if item.split == split}.values())
         blocks = [_block(table) for table in tables]
         if task.n_contexts == 1:
             out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
@@ -206,6 +214,8 @@ def _contexts(
         index = build_ranker(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
             with_oracle = split == "test" or seeded_share(config.seed, "oracle", table.id) < task.oracle_share
+            # Each word of the table once, in a fixed order: a repeated cell value must not dominate, and a
+            # set has another order in each process.
             ranked = top_k(index.scores(sorted(set(tokens[place]))), len(tables)).tolist()
             # A table equal to the right one, or nearly, would be a second right answer, not a distractor.
             own, copies = content[id(table)], CopyTest([blocks[place]], config.near_duplicates)
@@ -214,14 +224,17 @@ def _contexts(
             )
             draw = partial(_draw, config.seed, table.id, tables)
             ranks = task.ranks if split == "train" else None
+            # `with_oracle` is a bool, which counts as 1.
             chosen, outside = pick(usable, task.n_contexts - with_oracle, ranks, draw)
             report.note(split, "distractor_outside_ranks", outside)
             if task.max_context_tokens is not None:
+                # The right table is the most wanted one, so it is the last that the budget drops.
                 wanted = ([place] if with_oracle else []) + chosen
                 chosen, shortened = _fitted(wanted, blocks, place, task.max_context_tokens, count)
                 report.note(split, "context_shortened", shortened)
             elif with_oracle:
                 chosen = [place, *chosen]
+            # In a seeded order, or the right table would always stand first.
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
@@ -236,20 +249,22 @@ def _fitted(
     chosen: list[int], blocks: list[str], right: int, budget: int, count: Count
 ) -> tuple[list[int], bool]:
     """Those of the chosen tables that are within the budget, each whole, and whether some had to go."""
+    # With the blank line that separates blocks in the prompt, because it costs tokens too.
     texts = [blocks[i] + "\n\n" for i in chosen]
+    # Without the right table, the first stays: a prompt needs at least one.
     protected = [chosen.index(right)] if right in chosen else [0]
     fitted = fit(texts, budget, count, protected)
     return [i for i, text in zip(chosen, fitted.texts, strict=True) if text is not None], fitted.shortened
 
 
 def _record(
-    asked: _TableQuestion,
+    item: _TableQuestion,
     context: _Context,
     task: TablesTask,
     template: AnswerTemplate | None,
     report: TaskReport,
 ) -> dict[str, Any] | None:
-    question = asked.question
+    question = item.question
     name = f"tables:{question.id}"
     passages = [Passage(i, "", block) for i, block in zip(context.ids, context.blocks, strict=True)]
     abstention = templates.NO_TABLE if task.abstain else None
@@ -261,10 +276,10 @@ def _record(
         answers=question.answers,
         direct=templates.ANSWER_SEPARATOR.join(question.answers),
         passages=passages,
-        oracles=[passage for passage in passages if passage.id == asked.table.id],
+        oracles=[passage for passage in passages if passage.id == item.table.id],
         abstain=abstention,
     )
-    report.note(asked.split, taught.counted)
+    report.note(item.split, taught.counted)
     shown = templates.tables_input(context.blocks, question.text)
     if false_quotes(taught.output, shown):
         report.tally.dropped[leaks.FALSE_QUOTE] += 1
@@ -277,11 +292,11 @@ def _record(
         "input": shown,
         "output": taught.output,
         "task": "tables",
-        "split": asked.split,
-        "context_id": asked.table.id,
+        "split": item.split,
+        "context_id": item.table.id,
         "context_ids": list(context.ids),
-        "oracle_ids": [asked.table.id],
-        "oracle_in_context": asked.table.id in context.ids,
+        "oracle_ids": [item.table.id],
+        "oracle_in_context": item.table.id in context.ids,
         "gold": list(taught.gold),
         "choices": [],
         "source": question.source,

@@ -21,6 +21,7 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     for split, file in thread_files(config.threads):
         role = f"threads{'.' + split if split else ''}"
         yield f"{role}/{file.name}", file.path
+        # The label is the name below the source, which stays the same when the corpus moves.
         companion, label = format.companion_of(file.path), format.companion_of(Path(file.name))
         if companion is not None and label is not None and companion.is_file():
             yield f"{role}/{label.as_posix()}", companion

@@ -37,7 +37,7 @@ class ThreadRecordBuilder:
         """Build the record of a reply; None where it would leak its answer or has none to teach.
 
         Args:
-            reply: the comment to ask about.
+            reply: the comment.
             wanted: places of the candidates that the prompt may hold, the most wanted first. With
                 `contexts: window`, only the posts of the window, the newest first.
             report: counts what is dropped, and how the record is built.
@@ -49,6 +49,7 @@ class ThreadRecordBuilder:
         choose = training and task.contexts == "retrieved"
         chosen = self._chosen(reply, wanted, report) if choose else list(wanted[: task.n_contexts])
         texts = self._fitted(reply, chosen, set(gold) if choose else set(), report)
+        # In time order, whatever their rank: a conversation out of order cannot be followed.
         places = sorted(texts)
         context = [candidates[place] for place in places]
         labels = [templates.post_label(post.author, n) for n, post in enumerate(context, start=1)]
@@ -79,6 +80,7 @@ class ThreadRecordBuilder:
             "source": reply.thread.source,
             "source_row": comment.row,
         }
+        # On the finished record, so that a mistake in any step before is found as well.
         leak = self._leak(record, reply, context, right_labels)
         if leak is not None:
             report.tally.dropped[leak] += 1
@@ -102,13 +104,16 @@ class ThreadRecordBuilder:
             chosen, outside = pick(others, task.n_contexts, task.ranks, draw)
             report.note(reply.split, "distractor_outside_ranks", outside)
             return chosen
+        # The right post is not drawn: it stands beside the drawn distractors, at whatever rank it has.
         if task.ranks is not None:
+            # A comment may answer several posts. One of them is enough; the best ranked one is taken.
             best = next(place for place in wanted if place in right)
             drawn, outside = pick(others, task.n_contexts - 1, task.ranks, draw)
             report.note(reply.split, "distractor_outside_ranks", outside)
             return [best, *drawn]
         chosen = list(wanted[: task.n_contexts])
         if not right & set(chosen):
+            # The lowest ranked post makes way for the right one.
             chosen[-1] = next(place for place in wanted if place in right)
             report.note(reply.split, "right_post_put_in")
         return chosen
@@ -150,4 +155,5 @@ class ThreadRecordBuilder:
         found = leaks.thread_leaks(
             record, comment.text, parents, links=format.quotelinks, labels=right_labels
         )
+        # One reason for each record, so that the counts of dropped records add up.
         return found[0] if found else None

@@ -1,4 +1,4 @@
-"""What is said of answers to thread records: directionality, beside four baselines without a model."""
+"""Scores of answers to thread records: directionality, beside four baselines without a model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def score(answers: Answers) -> dict[str, Any]:
     `generated`.
     """
     records = {record["id"]: record for record in answers.records}
+    # A limited evaluation answers some of the records only; the baselines are scored on the same ones.
     rankings = [row for row in answers.rankings() if row["id"] in records]
 
     def scores_of(column: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from retrieval.settings.tasks import ThreadsTask
 
 @dataclass(frozen=True)
 class Reply:
-    """A comment that a record asks about: which earlier post of its thread does it answer?
+    """The comment of a record: which earlier post of its thread does it answer?
 
     Attributes:
         thread: the comment's thread.
@@ -134,6 +134,8 @@ def store_threads(
     with ItemSink(folder / "all-posts.arrow", Post) as posts:
         for thread in read_threads(task, tally):
             start = posts.rows
+            # Written before it is known whether the thread stays: threads come as a stream, and a later one
+            # with the same id may win.
             for post in thread.posts:
                 posts.add(post)
             read += 1
@@ -141,6 +143,7 @@ def store_threads(
                 progress("threads: read", read, 0)
             if thread.id in rows:
                 tally.dropped["thread_twice"] += 1
+                # A thread in both splits is held out: in training it would show the test split.
                 if rows[thread.id].split == "test" or thread.split != "test":
                     continue
             about = (thread.id, thread.source, thread.row, thread.split, thread.time)
@@ -148,6 +151,7 @@ def store_threads(
     progress("threads: read", read, read)
     if not rows:
         raise InputError(f"threads.source: {task.source} holds no thread; expected at least one")
+    # A second pass drops the posts of threads that did not stay, so that the indexes do not see them.
     _write_threads(folder, list(rows.values()), _splits(config, task, list(rows.values())))
     return ThreadStore(folder)
 

@@ -52,6 +52,7 @@ def prepare(
     """
     task = config.threads
     assert task is not None
+    # From here on `format` is never "auto": the leak checks depend on it.
     task = task.model_copy(update={"format": thread_format(task)})
     threads = store_threads(config, task, folder, report.tally, progress)
     require_training(threads.rows.column("split"), "threads", "threads")
@@ -59,6 +60,7 @@ def prepare(
     with ItemSink(folder / "all-replies.arrow", ReplyRow) as sink:
         for row in _stored_replies(threads, task, report.tally):
             sink.add(row)
+            # 16 bytes for each reply instead of its text.
             content.append(_content(threads.reply(row)))
     replies = Items(folder / "all-replies.arrow", ReplyRow)
     kept = _kept(config, task, threads, replies, content, report.tally)
@@ -82,7 +84,7 @@ def _kept(
     content: Sequence[bytes],
     tally: Tally,
 ) -> list[int]:
-    """Numbers of the replies that become records: no duplicates across splits, no more than asked for."""
+    """Numbers of the replies that become records: no duplicates across splits, no more than the limits."""
     of = replies.numbers("thread").tolist()
     splits, ids = list(threads.rows.column("split")), list(threads.rows.column("id"))
 
@@ -95,6 +97,7 @@ def _kept(
     kept = drop_near_duplicates(
         kept,
         split,
+        # With what it answers: short comments ("thanks!") are alike everywhere without being copies.
         lambda number: _with_parents(threads.reply(replies[number])),
         config.near_duplicates,
         "near_duplicate_of_test_record",
@@ -162,12 +165,14 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
                 tally.read["posts_without_parent" if post.has_known_parents else "posts_not_annotated"] += 1
                 continue
             linked = [places[parent] for parent in post.parents]
+            # Clocks and exports are wrong now and then; a post cannot answer itself or a later one.
             parents = tuple(parent for parent in linked if parent < place)
             tally.dropped["link_to_same_or_later_post"] += len(linked) - len(parents)
             if not parents:
                 tally.dropped["comment_without_earlier_parent"] += 1
             elif not post.text:
                 tally.dropped["comment_without_text"] += 1
+            # In the test split it stays, and counts as a miss of the retriever.
             elif split == "train" and _unteachable(place, parents, task):
                 tally.dropped["training_parent_outside_window"] += 1
             else:
@@ -224,6 +229,8 @@ class _Dense:
         """
         starts = threads.rows.numbers("start")[replies.numbers("thread")]
         last, low = replies.numbers("place") + starts, replies.numbers("low") + starts
+        # Posts that are no candidate (after the last reply of a thread, outside of all windows) are not
+        # embedded.
         wanted = np.zeros(len(threads.posts), dtype=bool)
         for first, end in zip(low.tolist(), last.tolist(), strict=True):
             wanted[first:end] = True
@@ -261,6 +268,8 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     task, reply = work.task, work.threads.reply(row)
     low, high = reply.start + reply.low, reply.start + reply.place
     gold = np.array(reply.gold, dtype=np.int64)
+    # Parents before the window count as not found, so that a short window does not look like a good
+    # retriever.
     outside_window = len(reply.parents) - len(gold)
     scores = {"bm25": work.bm25.window_scores(work.bm25.tokenizer(reply.comment.text), low, high)}
     if work.dense is not None:
@@ -279,6 +288,7 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     if record is None:
         return None
     distance = reply.place - max(reply.parents)
+    # Only for written records, as the rankings below: the measures are of the same comments as the scores.
     report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
     for leg, ranking in rankings.items():
         report.add_ranking(reply.split, leg, ranking, gold, outside_window)

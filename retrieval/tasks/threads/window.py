@@ -21,6 +21,7 @@ def window_start(place: int, n_contexts: int) -> int:
     A window holds at most `n_contexts` posts, and more than half as many unless the thread has fewer.
     """
     stride = window_stride(n_contexts)
+    # Rounded up to a multiple of the stride: down, the window would hold more than `n_contexts` posts.
     return -(-max(0, place - n_contexts) // stride) * stride
 
 

@@ -15,7 +15,7 @@ from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
 from jora_core.base.spec_command import run_spec_command
 from jora_core.specs.read_spec import read_spec
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
 
@@ -53,7 +53,7 @@ def test_mapped_tasks_write_the_same_bytes(
         pytest.skip("prefect-dask (extra scale) is not installed")
     from flows.orchestration.records_flow import build_records
 
-    build_context(context, tmp_path / "plain")
+    build_record_files(context, tmp_path / "plain")
     changed = context.model_copy(update={"backend": backend})
     result = build_records(changed, tmp_path / "out", tmp_path / "work", RETRIES)
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")

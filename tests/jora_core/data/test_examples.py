@@ -78,7 +78,7 @@ def sample_rows(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     """Real records of the embedded sample by task, as `build-context` writes them."""
     import pyarrow.parquet as pq
 
-    from retrieval.build.build import build_context
+    from retrieval.build.build import build_record_files
     from retrieval.settings.context import ContextConfig
 
     folder = tmp_path_factory.mktemp("sample")
@@ -99,7 +99,7 @@ def sample_rows(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
             "max_records": 60,
         },
     }
-    build_context(ContextConfig.model_validate(raw), folder)
+    build_record_files(ContextConfig.model_validate(raw), folder)
     rows = pq.read_table(folder / "records.parquet").to_pylist()
     return {
         task: [row for row in rows if row["task"] == task and row["split"] == "train"]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import (
     RANKING_COLUMNS,
@@ -46,7 +46,7 @@ def write_threads(path: Path, *threads: list[dict[str, Any]]) -> Path:
 
 
 def test_threads_follow_the_contract(threads_file: Path, tmp_path: Path) -> None:
-    metrics = build_context(threads_config(threads_file), tmp_path / "out")
+    metrics = build_record_files(threads_config(threads_file), tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")
     rankings = read_rankings(tmp_path / "out" / "rankings.parquet")
     assert [r["id"] for r in records] == [r["id"] for r in rankings]
@@ -99,7 +99,7 @@ def test_columns_and_metadata(threads_file: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     config = threads_config(threads_file)
-    build_context(config, tmp_path)
+    build_record_files(config, tmp_path)
     assert pq.read_schema(tmp_path / "records.parquet").names == list(RECORD_COLUMNS)
     assert pq.read_schema(tmp_path / "rankings.parquet").names == list(RANKING_COLUMNS)
     metadata = file_metadata(tmp_path / "records.parquet")
@@ -127,14 +127,16 @@ def full_config(root: Path, embedder: Path) -> ContextConfig:
 @pytest.mark.usefixtures("threads_file", "tables_folder", "qa_files")
 def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embedder: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    build_context(full_config(tmp_path, tiny_embedder), tmp_path / "one", lambda *step: told.append(step))
+    build_record_files(
+        full_config(tmp_path, tiny_embedder), tmp_path / "one", lambda *step: told.append(step)
+    )
     moved = tmp_path / "elsewhere" / "deeper"
     moved.mkdir(parents=True)
     for name in ("tables", "threads.ndjson", "documents.jsonl", "questions.jsonl"):
         source = tmp_path / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, moved / name)
         os.utime(moved / name, (0, 0))
-    build_context(full_config(moved, tiny_embedder), tmp_path / "two")
+    build_record_files(full_config(moved, tiny_embedder), tmp_path / "two")
     for name in ("records.parquet", "rankings.parquet", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert {stage.split(":")[0] for stage, _, _ in told} == {
@@ -153,7 +155,7 @@ def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embe
 
 @pytest.mark.usefixtures("threads_file", "tables_folder", "qa_files")
 def test_tables_and_documents_follow_the_contract(tmp_path: Path, tiny_embedder: Path) -> None:
-    metrics = build_context(full_config(tmp_path, tiny_embedder), tmp_path / "out")
+    metrics = build_record_files(full_config(tmp_path, tiny_embedder), tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")
     split = {r["context_id"]: r["split"] for r in records}
     by_context: dict[str, set[str]] = {}
@@ -185,8 +187,8 @@ def test_tables_and_documents_follow_the_contract(tmp_path: Path, tiny_embedder:
 
 def test_both_bm25_backends_give_the_same_rankings(threads_file: Path, tmp_path: Path) -> None:
     config = threads_config(threads_file)
-    build_context(config, tmp_path / "csr")
-    build_context(config.model_copy(update={"bm25_backend": "rank_bm25"}), tmp_path / "library")
+    build_record_files(config, tmp_path / "csr")
+    build_record_files(config.model_copy(update={"bm25_backend": "rank_bm25"}), tmp_path / "library")
     rows = [read_rankings(tmp_path / name / "rankings.parquet") for name in ("csr", "library")]
     assert rows[0] == rows[1]
 
@@ -201,7 +203,7 @@ def test_duplicates_across_splits_are_dropped(tmp_path: Path) -> None:
         return [*same, post(start + 2, link(start + 1) + own, "Oskar", start)]
 
     source = write_threads(tmp_path / "t.ndjson", *(thread(10 * i + 10) for i in range(20)))
-    metrics = build_context(threads_config(source), tmp_path / "out")["tasks"]["threads"]
+    metrics = build_record_files(threads_config(source), tmp_path / "out")["tasks"]["threads"]
     records = read_records(tmp_path / "out" / "records.parquet")
     train = [r for r in records if r["split"] == "train"]
     assert metrics["dropped"]["duplicate_of_test_record"] == metrics["contexts"]["train"] == len(train)
@@ -218,7 +220,7 @@ def test_dropped_comments_are_counted(tmp_path: Path) -> None:
     other = [post(20, "Other opening."), post(21, link(20) + "other reply", "Lena", 20)]
     source = write_threads(tmp_path / "t.ndjson", posts, other)
     config = threads_config(source).model_copy(update={"test_share": 0.0})
-    metrics = build_context(config, tmp_path / "out")["tasks"]["threads"]
+    metrics = build_record_files(config, tmp_path / "out")["tasks"]["threads"]
     assert metrics["dropped"] == {
         "comment_without_earlier_parent": 1,
         "comment_without_text": 1,
@@ -243,20 +245,20 @@ def test_a_parent_outside_the_window_is_dropped_in_training_and_lost_in_test(tmp
         tmp_path / "n.ndjson", [post(9000, "Opening."), post(9001, link(9000) + "near", "Lena", 9000)]
     )
     config = threads_config(near, test_source=str(source), window=3)
-    metrics = build_context(config, tmp_path / "out")["tasks"]["threads"]
+    metrics = build_record_files(config, tmp_path / "out")["tasks"]["threads"]
     assert metrics["records"] == {"train": 1, "test": 20}
     assert metrics["oracle_in_context"]["test"] == 0.0
     rows = read_rankings(tmp_path / "out" / "rankings.parquet", split="test")
     assert all(r["gold_ids"] == [r["opening_id"]] and r["opening_id"] not in r["candidate_ids"] for r in rows)
     with pytest.raises(InputError, match="no post replies to an earlier post"):
-        build_context(
+        build_record_files(
             threads_config(source, window=3).model_copy(update={"test_share": 0.0}), tmp_path / "none"
         )
 
 
 def test_caps_keep_whole_training_contexts_and_spread_the_test(threads_file: Path, tmp_path: Path) -> None:
     config = threads_config(threads_file, max_records=20, max_test_records=7)
-    metrics = build_context(config, tmp_path / "out")["tasks"]["threads"]
+    metrics = build_record_files(config, tmp_path / "out")["tasks"]["threads"]
     assert metrics["records"] == {"train": 20, "test": 7}
     assert metrics["contexts"]["train"] <= 5
     assert metrics["contexts"]["test"] >= 3
@@ -293,7 +295,7 @@ def test_bad_threads_leave_nothing_behind(tmp_path: Path, content: str | None, s
     if content is not None:
         (tmp_path / "t.ndjson").write_text(content)
     with pytest.raises(InputError, match=said):
-        build_context(threads_config(tmp_path / "t.ndjson"), tmp_path / "out")
+        build_record_files(threads_config(tmp_path / "t.ndjson"), tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
@@ -313,20 +315,20 @@ def test_dense_without_an_embedder_is_refused(threads_file: Path, tmp_path: Path
     with pytest.raises(
         InputError, match=r"threads\.legs has the leg 'dense' but no embedder .*data/tiny-embedder"
     ):
-        build_context(config, tmp_path / "out")
+        build_record_files(config, tmp_path / "out")
     for wrong in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"embedder: .*(modules\.json|does not exist)"):
-            build_context(config.model_copy(update={"embedder": str(wrong)}), tmp_path / "out")
+            build_record_files(config.model_copy(update={"embedder": str(wrong)}), tmp_path / "out")
 
 
 def test_unwritable_output_is_one_line(threads_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
-        build_context(threads_config(threads_file), tmp_path / "file" / "out")
+        build_record_files(threads_config(threads_file), tmp_path / "file" / "out")
     if Path("/dev/full").exists():
         (tmp_path / "full").mkdir()
         with pytest.raises(InputError, match="cannot be written"):
-            build_context(threads_config(threads_file), Path("/proc/none"))
+            build_record_files(threads_config(threads_file), Path("/proc/none"))
 
 
 def test_importing_the_room_stays_light() -> None:

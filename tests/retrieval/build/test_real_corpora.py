@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.answer_scores import directionality, tables_scores
 from retrieval.settings.context import ContextConfig
@@ -13,7 +13,7 @@ from retrieval.settings.tasks import TablesTask, ThreadsTask
 
 def test_all_of_wikitables_becomes_records_and_gold_scores_full(shared: Path, tmp_path: Path) -> None:
     config = ContextConfig(test_share=0.0, tables=TablesTask(source=str(shared / "data" / "wikitables")))
-    metrics = build_context(config, tmp_path)
+    metrics = build_record_files(config, tmp_path)
     task = metrics["tasks"]["tables"]
     assert task["read"]["questions"] == task["records"]["train"] == metrics["records"] == 14152
     assert (task["read"]["tables"], task["dropped"]) == (1679, {})
@@ -34,7 +34,7 @@ def test_irc_dev_links_and_recall(shared: Path, tmp_path: Path) -> None:
         legs=["bm25", "recency", "mention"],
         max_records=10,
     )
-    report = build_context(ContextConfig(threads=task), tmp_path)["tasks"]["threads"]
+    report = build_record_files(ContextConfig(threads=task), tmp_path)["tasks"]["threads"]
     assert report["contexts"]["test"] == 10
     assert 1900 < report["records"]["test"] < 2400
     legs = report["retrieval"]["test"]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.answer_scores import qa_scores
 from retrieval.prompts import answer_styles, templates
@@ -56,7 +56,7 @@ def build(write: Write, tmp_path: Path) -> Callable[..., tuple[list[dict[str, An
         config = ContextConfig(**top, qa=QaTask(**paths, **({"legs": ["bm25"]} | fields)))
         runs.append(0)
         out = tmp_path / f"out{len(runs)}"
-        metrics = build_context(config, out)["tasks"]["qa"]
+        metrics = build_record_files(config, out)["tasks"]["qa"]
         return read_records(out / "records.parquet"), metrics
 
     return run
@@ -213,7 +213,7 @@ def test_questions_share_a_context(build: Callable) -> None:
 def test_tables_have_styles_and_budgets(tables_folder: Path, tmp_path: Path) -> None:
     def run(name: str, **fields: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         config = ContextConfig(test_share=0.3, tables=TablesTask(source=str(tables_folder), **fields))
-        metrics = build_context(config, tmp_path / name)["tasks"]["tables"]
+        metrics = build_record_files(config, tmp_path / name)["tasks"]["tables"]
         return read_records(tmp_path / name / "records.parquet"), metrics
 
     plain, _ = run("plain", n_contexts=3, oracle_share=0.5)
@@ -235,7 +235,9 @@ def test_tables_have_styles_and_budgets(tables_folder: Path, tmp_path: Path) -> 
 def test_threads_may_do_without_the_answered_post(threads_file: Path, tmp_path: Path) -> None:
     def run(name: str, **fields: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         task = {"source": str(threads_file), "legs": ["bm25", "recency"], "n_contexts": 3} | fields
-        metrics = build_context(ContextConfig(test_share=0.3, threads=ThreadsTask(**task)), tmp_path / name)
+        metrics = build_record_files(
+            ContextConfig(test_share=0.3, threads=ThreadsTask(**task)), tmp_path / name
+        )
         return read_records(tmp_path / name / "records.parquet"), metrics["tasks"]["threads"]
 
     records, metrics = run("abstain", oracle_share=0.6, abstain=True)

@@ -17,7 +17,7 @@ import pytest
 
 from jora_core.base.errors import InputError
 from retrieval.build import shards
-from retrieval.build.build import build_context, merge_prepared
+from retrieval.build.build import build_record_files, merge_prepared
 from retrieval.build.shards import build_numbered, cut, prepare, shard_done, shard_paths
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import BATCH, ItemSink, item_schema, write_items
@@ -65,14 +65,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_threads_and_any_cut_give_the_same_bytes(config: ContextConfig, tmp_path: Path) -> None:
-    build_context(config, tmp_path / "one")
+    build_record_files(config, tmp_path / "one")
     expected = contents(tmp_path / "one")
     for name, changes in {
         "threads": {"workers": 3},
         "whole": {"shard_records": 4096},
         "odd": {"workers": 2, "shard_records": 7},
     }.items():
-        build_context(config.model_copy(update=changes), tmp_path / name)
+        build_record_files(config.model_copy(update=changes), tmp_path / name)
         assert contents(tmp_path / name) == expected, name
 
 
@@ -80,17 +80,17 @@ def test_threads_and_any_cut_give_the_same_bytes(config: ContextConfig, tmp_path
     importlib.util.find_spec("distributed") is None, reason="Dask (extra scale) is not installed"
 )
 def test_dask_gives_the_same_bytes(config: ContextConfig, tmp_path: Path) -> None:
-    build_context(config, tmp_path / "one")
+    build_record_files(config, tmp_path / "one")
     dask = config.model_copy(update={"backend": "dask", "workers": 2})
     told: list[tuple[str, int, int]] = []
-    build_context(dask, tmp_path / "dask", lambda *step: told.append(step))
+    build_record_files(dask, tmp_path / "dask", lambda *step: told.append(step))
     assert contents(tmp_path / "dask") == contents(tmp_path / "one")
     last = {step: (done, total) for step, done, total in told}
     assert all(last[f"{task}: records"][0] == last[f"{task}: records"][1] > 0 for task in ("tables", "qa"))
 
 
 def test_steps_in_other_processes_give_the_same_bytes(config: ContextConfig, tmp_path: Path) -> None:
-    build_context(config, tmp_path / "one")
+    build_record_files(config, tmp_path / "one")
     work = tmp_path / "work"
     prepared = prepare(config, work, lambda *_: None)
     assert [s.number for s in prepared.shards] == list(range(len(prepared.shards))) and len(
@@ -126,7 +126,7 @@ def test_finished_shards_are_found_again_unless_something_changed(
     paths = shard_paths(work, prepared.shards[2])
     paths["records"].write_bytes(paths["records"].read_bytes()[:-1])
     assert not shard_done(work, prepared.shards[2]) and shard_done(work, prepared.shards[1])
-    build_context(config, tmp_path / "out", work_dir=work)
+    build_record_files(config, tmp_path / "out", work_dir=work)
     assert 0 < len(built) - n <= 13
     # Another configuration finds nothing of use.
     prepare(config, work, lambda *_: None)
@@ -139,14 +139,14 @@ def test_finished_shards_are_found_again_unless_something_changed(
 def test_a_build_killed_anywhere_leaves_nothing_and_goes_on_to_the_same_bytes(
     light: ContextConfig, tmp_path: Path
 ) -> None:
-    build_context(light, tmp_path / "one")
+    build_record_files(light, tmp_path / "one")
     expected = contents(tmp_path / "one")
     (tmp_path / "config.json").write_text(light.model_dump_json())
     # The child kills itself at the n-th time that it makes a file's name known, or removes one.
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from retrieval.build.build import build_context\n"
+        "from retrieval.build.build import build_record_files\n"
         "from retrieval.settings.context import ContextConfig\n"
         "left = [int(sys.argv[2])]\n"
         "def tied(call):\n"
@@ -157,7 +157,7 @@ def test_a_build_killed_anywhere_leaves_nothing_and_goes_on_to_the_same_bytes(
         "    return run\n"
         "Path.replace, Path.unlink = tied(Path.replace), tied(Path.unlink)\n"
         "config = ContextConfig.model_validate_json(Path(sys.argv[1], 'config.json').read_text())\n"
-        "build_context(config, Path(sys.argv[1], 'killed'))\n"
+        "build_record_files(config, Path(sys.argv[1], 'killed'))\n"
     )
     out = tmp_path / "killed"
     kills = 0
@@ -181,13 +181,13 @@ def test_a_build_killed_anywhere_leaves_nothing_and_goes_on_to_the_same_bytes(
 
 
 def test_a_build_killed_by_the_clock_goes_on(light: ContextConfig, tmp_path: Path) -> None:
-    build_context(light, tmp_path / "one")
+    build_record_files(light, tmp_path / "one")
     (tmp_path / "config.json").write_text(light.model_dump_json())
     code = (
-        "import sys\nfrom pathlib import Path\nfrom retrieval.build.build import build_context\n"
+        "import sys\nfrom pathlib import Path\nfrom retrieval.build.build import build_record_files\n"
         "from retrieval.settings.context import ContextConfig\n"
         "config = ContextConfig.model_validate_json(Path(sys.argv[1], 'config.json').read_text())\n"
-        "build_context(config, Path(sys.argv[1], 'killed'), lambda *s: print(*s, flush=True))\n"
+        "build_record_files(config, Path(sys.argv[1], 'killed'), lambda *s: print(*s, flush=True))\n"
     )
     for step in ("threads: index", "threads: records"):
         child = subprocess.Popen(
@@ -204,16 +204,16 @@ def test_a_build_killed_by_the_clock_goes_on(light: ContextConfig, tmp_path: Pat
         child.kill()
         child.wait()
         child.stdout.close()
-    build_context(light, tmp_path / "killed")
+    build_record_files(light, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "one")
 
 
 def test_two_builds_do_not_share_a_folder(light: ContextConfig, tmp_path: Path) -> None:
     def again(*_: object) -> None:
         with pytest.raises(InputError, match="another build is writing there"):
-            build_context(light, tmp_path / "out")
+            build_record_files(light, tmp_path / "out")
 
-    build_context(light, tmp_path / "out", again)
+    build_record_files(light, tmp_path / "out", again)
     contents(tmp_path / "out")
 
 
@@ -223,7 +223,7 @@ def test_wrong_input_leaves_nothing(config: ContextConfig, tmp_path: Path) -> No
         '{"id": "q", "document_id": "absent", "question": "?", "answers": ["a"]}\n'
     )
     with pytest.raises(InputError, match="absent"):
-        build_context(config, tmp_path / "out")
+        build_record_files(config, tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
@@ -232,7 +232,7 @@ def test_dask_that_is_not_there_is_said_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"context\.backend is dask, .*jora-raft\[scale\]"):
-        build_context(config.model_copy(update={"backend": "dask"}), tmp_path / "out")
+        build_record_files(config.model_copy(update={"backend": "dask"}), tmp_path / "out")
     with pytest.raises(ValueError, match="backend is not dask"):
         ContextConfig.model_validate(config.model_dump() | {"dask_address": "tcp://x:1"})
 

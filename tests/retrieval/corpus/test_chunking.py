@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import read_records
 from retrieval.corpus.chunking import (
@@ -141,7 +141,7 @@ def corpus(write: Write) -> QaTask:
 def test_a_build_over_chunks(write: Write, tmp_path: Path) -> None:
     task = corpus(write)
     config = ContextConfig(test_share=0.3, tokenizer=str(TOKENIZER), qa=task)
-    metrics = build_context(config, tmp_path / "out")
+    metrics = build_record_files(config, tmp_path / "out")
     assert metrics["inputs"]["tokenizer/tokenizer.json"] == input_digests(config)["tokenizer/tokenizer.json"]
     texts = {}
     for line in Path(task.source).read_text().splitlines():
@@ -173,12 +173,12 @@ def offsets(name: str) -> tuple[int, int]:
 def test_chunks_need_a_tokenizer_and_a_sensible_overlap(write: Write, tmp_path: Path) -> None:
     task = corpus(write)
     with pytest.raises(InputError, match=r"context\.tokenizer is empty"):
-        build_context(ContextConfig(qa=task), tmp_path / "out")
+        build_record_files(ContextConfig(qa=task), tmp_path / "out")
     with pytest.raises(InputError, match=r"has no tokenizer\.json or tokenizer\.model"):
-        build_context(ContextConfig(qa=task, tokenizer=str(tmp_path)), tmp_path / "out")
+        build_record_files(ContextConfig(qa=task, tokenizer=str(tmp_path)), tmp_path / "out")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer .*tokenizer\.json cannot be read"):
-        build_context(ContextConfig(qa=task, tokenizer=str(tmp_path)), tmp_path / "out")
+        build_record_files(ContextConfig(qa=task, tokenizer=str(tmp_path)), tmp_path / "out")
     with pytest.raises(ValidationError, match="chunk_overlap must be below chunk_tokens"):
         QaTask(source="x", chunk_tokens=8, chunk_overlap=8)
     assert not list((tmp_path / "out").glob("*"))

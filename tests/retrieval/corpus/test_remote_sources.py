@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from flows.configuration.path_fields import resolve_paths
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests, input_files
 from retrieval.corpus.source_files import find_files
 from retrieval.settings.context import ContextConfig
@@ -82,8 +82,8 @@ def test_a_remote_corpus_gives_the_bytes_of_the_local_one(
 
     here, there = config(str(tmp_path)), config("memory://bucket")
     assert input_digests(here) == input_digests(there)
-    build_context(here, tmp_path / "one")
-    build_context(there, tmp_path / "two")
+    build_record_files(here, tmp_path / "one")
+    build_record_files(there, tmp_path / "two")
     for name in ("records.parquet", "rankings.parquet", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     one_tsv = there.model_copy(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
 from retrieval.guards import leaks, splits
 from retrieval.guards.near_duplicates import NearDuplicates, bands_for, shingles, similarity
@@ -102,14 +102,14 @@ def test_a_planted_near_duplicate_across_splits_is_caught(write: Write, tmp_path
         talk(20, "Good morning.", "Good evening, all."),
     )
     test = write_threads(write, "test.ndjson", talk(30, opening, reply))
-    metrics = build_context(threads_config(train, test_source=str(test)), tmp_path / "out")
+    metrics = build_record_files(threads_config(train, test_source=str(test)), tmp_path / "out")
     dropped = metrics["tasks"]["threads"]["dropped"]
     assert dropped == {"near_duplicate_of_test_record": 1}
     assert [r["id"] for r in read_records(tmp_path / "out" / "records.parquet", split="train")] == [
         "threads:20:21"
     ]
     config = threads_config(train, test_source=str(test), near_duplicates="off")
-    assert build_context(config, tmp_path / "off")["tasks"]["threads"]["dropped"] == {}
+    assert build_record_files(config, tmp_path / "off")["tasks"]["threads"]["dropped"] == {}
 
 
 def test_threads_are_split_by_time(write: Write, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_threads_are_split_by_time(write: Write, tmp_path: Path) -> None:
         threads.append([p | {"time": 1000 - i} for p in posts])
     source = write_threads(write, "t.ndjson", *threads)
     config = threads_config(source, split="time")
-    build_context(config, tmp_path / "out")
+    build_record_files(config, tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")
     assert {r["context_id"] for r in records if r["split"] == "test"} == {"100", "200", "300"}
 
@@ -165,7 +165,7 @@ def test_a_planted_leak_is_caught_in_the_finished_record(
 
         monkeypatch.setattr(fourchan, "parse_comment", overlook)
     source = write_threads(write, "t.ndjson", leaking(reply, **fields))
-    metrics = build_context(threads_config(source, test_share=0.0), tmp_path / "out")["tasks"]["threads"]
+    metrics = build_record_files(threads_config(source, test_share=0.0), tmp_path / "out")["tasks"]["threads"]
     assert metrics["dropped"] == {leak: 1}
     assert metrics["guards"]["leaks_dropped"][leak.removeprefix("leak_")] == 1
     assert metrics["guards"]["records_searched"] == 2
@@ -173,7 +173,7 @@ def test_a_planted_leak_is_caught_in_the_finished_record(
     assert [r["id"] for r in records] == ["threads:10:11"]
     monkeypatch.undo()
     clean = write_threads(write, "c.ndjson", leaking("Nice ones, said the harbour master."))
-    assert build_context(threads_config(clean, test_share=0.0), tmp_path / "clean")["records"] == 2
+    assert build_record_files(threads_config(clean, test_share=0.0), tmp_path / "clean")["records"] == 2
 
 
 def test_quoting_is_repeating_in_a_row() -> None:
@@ -216,7 +216,7 @@ def test_a_planted_context_later_than_the_question_is_caught(write: Write, tmp_p
     # Question 3 is asked before its own document was written; the others right after theirs.
     questions = [question(i, time=2 if i == 3 else i + 0.5) for i in range(20)]
     config = qa_config(write, documents, questions, oracle_share=1.0)
-    metrics = build_context(config, tmp_path / "out")["tasks"]["qa"]
+    metrics = build_record_files(config, tmp_path / "out")["tasks"]["qa"]
     assert metrics["dropped"] == {leaks.LATER_CONTEXT: 1}
     records = read_records(tmp_path / "out" / "records.parquet")
     assert len(records) == 19
@@ -229,7 +229,7 @@ def test_questions_are_split_by_time(write: Write, tmp_path: Path) -> None:
     documents = [document(i) for i in range(20)]
     config = qa_config(write, documents, [question(i, time=100 - i) for i in range(20)], test_share=0.25)
     config = config.model_copy(update={"qa": config.qa.model_copy(update={"split": "time"})})
-    build_context(config, tmp_path / "out")
+    build_record_files(config, tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")
     assert {r["id"] for r in records if r["split"] == "test"} == {f"qa:q{i}" for i in range(5)}
 
@@ -247,7 +247,7 @@ def test_documents_that_nearly_repeat_a_held_out_one_stay_out_of_training(
     )
     numbers = [int(d["id"][1:]) for d in [*base, copy]]
     config = qa_config(write, [*base, copy, idle], [question(n) for n in numbers], test_share=0.3)
-    metrics = build_context(config, tmp_path / "out")["tasks"]["qa"]
+    metrics = build_record_files(config, tmp_path / "out")["tasks"]["qa"]
     assert metrics["dropped"] == {"document_nearly_in_test": 1}
     assert metrics["guards"]["near_duplicates_dropped"] == 1
     assert metrics["guards"]["test_contexts_in_training_prompts"] == 0

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
-from retrieval.corpus.source_files import document_files, question_files
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from retrieval.tasks.qa.inputs import document_files, question_files
 from tests.retrieval.read_all import read_documents, read_questions
 
 from .fuzz_damage import pdf
@@ -149,7 +149,7 @@ def test_records_of_hotpotqa_need_all_their_paragraphs(write: Write, tmp_path: P
         rows.append(row | {"supporting_facts": facts, "context": [*own, ["Bonn", ["Bonn is far."]]]})
     path = write("hotpot.json", json.dumps(rows))
     task = QaTask(source=str(path), legs=["bm25"], n_contexts=3, oracle_share=1.0)
-    build_context(ContextConfig(test_share=0.3, qa=task), tmp_path / "out")
+    build_record_files(ContextConfig(test_share=0.3, qa=task), tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")
     assert len(records) == 12
     for record in records:

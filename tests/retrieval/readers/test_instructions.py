@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
-from retrieval.corpus.source_files import document_files
 from retrieval.corpus.types import Tally
-from retrieval.readers.documents.documents import holds_instructions
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
+from retrieval.tasks.qa.inputs import document_files
+from retrieval.tasks.qa.task import holds_instructions
 
 Write = Callable[[str, str], Path]
 
@@ -47,7 +47,7 @@ def test_every_form_gives_the_same_records(write: Write, tmp_path: Path) -> None
     found = []
     for path in forms:
         out = tmp_path / f"out-{path.suffix}"
-        metrics = build_context(ContextConfig(test_share=0.3, qa=QaTask(source=str(path))), out)
+        metrics = build_record_files(ContextConfig(test_share=0.3, qa=QaTask(source=str(path))), out)
         assert metrics["tasks"]["qa"]["read"] == {"instructions": 40}
         records = read_records(out / "records.parquet")
         found.append([(r["instruction"], r["input"], r["output"], r["split"]) for r in records])
@@ -67,7 +67,7 @@ def test_records_follow_the_contract(write: Write, tmp_path: Path) -> None:
         {"id": 8, "instruction": "x", "output": "y"},
     ]
     task = QaTask(source=str(write("a.jsonl", lines(rows))), max_records=5)
-    metrics = build_context(ContextConfig(test_share=0.0, qa=task), tmp_path / "out")
+    metrics = build_record_files(ContextConfig(test_share=0.0, qa=task), tmp_path / "out")
     report = metrics["tasks"]["qa"]
     assert report["dropped"] == {"instruction_without_output": 1, "over_max_train_records": 2}
     for record in read_records(tmp_path / "out" / "records.parquet"):

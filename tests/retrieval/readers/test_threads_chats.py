@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.context import ContextConfig
@@ -328,6 +328,6 @@ def test_records_of_a_chat(write: Write, tmp_path: Path) -> None:
             to = channel * 10 + max(1, i // 2) if i > 1 else None
             rows.append(api_message(i, text, to, id=str(key), channel_id=str(channel), author=author))
     task = ThreadsTask(source=str(write("d.jsonl", lines(rows))), legs=["bm25", "recency"], n_contexts=3)
-    metrics = build_context(ContextConfig(test_share=0.3, threads=task), tmp_path / "out")
+    metrics = build_record_files(ContextConfig(test_share=0.3, threads=task), tmp_path / "out")
     assert metrics["records"] == 56
     assert metrics["tasks"]["threads"]["contexts"]["train"] > 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
@@ -45,7 +45,7 @@ def test_later_documents_are_no_candidates(legs: list[str], tiny_embedder: Path,
             n_contexts=4,
         ),
     )
-    build_context(config, tmp_path / "out")
+    build_record_files(config, tmp_path / "out")
     rows = {row["id"]: row for row in read_rankings(tmp_path / "out" / "rankings.parquet")}
     assert set(rows) == {"qa:then0", "qa:then1", "qa:then2", "qa:now"}
     for leg in (*legs, "fused"):
@@ -56,7 +56,7 @@ def test_later_documents_are_no_candidates(legs: list[str], tiny_embedder: Path,
     # Without what came later, the order is that of the one search.
     everything = {**asked, "id": "end", "time": 10_000}
     write(tmp_path / "q.jsonl", [everything, *questions])
-    build_context(config, tmp_path / "again")
+    build_record_files(config, tmp_path / "again")
     (end,) = [row for row in read_rankings(tmp_path / "again" / "rankings.parquet") if row["id"] == "qa:end"]
     assert end["bm25"] == rows["qa:now"]["bm25"]
     for record in read_records(tmp_path / "out" / "records.parquet"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.search.reranker import Reranker, load_reranker
@@ -77,8 +77,8 @@ def test_records_hold_what_the_reranker_puts_first(
         threads=ThreadsTask(source=str(threads_file), legs=["bm25", "recency"], n_contexts=3, rerank_depth=6),
         qa=QaTask(source=str(documents), questions=str(questions), legs=["bm25"], rerank_depth=8),
     )
-    metrics = build_context(config, tmp_path / "one")
-    build_context(config.model_copy(update={"shard_records": 7, "workers": 2}), tmp_path / "two")
+    metrics = build_record_files(config, tmp_path / "one")
+    build_record_files(config.model_copy(update={"shard_records": 7, "workers": 2}), tmp_path / "two")
     read = {name: read_rankings(tmp_path / name / "rankings.parquet") for name in ("one", "two")}
     assert read["one"] == read["two"]
     rankings = {row["id"]: row for row in read["one"]}
@@ -102,9 +102,9 @@ def test_a_window_is_reranked_for_the_report_alone(
         source=str(threads_file), legs=["bm25", "recency"], contexts="window", n_contexts=3, rerank_depth=6
     )
     plain = ContextConfig(test_share=0.4, threads=task.model_copy(update={"rerank_depth": 0}))
-    build_context(plain, tmp_path / "plain")
+    build_record_files(plain, tmp_path / "plain")
     config = ContextConfig(test_share=0.4, reranker=str(cross_encoder), threads=task)
-    metrics = build_context(config, tmp_path / "reranked")["tasks"]["threads"]
+    metrics = build_record_files(config, tmp_path / "reranked")["tasks"]["threads"]
     records = [read_records(tmp_path / name / "records.parquet") for name in ("plain", "reranked")]
     assert records[0] == records[1]
     assert metrics["retrieval"]["test"]["reranked"] != metrics["retrieval"]["test"]["fused"]

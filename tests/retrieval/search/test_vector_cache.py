@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jora_core.base.errors import InputError
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.search.dense import embedder as embedders
 from retrieval.search.dense.embedder import Embedder, load_embedder
 from retrieval.search.dense.vector_cache import VectorCache, text_digests
@@ -81,7 +81,7 @@ def test_adding_one_percent_of_the_documents_embeds_only_those(
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         task = QaTask(source=str(tmp_path / "documents.jsonl"), questions=str(tmp_path / "questions.jsonl"))
         config = ContextConfig(embedder=str(tiny_embedder), embedding_cache=str(tmp_path / "cache"), qa=task)
-        build_context(config, tmp_path / folder)
+        build_record_files(config, tmp_path / folder)
 
     seen: list[str] = []
     real = Embedder._embed

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retrieval.build.build import build_context
+from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.prompts import templates
 from retrieval.settings.context import ContextConfig
@@ -73,7 +73,7 @@ def build(write: Write, tmp_path: Path) -> Callable[..., Built]:
         given = {"contexts": "window", "n_contexts": N, "window": 20, "legs": ["bm25", "recency"]} | fields
         task = ThreadsTask(source=str(train), test_source=str(test), **given)
         out = tmp_path / f"out{next(runs)}"
-        metrics = build_context(ContextConfig(threads=task, **top), out)["tasks"]["threads"]
+        metrics = build_record_files(ContextConfig(threads=task, **top), out)["tasks"]["threads"]
         return read_records(out / "records.parquet"), metrics, read_rankings(out / "rankings.parquet")
 
     return run
