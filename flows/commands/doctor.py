@@ -10,11 +10,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+
+import typer
+from packaging.requirements import Requirement
 
 from flows.commands.app import DISTRIBUTION
+from flows.commands.common_options import Config, Json, Set, print_json
+from flows.commands.print_pipeline import Finding, print_findings
+from flows.configuration.load import load_config
+from flows.configuration.sample import default_config
+from flows.engine.keys import identify
+from flows.orchestration.prefect_server import answers, served_url_file
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
 OLDEST_PYTHON = (3, 11)
@@ -27,13 +37,19 @@ print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kin
 """
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Check this machine.
 
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    detail: str
+    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
+    something is missing that a run needs.
+    """
+    findings = examine(config, overrides or [])
+    if as_json:
+        print_json({"checks": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
@@ -51,10 +67,6 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     """Each declared dependency: its version, and whether it is one that the declaration allows."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    from packaging.requirements import Requirement
-
     try:
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:
@@ -75,8 +87,6 @@ def _packages() -> list[Finding]:
 
 
 def _torch() -> Finding:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("torch", "peft"):
         try:
@@ -110,8 +120,6 @@ def _devices() -> Finding:
 
 
 def _server() -> Finding:
-    from flows.orchestration.prefect_server import answers, served_url_file
-
     urls = [os.environ.get("PREFECT_API_URL"), _read(served_url_file())]
     for url in filter(None, urls):
         if answers(url):
@@ -126,11 +134,6 @@ def _server() -> Finding:
 
 def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
     """The configuration, its input files, and whether its store can be written."""
-    from flows.configuration.load import load_config
-    from flows.configuration.sample import default_config
-    from flows.engine.keys import identify
-    from flows.stages import STAGES
-
     try:
         config = load_config(path, overrides)
     except ValueError as error:

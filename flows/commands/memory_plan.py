@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
+from flows.commands.common_options import Config, Json, Set, load, print_json, say
+from flows.commands.print_memory import print_memory
 from flows.configuration.schema import PhaseConfig, PipelineConfig
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
@@ -17,6 +20,79 @@ from jora_core.specs.planning import MemorySpec
 
 ROW_STEP = 64
 _UNUSED = Path("unused")
+
+
+def memory(
+    *,
+    config: Config = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder or config.json, instead of CONFIG.")
+    ] = None,
+    data: Annotated[int | None, typer.Option("--data", min=1, help="Devices that split the batch.")] = None,
+    tensor: Annotated[
+        int | None, typer.Option("--tensor", min=1, help="Devices that split a weight.")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option("--seq-len", min=8, help="Tokens of a row.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Rows of a microbatch, over all devices.")
+    ] = None,
+    tokens_per_batch: Annotated[
+        int | None, typer.Option("--tokens-per-batch", min=8, help="Instead of --batch.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="Supervised tokens a row; else an eighth.")
+    ] = None,
+    remat: Annotated[
+        str | None, typer.Option("--remat", help="What is computed again, as phases.N.remat.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the base: float32 or bfloat16.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="Of the base: none, int8 or nf4.")
+    ] = None,
+    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Rank of the adapter.")] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option("--lora-targets", help="Projections with an adapter, by commas.")
+    ] = None,
+    card: Annotated[int | None, typer.Option("--card", help="GB of the card: 24, 40, 48, 80 or 141.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Compiler: auto, cuda, host or cpu (see docs/memory.md).")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step takes on each device.
+
+    Before there is one: compiles the real step for the real mesh from config.json alone. Bytes by kind, which
+    cards it fits, the longest row, collectives, arithmetic. Without --model: the phase of CONFIG with the
+    largest microbatch.
+
+    \b
+    Example:
+      jora memory --model config.json --tensor 4 --seq-len 4096 --card 80
+    """
+    if model is not None and config is not None:
+        raise InputError("give CONFIG or --model, not both")
+    given = {
+        "data": data,
+        "tensor": tensor,
+        "seq_len": seq_len,
+        "rows": batch,
+        "tokens_per_batch": tokens_per_batch,
+        "answer_tokens": answer_tokens,
+        "remat": remat,
+        "dtype": dtype,
+        "quantization": quantization,
+        "r": lora_r,
+        "target_modules": lora_targets.split(",") if lora_targets else None,
+        "card": card,
+        "target": target,
+    }
+    settings = memory_settings(None if model else load(config, overrides), model, given)
+    plan = memory_plan(settings, say)
+    if as_json:
+        print_json(plan)
+    else:
+        print_memory(plan)
 
 
 def memory_settings(

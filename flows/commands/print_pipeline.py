@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from flows.engine.artifact_store import MANIFEST, read_manifest
+from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
-from flows.engine.run_stage import ArtifactRef
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from flows.commands.doctor import Finding
 
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # where no terminal says its own
@@ -25,6 +23,15 @@ METRICS = (
     ("denotation_accuracy",),
     ("exact_match", "f1"),
 )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
 
 
 def print_plan(lines: Sequence[PlannedStage]) -> None:

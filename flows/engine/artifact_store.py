@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from flows.engine.errors import StageFailed, one_line_os_errors
 from jora_core.base.atomic_files import fsync, fsync_tree
 from jora_core.base.digests import file_digests, json_digest
@@ -32,6 +34,19 @@ MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # checkpoints of a key that nobody came back to
 
 Manifest = dict[str, Any]
+
+
+class ArtifactRef(BaseModel):
+    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str = Field(title="Stage", description="Name of the stage")
+    key: str = Field(title="Key", description="SHA-256 of everything that decides its content")
+    path: str = Field(title="Folder", description="Absolute path of the artifact")
+    cached: bool = Field(title="Cached", description="Whether it was there already")
+    seconds: float = Field(title="Seconds", description="Wall time of this call")
+    reason: str = Field("", title="Reason", description="Why it ran; empty if cached")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from jora_core.base.errors import InputError
 
 Action = Literal["cached", "run"]
 MOST_REASONS = 3
+MOST_FILES = 2  # of changed code; their paths are long
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,16 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
         return "no artifact"
     reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
     reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
+    if last["version"] != identity.version:
+        reasons.append(f"stage version {last['version']} → {identity.version}")
     changed_code = sorted(
         label
         for label in {*last["code"], *identity.code}
         if last["code"].get(label) != identity.code.get(label)
     )
-    if last["version"] != identity.version:
-        changed_code.insert(0, f"version {last['version']} → {identity.version}")
-    reasons += [f"code changed: {label}" for label in changed_code]
+    if changed_code:
+        # One reason, however many files: after an update of this package they are nearly all files.
+        reasons.append(f"code changed: {_some_of(changed_code)}")
     for name, key in identity.upstream.items():
         if name in running:
             reasons.append(f"upstream {name} runs")
@@ -169,6 +172,15 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
         return "no artifact"
     more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
     return "; ".join(reasons[:MOST_REASONS]) + more
+
+
+def _some_of(files: Sequence[str]) -> str:
+    """Name the first files and count the others: `a.py, b.py and 81 more files`."""
+    rest = len(files) - MOST_FILES
+    # Naming the last one takes no more room than `1 more file`.
+    if rest <= 1:
+        return ", ".join(files)
+    return f"{', '.join(files[:MOST_FILES])} and {rest} more files"
 
 
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

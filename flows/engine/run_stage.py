@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Check, Store
+from flows.engine.artifact_store import ArtifactRef, Check, Store
 from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
 from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
 from flows.engine.plan import assess, missing_upstream
@@ -35,19 +34,6 @@ RECORDED_PACKAGES = (
     "sentence-transformers",
     "tokenizers",
 )
-
-
-class ArtifactRef(BaseModel):
-    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    stage: str = Field(title="Stage", description="Name of the stage")
-    key: str = Field(title="Key", description="SHA-256 of everything that decides its content")
-    path: str = Field(title="Folder", description="Absolute path of the artifact")
-    cached: bool = Field(title="Cached", description="Whether it was there already")
-    seconds: float = Field(title="Seconds", description="Wall time of this call")
-    reason: str = Field("", title="Reason", description="Why it ran; empty if cached")
 
 
 def execute_stage(
@@ -213,8 +199,6 @@ def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) ->
 @cache
 def _environment() -> dict[str, str]:
     """Versions of Python and of the packages that compute; for reading, not part of any key."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     for package in RECORDED_PACKAGES:
         try:

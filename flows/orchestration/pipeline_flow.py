@@ -23,16 +23,16 @@ from prefect.logging import get_run_logger
 
 from flows.children.run_child import children_end_with_block, stopping
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.plan import select
-from flows.engine.run_stage import ArtifactRef, execute_stage
+from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
-from flows.report import markdown_sections
+from flows.report.page import markdown_sections
 from flows.stages import STAGES
 
 if TYPE_CHECKING:

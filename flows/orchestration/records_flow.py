@@ -24,7 +24,7 @@ from prefect import flow, task, unmapped
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.children.build_records import BuildContextSpec, Step
+from flows.children.build_records_spec import BuildContextSpec, Step
 from flows.children.run_child import run_child, stopping
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.keys import identify
-from flows.engine.run_stage import ArtifactRef
-from flows.report import write_report
+from flows.report.page import write_report
 from flows.stages import STAGES
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan
-from flows.engine.run_stage import ArtifactRef
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.stages import STAGES

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import MANIFEST, Manifest, read_manifest
-from flows.engine.run_stage import ArtifactRef
+from flows.engine.artifact_store import MANIFEST, ArtifactRef, Manifest, read_manifest
 from retrieval.settings.task_registry import TASKS
 
 Row = dict[str, Any]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
-from flows.engine.run_stage import ArtifactRef
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.report.blocks import Section, to_markdown
 from flows.report.facts import RunFacts
 from flows.report.sections import sections

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.children.build_records import BuildContextSpec
+from flows.children.build_records_spec import BuildContextSpec
 from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
+from retrieval.build.inputs import input_files
+from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.task_registry import build_modules
 
 NAME = "build-context"
@@ -24,8 +26,6 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
     """The context section without paths; a model known by a public name stands here, a folder in
     `inputs`.
     """
-    from retrieval.search.sentence_models import model_folder, models
-
     settings = config.context.fingerprint()
     for field, model in models(config.context).items():
         if model_folder(model, field) is None:
@@ -34,8 +34,6 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
-    from retrieval.build.inputs import input_files
-
     return dict(input_files(config.context))
 
 

@@ -23,7 +23,10 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ALPACA_SHORT
+from retrieval.build.record_files import read_rankings, read_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
+from retrieval.tasks.answers import Answers, score_answers
+from retrieval.text.normalize import seeded_hash
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -77,8 +80,6 @@ def _run(context: StageContext) -> dict[str, Any]:
         raise InputError(
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
-    from retrieval.build.record_files import read_records
-
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}}
     answered: list[dict[str, Any]] = []
@@ -106,8 +107,6 @@ def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list
     """At most `most` rows, drawn by seed so that they spread over all contexts; in the order of the file."""
     if most is None or len(rows) <= most:
         return list(rows)
-    from retrieval.text.normalize import seeded_hash
-
     drawn = sorted(rows, key=lambda row: (seeded_hash(seed, "evaluated", row["id"]), row["id"]))[:most]
     kept = {row["id"] for row in drawn}
     return [row for row in rows if row["id"] in kept]
@@ -150,9 +149,6 @@ def _predict(
 
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    from retrieval.build.record_files import read_rankings
-    from retrieval.tasks.answers import Answers, score_answers
-
     path = context.upstream[build_context.NAME] / build_context.RANKINGS
     answers = Answers(
         records=chosen,
