@@ -50,8 +50,10 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def main(spec: BuildContextSpec) -> None:
     """Do what the spec asks for; write `result.json` with its metrics."""
+    # The parent shows one `error:` line for exit status 2; a full disk is no crash.
     with one_line_os_errors("write", spec.records_dir):
         result = _STEPS[spec.step](spec) | {"peak_memory_bytes": peak_process_bytes()}
+        # Sorted: two builds can be compared as text.
         text = json.dumps(result, indent=1, sort_keys=True)
         (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
 

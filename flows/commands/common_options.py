@@ -12,6 +12,7 @@ import typer
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 
+# Types of parameters, so that an option has one name, one help text and one meaning in all commands.
 Config = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG]", help="YAML file; without it, ./jora.yaml, else a checkout's sample."),
@@ -33,9 +34,12 @@ def load(path: Path | None, overrides: list[str] | None) -> PipelineConfig:
 
 def say(line: str) -> None:
     """A line for the person, on stderr."""
+    # Not on stdout, which may be piped into a program; flushed, because a child writes to the same
+    # stream.
     print(line, file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
     """A result for a program, on stdout."""
+    # Text of any language stays readable.
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -54,6 +54,8 @@ def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) 
 
 def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
     """Check everything; a check that cannot be made is a finding, never an error."""
+    # From what everything else needs to what only a run needs, so the first failure is the one to mend
+    # first.
     findings = [_python(), *_packages(), _torch(), _devices(), _server()]
     findings += _configuration(config, overrides)
     return findings
@@ -73,6 +75,8 @@ def _packages() -> list[Finding]:
         return [Finding("packages", "fail", f"{DISTRIBUTION} is not installed; run `pip install -e .`")]
     findings: list[Finding] = []
     for requirement in declared:
+        # Without an extra: packages of `[gpu]` or `[dev]` are not missing on a machine that does without
+        # them.
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -80,6 +84,7 @@ def _packages() -> list[Finding]:
         except PackageNotFoundError:
             findings.append(Finding(requirement.name, "fail", f"missing; expected {requirement.specifier}"))
             continue
+        # `prereleases=True`: a release candidate that the user has chosen satisfies `>=`.
         good = requirement.specifier.contains(found, prereleases=True)
         detail = found if good else f"{found}, but expected {requirement.specifier}; run `pip install -e .`"
         findings.append(Finding(requirement.name, "ok" if good else "fail", detail))
@@ -107,10 +112,12 @@ def _devices() -> Finding:
             timeout=DEVICE_SECONDS,
             check=False,
         )
+        # The last line: drivers and plugins print lines of their own before it.
         found = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, OSError):
         return Finding("devices", "fail", f"JAX did not start within {DEVICE_SECONDS} s")
     except (ValueError, IndexError):
+        # Of a traceback the last line is the reason.
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
         return Finding("devices", "fail", f"JAX does not start: {last[0]}")
     kinds = found["devices"]
@@ -120,6 +127,7 @@ def _devices() -> Finding:
 
 
 def _server() -> Finding:
+    # From the environment and not from Prefect's settings, whose import is slow.
     urls = [os.environ.get("PREFECT_API_URL"), _read(served_url_file())]
     for url in filter(None, urls):
         if answers(url):
@@ -137,6 +145,7 @@ def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]
     try:
         config = load_config(path, overrides)
     except ValueError as error:
+        # Without a configuration there is neither an input nor a store to look at.
         return [_refused("configuration", error)]
     findings = [Finding("configuration", "ok", str(path or default_config()))]
     try:
@@ -156,8 +165,11 @@ def _refused(name: str, error: ValueError) -> Finding:
 
 def _writable(store: Path) -> Finding:
     """Write a probe where the store is or would be; nothing stays."""
+    # The nearest folder that exists decides whether the store can be made; doctor itself makes nothing.
     place = next(folder for folder in (store, *store.parents) if folder.exists())
     try:
+        # Only writing shows it: `os.access` knows nothing of quotas, read-only mounts and network file
+        # systems.
         with tempfile.NamedTemporaryFile(dir=place, prefix=".jora-probe-") as probe:
             probe.write(b"\0")
             probe.flush()

@@ -105,6 +105,7 @@ def generate(
     """
     options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
     settings = load(config, overrides)
+    # After the options are checked: nobody types a long text for a wrong option.
     source = sys.stdin.read() if text == "-" else text
     prompt = Prompt(instruction, source, model, adapter, options)
     shown = stream and not as_json
@@ -138,6 +139,7 @@ def answer_options(
     try:
         AnswerSpec.model_validate({"sampling": sampling, "stop": stop, "max_new_tokens": max_new_tokens})
     except ValidationError as error:
+        # `loc` is like ('sampling', 'top_p') or ('stop', 0): the last name in it is the option's.
         first = error.errors()[0]
         name = next(str(part) for part in reversed(first["loc"]) if isinstance(part, str))
         option = "--" + name.replace("_", "-")
@@ -181,6 +183,7 @@ def generate_answer(
             quantization=config.model.quantization,
             attention=config.model.attention,
             output_dir=folder / "answer",
+            # Without a store nothing is made just to answer a prompt.
             compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
             **prompt.options,
         )
@@ -189,6 +192,7 @@ def generate_answer(
             "generate_text",
             spec,
             folder,
+            # Progress and log lines would mix with the answer on a terminal.
             on_line=lambda line: None,
             on_output=lambda line: take(json.loads(line)["text"]),
         )
@@ -197,6 +201,7 @@ def generate_answer(
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """The base model and the last phase's adapter of a configuration that has been trained."""
     stage = config.phases[-1].stage
+    # The current key: an adapter of older settings or data must not answer in silence.
     key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:

@@ -52,6 +52,7 @@ def start_project(folder: Path, sample: bool) -> Path:
     """
     config = folder / CONFIG_NAME
     copies = {folder / "data" / name: sample_data() / name for name in SAMPLE_FOLDERS} if sample else {}
+    # All targets are checked before the first is written.
     for path in (config, *copies):
         if path.exists():
             raise InputError(f"{path} exists already; choose another folder, or remove it first")
@@ -62,5 +63,6 @@ def start_project(folder: Path, sample: bool) -> Path:
             shutil.copytree(source, target)
         # Last: a project whose copying was interrupted has no configuration that would seem to work.
         write_bytes(config, text.encode("utf-8"))
+    # What was written must be readable; a broken template shows here and not at the user's first run.
     load_config(config)
     return config

@@ -111,6 +111,7 @@ def memory_settings(
     settings: dict[str, Any]
     phase: PhaseConfig | None
     if config is not None:
+        # The phases run one after another, so the larger one decides which card is enough.
         phase = max(config.phases, key=lambda phase: (phase.tokens_per_batch, phase.max_seq_len))
         settings = phase_settings(config, phase)
     else:
@@ -123,12 +124,14 @@ def memory_settings(
     for part, names in (("mesh", ("data", "tensor")), ("lora", ("r", "target_modules"))):
         changes = {name: given.pop(name) for name in names if name in given}
         settings[part] = {**settings.get(part, {}), **changes}
+    # A longer row in the same budget of tokens means fewer rows, as in training.
     if "seq_len" in given and phase is not None and budget is None and "rows" not in given:
         budget = phase.tokens_per_batch
     settings |= given
     if budget is not None:
         settings["rows"] = max(1, budget // settings.get("seq_len", 2048))
     try:
+        # Validated now, before a child is started; the output folder is known only then.
         return MemorySpec.model_validate(settings | {"output_dir": _UNUSED}).model_dump(mode="json")
     except ValidationError as error:
         raise InputError(f"jora memory: {describe_validation_error(error, MemorySpec)}") from None
@@ -142,7 +145,9 @@ def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]
     """
     longest = phase.max_seq_len
     if phase.sharing == "auto":
+        # A microbatch is split over the data axis by rows, so a row holds at most one device's share.
         longest = max(longest, phase.tokens_per_batch // config.mesh.data)
+    # Rounded up, as the batches of the training are.
     seq_len = -(-longest // ROW_STEP) * ROW_STEP
     return {
         "model": config.model.path,
@@ -182,5 +187,6 @@ def memory_of_phases(
         if phase.stage in counts:
             say(f"{phase.stage}: compiling its step")
             settings = phase_settings(config, phase) | counts[phase.stage].get("fullest", {})
+            # The search compiles the step several times, which a plan of all phases need not wait for.
             plans[phase.stage] = memory_plan(settings | {"find_longest": False}, say)
     return plans

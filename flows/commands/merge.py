@@ -52,12 +52,16 @@ def merge_adapter(
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"--dtype {dtype}: expected float32 or bfloat16")
+    # An empty folder is allowed: `rename` replaces it.
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already; give a new folder")
     with one_line_os_errors("write to", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename is atomic only within one file system; hidden, because it
+        # may stay after a kill.
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        # By `model_validate`, because `dtype` is plain text here and a `Literal` there.
         spec = ExportSpec.model_validate(
             {
                 "model": base,

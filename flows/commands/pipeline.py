@@ -60,6 +60,7 @@ def plan(
     settings = load(config, overrides)
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
+    # Also without --memory: the counts come from artifacts and caches, where they are there.
     sharing = sharing_of_phases(settings, store, STAGES, lines, say)
     needs = {}
     if memory:

@@ -51,6 +51,7 @@ def train(
     The stages finetune-structure and finetune-task, without Prefect; `jora context` and `jora convert` first.
     """
     settings = load(config, overrides)
+    # Of the configuration: it may have one phase only.
     names: list[str] = [phase.stage for phase in settings.phases]
     if only is not None and only not in names:
         raise InputError(f"--only {only}: expected a phase of the configuration: {', '.join(names)}")
@@ -97,4 +98,5 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
 def _log_to_stderr() -> None:
     """Show the lines of child processes where no terminal shows their progress bars."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Our own lines from INFO on, other libraries' from WARNING on.
     logging.getLogger("jora").setLevel(logging.INFO)

@@ -46,6 +46,7 @@ def pipeline_references(
     for name, identity in identify(config, STAGES).items():
         if name not in known and not store.check(name, identity.key).whole:
             return None
+        # The known reference first: it says whether the stage ran in this run, and for how long.
         whole.append(known.get(name) or verified_reference(name, identity.key, store))
     return whole
 

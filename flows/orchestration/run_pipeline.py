@@ -57,12 +57,15 @@ def run(
     begun = time.monotonic()
     store = Store(config.store)
     plan = make_plan(config, store, STAGES, only=only, start=start, force=force)
+    # The plan verified every byte, so this is no shortcut around the checks of the flow.
     if all(stage.action == "cached" for stage in plan):
         references = [verified_reference(stage.name, stage.key, store) for stage in plan]
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
     prepare_environment()
     with prefect_api(say):
+        # After the address of the server is set, and only where a flow runs: the import of Prefect is
+        # slow.
         from flows.orchestration import pipeline_flow
 
         with _refusals_without_traceback():
@@ -92,6 +95,7 @@ def _refusals_without_traceback() -> Iterator[None]:
     from prefect.logging.handlers import PrefectConsoleHandler
 
     setup_logging()  # before the first flow run does, which would put new handlers in place
+    # Prefect sets console handlers on several loggers.
     loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
     consoles = {
         handler for one in loggers for handler in one.handlers if isinstance(handler, PrefectConsoleHandler)

@@ -27,6 +27,8 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
     `inputs`.
     """
     settings = config.context.fingerprint()
+    # The fingerprint leaves both models out. A folder is known by the digests of its files, which are
+    # inputs; of a public name only the name can be known without a download.
     for field, model in models(config.context).items():
         if model_folder(model, field) is None:
             settings[field] = model
@@ -40,6 +42,8 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
 def _run(context: StageContext) -> dict[str, Any]:
     """Build the records in one child, or as tasks of the orchestrator; the records are the same bytes."""
     settings, retries = context.config.context, context.config.retries
+    # Shared by all runs: embedding takes long, and the texts rarely change. The cache decides no output,
+    # so it is set here and is no part of the key.
     if settings.embedding_cache is None:
         settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
     if context.build_records is not None:
@@ -60,6 +64,8 @@ BUILD_CONTEXT = Stage(
     settings=_settings,
     inputs=_inputs,
     upstream=lambda config: (),
+    # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
+    # scanner of imports cannot reach them.
     sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),
     run=_run,
 )
