@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import version
@@ -29,6 +31,10 @@ Exit status: 0 done, 1 failed, 2 wrong input. Every command explains itself: jor
 """
 
 DISTRIBUTION = "jora-raft"  # the name of the installed package
+
+
+# One entry of a Google-style section: four spaces and a name; further lines are indented by more.
+_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
 class CommandEntry(NamedTuple):
@@ -68,14 +74,26 @@ class _LoadedCommands(Mapping[str, Any]):
         entry = COMMANDS[name]
         # An application of one command: the public way to make a command without registering it.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(name)(getattr(import_module(entry.module), entry.function))
-        return typer.main.get_command(alone)
+        function = getattr(import_module(entry.module), entry.function)
+        alone.command(name)(function)
+        return _described(typer.main.get_command(alone), inspect.getdoc(function) or "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
+def _described(command: Any, docstring: str) -> Any:
+    """Give the options the texts of the docstring's `Args`, so that each text stands in one place."""
+    text, _, section = docstring.partition("\n\nArgs:\n")
+    command.help = text
+    texts = {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(section)}
+    for parameter in command.params:
+        # The options that several commands share have their text in `common_options`.
+        parameter.help = getattr(parameter, "help", None) or texts.get(parameter.name)
+    return command
 
 
 class _LazyGroup(TyperGroup):

@@ -42,6 +42,11 @@ def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) 
 
     Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
     something is missing that a run needs.
+
+    Args:
+        config: configuration file.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     findings = examine(config, overrides or [])
     if as_json:

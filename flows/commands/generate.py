@@ -48,49 +48,20 @@ class Prompt:
 
 def generate(
     *,
-    instruction: Annotated[str, typer.Option("--instruction", "-i", help="What to do.")],
-    text: Annotated[
-        str,
-        typer.Option("--input", "-t", help="What to do it with, context first; `-` reads standard input."),
-    ] = "",
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; else the sample.")] = None,
+    instruction: Annotated[str, typer.Option("--instruction", "-i")],
+    text: Annotated[str, typer.Option("--input", "-t")] = "",
+    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
     overrides: Set = None,
-    model: Annotated[Path | None, typer.Option("--model", help="Model folder instead of CONFIG's.")] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter", help="PEFT folder instead of the last phase's; only with --model."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Longest answer; it may end before.")
-    ] = 64,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", help="0 writes the likeliest token; around 0.7 varies; above 1 gets wild."
-        ),
-    ] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            "--top-p", help="Draw from the fewest tokens of this probability together, after top-k."
-        ),
-    ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="Draw from this many likeliest tokens; 0 draws from all.")
-    ] = 0,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Equal seeds draw equal answers; for a temperature above 0.")
-    ] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
-    ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Print the text while it is written, or at its end.")
-    ] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print text, why it ended and token counts as JSON, at the end.")
-    ] = False,
+    model: Annotated[Path | None, typer.Option("--model")] = None,
+    adapter: Annotated[Path | None, typer.Option("--adapter")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k")] = 0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT")] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream")] = True,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Answer one prompt.
 
@@ -102,6 +73,22 @@ def generate(
       jora generate -i "Answer the question from the documents." -t - < prompt.txt
       jora generate -i "Write a title." -t "$(cat post.txt)" --temperature 0.8 --top-p 0.9 --seed 7
       jora generate -i "List three towns." --model my-model --stop "4." --json
+
+    Args:
+        instruction: What to do.
+        text: What to do it with, context first; `-` reads standard input.
+        config: YAML file; else the sample.
+        overrides: changes of single values of the configuration.
+        model: Model folder instead of CONFIG's.
+        adapter: PEFT folder instead of the last phase's; only with --model.
+        max_new_tokens: Longest answer; it may end before.
+        temperature: 0 writes the likeliest token; around 0.7 varies; above 1 gets wild.
+        top_p: Draw from the fewest tokens of this probability together, after top-k.
+        top_k: Draw from this many likeliest tokens; 0 draws from all.
+        seed: Equal seeds draw equal answers; for a temperature above 0.
+        stop: End the answer before this text; repeatable.
+        stream: Print the text while it is written, or at its end.
+        as_json: Print text, why it ended and token counts as JSON, at the end.
     """
     options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
     settings = load(config, overrides)

@@ -25,38 +25,20 @@ _UNUSED = Path("unused")
 def memory(
     *,
     config: Config = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model folder or config.json, instead of CONFIG.")
-    ] = None,
-    data: Annotated[int | None, typer.Option("--data", min=1, help="Devices that split the batch.")] = None,
-    tensor: Annotated[
-        int | None, typer.Option("--tensor", min=1, help="Devices that split a weight.")
-    ] = None,
-    seq_len: Annotated[int | None, typer.Option("--seq-len", min=8, help="Tokens of a row.")] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Rows of a microbatch, over all devices.")
-    ] = None,
-    tokens_per_batch: Annotated[
-        int | None, typer.Option("--tokens-per-batch", min=8, help="Instead of --batch.")
-    ] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option("--answer-tokens", min=1, help="Supervised tokens a row; else an eighth.")
-    ] = None,
-    remat: Annotated[
-        str | None, typer.Option("--remat", help="What is computed again, as phases.N.remat.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the base: float32 or bfloat16.")] = None,
-    quantization: Annotated[
-        str | None, typer.Option("--quantization", help="Of the base: none, int8 or nf4.")
-    ] = None,
-    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Rank of the adapter.")] = None,
-    lora_targets: Annotated[
-        str | None, typer.Option("--lora-targets", help="Projections with an adapter, by commas.")
-    ] = None,
-    card: Annotated[int | None, typer.Option("--card", help="GB of the card: 24, 40, 48, 80 or 141.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Compiler: auto, cuda, host or cpu (see docs/memory.md).")
-    ] = None,
+    model: Annotated[Path | None, typer.Option("--model")] = None,
+    data: Annotated[int | None, typer.Option("--data", min=1)] = None,
+    tensor: Annotated[int | None, typer.Option("--tensor", min=1)] = None,
+    seq_len: Annotated[int | None, typer.Option("--seq-len", min=8)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    tokens_per_batch: Annotated[int | None, typer.Option("--tokens-per-batch", min=8)] = None,
+    answer_tokens: Annotated[int | None, typer.Option("--answer-tokens", min=1)] = None,
+    remat: Annotated[str | None, typer.Option("--remat")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype")] = None,
+    quantization: Annotated[str | None, typer.Option("--quantization")] = None,
+    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1)] = None,
+    lora_targets: Annotated[str | None, typer.Option("--lora-targets")] = None,
+    card: Annotated[int | None, typer.Option("--card")] = None,
+    target: Annotated[str | None, typer.Option("--target")] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -69,6 +51,25 @@ def memory(
     \b
     Example:
       jora memory --model config.json --tensor 4 --seq-len 4096 --card 80
+
+    Args:
+        config: configuration file.
+        model: Model folder or config.json, instead of CONFIG.
+        data: Devices that split the batch.
+        tensor: Devices that split a weight.
+        seq_len: Tokens of a row.
+        batch: Rows of a microbatch, over all devices.
+        tokens_per_batch: Instead of --batch.
+        answer_tokens: Supervised tokens a row; else an eighth.
+        remat: What is computed again, as phases.N.remat.
+        dtype: Of the base: float32 or bfloat16.
+        quantization: Of the base: none, int8 or nf4.
+        lora_r: Rank of the adapter.
+        lora_targets: Projections with an adapter, by commas.
+        card: GB of the card: 24, 40, 48, 80 or 141.
+        target: Compiler: auto, cuda, host or cpu (see docs/memory.md).
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     if model is not None and config is not None:
         raise InputError("give CONFIG or --model, not both")

@@ -17,20 +17,22 @@ from jora_core.specs.model_files import ExportSpec
 
 
 def merge(
-    huggingface_path: Annotated[Path, typer.Argument(help="Base model folder in Hugging Face layout.")],
-    jax_path: Annotated[Path, typer.Argument(help="Adapter folder that training wrote (PEFT layout).")],
-    save_path: Annotated[Path, typer.Argument(help="New folder of the merged model.")],
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32 or bfloat16; else as the base.")
-    ] = None,
-    then: Annotated[
-        list[Path] | None,
-        typer.Option("--then", metavar="ADAPTER", help="Another adapter, merged after it; repeatable."),
-    ] = None,
+    huggingface_path: Annotated[Path, typer.Argument()],
+    jax_path: Annotated[Path, typer.Argument()],
+    save_path: Annotated[Path, typer.Argument()],
+    dtype: Annotated[str | None, typer.Option("--dtype")] = None,
+    then: Annotated[list[Path] | None, typer.Option("--then", metavar="ADAPTER")] = None,
 ) -> None:
     """Merge an adapter, or several in order, into its base model.
 
     The new folder is in Hugging Face layout; `transformers` loads it.
+
+    Args:
+        huggingface_path: Base model folder in Hugging Face layout.
+        jax_path: Adapter folder that training wrote (PEFT layout).
+        save_path: New folder of the merged model.
+        dtype: float32 or bfloat16; else as the base.
+        then: Another adapter, merged after it; repeatable.
     """
     print(merge_adapter(huggingface_path, jax_path, save_path, dtype, then or []))
 

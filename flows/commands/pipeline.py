@@ -32,6 +32,14 @@ def run(
     Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses
     the Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which
     ends with the run.
+
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        start: this stage and those after it.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=say)
@@ -48,14 +56,21 @@ def plan(
     start: From = None,
     force: Force = False,
     overrides: Set = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also compile each phase's step: bytes per device.")
-    ] = False,
+    memory: Annotated[bool, typer.Option("--memory")] = False,
     as_json: Json = False,
 ) -> None:
     """Say per stage whether it would run, and why.
 
     Also counts the tokens that sharing contexts saves. Writes nothing.
+
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        start: this stage and those after it.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        memory: Also compile each phase's step: bytes per device.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     store = Store(settings.store)
@@ -78,16 +93,16 @@ def plan(
 def serve(
     config: Config = None,
     overrides: Set = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", min=1, max=65535, help="Of the server on this machine; else PREFECT_API_URL, 4200."
-        ),
-    ] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535)] = None,
 ) -> None:
     """Start web UI, deployments and worker.
 
     Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every
     stage get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
+
+    Args:
+        config: configuration file.
+        overrides: changes of single values of the configuration.
+        port: Of the server on this machine; else PREFECT_API_URL, 4200.
     """
     serve_pipeline.serve(load(config, overrides), port, say)

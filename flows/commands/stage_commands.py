@@ -22,6 +22,12 @@ def context(
 
     Reads the corpora, retrieves, and writes training and held-out records; without Prefect. Prints how many,
     how good the retriever is and what was left out, and writes a report of it.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     references = _run_stages(["build-context"], settings, force, as_json)
@@ -35,6 +41,12 @@ def convert(
     """Check the base model (stage convert-model).
 
     Reads every tensor once and writes down what was read; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["convert-model"], load(config, overrides), force, as_json)
 
@@ -49,6 +61,13 @@ def train(
     """Fine-tune, in all phases or one.
 
     The stages finetune-structure and finetune-task, without Prefect; `jora context` and `jora convert` first.
+
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     # Of the configuration: it may have one phase only.
@@ -64,6 +83,12 @@ def evaluate(
     """Score held-out records (stage evaluate).
 
     The base model, the model after each phase, and baselines without a model; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["evaluate"], load(config, overrides), force, as_json)
 
@@ -72,6 +97,12 @@ def export(config: Config = None, force: Force = False, overrides: Set = None, a
     """Write model and adapter (stage export).
 
     A merged Hugging Face model, the PEFT adapter and a model card with the lineage; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["export"], load(config, overrides), force, as_json)
 

@@ -72,7 +72,17 @@ def build_records(
 def build_records_flow(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Read and index the corpora, build the records shard by shard, join them; see `build_records`."""
+    """Read and index the corpora, build the records shard by shard, join them.
+
+    Args:
+        context: corpora, retrieval and records.
+        records_dir: where records, rankings and metrics go.
+        work_dir: what the steps share.
+        retries: of one shard.
+
+    Returns:
+        See `build_records`.
+    """
     build = RecordsBuild(context=context, records_dir=records_dir, work_dir=work_dir)
     prepared = prepare_records(build)
     shards = prepared["shards"]
