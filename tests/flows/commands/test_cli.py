@@ -217,7 +217,7 @@ def test_no_write_permission_without_traceback(project: Project) -> None:
         "import os, sys\n"
         "from flows import cli\n"
         "import flows.configuration.schema, flows.engine.plan, flows.engine.run_stage\n"
-        "import flows.commands.stage_commands, flows.engine.artifact_store, flows.children.run_child\n"
+        "import flows.commands.pipeline, flows.engine.artifact_store, flows.children.run_child\n"
         "import flows.configuration.load, flows.stages, encodings.utf_8_sig\n"
         "import retrieval.build.inputs, retrieval.readers.threads.message_tree, jora_core.base.errors\n"
         "import retrieval.readers.files.packed_lines, typer.main\n"
