@@ -1,17 +1,9 @@
-"""The `jora` command. Nothing heavy is imported until a command needs it."""
+"""Entry point of the `jora` command: its exit status, and errors as one line."""
 
 from __future__ import annotations
 
 import sys
 
-# Importing the commands registers them, in the order of the help: `split` keeps the sorter from changing it.
-from flows.commands import project  # noqa: F401
-
-# isort: split
-from flows.commands import pipeline  # noqa: F401
-
-# isort: split
-from flows.commands import model  # noqa: F401
 from flows.commands.app import app
 
 
@@ -20,8 +12,10 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
+        # The error types are imported where there is an error: `jora --help` loads none of our packages.
         from jora_core.base.errors import InputError
 
+        # pydantic's ValidationError is a ValueError too, and here it would be a mistake of ours.
         if not isinstance(error, InputError):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -35,7 +29,8 @@ def main() -> None:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of our output has ended, as in `jora plan | head -1`: no error of ours.
+        # The reader of our output has ended, as in `jora plan | head -1`: no error of ours. Without the
+        # close, the interpreter would flush at its end and print the same error again.
         sys.stderr.close()
         sys.exit(0)
 

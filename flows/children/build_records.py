@@ -8,58 +8,34 @@ the child ends, and a crash inside them is one stage's failure. It does the whol
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from flows.children.build_records_spec import BuildContextSpec
 from flows.engine.errors import one_line_os_errors
 from jora_core.base.memory_use import peak_process_bytes
 from jora_core.base.progress import ProgressBars
 from jora_core.base.spec_command import run_spec_command
 from jora_core.specs.read_spec import read_spec
-from retrieval.settings.context import ContextConfig
-
-Step = Literal["all", "prepare", "shard", "merge"]
-
-
-class BuildContextSpec(BaseModel):
-    """What the child is asked to do."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
-    step: Step = Field(default="all", title="Step", description="All of the build, or one step of it")
-    shard: int = Field(default=0, ge=0, title="Shard", description="Number of the shard, for that step")
-    work_dir: Path = Field(title="Work folder", description="What the steps share and a killed build finds")
-    records_dir: Path = Field(title="Records folder", description="Records, rankings and metrics go there")
-    output_dir: Path = Field(title="Output folder", description="result.json")
+from retrieval.build.build import build_record_files, merge_prepared
+from retrieval.build.shards import build_numbered, prepare
 
 
 def _all(spec: BuildContextSpec) -> dict[str, Any]:
-    from retrieval.build.build import build_record_files
-
     with ProgressBars() as bars:
         return _facts(build_record_files(spec.context, spec.records_dir, bars.show, spec.work_dir))
 
 
 def _prepare(spec: BuildContextSpec) -> dict[str, Any]:
-    from retrieval.build.shards import prepare
-
     with ProgressBars() as bars:
         prepared = prepare(spec.context, spec.work_dir, bars.show)
     return {"shards": [f"{s.task} {s.low}-{s.high}" for s in prepared.shards]}
 
 
 def _shard(spec: BuildContextSpec) -> dict[str, Any]:
-    from retrieval.build.shards import build_numbered
-
     return {"examples": build_numbered(spec.context, spec.work_dir, spec.shard)}
 
 
 def _merge(spec: BuildContextSpec) -> dict[str, Any]:
-    from retrieval.build.build import merge_prepared
-
     return _facts(merge_prepared(spec.context, spec.work_dir, spec.records_dir))
 
 
@@ -74,8 +50,10 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def main(spec: BuildContextSpec) -> None:
     """Do what the spec asks for; write `result.json` with its metrics."""
+    # The parent shows one `error:` line for exit status 2; a full disk is no crash.
     with one_line_os_errors("write", spec.records_dir):
         result = _STEPS[spec.step](spec) | {"peak_memory_bytes": peak_process_bytes()}
+        # Sorted: two builds can be compared as text.
         text = json.dumps(result, indent=1, sort_keys=True)
         (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
 

@@ -29,12 +29,16 @@ from jora_core.base.errors import InputError
 
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
+# Both signals: SIGKILL comes from the kernel's out-of-memory killer or a scheduler, SIGTERM from a
+# shutdown.
 KILLED_STATUSES = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
 ERROR_MARK = "error: "
 _ERROR_LINE = re.compile(rb"(?m)^error: [^\n]*\n")
+# XLA's status name on GPUs, the text of its CPU allocator, Python's own exception.
 OUT_OF_MEMORY_MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError")
 
 logger = logging.getLogger("jora.child")
+# State of the process and not of one call: a signal ends all children, of whatever thread.
 _stop_all = threading.Event()
 _running: list[supervised_process.Supervised] = []
 
@@ -58,6 +62,8 @@ class ChildError(RuntimeError):
         self.tail = tail
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Prefect and Dask pickle exceptions. The default rebuilds them from the message alone and would
+        # lose status and tail.
         return type(self), (str(self), self.status, self.tail)
 
 
@@ -111,6 +117,7 @@ def run_child(
         raise ChildKilled(f"{module} was not started: the pipeline is ending", 128 + signal.SIGTERM)
     workdir.mkdir(parents=True, exist_ok=True)
     spec_path = workdir / f"{module}.spec.json"
+    # A file stays for a person: the same command can be started by hand with it.
     spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     target = module if "." in module else f"jora_core.commands.{module}"
     status, tail = _supervised(
@@ -122,6 +129,7 @@ def run_child(
     )
     if status == 0:
         return _read_result(Path(spec.output_dir) / "result.json", target, tail)
+    # Checked before signals and failures: a wrong input must not be retried.
     if status == 2:
         raise ChildInputError(_error_line(tail) or f"{target} refused its input: {_last(tail)}")
     if status in KILLED_STATUSES:
@@ -150,6 +158,7 @@ def children_end_with_block() -> Iterator[None]:
         yield
     except BaseException:
         _stop_all.set()
+        # Each thread removes its child after the child's end, so an empty list means that all have ended.
         while _running:
             time.sleep(supervised_process.POLL_SECONDS)
         raise
@@ -163,8 +172,10 @@ def _supervised(
     grace_seconds: float,
 ) -> tuple[int, str]:
     """Run ``command`` supervised; return its exit status (128 + n for signal n) and its last lines."""
+    # Bounded: a training of days writes more lines than an exception can hold.
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     said: SimpleQueue[str] = SimpleQueue()
+    # Read in threads: this thread watches the child and the signal to stop, and a read would block it.
     output_read, output_write, terminal = _output_channel()
     threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
     own, stdout = [output_read], None
@@ -176,6 +187,7 @@ def _supervised(
         try:
             child = supervised_process.start(command, env, output_write, stdout)
         finally:
+            # The child has its own copy. While ours is open, the reader never sees the end of the file.
             for end in (output_write, *([] if stdout is None else [stdout])):
                 os.close(end)
         _running.append(child)
@@ -188,6 +200,7 @@ def _supervised(
             status = child.end(grace_seconds)
             _running.remove(child)
             for thread in threads:
+                # With a limit: a helper that left the process group may hold the pipe open for ever.
                 thread.join(timeout=5)
         _hand_over(said, on_output)
     finally:
@@ -220,6 +233,7 @@ def _output_channel() -> tuple[int, int, bool]:
     import termios
 
     master, slave = pty.openpty()
+    # A new pseudo-terminal has zero columns, and progress bars would be cut to nothing.
     size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
     attributes = termios.tcgetattr(slave)
@@ -236,6 +250,7 @@ def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str
     rest = b""
     while chunk := _read(source):
         if terminal:
+            # Past Python's buffer: the bars' control sequences must not be delayed.
             os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
         # A bar redrawn over itself with "\r" is one line for the log: its last state.
         *lines, rest = (rest + chunk).split(b"\n")
@@ -271,6 +286,8 @@ def _log_line() -> Callable[[str], None]:
 
 def inside_flow_run() -> bool:
     """Whether this code runs in a Prefect task or flow."""
+    # A look into `sys.modules` costs nothing; an import would load Prefect into commands that do without
+    # it.
     if "prefect" not in sys.modules:
         return False
     from prefect.context import FlowRunContext, TaskRunContext
@@ -283,6 +300,7 @@ def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ChildFailed(f"{target} ended well but left no readable {path}: {error}", 0, tail) from error
+    # The manifest stores it as an object of metrics.
     if not isinstance(result, dict):
         raise ChildFailed(f"{target} wrote {path}, which is not a JSON object", 0, tail)
     return result
@@ -291,6 +309,7 @@ def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
 def _error_line(tail: str) -> str | None:
     """Return the child's last ``error: …`` line without the mark."""
     lines = [line for line in tail.splitlines() if line.startswith(ERROR_MARK)]
+    # The last one: earlier lines may come from a library that writes the same mark.
     return lines[-1].removeprefix(ERROR_MARK) if lines else None
 
 

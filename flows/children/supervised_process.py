@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# Short beside any child's life, long beside the cost of one `waitid`.
 POLL_SECONDS = 0.05
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -31,6 +32,8 @@ class Supervised:
         """Whether the command has ended; it is not reaped, so its process group's number stays ours."""
         if self.process.returncode is not None:
             return True
+        # WNOWAIT leaves the process a zombie. Once reaped, its number could be given to another process,
+        # and `killpg` would end that one's group.
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self, grace_seconds: float) -> int:
@@ -40,6 +43,8 @@ class Supervised:
         """
         if self.process.returncode is None:
             if not self.ended():
+                # To the supervisor alone, which passes it on to the command: the helpers of a training
+                # must not end before its checkpoint.
                 os.kill(self.pid, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
             while not self.ended() and time.monotonic() < deadline:
@@ -50,6 +55,7 @@ class Supervised:
             self.process.wait()
             os.close(self.lifeline)
         status = self.process.wait()
+        # `Popen` gives -n after signal n; the shell's 128 + n is what the supervisor also uses.
         return status if status >= 0 else 128 - status
 
 
@@ -67,13 +73,18 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
     try:
         process = subprocess.Popen(
             [*supervisor, "--parent", str(os.getpid()), "--", *command],
+            # The caller's variables come last: they decide.
             env={**os.environ, **_importable(), **_huge_pages(), **env},
             stdin=subprocess.DEVNULL,
             stdout=output if stdout is None else stdout,
             stderr=output,
             pass_fds=(lifeline_read,),
+            # Ctrl-C in a terminal goes to its whole foreground group. In a session of its own the child
+            # gets the signal from us only, with time for a checkpoint.
             start_new_session=True,
         )
+    # The write end alone is closed here: on success it stays open, and its closing is the signal that we
+    # are gone.
     except BaseException:
         os.close(lifeline_write)
         raise

@@ -31,6 +31,7 @@ POLL_SECONDS = 1.0
 
 def die_with_parent(parent: int) -> Callable[[], None]:
     """Return what a forked child calls to be killed with process ``parent`` (Linux; elsewhere a no-op)."""
+    # Loaded before the fork: between fork and exec the child must not import or load anything.
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def tie() -> None:
@@ -58,7 +59,9 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
     """
     os.set_inheritable(lifeline, False)
     wake_read, wake_write = os.pipe()
+    # Python requires it: a signal handler must never block on a full pipe.
     os.set_blocking(wake_write, False)
+    # Signals arrive as bytes in a pipe, so that `select` waits for them and for the lifeline together.
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM, which
     # is passed on, to checkpoint. What the child started is its own to end; at the last, the group is killed.
@@ -67,6 +70,7 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
 
     child = subprocess.Popen(command, preexec_fn=die_with_parent(os.getpid()))
     while True:
+        # The timeout is for the check of the parent below; everything else wakes `select` at once.
         readable, _, _ = select.select([lifeline, wake_read], [], [], POLL_SECONDS)
         if wake_read in readable and signal.SIGTERM in os.read(wake_read, 4096):
             child.send_signal(signal.SIGTERM)
@@ -75,6 +79,7 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
             return status if status >= 0 else 128 - status
         # Another fork of the pipeline may have inherited the write end: a changed parent says the same.
         if lifeline in readable or os.getppid() != parent:
+            # SIGKILL, not SIGTERM: nobody is left to wait for a checkpoint. It ends this process, too.
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

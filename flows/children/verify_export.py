@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from jora_core.base.spec_command import run_spec_command
 from jora_core.specs.read_spec import read_spec
 
+# Of a logit in float32. Two implementations add in another order; a wrong weight differs by far more.
 TOLERANCE = 1e-3
+# The prompt's form, with letters beyond ASCII, digits and a long dash: what tokenizers treat differently.
 SAMPLE_TEXT = "### Instruction:\nSay which post it is.\n\n### Input:\n#1 Zoë: 42 – really?\n\n### Response:\n"
 
 
@@ -77,6 +79,7 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     reference = load_file(spec.reference)
+    # Makes a torch tensor without an import of torch here.
     tokens = BatchEncoding({"input_ids": reference["tokens"].astype(np.int64)}, tensor_type="pt")["input_ids"]
 
     def difference(model: Any) -> float:
@@ -86,9 +89,11 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
     def load(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
 
+    # One after the other: each loaded model is a copy of all weights in float32.
     found = {"transformers_largest_difference": difference(load(spec.model))}
     adapted = PeftModel.from_pretrained(load(spec.base), str(spec.adapter))
     found["peft_largest_difference"] = difference(adapted)
+    # Equal logits prove the weights only; a tokenizer with other settings would feed the model other ids.
     ids = [
         AutoTokenizer.from_pretrained(folder, local_files_only=True)(SAMPLE_TEXT)["input_ids"]
         for folder in (spec.base, spec.model)

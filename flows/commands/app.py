@@ -1,16 +1,16 @@
-"""What the commands of `jora` share: the application, its common options, reading a configuration."""
+"""The application `jora`: its commands by name, each loaded when it is called."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any, NamedTuple
 
 import typer
-
-if TYPE_CHECKING:
-    from flows.configuration.schema import PipelineConfig
+from typer.core import TyperGroup
 
 EXAMPLES = """
 \b
@@ -32,10 +32,93 @@ Exit status: 0 done, 1 failed, 2 wrong input. Every command explains itself: jor
 
 DISTRIBUTION = "jora-raft"  # the name of the installed package
 
+
+# One entry of a Google-style section: four spaces and a name; further lines are indented by more.
+_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
+class CommandEntry(NamedTuple):
+    """Where a command is, and its line in `jora --help`: the first sentence of its docstring."""
+
+    module: str
+    function: str
+    help: str
+
+
+# In the order of the help. The lines stand here a second time because `jora --help` would have to import
+# every command, and with them pydantic and the stages, to read them from the docstrings.
+COMMANDS: Mapping[str, CommandEntry] = {
+    name: CommandEntry(f"flows.commands.{module}", name, line)
+    for name, module, line in (
+        ("init", "init", "Start a project: write a commented configuration."),
+        ("run", "pipeline", "Run the pipeline, or a part of it."),
+        ("plan", "pipeline", "Say per stage whether it would run, and why."),
+        ("serve", "pipeline", "Start web UI, deployments and worker."),
+        ("context", "pipeline", "Build the records (stage build-context)."),
+        ("convert", "pipeline", "Check the base model (stage convert-model)."),
+        ("train", "pipeline", "Fine-tune, in all phases or one."),
+        ("evaluate", "pipeline", "Score held-out records (stage evaluate)."),
+        ("export", "pipeline", "Write model and adapter (stage export)."),
+        ("doctor", "doctor", "Check this machine."),
+        ("generate", "generate", "Answer one prompt."),
+        ("merge", "merge", "Merge an adapter, or several in order, into its base model."),
+        ("memory", "memory_plan", "Say what a training step takes on each device."),
+    )
+}
+
+
+class _LoadedCommands(Mapping[str, Any]):
+    """The commands by name; a command's module is imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        entry = COMMANDS[name]
+        # An application of one command: the public way to make a command without registering it.
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        function = getattr(import_module(entry.module), entry.function)
+        alone.command(name)(function)
+        return _described(typer.main.get_command(alone), inspect.getdoc(function) or "")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _described(command: Any, docstring: str) -> Any:
+    """Give the options the texts of the docstring's `Args`, so that each text stands in one place."""
+    text, _, section = docstring.partition("\n\nArgs:\n")
+    command.help = text
+    texts = {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(section)}
+    for parameter in command.params:
+        # The options that several commands share have their text in `common_options`.
+        parameter.help = getattr(parameter, "help", None) or texts.get(parameter.name)
+    return command
+
+
+class _LazyGroup(TyperGroup):
+    """A group that loads a command when it is called, and no command for its help."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # Typer suggests near names from the keys of this mapping, and keys load nothing.
+        self.commands: Any = _LoadedCommands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        # Typer's own method walks over `items()`, which would import every command.
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
 app = typer.Typer(
+    cls=_LazyGroup,
     epilog=EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
+    # Rich's help and tracebacks would import rich, which takes longer than all the rest of `jora --help`.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -45,8 +128,6 @@ app = typer.Typer(
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    from importlib.metadata import version
-
     # pyproject.toml is the only place that has the number; the installation knows it from there.
     print(f"jora {version(DISTRIBUTION)}")
     raise typer.Exit
@@ -60,34 +141,3 @@ def jora(
     ] = False,
 ) -> None:
     """Retrieval-augmented fine-tuning, from a raw corpus to an exported model."""
-
-
-Config = Annotated[
-    Path | None,
-    typer.Argument(metavar="[CONFIG]", help="YAML file; without it, ./jora.yaml, else a checkout's sample."),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of CONFIG (YAML); repeatable."),
-]
-Only = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone.")]
-From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="This stage and those after it.")]
-Force = Annotated[bool, typer.Option("--force", help="Run even what is up to date.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-def load(path: Path | None, overrides: list[str] | None) -> PipelineConfig:
-    """The checked configuration of a command; the embedded sample's without a path."""
-    from flows.configuration.load import load_config
-
-    return load_config(path, overrides or [])
-
-
-def say(line: str) -> None:
-    """A line for the person, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def print_json(value: object) -> None:
-    """A result for a program, on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -10,11 +10,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+
+import typer
+from packaging.requirements import Requirement
 
 from flows.commands.app import DISTRIBUTION
+from flows.commands.common_options import Config, Json, Set, print_json
+from flows.commands.print_pipeline import Finding, print_findings
+from flows.configuration.load import load_config
+from flows.configuration.sample import default_config
+from flows.engine.keys import identify
+from flows.orchestration.prefect_server import answers, served_url_file
+from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
 OLDEST_PYTHON = (3, 11)
@@ -27,17 +37,30 @@ print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kin
 """
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Check this machine.
 
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    detail: str
+    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
+    something is missing that a run needs.
+
+    Args:
+        config: configuration file.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    findings = examine(config, overrides or [])
+    if as_json:
+        print_json({"checks": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
     """Check everything; a check that cannot be made is a finding, never an error."""
+    # From what everything else needs to what only a run needs, so the first failure is the one to mend
+    # first.
     findings = [_python(), *_packages(), _torch(), _devices(), _server()]
     findings += _configuration(config, overrides)
     return findings
@@ -51,16 +74,14 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     """Each declared dependency: its version, and whether it is one that the declaration allows."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    from packaging.requirements import Requirement
-
     try:
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:
         return [Finding("packages", "fail", f"{DISTRIBUTION} is not installed; run `pip install -e .`")]
     findings: list[Finding] = []
     for requirement in declared:
+        # Without an extra: packages of `[gpu]` or `[dev]` are not missing on a machine that does without
+        # them.
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -68,6 +89,7 @@ def _packages() -> list[Finding]:
         except PackageNotFoundError:
             findings.append(Finding(requirement.name, "fail", f"missing; expected {requirement.specifier}"))
             continue
+        # `prereleases=True`: a release candidate that the user has chosen satisfies `>=`.
         good = requirement.specifier.contains(found, prereleases=True)
         detail = found if good else f"{found}, but expected {requirement.specifier}; run `pip install -e .`"
         findings.append(Finding(requirement.name, "ok" if good else "fail", detail))
@@ -75,8 +97,6 @@ def _packages() -> list[Finding]:
 
 
 def _torch() -> Finding:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("torch", "peft"):
         try:
@@ -97,10 +117,12 @@ def _devices() -> Finding:
             timeout=DEVICE_SECONDS,
             check=False,
         )
+        # The last line: drivers and plugins print lines of their own before it.
         found = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, OSError):
         return Finding("devices", "fail", f"JAX did not start within {DEVICE_SECONDS} s")
     except (ValueError, IndexError):
+        # Of a traceback the last line is the reason.
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
         return Finding("devices", "fail", f"JAX does not start: {last[0]}")
     kinds = found["devices"]
@@ -110,8 +132,7 @@ def _devices() -> Finding:
 
 
 def _server() -> Finding:
-    from flows.orchestration.prefect_server import answers, served_url_file
-
+    # From the environment and not from Prefect's settings, whose import is slow.
     urls = [os.environ.get("PREFECT_API_URL"), _read(served_url_file())]
     for url in filter(None, urls):
         if answers(url):
@@ -126,14 +147,10 @@ def _server() -> Finding:
 
 def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
     """The configuration, its input files, and whether its store can be written."""
-    from flows.configuration.load import load_config
-    from flows.configuration.sample import default_config
-    from flows.engine.keys import identify
-    from flows.stages import STAGES
-
     try:
         config = load_config(path, overrides)
     except ValueError as error:
+        # Without a configuration there is neither an input nor a store to look at.
         return [_refused("configuration", error)]
     findings = [Finding("configuration", "ok", str(path or default_config()))]
     try:
@@ -153,8 +170,11 @@ def _refused(name: str, error: ValueError) -> Finding:
 
 def _writable(store: Path) -> Finding:
     """Write a probe where the store is or would be; nothing stays."""
+    # The nearest folder that exists decides whether the store can be made; doctor itself makes nothing.
     place = next(folder for folder in (store, *store.parents) if folder.exists())
     try:
+        # Only writing shows it: `os.access` knows nothing of quotas, read-only mounts and network file
+        # systems.
         with tempfile.NamedTemporaryFile(dir=place, prefix=".jora-probe-") as probe:
             probe.write(b"\0")
             probe.flush()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
+from flows.commands.common_options import Config, Json, Set, load, print_json, say
+from flows.commands.print_memory import print_memory
 from flows.configuration.schema import PhaseConfig, PipelineConfig
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
@@ -17,6 +20,80 @@ from jora_core.specs.planning import MemorySpec
 
 ROW_STEP = 64
 _UNUSED = Path("unused")
+
+
+def memory(
+    *,
+    config: Config = None,
+    model: Annotated[Path | None, typer.Option("--model")] = None,
+    data: Annotated[int | None, typer.Option("--data", min=1)] = None,
+    tensor: Annotated[int | None, typer.Option("--tensor", min=1)] = None,
+    seq_len: Annotated[int | None, typer.Option("--seq-len", min=8)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    tokens_per_batch: Annotated[int | None, typer.Option("--tokens-per-batch", min=8)] = None,
+    answer_tokens: Annotated[int | None, typer.Option("--answer-tokens", min=1)] = None,
+    remat: Annotated[str | None, typer.Option("--remat")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype")] = None,
+    quantization: Annotated[str | None, typer.Option("--quantization")] = None,
+    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1)] = None,
+    lora_targets: Annotated[str | None, typer.Option("--lora-targets")] = None,
+    card: Annotated[int | None, typer.Option("--card")] = None,
+    target: Annotated[str | None, typer.Option("--target")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step takes on each device.
+
+    Before there is one: compiles the real step for the real mesh from config.json alone. Bytes by kind, which
+    cards it fits, the longest row, collectives, arithmetic. Without --model: the phase of CONFIG with the
+    largest microbatch.
+
+    \b
+    Example:
+      jora memory --model config.json --tensor 4 --seq-len 4096 --card 80
+
+    Args:
+        config: configuration file.
+        model: Model folder or config.json, instead of CONFIG.
+        data: Devices that split the batch.
+        tensor: Devices that split a weight.
+        seq_len: Tokens of a row.
+        batch: Rows of a microbatch, over all devices.
+        tokens_per_batch: Instead of --batch.
+        answer_tokens: Supervised tokens a row; else an eighth.
+        remat: What is computed again, as phases.N.remat.
+        dtype: Of the base: float32 or bfloat16.
+        quantization: Of the base: none, int8 or nf4.
+        lora_r: Rank of the adapter.
+        lora_targets: Projections with an adapter, by commas.
+        card: GB of the card: 24, 40, 48, 80 or 141.
+        target: Compiler: auto, cuda, host or cpu (see docs/memory.md).
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    if model is not None and config is not None:
+        raise InputError("give CONFIG or --model, not both")
+    given = {
+        "data": data,
+        "tensor": tensor,
+        "seq_len": seq_len,
+        "rows": batch,
+        "tokens_per_batch": tokens_per_batch,
+        "answer_tokens": answer_tokens,
+        "remat": remat,
+        "dtype": dtype,
+        "quantization": quantization,
+        "r": lora_r,
+        "target_modules": lora_targets.split(",") if lora_targets else None,
+        "card": card,
+        "target": target,
+    }
+    settings = memory_settings(None if model else load(config, overrides), model, given)
+    plan = memory_plan(settings, say)
+    if as_json:
+        print_json(plan)
+    else:
+        print_memory(plan)
 
 
 def memory_settings(
@@ -35,6 +112,7 @@ def memory_settings(
     settings: dict[str, Any]
     phase: PhaseConfig | None
     if config is not None:
+        # The phases run one after another, so the larger one decides which card is enough.
         phase = max(config.phases, key=lambda phase: (phase.tokens_per_batch, phase.max_seq_len))
         settings = phase_settings(config, phase)
     else:
@@ -47,12 +125,14 @@ def memory_settings(
     for part, names in (("mesh", ("data", "tensor")), ("lora", ("r", "target_modules"))):
         changes = {name: given.pop(name) for name in names if name in given}
         settings[part] = {**settings.get(part, {}), **changes}
+    # A longer row in the same budget of tokens means fewer rows, as in training.
     if "seq_len" in given and phase is not None and budget is None and "rows" not in given:
         budget = phase.tokens_per_batch
     settings |= given
     if budget is not None:
         settings["rows"] = max(1, budget // settings.get("seq_len", 2048))
     try:
+        # Validated now, before a child is started; the output folder is known only then.
         return MemorySpec.model_validate(settings | {"output_dir": _UNUSED}).model_dump(mode="json")
     except ValidationError as error:
         raise InputError(f"jora memory: {describe_validation_error(error, MemorySpec)}") from None
@@ -66,7 +146,9 @@ def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]
     """
     longest = phase.max_seq_len
     if phase.sharing == "auto":
+        # A microbatch is split over the data axis by rows, so a row holds at most one device's share.
         longest = max(longest, phase.tokens_per_batch // config.mesh.data)
+    # Rounded up, as the batches of the training are.
     seq_len = -(-longest // ROW_STEP) * ROW_STEP
     return {
         "model": config.model.path,
@@ -106,5 +188,6 @@ def memory_of_phases(
         if phase.stage in counts:
             say(f"{phase.stage}: compiling its step")
             settings = phase_settings(config, phase) | counts[phase.stage].get("fullest", {})
+            # The search compiles the step several times, which a plan of all phases need not wait for.
             plans[phase.stage] = memory_plan(settings | {"find_longest": False}, say)
     return plans

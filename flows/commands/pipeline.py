@@ -1,20 +1,30 @@
-"""Commands of `jora` about the pipeline and its stages."""
+"""Commands of `jora` about the pipeline (run, plan, serve) and its stages (context to export)."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from flows.commands.app import Config, Force, From, Json, Only, Set, app, load, print_json, say
+from flows.commands import print_pipeline
+from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, say
+from flows.commands.memory_plan import memory_of_phases
+from flows.commands.print_memory import print_phases
+from flows.commands.sharing_counts import sharing_of_phases
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import ArtifactRef, Store
+from flows.engine.plan import make_plan
+from flows.engine.run_stage import run_stages
+from flows.orchestration import run_pipeline
+from flows.orchestration import serve as serve_pipeline
+from flows.report.page import write_report
+from flows.stages import STAGES
+from jora_core.base.errors import InputError
 
-if TYPE_CHECKING:
-    from flows.configuration.schema import PipelineConfig
-    from flows.engine.run_stage import ArtifactRef
 
-
-@app.command()
 def run(
     config: Config = None,
     only: Only = None,
@@ -28,19 +38,23 @@ def run(
     Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses
     the Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which
     ends with the run.
-    """
-    from flows.commands import print_pipeline
-    from flows.orchestration.run_pipeline import run as run_flow
 
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        start: this stage and those after it.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
     settings = load(config, overrides)
-    outcome = run_flow(settings, only=only, start=start, force=force, say=say)
+    outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=say)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
     else:
         print_pipeline.print_outcome(outcome.references, outcome.report)
 
 
-@app.command()
 def plan(
     *,
     config: Config = None,
@@ -48,28 +62,29 @@ def plan(
     start: From = None,
     force: Force = False,
     overrides: Set = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also compile each phase's step: bytes per device.")
-    ] = False,
+    memory: Annotated[bool, typer.Option("--memory")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say per stage whether it would run, and why; and what sharing contexts saves. Writes nothing."""
-    from dataclasses import asdict
+    """Say per stage whether it would run, and why.
 
-    from flows.commands import print_pipeline
-    from flows.commands.sharing_counts import sharing_of_phases
-    from flows.engine.artifact_store import Store
-    from flows.engine.plan import make_plan
-    from flows.stages import STAGES
+    Also counts the tokens that sharing contexts saves. Writes nothing.
 
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        start: this stage and those after it.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        memory: Also compile each phase's step: bytes per device.
+        as_json: print JSON instead of text.
+    """
     settings = load(config, overrides)
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
+    # Also without --memory: the counts come from artifacts and caches, where they are there.
     sharing = sharing_of_phases(settings, store, STAGES, lines, say)
     needs = {}
     if memory:
-        from flows.commands.memory_plan import memory_of_phases
-
         needs = memory_of_phases(settings, sharing, say)
     if as_json:
         found: dict[str, Any] = {"stages": [asdict(line) for line in lines], "sharing": sharing}
@@ -78,33 +93,27 @@ def plan(
     print_pipeline.print_plan(lines)
     print_pipeline.print_sharing(sharing)
     if memory:
-        from flows.commands.print_memory import print_phases
-
         print_phases(needs)
 
 
-@app.command()
 def serve(
     config: Config = None,
     overrides: Set = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", min=1, max=65535, help="Of the server on this machine; else PREFECT_API_URL, 4200."
-        ),
-    ] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535)] = None,
 ) -> None:
     """Start web UI, deployments and worker.
 
     Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every
     stage get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
+
+    Args:
+        config: configuration file.
+        overrides: changes of single values of the configuration.
+        port: Of the server on this machine; else PREFECT_API_URL, 4200.
     """
-    from flows.orchestration.serve import serve as serve_forever
-
-    serve_forever(load(config, overrides), port, say)
+    serve_pipeline.serve(load(config, overrides), port, say)
 
 
-@app.command()
 def context(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
@@ -112,30 +121,35 @@ def context(
 
     Reads the corpora, retrieves, and writes training and held-out records; without Prefect. Prints how many,
     how good the retriever is and what was left out, and writes a report of it.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     references = _run_stages(["build-context"], settings, force, as_json)
-    if not as_json:
-        from flows.commands import print_pipeline
-        from flows.engine.artifact_store import Store
-        from flows.report import write_report
-
-        if print_pipeline.print_records(references[0]):
-            print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
+    if not as_json and print_pipeline.print_records(references[0]):
+        print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
 
 
-@app.command()
 def convert(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
     """Check the base model (stage convert-model).
 
     Reads every tensor once and writes down what was read; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["convert-model"], load(config, overrides), force, as_json)
 
 
-@app.command()
 def train(
     config: Config = None,
     only: Only = None,
@@ -146,64 +160,54 @@ def train(
     """Fine-tune, in all phases or one.
 
     The stages finetune-structure and finetune-task, without Prefect; `jora context` and `jora convert` first.
+
+    Args:
+        config: configuration file.
+        only: this stage alone.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
+    # Of the configuration: it may have one phase only.
     names: list[str] = [phase.stage for phase in settings.phases]
     if only is not None and only not in names:
-        from jora_core.base.errors import InputError
-
         raise InputError(f"--only {only}: expected a phase of the configuration: {', '.join(names)}")
     _run_stages([only] if only else names, settings, force, as_json)
 
 
-@app.command()
 def evaluate(
     config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
 ) -> None:
     """Score held-out records (stage evaluate).
 
     The base model, the model after each phase, and baselines without a model; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["evaluate"], load(config, overrides), force, as_json)
 
 
-@app.command()
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:
     """Write model and adapter (stage export).
 
     A merged Hugging Face model, the PEFT adapter and a model card with the lineage; without Prefect.
+
+    Args:
+        config: configuration file.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
     """
     _run_stages(["export"], load(config, overrides), force, as_json)
 
 
-@app.command()
-def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
-    """Check this machine.
-
-    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
-    something is missing that a run needs.
-    """
-    from dataclasses import asdict
-
-    from flows.commands import print_pipeline
-    from flows.commands.doctor import examine
-
-    findings = examine(config, overrides or [])
-    if as_json:
-        print_json({"checks": [asdict(finding) for finding in findings]})
-    else:
-        print_pipeline.print_findings(findings)
-    if any(finding.state == "fail" for finding in findings):
-        raise typer.Exit(1)
-
-
 def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:
     """Run stages one after the other in this process, and print what they left; return their artifacts."""
-    from flows.commands import print_pipeline
-    from flows.engine.artifact_store import Store
-    from flows.engine.run_stage import run_stages
-    from flows.stages import STAGES
-
     _log_to_stderr()
     references = run_stages(
         names,
@@ -223,7 +227,6 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
 
 def _log_to_stderr() -> None:
     """Show the lines of child processes where no terminal shows their progress bars."""
-    import logging
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Our own lines from INFO on, other libraries' from WARNING on.
     logging.getLogger("jora").setLevel(logging.INFO)

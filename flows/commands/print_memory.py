@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+# In the order of the plan's `bytes_per_device`, the total last.
 KINDS = {
     "weights": "weights",
     "adapter": "adapter, optimizer, gradients",

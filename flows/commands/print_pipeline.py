@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from flows.engine.artifact_store import MANIFEST, read_manifest
+from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
-from flows.engine.run_stage import ArtifactRef
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from flows.commands.doctor import Finding
 
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # where no terminal says its own
@@ -25,6 +23,15 @@ METRICS = (
     ("denotation_accuracy",),
     ("exact_match", "f1"),
 )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
 
 
 def print_plan(lines: Sequence[PlannedStage]) -> None:
@@ -56,6 +63,7 @@ def print_reference(reference: ArtifactRef) -> None:
     key = reference.key[:KEY_LENGTH]
     print(
         f"{reference.stage:<20} {what:<7} {reference.seconds:>8.1f} s  {key}  {reference.reason}".rstrip(),
+        # A stage takes minutes to hours; behind a pipe Python would keep its line back until the end.
         flush=True,
     )
 
@@ -87,15 +95,18 @@ def print_scores(scores: dict[str, Any]) -> None:
     """
     systems: dict[str, dict[str, Any]] = dict(scores["systems"])
     for name, values in scores.get("generated", {}).get("systems", {}).items():
+        # The same records answered in another mode: two rows of one system, not two systems.
         systems[f"{name}, written freely"] = values
     console = _console()
     for metrics in METRICS:
+        # A system has the metrics of those tasks that it answered; baselines answer threads only.
         rows = {name: values for name, values in systems.items() if metrics[0] in values}
         if not rows:
             continue
         table = _grid("system", *metrics)
         for name, values in rows.items():
             table.add_row(name, *(_interval(values[metric]) for metric in metrics))
+        # All systems answer the same records, so one row's count is every row's.
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
@@ -183,6 +194,7 @@ def _bounded(leg: dict[str, Any], measure: str) -> str:
 def _interval(value: dict[str, Any]) -> str:
     if value["value"] is None:
         return "-"
+    # The backslash, because rich reads an opening bracket as markup.
     return f"{value['value']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
 
 
@@ -203,7 +215,9 @@ def _grid(*headers: str) -> Any:
 def _console() -> Console:
     from rich.console import Console
 
+    # Rich would colour numbers and paths by its own guess.
     console = Console(highlight=False)
     if not console.is_terminal:
+        # Into a file or a pipe rich assumes 80 columns and would break the keys and reasons.
         console.width = max(console.width, PLAIN_WIDTH)
     return console

@@ -47,6 +47,7 @@ def sharing_of_phases(
     phases = [phase for phase in config.phases if phase.stage in planned]
     found: dict[str, Counts] = {}
     records: Path | None = None
+    # Checking the records reads all their bytes: only where a count needs them.
     if any(planned[phase.stage].action != "cached" for phase in phases):
         records = _finished_records(config, store, planned.get(build_context.NAME), registry)
     for phase in phases:
@@ -65,6 +66,7 @@ def _finished_records(
     config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Registry
 ) -> Path | None:
     """The records that the phases of a plan would read, None where they are still to be built."""
+    # Records of an older key are other records; their count would be wrong.
     if planned is not None and planned.action == "run":
         return None
     # Not part of the plan where only later stages were asked for.
@@ -81,6 +83,7 @@ def _finished_records(
 def _of_artifact(store: Store, stage: str, key: str) -> Counts:
     manifest = store.check(stage, key).manifest
     data = (manifest or {}).get("metrics", {}).get("data", {})
+    # An artifact of a version that did not count this.
     if "slots_apart" not in data:
         return {"unknown": "the artifact does not say"}
     return {
@@ -89,6 +92,7 @@ def _of_artifact(store: Store, stage: str, key: str) -> Counts:
         "groups": data["groups"],
         "tokens": data["slots"],
         "tokens_apart": data["slots_apart"],
+        # At least 1: a phase may have no record that fits.
         "factor": round(data["slots_apart"] / max(data["slots"], 1), 3),
     }
 
@@ -96,6 +100,7 @@ def _of_artifact(store: Store, stage: str, key: str) -> Counts:
 def _counted(
     config: PipelineConfig, phase: PhaseConfig, records: Path, cache_dir: Path, say: Callable[[str], None]
 ) -> Counts:
+    # Outside the store: a plan writes nothing there.
     with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
         spec = SharingSpec(
             model=Path(config.model.path),

@@ -27,8 +27,11 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
             a value of the wrong type, an environment variable that is not set.
     """
     file = default_config() if path is None else Path(path)
+    # Links are followed: a linked configuration means what it means where it lies.
     folder = file.resolve().parent
     raw, changed = apply_overrides(read_yaml(file), overrides)
+    # Written into the mapping, so that the checked configuration carries its root to Prefect and the
+    # workers.
     root = raw.setdefault("root", ".")
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
@@ -36,4 +39,6 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     try:
         return PipelineConfig.model_validate(raw)
     except ValidationError as error:
+        # `from None`: pydantic's own text names classes and types, which says nothing to the author of a
+        # file.
         raise InputError(describe_error(error, PipelineConfig, str(file), changed)) from None

@@ -23,6 +23,7 @@ PATH_KEYS = (
 )
 # A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
+# $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
 
@@ -53,15 +54,19 @@ def resolve_paths(
         if not isinstance(value, str):
             return value
         dotted = ".".join(key)
+        # Two keys count from elsewhere; see the module `schema`.
         if key in (("store",), ("root",)):
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
         if _is_one_of(key, PATH_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
+            # `s3://bucket/a` would become a path below `root`.
             return value if is_url(value) else _absolute(root / Path(value).expanduser())
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
+            # `owner/name` can be both; a folder of that name wins. A text that starts like a path stays a
+            # path even where nothing is there, so that the error names the path.
             return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
         return value
 

@@ -41,6 +41,7 @@ def default_config() -> Path:
     own = Path(CONFIG_NAME)
     if own.exists():
         return own
+    # Not for an installed package: its sample would run on data that the user never chose.
     if _PLACES[1].joinpath(SAMPLE_FOLDERS[0]).is_dir():
         return SAMPLE_CONFIG
     raise InputError(
@@ -52,5 +53,6 @@ def default_config() -> Path:
 def sample_config_text() -> str:
     """Return the sample's configuration for a folder of its own, in which `data/` lies beside it."""
     lines = SAMPLE_CONFIG.read_text(encoding="utf-8").splitlines(keepends=True)
+    # The line names the recipe's place in a checkout; a project has no such file.
     kept = [line for line in lines if not line.startswith("#   jora run flows/configs/")]
     return "".join("root: .\n" if line.startswith("root:") else line for line in kept)

@@ -137,6 +137,7 @@ class PipelineConfig(SpecModel):
     )
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
+    # A list and not two fields: either phase can be left out, and the order is visible in the file.
     phases: list[PhaseConfig] = Field(
         min_length=1, max_length=2, title="Phases", description="Structure first, then the task itself"
     )
@@ -172,12 +173,14 @@ class PipelineConfig(SpecModel):
             return raw
         raw = dict(raw)
         if isinstance(raw.get("context"), dict):
+            # What the file says in the section itself comes last and wins.
             context = {"seed": raw.get("seed", 0), **raw["context"]}
             if context.get("tokenizer") is None and isinstance(raw.get("model"), dict):
                 context["tokenizer"] = raw["model"].get("path")
             raw["context"] = context
         phases = raw.get("phases")
         if isinstance(phases, list) and len(phases) == 2 and all(isinstance(phase, dict) for phase in phases):
+            # Before the validation, where a missing key can still be told from a default.
             shape = {"lora": phases[0]["lora"]} if "lora" in phases[0] else {}
             raw["phases"] = [phases[0], {**shape, **phases[1]}]
         return raw
@@ -185,10 +188,13 @@ class PipelineConfig(SpecModel):
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:
         stages = [phase.stage for phase in self.phases]
+        # The names are the stages' names: another order or a name twice would give two stages one
+        # artifact folder.
         if stages not in (list(PHASE_STAGES), *([stage] for stage in PHASE_STAGES)):
             raise ValueError(
                 f"phases must be {' then '.join(PHASE_STAGES)}, or one of them; got {', '.join(stages)}"
             )
+        # Rank, targets and scale fix the adapter's tensors; the second phase loads the first one's.
         if self.phases[-1].lora != self.phases[0].lora:
             raise ValueError(
                 "phases.1.lora must equal phases.0.lora: the second phase continues the first's adapter"
@@ -208,5 +214,6 @@ class PipelineConfig(SpecModel):
             InputError: a path names an environment variable that is not set.
         """
         root = Path(self.root).resolve()
+        # Through plain values: `resolve_paths` knows paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
         return PipelineConfig.model_validate(raw)

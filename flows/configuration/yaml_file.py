@@ -53,6 +53,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{where}: broken YAML: {_problem(error)}") from None
     except YAMLError as error:
         raise InputError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
+    # `a: &x [*x]` is valid YAML, and a value without end.
     except RecursionError:
         raise InputError(
             f"{source}: values are nested too deeply, or an alias contains itself; write them out"
@@ -77,6 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"cannot read configuration {path}: {reason}") from None
+    # Most often a file in UTF-16 or Latin-1 from an editor on Windows.
     except UnicodeDecodeError as error:
         raise InputError(f"configuration {path} is not UTF-8 text: byte {error.start}") from None
     raw = parse_yaml(text, str(path))
@@ -107,6 +109,7 @@ def apply_overrides(
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
+        # As YAML, so that `--set a=[1, 2]`, `null` and `1e-4` mean what they mean in the file.
         value = parse_yaml(text, f"--set {dotted}")
         # A relative path of the command line counts from the working directory, not from the file's folder.
         value = resolve_paths(value, Path.cwd(), "--set", at=tuple(keys))
@@ -125,9 +128,12 @@ def describe_error(
         source: the configuration's file.
         overridden: key paths that `--set` gave; an error below one of them names `--set`, not the file.
     """
+    # One problem at a time: with unions pydantic reports each variant, so one mistake gives several
+    # errors.
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     where = ".".join(location)
+    # A prefix: `--set lora={r: x}` sets a mapping, and the error is below it.
     if any(location[: len(keys)] == keys for keys in overridden):
         source = "--set"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -143,6 +149,8 @@ def describe_error(
         message = first["msg"].removeprefix("Value error, ")
     elif kind == "literal_error":
         message = f"expected {first.get('ctx', {}).get('expected')}, got {_short(first['input'])}"
+    # pydantic's types are `int_parsing`, `int_type`, `list_type`, …; `too_short` and `string_too_long`
+    # have a better text of their own.
     elif (expected := _EXPECTED.get(kind.split("_")[0])) and not kind.endswith(("_short", "_long")):
         message = f"expected {expected}, got {_short(first['input'])}"
     else:
@@ -155,6 +163,7 @@ def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     current: Any = model
     for part in location:
         models = _models_in(current)
+        # A number is an index of a list, whose items have the annotation already found.
         if part.isdigit() or not models:
             continue
         field = models[0].model_fields.get(part)
@@ -185,6 +194,7 @@ def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tupl
         if last:
             target[key] = value
             break
+        # A section that the file leaves out or writes as an empty key.
         if target.get(key) is None:
             target[key] = {}
         target = target[key]
@@ -198,6 +208,7 @@ def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tupl
 def _index(items: list[Any], key: str, override: str) -> int:
     """Return the position that `key` names in a list: a number, or the `stage` of an item."""
     stages = [item.get("stage") if isinstance(item, dict) else None for item in items]
+    # The name before the number: names do not change when a phase is added in front.
     if key in stages:
         return stages.index(key)
     if key.isdigit() and int(key) < len(items):
@@ -214,4 +225,5 @@ def _copy(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     text = repr(value)
+    # An error is one line of a terminal.
     return text if len(text) <= 60 else f"{text[:57]}..."

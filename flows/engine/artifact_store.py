@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from flows.engine.errors import StageFailed, one_line_os_errors
 from jora_core.base.atomic_files import fsync, fsync_tree
 from jora_core.base.digests import file_digests, json_digest
@@ -32,6 +34,19 @@ MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # checkpoints of a key that nobody came back to
 
 Manifest = dict[str, Any]
+
+
+class ArtifactRef(BaseModel):
+    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str = Field(title="Stage", description="Name of the stage")
+    key: str = Field(title="Key", description="SHA-256 of everything that decides its content")
+    path: str = Field(title="Folder", description="Absolute path of the artifact")
+    cached: bool = Field(title="Cached", description="Whether it was there already")
+    seconds: float = Field(title="Seconds", description="Wall time of this call")
+    reason: str = Field("", title="Reason", description="Why it ran; empty if cached")
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class Store:
     """Artifacts below one folder. Making the object touches nothing; the first write makes the folder."""
 
     def __init__(self, root: Path | str) -> None:
+        # Absolute, because Dask workers and child processes have other working directories.
         self.root = Path(root).resolve()
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"store {self.root} is a file; choose a folder with --set store=FOLDER")
@@ -77,10 +93,13 @@ class Store:
         if not folder.is_dir():
             return Check()
         manifest = read_manifest(folder / MANIFEST)
+        # A folder that was renamed or copied by hand is whole in itself, but it is not what its name
+        # says.
         if manifest is None or (manifest["stage"], manifest["key"]) != (stage, key):
             return Check(damage=MANIFEST)
         outputs = manifest["outputs"]
         present = _files(folder)
+        # Names first: a missing or an additional file is found without reading a byte.
         for name in sorted(set(outputs) | present):
             if name not in present or name not in outputs:
                 return Check(damage=name)
@@ -88,6 +107,8 @@ class Store:
         try:
             digests = file_digests([folder / name for name in names])
         except OSError as error:
+            # A disk error in one file is damage of one artifact, which the stage can make again; it must
+            # not end `jora plan`.
             unreadable = Path(error.filename or folder).relative_to(folder).as_posix()
             return Check(damage=f"{unreadable} ({(error.strerror or 'unreadable').lower()})")
         for name, digest in zip(names, digests, strict=True):
@@ -101,6 +122,8 @@ class Store:
         if not folder.is_dir():
             return None
         found = [read_manifest(path / MANIFEST) for path in folder.iterdir() if path.is_dir()]
+        # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
+        # own time of change is lost when a store is copied.
         return max((item for item in found if item), key=lambda item: item["ended"], default=None)
 
     @contextmanager
@@ -116,9 +139,12 @@ class Store:
             InputError: the store cannot be written.
         """
         with one_line_os_errors("write to store", self.root):
+            # The lock file stays after use. Were it removed, a process that waits on the old file and one
+            # that opens a new file would both hold `the` lock.
             descriptor = self._open_lock(f"{stage}-{key}")
         try:
             try:
+                # First without waiting, only to learn whether there is something to wait for.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait:
@@ -168,9 +194,14 @@ class Store:
                     for name, digest in zip(names, digests, strict=True)
                 }
                 (folder / MANIFEST).write_bytes(render_manifest({**manifest, "outputs": outputs}))
+                # Before the rename: file systems may write a rename to disk before the data of the
+                # renamed files, and a power failure would leave an artifact of empty files.
                 fsync_tree(folder)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 if final.exists():
+                    # `rename` replaces empty folders only, so the old artifact moves away first. A kill
+                    # between the two renames leaves no artifact, which the next run makes again, and
+                    # never half of one.
                     old = folder.with_name(f"{folder.name}.old")
                     _remove(old)
                     final.rename(old)
@@ -178,7 +209,9 @@ class Store:
                     _remove(old)
                 else:
                     folder.rename(final)
+                # The rename itself is an entry of the parent folder.
                 fsync(final.parent)
+        # Also for KeyboardInterrupt: a stopped run leaves no half artifact.
         except BaseException:
             self.abandon(stage, key)
             raise
@@ -186,6 +219,8 @@ class Store:
 
     def abandon(self, stage: str, key: str) -> None:
         """Remove the temporary folder of a key; never raises."""
+        # It runs while another exception passes, which a failed removal must not replace; `sweep` tries
+        # again.
         shutil.rmtree(self._temporary(stage, key), ignore_errors=True)
 
     def finish_work(self, stage: str, key: str) -> None:
@@ -200,12 +235,16 @@ class Store:
             self._remove_if_free(folder, folder.name.removesuffix(".old"))
         for stage in self._folders(".work"):
             for folder in self._folders(f".work/{stage.name}"):
+                # Checkpoints have the size of optimizer and adapter, and each changed setting has a key,
+                # so a work folder, of its own.
                 if time.time() - _newest_change(folder) > ABANDONED_SECONDS:
                     self._remove_if_free(folder, f"{stage.name}-{folder.name}")
 
     def _open_lock(self, name: str) -> int:
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
+        # O_CLOEXEC: a child that inherited the descriptor would keep the lock after the death of this
+        # process. Mode 0o666: several users may share a store; their umask decides.
         return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def _folders(self, name: str) -> list[Path]:
@@ -220,6 +259,8 @@ class Store:
             return  # a store that we may only read
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The lock is held during the removal: a run that starts now waits, and then finds an empty
+            # place.
             shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass
@@ -227,6 +268,8 @@ class Store:
             os.close(descriptor)
 
     def _temporary(self, stage: str, key: str) -> Path:
+        # Inside the store, because a rename is atomic only within one file system; and not below the
+        # stage, where every folder is an artifact.
         return self.root / ".tmp" / f"{stage}-{key}"
 
 
@@ -242,6 +285,8 @@ def read_manifest(path: Path) -> Manifest | None:
     try:
         data = path.read_bytes()
         manifest = json.loads(data)
+        # Comparing the whole text finds more than the seal alone: duplicate keys, other number formats, a
+        # changed end of line.
         return manifest if render_manifest(manifest) == data else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -252,6 +297,7 @@ def _files(folder: Path) -> set[str]:
     names = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
+        # A link to a folder counts as a file: its target may lie outside and change without notice.
         if path.is_symlink() or not path.is_dir()
     }
     return names - {MANIFEST}
@@ -262,6 +308,7 @@ def _newest_change(folder: Path) -> float:
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
+        # A file that vanishes between listing and `stat` means that someone works there now.
         return time.time()
 
 

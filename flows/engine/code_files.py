@@ -56,27 +56,33 @@ def reachable_sources(
         FileNotFoundError: an entry is no module.
     """
     found: dict[str, Path] = {}
+    # A list, not recursion: import chains can be circular, and `found` ends the walk.
     waiting = [(name, True) for name in entries]
     while waiting:
         name, is_entry = waiting.pop()
         if not is_entry and name.partition(".")[0] not in rooms:
             continue
         files = _files_of(name, root)
+        # A misspelled entry would otherwise leave its code out of the key without a word.
         if is_entry and (not files or files[-1][0] != name):
             raise FileNotFoundError(f"{name} is no module below {root}")
         for module, path in files:
+            # Relative with forward slashes: the key is the same on every machine and in every checkout.
             label = path.relative_to(root).as_posix()
             if label in found:
                 continue
             found[label] = path
             text = path.read_text(encoding="utf-8")
             waiting += [(imported, False) for imported in _imports(text, module, path.name == "__init__.py")]
+    # The order of the walk depends on the order of import statements, which formatters change.
     return dict(sorted(found.items()))
 
 
 def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
     """The code that decides a stage's output: its own file, and what `entries` reach in the rooms below."""
     own = Path(stage_file).resolve()
+    # `flows` is not followed: the engine decides when a stage runs, not what it computes, and a change of
+    # the plan's wording must not train anything again.
     reached = reachable_sources(entries, ("jora_core", "retrieval"))
     return {own.relative_to(REPOSITORY).as_posix(): own, **reached}
 
@@ -90,6 +96,7 @@ def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
     """
     parts = name.split(".")
     files: list[tuple[str, Path]] = []
+    # Importing `a.b.c` runs `a/__init__.py` and `a/b/__init__.py` first, so they are part of the code.
     for length in range(1, len(parts) + 1):
         base = root.joinpath(*parts[:length])
         module = ".".join(parts[:length])
@@ -100,6 +107,8 @@ def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
     return files
 
 
+# The stages share most modules. The text is the key of the cache, so a file that changes during the
+# process is scanned again.
 @cache
 def _imports(text: str, module: str, is_package: bool) -> tuple[str, ...]:
     """Return the dotted names that a module's text imports, relative ones made absolute."""
@@ -122,11 +131,13 @@ def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int
     """
     found: list[tuple[int, str]] = []
     for match in _STATEMENT.finditer(text):
+        # No names: the match is a string or a comment, which is skipped as a whole.
         if match["names"] is None or (top_level_only and _in_block(text, match.start())):
             continue
         origin = _joined(match["origin"] or "")
         level = len(origin) - len(origin.lstrip("."))
         names = _COMMENT.sub("", match["names"]).strip().strip("()").replace("\\\n", " ")
+        # A trailing comma inside parentheses leaves an empty name.
         for name in filter(str.strip, names.split(",")):
             parts = (origin[level:], _joined(name.split(" as ")[0]))
             found.append((level, ".".join(filter(None, parts))))

@@ -47,6 +47,7 @@ def one_line_os_errors(
     try:
         yield
     except OSError as error:
+        # An I/O error of a dying disk, say, keeps its traceback: no advice of ours would be right.
         if error.errno is None or error.errno not in numbers:
             raise
         reason = (error.strerror or str(error)).lower()

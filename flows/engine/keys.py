@@ -63,6 +63,7 @@ def digest_reads(outputs: Mapping[str, Mapping[str, Any]], reads: Sequence[str])
     return json_digest(
         [
             [path, outputs[path]["sha256"]]
+            # The list has the paths, too: two files that exchange their contents are a change.
             for path in sorted(outputs)
             if any(fnmatchcase(path, pattern) for pattern in reads)
         ]
@@ -98,10 +99,12 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
             config=stage.settings(config),
             inputs=digest_inputs(inputs),
             paths={name: _shown(path, root) for name, path in inputs.items()},
+            # `stages_of` is in the order of the run, so what a stage reads has been identified before it.
             upstream={item.stage: found[item.stage].key for item in reads},
             reads=reads,
             code={label: hashed[path] for label, path in sources.items()},
         )
+        # After, not before: the stage `until` itself is wanted.
         if stage.name == until:
             break
     return found

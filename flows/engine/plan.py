@@ -22,6 +22,7 @@ from jora_core.base.errors import InputError
 
 Action = Literal["cached", "run"]
 MOST_REASONS = 3
+MOST_FILES = 2  # of changed code; their paths are long
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ def make_plan(
     """
     identities = identify(config, registry)
     selected = select(config, registry, only=only, start=start)
+    # Once for all stages: a check reads every byte of the artifact, and most artifacts are read by
+    # several stages.
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
     running: set[str] = set()
     plan: list[PlannedStage] = []
     for name in selected:
         identity = identities[name]
         for upstream in identity.upstream:
+            # Refuse now, before an earlier stage of the selection has worked for hours.
             if upstream not in selected and not checks[upstream].whole:
                 raise missing_upstream(name, upstream, checks[upstream])
         reason = assess(identity, checks, store, running)
@@ -75,6 +79,7 @@ def make_plan(
             reason = "forced"
         if reason is not None:
             running.add(name)
+        # Forced or damaged artifacts upstream run again under the same key; see the module's docstring.
         remade = [upstream for upstream in identity.upstream if upstream in running]
         cached = f"up to date, as {remade[0]} makes the same files again" if remade else "up to date"
         plan.append(PlannedStage(name, "run" if reason else "cached", reason or cached, identity.key))
@@ -123,9 +128,12 @@ def assess(
     if check.manifest is None:
         return _why_absent(identity, store.newest_manifest(identity.stage), running)
     for upstream in identity.reads:
+        # An upstream stage that will run has no files yet to compare with; the run compares after it.
         present = checks[upstream.stage].manifest
         if upstream.stage in running or present is None:
             continue
+        # The key says what the upstream files should be, this digest what they were. Other hardware can
+        # give other last bits under the same key.
         recorded = check.manifest["upstream"][upstream.stage]["digest"]
         if digest_reads(present["outputs"], upstream.reads) != recorded:
             return f"upstream {upstream.stage} made other files than this was made from"
@@ -150,16 +158,21 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
     """Compare with the stage's newest artifact: what changed since."""
     if last is None:
         return "no artifact"
+    # Most specific first, because only the first few are shown: what the user typed, then data, then
+    # code, and last what merely follows from another stage.
     reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
     reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
+    if last["version"] != identity.version:
+        reasons.append(f"stage version {last['version']} → {identity.version}")
     changed_code = sorted(
         label
+        # Both sides: a module that is gone changes the key as much as a new one.
         for label in {*last["code"], *identity.code}
         if last["code"].get(label) != identity.code.get(label)
     )
-    if last["version"] != identity.version:
-        changed_code.insert(0, f"version {last['version']} → {identity.version}")
-    reasons += [f"code changed: {label}" for label in changed_code]
+    if changed_code:
+        # One reason, however many files: after an update of this package they are nearly all files.
+        reasons.append(f"code changed: {_some_of(changed_code)}")
     for name, key in identity.upstream.items():
         if name in running:
             reasons.append(f"upstream {name} runs")
@@ -171,12 +184,22 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
     return "; ".join(reasons[:MOST_REASONS]) + more
 
 
+def _some_of(files: Sequence[str]) -> str:
+    """Name the first files and count the others: `a.py, b.py and 81 more files`."""
+    rest = len(files) - MOST_FILES
+    # Naming the last one takes no more room than `1 more file`.
+    if rest <= 1:
+        return ", ".join(files)
+    return f"{', '.join(files[:MOST_FILES])} and {rest} more files"
+
+
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
     old, new = dict(_flatten(before)), dict(_flatten(after))
     return [
         f"{key} {_show(old, key)} → {_show(new, key)}"
         for key in sorted({*old, *new})
+        # Presence is compared, too: a key that is gone differs from a key whose value is None.
         if (key in old, old.get(key)) != (key in new, new.get(key))
     ]
 
@@ -188,12 +211,14 @@ def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
         for name, digest in sorted(identity.inputs.items())
         if before.get(name, {}).get("sha256") != digest
     ]
+    # The name stays when a corpus moves, so a moved file is neither changed nor gone.
     return names + [
         f"{before[name]['path']} is gone" for name in sorted(before) if name not in identity.inputs
     ]
 
 
 def _flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+    # An empty mapping is a value of its own; flattened it would vanish, and with it the change.
     if isinstance(value, Mapping) and value:
         return [
             pair
@@ -208,5 +233,6 @@ def _show(values: Mapping[str, Any], key: str) -> str:
     if key not in values:
         return "(none)"
     value = values[key]
+    # `100` instead of `100.0`, and only where no digit is lost.
     text = f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Check, Store
+from flows.engine.artifact_store import ArtifactRef, Check, Store
 from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
 from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
 from flows.engine.plan import assess, missing_upstream
@@ -35,19 +34,6 @@ RECORDED_PACKAGES = (
     "sentence-transformers",
     "tokenizers",
 )
-
-
-class ArtifactRef(BaseModel):
-    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    stage: str = Field(title="Stage", description="Name of the stage")
-    key: str = Field(title="Key", description="SHA-256 of everything that decides its content")
-    path: str = Field(title="Folder", description="Absolute path of the artifact")
-    cached: bool = Field(title="Cached", description="Whether it was there already")
-    seconds: float = Field(title="Seconds", description="Wall time of this call")
-    reason: str = Field("", title="Reason", description="Why it ran; empty if cached")
 
 
 def execute_stage(
@@ -79,6 +65,8 @@ def execute_stage(
     started = time.monotonic()
     say = on_start or (lambda line: None)
     stage = stage_named(name, config, registry)
+    # Computed here and not taken from the caller: inputs may have changed since the plan was made, and
+    # the manifest must say what was read.
     identities = identify(config, registry, until=name)
     identity = identities[name]
     key = identity.key
@@ -96,6 +84,7 @@ def execute_stage(
         with store.lock(
             name, key, on_wait=lambda: say("waiting for another run that makes the same artifact")
         ):
+            # Again under the lock: another run may have made the artifact while this one waited.
             checks, reason = look()
             if reason:
                 say(reason)
@@ -106,6 +95,7 @@ def execute_stage(
                     work_dir=store.work_dir(name, key),
                     cache_dir=store.cache_dir,
                     upstream={other: store.path(other, made) for other, made in identity.upstream.items()},
+                    # Of the check under the lock, so manifest and files belong together.
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                 )
@@ -148,6 +138,7 @@ def run_stages(
     store.sweep()
     done: list[ArtifactRef] = []
     for name in names:
+        # The default argument binds the name of this round; a plain closure would see the last one.
         report = (lambda line, name=name: on_stage(name, line)) if on_stage else None
         done.append(execute_stage(name, config, store, registry, force=force, on_start=report))
         if on_done:
@@ -163,11 +154,14 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
     try:
         with one_line_os_errors("write to store", store.root, DISK_FULL):
             metrics = stage.run(context)
+        # The key was computed from the inputs before the work. A corpus that is replaced meanwhile would
+        # be recorded under the digest of the old one.
         after = digest_inputs(stage.inputs(config))
         if moved := [name for name in identity.inputs if after.get(name) != identity.inputs[name]]:
             raise StageFailed(
                 f"{identity.paths[moved[0]]} changed while {stage.name} was reading it; run again"
             )
+    # Also for KeyboardInterrupt and SystemExit: no temporary folder may stay.
     except BaseException as error:
         store.abandon(stage.name, key)
         if isinstance(error, InputError) and not (context.work_dir / CHECKPOINTS).exists():
@@ -191,7 +185,11 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "metrics": metrics,
             "started": begun.isoformat(),
             "ended": datetime.now(UTC).isoformat(),
+            # Of the monotonic clock: the difference of the two times above is wrong when the clock is
+            # set.
             "seconds": round(time.monotonic() - clock, 3),
+            # For a person who compares two artifacts; in the key it would make every update of a package
+            # run everything again.
             "environment": _environment(),
         },
     )
@@ -210,11 +208,10 @@ def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) ->
     }
 
 
+# The versions cannot change while this process runs.
 @cache
 def _environment() -> dict[str, str]:
     """Versions of Python and of the packages that compute; for reading, not part of any key."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     for package in RECORDED_PACKAGES:
         try:

@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 
 # Builds the records of a corpus: settings, records folder, work folder, retries; returns the stage's metrics.
+# A type of function, so that the engine needs no import from the orchestration above it.
 BuildRecords = Callable[[ContextConfig, Path, Path, RetryConfig], dict[str, Any]]
 
 
@@ -115,6 +116,7 @@ def stage_named(name: str, config: PipelineConfig, registry: Registry) -> Stage:
     Raises:
         InputError: no such stage, or not in this configuration.
     """
+    # Of the configuration, not of the registry: a phase that it lacks cannot run alone either.
     names = [stage.name for stage in stages_of(config, registry)]
     if name not in names:
         raise InputError(f"no stage {name} in this configuration; its stages are {', '.join(names)}")

@@ -23,16 +23,16 @@ from prefect.logging import get_run_logger
 
 from flows.children.run_child import children_end_with_block, stopping
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.plan import select
-from flows.engine.run_stage import ArtifactRef, execute_stage
+from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
-from flows.report import markdown_sections
+from flows.report.page import markdown_sections
 from flows.stages import STAGES
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 
 @task(
     name="stage",
+    # The result is the entry of Prefect's task cache; see `task_cache`. JSON, because Prefect's default
+    # is a pickle, which a changed class cannot read.
     persist_result=True,
     result_serializer="json",
     cache_policy=stage_key_policy(),
@@ -119,9 +121,13 @@ def raft_pipeline(
         force: Run the selected stages even where their artifacts are current.
         config: What to run on what.
     """
+    # From the form or the API the configuration comes as it was typed; a worker has another working
+    # directory.
     config = config.resolved()
     references = _run_stages(config, only, from_stage, force)
     store = Store(config.store)
+    # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
+    # selected ones.
     whole = pipeline_references(config, store, references)
     report = report_of(config, store, whole)
     if whole is not None:
@@ -161,6 +167,7 @@ def _run_stages(
 ) -> list[ArtifactRef]:
     """Run the selected stages as tasks of the current flow run, in order; return their references."""
     store = Store(config.store)
+    # Before the first lock is taken, so that nothing of this run can be swept.
     store.sweep()
     identities = identify(config, STAGES)
     names = select(config, STAGES, only=only, start=start)
@@ -172,6 +179,7 @@ def _run_stages(
     with children_end_with_block():
         if len(first) > 1:
             calls = {name: _task(name, config, store, identities, force) for name in first}
+            # On Prefect's threads; each of them only waits for a child process, so two are no load.
             runs = {name: call.submit(*arguments) for name, (call, arguments) in calls.items()}
             # All of them end before one's failure is raised: what is nearly done is kept for the next run.
             for name, run in runs.items():
@@ -180,6 +188,7 @@ def _run_stages(
         else:
             rest = names
         for name in rest:
+            # Raises the error of a stage that failed; with `return_state` Prefect itself raises nothing.
             for state in states.values():
                 state.result()
             call, arguments = _task(name, config, store, identities, force)
@@ -198,6 +207,7 @@ def _task(
         name=name,
         task_run_name=f"{name} {key[:8]}",
         retries=retries.max_retries,
+        # Exponential: a full GPU or a network that is away needs minutes more often than seconds.
         retry_delay_seconds=[retries.delay_seconds * 2**attempt for attempt in range(retries.max_retries)],
         retry_jitter_factor=retries.jitter,
         # Nothing that Prefect remembers counts where the artifact itself is not current.

@@ -62,12 +62,16 @@ def served_url_file() -> Path:
 
 def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a Prefect API answers at ``api_url`` (one that asks for a password does)."""
+    # A company's HTTP proxy knows nothing of this machine's ports and would answer with an error of its
+    # own.
     local = urlsplit(api_url).hostname in ("127.0.0.1", "localhost", "::1")
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
         with urllib.request.build_opener(*handlers).open(f"{api_url.rstrip('/')}/health", timeout=seconds):
             return True
     except urllib.error.HTTPError as error:
+        # 401 and 403 come from a server that wants credentials: it is there. A 404 or 502 is another
+        # program.
         return error.code in (401, 403)
     except (OSError, ValueError):
         return False
@@ -84,6 +88,7 @@ def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
         StageFailed: a temporary server did not start; the message holds its last lines.
     """
     prepare_environment()
+    # Two servers on one SQLite database block one another, so one that runs already is always preferred.
     for url in known_urls():
         if answers(url):
             with _use(url):
@@ -134,6 +139,7 @@ def running_server(
     """
     with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", prefect_home()):
         prefect_home().mkdir(parents=True, exist_ok=True)
+    # A file and not a pipe: a pipe that nobody reads fills, and then the server blocks at its next line.
     with tempfile.TemporaryFile() as log:
         server = supervised_process.start(command, {**env, "PREFECT_API_URL": api_url}, log.fileno())
         try:
@@ -141,10 +147,13 @@ def running_server(
             while not answers(api_url, seconds=1):
                 if server.ended() or time.monotonic() > deadline:
                     log.seek(0)
+                    # The last lines hold the reason, for example a port in use or a database of a newer
+                    # Prefect.
                     tail = log.read().decode("utf-8", "replace").strip().splitlines()[-15:]
                     how = "ended" if server.ended() else f"did not answer within {STARTUP_SECONDS} s"
                     advice = f"set PREFECT_API_URL to a running one, or PREFECT_HOME (now {prefect_home()})"
                     raise StageFailed("\n".join([f"the Prefect server {how}; {advice}", *tail]))
+                # Each probe is a request that the starting server must answer, too.
                 time.sleep(0.1)
             yield server
         finally:
@@ -154,6 +163,8 @@ def running_server(
 def free_port() -> int:
     """Return a local TCP port that nobody listens on now."""
     with socket.socket() as probe:
+        # Port 0 lets the kernel choose. Another program could take the port before the server does; then
+        # the server ends and `running_server` says so.
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
@@ -164,6 +175,8 @@ def known_urls() -> list[str]:
 
     urls = [get_current_settings().api.url]
     with suppress(OSError):
+        # Read last and not required: a `jora serve` that was killed with -9 leaves its note, which
+        # `answers` then refutes.
         urls.append(served_url_file().read_text(encoding="utf-8").strip())
     return list(dict.fromkeys(url for url in urls if url))
 
@@ -176,6 +189,7 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
 
     wanted = {"PREFECT_API_URL": api_url} | ({} if ui_url is None else {"PREFECT_UI_URL": ui_url})
     before = {name: os.environ.get(name) for name in wanted}
+    # The environment for child processes, which inherit it.
     os.environ.update(wanted)
     # The global settings serve Prefect's own threads (logs, events), the temporary ones this thread.
     refresh_global_settings_context()
@@ -187,6 +201,7 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
             try:
                 yield
             finally:
+                # Inside the block: the threads still send to this server.
                 _flush_logs_and_events()
     finally:
         for name, value in before.items():

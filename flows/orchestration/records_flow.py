@@ -24,7 +24,7 @@ from prefect import flow, task, unmapped
 from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.children.build_records import BuildContextSpec, Step
+from flows.children.build_records_spec import BuildContextSpec, Step
 from flows.children.run_child import run_child, stopping
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
@@ -63,6 +63,7 @@ def build_records(
     Raises:
         InputError: wrong input, or Dask is asked for and not installed.
     """
+    # A task runner belongs to a flow and cannot be chosen inside of it.
     run = build_records_flow.with_options(task_runner=_task_runner(context))
     return run(context=context, records_dir=records_dir, work_dir=work_dir, retries=retries)
 
@@ -71,7 +72,17 @@ def build_records(
 def build_records_flow(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Read and index the corpora, build the records shard by shard, join them; see `build_records`."""
+    """Read and index the corpora, build the records shard by shard, join them.
+
+    Args:
+        context: corpora, retrieval and records.
+        records_dir: where records, rankings and metrics go.
+        work_dir: what the steps share.
+        retries: of one shard.
+
+    Returns:
+        See `build_records`.
+    """
     build = RecordsBuild(context=context, records_dir=records_dir, work_dir=work_dir)
     prepared = prepare_records(build)
     shards = prepared["shards"]
@@ -91,6 +102,7 @@ def build_records_flow(
         rate = done / (time.monotonic() - begun)
         say(f"records: {done} of {len(shards)} shards, {(len(shards) - done) / rate:.0f} s left")
     merged = merge_records(build)
+    # The stage's peak is that of its largest process; shards that run side by side are not added up.
     return {**merged, "peak_memory_bytes": max(*peaks, merged["peak_memory_bytes"])}
 
 
@@ -134,6 +146,7 @@ def merge_records(build: RecordsBuild) -> dict[str, Any]:
 
 
 def _child(step: Step, build: RecordsBuild, shard: int = 0) -> dict[str, Any]:
+    # A folder for each shard: children run side by side, and each writes `result.json`.
     folder = build.work_dir / "specs" / (f"shard-{shard}" if step == "shard" else step)
     spec = BuildContextSpec(
         step=step,
@@ -148,9 +161,12 @@ def _child(step: Step, build: RecordsBuild, shard: int = 0) -> dict[str, Any]:
 
 def _task_runner(context: ContextConfig) -> TaskRunner[Any]:
     """Return a runner on threads, or on Dask workers: those of the configured address, or new ones."""
+    # Here, because it loads numpy, which neither `jora plan` nor the import of this module needs.
     from retrieval.build.executors import DASK_MISSING, local_cluster, worker_count
 
     if context.backend == "threads":
+        # Threads suffice: each one waits for a child process and holds the interpreter's lock for no time
+        # worth counting.
         return ThreadPoolTaskRunner(max_workers=worker_count(context))
     try:
         from prefect_dask.task_runners import DaskTaskRunner  # pyright: ignore[reportMissingImports]

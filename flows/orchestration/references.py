@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.keys import identify
-from flows.engine.run_stage import ArtifactRef
-from flows.report import write_report
+from flows.report.page import write_report
 from flows.stages import STAGES
 
 
@@ -47,6 +46,7 @@ def pipeline_references(
     for name, identity in identify(config, STAGES).items():
         if name not in known and not store.check(name, identity.key).whole:
             return None
+        # The known reference first: it says whether the stage ran in this run, and for how long.
         whole.append(known.get(name) or verified_reference(name, identity.key, store))
     return whole
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan
-from flows.engine.run_stage import ArtifactRef
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.stages import STAGES
@@ -58,12 +57,15 @@ def run(
     begun = time.monotonic()
     store = Store(config.store)
     plan = make_plan(config, store, STAGES, only=only, start=start, force=force)
+    # The plan verified every byte, so this is no shortcut around the checks of the flow.
     if all(stage.action == "cached" for stage in plan):
         references = [verified_reference(stage.name, stage.key, store) for stage in plan]
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
     prepare_environment()
     with prefect_api(say):
+        # After the address of the server is set, and only where a flow runs: the import of Prefect is
+        # slow.
         from flows.orchestration import pipeline_flow
 
         with _refusals_without_traceback():
@@ -93,6 +95,7 @@ def _refusals_without_traceback() -> Iterator[None]:
     from prefect.logging.handlers import PrefectConsoleHandler
 
     setup_logging()  # before the first flow run does, which would put new handlers in place
+    # Prefect sets console handlers on several loggers.
     loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
     consoles = {
         handler for one in loggers for handler in one.handlers if isinstance(handler, PrefectConsoleHandler)

@@ -70,6 +70,7 @@ def serve(config: PipelineConfig, port: int | None = None, say: Callable[[str], 
     """
     prepare_environment()
     _schedules(config)
+    # The schedule is checked before anything is started; Prefect would refuse it in the worker only.
     with ExitStack() as stack:
         stack.enter_context(_signals_end_the_block())
         # The server is started first and so ends last: the worker has something to report to until then.
@@ -78,6 +79,7 @@ def serve(config: PipelineConfig, port: int | None = None, say: Callable[[str], 
         )
         stack.enter_context(_noted(api_url))
         worker = stack.enter_context(_worker(config, api_url))
+        # Polled: one wait for several processes and signals would need an event loop here.
         while True:
             time.sleep(POLL_SECONDS)
             for name, process in (("worker", worker), ("server", server)):
@@ -96,6 +98,7 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
 
     from flows.orchestration import pipeline_flow
 
+    # Prefect keeps the parameters in its database, so paths and other types must be plain JSON.
     given = {"config": config.model_dump(mode="json")}
     wanted = {stage.name for stage in stages_of(config, STAGES)}
     flows: list[Flow[..., Any]] = [pipeline_flow.raft_pipeline]
@@ -108,6 +111,7 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
             schedules=_schedules(config) if flow is pipeline_flow.raft_pipeline else [],
             description=(flow.fn.__doc__ or "").split("\n\n")[0],
             tags=["jora-raft"],
+            # By module, not by file: the worker finds the flows wherever this package is installed.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for flow in flows
@@ -136,6 +140,8 @@ def _server(
 ) -> Iterator[tuple[str, supervised_process.Supervised | None]]:
     """Yield the API URL of a server that answers, or of one that runs for the length of the block."""
     own = f"http://127.0.0.1:{port}/api"
+    # A port that was typed is meant; without one, a server that answers anywhere is better than a second
+    # one.
     for url in [own] if explicit else [*known_urls(), own]:
         if answers(url):
             say(f"using the Prefect server at {url}")
@@ -153,6 +159,7 @@ def _server(
 def _worker(config: PipelineConfig, api_url: str) -> Iterator[supervised_process.Supervised]:
     """Run the worker for the length of the block; its lines and those of its runs go to our error output."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        # In a file, because a command line is visible to all users and its length is limited.
         file.write(config.model_dump_json())
         file.flush()
         command = supervised_process.python_module("flows.orchestration.serve", file.name)
@@ -168,6 +175,7 @@ def _noted(api_url: str) -> Iterator[None]:
     """Note the address for `jora run`: two servers on one SQLite file would get in each other's way."""
     path = served_url_file()
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written when the server answers, removed before it ends: a run that reads it finds a living server.
     path.write_text(api_url, encoding="utf-8")
     try:
         yield
@@ -183,6 +191,7 @@ def _signals_end_the_block() -> Iterator[None]:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # SIGHUP, too: a closed terminal must not leave server and worker behind.
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
@@ -222,6 +231,7 @@ async def _until_signal(runner: Runner) -> None:
     import asyncio
 
     work = asyncio.create_task(runner.start())
+    # The runner installs its signal handler while it starts; ours must come after.
     while not (runner.started or work.done()):
         await asyncio.sleep(POLL_SECONDS)
     # Replaces the runner's own handler, which does not wait for its stop and exits before the runs have
@@ -232,6 +242,7 @@ async def _until_signal(runner: Runner) -> None:
     await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
         await runner.astop()
+    # Raises what ended the runner, if it ended by itself.
     await work
 
 

@@ -24,11 +24,15 @@ def stage_key_policy() -> CachePolicy:
     """Return the cache policy of the stage task, whose parameters include ``name`` and ``key``."""
     from prefect.cache_policies import CachePolicy
 
+    # Prefect's default policy hashes all parameters and the task's source: the folder of the store or a
+    # moved corpus would count, an artifact's damage would not.
     return CachePolicy.from_cache_key_fn(_cache_key)
 
 
 def result_folder(store: Store) -> Path:
     """Return the folder of the store in which Prefect keeps the stages' references."""
+    # In the store and not in Prefect's home: who copies or deletes a store copies or deletes this with
+    # it.
     return store.root / ".prefect"
 
 
@@ -49,4 +53,5 @@ def why_stale(name: str, identities: Mapping[str, Identity], store: Store) -> st
 
 
 def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    # The stage's name as well, so that a person can read the file names in the store.
     return f"{parameters['name']}-{parameters['key']}"

@@ -3,7 +3,3 @@
 Artifacts become facts (`facts`), facts become sections of blocks (the `*sections` modules, with charts from
 `svg_charts`), and blocks become HTML (`page`, `template.html`) or markdown (`blocks`).
 """
-
-from flows.report.page import markdown_sections, write_report
-
-__all__ = ["markdown_sections", "write_report"]

@@ -182,14 +182,18 @@ def _example(example: Example) -> str:
 
 
 def _fence(text: str, language: str = "") -> str:
+    # CommonMark: a fence is closed only by a longer or equal run of backticks, and posts may hold such
+    # runs.
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _inline(text: str) -> str:
+    # A backtick would end the code span, and markdown has no escape inside of it.
     return " ".join(text.split()).replace("`", "'")
 
 
 def _alt(text: str) -> str:
+    # A bracket would end the image's description.
     return re.sub(r"[\[\]]", "", text)

@@ -58,5 +58,6 @@ def _is_post(block: str, answers: Sequence[str]) -> bool:
 
 def _split(text: str) -> tuple[list[str], str]:
     """The context's blocks (posts, tables, lists of documents), and the question: the last paragraph."""
+    # The format of `retrieval.prompts`: blocks apart by empty lines, the question last.
     *context, question = text.split("\n\n")
     return context, question

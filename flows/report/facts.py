@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import MANIFEST, Manifest, read_manifest
-from flows.engine.run_stage import ArtifactRef
+from flows.engine.artifact_store import MANIFEST, ArtifactRef, Manifest, read_manifest
 from retrieval.settings.task_registry import TASKS
 
 Row = dict[str, Any]
@@ -47,6 +46,7 @@ class RunFacts:
     @classmethod
     def read(cls, config: PipelineConfig, references: Iterable[ArtifactRef]) -> RunFacts:
         """Read the manifests of the referenced artifacts; one without a whole manifest is left out."""
+        # A damaged manifest is left out, not an error: the report says what can still be proven.
         folders = {item.stage: Path(item.path) for item in references}
         found = {name: read_manifest(folder / MANIFEST) for name, folder in folders.items()}
         manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
@@ -95,7 +95,9 @@ class RunFacts:
         ids = [row for row in _columns(path, ["id", "task", "split"]) if row["split"] == "train"]
         by_task: dict[str, list[str]] = {}
         for row in ids:
+            # Ids first, whole records for the few chosen ones: a corpus may have millions of rows.
             by_task.setdefault(row["task"], []).append(row["id"])
+        # Reversed by name, which puts the threads, the main task, first where the count does not divide.
         queues = [_shuffled(names)[:count] for _, names in sorted(by_task.items(), reverse=True)]
         chosen = [queue[place] for place in range(count) for queue in queues if place < len(queue)][:count]
         return _records(path, chosen)
@@ -112,13 +114,16 @@ class RunFacts:
             return []
         answers: dict[str, dict[str, str]] = {}
         for row in _columns(predictions, ["id", "system", "choice", "text"]):
+            # A choice has no text and a written answer no choice, so one of the two columns is filled.
             answers.setdefault(row["id"], {})[row["system"]] = row["choice"] or row["text"] or ""
+        # Only a choice is right or wrong as a whole; written answers have scores between.
         chosen = {name for name, entry in TASKS.items() if entry.facts.answers == "choice"}
         was_right = {
             row["id"]: means_gold(answers[row["id"]][self.shown_system], row)
             for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
             if row["task"] in chosen and self.shown_system in answers[row["id"]]
         }
+        # One order for both lists, so that which examples are shown does not depend on the scores.
         drawn = _shuffled(was_right)
         right = [name for name in drawn if was_right[name]][:EXAMPLES]
         wrong = [name for name in drawn if not was_right[name]][:EXAMPLES]
@@ -145,6 +150,7 @@ class RunFacts:
 
 def means_gold(answer: str, record: Row) -> bool:
     """Whether an answer like `#3 Marta` names one of the right posts: by its number, as it is scored."""
+    # Here, because it loads numpy, and a report without thread records does without.
     from retrieval.evaluation.answer_scores import prediction_from_answer
 
     gold = {prediction_from_answer(text, record).post_id for text in record["gold"]}
@@ -155,6 +161,7 @@ def _columns(path: Path, names: list[str], ids: Iterable[str] | None = None) -> 
     """Some columns of a Parquet file as rows; of the rows named by `ids` only, if given."""
     import pyarrow.parquet as pq
 
+    # Parquet reads the matching row groups only.
     filters = None if ids is None else [("id", "in", list(ids))]
     return (
         []

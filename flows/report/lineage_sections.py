@@ -21,6 +21,7 @@ def lineage(facts: RunFacts) -> list[Block]:
     """The chain of digests from the input files to the export, as a picture and as tables."""
     if not facts.manifests:
         return []
+    # Versions may differ between artifacts; those of the last stage made the result.
     last = list(facts.manifests.values())[-1]
     return [
         Prose(
@@ -52,6 +53,7 @@ def configuration(facts: RunFacts) -> list[Block]:
     root = facts.config.root
     data = facts.config.model_dump(mode="json", exclude_none=True, exclude={"root", "store"})
     written = StringIO()
+    # As YAML, because that is what the reader would put into a file to repeat the run.
     YAML(pure=True).dump(_relative(data, root), written)  # this writer keeps the order of the keys
     text = written.getvalue()
     blocks: list[Block] = [Code("The whole configuration", text.rstrip("\n"), "yaml")]
@@ -68,6 +70,7 @@ def _picture(facts: RunFacts) -> str:
     ranks: dict[str, int] = {}
     for name, manifest in facts.manifests.items():
         upstream = [other for other in manifest["upstream"] if other in facts.manifests]
+        # The longest way from an input, so that every arrow points down.
         ranks[name] = 1 + max((ranks[other] for other in upstream), default=0)
         if manifest["inputs"]:
             source = f"{name} inputs"
@@ -114,6 +117,7 @@ def _artifact_row(facts: RunFacts, name: str) -> tuple[str, ...]:
 def _input_rows(facts: RunFacts) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, manifest in facts.manifests.items():
+        # A corpus can have thousands of files; the manifest lists them all.
         files = list(manifest["inputs"].values())
         rows += [(item["path"], f"`{item['sha256'][:SHORT]}`", name) for item in files[:MOST_FILES]]
         if len(files) > MOST_FILES:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
-from flows.engine.run_stage import ArtifactRef
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.report.blocks import Section, to_markdown
 from flows.report.facts import RunFacts
 from flows.report.sections import sections
@@ -42,9 +41,11 @@ def write_report(
     facts = RunFacts.read(config, references)
     page = render_html(facts).encode("utf-8")
     keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
+    # By the keys: the same artifacts give the same file, and reports of other runs stay.
     name = hashlib.sha256(keys.encode()).hexdigest()[:16]
     paths = [store.root / REPORTS / f"{name}.html", *([store.root / LATEST] if latest else [])]
     for path in paths:
+        # Atomic: a browser that reloads during a run sees a whole page.
         write_bytes(path, page)
     return paths[-1]
 
@@ -59,6 +60,8 @@ def render_html(facts: RunFacts) -> str:
     """Render the whole page."""
     import jinja2
 
+    # Corpora hold markup of strangers, which must not run in the reader's browser. `StrictUndefined`: a
+    # misspelled name is an error, not an empty place.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     parts: list[Section] = sections(facts)

@@ -59,6 +59,7 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
         Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
         for leg in named
     ]
+    # Charts need words for readers who cannot see them; the best leg is what a chart shows first.
     best = max(named, key=lambda leg: legs[leg]["recall@10"])
     contexts = TASKS[task].facts.contexts
     chart = line_chart(
@@ -77,6 +78,7 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
     tables = []
     for key, words, header in GROUPS:
         rows = groups.get(key, [])
+        # One group is the whole and says nothing new.
         if len(rows) > 1:
             if len(figures) < 2:  # two stand side by side
                 figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
@@ -197,6 +199,7 @@ def _guards(tasks: Mapping[str, Any]) -> Table:
         "test_contexts_in_training_prompts": "Held-out contexts found in training prompts",
     }
     rows = [(title, *(f"{guards.get(key, 0):,}" for _, guards in searched)) for key, title in names.items()]
+    # The names of the leaks come from the artifact: a task or a guard can be added without a change here.
     for leak in searched[0][1].get("leaks_dropped", {}):
         cells = (f"{guards.get('leaks_dropped', {}).get(leak, 0):,}" for _, guards in searched)
         rows.insert(-1, (f"Leak: {_said(leak)}, left out", *cells))
@@ -209,6 +212,7 @@ def _length_chart(title: str, metrics: Mapping[str, Any]) -> Figure | None:
     if not found or not found.get("max"):
         return None
     bounds, counts = found["histogram"]["up_to"], found["histogram"]["counts"]
+    # Empty bars between the first and the last stay, those outside go: the axis keeps its scale.
     full = [i for i, count in enumerate(counts) if count]
     bars = []
     for i in range(full[0], full[-1] + 1):

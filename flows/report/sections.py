@@ -94,6 +94,7 @@ def summary(facts: RunFacts) -> list[Block]:
 def evaluation(facts: RunFacts) -> list[Block]:
     """How often each system names the right post and the right author, beside the baselines."""
     systems = [name for name in (*BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
+    # Systems that this module does not know, of a newer stage, still get their rows.
     systems += [name for name in facts.systems if name not in systems]
     # Without thread records there is nothing to say of replies, only of answers.
     blocks = _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
@@ -147,6 +148,7 @@ def training(facts: RunFacts) -> list[Block]:
         if not steps:
             continue
         raw = tuple((float(row["step"]), float(row["loss"])) for row in steps)
+        # Single steps scatter by their batches: the mean shows the trend, the thin line the scatter.
         lines = [Series("each step", thin(raw), raw=True), Series("moving mean", thin(smooth(raw)))]
         held_out = tuple(
             (float(row["step"]), float(row["validation_loss"])) for row in steps if "validation_loss" in row

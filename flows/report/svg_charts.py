@@ -128,9 +128,13 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low, low + 1.0]
     raw = span / max(count - 1, 1)
     magnitude = 10.0 ** math.floor(math.log10(raw))
+    # 1, 2, 2.5, 5 and 10 times a power of ten are steps that people read without counting. The small
+    # factor keeps a rounding error from choosing the next larger step.
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
+    # The same for values that are a multiple of the step but for their last bit.
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
+    # 0.1 * 3 is 0.30000000000000004; rounding keeps that out of the labels.
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
@@ -181,10 +185,13 @@ def line_chart(
     ys = [y for line in series for _, y in line.points if math.isfinite(y)]
     x_ticks = [float(i) for i in range(len(x_categories))] if x_categories else nice_ticks(min(xs), max(xs))
     y_ticks = nice_ticks(*(y_range or (min(0.0, *ys), max(ys))))
+    # At least one unit wide: a training of one step has one point.
     x_low, x_high = (min(x_ticks), max(x_ticks)) if x_categories else (min(xs), max(max(xs), min(xs) + 1))
     x_ticks = [tick for tick in x_ticks if x_low <= tick <= x_high]
 
     tick_names = [y_format(tick) for tick in y_ticks]
+    # SVG text has no width before it is drawn; 8 units a letter is wide enough for the fonts of the
+    # style.
     left = 14 + 8 * max(len(name) for name in tick_names)
     legend_rows = _legend(named, left)
     top, bottom, right = 30 + 22 * len(legend_rows), 44, 18
@@ -209,6 +216,7 @@ def line_chart(
     middle = (left + WIDTH - right) / 2
     body.append(_text(middle, height - 6, x_label))
     colours = {line.name: index % len(PALETTE) + 1 for index, line in enumerate(named)}
+    # Raw lines first: SVG paints in document order, and the mean must lie on top.
     for line in sorted(series, key=lambda line: not line.raw):
         colour = colours.get(line.name, 1)
         points = [(px(x), py(y)) for x, y in line.points if math.isfinite(y)]
@@ -326,6 +334,8 @@ def data_uri(svg: str) -> str:
 
 def _svg(title: str, description: str, height: float, body: Sequence[str]) -> str:
     """Wrap drawn parts into an element that screen readers announce by its title and description."""
+    # Ids must be unique in the page and the same at every rendering; a counter would depend on the other
+    # charts.
     name = "c" + hashlib.sha256(f"{title}\n{description}".encode()).hexdigest()[:10]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {height:.0f}" '

@@ -43,6 +43,7 @@ def percent(value: float) -> str:
 
 def short_number(value: float) -> str:
     """A number with three significant digits and no trailing zeros."""
+    # Learning rates and probabilities: 0.00002 is harder to read than 2.0e-05.
     if value and abs(value) < 1e-3:
         return f"{value:.1e}"
     if abs(value) >= 1000:
@@ -58,6 +59,7 @@ def duration(seconds: float) -> str:
         minutes, rest = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    # A no-break space keeps number and unit in one line.
     return text.replace(" ", "\u00a0")
 
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.children.build_records import BuildContextSpec
+from flows.children.build_records_spec import BuildContextSpec
 from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
+from retrieval.build.inputs import input_files
+from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.task_registry import build_modules
 
 NAME = "build-context"
@@ -24,9 +26,9 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
     """The context section without paths; a model known by a public name stands here, a folder in
     `inputs`.
     """
-    from retrieval.search.sentence_models import model_folder, models
-
     settings = config.context.fingerprint()
+    # The fingerprint leaves both models out. A folder is known by the digests of its files, which are
+    # inputs; of a public name only the name can be known without a download.
     for field, model in models(config.context).items():
         if model_folder(model, field) is None:
             settings[field] = model
@@ -34,14 +36,14 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
-    from retrieval.build.inputs import input_files
-
     return dict(input_files(config.context))
 
 
 def _run(context: StageContext) -> dict[str, Any]:
     """Build the records in one child, or as tasks of the orchestrator; the records are the same bytes."""
     settings, retries = context.config.context, context.config.retries
+    # Shared by all runs: embedding takes long, and the texts rarely change. The cache decides no output,
+    # so it is set here and is no part of the key.
     if settings.embedding_cache is None:
         settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
     if context.build_records is not None:
@@ -62,6 +64,8 @@ BUILD_CONTEXT = Stage(
     settings=_settings,
     inputs=_inputs,
     upstream=lambda config: (),
+    # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
+    # scanner of imports cannot reach them.
     sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),
     run=_run,
 )

@@ -33,11 +33,15 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
     folder = Path(config.model.path)
+    # Checked here because `inputs` is called by the plan: an error now, not after the records are built.
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "there is no folder"
         raise InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
     with one_line_os_errors("read", folder):
+        # Only the folder itself: hubs keep copies in other formats (`original/`, `onnx/`) in folders
+        # below it, which nothing here reads.
         files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+    # By the name inside the folder: a model that moves to another disk keeps its key.
     return {f"model/{path.name}": path for path in files}
 
 

@@ -23,7 +23,10 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ALPACA_SHORT
+from retrieval.build.record_files import read_rankings, read_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
+from retrieval.tasks.answers import Answers, score_answers
+from retrieval.text.normalize import seeded_hash
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -77,16 +80,17 @@ def _run(context: StageContext) -> dict[str, Any]:
         raise InputError(
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
-    from retrieval.build.record_files import read_records
-
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}}
     answered: list[dict[str, Any]] = []
+    # Of the child processes: times and memory, for the manifest. The scores are apart from them, so that
+    # `metrics.json` is the same bytes at every run.
     results: dict[str, Any] = {}
     for part in parts:
         chosen = _choose(
             [row for row in records if row["task"] == part.task], part.max_records, context.config.seed
         )
+        # An empty table of scores would look like a finished evaluation.
         if not chosen:
             raise InputError(
                 f"evaluate: {part.task} has no held-out records; raise context.test_share, or give "
@@ -96,6 +100,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         answered += [{"task": part.task, **row} for row in rows]
         _merge(scores, _score(context, part, chosen, rows))
     _write_predictions(context.output_dir / PREDICTIONS, answered)
+    # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.
     text = json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False)
     (context.output_dir / METRICS).write_text(f"{text}\n", encoding="utf-8")
     peaks = [result["peak_memory_bytes"] for result in results.values() if "peak_memory_bytes" in result]
@@ -106,8 +111,8 @@ def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list
     """At most `most` rows, drawn by seed so that they spread over all contexts; in the order of the file."""
     if most is None or len(rows) <= most:
         return list(rows)
-    from retrieval.text.normalize import seeded_hash
-
+    # Drawn by a hash of the id, not by a generator: a record added to the corpus changes only whether it
+    # is drawn itself, so scores of two builds stay comparable. The id breaks ties.
     drawn = sorted(rows, key=lambda row: (seeded_hash(seed, "evaluated", row["id"]), row["id"]))[:most]
     kept = {row["id"] for row in drawn}
     return [row for row in rows if row["id"] in kept]
@@ -123,6 +128,8 @@ def _predict(
     config = context.config
     folder = context.work_dir / part.task
     folder.mkdir(parents=True, exist_ok=True)
+    # The drawn records go to a file of their own: the child then needs no knowledge of how they are
+    # drawn, and reads nothing twice.
     records = folder / "records.parquet"
     pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
@@ -150,13 +157,11 @@ def _predict(
 
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    from retrieval.build.record_files import read_rankings
-    from retrieval.tasks.answers import Answers, score_answers
-
     path = context.upstream[build_context.NAME] / build_context.RANKINGS
     answers = Answers(
         records=chosen,
         rows=rows,
+        # A function, because only tasks with baselines read the rankings.
         rankings=lambda: read_rankings(path, part.task, "test"),
         mode=part.mode,
         seed=context.config.seed,
@@ -168,6 +173,7 @@ def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequ
 def _merge(scores: dict[str, Any], part: dict[str, Any]) -> None:
     """Add one task's scores; each system has the metrics of all tasks that it answered."""
     for name, metrics in part.pop("systems").items():
+        # Metrics of different tasks have different names, so nothing is overwritten.
         scores["systems"].setdefault(name, {}).update(metrics)
     scores.update(part)
 
@@ -186,6 +192,7 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
             ("text", pa.string()),
         ]
     )
+    # A choice has no text and a written answer no log-probability; the file has all columns for both.
     kept = [{name: row.get(name) for name in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), path)
 
@@ -205,6 +212,7 @@ EVALUATE = Stage(
         __file__,
         "jora_core.commands.predict",
         "retrieval.build.record_files",
+        # As the builders of `build-context`: found by name in a registry, so no import leads to them.
         *scoring_modules(),
     ),
     run=_run,

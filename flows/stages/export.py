@@ -47,6 +47,8 @@ def lineage(context: StageContext) -> dict[str, Any]:
         name: {
             "key": manifest["key"],
             "config": manifest["config"],
+            # One digest each: a corpus of a thousand files would fill the model card. The full lists are
+            # in the manifests.
             "inputs": json_digest({label: item["sha256"] for label, item in manifest["inputs"].items()}),
             "code": json_digest(manifest["code"]),
         }
@@ -59,6 +61,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
     spec = ExportSpec(
         model=Path(config.model.path),
+        # The last phase goes on training the first one's adapter, so this one alone holds both.
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
@@ -76,6 +79,7 @@ def _run(context: StageContext) -> dict[str, Any]:
 def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
     """Compare with `transformers` and `peft` where they and torch are; say so where they are not."""
     reference = context.output_dir / REFERENCE
+    # `find_spec` looks for the package without importing it: the import of torch is slow and large.
     missing = [name for name in ("torch", "peft") if find_spec(name) is None]
     if missing:
         verified: dict[str, Any] = {"reloaded": f"no: {missing[0]} is not installed"}
@@ -85,6 +89,8 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
             model=context.output_dir / MODEL_FOLDER,
             adapter=context.output_dir / ADAPTER_FOLDER,
             reference=reference,
+            # In bfloat16 the merged weights are rounded and the adapter over its base is not, so the two
+            # differ rightly.
             judge_adapter=dtype == "float32",
             output_dir=context.work_dir,
         )

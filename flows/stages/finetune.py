@@ -56,6 +56,8 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
+        # By position, as in the configuration: the plan can then name `phases.1.optim.learning_rate`,
+        # which `--set` takes.
         "phases": {str(index): phase.model_dump(mode="json", exclude=_NO_SETTING)},
     }
 
@@ -67,6 +69,7 @@ def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
     index, _ = _phase(config, stage)
+    # Only the weights: the first phase's log and times differ from run to run and change nothing here.
     earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
@@ -115,9 +118,12 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
 
 def halved(spec: TrainSpec) -> TrainSpec | None:
     """The spec with half of the tokens a microbatch, and as many a step; None at one row a microbatch."""
+    # A row is the least that a microbatch can hold, and a row may be as long as `max_seq_len`.
     tokens = max(spec.data.tokens_per_batch // 2, spec.data.max_seq_len)
     if tokens == spec.data.tokens_per_batch:
         return None
+    # Rounded up: where the division leaves a rest, a step has a little more tokens than asked for, never
+    # fewer.
     steps = math.ceil(spec.gradient_accumulation_steps * spec.data.tokens_per_batch / tokens)
     return _with_microbatch(spec, {"tokens_per_batch": tokens, "gradient_accumulation_steps": steps})
 
@@ -142,6 +148,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
         ChildFailed: another failure, or not even one row fits.
     """
     spec = train_spec(context, stage)
+    # Otherwise each retry of the stage would first run out of memory again.
     remembered = context.work_dir / MICROBATCH
     if remembered.is_file():
         spec = _with_microbatch(spec, json.loads(remembered.read_text()))
@@ -154,6 +161,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
                 raise
         spec = smaller
         logger.warning("%s: out of memory; continuing with %s", stage, _microbatch(spec))
+        # Atomic, and before the attempt: a kill during it begins with the smaller size again.
         write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
 
 

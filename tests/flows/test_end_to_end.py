@@ -15,9 +15,9 @@ from flows.commands.sharing_counts import sharing_of_phases
 from flows.configuration.load import load_config
 from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan, select
-from flows.engine.run_stage import ArtifactRef, execute_stage, run_stages
+from flows.engine.run_stage import execute_stage, run_stages
 from flows.stages import STAGES
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import flows.orchestration.run_pipeline
 from flows import cli
 from flows.children.run_child import ChildFailed
-from flows.commands import doctor, generate_and_merge, print_pipeline
+from flows.commands import doctor, generate, merge, print_pipeline
+from flows.commands.app import COMMANDS, app
 from flows.engine.errors import StageFailed
 from flows.engine.stage import Stage, StageContext
 from flows.stages import STAGES
@@ -28,8 +30,6 @@ from jora_core.specs.model_files import ExportSpec
 from tests.flows.conftest import Project, let_others_read
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
-COMMANDS = ["run", "plan", "serve", "context", "convert", "train", "generate", "evaluate", "merge", "export"]
-COMMANDS += ["memory", "doctor", "init"]
 METRICS = ("target@1", "reply@1", "joint", "p(reply|target)")
 SCORES = {
     "systems": {
@@ -97,11 +97,22 @@ def test_help_is_quick_and_light() -> None:
 
 def test_help_teaches(jora: Jora) -> None:
     text = jora("--help").out
+    assert len(COMMANDS) == 13
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.MULTILINE), f"{command}: no whole sentence"
         assert jora(command, "--help").status == 0
     assert "jora run my.yaml --from finetune-task" in text
     assert "0 done, 1 failed, 2 wrong input" in text
+
+
+def test_lines_of_the_help_are_the_commands_own() -> None:
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert COMMANDS[name].help == command.get_short_help_str(200)
+
+
+def test_near_names_are_suggested(jora: Jora) -> None:
+    said = jora("plam")
+    assert said.status == 2 and "Did you mean 'plan'?" in said.err
 
 
 def test_plan_as_json_and_text(jora: Jora, project: Project) -> None:
@@ -206,7 +217,7 @@ def test_no_write_permission_without_traceback(project: Project) -> None:
         "import os, sys\n"
         "from flows import cli\n"
         "import flows.configuration.schema, flows.engine.plan, flows.engine.run_stage\n"
-        "import flows.commands.print_pipeline, flows.engine.artifact_store, flows.children.run_child\n"
+        "import flows.commands.pipeline, flows.engine.artifact_store, flows.children.run_child\n"
         "import flows.configuration.load, flows.stages, encodings.utf_8_sig\n"
         "import retrieval.build.inputs, retrieval.readers.threads.message_tree, jora_core.base.errors\n"
         "import retrieval.readers.files.packed_lines, typer.main\n"
@@ -255,7 +266,7 @@ def test_generate_asks_the_core_for_one_answer(
             on_output(json.dumps({"text": piece}))
         return {"text": f"{spec.instruction}|{spec.input}", "finish_reason": "end"}
 
-    monkeypatch.setattr(generate_and_merge, "run_child", child)
+    monkeypatch.setattr(generate, "run_child", child)
     for command in ("context", "convert", "train"):
         jora(command, "pipeline.yaml")
     ask = ("generate", "-c", "pipeline.yaml", "-i", "Answer.", "-t", "a\nb")
@@ -293,7 +304,7 @@ def test_merge_is_all_or_nothing(jora: Jora, project: Project, monkeypatch: pyte
         shutil.copytree(spec.model, spec.output_dir / "model")
         return {}
 
-    monkeypatch.setattr(generate_and_merge, "run_child", child)
+    monkeypatch.setattr(merge, "run_child", child)
     before = sorted(path.name for path in project.folder.iterdir())
     assert jora("merge", "model", "broken", "merged").status == 1
     assert sorted(path.name for path in project.folder.iterdir()) == before

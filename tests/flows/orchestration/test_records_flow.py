@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.children.build_records import BuildContextSpec, main
+from flows.children.build_records import main
+from flows.children.build_records_spec import BuildContextSpec
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
 from jora_core.base.spec_command import run_spec_command

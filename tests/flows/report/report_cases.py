@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.engine.artifact_store import Store
-from flows.engine.run_stage import ArtifactRef
+from flows.engine.artifact_store import ArtifactRef, Store
 
 STAGES = ("build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export")
 UPSTREAM: dict[str, tuple[str, ...]] = {

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Store
-from flows.engine.run_stage import ArtifactRef
-from flows.report import markdown_sections, write_report
+from flows.engine.artifact_store import ArtifactRef, Store
+from flows.report.page import markdown_sections, write_report
 from tests.flows.report.report_cases import (
     STAGES,
     commit,

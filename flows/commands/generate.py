@@ -1,28 +1,28 @@
-"""What `jora generate` and `jora merge` do: each runs one command of the training core, outside the store."""
+"""`jora generate`: answer one prompt in a child process, outside the store."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
+from flows.commands.common_options import Set, load, print_json
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
-from flows.engine.errors import one_line_os_errors
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.common import ALPACA_SHORT
-from jora_core.specs.model_files import ExportSpec
 
 # What an option of `jora generate` may be, said where it is not.
 _EXPECTED = {
@@ -44,6 +44,63 @@ class Prompt:
     model: Path | None = None
     adapter: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def generate(
+    *,
+    instruction: Annotated[str, typer.Option("--instruction", "-i")],
+    text: Annotated[str, typer.Option("--input", "-t")] = "",
+    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
+    overrides: Set = None,
+    model: Annotated[Path | None, typer.Option("--model")] = None,
+    adapter: Annotated[Path | None, typer.Option("--adapter")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k")] = 0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT")] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream")] = True,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Answer one prompt.
+
+    With the fine-tuned model of CONFIG, or with any model and adapter. Without a temperature the answer is
+    always the same; an end token, a stop text or --max-new-tokens ends it.
+
+    \b
+    Examples:
+      jora generate -i "Answer the question from the documents." -t - < prompt.txt
+      jora generate -i "Write a title." -t "$(cat post.txt)" --temperature 0.8 --top-p 0.9 --seed 7
+      jora generate -i "List three towns." --model my-model --stop "4." --json
+
+    Args:
+        instruction: What to do.
+        text: What to do it with, context first; `-` reads standard input.
+        config: YAML file; else the sample.
+        overrides: changes of single values of the configuration.
+        model: Model folder instead of CONFIG's.
+        adapter: PEFT folder instead of the last phase's; only with --model.
+        max_new_tokens: Longest answer; it may end before.
+        temperature: 0 writes the likeliest token; around 0.7 varies; above 1 gets wild.
+        top_p: Draw from the fewest tokens of this probability together, after top-k.
+        top_k: Draw from this many likeliest tokens; 0 draws from all.
+        seed: Equal seeds draw equal answers; for a temperature above 0.
+        stop: End the answer before this text; repeatable.
+        stream: Print the text while it is written, or at its end.
+        as_json: Print text, why it ended and token counts as JSON, at the end.
+    """
+    options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
+    settings = load(config, overrides)
+    # After the options are checked: nobody types a long text for a wrong option.
+    source = sys.stdin.read() if text == "-" else text
+    prompt = Prompt(instruction, source, model, adapter, options)
+    shown = stream and not as_json
+    result = generate_answer(settings, prompt, _print_piece if shown else None)
+    if as_json:
+        print_json(result)
+    else:
+        print("" if shown else result["text"])
 
 
 def answer_options(
@@ -69,6 +126,7 @@ def answer_options(
     try:
         AnswerSpec.model_validate({"sampling": sampling, "stop": stop, "max_new_tokens": max_new_tokens})
     except ValidationError as error:
+        # `loc` is like ('sampling', 'top_p') or ('stop', 0): the last name in it is the option's.
         first = error.errors()[0]
         name = next(str(part) for part in reversed(first["loc"]) if isinstance(part, str))
         option = "--" + name.replace("_", "-")
@@ -112,6 +170,7 @@ def generate_answer(
             quantization=config.model.quantization,
             attention=config.model.attention,
             output_dir=folder / "answer",
+            # Without a store nothing is made just to answer a prompt.
             compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
             **prompt.options,
         )
@@ -120,6 +179,7 @@ def generate_answer(
             "generate_text",
             spec,
             folder,
+            # Progress and log lines would mix with the answer on a terminal.
             on_line=lambda line: None,
             on_output=lambda line: take(json.loads(line)["text"]),
         )
@@ -128,6 +188,7 @@ def generate_answer(
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """The base model and the last phase's adapter of a configuration that has been trained."""
     stage = config.phases[-1].stage
+    # The current key: an adapter of older settings or data must not answer in silence.
     key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:
@@ -135,41 +196,5 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     return Path(config.model.path), store.path(stage, key)
 
 
-def merge_adapter(
-    base: Path, adapter: Path, target: Path, dtype: str | None = None, then: Sequence[Path] = ()
-) -> Path:
-    """Merge a PEFT adapter into its base model; write the new model folder `target`, all of it or nothing.
-
-    Args:
-        base: model folder in Hugging Face layout.
-        adapter: folder in PEFT layout.
-        target: new folder.
-        dtype: of the merged weights, float32 or bfloat16; None takes the base's.
-        then: adapters that are merged after it, in this order.
-
-    Raises:
-        InputError: `target` exists, or the model or the adapter cannot be read.
-    """
-    if dtype not in (None, "float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype}: expected float32 or bfloat16")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give a new folder")
-    with one_line_os_errors("write to", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        spec = ExportSpec.model_validate(
-            {
-                "model": base,
-                "adapter": adapter,
-                "then": list(then),
-                "dtype": dtype,
-                "output_dir": folder / "export",
-            }
-        )
-        run_child("export", spec, folder)
-        with one_line_os_errors("write", target):
-            (folder / "export" / "model").rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return target
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)

@@ -1,16 +1,26 @@
-"""The command of `jora` that begins a project: init."""
+"""`jora init`: begin a project."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.commands.app import app
+from flows.configuration.load import load_config
+from flows.configuration.sample import (
+    CONFIG_NAME,
+    SAMPLE_FOLDERS,
+    STARTER_CONFIG,
+    sample_config_text,
+    sample_data,
+)
+from flows.engine.errors import one_line_os_errors
+from jora_core.base.atomic_files import write_bytes
+from jora_core.base.errors import InputError
 
 
-@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project; made if it is new.")],
     sample: Annotated[
@@ -40,22 +50,9 @@ def start_project(folder: Path, sample: bool) -> Path:
     Raises:
         InputError: one of them is there already, or cannot be written.
     """
-    import shutil
-
-    from flows.configuration.load import load_config
-    from flows.configuration.sample import (
-        CONFIG_NAME,
-        SAMPLE_FOLDERS,
-        STARTER_CONFIG,
-        sample_config_text,
-        sample_data,
-    )
-    from flows.engine.errors import one_line_os_errors
-    from jora_core.base.atomic_files import write_bytes
-    from jora_core.base.errors import InputError
-
     config = folder / CONFIG_NAME
     copies = {folder / "data" / name: sample_data() / name for name in SAMPLE_FOLDERS} if sample else {}
+    # All targets are checked before the first is written.
     for path in (config, *copies):
         if path.exists():
             raise InputError(f"{path} exists already; choose another folder, or remove it first")
@@ -66,5 +63,6 @@ def start_project(folder: Path, sample: bool) -> Path:
             shutil.copytree(source, target)
         # Last: a project whose copying was interrupted has no configuration that would seem to work.
         write_bytes(config, text.encode("utf-8"))
+    # What was written must be readable; a broken template shows here and not at the user's first run.
     load_config(config)
     return config

@@ -1,0 +1,81 @@
+"""`jora merge`: merge adapters into a base model in a child process, outside the store."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.children.run_child import run_child
+from flows.engine.errors import one_line_os_errors
+from jora_core.base.errors import InputError
+from jora_core.specs.model_files import ExportSpec
+
+
+def merge(
+    huggingface_path: Annotated[Path, typer.Argument()],
+    jax_path: Annotated[Path, typer.Argument()],
+    save_path: Annotated[Path, typer.Argument()],
+    dtype: Annotated[str | None, typer.Option("--dtype")] = None,
+    then: Annotated[list[Path] | None, typer.Option("--then", metavar="ADAPTER")] = None,
+) -> None:
+    """Merge an adapter, or several in order, into its base model.
+
+    The new folder is in Hugging Face layout; `transformers` loads it.
+
+    Args:
+        huggingface_path: Base model folder in Hugging Face layout.
+        jax_path: Adapter folder that training wrote (PEFT layout).
+        save_path: New folder of the merged model.
+        dtype: float32 or bfloat16; else as the base.
+        then: Another adapter, merged after it; repeatable.
+    """
+    print(merge_adapter(huggingface_path, jax_path, save_path, dtype, then or []))
+
+
+def merge_adapter(
+    base: Path, adapter: Path, target: Path, dtype: str | None = None, then: Sequence[Path] = ()
+) -> Path:
+    """Merge a PEFT adapter into its base model; write the new model folder `target`, all of it or nothing.
+
+    Args:
+        base: model folder in Hugging Face layout.
+        adapter: folder in PEFT layout.
+        target: new folder.
+        dtype: of the merged weights, float32 or bfloat16; None takes the base's.
+        then: adapters that are merged after it, in this order.
+
+    Raises:
+        InputError: `target` exists, or the model or the adapter cannot be read.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype}: expected float32 or bfloat16")
+    # An empty folder is allowed: `rename` replaces it.
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; give a new folder")
+    with one_line_os_errors("write to", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename is atomic only within one file system; hidden, because it
+        # may stay after a kill.
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        # By `model_validate`, because `dtype` is plain text here and a `Literal` there.
+        spec = ExportSpec.model_validate(
+            {
+                "model": base,
+                "adapter": adapter,
+                "then": list(then),
+                "dtype": dtype,
+                "output_dir": folder / "export",
+            }
+        )
+        run_child("export", spec, folder)
+        with one_line_os_errors("write", target):
+            (folder / "export" / "model").rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
