@@ -25,16 +25,16 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
         config: what is built, and by whom.
         work: the prepared work folder.
         prepared: what `prepare` returned.
-        progress: is told what is done.
+        progress: is by_task what is done.
 
     Raises:
         InputError: Dask is configured and not installed, or no scheduler answers.
     """
-    told = _ByTask(prepared, progress)
+    by_task = _TaskProgress(prepared, progress)
     if config.backend == "dask":
-        _on_dask(config, work, prepared.shards, told)
+        _on_dask(config, work, prepared.shards, by_task)
     else:
-        _on_threads(config, work, prepared.shards, told)
+        _on_threads(config, work, prepared.shards, by_task)
 
 
 def worker_count(config: ContextConfig) -> int:
@@ -42,7 +42,7 @@ def worker_count(config: ContextConfig) -> int:
     return config.workers or cores()
 
 
-class _ByTask:
+class _TaskProgress:
     """Progress of each task, from any thread."""
 
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
@@ -57,9 +57,9 @@ class _ByTask:
             self._progress(f"{task}: records", self._done[task], self._totals[task])
 
 
-def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTask) -> None:
+def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], by_task: _TaskProgress) -> None:
     def build(shard: Shard) -> None:
-        build_shard(config, work, shard, lambda n: told.add(shard.task, n))
+        build_shard(config, work, shard, lambda n: by_task.add(shard.task, n))
 
     # Building records is mostly Python, where threads of one process take turns: none are started unasked.
     workers = min(config.workers or 1, len(shards))
@@ -86,7 +86,7 @@ def _all_or_first_error(futures: list[Any]) -> None:
             future.cancel()
 
 
-def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTask) -> None:
+def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], by_task: _TaskProgress) -> None:
     with dask_client(config) as client:
         from distributed import as_completed  # pyright: ignore[reportMissingImports]
 
@@ -100,7 +100,7 @@ def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], told: _ByTa
             # Raises here what the shard raised in its worker.
             future.result()
             shard = calls[future]
-            told.add(shard.task, shard.high - shard.low)
+            by_task.add(shard.task, shard.high - shard.low)
 
 
 def local_cluster(config: ContextConfig) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     Args:
         config: what to build.
         work: the work folder.
-        progress: is told what is done.
+        progress: is on_progress what is done.
 
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
@@ -128,7 +128,7 @@ def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
 
 
 def build_shard(
-    config: ContextConfig, work: Path, shard: Shard, told: Callable[[int], None] | None = None
+    config: ContextConfig, work: Path, shard: Shard, on_progress: Callable[[int], None] | None = None
 ) -> None:
     """Write a shard's records, rankings and report; do nothing where they are there already.
 
@@ -136,11 +136,11 @@ def build_shard(
         config: what is built.
         work: the prepared work folder.
         shard: the shard.
-        told: is called with the number of examples done since its last call.
+        on_progress: is called with the number of examples done since its last call.
     """
     if shard_done(work, shard):
-        if told:
-            told(shard.high - shard.low)
+        if on_progress:
+            on_progress(shard.high - shard.low)
         return
     report = TaskReport()
     count = token_count(config) if config.counts_tokens else None
@@ -156,11 +156,11 @@ def build_shard(
             records.append(tuple(record[name] for name in RECORD_COLUMNS))
             if ranking is not None:
                 rankings.append(tuple(ranking[name] for name in RANKING_COLUMNS))
-            if told and records.rows % PROGRESS_STEP == 0:
-                told(PROGRESS_STEP)
-    if told:
+            if on_progress and records.rows % PROGRESS_STEP == 0:
+                on_progress(PROGRESS_STEP)
+    if on_progress:
         # Examples that gave no record are reported here as well, so that the sum reaches the total.
-        told(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
+        on_progress(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
     write_bytes(paths["report"], merge_reports.dump(report))
     # A file may be complete by its name and still be lost by a crash of the machine; the digests tell.
     digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}

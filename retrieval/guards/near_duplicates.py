@@ -57,7 +57,8 @@ class NearDuplicates:
     """An index of texts that finds which of them another text nearly repeats."""
 
     def __init__(self, texts: Iterable[str], text_of: Callable[[int], str], threshold: float) -> None:
-        """
+        """Index texts.
+
         Args:
             texts: the texts of the test split.
             text_of: gives one of them again by its place, so that they need not stay in memory.

@@ -115,7 +115,8 @@ class BM25Builder:
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, folder: Path | None = None) -> None:
-        """
+        """Start an empty index.
+
         Raises:
             InputError: the folder cannot be made, or it holds something other than a BM25 index.
         """

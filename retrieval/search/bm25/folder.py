@@ -37,7 +37,8 @@ class IndexDraft:
     """An index folder that is being written, under a temporary name beside its place."""
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Start a draft of the index at `folder`.
+
         Raises:
             InputError: the folder cannot be made, or it holds something other than a BM25 index.
         """
