@@ -25,7 +25,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 PACKAGES = ("flows", "jora_core", "retrieval")
-MOST_LINES_OF_THE_TREE = 44  # one screen
+MOST_LINES_OF_THE_TREE = 40  # one screen
 
 # Printed commands that no test here runs, by how they begin, and why not.
 NOT_RUN = {
