@@ -38,6 +38,8 @@ NOT_RUN = {
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",
+    "pip install .": "tests/flows/commands/test_project.py installs the wheel and runs the sample",
+    "cd demo": "changes the folder of a shell",
 }
 # The same for the other pages, beside what README prints too.
 NOT_RUN_ELSEWHERE = {
