@@ -14,6 +14,8 @@ import pytest
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.stages import STAGES
+from jora_core.base.record_columns import RECORD_COLUMNS
+from retrieval.settings.legs import LEGS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -253,10 +255,9 @@ def test_configuration_keys_in_the_docs_exist() -> None:
     PipelineConfig.model_validate(raw)
 
 
-def test_architecture_names_every_stage_and_every_column() -> None:
-    from jora_core.base.record_columns import RECORD_COLUMNS
+def test_architecture_names_every_stage_column_and_leg() -> None:
 
-    for name in (*STAGES, *RECORD_COLUMNS):
+    for name in (*STAGES, *RECORD_COLUMNS, *LEGS):
         assert name in ARCHITECTURE, name
     picture = (ROOT / "docs" / "images" / "flow.svg").read_text(encoding="utf-8")
     assert all(f">{name}<" in picture for name in STAGES)
