@@ -42,8 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Change links from pages in `docs/` to the files above it."""
-    return _links_of_the_site(markdown, "../")
+    """Change links from pages in `docs/` to the files above it, and the indentation of numbered lists."""
+    return _indented_for_mkdocs(_links_of_the_site(markdown, "../"))
 
 
 def api_pages(package: str) -> Iterator[tuple[str, str, str]]:
@@ -67,6 +67,20 @@ def _has_public_names(path: Path) -> bool:
         and not node.name.startswith("_")
         for node in body
     )
+
+
+def _indented_for_mkdocs(text: str) -> str:
+    """Indent what belongs to a numbered item by one more space.
+
+    In CommonMark, and so on GitHub, three spaces put a paragraph, a list or code into the item `1. `.
+    Python-Markdown needs four; with three, code ends the list, and the next item has the number 1 again.
+    """
+    lines, in_list = [], False
+    for line in text.split("\n"):
+        if line.strip() and not line.startswith("   "):
+            in_list = re.match(r"\d+\. ", line) is not None
+        lines.append(f" {line}" if in_list and line.startswith("   ") else line)
+    return "\n".join(lines)
 
 
 def _links_of_the_site(text: str, removed: str) -> str:

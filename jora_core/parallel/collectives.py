@@ -20,8 +20,9 @@ def per_device(
     Args:
         function: written for one device's part; it may use the collectives of this module.
         mesh: data × tensor.
-        in_places, out_places: trees of NamedSharding for the arguments (a tuple) and the result, as
-            `param_shardings` and similar functions return them.
+        in_places: trees of NamedSharding for the arguments (a tuple), as `param_shardings` and similar
+            functions return them.
+        out_places: the same for the result.
     """
     # Without `shard_map` no axis is manual, so `tensor_shards` is 1 and every collective is the identity. The
     # compiled program is then that of a plain function.

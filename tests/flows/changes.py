@@ -12,6 +12,10 @@ from tests.flows.conftest import Project
 
 ALL = ["build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export"]
 TRAINING_ON = ALL[2:]
+# What runs after a change of the records, of the base model, and of the second phase.
+RECORDS_ON = ["build-context", *TRAINING_ON]
+MODEL_ON = ["convert-model", *TRAINING_ON]
+SECOND_PHASE_ON = ALL[3:]
 
 
 @dataclass(frozen=True)
@@ -90,42 +94,42 @@ CHANGES = [
     Change(
         "a thread edited",
         append("threads.ndjson", "\n"),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "build-context",
         "input changed: threads.ndjson",
     ),
     Change(
         "a table's cell edited",
         append("tables/csv/200-csv/1.csv", '"Bob","2"\n'),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "build-context",
         "input changed: tables/csv/200-csv/1.csv",
     ),
     Change(
         "a table added",
         lambda p: (p.folder / "tables/csv/200-csv/2.csv").write_text('"a"\n"b"\n'),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "build-context",
         "input changed: tables/csv/200-csv/2.csv",
     ),
     Change(
         "a byte of the base model",
         append("model/model.safetensors", "x"),
-        ALL[1:],
+        MODEL_ON,
         "convert-model",
         "input changed: model/model.safetensors",
     ),
     Change(
         "a file of the base model gone",
         lambda p: (p.folder / "model/tokenizer.json").unlink(),
-        ALL[1:],
+        MODEL_ON,
         "convert-model",
         "input changed: model/tokenizer.json is gone",
     ),
     Change(
         "the second phase's learning rate",
         set("phases", 1, "optim", "learning_rate", value=2e-4),
-        ALL[3:],
+        SECOND_PHASE_ON,
         "finetune-task",
         "config changed: phases.1.optim.learning_rate 0.0001 → 0.0002",
     ),
@@ -139,14 +143,14 @@ CHANGES = [
     Change(
         "the seed",
         set("seed", value=1),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "finetune-structure",
         "config changed: seed 0 → 1; upstream build-context runs",
     ),
     Change(
         "retrieval's setting",
         set("context", "threads", "n_contexts", value=5),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "build-context",
         "config changed: context.threads.n_contexts 10 → 5",
     ),
@@ -178,7 +182,7 @@ CHANGES = [
     Change(
         "code of retrieval",
         append("code/retrieval/search/bm25/index.py", "\n# changed\n"),
-        ["build-context", *TRAINING_ON],
+        RECORDS_ON,
         "build-context",
         "code changed: retrieval/search/bm25/index.py",
     ),
