@@ -87,8 +87,10 @@ def test_importing_the_rooms_loads_nothing_heavy() -> None:
         "jora_core.specs.train",
         "retrieval.settings.context",
         "flows.configuration.schema",
-        "flows.report",
+        "flows.report.page",
         "flows.cli",
+        "flows.commands.pipeline",
+        "flows.commands.doctor",
     )
     assert not loaded_after(f"import {', '.join(modules)}") & HEAVY
 

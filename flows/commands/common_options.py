@@ -32,14 +32,14 @@ def load(path: Path | None, overrides: list[str] | None) -> PipelineConfig:
     return load_config(path, overrides or [])
 
 
-def say(line: str) -> None:
-    """A line for the person, on stderr."""
+def print_status(line: str) -> None:
+    """Print a line about the progress of the command on stderr."""
     # Not on stdout, which may be piped into a program; flushed, because a child writes to the same
     # stream.
     print(line, file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
-    """A result for a program, on stdout."""
+    """Print a result for a program on stdout."""
     # Text of any language stays readable.
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
-from flows.commands.common_options import Config, Json, Set, load, print_json, say
+from flows.commands.common_options import Config, Json, Set, load, print_json, print_status
 from flows.commands.print_memory import print_memory
 from flows.configuration.schema import PhaseConfig, PipelineConfig
 from jora_core.base.error_messages import describe_validation_error
@@ -89,7 +89,7 @@ def memory(
         "target": target,
     }
     settings = memory_settings(None if model else load(config, overrides), model, given)
-    plan = memory_plan(settings, say)
+    plan = memory_plan(settings, print_status)
     if as_json:
         print_json(plan)
     else:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import print_pipeline
-from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, say
+from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
 from flows.commands.memory_plan import memory_of_phases
 from flows.commands.print_memory import print_phases
 from flows.commands.sharing_counts import sharing_of_phases
@@ -48,7 +48,7 @@ def run(
         as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
-    outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=say)
+    outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
     else:
@@ -82,10 +82,10 @@ def plan(
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
     # Also without --memory: the counts come from artifacts and caches, where they are there.
-    sharing = sharing_of_phases(settings, store, STAGES, lines, say)
+    sharing = sharing_of_phases(settings, store, STAGES, lines, print_status)
     needs = {}
     if memory:
-        needs = memory_of_phases(settings, sharing, say)
+        needs = memory_of_phases(settings, sharing, print_status)
     if as_json:
         found: dict[str, Any] = {"stages": [asdict(line) for line in lines], "sharing": sharing}
         print_json(found | ({"memory": needs} if memory else {}))
@@ -111,7 +111,7 @@ def serve(
         overrides: changes of single values of the configuration.
         port: Of the server on this machine; else PREFECT_API_URL, 4200.
     """
-    serve_pipeline.serve(load(config, overrides), port, say)
+    serve_pipeline.serve(load(config, overrides), port, print_status)
 
 
 def context(
@@ -215,7 +215,7 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
         Store(config.store),
         STAGES,
         force=force,
-        on_stage=lambda name, line: say(f"{name}: {line}"),
+        on_stage=lambda name, line: print_status(f"{name}: {line}"),
         on_done=None if as_json else print_pipeline.print_reference,
     )
     if as_json:
