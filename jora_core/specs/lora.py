@@ -48,7 +48,8 @@ class LoraSpec(SpecModel):
     @classmethod
     def _known_targets(cls, value: Any) -> Any:
         """Refuse a wrong choice with one line; the union alone would report an error for each of its
-        types."""
+        types.
+        """
         # peft reads a list and keeps a set, whose order differs from run to run.
         if isinstance(value, tuple | set | frozenset):
             value = sorted(value, key=str)
