@@ -14,8 +14,8 @@ import pytest
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 _PROGRAM = """
 import json, sys
-from jora_core.spec import TrainSpec
-from jora_core.train import train
+from jora_core.specs.train import TrainSpec
+from jora_core.training.train import train
 for order in json.loads(open(sys.argv[1]).read()):
     train(TrainSpec.model_validate(order))
 """

@@ -30,9 +30,9 @@ _MEASURE = """
 import json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from jora_core.config import ModelConfig
-from jora_core.loading import load_params
-from jora_core.sharding import make_mesh
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.weights.load_params import load_params
+from jora_core.parallel.mesh import make_mesh
 
 def status(name):
     text = Path("/proc/self/status").read_text()
@@ -53,10 +53,10 @@ print(json.dumps({"host": peak - before - held, "held": held, "sums": sums}))
 _MESHES = """
 import sys
 import jax, numpy as np
-from jora_core.config import ModelConfig
-from jora_core.loading import load_params
-from jora_core.quant import dequantize, quantize_params
-from jora_core.sharding import make_mesh
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.weights.load_params import load_params
+from jora_core.parameters.quantization import dequantize, quantize_params
+from jora_core.parallel.mesh import make_mesh
 
 folder = sys.argv[1]
 config = ModelConfig.from_hf(folder)

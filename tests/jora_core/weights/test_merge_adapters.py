@@ -47,8 +47,8 @@ LARGE = ModelConfig(32000, 1024, 2816, 8, 8, 4, 128, initializer_range=0.02)
 _MEASURE = """
 import json, re, sys
 from pathlib import Path
-from jora_core.export import export
-from jora_core.model_spec import ExportSpec
+from jora_core.commands.export import export
+from jora_core.specs.model_files import ExportSpec
 
 def status(name):
     text = Path("/proc/self/status").read_text()
@@ -67,8 +67,8 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from jora_core.peft_config import CONFIG_FILE, write_peft_config
-from jora_core.shards import write_shards
+from jora_core.weights.peft_config import CONFIG_FILE, write_peft_config
+from jora_core.weights.safetensors_writer import write_shards
 
 def parts(name):
     if name == "c":
