@@ -27,7 +27,7 @@ FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 # A function and not None: `write_windows` compares with it to see that a family has no windows at all.
 def no_layer(layer: int, fields: Fields) -> bool:
-    """Families without windows."""
+    """Say that no layer has a window."""
     return False
 
 
@@ -36,12 +36,12 @@ def _every_layer(layer: int, fields: Fields) -> bool:
 
 
 def _upper_layers(layer: int, fields: Fields) -> bool:
-    """Qwen: the layers from max_window_layers on, where windows are on."""
+    """Say whether a Qwen layer has a window: the layers from max_window_layers on, where windows are on."""
     return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
 
 
 def _all_but_every_nth(layer: int, fields: Fields) -> bool:
-    """Gemma: the last layer of each pattern has no window."""
+    """Say whether a Gemma layer has a window: all layers but the last one of each pattern."""
     # Counted from 1, as in transformers: with a pattern of 6, layers 5, 11, 17 attend to all tokens.
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
@@ -50,16 +50,15 @@ def _all_but_every_nth(layer: int, fields: Fields) -> bool:
 class DecoderParts:
     """The parts of the decoder that a family fixes and no field of its ``config.json`` changes.
 
-    `ModelConfig` has the same parts, copied from its family; the decoder and the table of tensors read them
-    there.
+    `ModelConfig` holds a copy of these parts. The decoder and the table of tensors read that copy.
 
     Attributes:
-        activation: of the MLP's gate.
+        activation: activation function of the MLP's gate.
         qkv_bias: q, k and v have biases.
         qk_norm: q and k are normalized over each head.
         wide_qk_norm: q and k are normalized over all heads together.
         norm_offset: norms multiply by 1 + weight.
-        wide_norm: norms multiply by their weight in float32, before the result takes the type of the input.
+        wide_norm: norms multiply by their weight in float32, before the cast to the type of the input.
         no_pre_norms: no norms on the inputs of attention and MLP.
         post_norms: norms on the outputs of attention and MLP.
         fused_projections: one matrix makes q, k and v, and one makes gate and up.
@@ -76,23 +75,23 @@ class DecoderParts:
     fused_projections: bool = False
 
     def parts(self) -> dict[str, Any]:
-        """The parts by name."""
+        """The values of all parts, by attribute name."""
         return {each.name: getattr(self, each.name) for each in fields(DecoderParts)}
 
 
 @dataclass(frozen=True)
 class Family(DecoderParts):
-    """One architecture: a row of the table.
+    """One supported architecture, a row of the table of families.
 
     Attributes:
-        model_type, architecture: as in ``config.json``.
-        title: its name in prose.
+        model_type, architecture: the values of these fields in ``config.json``.
+        title: name of the family in prose.
         scaled_embedding: token embeddings are multiplied by the square root of the width.
         has_window: (layer, fields) → whether this layer has a window where no layer_types say so.
-        names_layers: whether the family knows the field layer_types.
-        local_rope: layers with a window have rotary frequencies of their own.
-        defaults: what a missing field means.
-        accepted: values that a field may have; the first is what `to_hf` writes (None: it writes nothing).
+        names_layers: whether the family has the field layer_types.
+        local_rope: whether layers with a window have rotary frequencies of their own.
+        defaults: value of each field that is missing in a ``config.json``.
+        accepted: values that a field may have. `ModelConfig.to_hf` writes the first, no field for None.
     """
 
     model_type: str
@@ -106,7 +105,7 @@ class Family(DecoderParts):
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def complete(self, fields: Fields) -> dict[str, Any]:
-        """The fields of a ``config.json`` with the family's defaults for those left out."""
+        """Return the fields of a ``config.json`` with the family's defaults for missing fields."""
         # The later wins: the file over the family, the family over what all families share.
         complete = {**_DEFAULTS, **self.defaults, **fields}
         # Qwen's published configs keep a width although windows are off.
@@ -115,7 +114,7 @@ class Family(DecoderParts):
         return complete
 
     def check(self, fields: Fields, where: str) -> None:
-        """Refuse what this decoder would compute differently.
+        """Refuse field values of a ``config.json`` that this decoder would compute differently.
 
         Raises:
             InputError: naming the field, its value and what is expected.
@@ -131,7 +130,7 @@ class Family(DecoderParts):
                 )
 
     def constants(self) -> dict[str, Any]:
-        """The fields of a ``config.json`` that all supported models of this family share."""
+        """Return the ``config.json`` fields whose values all supported models of this family share."""
         written = {name: accepted[0] for name, accepted in self._rules().items() if accepted[0] is not None}
         return {"model_type": self.model_type, "architectures": [self.architecture], **written}
 
@@ -354,7 +353,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for
 
 
 def find_family(fields: Fields, where: str) -> Family:
-    """The family that a ``config.json`` names.
+    """Return the family that a ``config.json`` names.
 
     Raises:
         InputError: no model_type, or an architecture that is not supported.

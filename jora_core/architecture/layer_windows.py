@@ -1,4 +1,4 @@
-"""Which layers attend to a sliding window, in each spelling of a config."""
+"""The sliding attention window of each layer, in each spelling of a ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from jora_core.base.errors import InputError
 
 
 def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tuple[int, ...]:
-    """Window of each layer in tokens, the token itself included, 0 for none; () if no layer has one.
+    """Return the attention window of each layer, or () if no layer has a window.
+
+    A window counts tokens, the query's own token included. 0 means that the layer has no window.
 
     Args:
         family: says which layers have a window where ``layer_types`` does not.
@@ -51,11 +53,11 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
 
 
 def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
-    """The fields of a ``config.json`` that `read_windows` reads back.
+    """Return the ``config.json`` fields that describe attention windows; `read_windows` reads them.
 
     Args:
         family: whose spelling is written.
-        windows: of each layer in tokens, or () for none.
+        windows: attention window of each layer in tokens, or () if no layer has one.
         layers: how many layers the model has.
     """
     if family.has_window is no_layer:
