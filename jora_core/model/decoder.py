@@ -116,7 +116,7 @@ def output_head(params: Params) -> jax.Array:
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    """Compute the first residual stream, the scaled embeddings of tokens.
+    """Compute the embeddings of tokens, the input of the first layer.
 
     Args:
         params: weights, or this device's part of them.

@@ -1,8 +1,8 @@
 """Floating-point operations of one training step, counted from the shape of the model.
 
-XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, whatever its trips, and compilers
-for GPUs give none. So operations are counted here, two for a multiply-add; a test compares them with XLA's
-count on a model without loops.
+XLA's own count (`compiled.cost_analysis()`) counts the body of a loop once, and compilers for GPUs give no
+count. So operations are counted here, two for a multiply-add. A test compares the result with XLA's count on
+a model without loops.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of forward, backward and rematerialization."""
         return self.forward + self.backward + self.recompute
 
     def as_dict(self) -> dict[str, float]:
-        """With the total."""
+        """Return all counts by name, and their total."""
         return {**asdict(self), "total": self.total}
 
 
 def step_flops(
     config: ModelConfig, lora: LoraSpec | None, remat: str, seq_len: int, answer_share: float
 ) -> StepFlops:
-    """Return the operations of a token.
+    """Return the floating-point operations of a training step for one token.
 
     Args:
         config: the model's.
-        lora: the adapter; None where all weights are trained.
-        remat: see `jora_core.model.rematerialization`.
+        lora: settings of the adapter; None where all weights are trained.
+        remat: rematerialization policy, see `jora_core.model.rematerialization`.
         seq_len: tokens of a row.
-        answer_share: share of positions that are supervised; only they meet the vocabulary.
+        answer_share: share of supervised positions; only these are projected to the vocabulary.
     """
     projections = model_projections(config)
     sizes = {name: 2 * _product(projection_shape(config, name)) for name in projections}
@@ -79,7 +79,7 @@ def step_flops(
 
 
 def _attention_flops(config: ModelConfig, seq_len: int) -> float:
-    """Return the operations of one product of causal attention: mean over the row's tokens and the layers."""
+    """Return the operations of one product of causal attention, as a mean over tokens and layers."""
     windows = getattr(config, "windows", ()) or (0,) * config.num_layers
     keys = 0.0
     for window in windows:

@@ -1,4 +1,4 @@
-"""What the commands that plan memory and count shared contexts are asked for."""
+"""Specs of the commands that plan memory and count shared contexts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class MemorySpec(MeshSettings, WeightSettings):
 
 
 class SharingSpec(MeshSettings):
-    """Count the token slots that records take, with their contexts shared and apart."""
+    """Count the token slots of records with and without shared contexts."""
 
     model: Path = Field(title="Model", description="Folder with config.json and the tokenizer")
     data: DataSpec = Field(title="Data", description="Records and batching, as in training")

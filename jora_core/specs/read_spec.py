@@ -1,4 +1,4 @@
-"""Reading a spec from its JSON file, with errors that name the field."""
+"""Reading of a spec from a JSON file, with errors that name the field."""
 
 from __future__ import annotations
 
