@@ -1,9 +1,9 @@
 """The supported Hugging Face architectures, as one table of their differences.
 
-A `Family` says which parts of the decoder an architecture has, what `transformers` assumes for a field that
-is missing in its ``config.json``, and which field values leave the computation unchanged. Any other value is
-refused by name: a model that loads is a model that is computed exactly. A family that differs from Llama only
-in such values is one more row.
+A `Family` holds the decoder parts of an architecture, the defaults of `transformers` for fields that are
+missing in ``config.json``, and the field values that leave the computation unchanged. Any other value is
+refused by name, so every model that loads is computed exactly. A family that differs from Llama only in such
+values needs only a new row.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
@@ -36,7 +36,7 @@ def _every_layer(layer: int, fields: Fields) -> bool:
 
 
 def _upper_layers(layer: int, fields: Fields) -> bool:
-    """Say whether a Qwen layer has a window: the layers from max_window_layers on, where windows are on."""
+    """Say whether a Qwen layer has a window: if windows are on, the layers from max_window_layers on do."""
     return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
 
 
@@ -87,7 +87,7 @@ class Family(DecoderParts):
         model_type, architecture: the values of these fields in ``config.json``.
         title: name of the family in prose.
         scaled_embedding: token embeddings are multiplied by the square root of the width.
-        has_window: (layer, fields) → whether this layer has a window where no layer_types say so.
+        has_window: function (layer, fields) → whether the layer has a window, used without layer_types.
         names_layers: whether the family has the field layer_types.
         local_rope: whether layers with a window have rotary frequencies of their own.
         defaults: value of each field that is missing in a ``config.json``.
@@ -117,7 +117,7 @@ class Family(DecoderParts):
         """Refuse field values of a ``config.json`` that this decoder would compute differently.
 
         Raises:
-            InputError: naming the field, its value and what is expected.
+            InputError: a value is refused. The message names the field, the value and the accepted values.
         """
         for name, accepted in self._rules().items():
             # A missing field is fine: its default is the family's own, which this decoder computes.

@@ -15,13 +15,13 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
     A window counts tokens, the query's own token included. 0 means that the layer has no window.
 
     Args:
-        family: says which layers have a window where ``layer_types`` does not.
-        fields: of the ``config.json``, completed with the family's defaults.
-        layers: how many layers the model has.
-        where: the file, for error messages.
+        family: family of the model, whose rule selects the layers with a window if there is no layer_types.
+        fields: fields of the ``config.json``, completed with the family's defaults.
+        layers: number of layers.
+        where: name of the file, for error messages.
 
     Raises:
-        InputError: layer_types that do not fit, or layers with a window of no width.
+        InputError: layer_types does not fit the model, or the width or pattern of windows is not valid.
     """
     # A pattern of 0 would be a division by zero, and a bool is an int for Python: true would pass for 1.
     for name, least in (("max_window_layers", 0), ("sliding_window_pattern", 1)):
@@ -56,9 +56,9 @@ def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict
     """Return the ``config.json`` fields that describe attention windows; `read_windows` reads them.
 
     Args:
-        family: whose spelling is written.
+        family: family of the model, which determines the spelling.
         windows: attention window of each layer in tokens, or () if no layer has one.
-        layers: how many layers the model has.
+        layers: number of layers.
     """
     if family.has_window is no_layer:
         return {}

@@ -115,8 +115,8 @@ class ModelConfig(DecoderParts):
         """Make a config from the fields of a ``config.json``.
 
         Args:
-            given: the fields as they stand in the file.
-            where: the file, for error messages.
+            given: the fields of the file, without defaults.
+            where: name of the file, for error messages.
 
         Raises:
             InputError: an architecture or field value that is not supported, or a missing width.
@@ -216,7 +216,7 @@ class ModelConfig(DecoderParts):
         return fields
 
     def _check_reads_back(self, fields: dict[str, Any]) -> None:
-        """Refuse a config made by hand that its family's file cannot express, such as windows on a Llama."""
+        """Refuse a config that its family's ``config.json`` cannot express, such as windows for Llama."""
         # Field by field and not `again != self`: the message names the field.
         again = ModelConfig.from_fields(fields)
         for each in dataclasses.fields(self):

@@ -24,7 +24,7 @@ _ROPE_FIELDS = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Scaling of rotary frequencies for rows longer than those of the model's first training.
+    """Scaling of rotary frequencies, for rows that are longer than in pre-training.
 
     Attributes:
         kind: "linear" (all positions divided by the factor, arXiv:2306.15595) or "llama3" (only low
@@ -65,9 +65,9 @@ def read_rope(
     rope_parameters, for Gemma 3 with one object inside for each kind of layer.
 
     Args:
-        where: the file, for error messages.
+        where: name of the file, for error messages.
         data: the fields of the ``config.json``, completed with the family's defaults.
-        family: says whether layers with a window have a base of their own.
+        family: family of the model. `Family.local_rope` says whether layers with a window have another base.
 
     Raises:
         InputError: a kind of scaling that is not supported, or a field that is missing or unknown.

@@ -110,7 +110,7 @@ def lora_tensor_name(layer: int, target: str, part: str) -> str:
     Args:
         layer: number of the layer, from 0.
         target: the projection's field, such as "q_proj".
-        part: "A", "B", or "magnitude" (DoRA's, whose name has no ".weight").
+        part: "A", "B", or "magnitude" (only DoRA; this name has no ".weight").
     """
     tensor = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
     return f"base_model.model.{projection_row(target).prefix(layer)}.{tensor}"

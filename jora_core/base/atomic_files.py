@@ -87,7 +87,7 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Force a folder and all below it to disk, files before the folders that hold them."""
+    """Force a folder with all files and folders below it to disk, the files first."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
             fsync(Path(parent) / name)

@@ -58,7 +58,7 @@ def read_number(where: str, data: dict[str, Any], name: str, kind: type, default
         data: the config's fields.
         name: name of the field.
         kind: int or float.
-        default: for a field that is missing or null; None makes the field required.
+        default: value of a missing or null field; None makes the field required.
 
     Raises:
         InputError: the value is missing or no such number.

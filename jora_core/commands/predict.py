@@ -187,7 +187,7 @@ def make_questions(
 
 @dataclass(frozen=True)
 class Work:
-    """The questions of one spec, to be answered by any number of adapters over one base."""
+    """The questions of one spec and the base model, with methods that answer them with an adapter."""
 
     spec: PredictSpec
     config: ModelConfig

@@ -190,7 +190,7 @@ class BatchStream:
         return most
 
     def _plan_epoch(self, epoch: int) -> tuple[RowPlan, ...]:
-        """Shuffle the groups, pack them window by window into rows, and fill microbatches with rows."""
+        """Shuffle the groups, pack some at a time into rows, and fill microbatches with rows."""
         # Seeded by (seed, epoch): the plan of an epoch does not depend on the epochs before it.
         rng = np.random.default_rng([self._seed, epoch])
         slots, budget, shuffle = self._slots, self._budget, self._shuffle

@@ -222,7 +222,7 @@ def _record_groups(
                 row["input"],
                 budget,
                 blocks=len(ids),
-                # The text with the answer stays: without it the model would learn to answer from nothing.
+                # The text with the answer stays. Without this text the model would learn to invent answers.
                 protected=[number for number, id in enumerate(ids) if id in oracle],
             )
         example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
@@ -282,7 +282,7 @@ def _weighted_groups(
             continue
         if len(prefix) > prefix_limit:
             found.counts["shortened"] += 1
-            # The end of a text predicts its suffixes, so its beginning goes; BOS stays.
+            # The beginning of a text is cut, since the end predicts the suffixes. BOS stays.
             prefix = prefix[: len(bos)] + prefix[len(prefix) - (prefix_limit - len(bos)) :]
         if suffixes:
             groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))

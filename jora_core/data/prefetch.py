@@ -13,7 +13,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# One item ready and one on its way hide the time of making them; more would only take memory.
+# One finished item and one in progress hide the time of making items; more would only take memory.
 DEPTH = 2
 _POLL_SECONDS = 0.1
 

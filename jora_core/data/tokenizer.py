@@ -152,7 +152,7 @@ def _load_fast(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises bare Exception for a broken file
         raise InputError(f"cannot read tokenizer {path}: {str(err).splitlines()[0]}") from None
-    # A saved tokenizer may carry the padding or truncation of whoever saved it.
+    # A saved tokenizer may contain settings of padding or truncation.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -162,7 +162,7 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        # Never the network: transformers would look for a misspelled folder on the Hub.
+        # Local files only: transformers would look for a misspelled folder on the Hub.
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as err:
         raise InputError(f"cannot read tokenizer of {folder}: {str(err).splitlines()[0]}") from None

@@ -99,8 +99,8 @@ def _choice_groups(
     owners: list[tuple[int, int]] = []
     examples: list[Example] = []
     for number, question in enumerate(questions):
-        # The choices of a question share its prompt in any case; a name of its own keeps other questions out
-        # of the group.
+        # The choices of a question always share the question's prompt. A unique context name keeps other
+        # questions out of the group.
         context = question.context if share and question.context else f"alone {number}"
         for choice, tokens in enumerate(question.choice_tokens):
             # Grouping changes the order, so the id is the place in `owners`.
@@ -114,8 +114,8 @@ def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {name: getattr(batch, name) for name in names}
 
 
-# A function of the module: jit keeps its programs over all calls. Weights are arguments, since those of a
-# closure would be constants inside of the program.
+# At module level, so that jit keeps the programs over all calls. Weights are arguments: captured by a
+# closure, they would be constants inside of the program.
 @partial(jax.jit, static_argnames=("config", "mesh", "attention"))
 def _token_logprobs(
     params: Params,

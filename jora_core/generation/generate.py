@@ -44,7 +44,7 @@ from jora_core.specs.common import AttentionChoice
 GREEDY = SamplingSpec()  # type: ignore[call-arg]
 # Tokens between two calls of `watch`.
 CHUNK = 16
-# Slots for new tokens are a multiple of this, so that nearby values of `max_new_tokens` share a program.
+# Slots for new tokens are a multiple of this number, so that similar `max_new_tokens` share a program.
 NEW_TOKENS_STEP = 32
 
 
@@ -124,9 +124,9 @@ def generate(
         def watch_row(row: int, tokens: np.ndarray, places: np.ndarray = batch.places) -> bool:
             return watch is not None and watch(int(places[row]), tokens)
 
-        # If nobody watches, one chunk is the whole answer, and no token waits for the host.
+        # Without `watch`, one chunk is the whole answer, and no token waits for the host.
         chunk = settings.max_new_tokens if watch is None else settings.chunk
-        # Not strict: behind the prompts a batch may hold filling, whose answers are dropped.
+        # Not strict: a batch may end with padding prompts, whose answers are dropped.
         for place, answer in zip(batch.places, generator.answers(batch, watch_row, chunk), strict=False):
             answers[place] = answer
         if on_answers is not None:
@@ -160,7 +160,7 @@ def _batches(
     """Divide the prompts into batches, sorted by context and length."""
     budget = settings.tokens_per_batch
     sizes = np.asarray([len(prompt) for prompt in prompts])
-    # Prompts of one context, and those with the longest common prefixes among them, come side by side.
+    # Sorted by context, and within a context so that the longest common prefixes are adjacent.
     keys = [
         (context, token_order(prompt) if context else b"")
         for context, prompt in zip(contexts, prompts, strict=True)
@@ -173,7 +173,7 @@ def _batches(
         shorter = length
         # The budget is for the slots of the cache: those of the prompt and those of the answer.
         fitting = rows_of(length + settings.new_slots, budget)
-        # All batches of a length have one height, and share a program: the last is filled up.
+        # All batches of a length have the same number of rows and share a program: the last one is padded.
         height = -(-min(fitting, max(len(of_length), 1)) // shards) * shards
         for start in range(0, len(of_length), height):
             places = of_length[start : start + height]
@@ -331,13 +331,13 @@ def prefill_prompts(
         lengths, slots = inputs.prompt_lengths, prompts.tokens.shape[1]
         capacity = slots + program.new_slots
         hidden, cache = prefill(params, config, adapter, prompts, capacity, program.attention)
-        # Filling has no last token: it takes slot 0, and counts as finished from the start.
+        # A padding prompt has no last token. It takes slot 0 and counts as finished from the start.
         last_slot = jnp.take_along_axis(prompts.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         last_hidden = pick_positions(hidden, last_slot[None], slots)[0]
         step = jnp.zeros((), jnp.int32)
         token = _choose_token(params, last_hidden, step, inputs, program)
-        # The sum with lengths makes the zeros vary over the data axis, as `jax.shard_map` wants of a result
-        # that is split over it.
+        # The sum with lengths makes the zeros vary over the data axis. `jax.shard_map` requires this of a
+        # result that is split over the data axis.
         tokens = jnp.zeros((len(lengths), program.new_slots), jnp.int32) + 0 * lengths[:, None]
         empty = DecodeState(step, token, lengths == 0, tokens, jnp.zeros_like(lengths))
         return _append(empty, token, inputs.eos_ids), cache
@@ -383,7 +383,7 @@ def decode_chunk(
         def one_step(carry: tuple[DecodeState, KVCache]) -> tuple[DecodeState, KVCache]:
             now, cache = carry
             prompt_slots = cache[0].shape[2] - now.tokens.shape[1]
-            # The token chosen last is not in the cache yet: it is run now, as number step - 1.
+            # The newest token, number step - 1, is not in the cache yet, so it is the input of this step.
             new = NewToken(now.last_token, inputs.prompt_lengths, now.step - 1, prompt_slots)
             hidden, cache = decode(params, program.config, adapter, new, cache)
             token = _choose_token(params, hidden[:, 0], now.step, inputs, program)

@@ -93,7 +93,7 @@ def prefill(
         keys_and_values: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            # Taken here, where keys are rotated already: the cache needs them so.
+            # Keys and values are stored here because the cache needs rotated keys.
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jora_core.specs.answers import SamplingSpec
 
-# Decides which program is compiled; the values of the settings are arguments of that program.
+# The method determines the compiled program. The values of the settings are arguments of the program.
 SamplingMethod = Literal["greedy", "draw", "filter"]
 # Finite, so that a row with every token excluded still gives a token and no NaN. Its probability is 0.
 EXCLUDED = -1e30

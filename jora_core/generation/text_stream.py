@@ -46,8 +46,8 @@ class TextStream:
         before = len(self.text)
         if not self.stopped:
             whole = self._tokenizer.decode(self._ids)
-            # Bytes that are no UTF-8 may decode differently one by one than all at once; then the text that
-            # was given out stays.
+            # Bytes that are not UTF-8 may decode differently one by one than all at once. Text that was
+            # returned before is then kept.
             same = whole.startswith(self._decoded)
             self._take(whole[len(self._decoded) :] if same else self._tokenizer.decode(self._pending))
             if not self.stopped:
@@ -68,7 +68,7 @@ class TextStream:
 
     def _take(self, piece: str) -> None:
         self._decoded += piece
-        # Text that was given out contains no beginning of a stop string, so only the rest is searched.
+        # Text that was returned before contains no beginning of a stop string, so only the rest is searched.
         fresh = self._decoded[len(self.text) :]
         found = [(at + len(stop), at) for stop in self._stop if (at := fresh.find(stop)) >= 0]
         if found:

@@ -228,7 +228,7 @@ def _chunk_terms(
     logits = jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32)
     if config.logit_softcap is not None:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-    # Subtracted before `exp`, which overflows float32 above 88.
+    # The maximum is subtracted first, because `exp` overflows float32 above 88.
     top = logits.max(axis=-1)
     split = head.shape[0] != config.vocab_size
     first = tensor_index() * head.shape[0] if split else 0

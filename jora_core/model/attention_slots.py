@@ -63,6 +63,7 @@ def allowed(
 
 def reach(window: jax.Array | int) -> jax.Array:
     """Return the limit of the distance between query and key: the window, or the largest int32 for 0."""
-    # The window may be traced, where Python cannot branch: no window is a bound that nothing reaches.
+    # The window may be a traced value, on which Python cannot branch. So no window is a limit that no
+    # distance reaches.
     window = jnp.asarray(window, jnp.int32)
     return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)

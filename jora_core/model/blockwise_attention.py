@@ -349,5 +349,5 @@ def _join(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    # Scores and sums are float32 also where the operands are bfloat16: softmax needs the digits.
+    # Scores and sums are float32 even for bfloat16 operands, because softmax needs the precision.
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)

@@ -213,7 +213,7 @@ def _backward(
         q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
     ) -> _Gradients:
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
-        # Padding has no gradient, whatever the loss of its meaningless output would say.
+        # The gradient of padding is set to zero, because the output there has no meaning.
         return back(jnp.where((slots.until > 0)[:, :, None, None], results["grad"], 0).astype(grad.dtype))
 
     def blocks(

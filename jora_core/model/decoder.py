@@ -46,7 +46,7 @@ from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
 from jora_core.specs.common import AttentionChoice, Remat
 
-# A projection's number, from which its dropout mask follows.
+# The number of each projection, which is folded into the key of the projection's dropout mask.
 _NUMBERS = {name: number for number, name in enumerate(PROJECTIONS)}
 
 
@@ -131,7 +131,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
         # The vocabulary is split over devices: each adds the rows that it has, and zeros for the others.
         own = tokens - tensor_index() * table.shape[0]
         inside = (own >= 0) & (own < table.shape[0])
-        # Clipped, so that every index is valid; what it finds for a foreign token is replaced by zeros.
+        # Clipped, so that every index is valid. Rows of tokens on other devices are replaced by zeros.
         rows = table[jnp.clip(own, 0, table.shape[0] - 1)]
         x = add_up(jnp.where(inside[..., None], rows, jnp.zeros_like(rows)), split)
     # Gemma's factor is the root of D, rounded to the type of the weights as in its reference code.
@@ -259,14 +259,14 @@ def decoder_layer(
     """
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
-    # Before the tokens are gathered: each token is normalized on one device instead of on all.
+    # The norm comes before the gather: each token is normalized on one device instead of on all.
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
     heads = (*y.shape[:2], -1, config.head_dim)
     if weights.qkv_proj is None:
         flat = [project(name, y, own) for name in ("q_proj", "k_proj", "v_proj")]
     else:
-        # Apart only after the product: an adapter on the fused matrix has one A for all three, as in peft.
+        # Split after the product, because an adapter on the fused matrix has one A for all three, as in peft.
         ends = [n * config.head_dim for n in (config.num_heads, config.num_heads + config.num_kv_heads)]
         flat = jnp.split(project("qkv_proj", y, own), ends, axis=-1)
     q, k, v = (part.reshape(heads) for part in flat)
@@ -367,7 +367,7 @@ def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: 
 
 
 def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """Divide x by the root of its mean square (float32), and multiply it by the norm's weight."""
+    """Divide x by the root of the given mean square (float32), and multiply by the norm's weight."""
     normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma stores weights minus 1, and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)

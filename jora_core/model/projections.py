@@ -51,5 +51,5 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """Return the mesh axes over which x varies under `jax.shard_map`; none outside of it."""
+    """Return the mesh axes over which x varies under `jax.shard_map`; none elsewhere."""
     return jax.typeof(x).manual_axis_type.varying

@@ -37,7 +37,7 @@ def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] 
     Raises:
         InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
     """
-    # The spec wins: a caller that writes one has already decided, whatever its own environment says.
+    # The spec has priority over this process's environment, because its writer has chosen the processes.
     spec = spec or _from_environment(environment)
     if spec is None or jax.distributed.is_initialized():
         return

@@ -122,8 +122,8 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     sums = jax.eval_shape(step.zero, state)
     batch = _batch(spec, mesh, seq_len)
     with jax.set_mesh(mesh):
-        # Two programs run in a step. The passes over a microbatch hold the activations; the update of the
-        # optimizer counts with what it needs beyond them.
+        # Two programs run in a step. The forward and backward pass holds the activations. The optimizer's
+        # update counts only where it needs more memory than that pass.
         compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target.options)
         updated = step.update.lower(state, sums).compile(compiler_options=dict(target.options))
     program = parse_program(compiled.as_text())
@@ -215,7 +215,7 @@ def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
 
 
 def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:
-    """Return the kind of a temporary, from its shape and instruction: XLA does not keep our names."""
+    """Return the kind of a temporary array, from shape and instruction, since XLA does not keep our names."""
     # Gradients first: that of a trained embedding has an axis of the vocabulary too.
     if buffer.shape in gradients and buffer.dtype == "f32":
         return "gradients"
@@ -258,7 +258,7 @@ def _placed(tree: Any, places: Any) -> Any:
 
 
 def _key() -> jax.ShapeDtypeStruct:
-    # A shape too: there may be no device that could hold a real key.
+    # The key is a shape too, because there may be no device that could hold a real key.
     return jax.eval_shape(lambda: jax.random.key(0))
 
 

@@ -81,9 +81,9 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
         kind = "cuda" if plugin else "host"
     if kind == "cuda" and plugin is None:
         raise InputError("target cuda needs JAX's CUDA plugin; install jora-raft[gpu], or take target host")
-    # Only ever the CPU's backend is started: a plan must not take a card's memory.
+    # Only the CPU's backend is started, because a plan must not use a card's memory.
     jax.config.update("jax_platforms", "cpu")
-    # An executable read back from the cache has lost its memory analysis.
+    # No cache of compiled programs: an executable from the cache has no memory analysis.
     jax.config.update("jax_enable_compilation_cache", False)
     if kind == "cuda":
         return Target(
@@ -101,7 +101,7 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    # `find_spec` imports `jax_plugins`, which only an installed plugin brings along.
+    # `find_spec` imports `jax_plugins`, which exists only if a plugin is installed.
     except ModuleNotFoundError:
         return False
 

@@ -22,13 +22,13 @@ from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
 
 CARDS: tuple[int, ...] = get_args(Card)
-# Above what any supported model is made for; the search must end somewhere.
+# Limit of the search, longer than the rows of any supported model.
 LONGEST_ROW = 1 << 20
 # Compilations that the search for the longest row may take.
 _SEARCH_STEPS = 4
 # The search ends at a row that fills this share of the card.
 _CLOSE = 0.985
-# The search aims at this share of the card: the heap is never packed quite as well as interpolation says.
+# The search aims at this share of the card, because the real heap is a little larger than interpolated.
 _AIM = 0.995
 
 
@@ -56,7 +56,7 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
     """Compile the training step of a spec and return its plan; `jora memory --json` prints the plan.
 
     Raises:
-        InputError: an unsupported model, a mesh that does not divide it, a target that is not installed.
+        InputError: an unsupported model, a mesh that cannot split the model, a target that is not installed.
     """
     config = read_model(spec)
     target = make_target(spec.target, spec.mesh.data, spec.mesh.tensor)
@@ -146,7 +146,7 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
         guess = min(max(guess, below + ROW_STEP), above - ROW_STEP)
     else:
         a, b = sorted(sorted(points, key=lambda n: abs(points[n] - budget))[:2])
-        # A bound, since a flat line never meets the budget.
+        # The slope has a lower bound, since a flat line never meets the budget.
         slope = max((points[b] - points[a]) / (b - a), 1.0)
         guess = a + (budget * _AIM - points[a]) / slope
     length = max(int(min(guess, LONGEST_ROW)) // ROW_STEP * ROW_STEP, ROW_STEP)

@@ -32,7 +32,7 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     has_ids = cached(data, tokenizer)
     exact = has_ids or selected <= spec.most_records
     if not has_ids:
-        # A plan writes nothing, and the ids of a sample would be of no use to a run.
+        # A plan writes no cache, and a training run could not use the token ids of a sample.
         data = data.model_copy(update={"cache_dir": None})
     if not exact:
         data = data.model_copy(update={"max_records": spec.most_records})

@@ -119,7 +119,7 @@ class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
     )
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
     task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
-    # test by default: answers to records that were trained on say little.
+    # test by default: answers to training records do not show the model's quality.
     split: Literal["train", "test"] = Field(default="test", title="Split", description="Which split to read")
     max_records: int | None = Field(
         default=None, ge=1, title="Most records", description="Read at most this many"

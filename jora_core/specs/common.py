@@ -29,7 +29,7 @@ Sharing = Annotated[
 class SpecModel(BaseModel):
     """Base class of all specs: frozen, without unknown keys, with finite numbers."""
 
-    # A misspelt key would leave the default in place without a word; NaN and infinity have no JSON.
+    # A misspelt key would silently leave the default in place. JSON has no NaN or infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

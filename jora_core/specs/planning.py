@@ -23,7 +23,7 @@ class MemorySpec(MeshSettings, WeightSettings):
         default="lora", title="Trainable", description="Adapter or all weights"
     )
     lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")
-    # What a card that is worth planning for computes in.
+    # The type in which current cards compute.
     dtype: Dtype = Field(
         default="bfloat16", title="Weight type", description="Type of the frozen base weights in memory"
     )

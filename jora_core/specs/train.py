@@ -125,9 +125,9 @@ class TrainingSettings(SpecModel):
 
 
 class TrainSpec(TrainingSettings, ModelRun):
-    """Train a LoRA adapter for one model, or all of its parameters, on one records file."""
+    """Train a LoRA adapter, or all parameters, of one model on one records file."""
 
-    # "random" is for tests and measurements without a download; such a model knows nothing.
+    # "random" is for tests and measurements without a download of weights.
     init: Literal["pretrained", "random"] = Field(
         default="pretrained",
         title="Initial weights",

@@ -34,7 +34,7 @@ class EarlyStopping:
         # Strictly lower: of equal losses the earliest step is the best.
         better = self.best_loss is None or loss < self.best_loss
         reference = self.reference_loss
-        # The first test matters for min_delta = 0, where an equal loss would pass the second.
+        # The first test is needed for min_delta = 0, where an equal loss would pass the second.
         improved = reference is None or (loss < reference and reference - loss >= min_delta)
         return EarlyStopping(
             best_step=step if better else self.best_step,

@@ -37,12 +37,12 @@ from jora_core.training.training_checkpoints import Checkpoints, Position, run_d
 _NAMED_IDS = 20
 # Steps over which the shown tokens per second are a mean.
 _RATE_ROWS = 8
-# Tells after step n whether the run must end because of SIGTERM.
+# Function of the step number that returns whether the run must end because of SIGTERM.
 _StopAfter = Callable[[int], bool]
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and its records."""
+    """The loss became NaN or infinite. The message names the step and the step's records."""
 
 
 class Interrupted(SystemExit):

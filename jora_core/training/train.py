@@ -161,7 +161,7 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the spec's "
             f"lora.target_modules are {', '.join(targets)}; they must be the same"
         )
-    # Dropout is a matter of the run and not of the weights: the new spec decides.
+    # Dropout belongs to the run and not to the weights, so the new spec's value is used.
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
 
 
@@ -169,7 +169,7 @@ def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result:
     """Write the adapter or the model, then ``result.json``, which marks complete outputs."""
     folder = spec.output_dir
     if spec.trainable == "lora":
-        # The base by the name of its folder: its path means nothing on another machine.
+        # The name of the base's folder, because a path is useless on another machine.
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
     else:
         copy_companions(spec.model, folder)

@@ -71,7 +71,7 @@ def load_adapter(
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
     spec = read_peft_config(folder, config)
-    # The config first: its refusals say more than the names and shapes that would not fit.
+    # The config is checked first: its errors are clearer than those about names and shapes.
     source = TensorStore.of_file(folder / WEIGHTS_FILE)
     targets = resolve_targets(spec.target_modules, config)
     shapes = {target: _shapes(config, spec, target) for target in targets}

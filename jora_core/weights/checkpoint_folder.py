@@ -31,7 +31,7 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
     ignore = frozenset({head_tensor_name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
-    # A folder without a tokenizer is fine here: what needs one says so itself.
+    # A folder without a tokenizer is accepted here: the commands that need a tokenizer report the error.
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         load_tokenizer(Path(folder), config.vocab_size)
     return store

@@ -8,7 +8,7 @@ from pathlib import Path
 from jora_core.base.atomic_files import atomic_path
 from jora_core.data.tokenizer import TOKENIZER_FILES
 
-# Patterns of what a derived model keeps unchanged: special tokens, padding and chat template stay the base's.
+# Patterns of the files that a derived model keeps: special tokens, padding and chat template are the base's.
 # Beside the files that this core reads there are those of slow tokenizers, which transformers falls back to.
 COMPANION_PATTERNS = (
     *TOKENIZER_FILES,

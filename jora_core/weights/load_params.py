@@ -63,7 +63,7 @@ def load_params(
     store = open_checkpoint(folder, config)
     shardings = param_shardings(config, mesh)
     sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
-    # A small model is loaded before a bar could be read; of several processes one reports.
+    # No bar for a small model, which is loaded too soon. Of several processes, only the first shows a bar.
     # Two bytes a value: most published files hold bfloat16 or float16.
     shown = 2 * sum(sizes) >= _PROGRESS_BYTES and not jax.process_index()
 

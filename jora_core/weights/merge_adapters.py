@@ -169,7 +169,7 @@ def write_merged(
         yield from weights.parts(*places[name], dtype)
         bar.advance()
 
-    # A small model is merged before a bar could be read.
+    # No bar for a small model, whose merge is finished too soon.
     with progress("merge tensors", len(expected), shown=size >= _PROGRESS_BYTES) as bar:
         write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
     # Fields that this core does not read stay in the file: transformers may use them.

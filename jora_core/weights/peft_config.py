@@ -66,7 +66,7 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
 
     Args:
         folder: PEFT folder with ``adapter_config.json``.
-        config: the base model's, whose modules are matched with the targets.
+        config: the base model's, for the modules that the targets match.
 
     Raises:
         InputError: file missing or broken, another PEFT method, a missing or wrong field, or a field that
@@ -117,7 +117,7 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        # As peft saves it: who loads the adapter to train on says so with is_trainable.
+        # True as in peft's own files: to continue training, peft is called with is_trainable.
         "inference_mode": True,
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
@@ -139,7 +139,7 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             "lora_alpha": data["lora_alpha"],
             # null counts as missing, in all optional fields.
             "lora_dropout": data.get("lora_dropout") or 0.0,
-            # peft passes over names that this family does not have, so published adapters may list them.
+            # peft ignores names that the family does not have, so published adapters may list such names.
             "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,

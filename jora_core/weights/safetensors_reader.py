@@ -60,7 +60,7 @@ class TensorFile:
         try:
             with safe_open(path, "numpy"):  # the library checks the header against the file's size
                 pass
-            # Unbuffered: slices are read from the descriptor, which a buffer would know nothing of.
+            # Unbuffered, because slices are read from the file descriptor and bypass any buffer.
             self._handle = path.open("rb", buffering=0)
         except FileNotFoundError:
             raise InputError(f"weights file {path} does not exist") from None
