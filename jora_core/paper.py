@@ -1,4 +1,4 @@
-"""The interface of the JORA paper (arXiv:2403.11366); the paper's listing runs with this package's name.
+"""The interface of the JORA paper (arXiv:2403.11366). The paper's listing runs with this package's name.
 
     config = ParallamaConfig(MODEL_SIZE=model_size, JAX_PARAMS_PATH=jax_path, LLAMA2_META_PATH=hf_path)
     dataset = generate_alpaca_dataset(dataset_path, "train", config)
@@ -128,7 +128,7 @@ class ParagemmaConfig:
 
 
 class AlpacaDataset(Sequence[tuple[str, str]]):
-    """Prompts and answers of an instruction file; item i is (prompt, answer), as in the paper."""
+    """Prompts and answers of an instruction file. Item i is (prompt, answer), as in the paper."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ def train_lora(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """Train an adapter on q_proj and v_proj; a killed run continues from its last checkpoint.
+    """Train an adapter on q_proj and v_proj. A killed run continues from its last checkpoint.
 
     The PEFT adapter and the metrics are written to ``<checkpoint_dir>/<checkpoint_prefix>_final``, the
     checkpoints to ``<checkpoint_dir>/<checkpoint_prefix>_state``.
@@ -268,7 +268,7 @@ def train_lora(
         verbose: show progress on standard error.
 
     Returns:
-        What ``result.json`` in the adapter's folder says.
+        The content of ``result.json`` in the adapter's folder.
 
     Raises:
         InputError: a path or value of the configuration cannot be used.
@@ -284,7 +284,7 @@ def _train(
     checkpoint_prefix: str,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Train an adapter; `owner` is the name of the settings class for error messages."""
+    """Train an adapter. `owner` is the name of the settings class for error messages."""
     folder = Path(checkpoint_dir)
     # A wrong size is reported and no error: the original needed it to build the model, here the folder
     # describes the model.
@@ -334,7 +334,7 @@ def generate_alpaca_dataset_gemma(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """Return the train or test part of an instruction file; the prompt is the same as for Llama.
+    """Return the train or test part of an instruction file. The prompt is the same as for Llama.
 
     Args:
         path: Alpaca records as JSON, JSON lines or Parquet.
@@ -367,7 +367,7 @@ def train_lora_gemma(
         verbose: show progress on standard error.
 
     Returns:
-        What ``result.json`` in the adapter's folder says.
+        The content of ``result.json`` in the adapter's folder.
 
     Raises:
         InputError: no model path, or a path or value of the configuration cannot be used.

@@ -53,7 +53,7 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
 
 
 def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
-    """Return the ``config.json`` fields that describe attention windows; `read_windows` reads them.
+    """Return the ``config.json`` fields that describe attention windows. `read_windows` reads them.
 
     Args:
         family: family of the model, which determines the spelling.

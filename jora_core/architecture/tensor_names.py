@@ -99,7 +99,7 @@ def projection_row(target: str) -> TensorRow:
 def head_tensor_name() -> str:
     """Return the output projection's name in a checkpoint.
 
-    A tied model has no output projection of its own, but its checkpoint may still hold this tensor.
+    The checkpoint of a tied model may hold this tensor too, although the model uses the embedding instead.
     """
     return next(row for row in TENSORS if row.field == "head").name()
 

@@ -71,7 +71,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files of killed processes below a folder; no other process may be writing there."""
+    """Remove temporary files of killed processes below a folder. No other process may be writing there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 

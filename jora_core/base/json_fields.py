@@ -33,7 +33,7 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
 
 
 def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return an object field of the config; a missing or null field gives an empty object.
+    """Return an object field of the config. A missing or null field gives an empty object.
 
     Args:
         where: name of the config, for the error message.
@@ -51,7 +51,7 @@ def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_number(where: str, data: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """Return a number field of the config; an integer is accepted where a float is expected.
+    """Return a number field of the config. An integer is accepted where a float is expected.
 
     Args:
         where: name of the config, for the error message.

@@ -61,7 +61,7 @@ class ProgressBars:
 
     @property
     def on_terminal(self) -> bool:
-        """Whether bars are drawn; without a terminal, plain lines are printed."""
+        """Whether bars are drawn. Without a terminal, plain lines are printed."""
         return sys.stderr.isatty()
 
     def show(self, step: str, done: int, total: int, note: str = "") -> None:

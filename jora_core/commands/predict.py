@@ -134,7 +134,7 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
 def make_questions(
     rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer
 ) -> tuple[list[Question], int]:
-    """Make a tokenized question of each record; a prompt too long for its longest answer loses context.
+    """Make a tokenized question of each record. A prompt too long for its longest answer loses context.
 
     Args:
         rows: the records, as `read_rows` returns them.

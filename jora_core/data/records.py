@@ -75,7 +75,7 @@ def _check_types(path: Path, schema: Any) -> None:
 
 
 def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
-    """Yield the rows that a spec selects; a missing id becomes the number of the row.
+    """Yield the rows that a spec selects. A missing id becomes the number of the row.
 
     Raises:
         InputError: the file cannot be read, or a text is null.

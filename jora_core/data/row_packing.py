@@ -121,7 +121,7 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
     few = slots[:: -(-len(slots) // WINDOW_GROUPS)]
 
     def padded(lengths: tuple[int, ...]) -> float:
-        """Return the slots of the batches that hold the sample; a partly filled batch is a fraction."""
+        """Return the slots of the batches that hold the sample. A partly filled batch is a fraction."""
         packed = pack(np.arange(len(few)), few, lengths)
         return sum(
             len(rows)

@@ -66,7 +66,7 @@ def cached_tokens(
     tokenizer: TextTokenizer,
     total: int,
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Yield the same as `tokenised` from a cache file; a missing or damaged file is written first.
+    """Yield the same as `tokenised` from a cache file. A missing or damaged file is written first.
 
     Args:
         folder: folder of the cache.
@@ -118,7 +118,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Return whether a file has the content that was written; training would not notice a changed bit."""
+    """Return whether a file has the content that was written. Training would not notice a changed bit."""
     try:
         return file_digest(path) == _digest_file(path).read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -142,7 +142,7 @@ def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
 
 
 def _nested(chunk: list[Pieces]) -> Any:
-    """Return the rows' pieces as an Arrow array list<list<int32>>; offsets are faster than Python lists."""
+    """Return the rows' pieces as an Arrow array list<list<int32>>. Offsets are faster than Python lists."""
     import pyarrow as pa
 
     flat = [piece for pieces in chunk for piece in pieces]

@@ -91,7 +91,7 @@ def score_choices(
 def _choice_groups(
     questions: Sequence[Question], most_slots: int, share: bool
 ) -> tuple[list[tuple[int, int]], list[Group]]:
-    """Make an example of each choice and group the examples; an example's id is its number.
+    """Make an example of each choice and group the examples. An example's id is its number.
 
     Returns:
         The numbers of question and choice for each example, and the groups.

@@ -410,7 +410,7 @@ def _append(state: DecodeState, token: jax.Array, eos_ids: jax.Array) -> DecodeS
 def _choose_token(
     params: Params, hidden: jax.Array, step: jax.Array, inputs: DecodeInputs, program: DecodeProgram
 ) -> jax.Array:
-    """Choose the token int32 [B] after hidden states [B, D]; `step` is the token's number in the answer."""
+    """Choose the token int32 [B] after hidden states [B, D]. `step` is the token's number in the answer."""
     config = program.config
     # A maximum, a draw and a sort all need the whole vocabulary on one device.
     logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)

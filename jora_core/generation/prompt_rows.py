@@ -73,7 +73,7 @@ def lay_out_prompts(
 
 
 def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -> list[list[Group]]:
-    """Return the groups of each row; the ids in a group are prompt numbers."""
+    """Return the groups of each row. The ids in a group are prompt numbers."""
     examples = [
         Example(str(number), context, prompt, _ANSWER)
         for number, (context, prompt) in enumerate(zip(contexts, prompts, strict=True))

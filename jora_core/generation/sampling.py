@@ -89,7 +89,7 @@ def next_tokens(
 
 
 def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Exclude tokens by top-k, then by top-p; the most likely token always stays.
+    """Exclude tokens by top-k, then by top-p. The most likely token always stays.
 
     Args:
         scores: float32 [B, V].

@@ -189,7 +189,7 @@ def _grouped(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Mask) -> jax.Array:
-    """Compute attention of scaled q [B, K, G, T', H] over k, v [B, K, T', H]; the result has q's shape."""
+    """Compute attention of scaled q [B, K, G, T', H] over k, v [B, K, T', H]. The result has q's shape."""
     return _forward(kernel, q, k, v, mask)[0]
 
 

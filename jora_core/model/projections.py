@@ -10,7 +10,7 @@ from jora_core.parameters.trees import QuantizedWeight
 
 
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """Compute the projection x Wᵀ, from [..., in] to [..., out]; a quantized weight gets no gradient."""
+    """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
         # Under `jax.shard_map`, an input that is the same on all devices is marked as varying here: the
         # transpose of that cast sums its gradient over the devices, which a custom derivative must do itself.

@@ -51,7 +51,7 @@ def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate heads by their tokens' positions, in float32; the first half of H is paired with the second.
+    """Rotate heads by their tokens' positions, in float32. The first half of H is paired with the second.
 
     Args:
         x: [B, T, heads, H].

@@ -87,12 +87,12 @@ def add_up(x: jax.Array, split: bool) -> jax.Array:
 
 
 def sum_over_tensor(x: jax.Array) -> jax.Array:
-    """Sum x over the devices of the tensor axis; all of them get the sum."""
+    """Sum x over the devices of the tensor axis. All of them get the sum."""
     return jax.lax.psum(x, TENSOR) if tensor_shards() > 1 else x
 
 
 def max_over_tensor(x: jax.Array) -> jax.Array:
-    """Compute the elementwise maximum over the devices of the tensor axis; the result has no gradient."""
+    """Compute the elementwise maximum over the devices of the tensor axis. The result has no gradient."""
     return jax.lax.pmax(x, TENSOR) if tensor_shards() > 1 else x
 
 
@@ -108,5 +108,5 @@ def gather_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def sum_over_batch(x: jax.Array) -> jax.Array:
-    """Sum x over the devices of the data axis; all of them get the sum."""
+    """Sum x over the devices of the data axis. All of them get the sum."""
     return jax.lax.psum(x, BATCH) if _shards(BATCH) > 1 else x

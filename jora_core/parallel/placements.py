@@ -163,7 +163,7 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
 def model_shardings(
     config: ModelConfig, params: Params, adapter: Adapter | None, mesh: Mesh
 ) -> tuple[Params, Adapter | None]:
-    """Return the placements of a model's weights and of its adapter; the latter is None without an adapter.
+    """Return the placements of a model's weights and of its adapter. The latter is None without an adapter.
 
     Args:
         config: the model's.

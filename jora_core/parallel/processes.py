@@ -93,7 +93,7 @@ def check_whole(mesh: Mesh) -> None:
 
 
 def wait_for_all(where: str) -> None:
-    """Wait until every process has called this function; `where` names the call in an error."""
+    """Wait until every process has called this function. `where` names the call in an error."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -133,7 +133,7 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def whole_on_host(tree: Any) -> Any:
-    """Return the tree with arrays that every process can read whole; all processes must call this."""
+    """Return the tree with arrays that every process can read whole. All processes must call this."""
     if jax.process_count() == 1:
         return tree
     from jax.experimental import multihost_utils

@@ -84,7 +84,7 @@ def dequantize(weight: QuantizedWeight, dtype: Any) -> jax.Array:
 
 
 def dense(weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """Return a weight as an array; a quantized weight is dequantized to float32."""
+    """Return a weight as an array. A quantized weight is dequantized to float32."""
     return dequantize(weight, jnp.float32) if isinstance(weight, QuantizedWeight) else weight
 
 
@@ -95,7 +95,7 @@ def quantization_of(params: Params) -> Quantization:
 
 
 def quantize_params(params: Params, kind: Kind) -> Params:
-    """Return a model with quantized projections; embedding, head, norms and biases are unchanged."""
+    """Return a model with quantized projections. Embedding, head, norms and biases are unchanged."""
     changed = {
         # Layer by layer: quantizing needs several float32 copies of what it reads.
         name: jax.lax.map(lambda w: quantize(w, kind), weight)

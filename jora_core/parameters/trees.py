@@ -22,7 +22,7 @@ class LoraWeights:
 
 @flax.struct.dataclass
 class Adapter:
-    """Adapter of a model: the matrices of each projection by name; `scale` and `dropout` are static."""
+    """Adapter of a model: the matrices of each projection by name. `scale` and `dropout` are static."""
 
     weights: dict[str, LoraWeights]
     scale: float = flax.struct.field(pytree_node=False)

@@ -68,7 +68,7 @@ class Heap:
         return found
 
     def largest(self, count: int) -> list[Buffer]:
-        """Return the largest buffers of which no two share an address; these determine the heap's size."""
+        """Return the largest buffers of which no two share an address. These determine the heap's size."""
         chosen: list[Buffer] = []
         # Greedy from the largest on: not always the set that fills most, but the arrays to look at.
         for buffer in sorted(self.buffers, key=lambda b: -b.bytes):
@@ -95,7 +95,7 @@ def read_heap(folder: Path) -> Heap:
 
 
 def parse_heap(text: str) -> Heap:
-    """Read the temporaries from the text of a buffer assignment; several heaps are joined end to end."""
+    """Read the temporaries from the text of a buffer assignment. Several heaps are joined end to end."""
     start = 0
     buffers = []
     # Behind "Total bytes used" XLA lists all values once more, by name.

@@ -1,4 +1,4 @@
-"""Compilation of a training step from shapes alone, and its memory by kind; no weight is allocated."""
+"""Compilation of a training step from shapes alone, and its memory by kind. No weight is allocated."""
 
 from __future__ import annotations
 

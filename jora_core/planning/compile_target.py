@@ -66,7 +66,7 @@ class Target:
 
 
 def make_target(kind: str, data: int, tensor: int) -> Target:
-    """Return the devices to compile for; call this before anything else starts a JAX backend.
+    """Return the devices to compile for. Call this before anything else starts a JAX backend.
 
     Args:
         kind: `cuda`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else `host`.

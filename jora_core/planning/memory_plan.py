@@ -53,7 +53,7 @@ def read_model(spec: MemorySpec) -> ModelConfig:
 
 
 def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
-    """Compile the training step of a spec and return its plan; `jora memory --json` prints the plan.
+    """Compile the training step of a spec and return its plan. `jora memory --json` prints the plan.
 
     Raises:
         InputError: an unsupported model, a mesh that cannot split the model, a target that is not installed.
@@ -203,7 +203,7 @@ def what_to_change(
 
 
 def collective_rows(step: StepMemory, config: ModelConfig) -> list[dict[str, Any]]:
-    """Return the collectives of a step by kind and size; `per_layer` marks those in the loop over layers."""
+    """Return the collectives of a step by kind and size. `per_layer` marks those in the loop over layers."""
     rows = []
     for found in collectives(step.program):
         in_layers = found.loop == config.num_layers and found.count % config.num_layers == 0

@@ -20,7 +20,7 @@ _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 5
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of a token: forward, backward, and rematerialization (`recompute`)."""
+    """Floating-point operations for one token: forward, backward, and rematerialization (`recompute`)."""
 
     forward: float
     backward: float

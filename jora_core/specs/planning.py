@@ -16,7 +16,7 @@ Card = Literal[24, 40, 48, 80, 141]
 
 
 class MemorySpec(MeshSettings, WeightSettings):
-    """Plan the memory of a training step on each device, without weights and without devices."""
+    """Plan the memory of a training step on each device, without weights or devices."""
 
     model: Path = Field(title="Model", description="config.json, or the folder that holds it")
     trainable: Literal["lora", "all"] = Field(

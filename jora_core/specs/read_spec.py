@@ -19,7 +19,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
 
     Args:
         path: the JSON file.
-        model: the spec's class.
+        model: class of the spec.
 
     Raises:
         InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.

@@ -81,7 +81,7 @@ def matches_targets(targets: Sequence[str] | str, module: str, shown: str) -> bo
 
 
 def show_targets(targets: Iterable[str] | str) -> str:
-    """Return the text of targets for an error message; a long list is shortened."""
+    """Return the text of targets for an error message. A long list is shortened."""
     if isinstance(targets, str):
         return f"'{targets}'"
     names = sorted(map(str, targets))

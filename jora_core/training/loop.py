@@ -158,7 +158,7 @@ def run_loop(
 def _steps(
     run: Run, state: TrainState, position: Position, checkpoints: Checkpoints, meter: _Meter, stop: _StopAfter
 ) -> tuple[TrainState, Position]:
-    """Train from a position to the last step; a step's metrics are read while the next one is computed."""
+    """Train from a position to the last step. A step's metrics are read while the next one is computed."""
     spec = run.spec
     patience = spec.early_stopping_patience
     # A run that stopped early and is started again must not train on.

@@ -52,7 +52,7 @@ class MetricsLog:
                 raise InputError(f"cannot write {path}: {err.strerror or err}") from None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; readers of the file see each whole line at once."""
+        """Append one row. Readers of the file see each whole line at once."""
         self.rows.append(row)
         for file in self._files:
             file.write(json.dumps(row) + "\n")
@@ -96,7 +96,7 @@ class StepProgress:
         self._bars.start("training", total, done)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Show one row of metrics; rows with a validation loss and the last row always give a plain line."""
+        """Show one row of metrics. Rows with a validation loss and the last row always give a plain line."""
         text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
         if "validation_loss" in row:
             text += f"  validation {row['validation_loss']:.4f}"

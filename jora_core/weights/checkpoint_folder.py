@@ -38,7 +38,7 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
 
 
 def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: Any = jnp.float32) -> None:
-    """Write ``model.safetensors`` and ``config.json``, each atomically; a tied head is left out.
+    """Write ``model.safetensors`` and ``config.json``, each atomically. A tied head is left out.
 
     Args:
         params: the weights, on any mesh.

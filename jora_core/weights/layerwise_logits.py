@@ -25,7 +25,7 @@ from jora_core.weights.merge_adapters import MergedWeights
 
 
 def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter | None = None) -> jax.Array:
-    """Compute the hidden states after the final norm; each row is one causal sequence.
+    """Compute the hidden states after the final norm. Each row is one causal sequence.
 
     Args:
         weights: the model's weights, with or without merged adapters.

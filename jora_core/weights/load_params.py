@@ -88,7 +88,7 @@ def load_params(
 
 @dataclass(frozen=True)
 class _Field:
-    """Key of the compiled programs that fill one field of `Params`; equal fields share programs.
+    """Key of the compiled programs that fill one field of `Params`. Equal fields share programs.
 
     Attributes:
         axes: mesh axis of each dimension, without the layer axis.

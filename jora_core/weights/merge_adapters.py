@@ -40,7 +40,7 @@ _PROGRESS_BYTES = 100 << 20
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """The weights of a model folder with adapters merged in; each tensor is merged when it is read."""
+    """The weights of a model folder with adapters merged in. Each tensor is merged when it is read."""
 
     store: TensorStore
     config: ModelConfig
@@ -129,7 +129,7 @@ def write_merged(
     dtype: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> str:
-    """Write a Hugging Face folder with the base's weights and adapters merged in; other files are copied.
+    """Write a Hugging Face folder with the base's weights and adapters merged in. Other files are copied.
 
     All fields of the base's config.json are kept, except the type of the weights. Tied heads stay tied. Each
     file is written atomically, the weights first; see `write_shards`.

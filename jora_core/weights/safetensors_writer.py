@@ -76,7 +76,7 @@ def write_shards(
 
 
 def plan_shards(shapes: Shapes, dtype: str, max_shard_size: int) -> dict[str, list[str]]:
-    """Divide tensors among files, in sequence; a tensor that does not fit begins a new file.
+    """Divide tensors among files, in sequence. A tensor that does not fit begins a new file.
 
     Args:
         shapes: shape of each tensor by name, in the order of the model.
