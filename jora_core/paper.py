@@ -264,7 +264,7 @@ def train_lora(
         config: settings of the run.
         train_dataset: prompts and answers.
         checkpoint_dir: folder of the results.
-        checkpoint_prefix: begin of the names in it.
+        checkpoint_prefix: prefix of the names of the written folders.
         verbose: show progress on standard error.
 
     Returns:
@@ -363,7 +363,7 @@ def train_lora_gemma(
         config: settings of the run.
         train_dataset: prompts and answers.
         checkpoint_dir: folder of the results.
-        checkpoint_prefix: begin of the names in it.
+        checkpoint_prefix: prefix of the names of the written folders.
         verbose: show progress on standard error.
 
     Returns:

@@ -25,7 +25,7 @@ Fields = Mapping[str, Any]
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 
-# A function and not None: `write_windows` compares with it to see that a family has no windows at all.
+# A function and not None, because `write_windows` recognizes families without windows by this function.
 def no_layer(layer: int, fields: Fields) -> bool:
     """Say that no layer has a window."""
     return False
@@ -106,7 +106,7 @@ class Family(DecoderParts):
 
     def complete(self, fields: Fields) -> dict[str, Any]:
         """Return the fields of a ``config.json`` with the family's defaults for missing fields."""
-        # The later wins: the file over the family, the family over what all families share.
+        # Later values replace earlier ones: the file those of the family, the family those of all families.
         complete = {**_DEFAULTS, **self.defaults, **fields}
         # Qwen's published configs keep a width although windows are off.
         if complete.get("use_sliding_window") is False:
@@ -120,7 +120,7 @@ class Family(DecoderParts):
             InputError: a value is refused. The message names the field, the value and the accepted values.
         """
         for name, accepted in self._rules().items():
-            # A missing field is fine: its default is the family's own, which this decoder computes.
+            # A missing field is accepted: its default is the family's, which this decoder computes.
             # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
             if name in fields and fields[name] not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
@@ -140,7 +140,7 @@ class Family(DecoderParts):
         return foreign | dict(self.accepted)
 
 
-# Widths and the number of layers have no default: a config without them is no model's.
+# Widths and the number of layers have no default: a config without these fields describes no model.
 _DEFAULTS: Fields = MappingProxyType(
     {
         "num_key_value_heads": None,
@@ -152,8 +152,8 @@ _DEFAULTS: Fields = MappingProxyType(
         "attention_dropout": 0.0,
     }
 )
-# Fields that change what some model computes, with the values that do not. A family that reads a field has it
-# among its defaults and is exempt.
+# Fields that may change the computation, with the values that do not. A family that reads such a field has a
+# default for the field and is exempt.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "attention_bias": (False, None),
@@ -164,7 +164,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "partial_rotary_factor": (None, 1),
         "rope_interleaved": (None, False),
         "rope_local_base_freq": (None,),
-        # A window in a family that has none would be ignored in silence: long rows would be computed wrongly.
+        # In a family without windows, a window would be silently ignored, and long rows computed wrongly.
         "sliding_window": (None,),
         "use_sliding_window": (None, False),
         "sliding_window_pattern": (None,),
@@ -188,7 +188,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         # Mixtures of experts: Qwen, Mixtral.
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
-        # Weights stored as packed codes (GPTQ, AWQ), which the reader would take for wrong shapes.
+        # Weights stored as packed codes (GPTQ, AWQ). The reader would report wrong shapes for these.
         "quantization_config": (None,),
         # Models of images and text nest the decoder's config.
         "text_config": (None,),
@@ -230,7 +230,7 @@ _FAMILIES = (
         has_window=_upper_layers,
         names_layers=True,
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOWS},
-        # The biases of q, k and v are part of the architecture, not an option of it.
+        # The biases of q, k and v are a fixed part of the architecture.
         accepted={
             "hidden_act": ("silu",),
             "attention_bias": (None, True),
@@ -267,7 +267,7 @@ _FAMILIES = (
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
         },
-        # The first releases say "gelu" and mean its tanh approximation.
+        # The first releases write "gelu" for the tanh approximation of GELU.
         accepted={"hidden_act": (_GELU, "gelu"), "hidden_activation": (_GELU, None)},
     ),
     Family(

@@ -68,7 +68,7 @@ def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict
     each = windows or (0,) * layers
     fields = {"layer_types": [SLIDING_ATTENTION if window else FULL_ATTENTION for window in each]}
     if "use_sliding_window" not in family.defaults:
-        # Gemma has no switch for windows: the width is always there, and layer_types says who uses it.
+        # Gemma has no switch for windows: the width is always set, and layer_types names the layers.
         return fields | {"sliding_window": width or family.defaults["sliding_window"]}
     # Releases of transformers from before layer_types derive Qwen's windows from max_window_layers.
     first = next((layer for layer, window in enumerate(each) if window), layers)

@@ -83,7 +83,7 @@ def read_rope(
             f"{where}: rope_parameters.{unknown[0]} is not supported for {family.title} models; "
             "expected full_attention and sliding_attention"
         )
-    # Only the full layers are stretched: a window is shorter than what the model was first trained on.
+    # Only layers without a window are scaled, because a window is shorter than the rows of pre-training.
     rope = {**read_object(where, parameters, "full_attention"), **scaling}
     local = read_object(where, parameters, "sliding_attention")
     if _rope_scaling(where, data, local) is not None:
@@ -105,7 +105,7 @@ def _rope_kind(rope: dict[str, Any]) -> Any:
 
 def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> RopeScaling | None:
     kind = _rope_kind(rope)
-    # Refused first: other kinds (yarn, longrope, dynamic) have fields that would be named as unknown instead.
+    # The kind is checked first. Otherwise the error for yarn, longrope or dynamic would name unknown fields.
     if kind not in ROPE_KINDS:
         raise InputError(f"{where}: rope type {kind} is not supported; known are {', '.join(ROPE_KINDS)}")
     if rope.get("partial_rotary_factor") not in (None, 1):

@@ -50,7 +50,7 @@ def write_json(path: Path | str, value: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    # NaN and Infinity are no JSON, although Python would write them: other readers refuse such a file.
+    # NaN and Infinity are not valid JSON, although Python would write them, and other readers refuse them.
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 

@@ -14,7 +14,7 @@ HASH_THREADS = 4  # hashing releases the interpreter's lock
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text."""
-    # Keys of artifacts are digests of this text: another form of it would compute all artifacts again.
+    # Keys of artifacts are digests of this text. With another format, all artifacts would be computed again.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -166,7 +166,7 @@ def _line(step: str, done: int, total: int, seconds: float) -> str:
 
 
 def _rich_display() -> Any:
-    # rich is loaded only where bars are drawn. Child processes and log files do without it.
+    # rich is loaded only where bars are drawn, and not for child processes and log files.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

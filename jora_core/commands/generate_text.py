@@ -90,7 +90,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     ended = "length" if len(answer) == spec.max_new_tokens else "end"
     result = {
         "text": text.text,
-        # A stop string in the last token wins: the text was cut there.
+        # A stop string in the last token has priority, because the text is cut there.
         "finish_reason": "stop" if text.stopped else ended,
         "prompt_tokens": len(prompt),
         "new_tokens": text.tokens,

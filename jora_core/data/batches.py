@@ -121,7 +121,7 @@ class BatchStream:
         while True:
             plans = self.plan(epoch)
             while index < len(plans):
-                # The position behind a batch goes with it: a checkpoint stores where the next batch is.
+                # Each batch has the position of the next one, because a checkpoint stores that position.
                 follows = (epoch, index + 1) if index + 1 < len(plans) else (epoch + 1, 0)
                 yield follows, self.build(plans[index])
                 index += 1

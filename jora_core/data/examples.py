@@ -286,7 +286,7 @@ def _weighted_groups(
             prefix = prefix[: len(bos)] + prefix[len(prefix) - (prefix_limit - len(bos)) :]
         if suffixes:
             groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
-        # One token alone is a target without an input: it takes no slot.
+        # A single token is a target without an input, so such a row is left out.
         elif len(prefix) > 1:
             groups.append(Group((row["id"],), (Branch(0, prefix),)))
     return found

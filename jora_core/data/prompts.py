@@ -117,7 +117,7 @@ def shorten_prompt(
     context, question = split_question(input)
     lines = context.split("\n")
     total = len(tokenizer.encode(fill_template(template, instruction, input)))
-    # All lines in one call: to tokenise the prompt anew after each line would take quadratic time.
+    # All lines in one call: tokenising the prompt again after each line would take quadratic time.
     costs = [len(tokens) for tokens in tokenizer.encode_batch([line + "\n" for line in lines])]
     dropped: set[int] = set()
     found = context_blocks(lines, blocks)
@@ -175,7 +175,7 @@ def _cut_tokens(
         last = min(len(middle), context_limit) - first
         middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
         return np.concatenate([head, middle, tail])
-    # The end of the prompt stays: it is the mark behind which the answer is expected.
+    # The end of the prompt stays, because it marks the start of the answer.
     return (
         np.concatenate([head, tail])[-budget:]
         if budget <= len(head)

@@ -106,7 +106,7 @@ def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
     kept = ranked >= jnp.take(ranked, last, axis=-1)[:, None]
     probabilities = jax.nn.softmax(jnp.where(kept, ranked, EXCLUDED), axis=-1)
     # Probability of all tokens ranked higher. The cumulative sum of a large vocabulary may round to less than
-    # 1, so top_p = 1 is a case of its own: it must cut nothing.
+    # 1, so top_p = 1 is handled separately and excludes nothing.
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept &= (mass_before < top_p) | (top_p >= 1)
     # For top_p = 0, which would cut every token.

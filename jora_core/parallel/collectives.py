@@ -102,8 +102,8 @@ def gather_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
         return logits
     whole = jnp.zeros((*logits.shape[:-1], vocab_size), logits.dtype)
     start = tensor_index() * logits.shape[-1]
-    # `shard_map` knows that a sum is equal on all devices, and does not know it of a gather. So the parts are
-    # added into zeros, although a gather would move half of the bytes.
+    # `shard_map` marks the result of a sum as equal on all devices, but not the result of a gather. So the
+    # parts are added into zeros, although a gather would move half of the bytes.
     return sum_over_tensor(jax.lax.dynamic_update_slice_in_dim(whole, logits, start, logits.ndim - 1))
 
 

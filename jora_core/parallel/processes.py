@@ -149,5 +149,5 @@ def preempted(step: int) -> bool:
     """
     from jax.experimental import multihost_utils
 
-    # All must stop at one step: a process that goes on waits forever in its next collective.
+    # All must stop at one step: a process that continues would wait forever in its next collective.
     return multihost_utils.reached_preemption_sync_point(step)

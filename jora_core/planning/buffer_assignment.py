@@ -70,7 +70,7 @@ class Heap:
     def largest(self, count: int) -> list[Buffer]:
         """Return the largest buffers of which no two share an address. These determine the heap's size."""
         chosen: list[Buffer] = []
-        # Greedy from the largest on: not always the set that fills most, but the arrays to look at.
+        # Greedy from the largest on: the set may not be the largest possible, but has the largest arrays.
         for buffer in sorted(self.buffers, key=lambda b: -b.bytes):
             if len(chosen) == count:
                 break

@@ -167,7 +167,7 @@ def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any
     def place(leaf: Any, where: NamedSharding) -> Any:
         if not isinstance(leaf, QuantizedWeight):
             return _with_place(leaf, where)
-        # A PartitionSpec may be shorter than the shape: the axes that it leaves out are not split.
+        # A PartitionSpec may be shorter than the shape. The missing axes are not split.
         axes = (*where.spec, *(None,) * (len(leaf.shape) - len(where.spec)))
         codes, scale = quantized_axes(leaf.kind, *axes)
         return leaf.replace(  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from jora_core.architecture.model_tensors import model_projections, projection_s
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
-# Matrix products of blockwise attention: two forward; five backward, since it computes the scores once more.
+# Matrix products of blockwise attention: two forward, and five backward, which computes the scores again.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 5
 
 
@@ -59,7 +59,7 @@ def step_flops(
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers
     forward = layers * (layer + low_rank + attention * _ATTENTION_FORWARD) + head
-    # The gradient of a product's input costs one product, that of its weight another, where it is trained.
+    # The gradient of a product's input costs one product. A trained weight's gradient costs one more.
     weight_gradients = layer if lora is None else 0.0
     per_layer = layer + weight_gradients + 2 * low_rank + attention * _ATTENTION_BACKWARD
     backward = layers * per_layer + head * (2 if lora is None else 1)

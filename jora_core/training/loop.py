@@ -110,7 +110,7 @@ def run_loop(
     spec = run.spec
     digest = run_digest(spec)
     checkpoints = Checkpoints(spec.checkpoint_dir, digest, spec.keep_checkpoints, spec.keep_best)
-    # Before the log is opened: it drops the rows of steps after the checkpoint.
+    # The checkpoint is restored before the log is opened, since the log drops later rows.
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
     log = MetricsLog(
@@ -284,7 +284,7 @@ class _Meter:
         # One transfer for all scalars.
         metrics = jax.device_get(pending.metrics)
         loss = float(metrics.loss)
-        # A gradient may overflow while the loss is a number; it has then spoiled the weights already.
+        # A gradient may overflow while the loss is finite. The update has then already damaged the weights.
         if not (math.isfinite(loss) and math.isfinite(float(metrics.grad_norm))):
             named = ", ".join(pending.ids[:_NAMED_IDS])
             more = f" and {len(pending.ids) - _NAMED_IDS} more" if len(pending.ids) > _NAMED_IDS else ""

@@ -45,7 +45,7 @@ class MetricsLog:
         self._files: list[IO[str]] = []
         for path in (kept, output) if writes else ():
             try:
-                # First written anew, since a killed run may have logged steps after its last checkpoint.
+                # The file is rewritten first: a killed run may have logged steps after its last checkpoint.
                 write_bytes(path, text.encode())
                 self._files.append(path.open("a", encoding="utf-8"))
             except OSError as err:

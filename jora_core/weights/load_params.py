@@ -174,7 +174,7 @@ def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
     The second takes (field, chunk, layer, first row). A chunk has some rows of every device's slice. The
     devices exchange only the largest magnitude of int8 rows whose inputs are split.
     """
-    # Shapes and types of what a conversion gives, without computing it.
+    # Shapes and types of a conversion's result, without the computation.
     one = jax.eval_shape(lambda x: field.convert(x, None), jax.ShapeDtypeStruct(field.shape, jnp.float32))
     axes = (field.axes,) if field.quantization == "none" else quantized_axes(field.quantization, *field.axes)
     lead = () if field.layers is None else (field.layers,)

@@ -103,7 +103,7 @@ def _write_file(
 ) -> None:
     """Write one file: length of the header, header, values, with tensors sorted by name as in the library."""
     names = sorted(shapes)
-    # `transformers` asks who wrote the file, and reads "pt".
+    # `transformers` requires the format "pt" in the metadata.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

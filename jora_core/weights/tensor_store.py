@@ -20,7 +20,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
 
     with atomic_path(path) as temporary:
-        # save_file writes memory as it lies: a transposed view would get its values in wrong places.
+        # save_file writes the memory in its own order, so the values of a transposed view would be misplaced.
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         try:
             safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
