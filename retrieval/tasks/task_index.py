@@ -32,7 +32,7 @@ def index_texts(
         texts: the texts, read once.
         count: their number, for the progress.
         folder: the task's folder.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
     """
     if config.bm25_backend == "rank_bm25":
         return
@@ -63,7 +63,7 @@ def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0
     Args:
         items: the items.
         step: what is being done.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
         total: their number; 0 where it is not known.
     """
     number = 0

@@ -80,7 +80,7 @@ def read_corpus(
         task: its `qa` section.
         folder: gets the files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -145,7 +145,7 @@ def write_corpus(
         folder: gets the arrays of the corpus.
         documents: what `read_corpus` returned.
         questions: what `read_corpus` returned.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
     """
     # Made here and not in `read_corpus`, whose index goes by whole documents: this one goes by chunks.
     place = IdIndex.build(folder, documents)

@@ -31,7 +31,7 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
         config: the configuration, with a `qa` section.
         folder: gets the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.

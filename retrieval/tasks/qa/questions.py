@@ -81,7 +81,7 @@ def prepare(
         embedder: the dense leg's model, None where no task needs it.
         folder: gets the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.

@@ -63,7 +63,7 @@ def prepare(
         embedder: not used: tables are retrieved by words alone.
         folder: gets the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.

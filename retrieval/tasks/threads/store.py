@@ -124,7 +124,7 @@ def store_threads(
         task: the task's settings, with the format that was found.
         folder: gets the files.
         tally: counts what was read and dropped.
-        progress: is told how many threads were read.
+        progress: receives (step, threads read, total).
 
     Raises:
         InputError: a source is missing or broken, or holds no thread.

@@ -45,7 +45,7 @@ def prepare(
         embedder: the dense leg's model, None where no task needs it.
         folder: gets the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -224,7 +224,7 @@ class _Dense:
             threads: the corpus.
             replies: the replies that become records.
             embedder: the model.
-            progress: is told what is done.
+            progress: receives (step, done, total) while the work advances.
             folder: gets the vectors.
         """
         starts = threads.rows.numbers("start")[replies.numbers("thread")]
