@@ -190,7 +190,7 @@ def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
 
 
 def require_prepared(config: ContextConfig, work: Path) -> Prepared:
-    """Return the description of a work folder that must be prepared.
+    """Return the description of a prepared work folder, or raise an error if it has none.
 
     Raises:
         RuntimeError: `prepare` did not finish in this folder.
