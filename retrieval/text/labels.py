@@ -1,4 +1,4 @@
-"""Names for an unknown author and an empty text, and titles in front of texts."""
+"""Labels for an unknown author and an empty text, and titles in front of texts."""
 
 from __future__ import annotations
 
