@@ -216,7 +216,7 @@ class _Reader:
 
 
 def _mended(value: Any) -> Any:
-    """Return a JSON value. Its texts are mended only if one of them needs it."""
+    """Return a JSON value whose texts can be encoded as UTF-8, copied only if a text needs a change."""
     return mend_surrogates(value) if _has_surrogate(value) else value
 
 

@@ -129,7 +129,7 @@ def _decoded(handle: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield (place, line number, line) of each line of the JSON-lines files in an archive, in archive order."""
+    """Yield (place, line number, line) of each line of the JSON-lines files in an archive, in its order."""
     found = False
     # `r|` reads the archive as a stream, without seeking, which an unpacked `.zst` cannot do.
     with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
