@@ -2,8 +2,8 @@
 
 Rows of `_id` (or `id`), `question`, `answer`, `context: [[title, [sentence, …]], …]` and
 `supporting_facts: [[title, sentence number], …]`, or the last two as columns (`{"title": […], "sentences":
-[…]}`, `{"title": […], "sent_id": […]}`). A paragraph is a document. The
-paragraphs with supporting facts are needed together.
+[…]}`, `{"title": […], "sent_id": […]}`). A paragraph is a document. The paragraphs with
+supporting facts are needed together.
 """
 
 from __future__ import annotations

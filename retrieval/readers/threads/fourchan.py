@@ -61,8 +61,8 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     """Parse the HTML of one `com` into the text without quotelinks and quoted lines, and the links.
 
     A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
-    which `<wbr>` may split. Dead links are spans. Neither dead links
-    nor links to other threads name a parent.
+    which `<wbr>` may split. Dead links are spans. Neither dead links nor links to other
+    threads name a parent.
     """
     # A text without markup needs no parser.
     if "<" not in html and "&" not in html:

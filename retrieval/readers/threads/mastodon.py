@@ -4,7 +4,6 @@ A status is `{"id", "in_reply_to_id", "content": HTML, "account", "created_at"}`
 each line, a JSON list of statuses, or the context of a status (`{"ancestors": […], "descendants": […]}`).
 Statuses that replies connect are a thread. Boosts are dropped and counted. A content warning stands before
 the text. Format: https://docs.joinmastodon.org/entities/Status/
-
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A cache of text vectors on disk, so that a later build embeds new texts only.
 
-Each model has a folder of Arrow files. Files are only added, never changed. Each file is written under a
+Each model has a folder of Arrow files, which are added and never changed. Each file is written under a
 temporary name and renamed, so a killed process leaves no partial file, and two processes that embed the same
 texts write the same file. A row holds the digest of a text and its vector. A file is mapped into memory, and
 checked against its own checksum when its vectors are first used.

@@ -1,4 +1,4 @@
-"""The files of table questions."""
+"""Find the input files of the task of questions over tables."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
 
 
 def _tables_copy(url: str, field: str) -> str:
-    """Fetch a tables folder, or the folder around one of its .tsv files: the tables lie beside that file."""
+    """Fetch a tables folder by URL.
+
+    Of a URL of one .tsv file, the folder around the file is fetched, because it holds the tables.
+    """
     kinds = (".csv", ".tsv")
     if not url.endswith(".tsv"):
         return expand_path(url, field, kinds)
