@@ -55,7 +55,7 @@ def build_record_files(
     no work folder.
 
     Args:
-        config: what to build.
+        config: the configuration of the build.
         output_dir: folder that the three files are written to.
         progress: receives (step, done, total) while the work advances.
         work_dir: holds unfinished work until the build ends; by default a folder below `output_dir`.
@@ -113,9 +113,9 @@ def merge(
     """Join the finished shards, in order, into the three files, and return the metrics.
 
     Args:
-        config: what was built.
+        config: the configuration of the build.
         work: the work folder with all shards.
-        prepared: what `prepare` returned.
+        prepared: the description that `prepare` returned.
         output_dir: folder that the three files are written to.
         progress: receives (step, done, total) while the work advances.
 
@@ -156,7 +156,7 @@ def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[
     """Merge the shards that other processes built in a work folder, and remove the folder.
 
     Args:
-        config: what was built.
+        config: the configuration of the build.
         work: the work folder.
         output_dir: folder that the three files are written to.
 

@@ -22,9 +22,9 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
     """Build every missing shard on the configured backend.
 
     Args:
-        config: what is built, and the backend that builds it.
+        config: the configuration of the build, which names the backend.
         work: the prepared work folder.
-        prepared: what `prepare` returned.
+        prepared: the description that `prepare` returned.
         progress: receives (step, done, total) while the work advances.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A build cut into shards: prepare once, build every shard on its own, merge in order.
+"""Build records in shards: prepare once, build each shard independently, merge the shards in order.
 
     prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
     shard     retrieves for a fixed run of a task's records and writes them, in any process
@@ -91,7 +91,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     """Prepare the work folder, or reuse a folder that was prepared with the same configuration and inputs.
 
     Args:
-        config: what to build.
+        config: the configuration of the build.
         work: the work folder.
         progress: receives (step, done, total) while the work advances.
 
@@ -139,7 +139,7 @@ def build_shard(
     """Write a shard's records, rankings and report, unless these files are already complete.
 
     Args:
-        config: what is built.
+        config: the configuration of the build.
         work: the prepared work folder.
         shard: the shard.
         on_progress: called with the number of examples finished since the previous call.
@@ -177,7 +177,7 @@ def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
     """Build one shard of a prepared work folder, given by its number, and return its number of examples.
 
     Args:
-        config: what is built.
+        config: the configuration of the build.
         work: the prepared work folder.
         number: the shard's place among all shards, from 0.
 

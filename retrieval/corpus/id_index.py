@@ -37,7 +37,8 @@ def _key_of(items: Items[Any], field: str) -> Callable[[int], str]:
 class IdIndex:
     """An index from the ids of `items` to their places: sorted hashes on disk, 16 bytes for each id.
 
-    Different ids with the same hash are told apart by the ids themselves. `field` names the id in the items.
+    Different ids with the same hash are distinguished by comparing the ids. `field` names the id in the
+    items.
     """
 
     def __init__(self, folder: Path, items: Items[Any], field: str = "id") -> None:

@@ -39,7 +39,7 @@ class Thread:
         posts: the posts.
         source: name of the file.
         row: line or position of the thread in the file.
-        split: "train" or "test" if the source says so, else "".
+        split: "train" or "test" if the source names the split, else "".
         time: time of its start, in seconds since 1970; None if unknown.
     """
 

@@ -173,7 +173,7 @@ def cap(
         name: returns the id of an item.
         limits: maximum number of items of (train, test); None: no limit.
         seed: seed of the choice of items.
-        tally: counts what is dropped.
+        tally: counts the dropped items.
     """
     kept: set[int] = set()
     for which, limit in zip(("train", "test"), limits, strict=True):

@@ -1,8 +1,8 @@
 """Choose the distractors of a prompt, and the questions that share one context.
 
-Random distractors are too easy: a model learns to tell the right document by its topic. Distractors are
-therefore texts that the retriever ranks high without being right (hard negatives): the best ones, or a seeded
-draw from a range of ranks. A copy of the right text is no distractor but a second right one.
+Random distractors are too easy, because a model can recognise the right document by its topic. Distractors
+are therefore texts that the retriever ranks high without being right (hard negatives): the best ones, or a
+seeded draw from a range of ranks. A copy of the right text is no distractor but a second right one.
 """
 
 from __future__ import annotations

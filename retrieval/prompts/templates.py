@@ -47,7 +47,7 @@ def post_label(author: str, number: int) -> str:
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
     """Return the prompt body of a thread example.
 
-    A post's label stands below its text, where causal attention has seen the whole post. To name a post, the
+    A post's label is below its text, where causal attention has seen the whole post. To name a post, the
     model then needs only to look from the answer to the labels.
 
     Args:

@@ -31,8 +31,8 @@ def stream_documents(
 
     Args:
         files: the files, each in any layout.
-        tally: `read["documents"]` counts what the files hold. Each is yielded, or counted in `dropped` as
-            `document_…`.
+        tally: `read["documents"]` counts the documents in the files. Each is yielded, or counted in `dropped`
+            as `document_…`.
         chunker: cuts documents that are longer than one chunk; their chunks are yielded instead.
         layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
 
@@ -76,8 +76,8 @@ def stream_questions(
     Args:
         files: the files, each in any layout.
         documents: the ids of the whole documents.
-        tally: `read["questions"]` counts what the files hold. Each is yielded, or counted in `dropped` as
-            `question_…`.
+        tally: `read["questions"]` counts the questions in the files. Each is yielded, or counted in `dropped`
+            as `question_…`.
         layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
 
     Raises:

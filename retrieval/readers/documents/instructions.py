@@ -34,7 +34,7 @@ class Triple:
 def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:
     """Read the instructions in file order. Rows without an output are dropped and counted.
 
-    `read["instructions"]` counts what the files hold.
+    `read["instructions"]` counts the instructions in the files.
 
     Raises:
         InputError: a row is broken, an id is used twice, or the files have no instruction.

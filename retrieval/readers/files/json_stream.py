@@ -32,7 +32,7 @@ def stream_items(
 
     Args:
         path: the file, plain or packed.
-        expected: what the file should hold, for errors.
+        expected: description of the expected content, for errors.
         keys: names of the array; without names, a top-level object is the only item.
         header: receives the fields of the top-level object that come before the array.
 

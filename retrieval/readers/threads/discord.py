@@ -1,4 +1,4 @@
-"""Discord's messages, as DiscordChatExporter writes them (JSON) or as the API gives them.
+"""Messages of Discord, in the format of DiscordChatExporter (JSON) or of Discord's API.
 
 Export: `{"guild", "channel": {"id", "name"}, "messages": [{"id", "type", "timestamp", "content", "author":
 {"name", "nickname"}, "reference": {"messageId"}}]}`. API: a list, or a line each, of `{"id", "channel_id",

@@ -258,7 +258,7 @@ def _describe(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _digest(folder: Path, about: Mapping[str, Any]) -> str:
-    """Return a SHA-256 over the arrays' files and everything else that the JSON says."""
+    """Return a SHA-256 over the files of the arrays and all other values in the JSON."""
     arrays = {}
     for name in ARRAYS:
         try:

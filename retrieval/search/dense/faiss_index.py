@@ -10,7 +10,7 @@ The kinds of index, for vectors of d numbers:
 - `ivf_pq`: cells of product-quantised vectors, d/4 bytes each, for tens of millions.
 
 `auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. `recall_against_flat` measures
-what an approximate index misses.
+the recall of an approximate index.
 """
 
 from __future__ import annotations

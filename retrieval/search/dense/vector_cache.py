@@ -46,9 +46,8 @@ def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
 class VectorCache:
     """The cached vectors of one model in `folder`, by the digest of their text.
 
-    `width` is the length of a vector.
-
-    Files that other processes add after `open` are not read. Their texts are embedded again.
+    `width` is the length of a vector. Files that other processes add after `open` are not read. Their texts
+    are embedded again.
     """
 
     folder: Path

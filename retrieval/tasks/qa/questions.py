@@ -64,7 +64,7 @@ class _Found:
     scores: np.ndarray
 
     def among(self, which: np.ndarray | slice) -> _Found:
-        """Return the selected documents, in ranking order."""
+        """Return the documents that `which` selects, in the same order."""
         return _Found(self.places[which], self.scores[which])
 
     def ranking(self, pool: np.ndarray) -> LegRanking:

@@ -13,7 +13,7 @@ from retrieval.settings.tasks import TablesTask
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Return the questions' files and all tables beside them, with stable labels.
+    """Return the files of the questions and of all tables in the same folders, with stable labels.
 
     Raises:
         InputError: a source is missing.

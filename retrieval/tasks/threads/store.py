@@ -49,7 +49,7 @@ class Reply:
 
     @property
     def candidates(self) -> Sequence[Post]:
-        """The posts before the comment that may stand in the prompt."""
+        """The posts before the comment that the prompt may contain."""
         return self.thread.posts[self.low : self.place]
 
     @property
