@@ -73,8 +73,8 @@ def build_record_files(
             run_shards(config, work, prepared, tell)
             metrics = merge(config, work, prepared, output_dir, tell)
         except InputError:
-            # Wrong input is mended before the next try, which then has another key. Any other error keeps the
-            # work folder: the shards in it are good.
+            # The user corrects wrong input, so the next build has another key and cannot reuse the work
+            # folder. After any other error the folder is kept, because its finished shards are valid.
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -146,7 +146,7 @@ def merge(
         "records": records.rows,
         "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
     }
-    # Last: whoever finds this file finds all three files of one build.
+    # Written last: a folder with this file holds all three files of one build.
     write_json(output_dir / METRICS, metrics)
     progress("merge shards", len(prepared.shards), len(prepared.shards))
     return metrics

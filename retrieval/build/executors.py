@@ -61,7 +61,8 @@ def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], by_task:
     def build(shard: Shard) -> None:
         build_shard(config, work, shard, lambda n: by_task.add(shard.task, n))
 
-    # Building records is mostly Python, where threads of one process take turns: none are started unasked.
+    # Building records is mostly Python code under one interpreter lock, so extra threads start only if
+    # configured.
     workers = min(config.workers or 1, len(shards))
     if workers <= 1:
         for shard in shards:

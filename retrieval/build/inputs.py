@@ -29,8 +29,8 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
         yield f"tokenizer/{file.name}", file
     for field, model in models(config).items():
         folder = model_folder(model, field)
-        # A model by public name has no local files before it is loaded; its name stands for it
-        # (`input_digests`).
+        # A model by public name has no local files before it is loaded. `input_digests` uses its
+        # name instead.
         if folder is not None:
             # All files: a pooling or normalising module of a sentence-transformers model has its settings in
             # a subfolder.

@@ -37,9 +37,9 @@ from retrieval.tasks.task_protocol import load_task
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
 
-#: A shard is a task of an orchestrator, which keeps track of tens of them well and of thousands badly.
+#: A shard is a task of an orchestrator, which handles tens of tasks well and thousands of tasks badly.
 MOST_SHARDS = 64
-#: Records between two words of progress.
+#: Records between two reports of progress.
 PROGRESS_STEP = 500
 
 
@@ -168,7 +168,7 @@ def build_shard(
         # Examples that gave no record are reported here as well, so that the sum reaches the total.
         on_progress(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
     write_bytes(paths["report"], merge_reports.dump(report))
-    # A file may be complete by its name and still be lost by a crash of the machine; the digests tell.
+    # After a crash of the machine, a renamed file may still lack its content. The digests detect this.
     digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}
     write_bytes(paths["done"], json.dumps(digests).encode())
 

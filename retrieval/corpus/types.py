@@ -140,5 +140,5 @@ class Tally:
 
 
 def _positive(counter: Counter[str]) -> dict[str, int]:
-    # `int`, because a count may be a numpy number, which JSON does not know.
+    # `int`, because a count may be a numpy number, which `json` cannot write.
     return {key: int(count) for key, count in sorted(counter.items()) if count}

@@ -142,7 +142,8 @@ def drop_across_splits(
         reason: name under which dropped items are counted.
         tally: the counts.
     """
-    # The training item goes and the test item stays: a smaller test split would change what is measured.
+    # The training item is dropped and not the test item, because a smaller test split changes the
+    # measurement.
     in_test = {key(item) for item in items if split(item) == "test"}
     if not in_test:
         return list(items)

@@ -80,7 +80,7 @@ def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
 def merged(rankings: Sequence[Sequence[int]]) -> list[int]:
     """Merge several rankings into one: the first place of each, then the second of each, without repeats."""
     depth = max((len(ranking) for ranking in rankings), default=0)
-    # A text at rank 1 of any question comes before all texts at rank 2: no question's distractors are crowded
-    # out.
+    # A text at rank 1 of any question comes before all texts at rank 2, so that every question gets
+    # distractors.
     turns = (ranking[rank] for rank in range(depth) for ranking in rankings if rank < len(ranking))
     return list(dict.fromkeys(turns))

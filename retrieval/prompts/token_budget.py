@@ -94,7 +94,7 @@ def fit(
         # What the other texts leave for this one.
         left = budget - (total - costs[place]) - beside[place]
         wanted = keep(text) if place in protected else ""
-        # It is not known where the answer stands, so no sentence can be given up.
+        # The place of the answer is unknown, so no sentence can be dropped.
         if wanted is None:
             continue
         short = _around(text, wanted, left, count) if wanted else _head(text, left, count)
@@ -113,7 +113,8 @@ def _around(text: str, wanted: str, budget: int, count: Count) -> str:
     low = parts.index(wanted)
     high = low + 1
     while True:
-        # What follows an answer explains it less often than what stands before: the earlier one first.
+        # The sentence before an answer explains it more often than the sentence after it, so it is tried
+        # first.
         for first, last in ((low - 1, high), (low, high + 1)):
             if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= budget:
                 low, high = first, last

@@ -52,7 +52,7 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     # RAFT's rows also have `instruction`, as Alpaca's do, so this row comes after that one.
     "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
 }
-#: Files that are one document each; their names tell them, whatever layout is configured.
+#: Files that are one document each. Their names identify them, and the configured layout has no effect.
 TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")
 
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

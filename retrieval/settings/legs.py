@@ -29,9 +29,8 @@ class Leg:
     searches_documents: bool = False
 
 
-#: Legs by the name that a configuration uses. Fusion adds their shares up in this order, whatever the order
-#: of the configuration's list: floating-point addition is not associative, and rounding must not decide a
-#: tie.
+#: Legs by the name that a configuration uses. Fusion adds their shares in this order and not in the order of
+#: the configuration, because floating-point addition is not associative and rounding must not decide a tie.
 LEGS: dict[str, Leg] = {
     "bm25": Leg("BM25", f"{PACKAGE}.bm25", searches_documents=True),
     "dense": Leg("Dense", f"{PACKAGE}.dense", searches_documents=True),

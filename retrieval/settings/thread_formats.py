@@ -50,7 +50,8 @@ class ThreadFormat:
         return path.with_name(path.name.removesuffix(suffix) + self.companion)
 
 
-#: Formats with `told_by_name` are checked first. Then the telling fields decide, whatever the order here.
+#: Formats with `told_by_name` are checked first. Then the telling fields decide. The order here has no
+#: effect.
 THREAD_FORMATS: dict[str, ThreadFormat] = {
     # The only format with archives: the published dumps of boards are `.tar.zst` files.
     "4chan": ThreadFormat(
@@ -75,7 +76,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         (".ascii.txt",),
         told_by_name=True,
         companion=".annotation.txt",
-        quotes_parents=False,  # people repeat themselves there, and nobody quotes
+        quotes_parents=False,  # messages repeat words by chance, and IRC users do not quote
     ),
     "mastodon": ThreadFormat(
         "retrieval.readers.threads.mastodon",
@@ -89,7 +90,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         telling_fields=("ts", "client_msg_id", "is_general", "is_archived"),
     ),
 }
-#: The reader that gets a file which no row knows, because its error says best what is expected.
+#: The format of a file that no row identifies. The error of its reader describes best what is expected.
 FALLBACK_FORMAT = "4chan"
 
 ThreadFormatName = Annotated[str, OneOf(("auto", *THREAD_FORMATS))]

@@ -94,7 +94,7 @@ class Tokenizer:
 
 def duplicate_key(*texts: str) -> bytes:
     """Return a digest of texts that ignores case, spacing, punctuation and Unicode form."""
-    # A text without words (such as `???`) stands for itself, or all of them would be equal.
+    # A text without words (such as `???`) is compared unchanged, because otherwise all such texts were equal.
     normal = "\n".join(" ".join(tokenize(text)) or text for text in texts)
     # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -134,13 +134,14 @@ def _is_text(file: SourceFile) -> bool:
 
 def _layout_by_fields(file: SourceFile, layouts: Sequence[DocumentLayout]) -> DocumentLayout:
     """Return the last layout that matches the fields of a file's first row, else the default layout."""
-    # The first row is read up to a field that tells a layout alone: it may hold the whole corpus.
+    # Reading stops at a field that alone identifies a layout, because the first row may hold the whole
+    # corpus.
     decisive = {
         field for layout in layouts for fields in layout.told_by if len(fields) == 1 for field in fields
     }
     try:
         names = set(field_names(file, tuple(decisive)))
     except InputError:
-        names = set()  # the reader of the file's rows says better what is wrong with it
+        names = set()  # the reader of the rows gives a better error message
     told = (layout for layout in reversed(layouts) if any(fields <= names for fields in layout.told_by))
     return next(told, DOCUMENT_LAYOUTS[DEFAULT_LAYOUT])

@@ -23,7 +23,7 @@ from retrieval.text.normalize import fold
 
 EXPECTED = "a row with question, context, oracle_context, cot_answer"
 
-#: What stands before the final answer: in the generator's prompt, and in the paper.
+#: Marks before the final answer: that of the generator's prompt, and that of the paper.
 ANSWER_MARKS = ("<ANSWER>:", "##Answer:")
 
 

@@ -156,8 +156,8 @@ class _Reader:
         self.peek()
         while True:
             try:
-                # `raw_decode` parses one value and says where it ends, so the C parser does the work and
-                # needs no event loop.
+                # `raw_decode` parses one value and returns its end, so the C parser does the work without an
+                # event loop.
                 found, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 # A string that the window cuts is reported at its start ("Unterminated string"), which may be
@@ -170,7 +170,7 @@ class _Reader:
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
             else:
-                if end < len(self._text) or not self._more():  # a number goes on where the window ends
+                if end < len(self._text) or not self._more():  # a number may go on
                     self._at = end
                     return _mended(found)
 

@@ -26,7 +26,7 @@ PRAGMA synchronous = OFF;
 CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, parent TEXT, thread TEXT, author TEXT,
     text TEXT, time REAL, source TEXT, row INTEGER, place TEXT, root INTEGER);
 """
-# The id is unique, so a message that comes twice is ignored and the row count tells that it was.
+# The id is unique, so a repeated message is ignored. The row count then shows that it was.
 _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)

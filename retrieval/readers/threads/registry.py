@@ -53,7 +53,7 @@ def _format_by_fields(file: SourceFile) -> str:
     try:
         fields = field_names(file, tuple(telling))
     except InputError:
-        return FALLBACK_FORMAT  # its reader says what is wrong with the file
+        return FALLBACK_FORMAT  # its reader raises an error that describes the fault
     # The first telling field of the file decides, not the first format of the table.
     found = next((telling[field] for field in fields if field in telling), None)
     if found is None and fields:

@@ -279,7 +279,7 @@ def _search(
     most_left = np.zeros(n + 1)
     for i in range(n - 1, -1, -1):
         most_left[i] = most_left[i + 1] + bounds[order[i]]
-    # k documents reach this score for certain, so whatever stays below it is out.
+    # At least k documents reach this score, so a document below it cannot be in the result.
     threshold = 0.0
     count = 0
     # Terms from here on are only looked up.

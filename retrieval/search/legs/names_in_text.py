@@ -14,7 +14,7 @@ def name_position(folded_text: str, author: str) -> int:
     A name counts only as a whole word. One-letter names are ignored, because they are common words too.
     """
     name = author.casefold()
-    # A plain search first: it is much faster than the regular expression, and most texts name nobody.
+    # The plain search is much faster than the regular expression, and most texts contain no name.
     at = folded_text.find(name) if len(name) >= 2 else -1
     if at < 0:
         return -1

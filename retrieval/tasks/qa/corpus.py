@@ -26,7 +26,8 @@ from retrieval.text.normalize import duplicate_key
 
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
-#: What bars a document from training prompts: it is held out, or it equals or nearly equals one that is.
+#: Why a document is barred from training prompts: it is held out, or it equals or nearly equals a held-out
+#: one.
 # Four values and not a flag, because questions about a twin and about a near twin are counted apart.
 FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
@@ -147,7 +148,7 @@ def write_corpus(
         questions: the questions that `read_corpus` returned.
         progress: receives (step, done, total) while the work advances.
     """
-    # Made here and not in `read_corpus`, whose index goes by whole documents: this one goes by chunks.
+    # This index is not that of `read_corpus`: it finds chunks, the other finds whole documents.
     place = IdIndex.build(folder, documents)
     splits = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
@@ -186,7 +187,8 @@ def _context_splits(
     The time of a context is that of the latest question about it, else that of its document.
     """
     if task.split == "context":
-        # Only contexts with questions are split. A document without a question may stand beside any question.
+        # Only contexts with questions are split. A document without a question may be in the prompt of any
+        # question.
         contexts = dict.fromkeys(questions.column("context_id"))
         return {c: split_of(config.seed, c, config.test_share) for c in contexts}
     times: dict[str, float | None] = {}
@@ -195,7 +197,7 @@ def _context_splits(
         if time is None:
             time = documents.value("time", place[oracles[0] if oracles else context])
         known = [t for t in (times.get(context), time) if t is not None]
-        # The latest one: a context is as new as the newest thing that is known of it.
+        # The latest time, because a context is as new as its newest question.
         times[context] = max(known, default=None)
     return splits_by_time(times, config.test_share, "qa.split")
 

@@ -98,7 +98,7 @@ class QaBuilder:
             chosen = wanted + distractors
         texts = self._fitted(chosen, group, wanted, report)
         name = group[0].question.id
-        # In a seeded order, or the right document would always stand first.
+        # In a seeded order, because otherwise the right document would always be first.
         order = sorted(texts, key=lambda p: seeded_hash(self.seed, "order", name, self.document(p).id))
         return {place: texts[place] for place in order}
 
@@ -118,8 +118,8 @@ class QaBuilder:
         question, task = ranked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
-        # A question whose own document is later than itself cannot be answered fairly, whatever the prompt
-        # holds.
+        # If the right document is later than the question, no prompt can answer the question without
+        # knowledge of its future.
         if later or any(self._later(place, [ranked]) for place in ranked.needed):
             report.tally.dropped[leaks.LATER_CONTEXT] += 1
             return None
@@ -186,7 +186,7 @@ class QaBuilder:
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
         rankings = [ranked.fused for ranked in group]
-        # The questions of a group take turns, so that each gets distractors of its own.
+        # The rankings of the group are interleaved, so that each question gets distractors of its own.
         for place in rankings[0] if len(rankings) == 1 else merged(rankings):
             barred = place in right or self.held_out(place) or self.content(place) in same
             # The cheap tests first: `copies` makes the shingles of a whole text.

@@ -41,7 +41,8 @@ def prepare(
 
 def open_work(config: ContextConfig, folder: Path) -> TaskWork:
     """Open the files that `prepare` wrote."""
-    # The folder tells: the source is not looked at again by each process that builds a part.
+    # The folder shows which kind was prepared, so a process that builds a part need not read the source
+    # again.
     if instructions.is_prepared(folder):
         return instructions.open_work(folder)
     return questions.open_work(config, folder)

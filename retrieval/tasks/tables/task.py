@@ -237,7 +237,7 @@ def _contexts(
                 report.note(split, "context_shortened", shortened)
             elif with_oracle:
                 chosen = [place, *chosen]
-            # In a seeded order, or the right table would always stand first.
+            # In a seeded order, because otherwise the right table would always be first.
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))

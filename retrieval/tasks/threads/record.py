@@ -52,7 +52,7 @@ class ThreadRecordBuilder:
         choose = training and task.contexts == "retrieved"
         chosen = self._chosen(reply, wanted, report) if choose else list(wanted[: task.n_contexts])
         texts = self._fitted(reply, chosen, set(gold) if choose else set(), report)
-        # In time order, whatever their rank: a conversation out of order cannot be followed.
+        # In time order and not by rank, because a conversation out of order is hard to understand.
         places = sorted(texts)
         context = [candidates[place] for place in places]
         labels = [templates.post_label(post.author, n) for n, post in enumerate(context, start=1)]
@@ -107,7 +107,7 @@ class ThreadRecordBuilder:
             chosen, outside = pick(others, task.n_contexts, task.ranks, draw)
             report.note(reply.split, "distractor_outside_ranks", outside)
             return chosen
-        # The right post is not drawn: it stands beside the drawn distractors, at whatever rank it has.
+        # Only distractors are drawn. The right post is added to them, independent of its rank.
         if task.ranks is not None:
             # A comment may answer several posts. One of them is enough; the best ranked one is taken.
             best = next(place for place in wanted if place in right)
