@@ -59,7 +59,7 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
 
 
 def read_records(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """Read the rows of a `records.parquet`.
+    """Read rows of a `records.parquet` file, each as a dictionary.
 
     Args:
         path: the file.
@@ -73,7 +73,7 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """Read the rows of a `rankings.parquet`.
+    """Read rows of a `rankings.parquet` file, each as a dictionary.
 
     Args:
         path: the file.

@@ -110,6 +110,6 @@ def seeded_hash(seed: int, *parts: str) -> int:
 
 
 def seeded_share(seed: int, *parts: str) -> float:
-    """Return `seeded_hash` as a number in [0, 1)."""
+    """Return `seeded_hash` scaled to a number in [0, 1)."""
     # A float has 53 bits: with all 64, rounding could give 1.
     return (seeded_hash(seed, *parts) >> 11) / 2**53

@@ -42,5 +42,5 @@ def named_places(text: str, authors: Sequence[str]) -> np.ndarray:
 
 
 def places_by_author(author: str, authors: Sequence[str]) -> np.ndarray:
-    """Return int64: places of the author's posts, latest first."""
+    """Return int64: the places of the posts of an author, latest first."""
     return np.array([p for p in range(len(authors) - 1, -1, -1) if authors[p] == author], dtype=np.int64)

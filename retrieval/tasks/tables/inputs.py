@@ -29,7 +29,9 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
 
 
 def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
-    """Return (split, root, tsv) of each source of a table task; the split is "" if the seed decides it.
+    """Return (split, root, tsv) of each source of a table task.
+
+    The split is "" if the seed decides it.
 
     Raises:
         InputError: the folder or its .tsv is missing.
