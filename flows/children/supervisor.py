@@ -1,4 +1,4 @@
-"""A supervisor process between the pipeline and one child process, which never outlives the pipeline.
+"""The supervisor of one child process, so that the child cannot outlive the pipeline.
 
 ``python -m flows.children.supervisor --lifeline FD -- COMMAND…`` runs COMMAND in the supervisor's own
 process group and exits with the exit status of COMMAND (``128 + n`` after signal *n*). In two cases a child

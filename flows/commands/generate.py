@@ -83,24 +83,24 @@ def generate(
       jora generate -i "List three towns." --model my-model --stop "4." --json
 
     Args:
-        instruction: What to do.
-        text: What to do it with, context first; `-` reads standard input.
+        instruction: The task for the model.
+        text: Input of the task, context first; `-` reads standard input.
         config: YAML file; else the sample.
         overrides: changes of single values of the configuration.
         model: Model folder instead of CONFIG's.
         adapter: PEFT folder instead of the last phase's; only with --model.
-        max_new_tokens: Longest answer; it may end before.
-        temperature: 0 writes the likeliest token; around 0.7 varies; above 1 gets wild.
-        top_p: Draw from the fewest tokens of this probability together, after top-k.
+        max_new_tokens: Largest number of tokens in the answer.
+        temperature: 0 takes the likeliest token; about 0.7 varies the answer; above 1 is often incoherent.
+        top_p: Draw from the likeliest tokens with this total probability, after top-k.
         top_k: Draw from this many likeliest tokens; 0 draws from all.
-        seed: Equal seeds draw equal answers; for a temperature above 0.
+        seed: Seed of the draw, for a temperature above 0.
         stop: End the answer before this text; repeatable.
         stream: Print the text while it is written, or at its end.
-        as_json: Print text, why it ended and token counts as JSON, at the end.
+        as_json: Print the text, the reason of its end and token counts as JSON.
     """
     options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
     settings = load(config, overrides)
-    # After the options are checked: nobody types a long text for a wrong option.
+    # After the check of the options, so that a wrong option fails before the user types a long text.
     source = sys.stdin.read() if text == "-" else text
     prompt = Prompt(instruction, source, model, adapter, options)
     shown = stream and not as_json

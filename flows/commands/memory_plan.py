@@ -59,14 +59,14 @@ def memory(
         tensor: Devices that split a weight.
         seq_len: Tokens of a row.
         batch: Rows of a microbatch, over all devices.
-        tokens_per_batch: Instead of --batch.
-        answer_tokens: Supervised tokens a row; else an eighth.
-        remat: What is computed again, as phases.N.remat.
-        dtype: Of the base: float32 or bfloat16.
-        quantization: Of the base: none, int8 or nf4.
+        tokens_per_batch: Tokens of a microbatch, instead of --batch.
+        answer_tokens: Supervised tokens in a row; else an eighth of the row.
+        remat: Activations to recompute, as in phases.N.remat.
+        dtype: Number type of the base: float32 or bfloat16.
+        quantization: Quantization of the base: none, int8 or nf4.
         lora_r: Rank of the adapter.
-        lora_targets: Projections with an adapter, by commas.
-        card: GB of the card: 24, 40, 48, 80 or 141.
+        lora_targets: Projections with an adapter, separated by commas.
+        card: Memory of the card in GB: 24, 40, 48, 80 or 141.
         target: Compiler: auto, cuda, host or cpu (see docs/memory.md).
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.

@@ -25,13 +25,13 @@ def merge(
 ) -> None:
     """Merge an adapter, or several in order, into its base model.
 
-    The new folder is in Hugging Face layout; `transformers` loads it.
+    The new folder has the Hugging Face layout and can be loaded with `transformers`.
 
     Args:
         huggingface_path: Base model folder in Hugging Face layout.
         jax_path: Adapter folder that training wrote (PEFT layout).
         save_path: New folder of the merged model.
-        dtype: float32 or bfloat16; else as the base.
+        dtype: Number type of the merged weights, float32 or bfloat16; else that of the base.
         then: Another adapter, merged after it; repeatable.
     """
     print(merge_adapter(huggingface_path, jax_path, save_path, dtype, then or []))

@@ -75,7 +75,7 @@ def plan(
         start: this stage and those after it.
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
-        memory: Also compile each phase's step: bytes per device.
+        memory: Also compile each phase's step and print its bytes per device.
         as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
@@ -109,7 +109,7 @@ def serve(
     Args:
         config: configuration file.
         overrides: changes of single values of the configuration.
-        port: Of the server on this machine; else PREFECT_API_URL, 4200.
+        port: Port of the server on this machine; else PREFECT_API_URL, 4200.
     """
     serve_pipeline.serve(load(config, overrides), port, print_status)
 
@@ -139,7 +139,7 @@ def convert(
 ) -> None:
     """Check the base model (stage convert-model).
 
-    Reads every tensor once and writes model.json, which describes them, without Prefect.
+    Reads every tensor once and writes a description of the model (model.json), without Prefect.
 
     Args:
         config: configuration file.

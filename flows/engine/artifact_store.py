@@ -149,7 +149,7 @@ class Store:
             descriptor = self._open_lock(f"{stage}-{key}")
         try:
             try:
-                # First without waiting, only to learn whether there is something to wait for.
+                # First without waiting, to find out whether a wait is necessary.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait:
@@ -167,7 +167,7 @@ class Store:
         """
         folder = self._temporary(stage, key)
         with one_line_os_errors("write to store", self.root):
-            _remove(folder)  # whoever left it held the lock that we hold now: dead
+            _remove(folder)  # its writer held the lock that we hold now, so it has ended
             folder.mkdir(parents=True)
         return folder
 
@@ -255,15 +255,15 @@ class Store:
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def _remove_if_free(self, folder: Path, name: str) -> None:
-        """Remove `folder` unless a living process holds the lock called `name`."""
+        """Remove `folder` unless a running process holds the lock called `name`."""
         try:
             descriptor = self._open_lock(name)
         except OSError:
             return  # a store that we may only read
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The lock is held during the removal: a run that starts now waits, and then finds an empty
-            # place.
+            # The lock is held during the removal: a run that starts now waits, and then finds no
+            # folder.
             shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass
@@ -296,7 +296,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Relative paths of everything in an artifact that is no folder, without the manifest."""
+    """Return the relative paths of all files and links in an artifact, without the manifest."""
     names = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -314,7 +314,7 @@ def _newest_change(folder: Path) -> float:
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
-        # A file that vanishes between listing and `stat` means that someone works there now.
+        # A file that vanishes between listing and `stat` means that a process works there now.
         return time.time()
 
 

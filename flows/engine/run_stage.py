@@ -95,7 +95,7 @@ def execute_stage(
                     work_dir=store.work_dir(name, key),
                     cache_dir=store.cache_dir,
                     upstream={other: store.path(other, made) for other, made in identity.upstream.items()},
-                    # Of the check under the lock, so manifest and files belong together.
+                    # From the check under the lock, so that manifest and files belong together.
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                 )
@@ -185,11 +185,11 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "metrics": metrics,
             "started": begun.isoformat(),
             "ended": datetime.now(UTC).isoformat(),
-            # Of the monotonic clock: the difference of the two times above is wrong when the clock is
-            # set.
+            # From the monotonic clock, because the difference of the two times above is wrong after a change
+            # of the system clock.
             "seconds": round(time.monotonic() - clock, 3),
-            # For a person who compares two artifacts; in the key it would make every update of a package
-            # run everything again.
+            # For a user who compares two artifacts. In the key, the versions would make all stages run again
+            # after each update of a package.
             "environment": _environment(),
         },
     )

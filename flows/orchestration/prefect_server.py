@@ -65,15 +65,14 @@ def served_url_file() -> Path:
 
 def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a Prefect API answers at ``api_url``; a server that requires a password counts as an answer."""
-    # A company's HTTP proxy knows nothing of this machine's ports and would answer with an error of its
-    # own.
+    # A company's HTTP proxy cannot reach this machine's ports and would answer with an error of its own.
     local = urlsplit(api_url).hostname in ("127.0.0.1", "localhost", "::1")
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
         with urllib.request.build_opener(*handlers).open(f"{api_url.rstrip('/')}/health", timeout=seconds):
             return True
     except urllib.error.HTTPError as error:
-        # 401 and 403 come from a server that wants credentials: it is there. A 404 or 502 is another
+        # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another
         # program.
         return error.code in (401, 403)
     except (OSError, ValueError):
@@ -145,7 +144,7 @@ def running_server(
     """
     with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", prefect_home()):
         prefect_home().mkdir(parents=True, exist_ok=True)
-    # A file and not a pipe: a pipe that nobody reads fills, and then the server blocks at its next line.
+    # A file, not a pipe: a pipe without a reader fills, and then the server blocks at its next line.
     with tempfile.TemporaryFile() as log:
         server = supervised_process.start(command, {**env, "PREFECT_API_URL": api_url}, log.fileno())
         try:
@@ -181,8 +180,8 @@ def known_urls() -> list[str]:
 
     urls = [get_current_settings().api.url]
     with suppress(OSError):
-        # Read last and not required: a `jora serve` that was killed with -9 leaves its note, which
-        # `answers` then refutes.
+        # Read last, because a `jora serve` that was killed with -9 leaves its file behind. `answers` then
+        # finds that no server is there.
         urls.append(served_url_file().read_text(encoding="utf-8").strip())
     return list(dict.fromkeys(url for url in urls if url))
 

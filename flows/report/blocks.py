@@ -75,7 +75,7 @@ class Figure:
 class Passage:
     """A part of a prompt's context, such as a post.
 
-    `mark` is set for the right post and for a wrong answer.
+    `mark` is set for a right post and for a post that the system wrongly chose.
     """
 
     text: str

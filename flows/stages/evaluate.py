@@ -56,7 +56,7 @@ def _parts(config: PipelineConfig) -> list[_Part]:
             chosen.append(_Part(name, wanted.mode, most))
         else:
             written.append(_Part(name, "generate", most))
-    # The systems of the report stand in the order of the scores: those with baselines come first.
+    # The report shows the systems in the order of the scores, so tasks with baselines come first.
     return [*chosen, *written]
 
 
