@@ -25,7 +25,7 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
         config: what is built, and by whom.
         work: the prepared work folder.
         prepared: what `prepare` returned.
-        progress: is by_task what is done.
+        progress: is told what is done.
 
     Raises:
         InputError: Dask is configured and not installed, or no scheduler answers.

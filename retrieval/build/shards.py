@@ -87,7 +87,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     Args:
         config: what to build.
         work: the work folder.
-        progress: is on_progress what is done.
+        progress: is told what is done.
 
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
