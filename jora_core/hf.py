@@ -20,16 +20,16 @@ from jora_core.weights.merge_adapters import write_merged
 def merge_to_huggingface(
     huggingface_path: Path, jax_path: Path, save_path: Path, then: Sequence[Path] = ()
 ) -> None:
-    """Write the base model of one folder with an adapter, or several in order, merged into it.
+    """Merge one or more adapters into a base model, and write the result as a Hugging Face folder.
 
     Args:
-        huggingface_path: base model folder in Hugging Face layout; its dtype is kept.
-        jax_path: PEFT folder, or the checkpoint folder that `train_lora` was given.
+        huggingface_path: base model folder in Hugging Face layout. The result has the same dtype.
+        jax_path: PEFT folder, or the `checkpoint_dir` of `train_lora`.
         save_path: folder to write; must not be the base.
-        then: adapters merged after the first one.
+        then: adapters merged after the first one, in this order.
 
     Raises:
-        InputError: a folder is missing or does not fit, or `save_path` is the base itself.
+        InputError: a folder is missing, an adapter does not fit the base, or `save_path` is the base itself.
     """
     # Resolved, since a link may lead to the same folder: the base is read while the result is written.
     if save_path.resolve() == huggingface_path.resolve():
@@ -41,10 +41,10 @@ def merge_to_huggingface(
 
 
 def find_adapter(folder: Path) -> Path:
-    """Return `folder` if it is a PEFT folder, else the one ``*_final`` folder of `train_lora` in it.
+    """Return the PEFT folder at `folder`: `folder` itself, or the one ``*_final`` folder below it.
 
     Raises:
-        InputError: neither.
+        InputError: no PEFT folder, or several ``*_final`` folders.
     """
     if (folder / "adapter_config.json").is_file():
         return folder
@@ -57,7 +57,7 @@ def find_adapter(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 2 after one line for bad input."""
+    """Run the command and return its exit status: 0 for success, 2 for bad input."""
     parser = argparse.ArgumentParser(
         # `python -OO` leaves no docstring.
         prog="python -m jora_core.hf",

@@ -1,13 +1,13 @@
-"""The interface of the JORA paper (arXiv:2403.11366): its listing runs with the package renamed.
+"""The interface of the JORA paper (arXiv:2403.11366). The paper's listing runs with this package's name.
 
     config = ParallamaConfig(MODEL_SIZE=model_size, JAX_PARAMS_PATH=jax_path, LLAMA2_META_PATH=hf_path)
     dataset = generate_alpaca_dataset(dataset_path, "train", config)
     train_lora(config, dataset, checkpoint_path)
 
-It is a thin layer: `train_lora` writes the dataset as records, makes a `TrainSpec`, and calls `train`. The
-original's faults are not inherited: nothing is pickled, no weights are copied, long examples lose context
-instead of being left out, a context is never split between training and test, and general instructions are
-never mixed into the test split.
+`train_lora` writes the dataset as records, makes a `TrainSpec`, and calls `train`. Some behaviour of the
+original is changed: nothing is pickled, no weights are copied, long examples lose context instead of being
+left out, a context is never split between training and test, and general instructions are never mixed into
+the test split.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class ParallamaConfig:
     """Settings of one fine-tuning run of a Llama model, as in the paper.
 
     Attributes:
-        JAX_PARAMS_PATH: where the original kept converted weights. Weights are read straight from the Hugging
-            Face folder here, so nothing is written to it; if it is a model folder itself, its weights are
-            used.
-        LLAMA2_META_PATH, LLAMA2_HF_PATH: model folder in Hugging Face layout; either name, the latter first.
-        MODEL_SIZE: "7B", "13B" or "70B"; the folder's config.json decides, a disagreement is reported.
-        NUM_GPUS: devices that share the weights (tensor parallel); all if None.
+        JAX_PARAMS_PATH: folder of converted weights in the original. Here weights are read from the Hugging
+            Face folder, so nothing is written to this folder. If it is a model folder, its weights are used.
+        LLAMA2_META_PATH, LLAMA2_HF_PATH: model folder in Hugging Face layout. If both are given, the latter
+            is used.
+        MODEL_SIZE: "7B", "13B" or "70B". The folder's config.json is used; a different size is reported.
+        NUM_GPUS: number of devices that share the weights (tensor parallel); all if None.
         BATCH_SIZE: rows of MAX_SEQ_LEN tokens in one microbatch; short examples share a row.
     """
 
@@ -79,7 +79,7 @@ class ParallamaConfig:
 
     @property
     def model(self) -> Path:
-        """The model folder.
+        """The model folder, from the three path fields.
 
         Raises:
             InputError: no path given, or the weights are a pickle file.
@@ -106,10 +106,10 @@ class ParagemmaConfig:
 
     Attributes:
         GEMMA_MODEL_PATH: model folder in Hugging Face layout.
-        MODEL_VERSION: "2b", "7b-it" and so on in the original; the folder's config.json decides.
-        NUM_SHARDS: devices that share the weights (tensor parallel); all if None.
+        MODEL_VERSION: "2b", "7b-it" and so on in the original; without effect, config.json is used.
+        NUM_SHARDS: number of devices that share the weights (tensor parallel); all if None.
         BATCH_SIZE: rows of MAX_SEQ_LEN tokens in one microbatch; short examples share a row.
-        CACHE_SIZE: length of the original's key/value cache; training needs none, so it has no effect.
+        CACHE_SIZE: length of the original's key/value cache; without effect, since training needs no cache.
     """
 
     GEMMA_MODEL_PATH: str | Path | None = None
@@ -128,7 +128,7 @@ class ParagemmaConfig:
 
 
 class AlpacaDataset(Sequence[tuple[str, str]]):
-    """Prompts and answers of an instruction file; item i is (prompt, answer), as in the paper."""
+    """Prompts and answers of an instruction file. Item i is (prompt, answer), as in the paper."""
 
     def __init__(
         self,
@@ -145,12 +145,12 @@ class AlpacaDataset(Sequence[tuple[str, str]]):
         Args:
             path: Alpaca records as JSON, JSON lines or Parquet.
             split: "train" or "test".
-            split_percentage: share of the records that is for training, the first ones, contexts kept whole.
-                A file with a split column decides itself.
-            alpaca_mix: general instructions to add, as a share of the records; in the training split only.
-            alpaca_path: file of general instructions. If None: what the environment's JORA_ALPACA_PATH names,
-                else alpaca_data_cleaned.json beside `path`, else a built-in set of simple tasks.
-            seed: of the choice of general instructions.
+            split_percentage: share of the records for training, counted from the first, with whole contexts.
+                Not used for a file with a split column.
+            alpaca_mix: general instructions to add to the training split, as a share of its records.
+            alpaca_path: file of general instructions. If None, the file named by the environment variable
+                JORA_ALPACA_PATH, else alpaca_data_cleaned.json beside `path`, else a small built-in set.
+            seed: seed of the choice of general instructions.
 
         Raises:
             InputError: a file cannot be read, a value is out of range, or a split is empty.
@@ -255,20 +255,20 @@ def train_lora(
     checkpoint_prefix: str = "jax_lora",
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """Train an adapter on q and v; a killed run continues from its last checkpoint.
+    """Train an adapter on q_proj and v_proj. A killed run continues from its last checkpoint.
 
-    Writes a PEFT adapter with its metrics to ``<checkpoint_dir>/<checkpoint_prefix>_final`` and keeps its
-    state in ``<checkpoint_prefix>_state`` beside it.
+    The PEFT adapter and the metrics are written to ``<checkpoint_dir>/<checkpoint_prefix>_final``, the
+    checkpoints to ``<checkpoint_dir>/<checkpoint_prefix>_state``.
 
     Args:
         config: settings of the run.
         train_dataset: prompts and answers.
         checkpoint_dir: folder of the results.
-        checkpoint_prefix: begin of the names in it.
+        checkpoint_prefix: prefix of the names of the written folders.
         verbose: show progress on standard error.
 
     Returns:
-        What ``result.json`` in the adapter's folder says.
+        The content of ``result.json`` in the adapter's folder.
 
     Raises:
         InputError: a path or value of the configuration cannot be used.
@@ -284,7 +284,7 @@ def _train(
     checkpoint_prefix: str,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Train; `owner` is the class whose settings a message is about."""
+    """Train an adapter. `owner` is the name of the settings class for error messages."""
     folder = Path(checkpoint_dir)
     # A wrong size is reported and no error: the original needed it to build the model, here the folder
     # describes the model.
@@ -334,7 +334,7 @@ def generate_alpaca_dataset_gemma(
     alpaca_mix: float = 0.3,
     alpaca_path: str | Path | None = None,
 ) -> AlpacaDataset:
-    """Return the train or test part of an instruction file; the prompt is the same as for Llama.
+    """Return the train or test part of an instruction file. The prompt is the same as for Llama.
 
     Args:
         path: Alpaca records as JSON, JSON lines or Parquet.
@@ -363,11 +363,11 @@ def train_lora_gemma(
         config: settings of the run.
         train_dataset: prompts and answers.
         checkpoint_dir: folder of the results.
-        checkpoint_prefix: begin of the names in it.
+        checkpoint_prefix: prefix of the names of the written folders.
         verbose: show progress on standard error.
 
     Returns:
-        What ``result.json`` in the adapter's folder says.
+        The content of ``result.json`` in the adapter's folder.
 
     Raises:
         InputError: no model path, or a path or value of the configuration cannot be used.
@@ -382,7 +382,7 @@ def train_lora_gemma(
 
 
 def _longest(config: ParallamaConfig, dataset: AlpacaDataset) -> int:
-    """Tokens of the longest example, at most MAX_SEQ_LEN: a microbatch needs no longer rows than that."""
+    """Return the tokens of the longest example, at most MAX_SEQ_LEN: the longest row that is needed."""
     tokenizer = load_tokenizer(config.model)
     prompts = tokenizer.encode_batch([record.prompt for record in dataset.records])
     answers = tokenizer.encode_batch([record.output for record in dataset.records])

@@ -1,1 +1,1 @@
-"""Child processes that cannot outlive the pipeline, and the two commands that only run as such children."""
+"""Child processes that cannot outlive the pipeline, and the two commands that run only as child processes."""

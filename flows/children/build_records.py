@@ -1,8 +1,9 @@
 """Build the records of a corpus: ``python -m flows.children.build_records --spec SPEC.json``.
 
-The child of `build-context`. The embedder's libraries and the corpus leave the memory of the pipeline when
-the child ends, and a crash inside them is one stage's failure. It does the whole build, or one step of it for
-:mod:`flows.orchestration.records_flow`. Exit status as for the commands of the training core.
+The stage `build-context` starts this module as a child process. The child's end frees the memory of the
+embedder and the corpus, and a crash of their libraries fails only this stage. The child does the whole build,
+or one step of it for :mod:`flows.orchestration.records_flow`. The exit status is that of the commands of the
+training core.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _merge(spec: BuildContextSpec) -> dict[str, Any]:
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics for the manifest, which has settings and digests already; examples are left out."""
+    """Return the metrics for the manifest, without examples, settings and digests."""
     tasks = {
         name: {key: value for key, value in task.items() if key != "examples"}
         for name, task in metrics["tasks"].items()
@@ -49,11 +50,11 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(spec: BuildContextSpec) -> None:
-    """Do what the spec asks for; write `result.json` with its metrics."""
-    # The parent shows one `error:` line for exit status 2; a full disk is no crash.
+    """Run the step that the spec names, and write its metrics to `result.json`."""
+    # The parent shows one `error:` line for exit status 2. A full disk must not look like a crash.
     with one_line_os_errors("write", spec.records_dir):
         result = _STEPS[spec.step](spec) | {"peak_memory_bytes": peak_process_bytes()}
-        # Sorted: two builds can be compared as text.
+        # Sorted, so that two builds can be compared as text.
         text = json.dumps(result, indent=1, sort_keys=True)
         (spec.output_dir / "result.json").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,7 @@
-"""What the child of `build-context` is asked for; apart from the child, because the pipeline loads it too."""
+"""The spec of the child process of `build-context`.
+
+It is in a module of its own, because the pipeline loads it without the libraries of the child.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Step = Literal["all", "prepare", "shard", "merge"]
 
 
 class BuildContextSpec(BaseModel):
-    """What the child is asked to do."""
+    """The settings, step and folders for the child process that builds records."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,10 +1,10 @@
 """Run one command of the training core as a child process: ``python -m jora_core.commands.<module> --spec
 SPEC.json``.
 
-Device memory is given back when the child ends, a crash or an out-of-memory cannot take the pipeline with
-it, and this process never imports JAX. The child runs under :mod:`flows.children.supervisor` in a session of
-its own; it is killed with all its helpers when this call ends for whatever reason, and when this process is
-killed with -9.
+The end of the child frees the device memory. A crash or an out-of-memory error in the child does not end the
+pipeline, whose process never imports JAX. The child runs under :mod:`flows.children.supervisor` in a session
+of its own. The child and all its helper processes are killed at any end of this call, and when this process
+is killed with -9.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from jora_core.base.errors import InputError
 
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
-# Both signals: SIGKILL comes from the kernel's out-of-memory killer or a scheduler, SIGTERM from a
-# shutdown.
+# SIGKILL comes from the kernel's out-of-memory killer or a scheduler, and SIGTERM from a shutdown.
 KILLED_STATUSES = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
 ERROR_MARK = "error: "
 _ERROR_LINE = re.compile(rb"(?m)^error: [^\n]*\n")
@@ -38,13 +37,13 @@ _ERROR_LINE = re.compile(rb"(?m)^error: [^\n]*\n")
 OUT_OF_MEMORY_MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError")
 
 logger = logging.getLogger("jora.child")
-# State of the process and not of one call: a signal ends all children, of whatever thread.
+# State of the process, not of one call: a signal ends the child processes of all threads.
 _stop_all = threading.Event()
 _running: list[supervised_process.Supervised] = []
 
 
 class Spec(Protocol):
-    """What is needed of a spec here, of whatever command."""
+    """The parts of a command's spec that :func:`run_child` uses."""
 
     output_dir: Path
 
@@ -54,7 +53,12 @@ class Spec(Protocol):
 
 
 class ChildError(RuntimeError):
-    """A child process ended without a result; ``status`` is its exit status and ``tail`` its last lines."""
+    """A child process ended without a result.
+
+    Attributes:
+        status: exit status of the child.
+        tail: last lines of its output.
+    """
 
     def __init__(self, message: str, status: int = 1, tail: str = "") -> None:
         super().__init__(message)
@@ -68,7 +72,7 @@ class ChildError(RuntimeError):
 
 
 class ChildFailed(ChildError):
-    """The child failed by itself (exit status 1 or a crash); the same spec may well fail again."""
+    """The child failed with exit status 1 or crashed. The same spec may fail again."""
 
     @property
     def out_of_memory(self) -> bool:
@@ -77,11 +81,11 @@ class ChildFailed(ChildError):
 
 
 class ChildKilled(ChildError):
-    """The child was ended from outside (SIGTERM, SIGKILL): worth a retry, which resumes where it was."""
+    """The child was ended from outside by SIGTERM or SIGKILL. A retry resumes from its checkpoint."""
 
 
 class ChildInputError(InputError):
-    """The child refused its input (exit status 2); the message is its one line."""
+    """The child refused its input (exit status 2). The message is the child's error line."""
 
 
 def run_child(
@@ -97,27 +101,28 @@ def run_child(
     """Run ``python -m jora_core.commands.<module>`` on ``spec`` and return its ``result.json``.
 
     Args:
-        module: name of a command of the training core, or a dotted module, which is taken as it is.
-        spec: what the child is asked for; its `output_dir` is where the child writes ``result.json``.
-        workdir: the spec's file is written there.
-        env: added to the environment.
-        on_line: gets each line of the child's output, where it is no terminal: on a terminal the child draws
-            its progress bars there. Default: the Prefect run's logger inside a run, else the ``jora.child``
+        module: name of a command of the training core, or a dotted module name.
+        spec: spec of the command. The child writes ``result.json`` to its `output_dir`.
+        workdir: folder for the file of the spec.
+        env: variables to add to the environment.
+        on_line: called with each line of the child's output, unless our stderr is a terminal, where the child
+            draws its progress bars. Default: the Prefect run's logger inside a run, else the ``jora.child``
             logger.
-        on_output: gets each line of the child's standard output, in this thread and while the child runs;
-            ``on_line`` then gets its standard error alone.
-        grace_seconds: from SIGTERM to SIGKILL, where the child is ended: the time for a checkpoint.
+        on_output: called in this thread with each line of the child's standard output, while the child runs.
+            ``on_line`` then receives the standard error alone.
+        grace_seconds: seconds from SIGTERM to SIGKILL at an early end, in which the child writes a
+            checkpoint.
 
     Raises:
         ChildInputError: the child refused its input.
-        ChildKilled: it was ended from outside; a retry resumes from its checkpoint.
-        ChildFailed: it failed, or left no readable ``result.json``.
+        ChildKilled: the child was ended from outside. A retry resumes from its checkpoint.
+        ChildFailed: the child failed, or wrote no readable ``result.json``.
     """
     if stopping():
         raise ChildKilled(f"{module} was not started: the pipeline is ending", 128 + signal.SIGTERM)
     workdir.mkdir(parents=True, exist_ok=True)
     spec_path = workdir / f"{module}.spec.json"
-    # A file stays for a person: the same command can be started by hand with it.
+    # The file is kept, so that a user can start the same command by hand.
     spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     target = module if "." in module else f"jora_core.commands.{module}"
     status, tail = _supervised(
@@ -142,16 +147,16 @@ def run_child(
 
 
 def stopping() -> bool:
-    """Whether children are being ended because the pipeline is: then nothing is worth a retry."""
+    """Whether the pipeline is ending its child processes, so that no retry is useful."""
     return _stop_all.is_set()
 
 
 @contextmanager
 def children_end_with_block() -> Iterator[None]:
-    """End the children of every thread when the block is left by an exception.
+    """End the child processes of all threads when an exception leaves the block.
 
-    A signal interrupts the main thread only: without this a task's thread would go on waiting for its
-    child, and the interpreter for the thread. Each child gets SIGTERM and the time for a checkpoint.
+    A signal interrupts the main thread only. Otherwise the thread of a task would still wait for its child,
+    and the interpreter for the thread. Each child gets SIGTERM and the time for a checkpoint.
     """
     _stop_all.clear()
     try:
@@ -171,11 +176,11 @@ def _supervised(
     on_output: Callable[[str], None] | None,
     grace_seconds: float,
 ) -> tuple[int, str]:
-    """Run ``command`` supervised; return its exit status (128 + n for signal n) and its last lines."""
+    """Run ``command`` under the supervisor; return its exit status (128 + n for signal n) and last lines."""
     # Bounded: a training of days writes more lines than an exception can hold.
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     said: SimpleQueue[str] = SimpleQueue()
-    # Read in threads: this thread watches the child and the signal to stop, and a read would block it.
+    # Read in threads, because a read would block this thread, which watches the child and the stop event.
     output_read, output_write, terminal = _output_channel()
     threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
     own, stdout = [output_read], None
@@ -200,7 +205,7 @@ def _supervised(
             status = child.end(grace_seconds)
             _running.remove(child)
             for thread in threads:
-                # With a limit: a helper that left the process group may hold the pipe open for ever.
+                # With a time limit, because a helper that left the process group may keep the pipe open.
                 thread.join(timeout=5)
         _hand_over(said, on_output)
     finally:
@@ -210,13 +215,13 @@ def _supervised(
 
 
 def _hand_over(said: SimpleQueue[str], on_output: Callable[[str], None] | None) -> None:
-    """Give what was said so far to ``on_output``."""
+    """Call ``on_output`` with each line that has arrived so far."""
     while on_output and not said.empty():
         on_output(said.get())
 
 
 def _read_lines(source: int, take: Callable[[str], None]) -> None:
-    """Give each whole line of a pipe to ``take``, until its end."""
+    """Call ``take`` with each whole line of a pipe until the end of the pipe."""
     rest = b""
     while chunk := _read(source):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -225,7 +230,7 @@ def _read_lines(source: int, take: Callable[[str], None]) -> None:
 
 
 def _output_channel() -> tuple[int, int, bool]:
-    """Return (read end, write end, is a terminal) of the child's output: a terminal where ours is one."""
+    """Return (read end, write end, is a terminal) for the child's output: a terminal if our stderr is one."""
     if not sys.stderr.isatty():
         return *os.pipe(), False
     import fcntl
@@ -243,14 +248,14 @@ def _output_channel() -> tuple[int, int, bool]:
 
 
 def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
-    """Copy the child's output until its end: raw to a terminal, line by line to ``on_line`` elsewhere.
+    """Copy the child's output, as raw bytes to a terminal or else line by line to ``on_line``.
 
-    Its ``error: …`` line is kept back: it becomes the message of the exception, which is shown once.
+    The ``error: …`` line of the child is not copied. It becomes the message of the exception.
     """
     rest = b""
     while chunk := _read(source):
         if terminal:
-            # Past Python's buffer: the bars' control sequences must not be delayed.
+            # Without Python's buffer, because the control sequences of the bars must not be delayed.
             os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
         # A bar redrawn over itself with "\r" is one line for the log: its last state.
         *lines, rest = (rest + chunk).split(b"\n")
@@ -276,7 +281,7 @@ def _read(source: int) -> bytes:
 
 
 def _log_line() -> Callable[[str], None]:
-    """Return the logger's ``info`` for the child's lines: the Prefect run's inside a run."""
+    """Return the ``info`` method of the logger for the child's lines."""
     if inside_flow_run():
         from prefect.logging import get_run_logger
 
@@ -286,8 +291,7 @@ def _log_line() -> Callable[[str], None]:
 
 def inside_flow_run() -> bool:
     """Whether this code runs in a Prefect task or flow."""
-    # A look into `sys.modules` costs nothing; an import would load Prefect into commands that do without
-    # it.
+    # A lookup in `sys.modules` is free. An import would load Prefect into commands that do not need it.
     if "prefect" not in sys.modules:
         return False
     from prefect.context import FlowRunContext, TaskRunContext
@@ -300,7 +304,7 @@ def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ChildFailed(f"{target} ended well but left no readable {path}: {error}", 0, tail) from error
-    # The manifest stores it as an object of metrics.
+    # The manifest stores the result as an object of metrics.
     if not isinstance(result, dict):
         raise ChildFailed(f"{target} wrote {path}, which is not a JSON object", 0, tail)
     return result
@@ -309,7 +313,7 @@ def _read_result(path: Path, target: str, tail: str) -> dict[str, Any]:
 def _error_line(tail: str) -> str | None:
     """Return the child's last ``error: …`` line without the mark."""
     lines = [line for line in tail.splitlines() if line.startswith(ERROR_MARK)]
-    # The last one: earlier lines may come from a library that writes the same mark.
+    # The last one, because earlier lines may come from a library that writes the same mark.
     return lines[-1].removeprefix(ERROR_MARK) if lines else None
 
 

@@ -11,35 +11,44 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Short beside any child's life, long beside the cost of one `waitid`.
+# Much shorter than the life of a child, and much longer than one `waitid`.
 POLL_SECONDS = 0.05
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """A supervised command in a session of its own; closing ``lifeline`` (as our death does) kills it."""
+    """A running command under a supervisor, in a session of its own.
+
+    Attributes:
+        process: process of the supervisor.
+        lifeline: write end of the supervisor's pipe. If it is closed, as at the end of this process, the
+            supervisor kills the command.
+    """
 
     process: subprocess.Popen[bytes]
     lifeline: int
 
     @property
     def pid(self) -> int:
-        """Process id, and process group, of the supervisor."""
+        """Id of the supervisor's process, and of its process group."""
         return self.process.pid
 
     def ended(self) -> bool:
-        """Whether the command has ended; it is not reaped, so its process group's number stays ours."""
+        """Whether the command has ended. An ended process is not reaped, so its id stays reserved."""
         if self.process.returncode is not None:
             return True
-        # WNOWAIT leaves the process a zombie. Once reaped, its number could be given to another process,
-        # and `killpg` would end that one's group.
+        # WNOWAIT leaves the process a zombie. The id of a reaped process can be given to a new process, whose
+        # group `killpg` would then end.
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self, grace_seconds: float) -> int:
-        """End the command by SIGTERM, after ``grace_seconds`` and its end the whole group by SIGKILL.
+        """End the command with SIGTERM, then kill its process group with SIGKILL.
 
-        Returns the exit status of the command, 128 + n after signal n.
+        SIGKILL follows when the command has ended, at the latest after ``grace_seconds``.
+
+        Returns:
+            The exit status of the command, 128 + n after signal n.
         """
         if self.process.returncode is None:
             if not self.ended():
@@ -49,7 +58,7 @@ class Supervised:
             deadline = time.monotonic() + grace_seconds
             while not self.ended() and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-            # Also after a good end: helpers that the command left behind.
+            # Also after a normal end, because helpers of the command may still run.
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
@@ -64,16 +73,16 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
 
     Args:
         command: program and arguments.
-        env: added to our environment.
-        output: file descriptor of its standard output and error.
-        stdout: file descriptor of its standard output, where that is to go elsewhere.
+        env: variables to add to our environment.
+        output: file descriptor for the standard output and the standard error.
+        stdout: file descriptor for the standard output, if it differs from ``output``.
     """
     lifeline_read, lifeline_write = os.pipe()
     supervisor = [sys.executable, "-P", "-m", "flows.children.supervisor", "--lifeline", str(lifeline_read)]
     try:
         process = subprocess.Popen(
             [*supervisor, "--parent", str(os.getpid()), "--", *command],
-            # The caller's variables come last: they decide.
+            # The caller's variables come last, so they override the others.
             env={**os.environ, **_importable(), **_huge_pages(), **env},
             stdin=subprocess.DEVNULL,
             stdout=output if stdout is None else stdout,
@@ -83,8 +92,8 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
             # gets the signal from us only, with time for a checkpoint.
             start_new_session=True,
         )
-    # The write end alone is closed here: on success it stays open, and its closing is the signal that we
-    # are gone.
+    # The write end is closed only after an error. On success it stays open, because its end of file tells
+    # the supervisor that this process has ended.
     except BaseException:
         os.close(lifeline_write)
         raise
@@ -94,22 +103,26 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """Return the command of ``python -m module``; ``-P`` keeps a stray file of the working directory out."""
+    """Return the command line of ``python -P -m module``.
+
+    With ``-P``, a file in the working directory cannot replace a module.
+    """
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def _importable() -> dict[str, str]:
-    """Make this checkout importable in the child whatever its working directory is."""
+    """Return variables that make this checkout importable in a child with any working directory."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
 
 
 def _huge_pages() -> dict[str, str]:
-    """Let the child's C library ask for memory pages of 2 MB (glibc 2.35 and later; others ignore it).
+    """Return variables that let the child's C library use memory pages of 2 MB.
 
-    A training step on a CPU takes some hundred MB of buffers from the system and gives them back at its end.
-    With pages of 4 kB, page faults took a tenth of a small model's time.
+    They work in glibc 2.35 and later, and other C libraries ignore them. A training step on a CPU takes some
+    hundred MB of buffers from the system and frees them at its end. With pages of 4 kB, page faults took a
+    tenth of the training time of a small model.
     """
     before = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in before:

@@ -1,17 +1,17 @@
-"""Supervisor between the pipeline and one training process, so that neither outlives the other.
+"""The supervisor of one child process, so that the child cannot outlive the pipeline.
 
 ``python -m flows.children.supervisor --lifeline FD -- COMMAND…`` runs COMMAND in the supervisor's own
-process group and leaves with its exit status (``128 + n`` after signal *n*). Two ways of dying must not
-leave an orphan on the accelerator:
+process group and exits with the exit status of COMMAND (``128 + n`` after signal *n*). In two cases a child
+could stay on the accelerator without a parent:
 
-- The pipeline is killed with -9. Linux's parent-death signal would fire when the *thread* that forked ends,
-  and Prefect runs tasks in worker threads; so the supervisor holds the read end of a pipe instead, whose
-  end of file says that the pipeline is gone, and kills the whole process group, helpers of the child
-  included.
-- The supervisor is killed with -9. The child was forked from its only thread, so there the parent-death
-  signal is exact.
+- The pipeline is killed with -9. Linux's parent-death signal would come at the end of the *thread* that
+  forked, and Prefect runs tasks in worker threads. So the supervisor reads a pipe instead, whose end of file
+  means that the pipeline has ended. It then kills the whole process group, with all helpers of the child.
+- The supervisor is killed with -9. The supervisor has only one thread, so here the parent-death signal is
+  reliable.
 
-It imports the standard library only: it must start in milliseconds and hold no memory beside a training run.
+This module imports the standard library only, because it must start in milliseconds and take little memory
+beside a training run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0
 
 
 def die_with_parent(parent: int) -> Callable[[], None]:
-    """Return what a forked child calls to be killed with process ``parent`` (Linux; elsewhere a no-op)."""
+    """Return a function with which a forked child ends with process ``parent`` (on Linux, else no effect)."""
     # Loaded before the fork: between fork and exec the child must not import or load anything.
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -38,7 +38,7 @@ def die_with_parent(parent: int) -> Callable[[], None]:
         if libc is None:
             return
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have died between fork and prctl: then no signal would ever come.
+        # If the parent has ended between fork and prctl, no signal would ever come.
         if os.getppid() != parent:
             os._exit(128 + signal.SIGKILL)
 
@@ -46,12 +46,12 @@ def die_with_parent(parent: int) -> Callable[[], None]:
 
 
 def supervise(command: list[str], lifeline: int, parent: int) -> int:
-    """Run a command until it ends or the pipeline does.
+    """Run a command until the command or the pipeline ends.
 
     Args:
         command: program and arguments.
-        lifeline: read end of a pipe whose write end the pipeline holds: its end of file means that the
-            pipeline is gone.
+        lifeline: read end of a pipe whose write end the pipeline has open. Its end of file means that the
+            pipeline has ended.
         parent: process id of the pipeline.
 
     Returns:
@@ -63,8 +63,8 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
     os.set_blocking(wake_write, False)
     # Signals arrive as bytes in a pipe, so that `select` waits for them and for the lifeline together.
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    # A handler, not SIG_IGN: ignored signals stay ignored across exec, and the child must see SIGTERM, which
-    # is passed on, to checkpoint. What the child started is its own to end; at the last, the group is killed.
+    # A handler, not SIG_IGN: ignored signals stay ignored across exec, but the child must receive the SIGTERM
+    # that is passed on, to write a checkpoint. The child ends its own helpers. Finally the group is killed.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(name, lambda *_: None)
 
@@ -77,14 +77,14 @@ def supervise(command: list[str], lifeline: int, parent: int) -> int:
         status = child.poll()
         if status is not None:
             return status if status >= 0 else 128 - status
-        # Another fork of the pipeline may have inherited the write end: a changed parent says the same.
+        # Another fork of the pipeline may have inherited the write end, so a changed parent counts as well.
         if lifeline in readable or os.getppid() != parent:
-            # SIGKILL, not SIGTERM: nobody is left to wait for a checkpoint. It ends this process, too.
+            # SIGKILL, not SIGTERM: no process is left to wait for a checkpoint. It ends this process, too.
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse ``--lifeline FD --parent PID -- COMMAND…`` and supervise it."""
+    """Parse ``--lifeline FD --parent PID -- COMMAND…`` and supervise the command."""
     parser = argparse.ArgumentParser(prog="flows.children.supervisor", description=__doc__)
     parser.add_argument("--lifeline", type=int, required=True, help="read end of the pipeline's pipe")
     parser.add_argument("--parent", type=int, required=True, help="process id of the pipeline")

@@ -1,9 +1,9 @@
 """Compare an export with other libraries: ``python -m flows.children.verify_export --spec SPEC.json``.
 
-A child of the stage `export`. The merged model is loaded with `transformers`, the adapter over its base with
-`peft`, both in float32, and their logits are compared with those that the training core computed. The
-libraries import torch themselves; nothing here imports it by name. Exit status as for the commands of the
-training core.
+The stage `export` starts this module as a child process. The merged model is loaded with `transformers`, and
+the base model with the adapter with `peft`, both in float32. Their logits are compared with those of the
+training core. The two libraries import torch, so this module does not import it itself. The exit status is
+that of the commands of the training core.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from jora_core.base.spec_command import run_spec_command
 from jora_core.specs.read_spec import read_spec
 
-# Of a logit in float32. Two implementations add in another order; a wrong weight differs by far more.
+# Allowed difference of a logit in float32. Two implementations add in different order. A wrong weight changes
+# a logit far more.
 TOLERANCE = 1e-3
-# The prompt's form, with letters beyond ASCII, digits and a long dash: what tokenizers treat differently.
+# A prompt with letters beyond ASCII, digits and a long dash, which tokenizers treat differently.
 SAMPLE_TEXT = "### Instruction:\nSay which post it is.\n\n### Input:\n#1 Zoë: 42 – really?\n\n### Response:\n"
 
 
 class VerifySpec(BaseModel):
-    """What to compare, and where the result goes."""
+    """The models to compare, the reference logits, and the folder of the result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +42,7 @@ class VerifySpec(BaseModel):
 
 
 def main(spec: VerifySpec) -> int:
-    """Verify what the spec names and write `result.json`; return the exit status."""
+    """Verify the export of the spec, write `result.json`, and return the exit status."""
     result = verify(spec)
     (spec.output_dir / "result.json").write_text(json.dumps(result), encoding="utf-8")
     judged = {"transformers": result["transformers_largest_difference"]}
@@ -60,16 +61,16 @@ def main(spec: VerifySpec) -> int:
 
 
 def verify(spec: VerifySpec) -> dict[str, Any]:
-    """Return the largest difference of a logit for each library.
+    """Return the largest difference of a logit from the reference, for each library.
 
     Raises:
-        RuntimeError: the exported tokenizer splits text otherwise than the base's.
+        RuntimeError: the exported tokenizer splits text differently from the base model's tokenizer.
     """
     import warnings
 
     import numpy as np
 
-    # The libraries warn each other's authors of coming changes; that does not concern who exports a model.
+    # The libraries announce coming changes to developers, which a user who exports a model does not need.
     warnings.simplefilter("ignore", FutureWarning)
     from peft import PeftModel
     from safetensors.numpy import load_file
@@ -89,11 +90,11 @@ def verify(spec: VerifySpec) -> dict[str, Any]:
     def load(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
 
-    # One after the other: each loaded model is a copy of all weights in float32.
+    # One after the other, because each loaded model is a copy of all weights in float32.
     found = {"transformers_largest_difference": difference(load(spec.model))}
     adapted = PeftModel.from_pretrained(load(spec.base), str(spec.adapter))
     found["peft_largest_difference"] = difference(adapted)
-    # Equal logits prove the weights only; a tokenizer with other settings would feed the model other ids.
+    # Equal logits prove the weights only. A tokenizer with other settings would give the model other ids.
     ids = [
         AutoTokenizer.from_pretrained(folder, local_files_only=True)(SAMPLE_TEXT)["input_ids"]
         for folder in (spec.base, spec.model)

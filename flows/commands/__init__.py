@@ -1,1 +1,1 @@
-"""The commands of `jora`, and how each prints what it found."""
+"""The commands of `jora`, and the functions that print their results."""

@@ -1,4 +1,4 @@
-"""The application `jora`: its commands by name, each loaded when it is called."""
+"""The command-line application `jora`, which loads the module of a command at its call."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ Exit status: 0 done, 1 failed, 2 wrong input. Every command explains itself: jor
 DISTRIBUTION = "jora-raft"  # the name of the installed package
 
 
-# One entry of a Google-style section: four spaces and a name; further lines are indented by more.
+# One entry of a Google-style section: four spaces and a name. Its further lines have a larger indent.
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
 class CommandEntry(NamedTuple):
-    """Where a command is, and its line in `jora --help`: the first sentence of its docstring."""
+    """The module and function of a command, and its line in `jora --help`.
+
+    The line equals the first sentence of the function's docstring.
+    """
 
     module: str
     function: str
     help: str
 
 
-# In the order of the help. The lines stand here a second time because `jora --help` would have to import
-# every command, and with them pydantic and the stages, to read them from the docstrings.
+# In the order of the help. The lines repeat the docstrings, because `jora --help` would have to import every
+# command, with pydantic and the stages, to read the docstrings.
 COMMANDS: Mapping[str, CommandEntry] = {
     name: CommandEntry(f"flows.commands.{module}", name, line)
     for name, module, line in (
@@ -68,11 +71,11 @@ COMMANDS: Mapping[str, CommandEntry] = {
 
 
 class _LoadedCommands(Mapping[str, Any]):
-    """The commands by name; a command's module is imported when it is looked up."""
+    """A mapping of names to commands, which imports the module of a command at its lookup."""
 
     def __getitem__(self, name: str) -> Any:
         entry = COMMANDS[name]
-        # An application of one command: the public way to make a command without registering it.
+        # An application with one command, which is the public way to make a command without registering it.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         function = getattr(import_module(entry.module), entry.function)
         alone.command(name)(function)
@@ -86,7 +89,7 @@ class _LoadedCommands(Mapping[str, Any]):
 
 
 def _described(command: Any, docstring: str) -> Any:
-    """Give the options the texts of the docstring's `Args`, so that each text stands in one place."""
+    """Return the command with the help texts of its options from the `Args` section of the docstring."""
     text, _, section = docstring.partition("\n\nArgs:\n")
     command.help = text
     texts = {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(section)}
@@ -97,7 +100,7 @@ def _described(command: Any, docstring: str) -> Any:
 
 
 class _LazyGroup(TyperGroup):
-    """A group that loads a command when it is called, and no command for its help."""
+    """A group of commands that loads a command at its call, and loads no command for the group's help."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -128,7 +131,7 @@ app = typer.Typer(
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    # pyproject.toml is the only place that has the number; the installation knows it from there.
+    # pyproject.toml is the only place with the number, and the installation has a copy of it.
     print(f"jora {version(DISTRIBUTION)}")
     raise typer.Exit
 

@@ -1,4 +1,4 @@
-"""What the commands of `jora` share: common options, reading a configuration, and printing."""
+"""Code that the commands of `jora` share: options, loading of a configuration, and printing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def load(path: Path | None, overrides: list[str] | None) -> PipelineConfig:
-    """The checked configuration of a command; the embedded sample's without a path."""
+    """Load and check the configuration of a command; without a path, load the default configuration."""
     return load_config(path, overrides or [])
 
 
 def print_status(line: str) -> None:
-    """Print a line about the progress of the command on stderr."""
-    # Not on stdout, which may be piped into a program; flushed, because a child writes to the same
-    # stream.
+    """Print a line about the progress of a command on stderr."""
+    # Not on stdout, which may be piped into a program. Flushed, because a child writes to the same stream.
     print(line, file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
-    """Print a result for a program on stdout."""
+    """Print a result as JSON on stdout, for another program."""
     # Text of any language stays readable.
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`jora doctor`: is this machine ready, and if not, what is missing."""
+"""The command `jora doctor`, which checks whether this machine can run the pipeline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jora_core.base.errors import InputError
 OLDEST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 2 * 2**30
 DEVICE_SECONDS = 120
-# In a process of its own: a device, once opened, is held until the process ends.
+# In a process of its own, because an opened device stays reserved until the process ends.
 DEVICE_CODE = """
 import json, jax
 print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kind) for d in jax.devices()]}))
@@ -40,8 +40,8 @@ print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kin
 def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
     """Check this machine.
 
-    Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. Exit status 1 if
-    something is missing that a run needs.
+    Checks Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. The exit status
+    is 1 if something is missing that a run needs.
 
     Args:
         config: configuration file.
@@ -58,9 +58,8 @@ def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) 
 
 
 def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
-    """Check everything; a check that cannot be made is a finding, never an error."""
-    # From what everything else needs to what only a run needs, so the first failure is the one to mend
-    # first.
+    """Return the findings of all checks. A check that cannot be made is a finding, never an error."""
+    # Checks on which others depend come first, so the user must fix the first failure first.
     findings = [_python(), *_packages(), _torch(), _devices(), _server()]
     findings += _configuration(config, overrides)
     return findings
@@ -73,15 +72,14 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    """Each declared dependency: its version, and whether it is one that the declaration allows."""
+    """Return the version of each declared dependency, and whether the declaration allows the version."""
     try:
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:
         return [Finding("packages", "fail", f"{DISTRIBUTION} is not installed; run `pip install -e .`")]
     findings: list[Finding] = []
     for requirement in declared:
-        # Without an extra: packages of `[gpu]` or `[dev]` are not missing on a machine that does without
-        # them.
+        # Without extras: packages of `[gpu]` or `[dev]` are not missing on a machine that does not need them.
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -117,7 +115,7 @@ def _devices() -> Finding:
             timeout=DEVICE_SECONDS,
             check=False,
         )
-        # The last line: drivers and plugins print lines of their own before it.
+        # The last line, because drivers and plugins print lines of their own before it.
         found = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, OSError):
         return Finding("devices", "fail", f"JAX did not start within {DEVICE_SECONDS} s")
@@ -146,7 +144,7 @@ def _server() -> Finding:
 
 
 def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
-    """The configuration, its input files, and whether its store can be written."""
+    """Check the configuration, its input files, and whether its store can be written."""
     try:
         config = load_config(path, overrides)
     except ValueError as error:
@@ -169,12 +167,11 @@ def _refused(name: str, error: ValueError) -> Finding:
 
 
 def _writable(store: Path) -> Finding:
-    """Write a probe where the store is or would be; nothing stays."""
-    # The nearest folder that exists decides whether the store can be made; doctor itself makes nothing.
+    """Check whether the folder of the store can be written, with a temporary file."""
+    # The nearest existing folder decides whether the store can be created. `jora doctor` creates no folder.
     place = next(folder for folder in (store, *store.parents) if folder.exists())
     try:
-        # Only writing shows it: `os.access` knows nothing of quotas, read-only mounts and network file
-        # systems.
+        # Only a write is reliable: `os.access` ignores quotas, read-only mounts and network file systems.
         with tempfile.NamedTemporaryFile(dir=place, prefix=".jora-probe-") as probe:
             probe.write(b"\0")
             probe.flush()

@@ -1,4 +1,4 @@
-"""`jora generate`: answer one prompt in a child process, outside the store."""
+"""The command `jora generate`, which answers one prompt in a child process, outside the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.common import ALPACA_SHORT
 
-# What an option of `jora generate` may be, said where it is not.
+# Valid values of the options of `jora generate`, for errors about wrong values.
 _EXPECTED = {
     "temperature": "0 (the likeliest token) or a greater number, such as 0.7",
     "top_k": "0 (all tokens) or a greater whole number, such as 50",
@@ -37,7 +37,15 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What `jora generate` is asked, and how to answer; `options` are fields of `AnswerSpec`."""
+    """One prompt for `jora generate`.
+
+    Attributes:
+        instruction: the task of the prompt.
+        input: the input of the task, context first.
+        model: model folder; None takes the model of the configuration.
+        adapter: adapter folder; None takes the last phase's, or no adapter with `model`.
+        options: further fields of `AnswerSpec`.
+    """
 
     instruction: str
     input: str = ""
@@ -65,8 +73,8 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
-    With the fine-tuned model of CONFIG, or with any model and adapter. Without a temperature the answer is
-    always the same; an end token, a stop text or --max-new-tokens ends it.
+    The fine-tuned model of CONFIG answers, or any model with any adapter. Without a temperature the answer is
+    always the same. It ends at an end token, at a stop text or after --max-new-tokens.
 
     \b
     Examples:
@@ -75,24 +83,24 @@ def generate(
       jora generate -i "List three towns." --model my-model --stop "4." --json
 
     Args:
-        instruction: What to do.
-        text: What to do it with, context first; `-` reads standard input.
+        instruction: The task for the model.
+        text: Input of the task, context first; `-` reads standard input.
         config: YAML file; else the sample.
         overrides: changes of single values of the configuration.
         model: Model folder instead of CONFIG's.
         adapter: PEFT folder instead of the last phase's; only with --model.
-        max_new_tokens: Longest answer; it may end before.
-        temperature: 0 writes the likeliest token; around 0.7 varies; above 1 gets wild.
-        top_p: Draw from the fewest tokens of this probability together, after top-k.
+        max_new_tokens: Largest number of tokens in the answer.
+        temperature: 0 takes the likeliest token; about 0.7 varies the answer; above 1 is often incoherent.
+        top_p: Draw from the likeliest tokens with this total probability, after top-k.
         top_k: Draw from this many likeliest tokens; 0 draws from all.
-        seed: Equal seeds draw equal answers; for a temperature above 0.
+        seed: Seed of the draw, for a temperature above 0.
         stop: End the answer before this text; repeatable.
         stream: Print the text while it is written, or at its end.
-        as_json: Print text, why it ended and token counts as JSON, at the end.
+        as_json: Print the text, the reason of its end and token counts as JSON.
     """
     options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
     settings = load(config, overrides)
-    # After the options are checked: nobody types a long text for a wrong option.
+    # After the check of the options, so that a wrong option fails before the user types a long text.
     source = sys.stdin.read() if text == "-" else text
     prompt = Prompt(instruction, source, model, adapter, options)
     shown = stream and not as_json
@@ -106,21 +114,21 @@ def generate(
 def answer_options(
     temperature: float, top_k: int, top_p: float, seed: int, stop: Sequence[str], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Check the options of `jora generate`.
+    """Check the sampling options of `jora generate`.
 
     Args:
-        temperature: 0 takes the likeliest token.
-        top_k: draw from this many likeliest tokens; 0 draws from all.
-        top_p: draw from the fewest tokens of this probability together.
-        seed: of the draw.
+        temperature: divisor of the logits; 0 takes the likeliest token.
+        top_k: number of the likeliest tokens to draw from; 0 draws from all.
+        top_p: total probability of the likeliest tokens to draw from; 1 draws from all.
+        seed: seed of the draw.
         stop: texts that end the answer.
-        max_new_tokens: of the answer.
+        max_new_tokens: largest number of tokens in the answer.
 
     Returns:
         Fields of an `AnswerSpec`.
 
     Raises:
-        InputError: a value that cannot be; it names the option.
+        InputError: a value is not valid. The message names the option.
     """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     try:
@@ -137,19 +145,20 @@ def answer_options(
 def generate_answer(
     config: PipelineConfig, prompt: Prompt, on_text: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Answer one prompt: with its model (and adapter), else with the last phase of `config`.
+    """Answer one prompt with the model of the prompt, or else with the trained model of `config`.
 
     Args:
-        config: its last phase's adapter answers, where `prompt` names no model; dtype, mesh and lengths are
-            taken from it.
-        prompt: what is asked, and how to answer.
-        on_text: gets the pieces of the answer while it is written.
+        config: configuration with dtype, mesh and lengths. If `prompt` names no model, the base model with
+            the adapter of the last phase answers.
+        prompt: the prompt and its options.
+        on_text: called with each piece of the answer while the child generates it.
 
     Returns:
-        The core's result: text, finish_reason, prompt_tokens, new_tokens, context_shortened and more.
+        The result of the training core: text, finish_reason, prompt_tokens, new_tokens, context_shortened and
+        more.
 
     Raises:
-        InputError: an adapter without its model, or a configuration that was not trained yet.
+        InputError: `prompt` has an adapter without a model, or `config` is not trained yet.
     """
     if prompt.adapter and not prompt.model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
@@ -170,7 +179,7 @@ def generate_answer(
             quantization=config.model.quantization,
             attention=config.model.attention,
             output_dir=folder / "answer",
-            # Without a store nothing is made just to answer a prompt.
+            # A missing store is not created just to answer a prompt.
             compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
             **prompt.options,
         )
@@ -186,9 +195,9 @@ def generate_answer(
 
 
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
-    """The base model and the last phase's adapter of a configuration that has been trained."""
+    """Return the base model and the last phase's adapter of a trained configuration."""
     stage = config.phases[-1].stage
-    # The current key: an adapter of older settings or data must not answer in silence.
+    # Under the current key, because an adapter of older settings or data must not answer unnoticed.
     key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:

@@ -1,4 +1,4 @@
-"""`jora init`: begin a project."""
+"""The command `jora init`, which starts a project."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def init(
 ) -> None:
     """Start a project: write a commented configuration.
 
-    Writes DIR/jora.yaml, which `jora run` and the other commands take when they are started in DIR. With
-    --sample the project is complete, and `jora run` needs about three minutes on two CPU cores. Files that
-    are there are never overwritten.
+    Writes DIR/jora.yaml, which `jora run` and the other commands read when they start in DIR. With --sample
+    the project is complete, and `jora run` needs about three minutes on two CPU cores. Existing files are
+    never overwritten.
 
     \b
     Examples:
@@ -45,10 +45,10 @@ def init(
 
 
 def start_project(folder: Path, sample: bool) -> Path:
-    """Write the files of a new project; return its configuration.
+    """Write the files of a new project; return the path of its configuration.
 
     Raises:
-        InputError: one of them is there already, or cannot be written.
+        InputError: one of the files exists already or cannot be written.
     """
     config = folder / CONFIG_NAME
     copies = {folder / "data" / name: sample_data() / name for name in SAMPLE_FOLDERS} if sample else {}
@@ -61,8 +61,8 @@ def start_project(folder: Path, sample: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for target, source in copies.items():
             shutil.copytree(source, target)
-        # Last: a project whose copying was interrupted has no configuration that would seem to work.
+        # Last, so that an interrupted copy leaves no configuration, which would seem to work.
         write_bytes(config, text.encode("utf-8"))
-    # What was written must be readable; a broken template shows here and not at the user's first run.
+    # The configuration must be readable: a broken template fails here, not at the user's first run.
     load_config(config)
     return config

@@ -1,4 +1,4 @@
-"""What `jora memory` and `jora plan --memory` do: a command of the training core plans a step's memory."""
+"""The command `jora memory` and the memory part of `jora plan`, which plan the memory of a training step."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def memory(
 ) -> None:
     """Say what a training step takes on each device.
 
-    Before there is one: compiles the real step for the real mesh from config.json alone. Bytes by kind, which
-    cards it fits, the longest row, collectives, arithmetic. Without --model: the phase of CONFIG with the
-    largest microbatch.
+    Compiles the real step for the real mesh from config.json, without weights or devices. Prints the bytes by
+    kind, the cards that are large enough, the longest row, collectives and arithmetic. Without --model, plans
+    the phase of CONFIG with the largest microbatch.
 
     \b
     Example:
@@ -59,14 +59,14 @@ def memory(
         tensor: Devices that split a weight.
         seq_len: Tokens of a row.
         batch: Rows of a microbatch, over all devices.
-        tokens_per_batch: Instead of --batch.
-        answer_tokens: Supervised tokens a row; else an eighth.
-        remat: What is computed again, as phases.N.remat.
-        dtype: Of the base: float32 or bfloat16.
-        quantization: Of the base: none, int8 or nf4.
+        tokens_per_batch: Tokens of a microbatch, instead of --batch.
+        answer_tokens: Supervised tokens in a row; else an eighth of the row.
+        remat: Activations to recompute, as in phases.N.remat.
+        dtype: Number type of the base: float32 or bfloat16.
+        quantization: Quantization of the base: none, int8 or nf4.
         lora_r: Rank of the adapter.
-        lora_targets: Projections with an adapter, by commas.
-        card: GB of the card: 24, 40, 48, 80 or 141.
+        lora_targets: Projections with an adapter, separated by commas.
+        card: Memory of the card in GB: 24, 40, 48, 80 or 141.
         target: Compiler: auto, cuda, host or cpu (see docs/memory.md).
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
@@ -99,15 +99,16 @@ def memory(
 def memory_settings(
     config: PipelineConfig | None, model: Path | None, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the fields of a `MemorySpec`: of a model or of a configuration, changed by the given options.
+    """Return the fields of a `MemorySpec` for a model or a configuration, changed by the given options.
 
     Args:
-        config: its phase with the largest microbatch is taken; None with `model`.
+        config: configuration whose phase with the largest microbatch is planned; None with `model`.
         model: model folder or config.json; None with `config`.
-        given: option to value, None where it was not given; `rows` and `tokens_per_batch` exclude each other.
+        given: option to value, or to None for an option that is not given. `rows` and `tokens_per_batch`
+            exclude each other.
 
     Raises:
-        InputError: a combination of options or a value that makes no sense.
+        InputError: a value or a combination of options is not valid.
     """
     settings: dict[str, Any]
     phase: PhaseConfig | None
@@ -139,10 +140,10 @@ def memory_settings(
 
 
 def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]:
-    """Return the fields of a `MemorySpec` for one phase: the fullest microbatch that may occur.
+    """Return the fields of a `MemorySpec` for the largest possible microbatch of one phase.
 
-    Groups of examples that share a context go into rows as long as the budget allows; an example that shares
-    nothing has a row of its own.
+    Groups of examples that share a context are in rows of up to the token budget. An example without a shared
+    context has a row of its own.
     """
     longest = phase.max_seq_len
     if phase.sharing == "auto":
@@ -163,7 +164,7 @@ def phase_settings(config: PipelineConfig, phase: PhaseConfig) -> dict[str, Any]
 
 
 def memory_plan(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Run ``python -m jora_core.commands.memory`` on the settings and return its result."""
+    """Run ``python -m jora_core.commands.memory`` on the settings and return the memory plan."""
     with tempfile.TemporaryDirectory(prefix="jora-memory-") as name:
         spec = MemorySpec.model_validate(settings | {"output_dir": Path(name) / "plan"})
         return run_child("memory", spec, Path(name), on_line=say)
@@ -172,22 +173,22 @@ def memory_plan(settings: dict[str, Any], say: Callable[[str], None]) -> dict[st
 def memory_of_phases(
     config: PipelineConfig, counts: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Plan the memory of the phases among `counts`.
+    """Plan the memory of the phases that `counts` contains.
 
     Args:
-        config: whose phases are meant.
-        counts: of `flows.commands.sharing_counts`; where a phase's records were counted, the step is that of
-            its largest microbatch of groups.
-        say: gets a line for each step that is compiled.
+        config: configuration with the phases.
+        counts: stage name to the counts of `flows.commands.sharing_counts`. If the records of a phase are
+            counted, its largest microbatch of groups is planned.
+        say: called with a line for each step that is compiled.
 
     Returns:
-        Stage name to the training core's plan.
+        Stage name to the memory plan of the training core.
     """
     plans = {}
     for phase in config.phases:
         if phase.stage in counts:
             say(f"{phase.stage}: compiling its step")
             settings = phase_settings(config, phase) | counts[phase.stage].get("fullest", {})
-            # The search compiles the step several times, which a plan of all phases need not wait for.
+            # The search compiles the step several times, which is too slow for a plan of all phases.
             plans[phase.stage] = memory_plan(settings | {"find_longest": False}, say)
     return plans

@@ -1,4 +1,4 @@
-"""`jora merge`: merge adapters into a base model in a child process, outside the store."""
+"""The command `jora merge`, which merges adapters into a base model in a child process, outside the store."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def merge(
 ) -> None:
     """Merge an adapter, or several in order, into its base model.
 
-    The new folder is in Hugging Face layout; `transformers` loads it.
+    The new folder has the Hugging Face layout and can be loaded with `transformers`.
 
     Args:
         huggingface_path: Base model folder in Hugging Face layout.
         jax_path: Adapter folder that training wrote (PEFT layout).
         save_path: New folder of the merged model.
-        dtype: float32 or bfloat16; else as the base.
+        dtype: Number type of the merged weights, float32 or bfloat16; else that of the base.
         then: Another adapter, merged after it; repeatable.
     """
     print(merge_adapter(huggingface_path, jax_path, save_path, dtype, then or []))
@@ -40,17 +40,17 @@ def merge(
 def merge_adapter(
     base: Path, adapter: Path, target: Path, dtype: str | None = None, then: Sequence[Path] = ()
 ) -> Path:
-    """Merge a PEFT adapter into its base model; write the new model folder `target`, all of it or nothing.
+    """Merge a PEFT adapter into its base model, and write a complete new model folder or none.
 
     Args:
         base: model folder in Hugging Face layout.
         adapter: folder in PEFT layout.
-        target: new folder.
-        dtype: of the merged weights, float32 or bfloat16; None takes the base's.
-        then: adapters that are merged after it, in this order.
+        target: new model folder.
+        dtype: number type of the merged weights, float32 or bfloat16; None takes that of the base model.
+        then: adapters that are merged after `adapter`, in this order.
 
     Raises:
-        InputError: `target` exists, or the model or the adapter cannot be read.
+        InputError: `target` exists, or the model or an adapter cannot be read.
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"--dtype {dtype}: expected float32 or bfloat16")

@@ -1,4 +1,4 @@
-"""Commands of `jora` about the pipeline (run, plan, serve) and its stages (context to export)."""
+"""The commands of `jora` for the pipeline (run, plan, serve) and for its stages (context to export)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run(
 ) -> None:
     """Run the pipeline, or a part of it.
 
-    Finished stages are taken from the store; a stage that was killed goes on from its last checkpoint. Uses
-    the Prefect server that PREFECT_API_URL names or that `jora serve` started; else one of its own, which
-    ends with the run.
+    Finished stages are taken from the store. A killed stage continues from its last checkpoint. Uses the
+    Prefect server that PREFECT_API_URL names or that `jora serve` has started. Otherwise the run has a server
+    of its own.
 
     Args:
         config: configuration file.
@@ -75,13 +75,13 @@ def plan(
         start: this stage and those after it.
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
-        memory: Also compile each phase's step: bytes per device.
+        memory: Also compile each phase's step and print its bytes per device.
         as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
-    # Also without --memory: the counts come from artifacts and caches, where they are there.
+    # Also without --memory, because the counts come from artifacts and caches, if those exist.
     sharing = sharing_of_phases(settings, store, STAGES, lines, print_status)
     needs = {}
     if memory:
@@ -103,13 +103,13 @@ def serve(
 ) -> None:
     """Start web UI, deployments and worker.
 
-    Uses the server that answers, else starts one; prints its URL; Ctrl-C ends it. The pipeline and every
-    stage get a deployment; `schedule.cron` of CONFIG starts the pipeline by itself.
+    Uses a Prefect server that answers, else starts one, and prints its URL. Ctrl-C ends the command. The
+    pipeline and every stage get a deployment. `schedule.cron` of CONFIG starts the pipeline on a schedule.
 
     Args:
         config: configuration file.
         overrides: changes of single values of the configuration.
-        port: Of the server on this machine; else PREFECT_API_URL, 4200.
+        port: Port of the server on this machine; else PREFECT_API_URL, 4200.
     """
     serve_pipeline.serve(load(config, overrides), port, print_status)
 
@@ -119,8 +119,8 @@ def context(
 ) -> None:
     """Build the records (stage build-context).
 
-    Reads the corpora, retrieves, and writes training and held-out records; without Prefect. Prints how many,
-    how good the retriever is and what was left out, and writes a report of it.
+    Reads the corpora, retrieves, and writes training and held-out records, without Prefect. Prints the number
+    of records, the quality of the retriever and what was left out, and writes a report about it.
 
     Args:
         config: configuration file.
@@ -139,7 +139,7 @@ def convert(
 ) -> None:
     """Check the base model (stage convert-model).
 
-    Reads every tensor once and writes down what was read; without Prefect.
+    Reads every tensor once and writes a description of the model (model.json), without Prefect.
 
     Args:
         config: configuration file.
@@ -159,7 +159,8 @@ def train(
 ) -> None:
     """Fine-tune, in all phases or one.
 
-    The stages finetune-structure and finetune-task, without Prefect; `jora context` and `jora convert` first.
+    Runs the stages finetune-structure and finetune-task, without Prefect. `jora context` and `jora convert`
+    must run before.
 
     Args:
         config: configuration file.
@@ -169,7 +170,7 @@ def train(
         as_json: print JSON instead of text.
     """
     settings = load(config, overrides)
-    # Of the configuration: it may have one phase only.
+    # The phases of the configuration, which may have only one.
     names: list[str] = [phase.stage for phase in settings.phases]
     if only is not None and only not in names:
         raise InputError(f"--only {only}: expected a phase of the configuration: {', '.join(names)}")
@@ -181,7 +182,7 @@ def evaluate(
 ) -> None:
     """Score held-out records (stage evaluate).
 
-    The base model, the model after each phase, and baselines without a model; without Prefect.
+    Scores the base model, the model after each phase, and baselines without a model. Runs without Prefect.
 
     Args:
         config: configuration file.
@@ -195,7 +196,7 @@ def evaluate(
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:
     """Write model and adapter (stage export).
 
-    A merged Hugging Face model, the PEFT adapter and a model card with the lineage; without Prefect.
+    Writes a merged Hugging Face model, the PEFT adapter and a model card with the lineage, without Prefect.
 
     Args:
         config: configuration file.
@@ -207,7 +208,7 @@ def export(config: Config = None, force: Force = False, overrides: Set = None, a
 
 
 def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:
-    """Run stages one after the other in this process, and print what they left; return their artifacts."""
+    """Run stages one after the other in this process; print and return their artifacts."""
     _log_to_stderr()
     references = run_stages(
         names,
@@ -226,7 +227,7 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
 
 
 def _log_to_stderr() -> None:
-    """Show the lines of child processes where no terminal shows their progress bars."""
+    """Show log lines on stderr, such as the output of child processes if stderr is no terminal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Our own lines from INFO on, other libraries' from WARNING on.
     logging.getLogger("jora").setLevel(logging.INFO)

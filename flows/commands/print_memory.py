@@ -1,4 +1,4 @@
-"""How memory plans look on a terminal."""
+"""Print memory plans on a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def print_memory(plan: dict[str, Any]) -> None:
-    """A plan of `jora memory`: bytes, cards, longest row, collectives, arithmetic."""
+    """Print the memory plan of `jora memory`: bytes, cards, longest row, collectives and arithmetic."""
     settings = plan["settings"]
     mesh = settings["mesh"]
     print(
@@ -51,7 +51,7 @@ def print_memory(plan: dict[str, Any]) -> None:
 
 
 def print_phases(plans: dict[str, dict[str, Any]]) -> None:
-    """One line a phase, for `jora plan --memory`."""
+    """Print one line for each phase, for `jora plan --memory`."""
     for stage, plan in plans.items():
         cards = [str(card["gb"]) for card in plan["cards"] if card["fits"]]
         fits = f"fits cards of {', '.join(cards)} GB" if cards else "fits no card of up to 141 GB"

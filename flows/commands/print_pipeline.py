@@ -1,4 +1,4 @@
-"""What the `jora` command prints: the plan, what ran, and the evaluation."""
+"""Print the plan, the finished stages, the evaluation and the findings of the `jora` commands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KEY_LENGTH = 12
-PLAIN_WIDTH = 120  # where no terminal says its own
+PLAIN_WIDTH = 120  # in columns, where no terminal has a width
 RETRIEVAL = ("recall@1", "recall@10", "mrr")
-# What is measured on threads, tables and documents.
+# Metrics of thread, table and document records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
     ("denotation_accuracy",),
@@ -27,7 +27,10 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `fail` keeps the pipeline from running, `warn` does not."""
+    """The result of one check of `jora doctor`.
+
+    The pipeline cannot run after `fail`, but can run after `warn`.
+    """
 
     name: str
     state: Literal["ok", "warn", "fail"]
@@ -35,7 +38,7 @@ class Finding:
 
 
 def print_plan(lines: Sequence[PlannedStage]) -> None:
-    """One line a stage: what would happen, under which key, why."""
+    """Print one line for each planned stage: whether it would run, its key, and the reason."""
     table = _grid("stage", "would", "key", "because")
     for line in lines:
         style = "green" if line.action == "cached" else "yellow"
@@ -44,7 +47,7 @@ def print_plan(lines: Sequence[PlannedStage]) -> None:
 
 
 def print_sharing(phases: Mapping[str, Mapping[str, Any]]) -> None:
-    """One line a phase: its tokens with contexts shared and without."""
+    """Print one line for each phase: its number of tokens with shared contexts and without."""
     for stage, counts in phases.items():
         if "unknown" in counts:
             print(f"{stage}: tokens not counted, {counts['unknown']}")
@@ -58,18 +61,18 @@ def print_sharing(phases: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_reference(reference: ArtifactRef) -> None:
-    """One line of one stage: cached or ran, seconds, key."""
+    """Print one line about a stage: whether it was cached or ran, its seconds and its key."""
     what = "cached" if reference.cached else "ran"
     key = reference.key[:KEY_LENGTH]
     print(
         f"{reference.stage:<20} {what:<7} {reference.seconds:>8.1f} s  {key}  {reference.reason}".rstrip(),
-        # A stage takes minutes to hours; behind a pipe Python would keep its line back until the end.
+        # A stage takes minutes to hours. Without a flush, Python would write to a pipe only at the end.
         flush=True,
     )
 
 
 def print_outcome(references: Sequence[ArtifactRef], report: Path | None) -> None:
-    """A line a stage, the evaluation's table, and where to find things."""
+    """Print one line for each stage, the table of scores, and the paths of the results."""
     for reference in references:
         print_reference(reference)
     print_results(references)
@@ -78,7 +81,7 @@ def print_outcome(references: Sequence[ArtifactRef], report: Path | None) -> Non
 
 
 def print_results(references: Sequence[ArtifactRef]) -> None:
-    """The evaluation's table and the exported model's path, of those stages that are among the references."""
+    """Print the scores and the path of the exported model, if the references have these stages."""
     scores = evaluation_of(references)
     if scores:
         print()
@@ -90,12 +93,13 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Systems as rows, metrics as columns, each value with its 95 % interval; a table for each kind of
-    records.
+    """Print a table of scores for each kind of records.
+
+    The rows are systems and the columns are metrics. Each value has a 95 % interval.
     """
     systems: dict[str, dict[str, Any]] = dict(scores["systems"])
     for name, values in scores.get("generated", {}).get("systems", {}).items():
-        # The same records answered in another mode: two rows of one system, not two systems.
+        # Answers to the same records in another mode are two rows of one system, not two systems.
         systems[f"{name}, written freely"] = values
     console = _console()
     for metrics in METRICS:
@@ -113,9 +117,10 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 
 def print_records(reference: ArtifactRef) -> bool:
-    """How many records there are, how good the fused retriever is on the held-out ones, what was left out.
+    """Print the number of records, the quality of the fused retriever, and what was left out.
 
-    False where the artifact tells of no records.
+    Returns:
+        Whether the artifact contains metrics of records.
     """
     manifest = read_manifest(Path(reference.path) / MANIFEST)
     metrics = manifest["metrics"] if manifest is not None else {}
@@ -153,7 +158,7 @@ def print_records(reference: ArtifactRef) -> bool:
 
 
 def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
-    """The scores that the evaluation among the references wrote; None if there is none."""
+    """Return the scores of the evaluation among the references; None without an evaluation."""
     for reference in references:
         if reference.stage == "evaluate":
             return json.loads((Path(reference.path) / "metrics.json").read_text(encoding="utf-8"))
@@ -161,7 +166,7 @@ def evaluation_of(references: Sequence[ArtifactRef]) -> dict[str, Any] | None:
 
 
 def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> dict[str, Any]:
-    """What a run left, for other programs."""
+    """Return the result of a run as JSON values, for other programs."""
     exported = [str(Path(item.path) / "model") for item in references if item.stage == "export"]
     return {
         "stages": [reference.model_dump(mode="json") for reference in references],
@@ -172,7 +177,7 @@ def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> d
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """One line a check of `jora doctor`."""
+    """Print one line for each check of `jora doctor`."""
     styles = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = _grid("check", "", "found")
     for finding in findings:
@@ -199,7 +204,7 @@ def _interval(value: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text whose brackets are no markup."""
+    """Escape the brackets of a text, which rich would read as markup."""
     from rich.markup import escape
 
     return escape(text)

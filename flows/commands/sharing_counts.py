@@ -1,4 +1,4 @@
-"""What `jora plan` says of shared contexts: the tokens of each phase, with them and without."""
+"""Count the tokens of each phase with shared contexts and without, for `jora plan`."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def sharing_of_phases(
 ) -> dict[str, Counts]:
     """Count the tokens of the phases of a plan, with shared contexts and without.
 
-    The counts of a finished phase stand in its artifact. Those of a phase that would run are made now, if
-    `build-context` has made its records: exactly where their token ids are cached or they are few.
+    The counts of a finished phase are in its artifact. The tokens of a phase that would run are counted now,
+    if `build-context` has built its records. The counts are exact for cached token ids and for few records.
 
     Args:
         config: the configuration of the plan.
-        store: where the artifacts are.
+        store: the artifact store.
         registry: name to stage.
-        lines: the plan.
-        say: gets a line for each count that takes time.
+        lines: the planned stages.
+        say: called with a line before each slow count.
 
     Returns:
-        Stage name to counts; a phase that cannot be counted has `unknown`, the reason.
+        Stage name to counts. For a phase that cannot be counted, `unknown` has the reason.
     """
     planned = {line.name: line for line in lines}
     phases = [phase for phase in config.phases if phase.stage in planned]
     found: dict[str, Counts] = {}
     records: Path | None = None
-    # Checking the records reads all their bytes: only where a count needs them.
+    # Checked only for a count that needs the records, because the check reads all their bytes.
     if any(planned[phase.stage].action != "cached" for phase in phases):
         records = _finished_records(config, store, planned.get(build_context.NAME), registry)
     for phase in phases:
@@ -65,11 +65,11 @@ def sharing_of_phases(
 def _finished_records(
     config: PipelineConfig, store: Store, planned: PlannedStage | None, registry: Registry
 ) -> Path | None:
-    """The records that the phases of a plan would read, None where they are still to be built."""
-    # Records of an older key are other records; their count would be wrong.
+    """Return the records file that the phases of a plan would read; None if it must still be built."""
+    # Records under an older key are different, so their count would be wrong.
     if planned is not None and planned.action == "run":
         return None
-    # Not part of the plan where only later stages were asked for.
+    # The stage is not in the plan if only later stages are selected.
     key = (
         planned.key
         if planned
@@ -83,7 +83,7 @@ def _finished_records(
 def _of_artifact(store: Store, stage: str, key: str) -> Counts:
     manifest = store.check(stage, key).manifest
     data = (manifest or {}).get("metrics", {}).get("data", {})
-    # An artifact of a version that did not count this.
+    # The artifact is from a version without these counts.
     if "slots_apart" not in data:
         return {"unknown": "the artifact does not say"}
     return {
@@ -100,7 +100,7 @@ def _of_artifact(store: Store, stage: str, key: str) -> Counts:
 def _counted(
     config: PipelineConfig, phase: PhaseConfig, records: Path, cache_dir: Path, say: Callable[[str], None]
 ) -> Counts:
-    # Outside the store: a plan writes nothing there.
+    # Outside the store, in which a plan writes nothing.
     with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
         spec = SharingSpec(
             model=Path(config.model.path),
@@ -112,5 +112,5 @@ def _counted(
         try:
             return run_child("sharing", spec, Path(name), on_line=say)
         except (ChildError, InputError) as error:
-            # The plan stands without it; the phase itself will say the same when it runs.
+            # The plan is useful without the count, and the phase reports the same error when it runs.
             return {"unknown": str(error).splitlines()[0]}

@@ -1,1 +1,1 @@
-"""The pipeline's configuration: its schema, and how a YAML file becomes one."""
+"""The schema of the pipeline's configuration, and the loading of a configuration from a YAML file."""

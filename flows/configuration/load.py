@@ -1,4 +1,4 @@
-"""Load a configuration from a file, from `jora.yaml` of the working directory, or the embedded sample's."""
+"""Load a configuration from a file, by default `jora.yaml` or the configuration of the embedded sample."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jora_core.base.errors import InputError
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read a configuration and change it by overrides.
+    """Read a configuration file and apply overrides to its values.
 
     Args:
-        path: YAML file; None takes what `default_config` finds.
+        path: YAML file; None takes the result of `default_config`.
         overrides: `key.path=value`, the values in YAML. An item of a list is named by its number or, for
             phases, by its stage: `phases.finetune-task.max_steps=10`.
 
@@ -27,7 +27,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
             a value of the wrong type, an environment variable that is not set.
     """
     file = default_config() if path is None else Path(path)
-    # Links are followed: a linked configuration means what it means where it lies.
+    # Links are followed, so that a linked configuration means the same as its target.
     folder = file.resolve().parent
     raw, changed = apply_overrides(read_yaml(file), overrides)
     # Written into the mapping, so that the checked configuration carries its root to Prefect and the
@@ -39,6 +39,5 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     try:
         return PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        # `from None`: pydantic's own text names classes and types, which says nothing to the author of a
-        # file.
+        # `from None`: pydantic's own text names classes and types, which does not help the author of a file.
         raise InputError(describe_error(error, PipelineConfig, str(file), changed)) from None

@@ -1,4 +1,4 @@
-"""Which settings are paths, and what a relative one counts from."""
+"""The settings that are paths, and how relative paths become absolute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH_KEYS = (
     "context.embedding_cache",
     "phases.*.alpaca_path",
 )
-# A path if such a folder exists, else the name of a model that sentence-transformers finds by itself.
+# A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 # $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
@@ -30,14 +30,14 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 def resolve_paths(
     raw: Any, root: Path, source: str, root_from: Path | None = None, *, at: tuple[str, ...] = ()
 ) -> Any:
-    """Make every path absolute, and replace environment variables in it.
+    """Make every path in a configuration absolute, and replace environment variables in the paths.
 
     Args:
-        raw: a configuration as nested mappings and lists, or a value of one.
-        root: what relative paths count from. `store` always counts from the working directory.
-        source: where `raw` comes from, for errors.
-        root_from: what the key `root` itself counts from; the working directory if None.
-        at: key of `raw` in the configuration, if it is not the whole.
+        raw: a configuration as nested mappings and lists, or one value of a configuration.
+        root: folder that relative paths count from. `store` always counts from the working directory.
+        source: name of the origin of `raw`, for errors.
+        root_from: folder that the key `root` itself counts from; None takes the working directory.
+        at: key of `raw` in the configuration; empty for a whole configuration.
 
     Returns:
         A changed copy of `raw`.
@@ -54,7 +54,7 @@ def resolve_paths(
         if not isinstance(value, str):
             return value
         dotted = ".".join(key)
-        # Two keys count from elsewhere; see the module `schema`.
+        # Two keys count from other folders; see the module `schema`.
         if key in (("store",), ("root",)):
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
@@ -65,8 +65,8 @@ def resolve_paths(
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
-            # `owner/name` can be both; a folder of that name wins. A text that starts like a path stays a
-            # path even where nothing is there, so that the error names the path.
+            # `owner/name` can be a path or a model name, and an existing folder has priority. A text that
+            # starts like a path stays a path even without such a folder, so that the error names the path.
             return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value
         return value
 
@@ -74,9 +74,9 @@ def resolve_paths(
 
 
 def expand_variables(text: str, where: str) -> str:
-    """Replace `$NAME`, `${NAME}` and `${NAME:-default}` from the environment.
+    """Replace `$NAME`, `${NAME}` and `${NAME:-default}` in `text` by values from the environment.
 
-    `where` names the text in the error.
+    An error names the place of the text, which is `where`.
 
     Raises:
         InputError: a variable without default is not set.
@@ -103,5 +103,5 @@ def _is_one_of(key: tuple[str, ...], patterns: Sequence[str]) -> bool:
 
 
 def _absolute(path: Path) -> str:
-    """`path` without `..`; links stay, because a corpus is known by the name that it was given."""
+    """Return `path` without `..`. Links stay, because a corpus keeps the path that the user gave."""
     return os.path.abspath(path)  # noqa: PTH100

@@ -1,4 +1,4 @@
-"""Where the embedded sample is, and which configuration a command takes that is given none."""
+"""The embedded sample, and the default configuration of the commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PLACES = (_FLOWS / "sample_data", _FLOWS.parent / "data")
 
 
 def sample_data() -> Path:
-    """Return the folder of the sample's corpora and models.
+    """Return the folder of the embedded sample's corpora and models.
 
     Raises:
-        InputError: this installation has none.
+        InputError: this installation has no embedded sample.
     """
     for place in _PLACES:
         if all((place / name).is_dir() for name in SAMPLE_FOLDERS):
@@ -31,17 +31,18 @@ def sample_data() -> Path:
 
 
 def default_config() -> Path:
-    """Return the configuration of a command that is given none.
+    """Return the path of the configuration for a command without CONFIG.
 
-    It is `jora.yaml` of the working directory, or without one, in a checkout only, the embedded sample's.
+    The path is `jora.yaml` in the working directory. If that file is missing, a checkout takes the
+    configuration of the embedded sample.
 
     Raises:
-        InputError: neither is there; the message names `jora init`.
+        InputError: neither file exists. The message names `jora init`.
     """
     own = Path(CONFIG_NAME)
     if own.exists():
         return own
-    # Not for an installed package: its sample would run on data that the user never chose.
+    # Not for an installed package, where the sample would run on data that the user never chose.
     if _PLACES[1].joinpath(SAMPLE_FOLDERS[0]).is_dir():
         return SAMPLE_CONFIG
     raise InputError(
@@ -51,7 +52,7 @@ def default_config() -> Path:
 
 
 def sample_config_text() -> str:
-    """Return the sample's configuration for a folder of its own, in which `data/` lies beside it."""
+    """Return the text of the sample's configuration for a project folder that contains `data/`."""
     lines = SAMPLE_CONFIG.read_text(encoding="utf-8").splitlines(keepends=True)
     # The line names the recipe's place in a checkout; a project has no such file.
     kept = [line for line in lines if not line.startswith("#   jora run flows/configs/")]

@@ -1,10 +1,10 @@
-"""The one configuration of a pipeline: what `jora run CONFIG` reads and the Prefect form shows.
+"""The schema of the pipeline's configuration, which `jora run CONFIG` reads and the Prefect form shows.
 
-Relative paths of the file count from `root`, and `root` itself from the file's own folder (default: that
-folder), so a configuration means the same from any working directory. Two things count from the working
-directory instead: `store`, because what a run writes belongs to whoever runs it, and paths given with
-`--set`, because they are typed there. `${NAME}` and `${NAME:-default}` in a path are replaced from the
-environment.
+Relative paths in the file count from `root`. `root` counts from the folder of the file, and is this folder by
+default, so a configuration means the same from any working directory. Two kinds of paths count from the
+working directory instead: `store`, because its artifacts belong to the user who runs the pipeline, and paths
+given with `--set`, because the user types them there. `${NAME}` and `${NAME:-default}` in a path are replaced
+by values from the environment.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
 
 
-# Pydantic lists the fields of the last base first, so the form begins with the folder (below: the phase).
+# Pydantic lists the fields of the last base first, so the form begins with the folder or the stage.
 class ModelFolder(SpecModel):
-    """Where the base model is."""
+    """The folder of the base model."""
 
     path: str = Field(
         title="Model folder", description="Hugging Face layout: config.json, safetensors, tokenizer"
@@ -39,18 +39,18 @@ class ModelFolder(SpecModel):
 
 
 class ModelConfig(ComputeSettings, ModelFolder):
-    """The base model."""
+    """The base model, with its folder and its compute settings."""
 
 
 class PhaseRecords(SpecModel):
-    """Which of the two phases this is, and which records it trains on."""
+    """The stage of a fine-tuning phase, and the tasks whose records it trains on."""
 
     stage: PhaseStage = Field(title="Stage", description="Which of the two fine-tuning stages this is")
     tasks: list[TaskName] = Field(min_length=1, title="Tasks", description="Which records it trains on")
 
 
 class PhaseConfig(BatchingSettings, TrainingSettings, PhaseRecords):
-    """One phase of fine-tuning; the second continues the first one's adapter."""
+    """One phase of fine-tuning. The second phase continues the adapter of the first phase."""
 
     @model_validator(mode="after")
     def _has_its_validation_loss(self) -> PhaseConfig:
@@ -59,7 +59,7 @@ class PhaseConfig(BatchingSettings, TrainingSettings, PhaseRecords):
 
 
 class EvaluateConfig(EvaluationSettings):
-    """How the held-out records are answered and scored. A task without records in the context is left out."""
+    """How the held-out records are answered and scored. Tasks outside the context section are left out."""
 
     max_records: int | None = Field(
         default=None,
@@ -87,15 +87,15 @@ class EvaluateConfig(EvaluationSettings):
     )
 
     def most_records(self, task: str) -> int | None:
-        """Return how many held-out records of a task are scored at most, None for all.
+        """Return the largest number of held-out records of a task to score; None for all.
 
-        A task without a key of its own goes by the general one.
+        A task without a setting of its own uses `max_records`.
         """
         return getattr(self, f"{task}_max_records", self.max_records)
 
 
 class ExportConfig(ExportSettings):
-    """What the exported model looks like."""
+    """Settings of the exported model, and whether it is verified."""
 
     verify: bool = Field(
         default=True,
@@ -105,7 +105,7 @@ class ExportConfig(ExportSettings):
 
 
 class RetryConfig(SpecModel):
-    """What happens when a stage fails for a reason that may pass."""
+    """Retries of a stage after a failure that may be temporary."""
 
     max_retries: int = Field(default=2, ge=0, title="Retries", description="Further attempts of one stage")
     delay_seconds: float = Field(
@@ -115,7 +115,7 @@ class RetryConfig(SpecModel):
 
 
 class ScheduleConfig(SpecModel):
-    """When `jora serve` starts the pipeline by itself."""
+    """The schedule on which `jora serve` starts the pipeline."""
 
     cron: str | None = Field(
         default=None, title="Cron", description="Five fields, for example '0 2 * * *'; empty: never"
@@ -126,7 +126,7 @@ class ScheduleConfig(SpecModel):
 
 
 class PipelineConfig(SpecModel):
-    """From raw corpora to an exported model."""
+    """The configuration of a whole pipeline, from raw corpora to an exported model."""
 
     root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
@@ -137,7 +137,7 @@ class PipelineConfig(SpecModel):
     )
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
-    # A list and not two fields: either phase can be left out, and the order is visible in the file.
+    # A list, not two fields: either phase can be left out, and the order is visible in the file.
     phases: list[PhaseConfig] = Field(
         min_length=1, max_length=2, title="Phases", description="Structure first, then the task itself"
     )
@@ -166,21 +166,23 @@ class PipelineConfig(SpecModel):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
-        """One seed for everything, the model's own tokenizer, one adapter shape for both phases, unless said
-        otherwise.
+        """Fill in values that the file leaves out.
+
+        The context takes the seed of the pipeline and the tokenizer of the model. The second phase takes the
+        adapter settings of the first phase.
         """
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
         if isinstance(raw.get("context"), dict):
-            # What the file says in the section itself comes last and wins.
+            # Values of the section itself come last, so they override the inherited values.
             context = {"seed": raw.get("seed", 0), **raw["context"]}
             if context.get("tokenizer") is None and isinstance(raw.get("model"), dict):
                 context["tokenizer"] = raw["model"].get("path")
             raw["context"] = context
         phases = raw.get("phases")
         if isinstance(phases, list) and len(phases) == 2 and all(isinstance(phase, dict) for phase in phases):
-            # Before the validation, where a missing key can still be told from a default.
+            # Before the validation, because afterwards a missing key looks like a default.
             shape = {"lora": phases[0]["lora"]} if "lora" in phases[0] else {}
             raw["phases"] = [phases[0], {**shape, **phases[1]}]
         return raw
@@ -208,12 +210,12 @@ class PipelineConfig(SpecModel):
         return self
 
     def resolved(self) -> PipelineConfig:
-        """Return the same configuration with absolute paths; what `load_config` returns is already so.
+        """Return the same configuration with absolute paths; `load_config` already returns absolute paths.
 
         Raises:
             InputError: a path names an environment variable that is not set.
         """
         root = Path(self.root).resolve()
-        # Through plain values: `resolve_paths` knows paths by their dotted keys, as in the file.
+        # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
         return PipelineConfig.model_validate(raw)

@@ -1,7 +1,7 @@
-"""Read a configuration file: YAML with line numbers, `--set` overrides, and errors that say how to fix it.
+"""Read a YAML configuration, apply `--set` overrides, and describe errors in one line.
 
-The overrides are applied here and not by a library such as OmegaConf: an item of `phases` is named by its
-stage (`phases.finetune-task.max_steps=10`), a path counts from where it was typed, and an error names the
+No library such as OmegaConf applies the overrides, because an item of `phases` is named by its stage
+(`phases.finetune-task.max_steps=10`), a path counts from the working directory, and an error names the
 override.
 """
 
@@ -33,19 +33,20 @@ _EXPECTED = {
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML 1.2 text: `yes` and `1:30` are text, `010` is ten, `1e-4` is a number, `<<` merges.
+    """Parse YAML 1.2 text, in which `yes` and `1:30` are text, `010` is ten and `1e-4` is a number.
 
     Args:
-        text: one document.
-        source: names the text in errors, such as a file's path.
+        text: one YAML document. Its `<<` keys merge mappings.
+        source: name of the text in errors, such as the path of a file.
 
     Raises:
-        InputError: broken YAML or a key given twice, with line and column; nesting without end.
+        InputError: the YAML is broken or a key is given twice (with line and column), or an alias contains
+            itself.
     """
     try:
-        # The pure loader: the one in C follows YAML 1.1, in which `yes` is true and `010` is eight.
-        # The copy ends aliases, so that an override of one place changes no other; it also finds an alias
-        # that contains itself, on which everything that walks the values would run without end.
+        # The pure loader, because the C loader follows YAML 1.1, in which `yes` is true and `010` is eight.
+        # The copy removes aliases, so that an override changes one place only. It also finds an alias that
+        # contains itself, on which every walk over the values would run for ever.
         return _copy(YAML(typ="safe", pure=True).load(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark
@@ -53,7 +54,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{where}: broken YAML: {_problem(error)}") from None
     except YAMLError as error:
         raise InputError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
-    # `a: &x [*x]` is valid YAML, and a value without end.
+    # `a: &x [*x]` is valid YAML with an infinite value.
     except RecursionError:
         raise InputError(
             f"{source}: values are nested too deeply, or an alias contains itself; write them out"
@@ -61,17 +62,17 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _problem(error: MarkedYAMLError) -> str:
-    """Return the library's message, but for a repeated key: there it quotes both values, however long."""
+    """Return the message of a YAML error, without the quoted values of a repeated key."""
     text = str(error.problem or error.context)
     repeated = re.match(r'found duplicate key "?(.+?)"? with value ', text, re.DOTALL)
     return f"key {repeated[1]!r} is given twice" if repeated else text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping.
+    """Read a YAML file that contains one mapping.
 
     Raises:
-        InputError: no such file, not text, broken YAML, not a mapping.
+        InputError: the file does not exist, is not text, is broken YAML, or contains no mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -90,17 +91,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def apply_overrides(
     raw: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
-    """Change a configuration by overrides.
+    """Return a configuration with overrides applied.
 
     Args:
-        raw: content of the file; it is not changed.
+        raw: content of the file, which is not changed.
         overrides: `key.path=value`, the values in YAML.
 
     Returns:
-        The changed copy, and the key paths that were set, list items by number.
+        The changed copy, and the key paths that were set, with list items by number.
 
     Raises:
-        InputError: no `=`, an empty key, a list index that is not there, a key below a plain value.
+        InputError: an override has no `=`, an empty key, a missing list index, or a key below a plain value.
     """
     result = _copy(dict(raw))
     changed: list[tuple[str, ...]] = []
@@ -109,7 +110,7 @@ def apply_overrides(
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
-        # As YAML, so that `--set a=[1, 2]`, `null` and `1e-4` mean what they mean in the file.
+        # As YAML, so that `--set a=[1, 2]`, `null` and `1e-4` mean the same as in the file.
         value = parse_yaml(text, f"--set {dotted}")
         # A relative path of the command line counts from the working directory, not from the file's folder.
         value = resolve_paths(value, Path.cwd(), "--set", at=tuple(keys))
@@ -120,20 +121,20 @@ def apply_overrides(
 def describe_error(
     error: ValidationError, model: type[BaseModel], source: str, overridden: Sequence[tuple[str, ...]] = ()
 ) -> str:
-    """Return one line for the first problem: where it is, what was expected, what is there.
+    """Return one line about the first problem: its place, the expected value and the given value.
 
     Args:
-        error: of the model's validation.
-        model: knows the keys that there are.
-        source: the configuration's file.
-        overridden: key paths that `--set` gave; an error below one of them names `--set`, not the file.
+        error: error of the validation.
+        model: schema with the known keys.
+        source: name of the configuration's file.
+        overridden: key paths that `--set` has changed. An error below such a key names `--set`, not the file.
     """
     # One problem at a time: with unions pydantic reports each variant, so one mistake gives several
     # errors.
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     where = ".".join(location)
-    # A prefix: `--set lora={r: x}` sets a mapping, and the error is below it.
+    # A prefix, because `--set lora={r: x}` sets a mapping, and the error is below that key.
     if any(location[: len(keys)] == keys for keys in overridden):
         source = "--set"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -194,7 +195,7 @@ def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tupl
         if last:
             target[key] = value
             break
-        # A section that the file leaves out or writes as an empty key.
+        # The file has no such section, or an empty one.
         if target.get(key) is None:
             target[key] = {}
         target = target[key]
@@ -206,9 +207,9 @@ def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tupl
 
 
 def _index(items: list[Any], key: str, override: str) -> int:
-    """Return the position that `key` names in a list: a number, or the `stage` of an item."""
+    """Return the index in a list for `key`, which is a number or the `stage` of an item."""
     stages = [item.get("stage") if isinstance(item, dict) else None for item in items]
-    # The name before the number: names do not change when a phase is added in front.
+    # The name comes before the number, because names stay the same when a phase is added in front.
     if key in stages:
         return stages.index(key)
     if key.isdigit() and int(key) < len(items):

@@ -1,1 +1,1 @@
-"""Stages, keys, the artifact store, the plan, and the run of one stage: all of it without Prefect."""
+"""Stages, their keys, the artifact store, the plan, and the run of one stage, all without Prefect."""

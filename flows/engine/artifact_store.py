@@ -1,12 +1,12 @@
-"""The artifact store: immutable folders `<store>/<stage>/<key>/`, each proven by its `manifest.json`.
+"""The artifact store, which holds immutable folders `<store>/<stage>/<key>/`, each with a `manifest.json`.
 
-An artifact is written under a temporary name, fsynced and renamed, so a reader sees all of it or none.
-Every file's SHA-256 is checked at every use (a flipped byte that kept its size and time is noticed), and
-the manifest is sealed by a digest of itself. One process at a time works on a key: it holds a lock of
-`fcntl.flock`, which the kernel frees when the process dies, however it dies. Dot-folders beside the stages
-are the store's own:
+An artifact is written under a temporary name, fsynced and renamed, so a reader sees the whole artifact or
+none. The SHA-256 of every file is checked at every use, which finds a changed byte even if size and time of
+the file are unchanged. The manifest contains a digest of itself. Only one process at a time works on a key.
+The process holds a lock (`fcntl.flock`), which the kernel frees at any end of the process. The store keeps
+its own files in folders beside the stages:
 
-    .locks/   one empty file a key          .tmp/    artifacts being written
+    .locks/   one empty file for each key   .tmp/    artifacts being written
     .work/    checkpoints and specs         .cache/  compiled programs
 """
 
@@ -31,13 +31,13 @@ from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
 
 MANIFEST = "manifest.json"
-ABANDONED_SECONDS = 14 * 24 * 3600  # checkpoints of a key that nobody came back to
+ABANDONED_SECONDS = 14 * 24 * 3600  # age at which the checkpoints of an unfinished key are removed
 
 Manifest = dict[str, Any]
 
 
 class ArtifactRef(BaseModel):
-    """Where a stage's artifact is: the only thing that stages and tasks hand to one another."""
+    """A reference to a stage's artifact, which is all that stages and tasks pass to one another."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,9 +51,11 @@ class ArtifactRef(BaseModel):
 
 @dataclass(frozen=True)
 class Check:
-    """What the store found under a key: the manifest if the artifact is whole, else what is wrong with it.
+    """The result of verifying an artifact.
 
-    `damage` is None for an artifact that is simply not there.
+    Attributes:
+        manifest: the manifest of a whole artifact; None for a damaged or missing artifact.
+        damage: what is damaged; None for a whole or missing artifact.
     """
 
     manifest: Manifest | None = None
@@ -61,12 +63,15 @@ class Check:
 
     @property
     def whole(self) -> bool:
-        """Whether every file is there and byte for byte what it was when it was written."""
+        """Whether every file of the artifact exists and has the same bytes as when it was written."""
         return self.manifest is not None
 
 
 class Store:
-    """Artifacts below one folder. Making the object touches nothing; the first write makes the folder."""
+    """The artifacts below one folder.
+
+    The constructor creates no folder. The first write creates it.
+    """
 
     def __init__(self, root: Path | str) -> None:
         # Absolute, because Dask workers and child processes have other working directories.
@@ -76,25 +81,25 @@ class Store:
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of compiled programs, shared by all runs; safe to delete."""
+        """Folder of compiled programs, token ids and embeddings for all runs; safe to delete."""
         return self.root / ".cache"
 
     def path(self, stage: str, key: str) -> Path:
-        """Folder of an artifact, whether it is there or not."""
+        """Return the folder of an artifact, which need not exist."""
         return self.root / stage / key
 
     def work_dir(self, stage: str, key: str) -> Path:
-        """Folder of what must outlive a kill while the artifact is being made."""
+        """Return the work folder of a key, whose checkpoints survive the kill of a run."""
         return self.root / ".work" / stage / key
 
     def check(self, stage: str, key: str) -> Check:
-        """Verify an artifact: its manifest, and every file's SHA-256."""
+        """Verify the manifest of an artifact and the SHA-256 of its files."""
         folder = self.path(stage, key)
         if not folder.is_dir():
             return Check()
         manifest = read_manifest(folder / MANIFEST)
-        # A folder that was renamed or copied by hand is whole in itself, but it is not what its name
-        # says.
+        # A folder that was renamed or copied by hand has a valid manifest, but of another stage or key than
+        # its name says.
         if manifest is None or (manifest["stage"], manifest["key"]) != (stage, key):
             return Check(damage=MANIFEST)
         outputs = manifest["outputs"]
@@ -117,7 +122,7 @@ class Store:
         return Check(manifest=manifest)
 
     def newest_manifest(self, stage: str) -> Manifest | None:
-        """The manifest that was finished last among a stage's artifacts; unreadable ones are passed over."""
+        """Return the newest readable manifest of a stage; None if there is none."""
         folder = self.root / stage
         if not folder.is_dir():
             return None
@@ -128,23 +133,23 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the lock of a key while the block lasts, after waiting for another run that holds it.
+        """Hold the lock of a key during the block; wait first if another process holds the lock.
 
         Args:
             stage: name of the stage.
-            key: of the artifact.
-            on_wait: called once if it must wait.
+            key: key of the artifact.
+            on_wait: called once if the lock is not free.
 
         Raises:
             InputError: the store cannot be written.
         """
         with one_line_os_errors("write to store", self.root):
             # The lock file stays after use. Were it removed, a process that waits on the old file and one
-            # that opens a new file would both hold `the` lock.
+            # that opens a new file would both hold the lock.
             descriptor = self._open_lock(f"{stage}-{key}")
         try:
             try:
-                # First without waiting, only to learn whether there is something to wait for.
+                # First without waiting, to find out whether a wait is necessary.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait:
@@ -155,31 +160,31 @@ class Store:
             os.close(descriptor)  # frees the lock
 
     def begin(self, stage: str, key: str) -> Path:
-        """Return a new empty folder to fill; call it while holding the key's lock.
+        """Create the empty temporary folder of a new artifact; the caller holds the lock of the key.
 
         Raises:
             InputError: the store cannot be written.
         """
         folder = self._temporary(stage, key)
         with one_line_os_errors("write to store", self.root):
-            _remove(folder)  # whoever left it held the lock that we hold now: dead
+            _remove(folder)  # its writer held the lock that we hold now, so it has ended
             folder.mkdir(parents=True)
         return folder
 
     def commit(self, stage: str, key: str, manifest: Mapping[str, Any]) -> Path:
-        """Make the filled temporary folder the artifact.
+        """Turn the filled temporary folder of a key into its artifact.
 
         Args:
             stage: name of the stage.
-            key: of the artifact; the caller holds its lock.
-            manifest: what is known of the artifact; its outputs and the seal are added here.
+            key: key of the artifact; the caller holds its lock.
+            manifest: content of the manifest without `outputs` and `seal`, which are added here.
 
         Returns:
             The artifact's folder.
 
         Raises:
-            InputError: the disk is full or the store cannot be written; the temporary folder is gone then.
-            StageFailed: the stage wrote nothing, or something other than files.
+            InputError: the disk is full or the store cannot be written. The temporary folder is removed.
+            StageFailed: the stage wrote no file.
         """
         folder = self._temporary(stage, key)
         final = self.path(stage, key)
@@ -219,18 +224,16 @@ class Store:
 
     def abandon(self, stage: str, key: str) -> None:
         """Remove the temporary folder of a key; never raises."""
-        # It runs while another exception passes, which a failed removal must not replace; `sweep` tries
-        # again.
+        # This runs while another exception is raised, which the error of a failed removal must not replace.
+        # `sweep` tries again.
         shutil.rmtree(self._temporary(stage, key), ignore_errors=True)
 
     def finish_work(self, stage: str, key: str) -> None:
-        """Remove what had to outlive a kill: the artifact is there now."""
+        """Remove the work folder of a key whose artifact is finished or whose run left no checkpoint."""
         shutil.rmtree(self.work_dir(stage, key), ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed runs left: temporary folders, and checkpoints that nobody came back to for two
-        weeks.
-        """
+        """Remove the temporary folders of killed runs, and work folders without a change for two weeks."""
         for folder in self._folders(".tmp"):
             self._remove_if_free(folder, folder.name.removesuffix(".old"))
         for stage in self._folders(".work"):
@@ -252,15 +255,15 @@ class Store:
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def _remove_if_free(self, folder: Path, name: str) -> None:
-        """Remove `folder` unless a living process holds the lock called `name`."""
+        """Remove `folder` unless a running process holds the lock called `name`."""
         try:
             descriptor = self._open_lock(name)
         except OSError:
             return  # a store that we may only read
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The lock is held during the removal: a run that starts now waits, and then finds an empty
-            # place.
+            # The lock is held during the removal: a run that starts now waits, and then finds no
+            # folder.
             shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass
@@ -274,14 +277,14 @@ class Store:
 
 
 def render_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """The only text that a manifest may have: sorted, indented JSON with a digest of the rest as `seal`."""
+    """Return the one valid text of a manifest, which is sorted JSON with a digest of the rest as `seal`."""
     body = {name: value for name, value in manifest.items() if name != "seal"}
     text = json.dumps({**body, "seal": json_digest(body)}, sort_keys=True, indent=1, ensure_ascii=False)
     return f"{text}\n".encode()
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; None if it is missing or not byte for byte what was written."""
+    """Read a manifest; return None for a missing file or one that differs from the written bytes."""
     try:
         data = path.read_bytes()
         manifest = json.loads(data)
@@ -293,7 +296,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Relative paths of everything in an artifact that is no folder, without the manifest."""
+    """Return the relative paths of all files and links in an artifact, without the manifest."""
     names = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -304,11 +307,14 @@ def _files(folder: Path) -> set[str]:
 
 
 def _newest_change(folder: Path) -> float:
-    """Time of the last change of anything in `folder`, in seconds since 1970; now if it is changing."""
+    """Return the time of the last change in `folder`, in seconds since 1970.
+
+    A folder that changes during the call has the current time.
+    """
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
-        # A file that vanishes between listing and `stat` means that someone works there now.
+        # A file that vanishes between listing and `stat` means that a process works there now.
         return time.time()
 
 

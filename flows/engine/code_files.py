@@ -1,12 +1,12 @@
-"""Which files of code a stage runs: the modules that its entry module can reach inside the rooms.
+"""Find the source files that a stage runs, by following the imports of its entry modules.
 
-The imports are read, nothing is executed. So no list is kept by hand: a new module is part of the key of
-every stage that uses it from its first line on, and of no other stage's.
+The source text is scanned for import statements, and no code is executed. No list of files is kept by hand: a
+new module becomes part of the key of every stage that imports it, and of no other stage.
 
-A scanner of our own reads them, not `ast.parse`. CPython 3.11 turns a syntax tree into Python objects with a
-depth counter that all threads share; beside another thread that parses, it fails at random ("AST constructor
-recursion depth mismatch", https://github.com/python/cpython/issues/106905). Prefect's client threads parse
-sources while the tasks of a run ask for their stages' keys.
+The scanner is our own, because `ast.parse` is not safe here. CPython 3.11 turns a syntax tree into Python
+objects with a depth counter that all threads share. If two threads parse at once, it fails at random ("AST
+constructor recursion depth mismatch", https://github.com/python/cpython/issues/106905). Prefect's client
+threads parse sources while the tasks of a run compute their stages' keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `import` is a keyword, so outside of strings and comments it stands in import statements only. Strings and
-# comments are therefore matched first, as a whole; what is left over needs no parser.
+# comments are therefore matched first, as a whole. The rest of the text needs no parser.
 _STATEMENT = re.compile(
     r"""
     \"{3} (?: [^\\] | \\. )*? \"{3}  |  '{3} (?: [^\\] | \\. )*? '{3}
@@ -30,7 +30,7 @@ _STATEMENT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT = re.compile(r"#[^\n]*")
-# First words of lines whose statements are inside a block, also where they stand in the same line.
+# First words of lines that begin a block. A statement in the same line is inside the block.
 _BLOCK_WORDS = re.compile(
     r"(?:if|elif|else|for|while|try|except|finally|with|async|def|class|match|case)\b", re.ASCII
 )
@@ -39,21 +39,21 @@ _BLOCK_WORDS = re.compile(
 def reachable_sources(
     entries: Iterable[str], rooms: tuple[str, ...], root: Path = REPOSITORY
 ) -> Mapping[str, Path]:
-    """Return the files of some modules and of all that they import.
+    """Return the source files of some modules and of all modules that they import.
 
-    Imports inside functions count, except those of a package's own `__init__`: there they only delay what the
-    package offers, and the stage does not use it.
+    Imports inside functions count, except in the `__init__` of a package. There they load on demand what the
+    package offers to others, and the stage does not use that.
 
     Args:
         entries: dotted names of the modules.
-        rooms: top-level packages whose imports are followed.
-        root: the folder that has these packages.
+        rooms: names of the top-level packages whose modules are followed.
+        root: folder of these packages.
 
     Returns:
-        Path relative to `root`, with forward slashes, to path.
+        Path relative to `root`, with forward slashes, to the path of the file.
 
     Raises:
-        FileNotFoundError: an entry is no module.
+        FileNotFoundError: no module has the name of an entry.
     """
     found: dict[str, Path] = {}
     # A list, not recursion: import chains can be circular, and `found` ends the walk.
@@ -63,7 +63,7 @@ def reachable_sources(
         if not is_entry and name.partition(".")[0] not in rooms:
             continue
         files = _files_of(name, root)
-        # A misspelled entry would otherwise leave its code out of the key without a word.
+        # A misspelled entry would otherwise leave its code out of the key without an error.
         if is_entry and (not files or files[-1][0] != name):
             raise FileNotFoundError(f"{name} is no module below {root}")
         for module, path in files:
@@ -79,7 +79,16 @@ def reachable_sources(
 
 
 def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
-    """The code that decides a stage's output: its own file, and what `entries` reach in the rooms below."""
+    """Return the source files that decide the output of a stage.
+
+    Args:
+        stage_file: file of the stage itself, which is included.
+        entries: dotted names of the modules that the stage runs, whose imports in the packages `jora_core`
+            and `retrieval` are included.
+
+    Returns:
+        Repository path to file.
+    """
     own = Path(stage_file).resolve()
     # `flows` is not followed: the engine decides when a stage runs, not what it computes, and a change of
     # the plan's wording must not train anything again.
@@ -88,11 +97,10 @@ def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
 
 
 def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
-    """Return (module name, file) of a dotted name and of the packages around it; names that are no module
-    give none.
+    """Return (module name, file) for a dotted name and for each package that contains it.
 
-    `from jora_core.specs.train import TrainSpec` arrives as `jora_core.specs.train.TrainSpec`, of which the
-    last part is no file.
+    Parts of the name that are not modules give no pair. For example, `from jora_core.specs.train import
+    TrainSpec` arrives as `jora_core.specs.train.TrainSpec`, whose last part is not a file.
     """
     parts = name.split(".")
     files: list[tuple[str, Path]] = []
@@ -107,11 +115,11 @@ def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
     return files
 
 
-# The stages share most modules. The text is the key of the cache, so a file that changes during the
-# process is scanned again.
+# The stages share most modules. The cache is indexed by the text, so a file that changes during the process
+# is scanned again.
 @cache
 def _imports(text: str, module: str, is_package: bool) -> tuple[str, ...]:
-    """Return the dotted names that a module's text imports, relative ones made absolute."""
+    """Return the absolute dotted names of the imports in a module's text."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     return tuple(
         ".".join([*package[: len(package) - (level - 1)], name]) if level else name
@@ -120,11 +128,11 @@ def _imports(text: str, module: str, is_package: bool) -> tuple[str, ...]:
 
 
 def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int, str]]:
-    """Return what the import statements of a module name.
+    """Return the names in the import statements of a module.
 
     Args:
         text: source code of a module that Python accepts.
-        top_level_only: leave out statements inside of functions and other blocks.
+        top_level_only: whether to leave out statements inside of functions and other blocks.
 
     Returns:
         (number of leading dots, dotted name), in the order of the text. `from a import b` gives `a.b`.
@@ -145,11 +153,11 @@ def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int
 
 
 def _in_block(text: str, position: int) -> bool:
-    """Whether the statement at `position` is in a block: indented, or in the line that begins the block."""
+    """Whether the statement at `position` is indented or in a line that begins a block."""
     line = text[text.rfind("\n", 0, position) + 1 : position]
     return line[:1].isspace() or _BLOCK_WORDS.match(line) is not None
 
 
 def _joined(words: str) -> str:
-    """Return the text without white space and joined lines."""
+    """Return the text without white space and line continuations."""
     return "".join(words.replace("\\\n", " ").split())

@@ -1,4 +1,4 @@
-"""The ways in which a pipeline can end other than well, and the operating system's errors as one line."""
+"""The error of a failed stage, and one-line errors for problems of the operating system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jora_core.base.errors import InputError
 
-# What the user can mend: space, rights, a path that is not what it should be. Anything else is a failure.
+# What the user can fix: space, rights, a wrong path. Any other error is a failure.
 _MENDABLE = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "free some of the quota, or choose another folder",
@@ -22,24 +22,25 @@ _MENDABLE = {
     errno.ENOENT: "create it, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-# The part of it that can happen at any write, wherever it is.
+# The errors that can happen at any write, to any path.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class StageFailed(RuntimeError):
-    """A stage could not be finished for a reason that is not in its input; running it again may help."""
+    """A stage failed for a reason other than its input. Another run may succeed."""
 
 
 @contextmanager
 def one_line_os_errors(
     action: str, path: Path | str, numbers: Collection[int] = frozenset(_MENDABLE)
 ) -> Iterator[None]:
-    """Turn a full disk or a missing right inside the block into one line: ``cannot <action> <path>: …``.
+    """Turn a full disk or a missing right inside the block into an error ``cannot <action> <path>: …``.
 
     Args:
         action: a verb with its object, such as "write to store".
-        path: what the action is done to.
-        numbers: the errors (of `errno`) that are turned; by default all that a user can mend. Others pass.
+        path: file or folder of the action.
+        numbers: `errno` numbers of the errors to turn, by default all that a user can fix. Other errors stay
+            unchanged.
 
     Raises:
         InputError: in place of the operating system's error.
@@ -47,7 +48,7 @@ def one_line_os_errors(
     try:
         yield
     except OSError as error:
-        # An I/O error of a dying disk, say, keeps its traceback: no advice of ours would be right.
+        # An I/O error of a failing disk, for example, keeps its traceback: there is no advice for it.
         if error.errno is None or error.errno not in numbers:
             raise
         reason = (error.strerror or str(error)).lower()

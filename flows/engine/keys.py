@@ -1,13 +1,12 @@
-"""The key of an artifact: a digest of everything that decides what is in it.
+"""The key of an artifact, which is a digest of everything that decides the content of the artifact.
 
-key = SHA-256 of the canonical JSON of stage name and version, the settings that the stage reads, the
-content of its input files, the content of its code, and the *keys* of the stages that it reads from.
+A key is the SHA-256 of canonical JSON. The JSON holds the name and version of the stage, the settings that
+the stage reads, the digests of its input files and of its code, and the *keys* of its upstream stages.
 
-Using the upstream keys, not the digests of their outputs, makes every key known before anything has run, so
-`jora plan` can say for each stage what a run would do. It is as strong as long as a stage that runs again
-with the same key writes the same bytes. That is checked, not believed: a manifest also records the digest
-of each upstream file that was read, and an artifact whose upstream files are no longer those is not current
-(:mod:`flows.engine.plan`).
+With the keys of the upstream stages, not the digests of their outputs, every key is known before a stage has
+run, so `jora plan` can say for each stage what a run would do. This is safe only if a stage that runs again
+with the same key writes the same bytes. Therefore a manifest also records a digest of the upstream files that
+were read. An artifact whose upstream files have changed is not current (:mod:`flows.engine.plan`).
 """
 
 from __future__ import annotations
@@ -26,10 +25,18 @@ from jora_core.base.errors import InputError
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that went into one stage's key; `inputs` and `code` map names to SHA-256.
+    """The parts of one stage's key, and the path of each input for messages.
 
-    `paths` has the path of each input for messages, relative to the configuration's root where it is below
-    it. It is no part of the key.
+    Attributes:
+        stage: name of the stage.
+        version: version of the stage.
+        config: the settings that the stage reads.
+        inputs: name of an input file to its SHA-256.
+        paths: name of an input file to its path, relative to the configuration's root for a file below the
+            root; not part of the key.
+        upstream: name of an upstream stage to its key.
+        reads: the upstream artifacts with the files that the stage reads; not part of the key.
+        code: repository path of a source file to its SHA-256.
     """
 
     stage: str
@@ -43,7 +50,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """SHA-256 (hexadecimal) of the canonical JSON of the parts."""
+        """The stage's key, a hexadecimal SHA-256 of the canonical JSON of its parts."""
         return json_digest(
             {
                 "stage": self.stage,
@@ -57,8 +64,11 @@ class Identity:
 
 
 def digest_reads(outputs: Mapping[str, Mapping[str, Any]], reads: Sequence[str]) -> str:
-    """Digest of those of an artifact's `outputs` (path to {sha256, size}) that match one of the patterns
-    `reads`.
+    """Return a digest of some files of an artifact.
+
+    Args:
+        outputs: path of each file of the artifact to {sha256, size}.
+        reads: glob patterns of the files to include.
     """
     return json_digest(
         [
@@ -71,12 +81,13 @@ def digest_reads(outputs: Mapping[str, Mapping[str, Any]], reads: Sequence[str])
 
 
 def identify(config: PipelineConfig, registry: Registry, until: str | None = None) -> dict[str, Identity]:
-    """Compute the identity of every stage of a configuration, in the order in which they run.
+    """Compute the parts of the key of every stage of a configuration, in the order of the run.
 
     Args:
-        config: whose stages, settings and inputs are meant.
+        config: configuration with the stages, settings and inputs.
         registry: name to stage.
-        until: the last stage that is needed; all if None. Each input file is digested, which takes time.
+        until: name of the last stage to identify; None identifies all stages. Each input file is digested,
+            which takes time.
 
     Returns:
         Stage name to identity.
@@ -99,19 +110,19 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
             config=stage.settings(config),
             inputs=digest_inputs(inputs),
             paths={name: _shown(path, root) for name, path in inputs.items()},
-            # `stages_of` is in the order of the run, so what a stage reads has been identified before it.
+            # `stages_of` is in the order of the run, so the upstream stages are identified already.
             upstream={item.stage: found[item.stage].key for item in reads},
             reads=reads,
             code={label: hashed[path] for label, path in sources.items()},
         )
-        # After, not before: the stage `until` itself is wanted.
+        # After the entry is added: the result includes the stage `until`.
         if stage.name == until:
             break
     return found
 
 
 def digest_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of each input file's bytes, by name.
+    """Return the SHA-256 of each input file, by the name of the input.
 
     Raises:
         InputError: a file is missing or cannot be read.

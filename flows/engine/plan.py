@@ -1,11 +1,12 @@
-"""What a run would do and why, before it does it.
+"""The plan of a run: which stages would run, and why.
 
-A stage is *current*, and does nothing, when its artifact exists under its key, every file of it verifies,
-and the upstream files that it was made from are byte for byte those of today. :func:`assess` is that rule,
-for the plan and for the run alike. One thing is only known afterwards: whether a stage that must run again
-under an unchanged key (a damaged or forced artifact) reproduces its files. Stages are deterministic, so the
-plan says `cached` for what comes after; where the files do differ, say after a change of hardware, the run
-notices and goes on with the next stage.
+The artifact of a stage is *current* under three conditions. It exists under the stage's key, all its files
+have the recorded digests, and the upstream files that it was made from are unchanged. :func:`assess` checks
+these conditions for the plan and for the run. A stage with a current artifact does not run.
+
+The plan cannot know whether a stage that runs again under an unchanged key (after damage or with `--force`)
+writes the same files. Stages are deterministic, so the plan says `cached` for the stages after it. If the
+files differ, for example on other hardware, the run finds the difference and runs the next stage too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MOST_FILES = 2  # of changed code; their paths are long
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of the plan."""
+    """One line of the plan: a stage, whether it would run, and why."""
 
     name: str
     action: Action
@@ -44,11 +45,11 @@ def make_plan(
     start: str | None = None,
     force: bool = False,
 ) -> list[PlannedStage]:
-    """Say for each selected stage whether it would run, and why. Nothing is written.
+    """Plan a run: find for each selected stage whether it would run, and why. Write nothing.
 
     Args:
-        config: what to run on what.
-        store: where the artifacts are.
+        config: configuration of the pipeline.
+        store: the artifact store.
         registry: name to stage.
         only: see `select`.
         start: see `select`.
@@ -58,8 +59,8 @@ def make_plan(
         One line for each selected stage, in the order in which they run.
 
     Raises:
-        InputError: a missing input, an unknown stage, or a stage outside the selection that has no whole
-            artifact.
+        InputError: an input is missing, a stage is unknown, or an upstream stage outside the selection has no
+            whole artifact.
     """
     identities = identify(config, registry)
     selected = select(config, registry, only=only, start=start)
@@ -89,16 +90,16 @@ def make_plan(
 def select(
     config: PipelineConfig, registry: Registry, *, only: str | None = None, start: str | None = None
 ) -> list[str]:
-    """Return the names of the stages to look at, in the order in which they run.
+    """Return the names of the stages that `--only` or `--from` selects, in the order in which they run.
 
     Args:
-        config: whose stages are meant.
+        config: configuration that decides which stages exist.
         registry: name to stage.
-        only: this stage alone.
-        start: this stage and those after it. Without `only` and `start`: all stages.
+        only: name of the only stage to select.
+        start: name of the first stage to select. Without `only` and `start`, all stages are selected.
 
     Raises:
-        InputError: unknown stage, or both given.
+        InputError: a stage is unknown, or both `only` and `start` are given.
     """
     names = [stage.name for stage in stages_of(config, registry)]
     if only and start:
@@ -117,10 +118,10 @@ def assess(
     """Return why a stage must run, or None if its artifact is current.
 
     Args:
-        identity: of the stage.
-        checks: the state of the stage's own and its upstream stages' artifacts under their keys.
-        store: where to look for an older artifact of the stage, to say what changed since.
-        running: names of the stages that will run before it.
+        identity: parts of the stage's key.
+        checks: result of the check of the stage's artifact and of its upstream artifacts, by stage name.
+        store: store with the older artifacts of the stage, for a reason that names what has changed.
+        running: names of the stages that will run before this stage.
     """
     check = checks[identity.stage]
     if check.damage:
@@ -128,12 +129,12 @@ def assess(
     if check.manifest is None:
         return _why_absent(identity, store.newest_manifest(identity.stage), running)
     for upstream in identity.reads:
-        # An upstream stage that will run has no files yet to compare with; the run compares after it.
+        # The files of an upstream stage that will run are not written yet. The run compares them later.
         present = checks[upstream.stage].manifest
         if upstream.stage in running or present is None:
             continue
-        # The key says what the upstream files should be, this digest what they were. Other hardware can
-        # give other last bits under the same key.
+        # The key says what the upstream files should be, and this digest what they were. Other hardware can
+        # change the last bits of numbers under the same key.
         recorded = check.manifest["upstream"][upstream.stage]["digest"]
         if digest_reads(present["outputs"], upstream.reads) != recorded:
             return f"upstream {upstream.stage} made other files than this was made from"
@@ -141,12 +142,12 @@ def assess(
 
 
 def missing_upstream(stage: str, upstream: str, check: Check) -> InputError:
-    """Return the error of a stage that was selected alone and whose upstream artifact is not there.
+    """Return the error for a selected stage whose upstream artifact is missing or damaged.
 
     Args:
-        stage: the selected stage.
-        upstream: the stage that makes the artifact.
-        check: what the store found under its key.
+        stage: name of the selected stage.
+        upstream: name of the stage that writes the missing artifact.
+        check: result of the check of that artifact.
     """
     state = f"is damaged ({check.damage})" if check.damage else "does not exist for this configuration"
     return InputError(
@@ -155,23 +156,23 @@ def missing_upstream(stage: str, upstream: str, check: Check) -> InputError:
 
 
 def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | frozenset[str]) -> str:
-    """Compare with the stage's newest artifact: what changed since."""
+    """Say what has changed since the newest artifact of the stage."""
     if last is None:
         return "no artifact"
-    # Most specific first, because only the first few are shown: what the user typed, then data, then
-    # code, and last what merely follows from another stage.
+    # Most specific first, because only the first few are shown: settings, then input files, then code, and
+    # last the changes of upstream stages.
     reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
     reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
     if last["version"] != identity.version:
         reasons.append(f"stage version {last['version']} → {identity.version}")
     changed_code = sorted(
         label
-        # Both sides: a module that is gone changes the key as much as a new one.
+        # Old and new files: a removed module changes the key, just as a new one does.
         for label in {*last["code"], *identity.code}
         if last["code"].get(label) != identity.code.get(label)
     )
     if changed_code:
-        # One reason, however many files: after an update of this package they are nearly all files.
+        # One reason for any number of files: after an update of this package nearly all files differ.
         reasons.append(f"code changed: {_some_of(changed_code)}")
     for name, key in identity.upstream.items():
         if name in running:
@@ -185,7 +186,7 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
 
 
 def _some_of(files: Sequence[str]) -> str:
-    """Name the first files and count the others: `a.py, b.py and 81 more files`."""
+    """Name the first files and count the others, as in `a.py, b.py and 81 more files`."""
     rest = len(files) - MOST_FILES
     # Naming the last one takes no more room than `1 more file`.
     if rest <= 1:
@@ -194,24 +195,24 @@ def _some_of(files: Sequence[str]) -> str:
 
 
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
+    """Return changed settings as lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
     old, new = dict(_flatten(before)), dict(_flatten(after))
     return [
         f"{key} {_show(old, key)} → {_show(new, key)}"
         for key in sorted({*old, *new})
-        # Presence is compared, too: a key that is gone differs from a key whose value is None.
+        # Presence is compared too: a removed key differs from a key whose value is None.
         if (key in old, old.get(key)) != (key in new, new.get(key))
     ]
 
 
 def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
-    """Paths of the input files whose content differs, the gone ones last."""
+    """Return the paths of the input files with changed content, then those of removed files."""
     names = [
         identity.paths[name]
         for name, digest in sorted(identity.inputs.items())
         if before.get(name, {}).get("sha256") != digest
     ]
-    # The name stays when a corpus moves, so a moved file is neither changed nor gone.
+    # The name stays when a corpus moves, so a moved file counts as neither changed nor removed.
     return names + [
         f"{before[name]['path']} is gone" for name in sorted(before) if name not in identity.inputs
     ]
@@ -229,7 +230,7 @@ def _flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:
-    """A value as short text; `(none)` where the key is not there."""
+    """Return a value as short text, or `(none)` for a missing key."""
     if key not in values:
         return "(none)"
     value = values[key]

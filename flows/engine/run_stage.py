@@ -1,7 +1,7 @@
-"""Run stages: one with :func:`execute_stage`, several one after the other with :func:`run_stages`.
+"""Run one stage (:func:`execute_stage`) or several stages one after the other (:func:`run_stages`).
 
-The Prefect tasks call `execute_stage` too. So the artifact store alone decides what runs, with Prefect and
-without it.
+The Prefect tasks call `execute_stage` too, so the artifact store decides which stages run, with Prefect and
+without.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flows.engine.stage import CHECKPOINTS, BuildRecords, Registry, Stage, Stage
 from jora_core.base.errors import InputError
 
 MANIFEST_FORMAT = 1
-# Their versions are written into the manifest, to explain a difference; they are no part of the key.
+# The versions of these packages are in the manifest, to explain a difference. They are not in the key.
 RECORDED_PACKAGES = (
     "jax",
     "flax",
@@ -46,21 +46,21 @@ def execute_stage(
     on_start: Callable[[str], None] | None = None,
     build_records: BuildRecords | None = None,
 ) -> ArtifactRef:
-    """Make sure that a stage's artifact is current; run the stage if it is not.
+    """Run a stage, unless its artifact is current.
 
     Args:
-        name: of the stage.
-        config: what to run on what.
-        store: where the artifacts are.
+        name: name of the stage.
+        config: configuration of the pipeline.
+        store: the artifact store.
         registry: name to stage.
         force: run the stage even if its artifact is current.
-        on_start: called with one line before the stage runs, and when it waits for another run of the same
-            stage.
+        on_start: called with one line before the stage runs, and before a wait for another run of the stage.
         build_records: see `StageContext`.
 
     Raises:
-        InputError: wrong input, an upstream artifact missing or damaged, a store that cannot be written.
-        StageFailed: the stage could not finish. Errors of its child process pass through as they are.
+        InputError: the input is wrong, an upstream artifact is missing or damaged, or the store cannot be
+            written.
+        StageFailed: the stage cannot finish. Errors of its child process stay unchanged.
     """
     started = time.monotonic()
     say = on_start or (lambda line: None)
@@ -95,7 +95,7 @@ def execute_stage(
                     work_dir=store.work_dir(name, key),
                     cache_dir=store.cache_dir,
                     upstream={other: store.path(other, made) for other, made in identity.upstream.items()},
-                    # Of the check under the lock, so manifest and files belong together.
+                    # From the check under the lock, so that manifest and files belong together.
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                 )
@@ -123,17 +123,17 @@ def run_stages(
     """Run stages one after the other in this process, without Prefect.
 
     Args:
-        names: of the stages, in the order in which they run.
-        config: what to run on what.
-        store: where the artifacts are.
+        names: names of the stages, in the order in which they run.
+        config: configuration of the pipeline.
+        store: the artifact store.
         registry: name to stage.
         force: run the stages even where their artifacts are current.
-        on_stage: called with a stage's name and one line when the stage starts to work.
+        on_stage: called with the name of a stage and one line when the stage starts.
         on_done: called with the reference of each finished stage.
 
     Raises:
-        InputError: as `execute_stage`.
-        StageFailed: as `execute_stage`.
+        InputError: see `execute_stage`.
+        StageFailed: see `execute_stage`.
     """
     store.sweep()
     done: list[ArtifactRef] = []
@@ -147,15 +147,15 @@ def run_stages(
 
 
 def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) -> None:
-    """Run a stage into its temporary folder and commit it; the caller holds the key's lock."""
+    """Run a stage in a temporary folder and commit its artifact; the caller holds the lock of the key."""
     key, config = identity.key, context.config
     begun = datetime.now(UTC)
     clock = time.monotonic()
     try:
         with one_line_os_errors("write to store", store.root, DISK_FULL):
             metrics = stage.run(context)
-        # The key was computed from the inputs before the work. A corpus that is replaced meanwhile would
-        # be recorded under the digest of the old one.
+        # The key was computed from the inputs before the stage ran. A corpus that was replaced meanwhile
+        # would be recorded under the digest of the old one.
         after = digest_inputs(stage.inputs(config))
         if moved := [name for name in identity.inputs if after.get(name) != identity.inputs[name]]:
             raise StageFailed(
@@ -165,7 +165,7 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
     except BaseException as error:
         store.abandon(stage.name, key)
         if isinstance(error, InputError) and not (context.work_dir / CHECKPOINTS).exists():
-            store.finish_work(stage.name, key)  # nothing to go on from: leave nothing behind
+            store.finish_work(stage.name, key)  # without checkpoints, the next run starts anew
         raise
     store.commit(
         stage.name,
@@ -185,11 +185,11 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "metrics": metrics,
             "started": begun.isoformat(),
             "ended": datetime.now(UTC).isoformat(),
-            # Of the monotonic clock: the difference of the two times above is wrong when the clock is
-            # set.
+            # From the monotonic clock, because the difference of the two times above is wrong after a change
+            # of the system clock.
             "seconds": round(time.monotonic() - clock, 3),
-            # For a person who compares two artifacts; in the key it would make every update of a package
-            # run everything again.
+            # For a user who compares two artifacts. In the key, the versions would make all stages run again
+            # after each update of a package.
             "environment": _environment(),
         },
     )
@@ -197,7 +197,7 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
 
 
 def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each upstream artifact the key, and the digest of the files that were read."""
+    """Return the key of each upstream artifact and the digest of the files that were read."""
     return {
         item.stage: {
             "key": identity.upstream[item.stage],
@@ -211,7 +211,7 @@ def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) ->
 # The versions cannot change while this process runs.
 @cache
 def _environment() -> dict[str, str]:
-    """Versions of Python and of the packages that compute; for reading, not part of any key."""
+    """Return the versions of Python and of the packages that compute; they are part of no key."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     for package in RECORDED_PACKAGES:
         try:

@@ -1,10 +1,10 @@
-"""What a stage is: a name, what it reads, which code it runs, and a function that fills a folder.
+"""The description of a stage: its name, settings, inputs, code, and the function that writes its artifact.
 
-A stage declares everything that decides its output: settings, input files, upstream artifacts, code. All of
-it goes into the stage's key (:mod:`flows.engine.keys`). What does not decide the output (paths, retries, how
-often to write a checkpoint) stays out of the key, so that changing it makes no stage run again.
+A stage declares its settings, input files, upstream artifacts and code, which decide its output and are in
+its key (:mod:`flows.engine.keys`). Settings that do not change the output (paths, retries, how often a
+checkpoint is written) are not in the key, so no stage runs again when they change.
 
-The engine knows no stage by name. Whoever calls it hands over a registry, `flows.stages.STAGES` outside of
+The engine contains no name of a stage. Its callers pass a registry, which is `flows.stages.STAGES` outside of
 tests.
 """
 
@@ -19,24 +19,25 @@ from flows.configuration.schema import PipelineConfig, RetryConfig
 from jora_core.base.errors import InputError
 from retrieval.settings.context import ContextConfig
 
-# Names of the evaluated systems: the model as it was, after the first phase, after both.
+# Names of the evaluated systems: the base model, the model after the first phase, and after both phases.
 BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
-# Folder of a stage's work folder that a killed or stopped run goes on from.
+# Folder inside a stage's work folder. A run continues from its checkpoints after a kill or a stop.
 CHECKPOINTS = "checkpoints"
 
 
 # Builds the records of a corpus: settings, records folder, work folder, retries; returns the stage's metrics.
-# A type of function, so that the engine needs no import from the orchestration above it.
+# A function type, so that the engine needs no import from the orchestration layer above.
 BuildRecords = Callable[[ContextConfig, Path, Path, RetryConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """An earlier stage's artifact, and which of its files are read (glob patterns of paths inside it).
+    """An upstream stage, and glob patterns of the files in its artifact that a stage reads.
 
-    Only these files decide whether a finished artifact is still current: an earlier stage's log may differ.
+    Only these files decide whether a finished artifact is still current. Other files, such as the log of the
+    upstream stage, may differ.
     """
 
     stage: str
@@ -45,18 +46,19 @@ class Upstream:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a running stage gets.
+    """The configuration, folders and upstream artifacts that a running stage receives.
 
     Attributes:
         config: the whole configuration.
         key: the stage's key.
-        output_dir: becomes the artifact when the stage returns.
-        work_dir: the same folder at every attempt with the same key (checkpoints, specs); goes after success.
-        cache_dir: compiled programs, token ids and embeddings, shared by all runs.
-        upstream: stage name to artifact folder.
-        manifests: stage name to manifest, of the same artifacts.
-        build_records: builds the records as tasks of the orchestrator; None outside of it. The stage cannot
-            import the orchestrator itself, which stands in the layer above.
+        output_dir: folder that becomes the artifact when the stage returns.
+        work_dir: folder for checkpoints and specs. It is the same at every attempt with the same key, and is
+            removed after success.
+        cache_dir: folder of compiled programs, token ids and embeddings, which all runs share.
+        upstream: name of an upstream stage to the folder of its artifact.
+        manifests: name of an upstream stage to the manifest of its artifact.
+        build_records: function that builds the records in Prefect tasks; None outside of a flow run. The
+            stage cannot import the function, because orchestration is the layer above.
     """
 
     config: PipelineConfig
@@ -74,16 +76,16 @@ class Stage:
     """One stage of the pipeline.
 
     Attributes:
-        name: of the stage, its deployment and its folder in the store (lower case, dashes).
+        name: name of the stage, of its deployment and of its folder in the store (lower case, dashes).
         description: one sentence, shown with the stage's deployment.
-        version: raised by hand where the same code and settings are to count as changed.
-        settings: returns the part of the configuration that decides the output, without paths; it is nested
-            as in the configuration.
-        inputs: returns the files read outside the store, by a name that stays the same when a corpus moves.
+        version: number to raise by hand to make the stage run again under unchanged code and settings.
+        settings: returns the part of the configuration that decides the output, without paths and nested as
+            in the configuration.
+        inputs: returns the input files outside the store. Their names stay the same when a corpus moves.
         upstream: returns the artifacts that the stage reads.
-        sources: returns the files of code by repository path.
+        sources: returns the source files by repository path.
         run: fills `output_dir` and returns metrics (JSON values).
-        applies: whether a configuration has this stage.
+        applies: returns whether a configuration has this stage.
     """
 
     name: str
@@ -109,14 +111,14 @@ def stage_named(name: str, config: PipelineConfig, registry: Registry) -> Stage:
     """Return the stage called `name`.
 
     Args:
-        name: as in `--only NAME`.
-        config: decides which stages there are.
+        name: name of the stage, as in `--only NAME`.
+        config: configuration that decides which stages exist.
         registry: name to stage, in the order in which they run.
 
     Raises:
-        InputError: no such stage, or not in this configuration.
+        InputError: the configuration has no such stage.
     """
-    # Of the configuration, not of the registry: a phase that it lacks cannot run alone either.
+    # The stages of the configuration, not of the registry: a phase that is not configured cannot run alone.
     names = [stage.name for stage in stages_of(config, registry)]
     if name not in names:
         raise InputError(f"no stage {name} in this configuration; its stages are {', '.join(names)}")

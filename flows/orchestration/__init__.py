@@ -1,1 +1,1 @@
-"""When the stages run: Prefect flows, tasks, deployments and the server."""
+"""The Prefect flows, tasks, deployments and server, which run the stages of the pipeline."""

@@ -1,8 +1,8 @@
 """The Prefect flows: `raft-pipeline` over all stages, and one flow for each stage alone.
 
-Prefect decides when a stage is tried, retried and shown; :mod:`flows.engine.run_stage` and the store decide
-whether it has anything to do. Tasks hand small references to one another, never tables or arrays, and what
-needs JAX runs in child processes, which end with the run.
+Prefect starts and retries the stages and shows their state. :mod:`flows.engine.run_stage` and the store
+decide whether a stage has work to do. Tasks pass small references to one another, never tables or arrays.
+Work that needs JAX runs in child processes, which end with the run.
 """
 
 # ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
@@ -49,11 +49,11 @@ else:
 
 
 class InputsChanged(StageFailed):
-    """A corpus, the model or our own code changed between the run's start and the stage that reads it."""
+    """A corpus, the model or our own code changed after the start of the run, before a stage read it."""
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Whether a failure may pass by itself: not a wrong input, and not while the run is being ended."""
+    """Whether a retry may succeed: not after a wrong or changed input, and not at the end of the run."""
     error = state.result(raise_on_failure=False)
     return not (stopping() or isinstance(error, InputsChanged | InputError))
 
@@ -68,19 +68,19 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_retrying,
 )
 def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[str, Any]:
-    """Make sure that the stage's artifact is current.
+    """Run a stage as a Prefect task, unless its artifact is current.
 
     Args:
-        name: of the stage.
-        key: the stage's key when the pipeline started.
-        config: what to run on what.
+        name: name of the stage.
+        key: the stage's key at the start of the pipeline.
+        config: configuration of the pipeline.
         force: run the stage even if its artifact is current.
 
     Returns:
         The fields of an `ArtifactRef`.
 
     Raises:
-        InputsChanged: an input is no longer what ``key`` was computed from.
+        InputsChanged: an input has changed since ``key`` was computed.
     """
     changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
     try:
@@ -94,7 +94,7 @@ def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[
             build_records=build_records,
         )
     except Exception as error:
-        # Under a changed key the artifacts before it are not there, which says nothing of the cause.
+        # Under a changed key the upstream artifacts do not exist. The error about them hides the cause.
         if isinstance(error, InputError) and identify(config, STAGES, until=name)[name].key != key:
             raise changed from error
         raise
@@ -111,17 +111,17 @@ def raft_pipeline(
     force: bool = False,
     config: PipelineConfig,
 ) -> dict[str, Any]:
-    """From raw corpora to an exported model; finished stages are taken from the store.
+    """Run all stages from raw corpora to an exported model. Finished stages are taken from the store.
 
-    The parameters are the run form: the configuration, which is long, comes last there.
+    Prefect's run form shows the parameters in this order, so the long configuration is the last one.
 
     Args:
         only: Run this stage alone, on the artifacts of the stages before it.
         from_stage: Run this stage and those after it.
         force: Run the selected stages even where their artifacts are current.
-        config: What to run on what.
+        config: Configuration of the pipeline.
     """
-    # From the form or the API the configuration comes as it was typed; a worker has another working
+    # The form and the API pass the configuration as typed, with relative paths. A worker has another working
     # directory.
     config = config.resolved()
     references = _run_stages(config, only, from_stage, force)
@@ -145,7 +145,7 @@ def _publish(config: PipelineConfig, whole: list[ArtifactRef]) -> None:
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
-    """Make the flow that runs one stage alone, on the artifacts of the stages before it."""
+    """Return the flow that runs one stage alone, on the artifacts of the stages before it."""
 
     def run_one(*, force: bool = False, config: PipelineConfig) -> dict[str, Any]:
         (reference,) = _run_stages(config.resolved(), stage.name, None, force)
@@ -165,7 +165,7 @@ globals().update({stage_flow.fn.__name__: stage_flow for stage_flow in STAGE_FLO
 def _run_stages(
     config: PipelineConfig, only: str | None, start: str | None, force: bool
 ) -> list[ArtifactRef]:
-    """Run the selected stages as tasks of the current flow run, in order; return their references."""
+    """Run the selected stages as tasks of the current flow run; return their references in order."""
     store = Store(config.store)
     # Before the first lock is taken, so that nothing of this run can be swept.
     store.sweep()
@@ -179,9 +179,9 @@ def _run_stages(
     with children_end_with_block():
         if len(first) > 1:
             calls = {name: _task(name, config, store, identities, force) for name in first}
-            # On Prefect's threads; each of them only waits for a child process, so two are no load.
+            # On Prefect's threads. Each thread only waits for a child process, so two threads are no load.
             runs = {name: call.submit(*arguments) for name, (call, arguments) in calls.items()}
-            # All of them end before one's failure is raised: what is nearly done is kept for the next run.
+            # All of them end before a failure is raised: a nearly finished stage is kept for the next run.
             for name, run in runs.items():
                 run.wait()
                 states[name] = run.state
@@ -199,7 +199,7 @@ def _run_stages(
 def _task(
     name: str, config: PipelineConfig, store: Store, identities: Mapping[str, Identity], force: bool
 ) -> tuple[Task[..., dict[str, Any]], tuple[Any, ...]]:
-    """Return the task of one stage, set up for its state in the store now, and its arguments."""
+    """Return the task of one stage, configured for the state of its artifact, and its arguments."""
     key = identities[name].key
     stale = why_stale(name, identities, store)
     retries = config.retries
@@ -207,10 +207,10 @@ def _task(
         name=name,
         task_run_name=f"{name} {key[:8]}",
         retries=retries.max_retries,
-        # Exponential: a full GPU or a network that is away needs minutes more often than seconds.
+        # Exponential: a full GPU or a failed network needs minutes more often than seconds.
         retry_delay_seconds=[retries.delay_seconds * 2**attempt for attempt in range(retries.max_retries)],
         retry_jitter_factor=retries.jitter,
-        # Nothing that Prefect remembers counts where the artifact itself is not current.
+        # Prefect must not use its cache if the artifact itself is not current.
         refresh_cache=force or stale is not None,
         result_storage=result_folder(store),
     )
@@ -218,9 +218,9 @@ def _task(
 
 
 def _reference(state: State[dict[str, Any]], store: Store) -> ArtifactRef:
-    """Return the reference of a finished task; raises the error of a failed one."""
+    """Return the reference of a finished task, or raise the error of a failed task."""
     found = ArtifactRef.model_validate(state.result())
-    # A remembered result tells of the run that made it, and of where the store lay then.
+    # A cached result describes an earlier run, perhaps with the store at another path.
     now: dict[str, Any] = {"path": str(store.path(found.stage, found.key))}
     if state.name == "Cached":
         now |= {"cached": True, "seconds": 0.0, "reason": ""}

@@ -1,8 +1,8 @@
-"""Which Prefect server a run talks to: one that answers, else a temporary one that ends with this process.
+"""Find the Prefect server of a run, or start a temporary one that ends with this process.
 
-Prefect's own temporary server is a plain child and outlives a killed parent; ours runs under
-:mod:`flows.children.supervisor`. Nothing here imports Prefect at import: the environment below must be set
-before.
+Prefect's own temporary server is a plain child process, which outlives a killed parent. Our server runs under
+:mod:`flows.children.supervisor`. The import of this module does not import Prefect, because the environment
+must be set before.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from urllib.parse import urlsplit
 from flows.children import supervised_process
 from flows.engine.errors import StageFailed, one_line_os_errors
 
-# Read by Prefect when it is imported; a variable that is set keeps the user's value. What each one stops:
+# Prefect reads these variables at its import. A variable that the user has set keeps its value. They stop:
 # - DO_NOT_TRACK: the client library's usage events (api2.amplitude.com).
 # - PREFECT_SERVER_ANALYTICS_ENABLED: the server's heartbeat (sens-o-matic.prefect.io), the UI's usage events.
 # - PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY and PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS: exporters that
-#   are idle without an endpoint; off, so that nobody has to know.
+#   are idle without an endpoint. They are off in any case.
 # - HF_HUB_DISABLE_TELEMETRY: usage events of the Hugging Face libraries.
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -44,7 +44,10 @@ STOP_SECONDS = 10.0
 
 
 def prepare_environment() -> None:
-    """Switch off Prefect's outbound calls, give its server time to start; call before importing Prefect."""
+    """Switch off Prefect's outbound calls, and give its server time to start.
+
+    Call this before the import of Prefect, which reads the environment.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(STARTUP_SECONDS))
@@ -56,21 +59,20 @@ def prefect_home() -> Path:
 
 
 def served_url_file() -> Path:
-    """Return the file in which a running `jora serve` notes its API address for the runs beside it."""
+    """Return the file with the API address of a running `jora serve`, which other runs read."""
     return prefect_home() / "jora-serve.url"
 
 
 def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether a Prefect API answers at ``api_url`` (one that asks for a password does)."""
-    # A company's HTTP proxy knows nothing of this machine's ports and would answer with an error of its
-    # own.
+    """Whether a Prefect API answers at ``api_url``; a server that requires a password counts as an answer."""
+    # A company's HTTP proxy cannot reach this machine's ports and would answer with an error of its own.
     local = urlsplit(api_url).hostname in ("127.0.0.1", "localhost", "::1")
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
         with urllib.request.build_opener(*handlers).open(f"{api_url.rstrip('/')}/health", timeout=seconds):
             return True
     except urllib.error.HTTPError as error:
-        # 401 and 403 come from a server that wants credentials: it is there. A 404 or 502 is another
+        # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another
         # program.
         return error.code in (401, 403)
     except (OSError, ValueError):
@@ -79,13 +81,13 @@ def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
 
 @contextmanager
 def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
-    """Make a Prefect API available to this process for the length of the block; yield its URL.
+    """Make a Prefect API available to this process during the block; yield its URL.
 
-    In this order: the configured one (``PREFECT_API_URL`` of the environment or the Prefect profile) if it
-    answers, that of a running `jora serve`, a temporary server of our own.
+    The first of these APIs is used: the configured API (``PREFECT_API_URL`` of the environment or the Prefect
+    profile) if it answers, the API of a running `jora serve`, or a temporary server of our own.
 
     Raises:
-        StageFailed: a temporary server did not start; the message holds its last lines.
+        StageFailed: the temporary server did not start. The message contains its last lines.
     """
     prepare_environment()
     # Two servers on one SQLite database block one another, so one that runs already is always preferred.
@@ -95,15 +97,18 @@ def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
                 yield url
             return
         say(f"no Prefect server answers at {url}")
-    # Without a UI there is no page for the "View at …" lines to name.
+    # Without a UI there is no page that Prefect's "View at …" lines could name.
     with temporary_server() as url, _use(url, ui_url=""):
         yield url
 
 
 @contextmanager
 def temporary_server() -> Iterator[str]:
-    """Run a server without UI or scheduler on a free port and Prefect's usual database; yield its API URL."""
-    # What `prefect.server.api.server.SubprocessASGIServer` runs, without its orphan.
+    """Run a Prefect server during the block; yield its API URL.
+
+    The server has neither UI nor scheduler. It uses a free port and Prefect's usual database.
+    """
+    # The command of `prefect.server.api.server.SubprocessASGIServer`, whose server may outlive its parent.
     command = supervised_process.python_module(
         "uvicorn",
         "--factory",
@@ -126,20 +131,20 @@ def temporary_server() -> Iterator[str]:
 def running_server(
     command: list[str], env: Mapping[str, str], api_url: str
 ) -> Iterator[supervised_process.Supervised]:
-    """Run a server process while the block lasts; the block begins when it answers.
+    """Run a server process during the block, which begins when the server answers.
 
     Args:
         command: program and arguments.
-        env: added to our environment.
-        api_url: where it answers.
+        env: variables to add to our environment.
+        api_url: address at which the server answers.
 
     Raises:
-        StageFailed: it ended or did not answer in time; the message holds its last lines.
+        StageFailed: the server ended or did not answer in time. The message contains its last lines.
         InputError: Prefect's folder cannot be written.
     """
     with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", prefect_home()):
         prefect_home().mkdir(parents=True, exist_ok=True)
-    # A file and not a pipe: a pipe that nobody reads fills, and then the server blocks at its next line.
+    # A file, not a pipe: a pipe without a reader fills, and then the server blocks at its next line.
     with tempfile.TemporaryFile() as log:
         server = supervised_process.start(command, {**env, "PREFECT_API_URL": api_url}, log.fileno())
         try:
@@ -161,7 +166,7 @@ def running_server(
 
 
 def free_port() -> int:
-    """Return a local TCP port that nobody listens on now."""
+    """Return a local TCP port on which no program listens now."""
     with socket.socket() as probe:
         # Port 0 lets the kernel choose. Another program could take the port before the server does; then
         # the server ends and `running_server` says so.
@@ -170,20 +175,20 @@ def free_port() -> int:
 
 
 def known_urls() -> list[str]:
-    """Return the API addresses to try, the configured one first."""
+    """Return the API addresses to try: the configured address, then that of `jora serve`."""
     from prefect.settings import get_current_settings
 
     urls = [get_current_settings().api.url]
     with suppress(OSError):
-        # Read last and not required: a `jora serve` that was killed with -9 leaves its note, which
-        # `answers` then refutes.
+        # Read last, because a `jora serve` that was killed with -9 leaves its file behind. `answers` then
+        # finds that no server is there.
         urls.append(served_url_file().read_text(encoding="utf-8").strip())
     return list(dict.fromkeys(url for url in urls if url))
 
 
 @contextmanager
 def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
-    """Point Prefect in this process, all of its threads and its children at ``api_url``."""
+    """Set ``api_url`` as Prefect's API for this process, its threads and its child processes."""
     from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
@@ -213,7 +218,7 @@ def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
 
 
 def _flush_logs_and_events() -> None:
-    """Wait for Prefect's threads to send logs and events: once the server has ended, they print errors."""
+    """Wait until Prefect's threads have sent logs and events; after the server's end they print errors."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

@@ -1,10 +1,10 @@
-"""`build-records`: the work of the stage `build-context` as a Prefect flow: prepare, shards, merge.
+"""The Prefect flow `build-records`, which does the work of the stage `build-context`.
 
-The shards are mapped tasks. By default they run on threads, each of which drives a child process; or on Dask
-(`context.backend`). They build the same bytes as `jora context` does without Prefect, because both run the
-shards of :mod:`retrieval.build.shards`. Tasks hand over shard numbers only: the records stay in the work
-folder, which Dask workers on other machines must see as well. A shard that fails is tried again alone, and a
-run that was killed finds its finished shards.
+Its tasks prepare the corpora, build the shards and merge them. The shard tasks run on threads, each with a
+child process, or on Dask (`context.backend`). They write the same bytes as `jora context` without Prefect,
+because both use :mod:`retrieval.build.shards`. Tasks pass shard numbers only. The records stay in the work
+folder, which Dask workers on other machines must see too. A failed shard is retried alone, and a run after a
+kill finds the finished shards.
 """
 
 # ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
@@ -34,7 +34,13 @@ from retrieval.settings.context import ContextConfig
 
 @dataclass(frozen=True)
 class RecordsBuild:
-    """One build of records: its settings, the folder of the records, the folder of what its steps share."""
+    """The settings and folders of one build of records.
+
+    Attributes:
+        context: settings of corpora, retrieval and records.
+        records_dir: folder of the records.
+        work_dir: folder of the files that the steps of the build share.
+    """
 
     context: ContextConfig
     records_dir: Path
@@ -42,26 +48,26 @@ class RecordsBuild:
 
     @property
     def steps_dir(self) -> Path:
-        """Folder of prepared corpora and finished shards, which a later run finds."""
+        """Folder of prepared corpora and finished shards, which a later run uses again."""
         return self.work_dir / "build"
 
 
 def build_records(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Run the flow with the configured task runner.
+    """Build the records in the flow `build-records`, with the configured task runner.
 
     Args:
-        context: corpora, retrieval and records.
-        records_dir: where records, rankings and metrics go.
-        work_dir: what the steps share; the finished shards of a killed run are found there.
-        retries: of one shard.
+        context: settings of corpora, retrieval and records.
+        records_dir: folder for records, rankings and metrics.
+        work_dir: folder of the files that the steps share, with the finished shards of a killed run.
+        retries: retries of one shard.
 
     Returns:
-        What the merge counts: records, tasks, peak memory in bytes.
+        Number of records, metrics of the tasks, and peak memory in bytes.
 
     Raises:
-        InputError: wrong input, or Dask is asked for and not installed.
+        InputError: the input is wrong, or Dask is configured but not installed.
     """
     # A task runner belongs to a flow and cannot be chosen inside of it.
     run = build_records_flow.with_options(task_runner=_task_runner(context))
@@ -72,13 +78,13 @@ def build_records(
 def build_records_flow(
     context: ContextConfig, records_dir: Path, work_dir: Path, retries: RetryConfig
 ) -> dict[str, Any]:
-    """Read and index the corpora, build the records shard by shard, join them.
+    """Read and index the corpora, build the records shard by shard, and merge the shards.
 
     Args:
-        context: corpora, retrieval and records.
-        records_dir: where records, rankings and metrics go.
-        work_dir: what the steps share.
-        retries: of one shard.
+        context: settings of corpora, retrieval and records.
+        records_dir: folder for records, rankings and metrics.
+        work_dir: folder of the files that the steps share.
+        retries: retries of one shard.
 
     Returns:
         See `build_records`.
@@ -95,8 +101,8 @@ def build_records_flow(
     )
     futures = call.map(list(range(len(shards))), shards, unmapped(build))
     say, begun = get_run_logger().info, time.monotonic()
-    # Waited for in the order of the shards. Where one has failed, the later ones go on meanwhile, and the
-    # next run finds what they finished.
+    # The results are awaited in the order of the shards. After a failure the later shards continue, and the
+    # next run finds those that have finished.
     for done, future in enumerate(futures, start=1):
         peaks.append(future.result())
         rate = done / (time.monotonic() - begun)
@@ -107,14 +113,14 @@ def build_records_flow(
 
 
 def _worth_retrying(_: Any, __: Any, state: Any) -> bool:
-    """Whether a shard's failure may pass by itself: it is no wrong input, and the run goes on."""
+    """Whether a retry of a shard may succeed: not after a wrong input, and not at the end of the run."""
     error = state.result(raise_on_failure=False)
     return not (stopping() or isinstance(error, InputError))
 
 
 @task(name="prepare", persist_result=False)
 def prepare_records(build: RecordsBuild) -> dict[str, Any]:
-    """Read the corpora into mapped files and index them; return the shards' spans."""
+    """Read the corpora into memory-mapped files and index them; return the spans of the shards."""
     return _child("prepare", build)
 
 
@@ -123,9 +129,9 @@ def build_shard(number: int, span: str, build: RecordsBuild) -> int:
     """Build one shard's records.
 
     Args:
-        number: of the shard, from 0.
-        span: what the shard holds, for the name of the task run.
-        build: what is built and where.
+        number: number of the shard, from 0.
+        span: task and range of the shard, for the name of the task run.
+        build: settings and folders of the build.
 
     Returns:
         The peak memory of the shard's process in bytes.
@@ -141,7 +147,7 @@ def build_shard(number: int, span: str, build: RecordsBuild) -> int:
 
 @task(name="merge", persist_result=False)
 def merge_records(build: RecordsBuild) -> dict[str, Any]:
-    """Join the shards in their order; return counts and quality by task."""
+    """Merge the shards in their order; return the counts and the retrieval quality by task."""
     return _child("merge", build)
 
 
@@ -160,13 +166,13 @@ def _child(step: Step, build: RecordsBuild, shard: int = 0) -> dict[str, Any]:
 
 
 def _task_runner(context: ContextConfig) -> TaskRunner[Any]:
-    """Return a runner on threads, or on Dask workers: those of the configured address, or new ones."""
-    # Here, because it loads numpy, which neither `jora plan` nor the import of this module needs.
+    """Return the task runner for threads, for the configured Dask cluster, or for a new local one."""
+    # Imported here, because it loads numpy, which neither `jora plan` nor the import of this module needs.
     from retrieval.build.executors import DASK_MISSING, local_cluster, worker_count
 
     if context.backend == "threads":
-        # Threads suffice: each one waits for a child process and holds the interpreter's lock for no time
-        # worth counting.
+        # Threads suffice: each one only waits for a child process and almost never holds the interpreter's
+        # lock.
         return ThreadPoolTaskRunner(max_workers=worker_count(context))
     try:
         from prefect_dask.task_runners import DaskTaskRunner  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""The artifacts that a configuration stands for now, and the report over them."""
+"""References to the current artifacts of a configuration, and the report about them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flows.stages import STAGES
 
 
 def report_of(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef] | None) -> Path | None:
-    """Write the report of a whole pipeline.
+    """Write the report of a pipeline whose artifacts all exist.
 
     Args:
         config: the configuration of the run.
-        store: where the artifacts are and the report goes.
-        whole: the artifacts of all stages; None where one of them is missing.
+        store: the artifact store, which also contains the report.
+        whole: the artifacts of all stages; None if one artifact is missing.
 
     Returns:
-        The report's path; None where there is no whole pipeline to report.
+        The report's path; None if an artifact is missing.
     """
     if whole is None:
         return None
@@ -31,33 +31,33 @@ def report_of(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef]
 def pipeline_references(
     config: PipelineConfig, store: Store, references: Sequence[ArtifactRef]
 ) -> list[ArtifactRef] | None:
-    """Add the stages outside the selection of a run to its references.
+    """Add references of the stages that a run did not select.
 
     Args:
         config: the configuration of the run.
-        store: where the artifacts are.
-        references: of the stages that were selected.
+        store: the artifact store.
+        references: references of the selected stages.
 
     Returns:
-        A reference for each stage; None if one of them has no whole artifact.
+        A reference for each stage; None if a stage has no whole artifact.
     """
     known = {item.stage: item for item in references}
     whole: list[ArtifactRef] = []
     for name, identity in identify(config, STAGES).items():
         if name not in known and not store.check(name, identity.key).whole:
             return None
-        # The known reference first: it says whether the stage ran in this run, and for how long.
+        # The known reference comes first, because it says whether the stage ran now, and for how long.
         whole.append(known.get(name) or verified_reference(name, identity.key, store))
     return whole
 
 
 def verified_reference(stage: str, key: str, store: Store) -> ArtifactRef:
-    """Return the reference of an artifact that the caller has found to be whole.
+    """Return the reference of an artifact that the caller has verified.
 
     Args:
         stage: name of the stage.
-        key: of the artifact.
-        store: where it is.
+        key: key of the artifact.
+        store: the artifact store.
     """
     return ArtifactRef(
         stage=stage, key=key, path=str(store.path(stage, key)), cached=True, seconds=0.0, reason=""

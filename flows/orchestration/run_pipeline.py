@@ -1,8 +1,8 @@
-"""What `jora run` does: answer from the store where everything is current, else run the flow.
+"""The work of `jora run`: verify the artifacts, and run the Prefect flow if one of them is not current.
 
-Starting a Prefect server takes seconds (a fresh database up to 18), verifying artifacts does not. So a run
-that has nothing to do says so without a server and leaves no flow run behind; anything that runs goes
-through :mod:`flows.orchestration.pipeline_flow`.
+A Prefect server needs seconds to start (up to 18 s with a fresh database), and the verification of artifacts
+is faster. So a run without work needs no server and no flow run. All other runs use
+:mod:`flows.orchestration.pipeline_flow`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jora_core.base.errors import InputError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: a reference for each selected stage, and the report's path where there is one."""
+    """The result of a run: references of the selected stages, and the path of the report, if any."""
 
     references: list[ArtifactRef]
     report: Path | None
@@ -43,28 +43,28 @@ def run(
     """Run the selected stages of a pipeline, by default all of them.
 
     Args:
-        config: what to run on what.
-        only: this stage alone.
-        start: this stage and those after it.
+        config: configuration of the pipeline.
+        only: name of the only stage to run.
+        start: name of the first stage to run.
         force: run the selected stages even where their artifacts are current.
-        say: gets the lines for the person.
+        say: called with each line for the user.
 
     Raises:
-        InputError: wrong input, of the pipeline or of a stage.
-        StageFailed: a stage cannot be finished, or no Prefect server could be started. Other errors of a
-            stage pass unchanged.
+        InputError: the input of the pipeline or of a stage is wrong.
+        StageFailed: a stage cannot finish, or no Prefect server can be started. Other errors of a stage stay
+            unchanged.
     """
     begun = time.monotonic()
     store = Store(config.store)
     plan = make_plan(config, store, STAGES, only=only, start=start, force=force)
-    # The plan verified every byte, so this is no shortcut around the checks of the flow.
+    # The plan has verified every byte, so no check of the flow is skipped.
     if all(stage.action == "cached" for stage in plan):
         references = [verified_reference(stage.name, stage.key, store) for stage in plan]
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
     prepare_environment()
     with prefect_api(say):
-        # After the address of the server is set, and only where a flow runs: the import of Prefect is
+        # Imported after the address of the server is set, and only if a flow runs: the import of Prefect is
         # slow.
         from flows.orchestration import pipeline_flow
 
@@ -80,7 +80,7 @@ def run(
 
 @contextmanager
 def _refusals_without_traceback() -> Iterator[None]:
-    """Keep Prefect's report of a wrong input off the console: the caller prints its one line."""
+    """Hide Prefect's log records of an `InputError` on the console; the caller prints the error itself."""
 
     def passes(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None

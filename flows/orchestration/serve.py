@@ -1,8 +1,9 @@
-"""`jora serve`: server and web UI if none answers, the deployments, and a worker that runs them.
+"""The work of `jora serve`: a Prefect server with its web UI, the deployments, and a worker that runs them.
 
-Three processes: this one, and below it, supervised, the Prefect server and the worker. However this one
-ends, the other two end with it, and with the worker every run and its children. The worker is Prefect's
-runner: on one machine it needs no work pool, and one run at a time has the devices for itself.
+A server is started only if none answers. This process starts the server and the worker as supervised
+processes. They end with this process, also if it is killed, and the runs and their child processes end with
+the worker. The worker is Prefect's runner, which needs no work pool on one machine. It starts one run at a
+time, so each run has all devices.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from prefect.runner import Runner
 
 DEFAULT_PORT = 4200
-WORKER_GRACE_SECONDS = 60.0  # runs that are ended write their checkpoints first
+WORKER_GRACE_SECONDS = 60.0  # time for the checkpoints of the runs that are ended
 POLL_SECONDS = 0.2
 WORKER_NAME = "jora-raft"
 
@@ -55,31 +56,32 @@ Ctrl-C ends this and whatever it runs; a later run goes on from the checkpoints.
 
 
 def serve(config: PipelineConfig, port: int | None = None, say: Callable[[str], None] = print) -> None:
-    """Serve the pipeline of ``config`` until a signal ends it.
+    """Serve the pipeline of ``config`` until SIGTERM, SIGHUP or Ctrl-C.
 
-    Uses the Prefect server that answers at ``PREFECT_API_URL`` or on the port, else starts one there.
+    Use the Prefect server that answers at ``PREFECT_API_URL`` or on the port. Start one on the port if none
+    answers.
 
     Args:
-        config: the parameters of the deployments.
-        port: of the server on this machine; None looks at the known addresses first, then at 4200.
-        say: gets the lines for the person.
+        config: the configuration, which becomes the parameters of the deployments.
+        port: port of the server on this machine. None tries the known addresses first, then port 4200.
+        say: called with each line for the user.
 
     Raises:
-        InputError: the schedule is not one.
-        StageFailed: the server did not start, or server or worker ended by themselves.
+        InputError: the schedule is not valid.
+        StageFailed: the server did not start, or the server or the worker ended by itself.
     """
     prepare_environment()
     _schedules(config)
     # The schedule is checked before anything is started; Prefect would refuse it in the worker only.
     with ExitStack() as stack:
         stack.enter_context(_signals_end_the_block())
-        # The server is started first and so ends last: the worker has something to report to until then.
+        # The server starts first, so it ends last, and the worker can report to it until its own end.
         api_url, server = stack.enter_context(
             _server(port or DEFAULT_PORT, explicit=port is not None, say=say)
         )
         stack.enter_context(_noted(api_url))
         worker = stack.enter_context(_worker(config, api_url))
-        # Polled: one wait for several processes and signals would need an event loop here.
+        # Polled, because one wait for several processes and signals would need an event loop.
         while True:
             time.sleep(POLL_SECONDS)
             for name, process in (("worker", worker), ("server", server)):
@@ -91,7 +93,7 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
     """Return the deployments of a configuration: the pipeline with its schedule, then one for each stage.
 
     Raises:
-        InputError: the schedule is not one.
+        InputError: the schedule is not valid.
     """
     prepare_environment()
     from prefect.types.entrypoint import EntrypointType
@@ -107,11 +109,11 @@ def deployments(config: PipelineConfig) -> list[RunnerDeployment]:
         flow.to_deployment(
             name=flow.name,
             parameters=given,
-            # Only the whole pipeline has a schedule; an empty list takes an earlier one away.
+            # Only the whole pipeline has a schedule. An empty list removes an earlier schedule.
             schedules=_schedules(config) if flow is pipeline_flow.raft_pipeline else [],
             description=(flow.fn.__doc__ or "").split("\n\n")[0],
             tags=["jora-raft"],
-            # By module, not by file: the worker finds the flows wherever this package is installed.
+            # By module, not by file: the worker finds the flows at any place of installation.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for flow in flows
@@ -138,10 +140,9 @@ def _schedules(config: PipelineConfig) -> list[Any]:
 def _server(
     port: int, explicit: bool, say: Callable[[str], None]
 ) -> Iterator[tuple[str, supervised_process.Supervised | None]]:
-    """Yield the API URL of a server that answers, or of one that runs for the length of the block."""
+    """Yield the API URL of a server that answers, or of a new server that runs during the block."""
     own = f"http://127.0.0.1:{port}/api"
-    # A port that was typed is meant; without one, a server that answers anywhere is better than a second
-    # one.
+    # An explicit port is binding. Without one, any server that answers is better than a second server.
     for url in [own] if explicit else [*known_urls(), own]:
         if answers(url):
             say(f"using the Prefect server at {url}")
@@ -157,7 +158,7 @@ def _server(
 
 @contextmanager
 def _worker(config: PipelineConfig, api_url: str) -> Iterator[supervised_process.Supervised]:
-    """Run the worker for the length of the block; its lines and those of its runs go to our error output."""
+    """Run the worker during the block. The output of the worker and of its runs goes to our stderr."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         # In a file, because a command line is visible to all users and its length is limited.
         file.write(config.model_dump_json())
@@ -172,10 +173,10 @@ def _worker(config: PipelineConfig, api_url: str) -> Iterator[supervised_process
 
 @contextmanager
 def _noted(api_url: str) -> Iterator[None]:
-    """Note the address for `jora run`: two servers on one SQLite file would get in each other's way."""
+    """Write the API address to a file for `jora run`: two servers on one SQLite file block each other."""
     path = served_url_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written when the server answers, removed before it ends: a run that reads it finds a living server.
+    # Written when the server answers, and removed before its end: a run that reads it finds a running server.
     path.write_text(api_url, encoding="utf-8")
     try:
         yield
@@ -185,13 +186,13 @@ def _noted(api_url: str) -> Iterator[None]:
 
 @contextmanager
 def _signals_end_the_block() -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and Ctrl-C end the block in an orderly way."""
+    """End the block on SIGTERM, SIGHUP or Ctrl-C, with all its cleanup."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # SIGHUP, too: a closed terminal must not leave server and worker behind.
+    # Also SIGHUP: a closed terminal must end server and worker.
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
@@ -203,12 +204,12 @@ def _signals_end_the_block() -> Iterator[None]:
 
 
 def _work(config: PipelineConfig) -> None:
-    """Be the worker: make the deployments, say how to use them, and run what is due, one run at a time."""
+    """Create the deployments, print how to use them, and run due flow runs one at a time."""
     import asyncio
 
     from prefect.runner import Runner
 
-    # Without the heartbeats a run that was killed would count as running for ever. Schedules stay as they
+    # Without the heartbeats a killed run would count as running for ever. Schedules stay as they
     # are when the worker stops: Prefect's default would pause them for good.
     runner = Runner(name=WORKER_NAME, limit=1, heartbeat_seconds=30, pause_on_shutdown=False)
     ids = {item.name: runner.add_deployment(item) for item in deployments(config)}
@@ -227,11 +228,11 @@ def _work(config: PipelineConfig) -> None:
 
 
 async def _until_signal(runner: Runner) -> None:
-    """Run what is due until SIGTERM; then end what runs, tell the server, and return."""
+    """Run due flow runs until SIGTERM, then end the active runs, report to the server and return."""
     import asyncio
 
     work = asyncio.create_task(runner.start())
-    # The runner installs its signal handler while it starts; ours must come after.
+    # The runner installs its signal handler at its start. Ours must be installed after it.
     while not (runner.started or work.done()):
         await asyncio.sleep(POLL_SECONDS)
     # Replaces the runner's own handler, which does not wait for its stop and exits before the runs have
@@ -242,7 +243,7 @@ async def _until_signal(runner: Runner) -> None:
     await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
         await runner.astop()
-    # Raises what ended the runner, if it ended by itself.
+    # This raises the error of a runner that ended by itself.
     await work
 
 

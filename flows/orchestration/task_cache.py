@@ -1,8 +1,8 @@
-"""Prefect's task cache under the store's keys, so that the two can never disagree.
+"""Prefect's task cache under the keys of the artifact store, so that cache and store always agree.
 
-The cache entry of a stage is named by the same key as its artifact, lies in the same store, and holds a
-small JSON reference. Before a stage is called its artifact is verified; where it is missing, damaged or
-made from other files, Prefect is told to forget its entry and the stage runs, whatever was remembered.
+The cache entry of a stage has the same key as its artifact, is in the same store, and contains a small JSON
+reference. Before the call of a stage its artifact is verified. If the artifact is missing, damaged or made
+from other files, Prefect ignores its cache entry and the stage runs.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ def stage_key_policy() -> CachePolicy:
 
 def result_folder(store: Store) -> Path:
     """Return the folder of the store in which Prefect keeps the stages' references."""
-    # In the store and not in Prefect's home: who copies or deletes a store copies or deletes this with
-    # it.
+    # In the store, not in Prefect's home, so that a copied or deleted store includes these references.
     return store.root / ".prefect"
 
 
 def why_stale(name: str, identities: Mapping[str, Identity], store: Store) -> str | None:
-    """Verify a stage's artifact.
+    """Verify the artifact of a stage, and say why the stage must run again.
 
     Args:
-        name: of the stage.
-        identities: of the stage and of those that it reads from.
-        store: where the artifacts are.
+        name: name of the stage.
+        identities: stage name to the parts of its key, for the stage and its upstream stages.
+        store: the artifact store.
 
     Returns:
-        Why the stage must run again; None if its artifact is current.
+        The reason; None if the artifact is current.
     """
     identity = identities[name]
     checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
@@ -53,5 +52,5 @@ def why_stale(name: str, identities: Mapping[str, Identity], store: Store) -> st
 
 
 def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    # The stage's name as well, so that a person can read the file names in the store.
+    # The name of the stage makes the file names in the store readable.
     return f"{parameters['name']}-{parameters['key']}"

@@ -1,5 +1,5 @@
-"""The report of a run: one self-contained HTML page, and the same content as markdown.
+"""The report of a run, as one self-contained HTML page and as markdown with the same content.
 
-Artifacts become facts (`facts`), facts become sections of blocks (the `*sections` modules, with charts from
-`svg_charts`), and blocks become HTML (`page`, `template.html`) or markdown (`blocks`).
+`facts` reads the artifacts of a run. The `*sections` modules turn the facts into sections of blocks, with
+charts from `svg_charts`. `page` and `template.html` turn the blocks into HTML, and `blocks` into markdown.
 """

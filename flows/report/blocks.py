@@ -1,7 +1,7 @@
-"""What a report is made of, independent of how it is shown, and how it is shown as markdown.
+"""The blocks of a report, which are independent of the output format, and their form in markdown.
 
-The HTML page and the orchestrator's markdown artifacts are two renderings of the same blocks, so they cannot
-say different things. Text in blocks is plain, except that `backticks` mark digests, paths and names.
+The HTML page and Prefect's markdown artifacts show the same blocks, so their content is always the same. Text
+in blocks is plain, but `backticks` mark digests, paths and names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Mark = Literal["", "right", "wrong"]
 
 @dataclass(frozen=True)
 class Prose:
-    """One paragraph."""
+    """One paragraph of text."""
 
     text: str
     kind: Literal["prose"] = "prose"
@@ -25,7 +25,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Fact:
-    """One number worth reading first, with what it means."""
+    """One important number, with its label and a note on its meaning."""
 
     label: str
     value: str
@@ -34,7 +34,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """A few numbers side by side."""
+    """Important numbers that are shown side by side."""
 
     items: tuple[Fact, ...]
     kind: Literal["facts"] = "facts"
@@ -42,7 +42,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the row; `text_columns` (by index) are not numbers."""
+    """A table whose first column names the row.
+
+    Attributes:
+        caption: text above the table.
+        headers: header of each column.
+        rows: cells of each row.
+        text_columns: indices of the columns that contain text, not numbers.
+        strong_rows: indices of the rows to emphasize.
+        kind: name of the block type, for the template.
+    """
 
     caption: str
     headers: tuple[str, ...]
@@ -64,7 +73,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a prompt's context, such as a post; `mark` tells the right one and a wrongly chosen one."""
+    """A part of a prompt's context, such as a post.
+
+    `mark` is set for a right post and for a post that the system wrongly chose.
+    """
 
     text: str
     mark: Mark = ""
@@ -72,7 +84,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Answer:
-    """What someone answered; `mark` is empty for the reference."""
+    """The answer of a system, or the reference answer, whose `mark` is empty."""
 
     who: str
     text: str
@@ -81,7 +93,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One record as a person reads it: context, question, answers."""
+    """One record in readable form, with its context, question and answers."""
 
     title: str
     context: tuple[Passage, ...]
@@ -92,7 +104,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Code:
-    """Verbatim text, folded away where the medium can fold."""
+    """Verbatim text, which is collapsed in formats that support it."""
 
     title: str
     text: str
@@ -102,7 +114,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Columns:
-    """Blocks that stand side by side where there is room."""
+    """Blocks that are shown side by side on a wide page."""
 
     items: tuple[Figure | Table | Example, ...]
     kind: Literal["columns"] = "columns"
@@ -113,7 +125,10 @@ Block = Prose | Facts | Table | Figure | Example | Code | Columns
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report; `name` is its anchor and the key of its artifact (lower case, dashes)."""
+    """A titled part of the report.
+
+    `name` is the anchor of the section and the key of its Prefect artifact, in lower case with dashes.
+    """
 
     name: str
     title: str
@@ -124,7 +139,7 @@ _MARKS: dict[Mark, str] = {"": "", "right": "✓", "wrong": "✗"}
 
 
 def to_markdown(section: Section) -> str:
-    """Render one section as markdown; charts are embedded as base64 SVG images."""
+    """Render one section as markdown, with charts as embedded base64 SVG images."""
     return "\n\n".join([f"## {section.title}", *(_block(block) for block in section.blocks)]) + "\n"
 
 
@@ -165,7 +180,7 @@ def _table(
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    # A cell is one line of a table: a pipe, a line break or a tag in the data must not end it.
+    # A cell is part of one line. A pipe, a line break or a tag in the data must not end the cell.
     clean = (" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in cells)
     return "| " + " | ".join(clean) + " |"
 

@@ -1,4 +1,4 @@
-"""Records and predictions as a person reads them: the context, the question, who answered what."""
+"""Sections of the report with examples: training records, and the answers to held-out records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_RETRIEVED = "(the right post was not retrieved, so it is not in the prompt)"
 
 
 def records(facts: RunFacts) -> list[Block]:
-    """A few training records, whole."""
+    """Return blocks that show a few whole training records."""
     examples: list[Example] = []
     for row in facts.samples(SAMPLES):
         context, question = _split(row["input"])
@@ -23,7 +23,7 @@ def records(facts: RunFacts) -> list[Block]:
 
 
 def predictions(facts: RunFacts, *, right: bool) -> list[Block]:
-    """A few held-out comments that the shown system answered right, or wrong, with what the others said."""
+    """Return blocks with held-out comments that the shown system answered right or wrong, and all answers."""
     examples = tuple(_judged_example(facts, item) for item in facts.judged if item.right == right)
     return [Columns(examples)] if examples else []
 
@@ -52,12 +52,12 @@ def _line_mark(text: str, gold: Sequence[str], given: str) -> Mark:
 
 
 def _is_post(block: str, answers: Sequence[str]) -> bool:
-    """Whether a block of the context is a post that one of the answers names: its label is its last line."""
+    """Whether the last line of a context block, which is the label of a post, is one of the answers."""
     return block.rpartition("\n")[2] in answers
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The context's blocks (posts, tables, lists of documents), and the question: the last paragraph."""
-    # The format of `retrieval.prompts`: blocks apart by empty lines, the question last.
+    """Split a prompt into its context blocks (posts, tables, documents) and its question."""
+    # The format of the prompts: empty lines separate the blocks, and the question is the last block.
     *context, question = text.split("\n\n")
     return context, question

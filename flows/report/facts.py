@@ -1,7 +1,7 @@
-"""What a report is about: the facts of one run, read from its artifacts.
+"""The facts of one run, which the report shows and which are read from the artifacts.
 
-Everything comes from the artifacts, nothing from the run that made them, so the report of a cached run is the
-report of the original one. A stage that was not run, or a file that was not written, is simply absent.
+All facts come from the artifacts and none from the running pipeline, so the report of a cached run equals the
+report of the original run. A stage that did not run and a missing file are left out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Row = dict[str, Any]
 
 EXAMPLES = 5  # of right answers and of wrong ones
 SAMPLES = 10  # of training records
-# From the most to the least trained: the first that was evaluated is the one whose answers are shown.
+# From the most to the least trained system. The report shows the answers of the first one with scores.
 TRAINED_FIRST = ("both_phases", "phase1", "base")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A held-out record, what each system answered, and whether the shown system was right."""
+    """A held-out record, the answer of each system, and whether the shown system is right."""
 
     record: Row
     answers: Mapping[str, str]
@@ -37,7 +37,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The artifacts of one run: stage name to folder and manifest, in the order in which the stages ran."""
+    """The artifacts of one run.
+
+    Attributes:
+        config: configuration of the run.
+        folders: stage name to artifact folder, in the order in which the stages ran.
+        manifests: stage name to manifest, in the same order.
+    """
 
     config: PipelineConfig
     folders: Mapping[str, Path]
@@ -45,50 +51,50 @@ class RunFacts:
 
     @classmethod
     def read(cls, config: PipelineConfig, references: Iterable[ArtifactRef]) -> RunFacts:
-        """Read the manifests of the referenced artifacts; one without a whole manifest is left out."""
-        # A damaged manifest is left out, not an error: the report says what can still be proven.
+        """Read the manifests of the referenced artifacts, leaving out artifacts without a valid manifest."""
+        # A damaged manifest is not an error, so that the report can still show the other stages.
         folders = {item.stage: Path(item.path) for item in references}
         found = {name: read_manifest(folder / MANIFEST) for name, folder in folders.items()}
         manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
         return cls(config, {name: folders[name] for name in manifests}, manifests)
 
     def json(self, stage: str, name: str) -> Any:
-        """A JSON file of a stage's artifact; an empty mapping where it is not there."""
+        """Read a JSON file of a stage's artifact; return an empty mapping for a missing file."""
         path = self.file(stage, name)
         return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
     def file(self, stage: str, name: str) -> Path | None:
-        """Path of a file of a stage's artifact; None where it is not there."""
+        """Return the path of a file of a stage's artifact; None for a missing file."""
         folder = self.folders.get(stage)
         return folder / name if folder and (folder / name).is_file() else None
 
     def training(self, stage: str) -> list[Row]:
-        """The rows of a phase's `metrics.jsonl`, one a step."""
+        """Return the rows of a phase's `metrics.jsonl`, one row for each step."""
         path = self.file(stage, "metrics.jsonl")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path else []
 
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
-        """`metrics.json` of the evaluation."""
+        """Content of the evaluation's `metrics.json`."""
         return self.json("evaluate", "metrics.json")
 
     @cached_property
     def systems(self) -> Mapping[str, Mapping[str, Any]]:
-        """System to metric to {value, low, high, n}."""
+        """Scores as a mapping of system to metric to {value, low, high, n}."""
         return self.evaluation.get("systems", {})
 
     @cached_property
     def context(self) -> Mapping[str, Any]:
-        """`metrics.json` of the records, by task."""
+        """Metrics of the records by task, from `metrics.json` of `build-context`."""
         return self.json("build-context", "metrics.json").get("tasks", {})
 
     @cached_property
     def shown_system(self) -> str | None:
-        """The system whose answers are shown: the most trained one."""
+        """The most trained system with scores, whose answers the report shows."""
         return next((name for name in TRAINED_FIRST if name in self.systems), None)
 
     def samples(self, count: int) -> list[Row]:
-        """`count` training records, an equal share of each task, chosen by a digest of their ids."""
+        """Return `count` training records, in equal shares of the tasks, chosen by a digest of their ids."""
         path = self.file("build-context", "records.parquet")
         if path is None:
             return []
@@ -97,16 +103,16 @@ class RunFacts:
         for row in ids:
             # Ids first, whole records for the few chosen ones: a corpus may have millions of rows.
             by_task.setdefault(row["task"], []).append(row["id"])
-        # Reversed by name, which puts the threads, the main task, first where the count does not divide.
+        # Reversed by name, so that threads, the main task, come first if the count cannot be divided equally.
         queues = [_shuffled(names)[:count] for _, names in sorted(by_task.items(), reverse=True)]
         chosen = [queue[place] for place in range(count) for queue in queues if place < len(queue)][:count]
         return _records(path, chosen)
 
     @cached_property
     def judged(self) -> list[Judged]:
-        """A few held-out comments that the shown system answered right, and as many wrong ones.
+        """Held-out comments that the shown system answered right, and others that it answered wrong.
 
-        They are chosen by a digest of their ids, not by how well they look.
+        At most `EXAMPLES` of each kind are chosen by a digest of their ids, so the choice is not biased.
         """
         records = self.file("build-context", "records.parquet")
         predictions = self.file("evaluate", "predictions.parquet")
@@ -123,7 +129,7 @@ class RunFacts:
             for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
             if row["task"] in chosen and self.shown_system in answers[row["id"]]
         }
-        # One order for both lists, so that which examples are shown does not depend on the scores.
+        # One order for both lists, so that the choice of the examples does not depend on the scores.
         drawn = _shuffled(was_right)
         right = [name for name in drawn if was_right[name]][:EXAMPLES]
         wrong = [name for name in drawn if not was_right[name]][:EXAMPLES]
@@ -135,7 +141,7 @@ class RunFacts:
         ]
 
     def _bm25_answers(self, rows: Mapping[str, Row]) -> dict[str, dict[str, str]]:
-        """What BM25 alone would answer: the choice that is its best post, if that is in the prompt."""
+        """Return the answers of BM25 alone: its best post, for each prompt that contains this post."""
         path = self.file("build-context", "rankings.parquet")
         if path is None:
             return {}
@@ -149,8 +155,8 @@ class RunFacts:
 
 
 def means_gold(answer: str, record: Row) -> bool:
-    """Whether an answer like `#3 Marta` names one of the right posts: by its number, as it is scored."""
-    # Here, because it loads numpy, and a report without thread records does without.
+    """Whether an answer like `#3 Marta` has the number of a right post, as in the scores."""
+    # Imported here, because it loads numpy, which a report without thread records does not need.
     from retrieval.evaluation.answer_scores import prediction_from_answer
 
     gold = {prediction_from_answer(text, record).post_id for text in record["gold"]}
@@ -158,7 +164,7 @@ def means_gold(answer: str, record: Row) -> bool:
 
 
 def _columns(path: Path, names: list[str], ids: Iterable[str] | None = None) -> list[Row]:
-    """Some columns of a Parquet file as rows; of the rows named by `ids` only, if given."""
+    """Return some columns of a Parquet file as rows, of all rows or of those with the given `ids`."""
     import pyarrow.parquet as pq
 
     # Parquet reads the matching row groups only.
@@ -171,12 +177,12 @@ def _columns(path: Path, names: list[str], ids: Iterable[str] | None = None) -> 
 
 
 def _records(path: Path, ids: list[str]) -> list[Row]:
-    """Whole records, in the order of `ids`."""
+    """Return whole records in the order of `ids`."""
     names = ["id", "instruction", "input", "output", "task", "context_ids", "gold", "choices", "source"]
     rows = {row["id"]: row for row in _columns(path, names, ids)}
     return [rows[name] for name in ids]
 
 
 def _shuffled(ids: Iterable[str]) -> list[str]:
-    """The ids in the order of their digests: as good as random, and the same every time."""
+    """Return the ids in the order of their digests, which is a random but reproducible order."""
     return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -1,4 +1,4 @@
-"""Where a result comes from, and what was asked for: the lineage and configuration sections."""
+"""Sections of the report about the lineage of the artifacts and about the configuration."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flows.report.svg_charts import Node, graph
 from flows.report.wording import plural
 
 SHORT = 12  # hexadecimal digits of a digest that are shown
-MOST_FILES = 12  # of one stage, in the tables
+MOST_FILES = 12  # files of one stage in the tables
 _INPUT_NAMES = {"build-context": "Corpora", "convert-model": "Base model"}
 
 
 def lineage(facts: RunFacts) -> list[Block]:
-    """The chain of digests from the input files to the export, as a picture and as tables."""
+    """Return blocks with the lineage from the input files to the export, as a graph and as tables."""
     if not facts.manifests:
         return []
-    # Versions may differ between artifacts; those of the last stage made the result.
+    # Versions may differ between artifacts. Those of the last stage are shown.
     last = list(facts.manifests.values())[-1]
     return [
         Prose(
@@ -47,7 +47,7 @@ def lineage(facts: RunFacts) -> list[Block]:
 
 
 def configuration(facts: RunFacts) -> list[Block]:
-    """The configuration as it was used, with paths below its root shown relative to it."""
+    """Return blocks with the configuration of the run, in which paths below the root are relative."""
     from ruamel.yaml import YAML
 
     root = facts.config.root
@@ -70,7 +70,7 @@ def _picture(facts: RunFacts) -> str:
     ranks: dict[str, int] = {}
     for name, manifest in facts.manifests.items():
         upstream = [other for other in manifest["upstream"] if other in facts.manifests]
-        # The longest way from an input, so that every arrow points down.
+        # The longest path from an input, so that every arrow points down.
         ranks[name] = 1 + max((ranks[other] for other in upstream), default=0)
         if manifest["inputs"]:
             source = f"{name} inputs"
@@ -88,7 +88,7 @@ def _picture(facts: RunFacts) -> str:
 
 
 def _direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Leave out edges that a longer way says already: the picture stays readable, the table has them all."""
+    """Remove edges between nodes that a longer path connects too, which keeps the graph readable."""
     after: dict[str, set[str]] = {}
     for start, end in edges:
         after.setdefault(start, set()).add(end)
@@ -149,5 +149,5 @@ def _relative(value: object, root: str) -> object:
 
 
 def _moment(manifest: Manifest) -> str:
-    """When an artifact was finished, to the minute, in UTC."""
+    """Return the time at which an artifact was finished, to the minute, in UTC."""
     return manifest["ended"][:16].replace("T", " ")

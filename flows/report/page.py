@@ -1,6 +1,6 @@
-"""A report as text: one self-contained HTML page, and the same content as markdown for the orchestrator.
+"""Render a report as one self-contained HTML page, and as markdown for Prefect.
 
-What is said stands in `flows.report.sections`. The page needs no script, no network and no other file.
+The content comes from `flows.report.sections`. The page needs no script, no network and no other file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ TEMPLATE = Path(__file__).with_name("template.html")
 def write_report(
     store: Store, config: PipelineConfig, references: Sequence[ArtifactRef], latest: bool = True
 ) -> Path:
-    """Write `<store>/reports/<digest of the keys>.html` and a copy, `<store>/report.html`; return the copy.
+    """Write the HTML page `<store>/reports/<digest of the keys>.html` and its copy `<store>/report.html`.
 
     Args:
-        store: where the report goes.
+        store: the artifact store, which also contains the report.
         config: the configuration of the run.
-        references: the artifacts that the report is about, in the order in which their stages run.
-        latest: whether to write the copy. The report of a part of the pipeline has none, and its own path is
-            returned.
+        references: the artifacts that the report shows, in the order in which their stages run.
+        latest: whether to write the copy; False for the report of a part of the pipeline.
+
+    Returns:
+        The path of the copy; without a copy, the path of the page.
 
     Raises:
         InputError: the store cannot be written, or the disk is full.
@@ -41,7 +43,7 @@ def write_report(
     facts = RunFacts.read(config, references)
     page = render_html(facts).encode("utf-8")
     keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
-    # By the keys: the same artifacts give the same file, and reports of other runs stay.
+    # Named by the keys, so that the same artifacts give the same file and other reports stay.
     name = hashlib.sha256(keys.encode()).hexdigest()[:16]
     paths = [store.root / REPORTS / f"{name}.html", *([store.root / LATEST] if latest else [])]
     for path in paths:
@@ -51,13 +53,13 @@ def write_report(
 
 
 def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef]) -> dict[str, str]:
-    """Return the report's sections as markdown, by name (lower case, dashes); charts are embedded images."""
+    """Return the report's sections as markdown by section name, with charts as embedded images."""
     facts = RunFacts.read(config, references)
     return {section.name: to_markdown(section) for section in sections(facts)}
 
 
 def render_html(facts: RunFacts) -> str:
-    """Render the whole page."""
+    """Render the whole report as an HTML page."""
     import jinja2
 
     # Corpora hold markup of strangers, which must not run in the reader's browser. `StrictUndefined`: a

@@ -1,4 +1,4 @@
-"""What the report says of the data: how well the retriever finds, what became records, what was left out."""
+"""Sections of the report about the quality of the retrieval, and about the corpora and their records."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flows.report.wording import in_reading_order, leg_name, percent, score_text
 from retrieval.settings.task_registry import TASKS
 
 DEPTHS = (1, 3, 5, 10, 20)
-#: What each task's records are; tasks whose retriever can be judged come first.
+#: Description of each task's records. Tasks with a measured retriever come first.
 TASK_NAMES = {
     name: entry.facts.records
     for name, entry in sorted(TASKS.items(), key=lambda item: not item[1].facts.ranked)
 }
-#: Columns of the table of legs, with their headers; those that the artifact has are shown.
+#: Columns of the table of legs, with their headers. The table shows those that the artifact has.
 MEASURES = (
     *((f"recall@{k}", f"Recall@{k}") for k in DEPTHS),
     ("mrr", "MRR"),
     ("ndcg@10", "nDCG@10"),
 )
-#: Those whose intervals are shown: all of them are wider than a page.
+#: Measures with intervals. A table with all intervals is wider than a page.
 BOUNDED = ("recall@1", "recall@10", "mrr")
 GROUPS = (
     ("by_distance", "by messages back to the right post", "Messages back"),
@@ -38,7 +38,7 @@ GROUP_MEASURES = (
 
 
 def retrieval(facts: RunFacts) -> list[Block]:
-    """How often each leg puts the right post or document among its first k, and for which questions."""
+    """Return blocks with recall@k of each retrieval leg, over all questions and for groups of questions."""
     blocks: list[Block] = []
     for task in TASK_NAMES:
         metrics = facts.context.get(task, {})
@@ -59,7 +59,7 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
         Series(leg_name(leg), tuple((float(i), legs[leg][f"recall@{k}"]) for i, k in enumerate(DEPTHS)))
         for leg in named
     ]
-    # Charts need words for readers who cannot see them; the best leg is what a chart shows first.
+    # Charts need a description for readers who cannot see them, which names the best leg.
     best = max(named, key=lambda leg: legs[leg]["recall@10"])
     contexts = TASKS[task].facts.contexts
     chart = line_chart(
@@ -78,9 +78,9 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
     tables = []
     for key, words, header in GROUPS:
         rows = groups.get(key, [])
-        # One group is the whole and says nothing new.
+        # A single group contains all questions, so its figures are known already.
         if len(rows) > 1:
-            if len(figures) < 2:  # two stand side by side
+            if len(figures) < 2:  # two figures fit side by side
                 figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
             tables.append(_group_table(f"Fused, {words}", header, rows))
     shown = [(name, header) for name, header in MEASURES if name in legs[named[0]]]
@@ -139,7 +139,7 @@ def _ceiling_note(metrics: Mapping[str, Any]) -> str:
 
 
 def corpora(facts: RunFacts) -> list[Block]:
-    """What was read, what became records and how long they are, and what was left out and why."""
+    """Return blocks about what was read, the number and length of the records, and what was left out."""
     tasks = {name: facts.context[name] for name in TASK_NAMES if name in facts.context}
     if not any("guards" in metrics for metrics in tasks.values()):
         return []
@@ -188,7 +188,7 @@ def _counts(tasks: Mapping[str, Any]) -> Table:
 
 
 def _guards(tasks: Mapping[str, Any]) -> Table:
-    """Every guard as a row, every task as a column: a zero is a finding, too."""
+    """Return a table of the guards against leaks, with guards as rows and tasks as columns."""
     searched = [
         (TASK_NAMES[name], metrics["guards"]) for name, metrics in tasks.items() if "guards" in metrics
     ]
@@ -212,7 +212,7 @@ def _length_chart(title: str, metrics: Mapping[str, Any]) -> Figure | None:
     if not found or not found.get("max"):
         return None
     bounds, counts = found["histogram"]["up_to"], found["histogram"]["counts"]
-    # Empty bars between the first and the last stay, those outside go: the axis keeps its scale.
+    # Empty bars at both ends are removed. Those between stay, so the axis keeps its scale.
     full = [i for i, count in enumerate(counts) if count]
     bars = []
     for i in range(full[0], full[-1] + 1):

@@ -1,4 +1,4 @@
-"""What the report says: one function a section, from the facts of a run to blocks."""
+"""The sections of the report, each made by one function from the facts of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Pha
 
 
 def sections(facts: RunFacts) -> list[Section]:
-    """All sections that this run has something to say in, in reading order."""
+    """Return the sections that are not empty for this run, in reading order."""
     return [
         Section(name, title, tuple(blocks))
         for name, title, blocks in (
@@ -58,7 +58,7 @@ def sections(facts: RunFacts) -> list[Section]:
 
 
 def summary(facts: RunFacts) -> list[Block]:
-    """The numbers to read first."""
+    """Return blocks with the most important numbers of the run."""
     items: list[Fact] = []
     shown = facts.shown_system
     if shown:
@@ -92,11 +92,11 @@ def summary(facts: RunFacts) -> list[Block]:
 
 
 def evaluation(facts: RunFacts) -> list[Block]:
-    """How often each system names the right post and the right author, beside the baselines."""
+    """Return blocks with the scores of each system and of the baselines."""
     systems = [name for name in (*BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
-    # Systems that this module does not know, of a newer stage, still get their rows.
+    # Systems of a newer stage, which this module does not know, still get their rows.
     systems += [name for name in facts.systems if name not in systems]
-    # Without thread records there is nothing to say of replies, only of answers.
+    # Without thread records there are no scores of replies, only of answers.
     blocks = _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
     for metric, title in OTHER_METRICS.items():
         scores = {name: facts.systems[name][metric] for name in systems if metric in facts.systems[name]}
@@ -115,7 +115,7 @@ def evaluation(facts: RunFacts) -> list[Block]:
 
 
 def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
-    """What was asked of the threads, and each system's scores as charts and as a table."""
+    """Return blocks with each system's scores on thread records, as charts and as a table."""
     if not systems:
         return []
     n = facts.evaluation.get("n") or facts.systems[systems[0]]["reply@1"]["n"]
@@ -140,7 +140,7 @@ def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
 
 
 def training(facts: RunFacts) -> list[Block]:
-    """The loss curve of each phase, and what the phase did."""
+    """Return blocks with the loss curve and the main numbers of each phase."""
     figures: list[Figure] = []
     rows: list[tuple[str, ...]] = []
     for stage, title in PHASE_NAMES.items():
@@ -148,7 +148,7 @@ def training(facts: RunFacts) -> list[Block]:
         if not steps:
             continue
         raw = tuple((float(row["step"]), float(row["loss"])) for row in steps)
-        # Single steps scatter by their batches: the mean shows the trend, the thin line the scatter.
+        # The loss of single steps varies with the batch. The mean shows the trend, the thin line all steps.
         lines = [Series("each step", thin(raw), raw=True), Series("moving mean", thin(smooth(raw)))]
         held_out = tuple(
             (float(row["step"]), float(row["validation_loss"])) for row in steps if "validation_loss" in row
@@ -178,7 +178,7 @@ def training(facts: RunFacts) -> list[Block]:
 
 
 def resources(facts: RunFacts) -> list[Block]:
-    """Wall time and peak memory of the work behind each artifact."""
+    """Return blocks with the wall time and the peak memory of each stage."""
     if not facts.manifests:
         return []
     rows = []

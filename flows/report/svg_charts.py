@@ -1,10 +1,10 @@
-"""Small accessible charts as SVG text: lines, bars with intervals, and a layered graph.
+"""Draw small accessible charts as SVG text: lines, bars with intervals, and a layered graph.
 
-Every chart is a pure function from numbers to one `<svg>` element of fixed inner width that scales with its
-container. Colours are classes defined once in `STYLE` (light and dark), so that charts inlined into a page
-share the page's style sheet; `standalone` adds it for charts that travel alone, as base64 images in markdown.
-Colour never carries meaning alone: lines differ in dashes, bars in labels, and each chart has a title and a
-description in words.
+Each chart function is pure and returns one `<svg>` element with a fixed inner width, which scales with its
+container. Colours are classes, which `STYLE` defines once for light and dark pages. Charts in a page share
+the style sheet of the page, and `standalone` adds the style sheet to a separate chart, such as a base64 image
+in markdown. Colour is never the only difference: lines also differ in dashes and bars in labels, and each
+chart has a title and a description in words.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ WIDTH = 420
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How a line is drawn: its colour on a light and on a dark page, and its dashes (`stroke-dasharray`)."""
+    """The colour of a line on light and dark pages, and its dashes (`stroke-dasharray`)."""
 
     light: str
     dark: str
     dashes: str
 
 
-# Lines take these by their position in the chart, from the first on again where there are more lines. Each
-# colour has a contrast of at least 4.5 to the page behind it, and no two have the same dashes.
+# The styles of lines by their position in the chart, which repeat for more lines. Each colour has a contrast
+# of at least 4.5 to the page behind it, and no two styles have the same dashes.
 PALETTE = (
     LineStyle("#1d5fc4", "#74a9ff", "none"),
     LineStyle("#b4490b", "#ff9a57", "7 4"),
@@ -86,7 +86,10 @@ BarKind = Literal["baseline", "model", "final"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a line chart; `raw` ones are drawn thin, under the others, without a legend entry."""
+    """One line of a line chart.
+
+    A `raw` line is thin, is drawn under the others, and has no legend entry.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -95,7 +98,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar, with an interval if `low` and `high` are given."""
+    """One horizontal bar of a bar chart, with an interval if `low` and `high` are given."""
 
     label: str
     value: float
@@ -106,7 +109,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Node:
-    """One box of a graph; `rank` is the row it stands in, counted from the top."""
+    """One box of a graph, in row `rank` counted from the top."""
 
     name: str
     label: str
@@ -119,9 +122,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose a range.
 
     Args:
-        low: least value.
-        high: greatest value.
-        count: about how many numbers are wanted.
+        low: smallest value of the range.
+        high: largest value of the range.
+        count: approximate number of ticks.
     """
     span = high - low
     if not math.isfinite(span) or span <= 0:
@@ -131,7 +134,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     # 1, 2, 2.5, 5 and 10 times a power of ten are steps that people read without counting. The small
     # factor keeps a rounding error from choosing the next larger step.
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
-    # The same for values that are a multiple of the step but for their last bit.
+    # The same factor handles values that differ from a multiple of the step only in their last bit.
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     # 0.1 * 3 is 0.30000000000000004; rounding keeps that out of the labels.
@@ -139,7 +142,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[float, float], ...]:
-    """Average neighbouring points until at most `most` are left; more would not be seen."""
+    """Average neighbouring points until at most `most` points are left, which a chart can show."""
     size = math.ceil(len(points) / most) if points else 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return tuple(
@@ -148,7 +151,7 @@ def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[
 
 
 def smooth(points: Sequence[tuple[float, float]], share: float = 0.05) -> tuple[tuple[float, float], ...]:
-    """Moving mean over `share` of the points, centred; at the ends, over the half of them that is there."""
+    """Return the centred moving mean over `share` of the points; at the ends, the window is cut off."""
     half = int(len(points) * share / 2)
     out = []
     for index, (x, _) in enumerate(points):
@@ -171,14 +174,14 @@ def line_chart(
     """Draw lines over a numeric axis, or over equally spaced categories.
 
     Args:
-        title: of the chart, for screen readers.
-        description: what the chart shows, in words, for screen readers.
-        series: the lines.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis.
-        y_range: of the vertical axis; by default from zero to the greatest value.
-        y_format: writes a value of the vertical axis.
-        x_categories: names of the categories; x is then a category's index.
+        title: title of the chart, for screen readers.
+        description: content of the chart in words, for screen readers.
+        series: lines of the chart.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
+        y_range: range of the vertical axis; by default from zero to the largest value.
+        y_format: formats a value of the vertical axis.
+        x_categories: names of the categories. With categories, x is the index of a category.
     """
     named = [line for line in series if not line.raw]
     xs = [x for line in series for x, _ in line.points]
@@ -190,8 +193,7 @@ def line_chart(
     x_ticks = [tick for tick in x_ticks if x_low <= tick <= x_high]
 
     tick_names = [y_format(tick) for tick in y_ticks]
-    # SVG text has no width before it is drawn; 8 units a letter is wide enough for the fonts of the
-    # style.
+    # The width of SVG text is unknown before it is drawn. 8 units per letter are enough for the fonts in use.
     left = 14 + 8 * max(len(name) for name in tick_names)
     legend_rows = _legend(named, left)
     top, bottom, right = 30 + 22 * len(legend_rows), 44, 18
@@ -239,12 +241,12 @@ def bar_chart(
     """Draw horizontal bars from zero, each with its value and, where given, its interval as a whisker.
 
     Args:
-        title: of the chart, for screen readers.
-        description: what the chart shows, in words, for screen readers.
-        bars: from the top down.
-        x_range: of the horizontal axis; by default from zero to the greatest value.
-        value_format: writes a value.
-        axis: False draws the zero line alone, where the values beside the bars are enough.
+        title: title of the chart, for screen readers.
+        description: content of the chart in words, for screen readers.
+        bars: bars from top to bottom.
+        x_range: range of the horizontal axis; by default from zero to the largest value.
+        value_format: formats the value of a bar.
+        axis: whether to draw the axis; False draws only the zero line.
     """
     ticks = nice_ticks(*(x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))), count=5)
     left = 16 + int(7.4 * max(len(bar.label) for bar in bars))
@@ -283,10 +285,10 @@ def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[t
     """Draw boxes in rows by rank, and arrows between them.
 
     Args:
-        title: of the chart, for screen readers.
-        description: what the chart shows, in words, for screen readers.
-        nodes: the boxes.
-        edges: names of nodes, from and to.
+        title: title of the chart, for screen readers.
+        description: content of the chart in words, for screen readers.
+        nodes: boxes of the graph.
+        edges: pairs of node names, from and to.
     """
     ranks = sorted({node.rank for node in nodes})
     box_height, gap = 46, 40
@@ -311,7 +313,7 @@ def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[t
     for start, end in edges:
         (x0, y0), (x1, y1) = centres[start], centres[end]
         y0, y1 = y0 + box_height, y1 - 5
-        # Down beside the boxes in between, then across in the gap above the target.
+        # The edge goes down beside the boxes in between, then across in the gap above the target.
         turn = y1 - gap + 5
         body.append(
             f'<path class="edge" d="M{x0:.1f} {y0} V{turn} '
@@ -322,18 +324,18 @@ def graph(title: str, description: str, nodes: Sequence[Node], edges: Sequence[t
 
 
 def standalone(svg: str) -> str:
-    """Return the same chart with its own style sheet and background, for use outside the report's page."""
+    """Return a chart with its own style sheet and background, for use outside the HTML page."""
     head, _, rest = svg.partition(">")
     return f'{head}><style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{rest}'
 
 
 def data_uri(svg: str) -> str:
-    """Return the chart as a base64 image address, which both Prefect UIs show in markdown."""
+    """Return a chart as a base64 data URI, which both Prefect UIs show in markdown."""
     return "data:image/svg+xml;base64," + base64.b64encode(standalone(svg).encode("utf-8")).decode("ascii")
 
 
 def _svg(title: str, description: str, height: float, body: Sequence[str]) -> str:
-    """Wrap drawn parts into an element that screen readers announce by its title and description."""
+    """Return an SVG element with the drawn parts, and a title and description for screen readers."""
     # Ids must be unique in the page and the same at every rendering; a counter would depend on the other
     # charts.
     name = "c" + hashlib.sha256(f"{title}\n{description}".encode()).hexdigest()[:10]
@@ -353,7 +355,7 @@ def _text(x: float, y: float, text: str, kind: str = "tick", anchor: str = "midd
 
 
 def _legend(named: Sequence[Series], left: float) -> list[list[tuple[float, int, str]]]:
-    """Break the legend into rows of (x, colour, name); a single line needs none."""
+    """Return the legend as rows of (x, colour, name); a chart with a single line has no legend."""
     if len(named) < 2:
         return []
     rows: list[list[tuple[float, int, str]]] = [[]]
@@ -375,6 +377,6 @@ def _legend_entry(x: float, y: float, colour: int, name: str) -> str:
 
 
 def _fit(text: str, width: float) -> str:
-    """Cut a label that is wider than its box."""
+    """Return a label, shortened to the width of its box."""
     most = int(width / 7.4)
     return text if len(text) <= most else text[: max(most - 1, 1)] + "…"

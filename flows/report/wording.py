@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them."""
+"""Format numbers and names for the report."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ SYSTEM_NAMES = {
     "phase1": "Phase 1 only",
     "both_phases": "Both phases",
 }
-# What is made of the legs' rankings; they stand after the legs themselves.
+# Rankings that are made from those of the legs. The report shows them after the legs.
 COMBINED = {"fused": "Fused", "reranked": "Reranked"}
 
 
 def system_name(name: str) -> str:
-    """A system of the evaluation."""
+    """Return the display name of an evaluated system."""
     return SYSTEM_NAMES.get(name, name.replace("_", " ").capitalize())
 
 
 def leg_name(name: str) -> str:
-    """The title of a leg, or of what is made of the legs."""
+    """Return the title of a retrieval leg or of a combined ranking."""
     return LEGS[name].title if name in LEGS else COMBINED.get(name, name)
 
 
 def in_reading_order(names: Iterable[str]) -> list[str]:
-    """Legs in the order of their registry, then what is made of them, then names that are not known here."""
+    """Sort names of rankings: legs in the order of their registry, combined rankings, unknown names."""
     known = [*LEGS, *COMBINED]
     return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
+    """Return a fraction as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
 
 
 def short_number(value: float) -> str:
-    """A number with three significant digits and no trailing zeros."""
+    """Return a number with three significant digits and no trailing zeros."""
     # Learning rates and probabilities: 0.00002 is harder to read than 2.0e-05.
     if value and abs(value) < 1e-3:
         return f"{value:.1e}"
@@ -52,7 +52,7 @@ def short_number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return a time in seconds, minutes or hours, with units."""
     if seconds < 60:
         text = f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
     else:
@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_size(count: float) -> str:
-    """Bytes with a binary unit."""
+    """Return a number of bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break
@@ -73,24 +73,24 @@ def byte_size(count: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number of things."""
+    """Return a count with its noun, in the plural unless the count is one."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def score_value(score: Mapping[str, Any]) -> str:
-    """The value of a {value, low, high, n}, as a percentage; a ratio over nothing is `none`."""
+    """Return the value of a score {value, low, high, n} as a percentage; `none` for a missing value."""
     return percent(score["value"]) if score.get("value") is not None else "none"
 
 
 def score_bounds(score: Mapping[str, Any]) -> str:
-    """The interval of a score, in percent; empty where it has none."""
+    """Return the interval of a score in percent; empty text for a score without an interval."""
     if score.get("low") is None or score.get("high") is None:
         return ""
     return f"{100 * score['low']:.1f}–{100 * score['high']:.1f}"
 
 
 def score_text(score: Mapping[str, Any] | None) -> str:
-    """Value and interval of a score; `none` where there is nothing to score."""
+    """Return the value and the interval of a score; `none` for a missing score."""
     if not score or score.get("value") is None:
         return "none"
     bounds = score_bounds(score)
@@ -98,6 +98,6 @@ def score_text(score: Mapping[str, Any] | None) -> str:
 
 
 def score_note(score: Mapping[str, Any]) -> str:
-    """The interval and count of a score as a remark below its value; empty where it has none."""
+    """Return the interval and the count of a score as a note; empty text without an interval."""
     bounds = score_bounds(score)
     return f"95 % interval {bounds}, n\u00a0=\u00a0{score['n']:,}" if bounds else ""

@@ -1,7 +1,7 @@
-"""The stages of the pipeline, each one file: what it reads, what it runs, what it writes.
+"""The stages of the pipeline, with one module for each stage.
 
-`STAGES` is the registry, in the order in which the stages run. A new stage is a file here and a name in this
-list: the plan, the store, the Prefect flows and the deployments follow from it.
+`STAGES` is the registry, in the order in which the stages run. A new stage needs a module here and an entry
+in this registry. The plan, the store, the Prefect flows and the deployments are derived from the registry.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""`build-context`: corpora → retrieval-augmented records (`records.parquet`) and rankings, in a child
-process.
+"""The stage `build-context`, which builds retrieval-augmented records and rankings from the corpora.
+
+The records are built in a child process, and written to `records.parquet` and `rankings.parquet`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ RANKINGS = "rankings.parquet"
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    """The context section without paths; a model known by a public name stands here, a folder in
-    `inputs`.
+    """Return the `context` section without paths, with each model that has a public name.
+
+    The files of a model that is a local folder are inputs instead.
     """
     settings = config.context.fingerprint()
-    # The fingerprint leaves both models out. A folder is known by the digests of its files, which are
-    # inputs; of a public name only the name can be known without a download.
+    # The fingerprint leaves both models out. The files of a model folder are inputs with digests. For a
+    # public name, only the name is known without a download.
     for field, model in models(config.context).items():
         if model_folder(model, field) is None:
             settings[field] = model
@@ -40,7 +42,7 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
 
 
 def _run(context: StageContext) -> dict[str, Any]:
-    """Build the records in one child, or as tasks of the orchestrator; the records are the same bytes."""
+    """Build the records in one child process or in Prefect tasks; both write the same bytes."""
     settings, retries = context.config.context, context.config.retries
     # Shared by all runs: embedding takes long, and the texts rarely change. The cache decides no output,
     # so it is set here and is no part of the key.

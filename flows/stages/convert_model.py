@@ -1,7 +1,6 @@
-"""`convert-model`: read the base model once, check every tensor, write down what was read (`model.json`).
+"""The stage `convert-model`, which checks every tensor of the base model and writes `model.json`.
 
-The weights stay where they are: the core reads safetensors shard by shard, so there is no second copy of
-them.
+The stage makes no copy of the weights, because the training core reads safetensors shard by shard.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jora_core.specs.model_files import ConvertSpec
 
 NAME = "convert-model"
 MODEL_CARD = "model.json"
-# Of the files of a model folder, those that decide what the model computes.
+# Endings of the files in a model folder that decide what the model computes.
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
@@ -33,13 +32,13 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
     folder = Path(config.model.path)
-    # Checked here because `inputs` is called by the plan: an error now, not after the records are built.
+    # Checked here because the plan calls `inputs`: the error comes before the records are built.
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "there is no folder"
         raise InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
     with one_line_os_errors("read", folder):
-        # Only the folder itself: hubs keep copies in other formats (`original/`, `onnx/`) in folders
-        # below it, which nothing here reads.
+        # Only the folder itself: hubs keep copies in other formats (`original/`, `onnx/`) in subfolders,
+        # which no stage reads.
         files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
     # By the name inside the folder: a model that moves to another disk keeps its key.
     return {f"model/{path.name}": path for path in files}

@@ -1,8 +1,9 @@
-"""`evaluate`: answer the held-out records with the base model and after each phase, and score the answers.
+"""The stage `evaluate`, which answers the held-out records and scores the answers.
 
-Threads give directionality beside four baselines without a model, tables denotation accuracy, documents
-exact match and F1, each with a 95 % interval. `metrics.json` is a function of the artifacts that it reads:
-no times in it.
+The base model and the model after each phase answer the records. Thread records are scored by directionality
+and compared with four baselines without a model, table records by denotation accuracy, and document records
+by exact match and F1. Each score has a 95 % interval. `metrics.json` depends only on the artifacts that the
+stage reads, so it contains no times.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Part:
-    """One task's share of the evaluation: how its records are answered, and how many at most."""
+    """The evaluation of one task: how its records are answered, and the largest number of records."""
 
     task: str
     mode: Mode
@@ -55,12 +56,12 @@ def _parts(config: PipelineConfig) -> list[_Part]:
             chosen.append(_Part(name, wanted.mode, most))
         else:
             written.append(_Part(name, "generate", most))
-    # The systems of the report stand in the order of the scores: those with baselines come first.
+    # The report shows the systems in the order of the scores, so tasks with baselines come first.
     return [*chosen, *written]
 
 
 def systems_of(context: StageContext) -> dict[str, Path | None]:
-    """The evaluated systems by name, with the adapter's folder of each; the base model has none."""
+    """Return the evaluated systems by name, with their adapter folders; the base model has None."""
     phases = [context.upstream[phase.stage] for phase in context.config.phases]
     return {BASE: None, **dict(zip((FIRST_PHASE, BOTH_PHASES), phases, strict=False))}
 
@@ -83,8 +84,8 @@ def _run(context: StageContext) -> dict[str, Any]:
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}}
     answered: list[dict[str, Any]] = []
-    # Of the child processes: times and memory, for the manifest. The scores are apart from them, so that
-    # `metrics.json` is the same bytes at every run.
+    # Times and memory of the child processes, for the manifest. They are not among the scores, so that
+    # `metrics.json` has the same bytes at every run.
     results: dict[str, Any] = {}
     for part in parts:
         chosen = _choose(
@@ -108,7 +109,7 @@ def _run(context: StageContext) -> dict[str, Any]:
 
 
 def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list[dict[str, Any]]:
-    """At most `most` rows, drawn by seed so that they spread over all contexts; in the order of the file."""
+    """Return at most `most` rows in their order in the file, drawn by `seed` from all contexts."""
     if most is None or len(rows) <= most:
         return list(rows)
     # Drawn by a hash of the id, not by a generator: a record added to the corpus changes only whether it
@@ -121,15 +122,14 @@ def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list
 def _predict(
     context: StageContext, part: _Part, chosen: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Let all systems answer the chosen records in a child process; return its rows and its result."""
+    """Answer the chosen records with all systems in a child process; return its rows and its result."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     config = context.config
     folder = context.work_dir / part.task
     folder.mkdir(parents=True, exist_ok=True)
-    # The drawn records go to a file of their own: the child then needs no knowledge of how they are
-    # drawn, and reads nothing twice.
+    # The drawn records are in a file of their own, so the child does not need to draw them again.
     records = folder / "records.parquet"
     pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
@@ -171,7 +171,7 @@ def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequ
 
 
 def _merge(scores: dict[str, Any], part: dict[str, Any]) -> None:
-    """Add one task's scores; each system has the metrics of all tasks that it answered."""
+    """Add the scores of one task to the scores of all tasks, system by system."""
     for name, metrics in part.pop("systems").items():
         # Metrics of different tasks have different names, so nothing is overwritten.
         scores["systems"].setdefault(name, {}).update(metrics)
@@ -212,7 +212,7 @@ EVALUATE = Stage(
         __file__,
         "jora_core.commands.predict",
         "retrieval.build.record_files",
-        # As the builders of `build-context`: found by name in a registry, so no import leads to them.
+        # These modules are found by name in a registry, so the scanner of imports cannot reach them.
         *scoring_modules(),
     ),
     run=_run,

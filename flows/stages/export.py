@@ -1,8 +1,8 @@
-"""`export`: merge the last adapter into the base model, write the PEFT adapter and a model card, prove both.
+"""The stage `export`, which writes the merged model, the PEFT adapter and a model card, and verifies them.
 
-The proof runs in a process of its own (:mod:`flows.children.verify_export`), because `transformers` and
-`peft` bring
-torch: both exports are reloaded with them, and their logits are compared with those of the training core.
+The verification loads the merged model with `transformers` and the adapter with `peft`, and compares their
+logits with those of the training core. It runs in a child process (:mod:`flows.children.verify_export`),
+because both libraries import torch.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
-    """Everything before it: what is not merged stands in the model card as the model's origin."""
+    """Return all stages before the export, because the model card names all of them as the model's origin."""
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
         Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
-        # By name: the export reads no code of the evaluation, and an import for two texts would make it
-        # depend on all that scores answers.
+        # By name: an import of the evaluation for two names would make the code for scoring answers a part of
+        # this stage's key.
         Upstream("evaluate", ("metrics.json",)),
     )
 
 
 def lineage(context: StageContext) -> dict[str, Any]:
-    """Where the exported model comes from: per stage its key, settings, and digests of inputs and code."""
+    """Return the origin of the exported model: keys, settings, and digests of inputs and code by stage."""
     stages = {
         name: {
             "key": manifest["key"],
@@ -63,7 +63,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
     spec = ExportSpec(
         model=Path(config.model.path),
-        # The last phase goes on training the first one's adapter, so this one alone holds both.
+        # The last phase continues the first phase's adapter, so the last adapter contains both trainings.
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
@@ -79,7 +79,7 @@ def _run(context: StageContext) -> dict[str, Any]:
 
 
 def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
-    """Compare with `transformers` and `peft` where they and torch are; say so where they are not."""
+    """Verify the export with `transformers` and `peft`, or record that torch or `peft` is not installed."""
     reference = context.output_dir / REFERENCE
     # `find_spec` looks for the package without importing it: the import of torch is slow and large.
     missing = [name for name in ("torch", "peft") if find_spec(name) is None]
@@ -91,16 +91,16 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
             model=context.output_dir / MODEL_FOLDER,
             adapter=context.output_dir / ADAPTER_FOLDER,
             reference=reference,
-            # In bfloat16 the merged weights are rounded and the adapter over its base is not, so the two
-            # differ rightly.
+            # In bfloat16 the merged weights are rounded, but the base with a separate adapter is not, so a
+            # difference is no error.
             judge_adapter=dtype == "float32",
             output_dir=context.work_dir,
         )
-        # Both folders are local: nothing is to be looked up.
+        # Both folders are local, so the libraries must not ask the hub.
         verified = run_child(
             "flows.children.verify_export", spec, context.work_dir, env={"HF_HUB_OFFLINE": "1"}
         )
-    reference.unlink()  # megabytes for a large vocabulary, and its work is done
+    reference.unlink()  # megabytes for a large vocabulary, and not needed any more
     return verified
 
 

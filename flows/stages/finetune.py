@@ -1,9 +1,9 @@
-"""`finetune-structure` and `finetune-task`: train one phase's LoRA adapter in a child process.
+"""The stages `finetune-structure` and `finetune-task`, which train the LoRA adapter in a child process.
 
-The second phase continues the first one's adapter. Checkpoints are in the stage's work folder, which belongs
-to its key: a run that was killed continues from the newest one, and no other run sees it. Where a microbatch
-does not fit in memory, the stage tries half of it with twice the accumulation, so that a step has as many
-tokens.
+The second phase continues the first phase's adapter. Checkpoints are in the stage's work folder, which
+belongs to one key: a killed run continues from its newest checkpoint, and runs under other keys do not see
+the checkpoints. If a microbatch does not fit in memory, the stage halves the microbatch and doubles the
+gradient accumulation, so that a step keeps its number of tokens.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from jora_core.specs.train import TrainingSettings, TrainSpec
 
 ADAPTER = "adapter_model.safetensors"
 TOKENS = "tokens"  # folder of token ids in the cache
-# What does not change the trained weights is not in the key. The file of general instructions is an input, by
-# its content.
+# Settings that are not in the key. The first two do not change the trained weights. The file of general
+# instructions is an input, by its content.
 _NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
 _DESCRIPTIONS: dict[PhaseStage, str] = {
     "finetune-structure": "Train the first phase's adapter on the existing records.",
     "finetune-task": "Train on from the first phase's existing adapter.",
 }
-# In the work folder: the microbatch that fitted, so that the next attempt begins with it.
+# File in the work folder with the size of the microbatch that fitted. The next attempt begins with it.
 MICROBATCH = "microbatch.json"
 
 logger = logging.getLogger("jora.finetune")
 
 
 def phase_index(config: PipelineConfig, stage: str) -> int | None:
-    """Position of a fine-tuning stage among the configuration's phases; None if it is not one of them."""
+    """Return the index of a fine-tuning stage in the configured phases; None for a stage without a phase."""
     return next((index for index, phase in enumerate(config.phases) if phase.stage == stage), None)
 
 
@@ -69,7 +69,7 @@ def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
     index, _ = _phase(config, stage)
-    # Only the weights: the first phase's log and times differ from run to run and change nothing here.
+    # Only the weights: the first phase's log and times differ from run to run and do not change the training.
     earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
@@ -79,12 +79,12 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
 
 
 def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
-    """Which records one phase trains on, and how they are batched.
+    """Return the spec of the records that one phase trains on, and of their batches.
 
     Args:
         phase: the phase's settings.
         records: Parquet file of all records.
-        cache_dir: the pipeline's cache; token ids are kept in a folder of it.
+        cache_dir: cache folder of the store; a folder in it keeps the token ids.
     """
     return DataSpec(
         records=records,
@@ -95,7 +95,7 @@ def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
 
 
 def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
-    """The spec for the child that trains one phase."""
+    """Return the spec for the child process that trains one phase."""
     config = context.config
     index, phase = _phase(config, stage)
     return TrainSpec(
@@ -106,7 +106,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         ),
         mesh=config.mesh,
         seed=config.seed,
-        # Not in the artifact: a run that was killed and continues has a new one, but its curves continue.
+        # Not in the artifact: a run that continues after a kill has a new artifact, but its curves continue.
         report_dir=context.cache_dir / "reports" / stage,
         output_dir=context.output_dir,
         checkpoint_dir=context.work_dir / CHECKPOINTS,
@@ -117,12 +117,16 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
 
 
 def halved(spec: TrainSpec) -> TrainSpec | None:
-    """The spec with half of the tokens a microbatch, and as many a step; None at one row a microbatch."""
+    """Return the spec with microbatches of half as many tokens, and at least as many tokens in a step.
+
+    Returns:
+        The changed spec; None if a microbatch already has only one row.
+    """
     # A row is the least that a microbatch can hold, and a row may be as long as `max_seq_len`.
     tokens = max(spec.data.tokens_per_batch // 2, spec.data.max_seq_len)
     if tokens == spec.data.tokens_per_batch:
         return None
-    # Rounded up: where the division leaves a rest, a step has a little more tokens than asked for, never
+    # Rounded up: if the division has a remainder, a step has a few more tokens than configured, never
     # fewer.
     steps = math.ceil(spec.gradient_accumulation_steps * spec.data.tokens_per_batch / tokens)
     return _with_microbatch(spec, {"tokens_per_batch": tokens, "gradient_accumulation_steps": steps})
@@ -142,13 +146,13 @@ def _with_microbatch(spec: TrainSpec, size: dict[str, int]) -> TrainSpec:
 
 
 def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
-    """Train in a child process, with smaller microbatches where the device or the host runs out of memory.
+    """Train one phase in a child process, with smaller microbatches after an out-of-memory error.
 
     Raises:
-        ChildFailed: another failure, or not even one row fits.
+        ChildFailed: the child fails otherwise, or one row does not fit in memory.
     """
     spec = train_spec(context, stage)
-    # Otherwise each retry of the stage would first run out of memory again.
+    # Without the remembered size, each retry of the stage would first run out of memory again.
     remembered = context.work_dir / MICROBATCH
     if remembered.is_file():
         spec = _with_microbatch(spec, json.loads(remembered.read_text()))
@@ -161,7 +165,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
                 raise
         spec = smaller
         logger.warning("%s: out of memory; continuing with %s", stage, _microbatch(spec))
-        # Atomic, and before the attempt: a kill during it begins with the smaller size again.
+        # Atomic, and before the attempt: after a kill, the next attempt begins with the smaller size.
         write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
 
 

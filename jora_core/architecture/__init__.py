@@ -1,1 +1,1 @@
-"""What a model is: its shape, its family, the names and shapes of its tensors."""
+"""Architecture of a model: shape, family, and the names and shapes of all tensors."""

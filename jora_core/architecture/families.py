@@ -1,9 +1,9 @@
 """The supported Hugging Face architectures, as one table of their differences.
 
-A `Family` says which parts of the decoder an architecture has, what `transformers` assumes for a field that
-is missing in its ``config.json``, and which field values leave the computation unchanged. Any other value is
-refused by name: a model that loads is a model that is computed exactly. A family that differs from Llama only
-in such values is one more row.
+A `Family` holds the decoder parts of an architecture, the defaults of `transformers` for fields that are
+missing in ``config.json``, and the field values that leave the computation unchanged. Any other value is
+refused by name, so every model that loads is computed exactly. A family that differs from Llama only in such
+values needs only a new row.
 
 Sources: ``configuration_*.py`` and ``modeling_*.py`` of each model in transformers 5; the papers are Llama 3
 (arXiv 2407.21783), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma (2403.08295),
@@ -25,9 +25,9 @@ Fields = Mapping[str, Any]
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 
-# A function and not None: `write_windows` compares with it to see that a family has no windows at all.
+# A function and not None, because `write_windows` recognizes families without windows by this function.
 def no_layer(layer: int, fields: Fields) -> bool:
-    """Families without windows."""
+    """Say that no layer has a window."""
     return False
 
 
@@ -36,12 +36,12 @@ def _every_layer(layer: int, fields: Fields) -> bool:
 
 
 def _upper_layers(layer: int, fields: Fields) -> bool:
-    """Qwen: the layers from max_window_layers on, where windows are on."""
+    """Say whether a Qwen layer has a window: if windows are on, the layers from max_window_layers on do."""
     return fields["sliding_window"] is not None and layer >= fields["max_window_layers"]
 
 
 def _all_but_every_nth(layer: int, fields: Fields) -> bool:
-    """Gemma: the last layer of each pattern has no window."""
+    """Say whether a Gemma layer has a window: all layers but the last one of each pattern."""
     # Counted from 1, as in transformers: with a pattern of 6, layers 5, 11, 17 attend to all tokens.
     return (layer + 1) % fields["sliding_window_pattern"] != 0
 
@@ -50,16 +50,15 @@ def _all_but_every_nth(layer: int, fields: Fields) -> bool:
 class DecoderParts:
     """The parts of the decoder that a family fixes and no field of its ``config.json`` changes.
 
-    `ModelConfig` has the same parts, copied from its family; the decoder and the table of tensors read them
-    there.
+    `ModelConfig` holds a copy of these parts. The decoder and the table of tensors read that copy.
 
     Attributes:
-        activation: of the MLP's gate.
+        activation: activation function of the MLP's gate.
         qkv_bias: q, k and v have biases.
         qk_norm: q and k are normalized over each head.
         wide_qk_norm: q and k are normalized over all heads together.
         norm_offset: norms multiply by 1 + weight.
-        wide_norm: norms multiply by their weight in float32, before the result takes the type of the input.
+        wide_norm: norms multiply by their weight in float32, before the cast to the type of the input.
         no_pre_norms: no norms on the inputs of attention and MLP.
         post_norms: norms on the outputs of attention and MLP.
         fused_projections: one matrix makes q, k and v, and one makes gate and up.
@@ -76,23 +75,23 @@ class DecoderParts:
     fused_projections: bool = False
 
     def parts(self) -> dict[str, Any]:
-        """The parts by name."""
+        """The values of all parts, by attribute name."""
         return {each.name: getattr(self, each.name) for each in fields(DecoderParts)}
 
 
 @dataclass(frozen=True)
 class Family(DecoderParts):
-    """One architecture: a row of the table.
+    """One supported architecture, a row of the table of families.
 
     Attributes:
-        model_type, architecture: as in ``config.json``.
-        title: its name in prose.
+        model_type, architecture: the values of these fields in ``config.json``.
+        title: name of the family in prose.
         scaled_embedding: token embeddings are multiplied by the square root of the width.
-        has_window: (layer, fields) → whether this layer has a window where no layer_types say so.
-        names_layers: whether the family knows the field layer_types.
-        local_rope: layers with a window have rotary frequencies of their own.
-        defaults: what a missing field means.
-        accepted: values that a field may have; the first is what `to_hf` writes (None: it writes nothing).
+        has_window: function (layer, fields) → whether the layer has a window, used without layer_types.
+        names_layers: whether the family has the field layer_types.
+        local_rope: whether layers with a window have rotary frequencies of their own.
+        defaults: value of each field that is missing in a ``config.json``.
+        accepted: values that a field may have. `ModelConfig.to_hf` writes the first, no field for None.
     """
 
     model_type: str
@@ -106,8 +105,8 @@ class Family(DecoderParts):
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def complete(self, fields: Fields) -> dict[str, Any]:
-        """The fields of a ``config.json`` with the family's defaults for those left out."""
-        # The later wins: the file over the family, the family over what all families share.
+        """Return the fields of a ``config.json`` with the family's defaults for missing fields."""
+        # Later values replace earlier ones: the file those of the family, the family those of all families.
         complete = {**_DEFAULTS, **self.defaults, **fields}
         # Qwen's published configs keep a width although windows are off.
         if complete.get("use_sliding_window") is False:
@@ -115,13 +114,13 @@ class Family(DecoderParts):
         return complete
 
     def check(self, fields: Fields, where: str) -> None:
-        """Refuse what this decoder would compute differently.
+        """Refuse field values of a ``config.json`` that this decoder would compute differently.
 
         Raises:
-            InputError: naming the field, its value and what is expected.
+            InputError: a value is refused. The message names the field, the value and the accepted values.
         """
         for name, accepted in self._rules().items():
-            # A missing field is fine: its default is the family's own, which this decoder computes.
+            # A missing field is accepted: its default is the family's, which this decoder computes.
             # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
             if name in fields and fields[name] not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
@@ -131,7 +130,7 @@ class Family(DecoderParts):
                 )
 
     def constants(self) -> dict[str, Any]:
-        """The fields of a ``config.json`` that all supported models of this family share."""
+        """Return the ``config.json`` fields whose values all supported models of this family share."""
         written = {name: accepted[0] for name, accepted in self._rules().items() if accepted[0] is not None}
         return {"model_type": self.model_type, "architectures": [self.architecture], **written}
 
@@ -141,7 +140,7 @@ class Family(DecoderParts):
         return foreign | dict(self.accepted)
 
 
-# Widths and the number of layers have no default: a config without them is no model's.
+# Widths and the number of layers have no default: a config without these fields describes no model.
 _DEFAULTS: Fields = MappingProxyType(
     {
         "num_key_value_heads": None,
@@ -153,8 +152,8 @@ _DEFAULTS: Fields = MappingProxyType(
         "attention_dropout": 0.0,
     }
 )
-# Fields that change what some model computes, with the values that do not. A family that reads a field has it
-# among its defaults and is exempt.
+# Fields that may change the computation, with the values that do not. A family that reads such a field has a
+# default for the field and is exempt.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "attention_bias": (False, None),
@@ -165,7 +164,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "partial_rotary_factor": (None, 1),
         "rope_interleaved": (None, False),
         "rope_local_base_freq": (None,),
-        # A window in a family that has none would be ignored in silence: long rows would be computed wrongly.
+        # In a family without windows, a window would be silently ignored, and long rows computed wrongly.
         "sliding_window": (None,),
         "use_sliding_window": (None, False),
         "sliding_window_pattern": (None,),
@@ -189,7 +188,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         # Mixtures of experts: Qwen, Mixtral.
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
-        # Weights stored as packed codes (GPTQ, AWQ), which the reader would take for wrong shapes.
+        # Weights stored as packed codes (GPTQ, AWQ). The reader would report wrong shapes for these.
         "quantization_config": (None,),
         # Models of images and text nest the decoder's config.
         "text_config": (None,),
@@ -231,7 +230,7 @@ _FAMILIES = (
         has_window=_upper_layers,
         names_layers=True,
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOWS},
-        # The biases of q, k and v are part of the architecture, not an option of it.
+        # The biases of q, k and v are a fixed part of the architecture.
         accepted={
             "hidden_act": ("silu",),
             "attention_bias": (None, True),
@@ -268,7 +267,7 @@ _FAMILIES = (
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
         },
-        # The first releases say "gelu" and mean its tanh approximation.
+        # The first releases write "gelu" for the tanh approximation of GELU.
         accepted={"hidden_act": (_GELU, "gelu"), "hidden_activation": (_GELU, None)},
     ),
     Family(
@@ -354,7 +353,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for
 
 
 def find_family(fields: Fields, where: str) -> Family:
-    """The family that a ``config.json`` names.
+    """Return the family that a ``config.json`` names.
 
     Raises:
         InputError: no model_type, or an architecture that is not supported.

@@ -1,4 +1,4 @@
-"""Which layers attend to a sliding window, in each spelling of a config."""
+"""The sliding attention window of each layer, in each spelling of a ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from jora_core.base.errors import InputError
 
 
 def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tuple[int, ...]:
-    """Window of each layer in tokens, the token itself included, 0 for none; () if no layer has one.
+    """Return the attention window of each layer, or () if no layer has a window.
+
+    A window counts tokens, the query's own token included. 0 means that the layer has no window.
 
     Args:
-        family: says which layers have a window where ``layer_types`` does not.
-        fields: of the ``config.json``, completed with the family's defaults.
-        layers: how many layers the model has.
-        where: the file, for error messages.
+        family: family of the model, whose rule selects the layers with a window if there is no layer_types.
+        fields: fields of the ``config.json``, completed with the family's defaults.
+        layers: number of layers.
+        where: name of the file, for error messages.
 
     Raises:
-        InputError: layer_types that do not fit, or layers with a window of no width.
+        InputError: layer_types does not fit the model, or the width or pattern of windows is not valid.
     """
     # A pattern of 0 would be a division by zero, and a bool is an int for Python: true would pass for 1.
     for name, least in (("max_window_layers", 0), ("sliding_window_pattern", 1)):
@@ -51,12 +53,12 @@ def read_windows(family: Family, fields: Fields, layers: int, where: str) -> tup
 
 
 def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict[str, Any]:
-    """The fields of a ``config.json`` that `read_windows` reads back.
+    """Return the ``config.json`` fields that describe attention windows. `read_windows` reads them.
 
     Args:
-        family: whose spelling is written.
-        windows: of each layer in tokens, or () for none.
-        layers: how many layers the model has.
+        family: family of the model, which determines the spelling.
+        windows: attention window of each layer in tokens, or () if no layer has one.
+        layers: number of layers.
     """
     if family.has_window is no_layer:
         return {}
@@ -66,7 +68,7 @@ def write_windows(family: Family, windows: tuple[int, ...], layers: int) -> dict
     each = windows or (0,) * layers
     fields = {"layer_types": [SLIDING_ATTENTION if window else FULL_ATTENTION for window in each]}
     if "use_sliding_window" not in family.defaults:
-        # Gemma has no switch for windows: the width is always there, and layer_types says who uses it.
+        # Gemma has no switch for windows: the width is always set, and layer_types names the layers.
         return fields | {"sliding_window": width or family.defaults["sliding_window"]}
     # Releases of transformers from before layer_types derive Qwen's windows from max_window_layers.
     first = next((layer for layer, window in enumerate(each) if window), layers)

@@ -1,8 +1,7 @@
 """The shape of a model, read from and written to a Hugging Face ``config.json``.
 
-`jora_core.architecture.families` knows the architectures and their differences. Whatever a config asks for
-that this decoder would compute differently is refused by name: a model that loads is a model that is
-computed exactly.
+`jora_core.architecture.families` lists the architectures and their differences. A field that this decoder
+would compute differently is refused by name. So every model that loads is computed exactly.
 """
 
 from __future__ import annotations
@@ -24,19 +23,21 @@ __all__ = ["ModelConfig", "RopeScaling", "read_json_object"]
 
 @dataclass(frozen=True)
 class ModelConfig(DecoderParts):
-    """Shape of a decoder: V vocab_size, D hidden_size, F intermediate_size, L num_layers, N num_heads,
-    K num_kv_heads, H head_dim. Its parts are those of its family (`DecoderParts`).
+    """Shape of one decoder, with the `DecoderParts` of its family.
+
+    Shape letters: V vocab_size, D hidden_size, F intermediate_size, L num_layers, N num_heads,
+    K num_kv_heads, H head_dim.
 
     Attributes:
-        rope_theta, rope_scaling: rotary base and its stretching; of the layers without a window where
-            `local_rope_theta` is set.
-        family: model_type of its ``config.json``.
+        rope_theta, rope_scaling: rotary base, and the scaling of rotary frequencies. Where
+            `local_rope_theta` is set, both apply only to layers without a window.
+        family: model_type in the ``config.json``.
         embedding_scale: factor on token embeddings (None: 1).
         attention_scale: factor on attention scores (None: 1/√H).
         attention_softcap, logit_softcap: c in c·tanh(x/c) on scores and on logits.
-        windows: of each layer, to how many tokens a token attends, itself included, 0 for all; () if no layer
-            has a window.
-        local_rope_theta: rotary base of the layers with a window; they have no scaling.
+        windows: attention window of each layer in tokens, the query's own token included; 0 for a layer
+            without a window, () if no layer has one.
+        local_rope_theta: rotary base of the layers with a window, whose frequencies are not scaled.
     """
 
     # Hashable throughout (tuples, no lists): a config is a static argument of compiled functions.
@@ -114,8 +115,8 @@ class ModelConfig(DecoderParts):
         """Make a config from the fields of a ``config.json``.
 
         Args:
-            given: the fields as they stand in the file.
-            where: the file, for error messages.
+            given: the fields of the file, without defaults.
+            where: name of the file, for error messages.
 
         Raises:
             InputError: an architecture or field value that is not supported, or a missing width.
@@ -166,10 +167,10 @@ class ModelConfig(DecoderParts):
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The fields of a ``config.json`` that `from_hf` and `transformers` read back as this config.
+        """Return the ``config.json`` fields that `from_hf` and `transformers` read as this config.
 
         Raises:
-            InputError: the family's ``config.json`` cannot say what this config says.
+            InputError: the family's ``config.json`` cannot express this config.
         """
         family = FAMILIES.get(self.family)
         if family is None:
@@ -215,7 +216,7 @@ class ModelConfig(DecoderParts):
         return fields
 
     def _check_reads_back(self, fields: dict[str, Any]) -> None:
-        """Refuse a config made by hand that its family's file cannot express, such as windows on a Llama."""
+        """Refuse a config that its family's ``config.json`` cannot express, such as windows for Llama."""
         # Field by field and not `again != self`: the message names the field.
         again = ModelConfig.from_fields(fields)
         for each in dataclasses.fields(self):

@@ -1,4 +1,4 @@
-"""The tensors of one model: which rows of the table it has, and the sizes of their axes."""
+"""The tensors of one model: its rows of the table `TENSORS`, and their shapes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from jora_core.architecture.tensor_names import TENSORS, TensorRow, projection_r
 
 
 def model_rows(config: ModelConfig) -> list[TensorRow]:
-    """Return the rows of a model of this config: a tied model has no head of its own, few have biases."""
+    """Return the rows of `TENSORS` that a model of this config has."""
     return [row for row in TENSORS if _belongs(row, config)]
 
 
 def tensor_shape(row: TensorRow, config: ModelConfig) -> tuple[int, ...]:
-    """Return the shape of one (layer's) tensor."""
+    """Return the shape of one tensor of the table, without a layer axis."""
     widths = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -31,7 +31,7 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def model_projections(config: ModelConfig) -> dict[str, str]:
-    """Return the projections that a model of this config has: field to module in a Hugging Face layer."""
+    """Return the projections of a model: field of `LayerParams` to module name in a Hugging Face layer."""
     return {row.field: row.module for row in model_rows(config) if row.is_projection}
 
 
@@ -42,7 +42,7 @@ def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that a checkpoint of this config must hold."""
+    """Return the name and shape of every tensor that a checkpoint of this config must hold."""
     expected = {}
     # A tensor outside of the layers has one name, whatever the number.
     for row in model_rows(config):

@@ -1,4 +1,4 @@
-"""Rotary positions as a ``config.json`` describes them, in the spellings of transformers 4 and 5."""
+"""Rotary position settings of a ``config.json``, in the spellings of transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ROPE_FIELDS = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for longer rows than the model was first trained on.
+    """Scaling of rotary frequencies, for rows that are longer than in pre-training.
 
     Attributes:
         kind: "linear" (all positions divided by the factor, arXiv:2306.15595) or "llama3" (only low
             frequencies are divided, with a ramp between two thresholds, arXiv:2407.21783).
-        factor: the stretch.
-        low_freq_factor, high_freq_factor, original_max_positions: the thresholds of llama3: a frequency with
-            fewer than `low_freq_factor` turns over the original positions is stretched, one with more than
-            `high_freq_factor` is kept.
+        factor: divisor of the positions or frequencies.
+        low_freq_factor, high_freq_factor, original_max_positions: the thresholds of llama3. A frequency with
+            fewer than `low_freq_factor` turns over the original positions is divided. A frequency with more
+            than `high_freq_factor` turns is kept.
     """
 
     kind: str
@@ -57,15 +57,17 @@ class RopeScaling:
 def read_rope(
     where: str, data: dict[str, Any], family: Family
 ) -> tuple[float, RopeScaling | None, float | None]:
-    """Rotary base, its scaling, and the base of layers with a window (None in families without one).
+    """Return the rotary base, its scaling, and the rotary base of layers with a window.
+
+    The last is None in families whose layers all have one rotary base.
 
     transformers 4 wrote rope_theta, rope_scaling and rope_local_base_freq; 5 writes one object
     rope_parameters, for Gemma 3 with one object inside for each kind of layer.
 
     Args:
-        where: the file, for error messages.
+        where: name of the file, for error messages.
         data: the fields of the ``config.json``, completed with the family's defaults.
-        family: says whether layers with a window have a base of their own.
+        family: family of the model. `Family.local_rope` says whether layers with a window have another base.
 
     Raises:
         InputError: a kind of scaling that is not supported, or a field that is missing or unknown.
@@ -81,7 +83,7 @@ def read_rope(
             f"{where}: rope_parameters.{unknown[0]} is not supported for {family.title} models; "
             "expected full_attention and sliding_attention"
         )
-    # Only the full layers are stretched: a window is shorter than what the model was first trained on.
+    # Only layers without a window are scaled, because a window is shorter than the rows of pre-training.
     rope = {**read_object(where, parameters, "full_attention"), **scaling}
     local = read_object(where, parameters, "sliding_attention")
     if _rope_scaling(where, data, local) is not None:
@@ -103,7 +105,7 @@ def _rope_kind(rope: dict[str, Any]) -> Any:
 
 def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> RopeScaling | None:
     kind = _rope_kind(rope)
-    # Refused first: other kinds (yarn, longrope, dynamic) have fields that would be named as unknown instead.
+    # The kind is checked first. Otherwise the error for yarn, longrope or dynamic would name unknown fields.
     if kind not in ROPE_KINDS:
         raise InputError(f"{where}: rope type {kind} is not supported; known are {', '.join(ROPE_KINDS)}")
     if rope.get("partial_rotary_factor") not in (None, 1):
@@ -129,7 +131,7 @@ def _rope_scaling(where: str, data: dict[str, Any], rope: dict[str, Any]) -> Rop
 
 
 def write_rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    """The object rope_scaling of a ``config.json``."""
+    """Return the object rope_scaling of a ``config.json``."""
     fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":
         fields |= {

@@ -1,9 +1,9 @@
-"""The weights of all models: the one table of their names, shapes and owners.
+"""The table of all weights: name, shape, and the models that have each weight.
 
-Each row of `TENSORS` is one field of `Params`. Everything else that must know the weights reads this table:
-loading, saving and merging (names), initialization (shapes), placement on a mesh (which width an axis is),
-quantization and adapters (which rows are projections). A new kind of weight is a new row. The rows of one
-model, with their sizes, are in `jora_core.architecture.model_tensors`.
+Each row of `TENSORS` is one field of `Params` or `LayerParams`. Other modules read the table: loading, saving
+and merging use the names, initialization uses the shapes, placement on a mesh uses the width of each axis,
+quantization and adapters use the rows of projections. A new kind of weight is a new row.
+`jora_core.architecture.model_tensors` gives the rows of one model with their sizes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One field of `Params`, or of its layers.
+    """One weight of the table: a field of `Params` or `LayerParams`.
 
     Attributes:
-        field: its name in `Params` or `LayerParams`.
-        module: the Hugging Face module, within a layer where `per_layer`.
+        field: name in `Params` or `LayerParams`.
+        module: name of the Hugging Face module; where `per_layer`, its name within a layer.
         shape: the width of each axis by letter (V vocabulary, D model, F feed-forward, H one head, NH all
             query heads, KH all key/value heads). A sum such as "NH+KH+KH" is a fused axis.
         per_layer: whether each layer has the tensor.
         kind: the parameter of the module, "weight" or "bias".
-        when, unless: a flag of `ModelConfig` that must be on, or off, for a model to have the tensor.
+        when: flag of `ModelConfig` that is on in models with this tensor, None for no condition.
+        unless: flag of `ModelConfig` that is off in models with this tensor, None for no condition.
     """
 
     field: str
@@ -34,16 +35,16 @@ class TensorRow:
     unless: str | None = None
 
     def name(self, layer: int = 0) -> str:
-        """The tensor's name in a Hugging Face checkpoint."""
+        """Return the tensor's name in a Hugging Face checkpoint."""
         return f"{self.prefix(layer)}.{self.kind}"
 
     def prefix(self, layer: int = 0) -> str:
-        """The module's name in a Hugging Face model."""
+        """Return the module's name in a Hugging Face model."""
         return f"model.layers.{layer}.{self.module}" if self.per_layer else self.module
 
     @property
     def is_projection(self) -> bool:
-        """Whether it is a matrix [out, in] of a layer: what adapters and quantization apply to."""
+        """Whether the weight is a matrix [out, in] of a layer, so that adapters and quantization apply."""
         # Norms and biases have one axis. Embedding and head are matrices, but stand outside the layers.
         return self.per_layer and len(self.shape) == 2
 
@@ -91,22 +92,25 @@ PROJECTIONS: dict[str, str] = {field: row.module for field, row in _PROJECTION_R
 
 
 def projection_row(target: str) -> TensorRow:
-    """The row of one projection, whatever the family."""
+    """Return the table row of a projection, by its field name."""
     return _PROJECTION_ROWS[target]
 
 
 def head_tensor_name() -> str:
-    """The output projection's name in a checkpoint, which a tied checkpoint may hold although it has none."""
+    """Return the output projection's name in a checkpoint.
+
+    The checkpoint of a tied model may hold this tensor too, although the model uses the embedding instead.
+    """
     return next(row for row in TENSORS if row.field == "head").name()
 
 
 def lora_tensor_name(layer: int, target: str, part: str) -> str:
-    """PEFT's name of one adapter tensor.
+    """Return PEFT's name of one adapter tensor.
 
     Args:
         layer: number of the layer, from 0.
         target: the projection's field, such as "q_proj".
-        part: "A", "B", or "magnitude" (DoRA's, whose name has no ".weight").
+        part: "A", "B", or "magnitude" (only DoRA; this name has no ".weight").
     """
     tensor = "lora_magnitude_vector" if part == "magnitude" else f"lora_{part}.weight"
     return f"base_model.model.{projection_row(target).prefix(layer)}.{tensor}"

@@ -1,1 +1,1 @@
-"""What all packages may use: errors, atomic files, digests, progress. It imports none of them, and no JAX."""
+"""Errors, atomic files, digests and progress for all packages; imports neither other packages nor JAX."""

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all: written under a temporary name, forced to disk, then renamed."""
+"""Atomic file writes: each file is written under a temporary name, forced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from jora_core.base.errors import write_error
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it becomes `path`, on failure it is removed.
+    """Yield a temporary path beside `path`, and rename the file to `path` when the block succeeds.
+
+    When the block fails, the temporary file is removed.
 
     Raises:
         InputError: the folder cannot be made or written to, or the disk is full.
@@ -33,7 +35,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a small file, all of it or nothing.
+    """Write a small file atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -43,25 +45,25 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write readable JSON with sorted keys, all of it or nothing.
+    """Write indented JSON with sorted keys, atomically.
 
     Raises:
         InputError: the file cannot be written.
     """
-    # NaN and Infinity are no JSON, although Python would write them: other readers refuse such a file.
+    # NaN and Infinity are not valid JSON, although Python would write them, and other readers refuse them.
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:
-    """Return where this process writes a file before it gets its name."""
+    """Return the temporary name under which this process writes a file."""
     # In the folder of the file itself: a rename is atomic only within one file system. The process id keeps
     # two processes that write the same file apart.
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Force a finished temporary file to disk and give it its name."""
+    """Force a finished temporary file to disk and rename it to its final name."""
     # Content first, name second: after a power failure the name must not lead to a file whose content never
     # reached the disk.
     fsync(temporary)
@@ -69,7 +71,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left below a folder; no other process may be writing there."""
+    """Remove temporary files of killed processes below a folder. No other process may be writing there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -85,7 +87,7 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Force a folder and all below it to disk, files before the folders that hold them."""
+    """Force a folder with all files and folders below it to disk, the files first."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
             fsync(Path(parent) / name)

@@ -14,7 +14,7 @@ HASH_THREADS = 4  # hashing releases the interpreter's lock
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text."""
-    # Keys of artifacts are digests of this text: another form of it would compute all artifacts again.
+    # Keys of artifacts are digests of this text. With another format, all artifacts would be computed again.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -32,17 +32,17 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes.
 
     Raises:
-        OSError: it cannot be read; the caller knows whose file it is and says so.
+        OSError: the file cannot be read. The caller knows the file's purpose and reports the error.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of each file, several at a time.
+    """Return the SHA-256 of each file, computed for several files at a time.
 
     Raises:
-        OSError: one of them cannot be read.
+        OSError: a file cannot be read.
     """
     if len(paths) < 2:
         return [file_digest(path) for path in paths]

@@ -1,4 +1,4 @@
-"""A Pydantic error as one line that names the field."""
+"""Description of a Pydantic error in one line that names the field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def describe_validation_error(err: ValidationError, model: type[BaseModel]) -> str:
-    """Return one line for the first problem of an error: the field, and for a typo the nearest key."""
+    """Return one line that describes an error's first problem: its field, and for a typo the nearest key."""
     first = err.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the spec"
     more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""

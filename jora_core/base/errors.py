@@ -8,7 +8,9 @@ _LONGEST_MESSAGE = 1000  # characters
 
 
 class InputError(ValueError):
-    """Bad input in one line: what is wrong, where (file, row, field), what was expected, how to fix it.
+    """Bad input, described in one line.
+
+    The line says what is wrong, where (file, row, field), what was expected, and how to fix it.
 
     The command line prints it as ``error: …`` and ends with exit code 2, without a traceback.
     """
@@ -21,13 +23,13 @@ class InputError(ValueError):
 
 
 def read_error(path: Path, error: OSError) -> InputError:
-    """Return the one line for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     reason = error.strerror or str(error)
     return InputError(f"{path}: cannot be read ({reason}); check the file and its permissions")
 
 
 def write_error(path: Path, error: OSError) -> InputError:
-    """Return the one line for a file that cannot be written."""
+    """Return the error for a file that cannot be written."""
     reason = error.strerror or str(error)
     return InputError(
         f"{path}: cannot be written ({reason}); check free space and permissions of {path.parent}"

@@ -1,4 +1,4 @@
-"""Fields of a JSON configuration, read with their types checked."""
+"""Reading of JSON configurations with checked field types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        owner: whose file it is, for the message.
+        owner: the kind of folder that holds the file, for the error message.
 
     Raises:
         InputError: missing or unreadable file, broken JSON, not an object.
@@ -33,12 +33,12 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
 
 
 def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return an object of the config, empty where it is missing or null.
+    """Return an object field of the config. A missing or null field gives an empty object.
 
     Args:
-        where: which config, for the message.
+        where: name of the config, for the error message.
         data: the config's fields.
-        name: of the field.
+        name: name of the field.
 
     Raises:
         InputError: the value is no object.
@@ -51,14 +51,14 @@ def read_object(where: str, data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_number(where: str, data: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """Return a number of the config; an integer is accepted where a float is expected.
+    """Return a number field of the config. An integer is accepted where a float is expected.
 
     Args:
-        where: which config, for the message.
+        where: name of the config, for the error message.
         data: the config's fields.
-        name: of the field.
+        name: name of the field.
         kind: int or float.
-        default: for a field that is missing or null; None makes the field required.
+        default: value of a missing or null field; None makes the field required.
 
     Raises:
         InputError: the value is missing or no such number.
@@ -77,12 +77,12 @@ def read_number(where: str, data: dict[str, Any], name: str, kind: type, default
 
 
 def read_optional(where: str, data: dict[str, Any], name: str, kind: type) -> Any:
-    """Return a number of the config, None where it is missing or null.
+    """Return a number field of the config, None where the field is missing or null.
 
     Args:
-        where: which config, for the message.
+        where: name of the config, for the error message.
         data: the config's fields.
-        name: of the field.
+        name: name of the field.
         kind: int or float.
 
     Raises:
@@ -95,9 +95,9 @@ def read_flag(where: str, data: dict[str, Any], name: str) -> bool:
     """Return a true-or-false field of the config.
 
     Args:
-        where: which config, for the message.
+        where: name of the config, for the error message.
         data: the config's fields.
-        name: of the field.
+        name: name of the field.
 
     Raises:
         InputError: the value is neither true nor false.

@@ -1,4 +1,4 @@
-"""The peak of this process's memory."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 

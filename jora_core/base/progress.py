@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LINES = 10.0  # between two plain lines of one step
 
 
 class ProgressBars:
-    """One bar, or one plain line from time to time, for each step of some work."""
+    """Progress display of work in several steps: a bar for each step, or plain lines without a terminal."""
 
     def __init__(self, seconds_between_lines: float = SECONDS_BETWEEN_LINES, shown: bool = True) -> None:
         self._pause = seconds_between_lines
@@ -48,30 +48,32 @@ class ProgressBars:
         self.close()
 
     def open(self) -> None:
-        """Begin to draw, where there is a terminal."""
+        """Start to draw bars if standard error is a terminal."""
         if self._shown and self.on_terminal:
             self._display = _rich_display()
             self._display.start()
 
     def close(self) -> None:
-        """End drawing. Needed after errors too: rich hides the terminal's cursor until its display stops."""
+        """Stop drawing. Call this after errors too, since rich hides the cursor until its display stops."""
         if self._display is not None:
             self._display.stop()
             self._display = None
 
     @property
     def on_terminal(self) -> bool:
-        """Whether bars are drawn; elsewhere lines are printed."""
+        """Whether bars are drawn. Without a terminal, plain lines are printed."""
         return sys.stderr.isatty()
 
     def show(self, step: str, done: int, total: int, note: str = "") -> None:
-        """Show how far a step is; a plain line is printed at its begin, at its end, and now and then between.
+        """Show the progress of a step.
+
+        Without a terminal, a plain line is printed at the start, at the end, and at intervals between.
 
         Args:
             step: title of the step; each title has its own bar.
-            done: items that are done.
-            total: items in all, 0 where that is not known.
-            note: short text behind the numbers.
+            done: number of items that are done.
+            total: number of all items, 0 if unknown.
+            note: short text after the numbers.
         """
         if not self._shown:
             return
@@ -90,19 +92,19 @@ class ProgressBars:
             self.say(_line(step, done, total, now - started) + (f" {note}" if note else ""))
 
     def start(self, step: str, total: int, done: int = 0) -> None:
-        """Draw an empty bar; without a terminal, print no line before some time has passed.
+        """Start a step: draw its empty bar, or wait for an interval before the first plain line.
 
         Args:
             step: title of the step.
-            total: items in all, 0 where that is not known.
-            done: items that were done before, by an earlier process.
+            total: number of all items, 0 if unknown.
+            done: number of items that an earlier process has done.
         """
         self._started[step] = self._last_line[step] = time.monotonic()
         if self._display is not None:
             self._draw(step, done, total, "")
 
     def say(self, line: str) -> None:
-        """Print a line of its own, above the bars."""
+        """Print a message line above the bars."""
         if not self._shown:
             return
         if self._display is not None:
@@ -119,7 +121,7 @@ class ProgressBars:
 
 
 class Progress:
-    """The progress of one step; see `progress`."""
+    """Progress display of one step, made by `progress`."""
 
     def __init__(self, bars: ProgressBars, title: str, total: int) -> None:
         self._bars, self._title, self._total = bars, title, total
@@ -140,9 +142,9 @@ def progress(title: str, total: int, shown: bool = True) -> Iterator[Progress]:
     """Show the progress of one step while the context lasts.
 
     Args:
-        title: what is being done, such as "load tensors".
-        total: items in all.
-        shown: False shows nothing, for work that is too short or is reported by another process.
+        title: title of the step, such as "load tensors".
+        total: number of all items.
+        shown: False shows nothing, for short work or work that another process reports.
     """
     with ProgressBars(shown=shown) as bars:
         bars.start(title, total)
@@ -164,7 +166,7 @@ def _line(step: str, done: int, total: int, seconds: float) -> str:
 
 
 def _rich_display() -> Any:
-    # rich is loaded only where bars are drawn. Child processes and log files do without it.
+    # rich is loaded only where bars are drawn, and not for child processes and log files.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -179,7 +181,7 @@ def _rich_display() -> Any:
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Items a second."""
+        """Bar column with the rate in items per second."""
 
         def render(self, task: Task) -> Text:
             rate = task.finished_speed or task.speed

@@ -1,6 +1,6 @@
-"""The contract of `records.parquet` between those who build records and those who train and answer on them.
+"""The columns of `records.parquet`, the contract between building records and training on them.
 
-`retrieval` and `jora_core` import nothing of each other but `jora_core.base`, so the names are defined here.
+`retrieval` and `jora_core` share only `jora_core.base`, so the column names are defined here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ANSWERING_OPTIONAL_COLUMNS = ("context_id", "context_ids")
 def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Return the Arrow schema of columns by kind, with key-value metadata in sorted order.
 
-    Sorted, because the metadata is written into the file, and equal records are to be equal bytes.
+    The metadata is sorted because it is part of the file, and equal records must give equal bytes.
     """
     import pyarrow as pa
 

@@ -1,7 +1,7 @@
-"""What every command of a child process shares: `python -m MODULE --spec FILE`, and its exit status.
+"""Entry point of every command that runs as a child process, `python -m MODULE --spec FILE`.
 
-Exit status: 0 done, 1 failed (traceback), 2 bad input (one ``error: …`` line), or what the command itself
-returns, such as 143 after an orderly stop.
+The exit status is 0 for success, 1 for a failure (traceback), 2 for bad input (one ``error: …`` line), or the
+command's own status, such as 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def run_spec_command(
     """Run one command and end the process with its exit status.
 
     Args:
-        read: reads and checks the spec; its `output_dir` is made, where it has one.
-        function: does the work; an int that it returns is the exit status, None is 0.
-        argv: arguments without the program's name; the process's own if None.
+        read: reads and checks the spec. If the spec has an `output_dir`, that folder is made.
+        function: does the work and returns the exit status; None is 0.
+        argv: arguments without the program's name; those of the process if None.
         description: one sentence for `--help`.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -65,7 +65,7 @@ def run_spec_command(
 
 
 def check_writable(folder: Path) -> None:
-    """Make an output folder and write a file there, before any work is spent.
+    """Make an output folder and check that a file can be written there, before any work is done.
 
     Raises:
         InputError: no permission, a file in the way, or a full disk.

@@ -1,4 +1,4 @@
-"""Read a Hugging Face model folder, check every tensor, and write down what was read.
+"""Check every tensor of a Hugging Face model folder, and describe the model in a file.
 
 ``python -m jora_core.commands.check_model --spec FILE`` writes ``model.json`` (config; shape, type and
 SHA-256 of each tensor) and ``result.json``. The weights are not copied: training and export read slices of
@@ -30,13 +30,13 @@ _THREADS = 8
 
 
 def convert(spec: ConvertSpec) -> dict[str, Any]:
-    """Check a model folder and describe it.
+    """Check a model folder and write its description, ``model.json``.
 
     Returns:
-        What ``result.json`` says.
+        The content of ``result.json``.
 
     Raises:
-        InputError: config, tokenizer, a tensor, or the mesh cannot be used; tensor and file are named.
+        InputError: config, tokenizer, a tensor, or the mesh cannot be used; the message names it.
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)

@@ -1,10 +1,10 @@
-"""Export a merged Hugging Face model, the PEFT adapter, and a card that says how both were made.
+"""Export a merged Hugging Face model, its PEFT adapter, and a model card with their lineage.
 
 ``python -m jora_core.commands.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and
-generation settings as the base has them), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the
-written model is read back and compared with base plus adapter, and ``reference.safetensors`` keeps token ids
-and logits, which another library's can be compared with. Weights are merged tensor by tensor and compared
-layer by layer, so no model is ever whole in memory.
+generation settings of the base), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the written
+model is read back and compared with base plus adapter. ``reference.safetensors`` then keeps token ids and
+logits for a comparison with another library. Weights are merged tensor by tensor and compared layer by layer,
+so no model is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     """Write the exported folder.
 
     Returns:
-        What ``result.json`` says.
+        The content of ``result.json``.
 
     Raises:
-        InputError: the base model or the adapter cannot be used, or the folder not written.
-        RuntimeError: the written model does not compute what base and adapter do.
+        InputError: the base model or the adapter cannot be used, or the folder cannot be written.
+        RuntimeError: the logits of the written model differ from those of base plus adapter.
     """
     began = time.perf_counter()
     config = ModelConfig.from_hf(spec.model)
@@ -78,14 +78,14 @@ def export(spec: ExportSpec) -> dict[str, Any]:
 
 
 def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], dtype: str) -> float:
-    """Compare the written model with base plus adapter on seeded token ids; keep ids and logits.
+    """Compare the written model with base plus adapter on seeded token ids, and save ids and logits.
 
-    Both are computed in float32, layer by layer from their files. Of several adapters the last is computed
-    beside the base; the others are merged into it, as they were when the last was trained.
+    Both models are computed in float32, layer by layer from their files. Of several adapters, the last one is
+    computed beside the base. The others are merged into the base, as they were when the last was trained.
 
     Returns:
-        The largest difference between two logits. In float32 it must be of the order of rounding. In a
-        narrower type the rounding of the weights moves the logits, and the difference is reported only.
+        The largest difference between two logits. In float32 it must be as small as rounding errors. In a
+        narrower type the rounded weights change the logits, so the difference is only reported.
     """
     length = min(24, config.max_positions)
     # A fixed seed: two exports of one model have references that can be compared.

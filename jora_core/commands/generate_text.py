@@ -1,8 +1,8 @@
-"""Answer one prompt, and write its text while it is generated.
+"""Answer one prompt, and write the answer's text while it is generated.
 
-``python -m jora_core.commands.generate_text --spec FILE`` writes a line of JSON to standard output for each
-piece of text, ``{"text": "..."}``, and ``result.json`` with all of it: text, why it ended
-(``end`` token, ``stop`` string or ``length``), tokens, seconds.
+``python -m jora_core.commands.generate_text --spec FILE`` writes a line of JSON, ``{"text": "..."}``, to
+standard output for each piece of text. ``result.json`` holds the whole text, the reason for its end (``end``
+token, ``stop`` string or ``length``), the number of tokens, and the seconds.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ from jora_core.weights.load_params import load_params
 
 
 def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[str, Any]:
-    """Write one answer.
+    """Generate the answer to one prompt.
 
     Args:
-        spec: the prompt, the model, and how to answer.
-        on_text: gets each piece of text that later tokens cannot change; one a token where `spec.stream`.
+        spec: the prompt, the model, and the settings of the answer.
+        on_text: called with each piece of text that later tokens cannot change; with `spec.stream`, checked
+            after every token.
 
     Returns:
-        What ``result.json`` says.
+        The content of ``result.json``.
 
     Raises:
-        InputError: the model or the adapter cannot be used, or there is no room for a prompt.
+        InputError: the model or the adapter cannot be used, or the longest answer leaves no token for the
+            prompt.
     """
     config = ModelConfig.from_hf(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
@@ -88,7 +90,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     ended = "length" if len(answer) == spec.max_new_tokens else "end"
     result = {
         "text": text.text,
-        # A stop string in the last token wins: the text was cut there.
+        # A stop string in the last token has priority, because the text is cut there.
         "finish_reason": "stop" if text.stopped else ended,
         "prompt_tokens": len(prompt),
         "new_tokens": text.tokens,
@@ -101,10 +103,10 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
 
 
 def make_prompt(spec: GenerateSpec, tokenizer: TextTokenizer) -> tuple[np.ndarray, bool]:
-    """Tokens int32 [T] of the prompt, and whether its context had to be cut to leave room for the answer.
+    """Return the prompt's tokens int32 [T], and whether the context was cut to make the prompt fit.
 
     Raises:
-        InputError: the longest answer leaves no room.
+        InputError: the longest answer leaves no token for a prompt.
     """
     bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
     # The answer shares the row with its prompt, so its longest length is reserved.

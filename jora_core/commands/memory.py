@@ -11,7 +11,7 @@ from jora_core.specs.planning import MemorySpec
 
 
 def main(spec: MemorySpec) -> None:
-    """Write the plan as ``result.json``, and progress to standard error."""
+    """Write the memory plan to ``result.json``, and progress to standard error."""
     plan = plan_memory(spec, lambda line: print(line, file=sys.stderr, flush=True))
     write_json(spec.output_dir / "result.json", plan)
 

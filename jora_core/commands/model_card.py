@@ -1,4 +1,4 @@
-"""The model card that goes with an export."""
+"""The model card of an export."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jora_core.specs.model_files import ExportSpec
 def model_card(
     spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
 ) -> str:
-    """The README.md of an export: how to load it, how it was made, digests of all files.
+    """Return the README.md of an export: how to load the model, its lineage, and digests of all files.
 
     Args:
-        spec: of the export, for the base's name and the lineage.
-        config: of the base model.
-        loras: settings of the merged adapters, in order.
-        result: what ``result.json`` will say, with the digest of each file.
+        spec: spec of the export, for the base's name and the lineage.
+        config: config of the base model.
+        loras: settings of the merged adapters, in the sequence of merging.
+        result: content of ``result.json``, with the digest of each file.
     """
     made = "; then with ".join(_describe_adapter(lora) for lora in loras)
     use = 'or the adapter over its base: `peft.PeftModel.from_pretrained(base_model, "adapter")`.'
@@ -78,7 +78,7 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 
 
 def adapter_folder_name(number: int) -> str:
-    """Where an export keeps its adapters: adapter, adapter-2, adapter-3."""
+    """Return the folder name of an export's adapter by its number: adapter, adapter-2, adapter-3."""
     return "adapter" if number == 0 else f"adapter-{number + 1}"
 
 

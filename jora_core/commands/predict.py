@@ -1,8 +1,8 @@
 """Answer records with one base model and several adapters: score given choices, generate, or both.
 
 ``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
-choice_logprob, text) and ``result.json``. The base is read once. Adapters of one shape share their compiled
-programs.
+choice_logprob, text) and ``result.json``. The base model is read once. Adapters of equal shapes share their
+compiled programs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from jora_core.weights.load_params import load_params
 
 
 def predict(spec: PredictSpec) -> dict[str, Any]:
-    """Answer the records and write the two files.
+    """Answer the records and write ``predictions.parquet`` and ``result.json``.
 
     Returns:
-        What ``result.json`` says.
+        The content of ``result.json``.
 
     Raises:
         InputError: the model, an adapter, or the records cannot be used.
@@ -86,11 +86,11 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
 
 
 def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
-    """The records that a spec selects, in the file's order.
+    """Return the records that a spec selects, in the file's order.
 
     Raises:
-        InputError: no such file, not Parquet, a column missing, nothing selected, or no choices to choose
-            from.
+        InputError: no such file, not Parquet, a column missing, nothing selected, a null text, or
+            no record with choices in mode `choice`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -134,18 +134,18 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
 def make_questions(
     rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer
 ) -> tuple[list[Question], int]:
-    """Tokenize records; a prompt that is too long beside its longest answer loses context.
+    """Make a tokenized question of each record. A prompt too long for its longest answer loses context.
 
     Args:
         rows: the records, as `read_rows` returns them.
         spec: the prompt's template and `max_seq_len`.
-        tokenizer: of the base model.
+        tokenizer: the base model's.
 
     Returns:
-        The questions, and how many of them were shortened.
+        The questions, and the number of shortened ones.
 
     Raises:
-        InputError: an answer leaves no room for any prompt.
+        InputError: an answer leaves no token for a prompt.
     """
     texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
     prompts = tokenizer.encode_batch(texts)
@@ -187,7 +187,7 @@ def make_questions(
 
 @dataclass(frozen=True)
 class Work:
-    """The questions of one spec, to be answered by any number of adapters over one base."""
+    """The questions of one spec and the base model, with methods that answer them with an adapter."""
 
     spec: PredictSpec
     config: ModelConfig
@@ -197,7 +197,7 @@ class Work:
     ends: tuple[int, ...]
 
     def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
-        """The likeliest choice of each question and its log-likelihood; "" and None without choices."""
+        """Return each question's likeliest choice and its log-likelihood; "" and None without choices."""
         if self.spec.mode == "generate":
             return [""] * len(self.questions), [None] * len(self.questions)
         scores = score_choices(
@@ -217,9 +217,9 @@ class Work:
         return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
 
     def write(self, system: str, adapter: Adapter | None) -> list[str]:
-        """The written answer to each question; "" where only choices are scored.
+        """Return the generated answer to each question; "" where only choices are scored.
 
-        The random draws of a record follow from its id, so its answer does not depend on the other records.
+        A record's random draws depend on its id alone, so its answer does not depend on the other records.
         """
         if self.spec.mode == "choice":
             return [""] * len(self.questions)

@@ -1,4 +1,4 @@
-"""What every command of the training core shares: its spec, the compilation cache, its exit status."""
+"""Entry point of every command of the training core: spec, compilation cache and exit status."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def run_command(
     """Run one command and end the process with its exit status (see `run_spec_command`).
 
     Args:
-        model: the spec's class; its `compilation_cache_dir` is used, where it has one.
-        function: does the work; an int that it returns is the exit status, None is 0.
-        argv: arguments without the program's name; the process's own if None.
+        model: the spec's class. If it has a `compilation_cache_dir`, compiled programs are kept there.
+        function: does the work and returns the exit status; None is 0.
+        argv: arguments without the program's name; those of the process if None.
     """
 
     def with_compilation_cache(spec: Spec) -> int | None:

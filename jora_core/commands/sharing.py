@@ -1,4 +1,4 @@
-"""Count what sharing contexts saves: ``python -m jora_core.commands.sharing --spec SPEC.json``."""
+"""Count the token slots that shared contexts save: ``python -m jora_core.commands.sharing --spec FILE``."""
 
 from __future__ import annotations
 

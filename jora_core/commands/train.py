@@ -11,7 +11,7 @@ from jora_core.training.train import train
 
 
 def main(spec: TrainSpec) -> int:
-    """Train; 0 done, 1 the loss diverged, 143 stopped by SIGTERM with the state saved."""
+    """Train and return the exit status: 0 done, 1 diverged loss, 143 stopped by SIGTERM with saved state."""
     try:
         train(spec)
     except DivergedError as err:

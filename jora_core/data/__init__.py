@@ -1,1 +1,1 @@
-"""From a records file to batches: tokens, shared contexts, packed rows."""
+"""Training data, from a records file to batches: tokens, shared contexts, packed rows."""

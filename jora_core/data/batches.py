@@ -1,9 +1,9 @@
-"""Packing: microbatches of fixed shapes from groups of any length, in an order that (seed, epoch) decides.
+"""Packing of groups of any length into microbatches of fixed shapes, in an order given by (seed, epoch).
 
 A row of T slots holds several groups, which do not attend to one another. A microbatch holds as many rows as
-fit into its token budget. Few row lengths are used, since each is a compiled program; they are chosen for the
-data at hand. The plan of an epoch is made from lengths alone. So a run that resumes at (epoch, index) builds
-exactly the batches of an uninterrupted run, without building those before.
+fit into its token budget. Each row length is a compiled program, so only a few lengths are used, chosen from
+the lengths of the groups. The plan of an epoch needs the lengths of the groups alone. So a run that resumes
+at (epoch, index) builds the same batches as an uninterrupted run, without building the earlier ones.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Batch:
     """One microbatch, ready for the device.
 
     Attributes:
-        tokens, positions, until: int32 [B, T]; see `jora_core.model.attention_slots.Slots`; `until` is 0 in
+        tokens, positions, until: int32 [B, T]; see `jora_core.model.attention_slots.Slots`. `until` is 0 in
             padding.
         index: int32 [G, M], slot of each supervised position within its block of B/G rows; 0 in padding. G
             is the size of the mesh's data axis.
-        targets: int32 [G, M], the token to predict there.
-        weights: float32 [G, M], its loss weight, 0 in padding.
-        ids: the batch's records.
+        targets: int32 [G, M], the token to predict at each supervised position.
+        weights: float32 [G, M], the loss weight of each target, 0 in padding.
+        ids: ids of the batch's records.
         groups: number of groups, each of examples that share a prefix, or of one example.
-        slots: slots in use.
-        slots_apart: slots that the examples would take, each with its own copy of the prefix.
-        supervised: positions with a weight.
+        slots: number of slots in use, without padding.
+        slots_apart: number of slots in use if each example had its own copy of the prefix.
+        supervised: number of positions with a loss weight.
     """
 
     tokens: np.ndarray
@@ -62,14 +62,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows of one microbatch: the row length T, and for each row the numbers of its groups."""
+    """Plan of one microbatch: the row length T, and for each row the numbers of its groups."""
 
     length: int
     rows: tuple[tuple[int, ...], ...]
 
 
 class BatchStream:
-    """The microbatches of a run; (epoch, index) identifies each."""
+    """The microbatches of a run, each identified by (epoch, index)."""
 
     def __init__(
         self,
@@ -81,15 +81,15 @@ class BatchStream:
         curriculum: Curriculum = "none",
         shuffle: bool = True,
     ) -> None:
-        """Choose row lengths for the groups.
+        """Choose the row lengths from the groups.
 
         Args:
             groups: all groups, numbered from 0.
             tokens_per_batch: token slots of a microbatch.
-            seed: of the shuffling.
-            blocks: size of the mesh's data axis. Rows are padded to a multiple of it, and supervised
-                positions are gathered within each block, so that no hidden state crosses devices.
-            curriculum: order of the first epoch: by length, as in the file, or none.
+            seed: seed of the shuffling.
+            blocks: size of the mesh's data axis. The number of rows is padded to a multiple of this size.
+                Supervised positions are gathered within each block, so that no hidden state crosses devices.
+            curriculum: order of the first epoch: by length, as in the file, or shuffled.
             shuffle: False keeps the order of the groups, for evaluation.
         """
         self._groups = groups
@@ -105,7 +105,7 @@ class BatchStream:
         self._least_supervised = self._most_supervised_by_length()
 
     def plan(self, epoch: int) -> tuple[RowPlan, ...]:
-        """Return all microbatches of an epoch, as group numbers."""
+        """Return the plans of all microbatches of an epoch."""
         if epoch not in self._plans:
             # A dict keeps the order of insertion, so the oldest plans are left out.
             recent = list(self._plans.items())[1 - _PLANS_KEPT :]
@@ -113,22 +113,22 @@ class BatchStream:
         return self._plans[epoch]
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Build one microbatch."""
+        """Build the microbatch at (epoch, index)."""
         return self.build(self.plan(epoch)[index])
 
     def walk(self, epoch: int = 0, index: int = 0) -> Iterator[tuple[tuple[int, int], Batch]]:
-        """Give microbatches from a position on, without end, each with the position after it."""
+        """Yield microbatches without end from (epoch, index) on, each with the position of the next."""
         while True:
             plans = self.plan(epoch)
             while index < len(plans):
-                # The position behind a batch goes with it: a checkpoint stores where the next batch is.
+                # Each batch has the position of the next one, because a checkpoint stores that position.
                 follows = (epoch, index + 1) if index + 1 < len(plans) else (epoch + 1, 0)
                 yield follows, self.build(plans[index])
                 index += 1
             epoch, index = epoch + 1, 0
 
     def count(self, epochs: float) -> int:
-        """Return the number of microbatches in some epochs; the last epoch may be a part of one."""
+        """Return the number of microbatches in a number of epochs, which may be fractional."""
         whole = int(epochs)
         total = sum(len(self.plan(epoch)) for epoch in range(whole))
         part = epochs - whole
@@ -190,7 +190,7 @@ class BatchStream:
         return most
 
     def _plan_epoch(self, epoch: int) -> tuple[RowPlan, ...]:
-        """Shuffle the groups, pack them window by window into rows, and fill microbatches with rows."""
+        """Shuffle the groups, pack some at a time into rows, and fill microbatches with rows."""
         # Seeded by (seed, epoch): the plan of an epoch does not depend on the epochs before it.
         rng = np.random.default_rng([self._seed, epoch])
         slots, budget, shuffle = self._slots, self._budget, self._shuffle
@@ -227,7 +227,7 @@ class BatchStream:
 def _last_batches(
     waiting: dict[int, list[tuple[int, ...]]], slots: np.ndarray, budget: int
 ) -> Iterator[RowPlan]:
-    """Pack the rest of an epoch anew, into rows of the shortest length that fits all of it."""
+    """Pack the remaining groups of an epoch again, into rows of the shortest length that fits all of them."""
     left = np.asarray([number for rows in waiting.values() for row in rows for number in row], np.int64)
     if not len(left):
         return

@@ -1,6 +1,6 @@
-"""Training data: a Parquet file of records becomes groups of tokenised examples.
+"""Groups of tokenised training examples from a Parquet file of records.
 
-Two kinds of file are read; their columns tell which:
+Two kinds of file are read, told apart by their columns:
 
 * Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): a template
   makes the prompt, and only the answer and EOS have loss;
@@ -41,7 +41,7 @@ from jora_core.specs.data import DataSpec
 
 @dataclass(frozen=True)
 class TrainData:
-    """The train/validation split of the groups, and counts of records, groups, slots and changes."""
+    """The groups of the training and validation splits, and counts of records, groups and slots."""
 
     train: tuple[Group, ...]
     validation: tuple[Group, ...]
@@ -57,15 +57,15 @@ def load_groups(
 ) -> TrainData:
     """Read, tokenise and group the records that a spec selects.
 
-    Examples longer than `max_seq_len` are shortened in their context, never in their answer; their number is
+    Examples longer than `max_seq_len` are shortened in their context, never in their answer. Their number is
     logged and counted.
 
     Args:
-        spec: which records, how long, and whether contexts are shared.
+        spec: selection of records, longest example, and whether contexts are shared.
         tokenizer: the model's.
-        seed: of the train/validation split and of the mixed-in instructions.
-        log: takes one line for each message.
-        blocks: size of the mesh's data axis; each part of it has a row of every microbatch.
+        seed: seed of the train/validation split and of the mixed-in instructions.
+        log: called with each message, one line.
+        blocks: size of the mesh's data axis. A microbatch has at least one row for each part of this axis.
 
     Raises:
         InputError: no such file, not Parquet, a column missing, or nothing left to train on.
@@ -113,7 +113,7 @@ def load_groups(
 
 
 def most_slots(spec: DataSpec, blocks: int = 1) -> int:
-    """Return the slots of the largest group: a row of a microbatch with one row for each of its blocks."""
+    """Return the largest allowed group in slots: a row of a microbatch that has one row for each block."""
     # A single example of `max_seq_len` tokens must always fit.
     return max(spec.tokens_per_batch // blocks // ROW_STEP * ROW_STEP, spec.max_seq_len)
 
@@ -121,7 +121,7 @@ def most_slots(spec: DataSpec, blocks: int = 1) -> int:
 def _tokenised_rows(
     spec: DataSpec, columns: list[str], tokenizer: TextTokenizer
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Give the selected rows with the token ids of their texts, from the cache where there is one."""
+    """Yield the selected rows with the token ids of their texts, from the token cache if the spec has one."""
     import pyarrow.parquet as pq
 
     weighted = "segments" in columns
@@ -147,7 +147,7 @@ def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> 
 
 
 def cached(spec: DataSpec, tokenizer: TextTokenizer) -> bool:
-    """Tell whether the token ids of a spec's records are in its cache."""
+    """Return whether the token ids of a spec's records are in the spec's token cache."""
     if spec.cache_dir is None:
         return False
     return has_tokens(spec.cache_dir, _cache_key(spec, columns_to_read(spec), tokenizer))
@@ -162,7 +162,7 @@ def _weighted_texts(row: Row) -> list[str]:
 
 
 class _SplitRow(NamedTuple):
-    """A row with the token ids of its texts, and its side of the train/validation split."""
+    """One row with the token ids of its texts and its side of the train/validation split."""
 
     for_validation: bool
     row: Row
@@ -180,8 +180,8 @@ class _Grouped(NamedTuple):
 def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -> Iterator[_SplitRow]:
     """Assign each row to the training or to the validation split.
 
-    The hash of a context's name decides, so all records of a context are on the same side, and a record stays
-    on its side when others come or go.
+    The hash of the context's name selects the split. So all records of a context are in one split, and a
+    record stays in its split when other records are added or removed.
     """
     for row, pieces in rows:
         name = row["context_id"] or row["id"]
@@ -189,7 +189,7 @@ def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -
 
 
 def _hash_share(name: str) -> float:
-    """Return a number in [0, 1) that follows from a name."""
+    """Return the hash of a name as a number in [0, 1)."""
     # Python's own `hash` of a text differs from process to process.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
 
@@ -222,7 +222,7 @@ def _record_groups(
                 row["input"],
                 budget,
                 blocks=len(ids),
-                # The text with the answer stays: without it the model would learn to answer from nothing.
+                # The text with the answer stays. Without this text the model would learn to invent answers.
                 protected=[number for number, id in enumerate(ids) if id in oracle],
             )
         example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
@@ -282,11 +282,11 @@ def _weighted_groups(
             continue
         if len(prefix) > prefix_limit:
             found.counts["shortened"] += 1
-            # The end of a text predicts its suffixes, so its beginning goes; BOS stays.
+            # The beginning of a text is cut, since the end predicts the suffixes. BOS stays.
             prefix = prefix[: len(bos)] + prefix[len(prefix) - (prefix_limit - len(bos)) :]
         if suffixes:
             groups.extend(suffix_groups(row["id"], prefix, suffixes, limit, spec.sharing == "auto"))
-        # One token alone is a target without an input: it takes no slot.
+        # A single token is a target without an input, so such a row is left out.
         elif len(prefix) > 1:
             groups.append(Group((row["id"],), (Branch(0, prefix),)))
     return found
@@ -295,7 +295,7 @@ def _weighted_groups(
 def _piece(
     segments: list[dict[str, Any]], tokens: list[np.ndarray], tokenizer: TextTokenizer | None
 ) -> Piece:
-    """Return the tokens of a list of segments with their weights; with EOS if a tokenizer is given."""
+    """Return the tokens of a list of segments with their loss weights, and EOS if a tokenizer is given."""
     parts = list(tokens)
     weights = [np.full(len(part), s["weight"], np.float32) for s, part in zip(segments, parts, strict=True)]
     if tokenizer is not None:

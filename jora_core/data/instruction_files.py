@@ -1,8 +1,8 @@
 """Instruction files of the Alpaca kind: JSON, JSON lines or Parquet with instruction, input and output.
 
-General instructions can be mixed into the user's own, so that a model does not forget all but its new task.
-The JORA paper mixes in 30 % from the Alpaca set, whose licence does not allow us to ship it; a user who has
-it names its file. Without it, a small built-in set of word and number tasks takes its place.
+General instructions can be mixed into the user's own, so that a model does not forget other tasks. The JORA
+paper mixes in 30 % from the Alpaca set. Its licence does not allow us to ship the set, so the user names its
+file. Without this file, a small built-in set of word and number tasks is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORDS = tuple(_WORD_LIST.split())
 
 
 class AlpacaRecord(NamedTuple):
-    """One instruction; `context` names what it shares with others (a table, a thread), empty for nothing."""
+    """One instruction. `context` names the table or thread that it shares with others, "" for none."""
 
     id: str
     instruction: str
@@ -49,17 +49,17 @@ class AlpacaRecord(NamedTuple):
 
     @property
     def head(self) -> str:
-        """Prompt up to the input."""
+        """The prompt up to the input."""
         return (_HEAD_WITH_INPUT if self.input else _HEAD_ALONE).format(self.instruction)
 
     @property
     def prompt(self) -> str:
-        """Whole prompt, as in the paper."""
+        """The whole prompt, as in the JORA paper."""
         return PAPER_TEMPLATE.format(instruction=self.head, input=self.input)
 
 
 def read_alpaca(path: Path) -> list[AlpacaRecord]:
-    """Read an instruction file; its first bytes tell the format.
+    """Read an instruction file, whose format is found from its first bytes.
 
     Raises:
         InputError: missing file, broken JSON (with its line), a record without instruction or output (with
@@ -88,14 +88,14 @@ def read_alpaca(path: Path) -> list[AlpacaRecord]:
 
 
 def split_records(records: list[AlpacaRecord], split: Split, share: float) -> list[AlpacaRecord]:
-    """Return the train or test split: as the file's split column says, else by the order of the file.
+    """Return the train or test split, by the file's split column, else by the order of the file.
 
-    Records of one context are in one split, so no test record's context was trained on.
+    Records of one context are in one split, so no context of a test record is trained on.
 
     Args:
-        records: of the file.
+        records: records of the file.
         split: "train" or "test".
-        share: share of the records that is for training, the first ones; without a split column.
+        share: without a split column, the share of records, counted from the first, for training.
 
     Raises:
         InputError: the part is empty.
@@ -120,12 +120,12 @@ def split_records(records: list[AlpacaRecord], split: Split, share: float) -> li
 
 
 def mixed_records(count: int, seed: int, path: Path | None) -> list[AlpacaRecord]:
-    """Return general instructions, drawn by seed.
+    """Return a random choice of general instructions.
 
     Args:
-        count: how many; a file with fewer gives all.
-        seed: of the choice.
-        path: an instruction file; None for the built-in set.
+        count: number of instructions; a file with fewer gives all.
+        seed: seed of the choice.
+        path: an instruction file, None for the built-in set.
     """
     # A text as seed: no other use of the same seed draws the same numbers. Python hashes it with SHA-512, so
     # the draws are the same in every process.

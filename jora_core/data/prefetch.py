@@ -1,7 +1,6 @@
-"""Prefetching: a thread makes the next items of an iterator while the caller works on the present one.
+"""Prefetching: a thread makes the next items of an iterator while the caller uses the current one.
 
-Items keep the order of the iterator. So a run that resumes at a position gets what it would get without the
-thread.
+Items keep the order of the iterator. So a resumed run gets the same items as without the thread.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# One item ready and one on its way hide the time of making them; more would only take memory.
+# One finished item and one in progress hide the time of making items; more would only take memory.
 DEPTH = 2
 _POLL_SECONDS = 0.1
 
@@ -25,19 +24,21 @@ class _Failed:
 
 
 class _End:
-    """The iterator has no more items."""
+    """Marker in the queue: the iterator has no more items."""
 
 
 @contextmanager
 def prefetched(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
-    """Give an iterator over `items`, made up to `depth` ahead by a thread that ends with the context.
+    """Iterate over `items` in a thread that runs up to `depth` items ahead of the caller.
+
+    This is a context manager; the thread ends when its block ends.
 
     Args:
-        items: iterated in the thread.
-        depth: finished items that wait at most, at least 1; the thread may be making one more.
+        items: the iterator that the thread runs.
+        depth: limit of finished items that wait, at least 1. The thread may be making one more item.
 
     Raises:
-        Exception: whatever `items` raises, in place of the item.
+        Exception: any error of `items`, at the place of the failed item.
     """
     waiting: queue.Queue[Item | _Failed | _End] = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -1,9 +1,9 @@
-"""From one Alpaca record to prompt tokens, and how a prompt that is too long is shortened.
+"""Prompt tokens of an Alpaca record, and the shortening of prompts that are too long.
 
-Instruction, question (the last paragraph of `input`) and answer must stay; retrieved context can be given
-up. So first whole retrieved texts are dropped, the first one (a thread's opening post) last. Then lines of
-the text that holds the answer are dropped, except its first and last. Only if that is not enough, tokens are
-cut.
+Instruction, question (the last paragraph of `input`) and answer always stay; only the retrieved context is
+shortened. First whole retrieved texts are dropped; the first text (a thread's opening post) is dropped last.
+Then lines of the text with the answer are dropped, except its first and last. If the prompt is still too
+long, tokens are cut.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def fill_template(template: str, instruction: str, input: str) -> str:
     """Return the text of a prompt.
 
     Args:
-        template: of the prompt, with {instruction} and {input}.
-        instruction: what to do.
+        template: format string with {instruction} and {input}.
+        instruction: the task's instruction.
         input: context and question, "" for none.
 
     Raises:
@@ -40,16 +40,19 @@ def fill_template(template: str, instruction: str, input: str) -> str:
 
 
 def split_question(input: str) -> tuple[str, str]:
-    """Split an `input` into context and question, its last paragraph; a single paragraph is all context."""
+    """Split an `input` into the context and the question, which is the last paragraph.
+
+    An `input` of a single paragraph is all context.
+    """
     context, separator, question = input.rpartition("\n\n")
     return (context, separator + question) if separator else (input, "")
 
 
 def context_blocks(lines: Sequence[str], count: int) -> list[range] | None:
-    """Find the lines of each of the `count` retrieved texts in a context; None if no division fits.
+    """Find the line range of each of the `count` retrieved texts in a context; None if no division fits.
 
-    The divisions that are tried: numbers (``[n] title`` above a document, ``#n name`` below a post), blank
-    lines, and one line for each text. The first that gives `count` texts is taken.
+    Three divisions are tried: by numbers (``[n] title`` above a document, ``#n name`` below a post), by blank
+    lines, and one line for each text. The first division that gives `count` texts is used.
     """
     if count < 1:
         return None
@@ -103,17 +106,18 @@ def shorten_prompt(
 
     Args:
         tokenizer: the model's.
-        template: of the prompt, with {instruction} and {input}.
-        instruction: is never cut.
+        template: format string with {instruction} and {input}.
+        instruction: the task's instruction, which is never cut.
         input: context and question.
-        budget: most tokens of the prompt, at least 1.
+        budget: limit of the prompt in tokens, at least 1.
         blocks: number of retrieved texts in the context, 0 if unknown.
-        protected: those of them, counted from 0, that are dropped last; in training, those with the answer.
+        protected: numbers, from 0, of the retrieved texts that are dropped last. In training, these are the
+            texts with the answer.
     """
     context, question = split_question(input)
     lines = context.split("\n")
     total = len(tokenizer.encode(fill_template(template, instruction, input)))
-    # All lines in one call: to tokenise the prompt anew after each line would take quadratic time.
+    # All lines in one call: tokenising the prompt again after each line would take quadratic time.
     costs = [len(tokens) for tokens in tokenizer.encode_batch([line + "\n" for line in lines])]
     dropped: set[int] = set()
     found = context_blocks(lines, blocks)
@@ -135,7 +139,7 @@ def shorten_prompt(
 
 
 def _kept(lines: Sequence[str], dropped: Collection[int]) -> str:
-    """Return the context without some lines, and without blank lines that are then at its ends."""
+    """Return the context without the dropped lines and without blank lines at its ends."""
     kept = "\n".join(text for i, text in enumerate(lines) if i not in dropped)
     return kept.strip("\n") if dropped else kept
 
@@ -143,8 +147,9 @@ def _kept(lines: Sequence[str], dropped: Collection[int]) -> str:
 def _drop_order(blocks: Sequence[range], protected: Collection[int], lines: Sequence[str]) -> list[range]:
     """Return parts of the context in the order in which they are dropped.
 
-    First whole texts that are not protected; among them the first text, a thread's opening post, goes last.
-    Then lines of the remaining texts, except the first (a table's header) and last (a post's label) of each.
+    Whole texts that are not protected are dropped first; of these, the first text (a thread's opening post)
+    is dropped last. Then lines of the remaining texts are dropped, except the first line (a table's header)
+    and the last line (a post's label) of each.
     """
     kept = [block for number, block in enumerate(blocks) if number in protected] or [blocks[0]]
     free = [block for block in blocks[1:] if block not in kept]
@@ -160,7 +165,7 @@ def _drop_order(blocks: Sequence[range], protected: Collection[int], lines: Sequ
 def _cut_tokens(
     tokenizer: TextTokenizer, template: str, instruction: str, context: str, question: str, budget: int
 ) -> np.ndarray:
-    """Cut tokens out of the middle of the context, then off the start of the question."""
+    """Cut tokens from the middle of the context, then from the start of the question."""
     before, _, after = fill_template(template, instruction, _HERE).partition(_HERE)
     head, middle, tail = (tokenizer.encode(text) for text in (before, context, question + after))
     context_limit = budget - len(head) - len(tail)
@@ -170,7 +175,7 @@ def _cut_tokens(
         last = min(len(middle), context_limit) - first
         middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
         return np.concatenate([head, middle, tail])
-    # The end of the prompt stays: it is the mark behind which the answer is expected.
+    # The end of the prompt stays, because it marks the start of the answer.
     return (
         np.concatenate([head, tail])[-budget:]
         if budget <= len(head)

@@ -1,4 +1,4 @@
-"""The columns of a records file, and its rows, read and checked."""
+"""Reading of a records file, with checks of its columns and rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READ_ROWS = 8192
 
 
 def columns_to_read(spec: DataSpec) -> list[str]:
-    """Return the columns of a records file that are read, after checking that it has those it needs.
+    """Return the columns to read from a records file, and check that required columns exist.
 
     Raises:
         InputError: no such file, not Parquet, a column missing or of a wrong type.
@@ -53,7 +53,7 @@ def columns_to_read(spec: DataSpec) -> list[str]:
 
 
 def _check_types(path: Path, schema: Any) -> None:
-    """Refuse columns of a wrong type here: later a single row would fail, with a less clear message."""
+    """Refuse columns of a wrong type before rows are read, where the message would be less clear."""
     import pyarrow as pa
 
     def weighted(kind: Any, depth: int) -> bool:
@@ -75,7 +75,7 @@ def _check_types(path: Path, schema: Any) -> None:
 
 
 def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
-    """Give the rows that a spec selects; a missing id becomes the number of the row.
+    """Yield the rows that a spec selects. A missing id becomes the number of the row.
 
     Raises:
         InputError: the file cannot be read, or a text is null.
@@ -117,7 +117,7 @@ def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
 
 
 def selected_records(spec: DataSpec) -> int:
-    """Return how many records a spec selects."""
+    """Return the number of records that a spec selects."""
     import pyarrow.parquet as pq
 
     columns = [name for name in columns_to_read(spec) if name in ("split", "task")]

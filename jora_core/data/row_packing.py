@@ -1,4 +1,4 @@
-"""Packing of groups into rows of token slots: which row lengths, which groups in each row."""
+"""Packing of groups into rows of token slots: the choice of row lengths and of the groups of each row."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WINDOW_GROUPS = 1024
 
 
 def lay_rows(rows: Sequence[Sequence[Group]], height: int, length: int) -> Layout:
-    """Lay groups out in rows, one after another, with zeros behind the last.
+    """Lay the groups of each row out one after another, with zeros after the last group.
 
     Args:
         rows: the groups of each row, at most `height` rows of at most `length` slots.
-        height: rows of the result.
+        height: number of rows of the result.
         length: slots of a row.
 
     Returns:
-        Arrays [height, length]; `until` is counted from the beginning of the row.
+        Arrays [height, length]. `until` counts slots from the beginning of the row.
     """
     laid = Layout(
         *(
@@ -50,24 +50,24 @@ def lay_rows(rows: Sequence[Sequence[Group]], height: int, length: int) -> Layou
 
 
 def rows_of(length: int, tokens_per_batch: int) -> int:
-    """Return how many rows of `length` slots a microbatch has; at least one."""
+    """Return the number of rows of `length` slots in a microbatch, at least one."""
     return max(1, tokens_per_batch // length)
 
 
 def choose_row_lengths(
     slots: np.ndarray, tokens_per_batch: int, most: int = MAX_ROW_LENGTHS
 ) -> tuple[int, ...]:
-    """Choose row lengths for groups of these sizes, by dynamic programming over the candidates.
+    """Choose row lengths for groups of given sizes, by dynamic programming over candidate lengths.
 
     A group of n slots in a row of T slots costs its share of the row, 1 / floor(T / n).
 
     Args:
         slots: int [groups], size of each group.
         tokens_per_batch: token slots of a microbatch, an upper bound unless a group is larger.
-        most: how many lengths at most; each is a compiled program.
+        most: largest number of row lengths; each one is a compiled program.
 
     Returns:
-        Multiples of 64, sorted.
+        Row lengths, sorted multiples of 64.
     """
     top = int(slots.max())
     candidates = sorted(
@@ -100,12 +100,13 @@ def choose_row_lengths(
 
 
 def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: int) -> tuple[int, ...]:
-    """Choose the row lengths that a stream packs groups into.
+    """Choose the row lengths of a stream of groups.
 
-    Groups that share contexts are long and few. Long rows may then pad less than several short lengths, with
-    one program; they cost no more, since attention skips the blocks between groups. Among the lengths that
-    pad nearly least the shortest is taken: more rows of a microbatch are then computed in parallel. Plain
-    examples keep short rows, one example each, because cuDNN's attention takes no packed rows.
+    Groups that share contexts are long and few. One long row length may then need less padding than several
+    short ones, with a single program. Long rows cost no more time, since attention skips the blocks between
+    groups. Of the lengths with nearly the least padding, the shortest is chosen, because more rows of a
+    microbatch are then computed in parallel. Plain examples keep short rows, one example each, because
+    cuDNN's attention takes no packed rows.
 
     Args:
         groups: all groups of the stream.
@@ -120,7 +121,7 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
     few = slots[:: -(-len(slots) // WINDOW_GROUPS)]
 
     def padded(lengths: tuple[int, ...]) -> float:
-        """Return the slots of the batches that hold the sample; a part of a batch counts as a part."""
+        """Return the slots of the batches that hold the sample. A partly filled batch is a fraction."""
         packed = pack(np.arange(len(few)), few, lengths)
         return sum(
             len(rows)
@@ -136,7 +137,7 @@ def packed_row_lengths(groups: Sequence[Group], tokens_per_batch: int, blocks: i
 
 
 def batch_rows(length: int, tokens_per_batch: int, blocks: int) -> int:
-    """Return the rows of a microbatch, rounded up to a multiple of the mesh's data axis.
+    """Return the number of rows of a microbatch, rounded up to a multiple of the mesh's data axis.
 
     Args:
         length: slots of a row.
@@ -151,8 +152,8 @@ def pack(
 ) -> dict[int, list[tuple[int, ...]]]:
     """Pack groups by best-fit decreasing.
 
-    From the largest group to the smallest, each goes into the row where it leaves the fewest free slots. If
-    it fits nowhere, it opens a row of the shortest length that holds it.
+    Groups are packed from the largest to the smallest. Each group is put into the row where the fewest free
+    slots remain. A group that fits into no row opens a new row of the shortest sufficient length.
 
     Args:
         numbers: int [n], the groups to pack.
@@ -160,7 +161,7 @@ def pack(
         lengths: row lengths, sorted.
 
     Returns:
-        For each length the rows, as numbers of their groups.
+        The rows of each length; a row is a list of group numbers.
     """
     rows: list[tuple[int, list[int]]] = []
     open_rows: list[tuple[int, int]] = []  # (free slots, row), sorted

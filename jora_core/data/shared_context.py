@@ -1,12 +1,12 @@
 """Tokenised examples, and prefix trees of examples that share a context.
 
-With causal attention the activations of a token depend only on the tokens before it. So the common prefix of
+With causal attention the activations of a token depend only on earlier tokens. So the common prefix of
 several examples can be computed once, as the trunk of a tree whose branches are the examples' own tokens. A
-branch attends to the path from the root to itself, and causally to its own tokens; its positions continue
-those of the path. Loss and gradients equal those of training each example alone.
+branch attends to the path from the root to the branch, and causally to its own tokens. The positions of a
+branch continue those of the path. Loss and gradients equal those of training each example alone.
 
-The questions on one table are leaves of one trunk. The comments of a thread have contexts that grow from
-comment to comment, so they branch off the trunk one after another.
+The questions on one table are leaves of one trunk. The contexts of a thread's comments grow from comment to
+comment, so the comments branch off the trunk one after another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Tree = list[tuple[int, int]]  # for each branch: number of its example, and whe
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens (int32 [T]), and the loss weight (float32 [T]) of predicting each of them."""
+    """Tokens (int32 [T]) and the loss weight (float32 [T]) of each token as a target."""
 
     tokens: np.ndarray
     weights: np.ndarray
@@ -57,7 +57,7 @@ class Example:
 
 
 class Branch(NamedTuple):
-    """One example's tokens behind the first `start` tokens of the path of the branch before it."""
+    """The tokens of one example that follow the first `start` tokens of the previous branch's path."""
 
     start: int
     piece: Piece
@@ -65,10 +65,10 @@ class Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Examples that share prefixes: the branches of a tree, depth first. One branch is a plain example.
+    """Examples that share prefixes, as the branches of a prefix tree, depth first.
 
-    The first token of every branch but the first must have weight 0. The slot before it, on the path that the
-    branch leaves, already predicts the next token of that path.
+    A group of one branch is a plain example. The first token of every later branch must have weight 0: the
+    slot where the branch leaves a path already predicts the next token of that path.
     """
 
     ids: tuple[str, ...]
@@ -76,29 +76,29 @@ class Group:
 
     @property
     def slots(self) -> int:
-        """Token slots of the group. The last token of a branch needs none: it is a target and no input."""
+        """Number of token slots. The last token of a branch takes no slot, since it is only a target."""
         return sum(len(piece) - 1 for _, piece in self.branches)
 
     @property
     def slots_apart(self) -> int:
-        """Token slots that the examples would take without sharing."""
+        """Number of token slots of the same examples without sharing."""
         return sum(start + len(piece) - 1 for start, piece in self.branches)
 
     @property
     def supervised(self) -> int:
-        """Number of tokens with a loss weight, at most what `layout` gives."""
+        """Number of tokens with a loss weight, at most the number in `layout`."""
         return sum(int(np.count_nonzero(piece.weights)) for _, piece in self.branches)
 
 
 class Layout(NamedTuple):
-    """The slots of one group, int32 arrays [slots] but for `weights`, which is float32.
+    """The token slots of one group, as arrays [slots], int32 except for the float32 `weights`.
 
     Attributes:
         tokens: the input tokens.
         targets: the token to predict at each slot.
-        weights: the loss weight of that prediction.
-        positions: of each token within its own example.
-        until: the first slot that can no longer attend to this one; see `jora_core.model.attention_slots`.
+        weights: the loss weight of each target.
+        positions: position of each token within its own example.
+        until: first later slot that may not attend to each slot; see `jora_core.model.attention_slots`.
     """
 
     tokens: np.ndarray
@@ -133,20 +133,20 @@ def layout(group: Group) -> Layout:
 
 
 def plain_group(example: Example) -> Group:
-    """Return an example as a group of its own."""
+    """Return a group of one example."""
     return Group((example.id,), (_branch(example, 0),))
 
 
 def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
     """Merge examples of one context that share a prefix into groups.
 
-    What is shared does not depend on the order of the examples: those of a context are visited as the leaves
-    of the prefix tree of their prompts. At least one prompt token stays in each branch, since it predicts the
-    answer; answers are never shared.
+    The shared prefixes do not depend on the order of the examples, because the examples of a context are
+    visited as the leaves of the prefix tree of their prompts. At least one prompt token stays in each branch
+    to predict the answer. Answers are never shared.
 
     Args:
-        examples: with the name of their context, "" for none.
-        most_slots: limit of a group.
+        examples: examples with the name of their context, "" for none.
+        most_slots: limit of a group in slots.
 
     Returns:
         Groups in the order of their first examples.
@@ -173,8 +173,8 @@ def share_contexts(examples: Sequence[Example], most_slots: int) -> list[Group]:
 def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> list[_Tree]:
     """Divide the examples of one context into groups.
 
-    Groups are extended greedily up to `most_slots`. Only slots count: attention skips the blocks between
-    branches, so a group computes no pair of slots that its examples alone would not compute.
+    Groups are extended greedily up to `most_slots`. The cost of attention is no criterion: attention skips
+    the blocks between branches, so a group computes no more pairs of slots than its examples alone.
     """
     trees: list[_Tree] = []
     taken = 0
@@ -192,14 +192,14 @@ def _trees(examples: Sequence[Example], numbers: list[int], most_slots: int) -> 
 
 
 def _leaves(prompts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Return the leaves of the prefix tree of these prompts, depth first.
+    """Return the leaves of the prompts' prefix tree, depth first.
 
     Among the children of a node, the one with the longest prompt comes first. The tokens of the long path are
     then adjacent, so attention can skip whole blocks that hold only the ends of other branches. Equal prompts
     keep their order.
 
     Returns:
-        For each leaf: number of the prompt, and tokens in common with the leaf before.
+        For each leaf, the number of its prompt and of the tokens in common with the previous leaf.
     """
     order = sorted(range(len(prompts)), key=lambda n: (token_order(prompts[n]), n))
     common = [common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
@@ -240,17 +240,16 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 def suffix_groups(
     id: str, prefix: Piece, suffixes: Sequence[Piece], most_slots: int, shared: bool
 ) -> list[Group]:
-    """Group a prefix with its suffixes.
+    """Make groups of a prefix and the suffixes that continue it.
 
     The loss of the prefix counts once, in the first group. If a suffix begins with a supervised token, the
-    last prefix token moves into the suffixes, so that each suffix has a slot of its own that predicts its
-    first token.
+    last prefix token moves into all suffixes. Each suffix then has its own slot to predict its first token.
 
     Args:
-        id: of the record.
-        prefix: its tokens before the suffixes.
-        suffixes: each continues the prefix.
-        most_slots: limit of a group; suffixes beyond it open another group with the prefix once more.
+        id: id of the record.
+        prefix: tokens before the suffixes.
+        suffixes: continuations of the prefix.
+        most_slots: limit of a group in slots. Suffixes beyond the limit open another group with the prefix.
         shared: False gives each suffix its own copy of the prefix.
     """
     if len(suffixes) > 1 and any(s.weights[0] > 0 for s in suffixes):

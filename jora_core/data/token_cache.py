@@ -1,8 +1,8 @@
-"""Token ids of a records file, made once and kept as an Arrow file that later starts map into memory.
+"""Cache of a records file's token ids: an Arrow file that later runs map into memory.
 
-The file holds what the tokenizer returns: for each record the token ids of its texts (prompt and answer, or
-the segments and suffixes of weighted text), without special tokens. What a spec does with them, such as
-shortening, grouping or the train/validation split, comes later and is no part of the key.
+The file holds the tokenizer's results: for each record the token ids of its texts (prompt and answer, or the
+segments and suffixes of weighted text), without special tokens. Later processing, such as shortening,
+grouping or the train/validation split, is no part of the cache key.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TextsOf = Callable[[Row], Sequence[str]]
 def tokenised(
     rows: Iterable[Row], texts_of: TextsOf, tokenizer: TextTokenizer, total: int
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Give each row with the token ids (int32 [T]) of its texts.
+    """Yield each row with the token ids (int32 [T]) of its texts.
 
     Args:
         rows: rows of the records file.
-        texts_of: the texts of a row.
+        texts_of: returns the texts of a row.
         tokenizer: the model's.
-        total: rows of the file, for the progress bar of a large one.
+        total: number of rows, for the progress bar of a large file.
     """
     iterator = iter(rows)
     done = 0
@@ -66,15 +66,15 @@ def cached_tokens(
     tokenizer: TextTokenizer,
     total: int,
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Give what `tokenised` gives from a file of the cache; a missing or damaged file is written first.
+    """Yield the same as `tokenised` from a cache file. A missing or damaged file is written first.
 
     Args:
-        folder: of the cache.
+        folder: folder of the cache.
         key: `cache_key` of the rows.
-        rows: reads the rows anew at each call, in the same order.
-        texts_of: the texts of a row.
+        rows: reads the rows again at each call, in the same order.
+        texts_of: returns the texts of a row.
         tokenizer: the model's.
-        total: rows of the file, for the progress bar.
+        total: number of rows, for the progress bar.
 
     Raises:
         InputError: the cache's folder cannot be written.
@@ -87,12 +87,12 @@ def cached_tokens(
 
 
 def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]) -> str:
-    """Return the SHA-256 of what decides the tokens: content of records and tokenizer, and the selection.
+    """Return the cache key: the SHA-256 of the records' content, the tokenizer's digest, and the selection.
 
     Args:
         records: the Parquet file.
         tokenizer: the model's.
-        selection: which rows and texts are taken, JSON values.
+        selection: the selected rows and texts, as JSON values.
 
     Raises:
         InputError: the records cannot be read.
@@ -109,7 +109,7 @@ def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]
 
 
 def has_tokens(folder: Path, key: str) -> bool:
-    """Tell whether `cached_tokens` would find an undamaged file."""
+    """Return whether the cache has an undamaged file of this key."""
     return _whole(folder / f"{key}.arrow")
 
 
@@ -118,7 +118,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Tell whether a file has the content that was written: training would not notice a changed bit."""
+    """Return whether a file has the content that was written. Training would not notice a changed bit."""
     try:
         return file_digest(path) == _digest_file(path).read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -142,7 +142,7 @@ def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
 
 
 def _nested(chunk: list[Pieces]) -> Any:
-    """Return the rows' pieces as an Arrow array list<list<int32>>; offsets are faster than Python lists."""
+    """Return the rows' pieces as an Arrow array list<list<int32>>. Offsets are faster than Python lists."""
     import pyarrow as pa
 
     flat = [piece for pieces in chunk for piece in pieces]
@@ -157,7 +157,7 @@ def _nested(chunk: list[Pieces]) -> Any:
 
 
 def _read(path: Path) -> Iterator[Pieces]:
-    """Give the pieces of each row, as views of the mapped file."""
+    """Yield the token ids of each row, as views of the mapped file."""
     import pyarrow as pa
 
     # The map is not closed here: the arrays that are given out are views of it, and keep it alive.

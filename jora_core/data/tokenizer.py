@@ -1,9 +1,9 @@
-"""Text to token ids, with the tokenizer of a model folder.
+"""Tokenization of text with the tokenizer of a model folder.
 
-``tokenizer.json`` is read with the `tokenizers` library directly, which is about ten times faster to
-import and to run than `transformers`; a folder that has only a sentencepiece
-``tokenizer.model`` falls back to the latter. The tokenizer never adds special tokens by itself: where BOS and
-EOS go is decided in one place, the example builder, so that no prompt ever starts with two of them.
+``tokenizer.json`` is read with the `tokenizers` library, which is about ten times faster to import and to run
+than `transformers`. `transformers` is used only where a folder has nothing but a sentencepiece
+``tokenizer.model``. The tokenizer never adds special tokens. Callers add BOS and EOS, so that no prompt
+starts with two BOS tokens.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer with its special ids; `bos_id` is None for the few models that use none.
+    """A model's tokenizer with its special ids; `bos_id` is None for models without a BOS token.
 
-    `digest` is the SHA-256 of the files that decide what it makes of a text.
+    `digest` is the SHA-256 of the files that determine the token ids of a text.
     """
 
     encode_many: Callable[[list[str]], list[list[int]]]
@@ -53,7 +53,10 @@ class TextTokenizer:
     digest: str = ""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (int32 [T]) of each text, without special tokens; equal texts are encoded once."""
+        """Return the token ids (int32 [T]) of each text, without special tokens.
+
+        Equal texts are encoded once.
+        """
         unique = list(dict.fromkeys(texts))
         ids: dict[str, np.ndarray] = {}
         for start in range(0, len(unique), _CHUNK):
@@ -63,7 +66,7 @@ class TextTokenizer:
         return [ids[text] for text in texts]
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids (int32 [T]) of one text, without special tokens."""
+        """Return the token ids (int32 [T]) of one text, without special tokens."""
         return np.asarray(self.encode_many([text])[0], dtype=np.int32)
 
 
@@ -71,9 +74,9 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     """Read the tokenizer of a Hugging Face model folder.
 
     Args:
-        folder: has tokenizer.json (or tokenizer.model) and, for the special tokens, tokenizer_config.json,
-            special_tokens_map.json or config.json.
-        vocab_size: rows of the model's embedding, if known: every token id must be below it.
+        folder: folder with tokenizer.json (or tokenizer.model) and, for the special tokens,
+            tokenizer_config.json, special_tokens_map.json or config.json.
+        vocab_size: rows of the model's embedding, an upper bound of the token ids; None if unknown.
 
     Raises:
         InputError: no tokenizer, no EOS token, or more tokens than embedding rows.
@@ -117,10 +120,10 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
 
 
 def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Return every id that ends generation: the tokenizer's, the config's and generation_config.json's.
+    """Return all token ids that end generation: those of tokenizer, config and generation_config.json.
 
     Args:
-        folder: of the model.
+        folder: the model folder.
         config: the model's.
         tokenizer: the model's.
     """
@@ -149,7 +152,7 @@ def _load_fast(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises bare Exception for a broken file
         raise InputError(f"cannot read tokenizer {path}: {str(err).splitlines()[0]}") from None
-    # A saved tokenizer may carry the padding or truncation of whoever saved it.
+    # A saved tokenizer may contain settings of padding or truncation.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -159,7 +162,7 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        # Never the network: transformers would look for a misspelled folder on the Hub.
+        # Local files only: transformers would look for a misspelled folder on the Hub.
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as err:
         raise InputError(f"cannot read tokenizer of {folder}: {str(err).splitlines()[0]}") from None
@@ -172,11 +175,11 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
 
 
 def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Id of the token that starts every text of this model, None if its texts start without one.
+    """Return the id of the token that starts every text of this model, None if there is no such token.
 
-    add_bos_token of tokenizer_config.json decides, then what the tokenizer itself puts before a text. Only
-    without either does a BOS token that a file names count as one to add: Qwen's config.json names one that
-    no text starts with.
+    add_bos_token of tokenizer_config.json decides first, then the tokens that the tokenizer itself puts
+    before a text. Only without both is a BOS token used that a file names: Qwen's config.json names a BOS
+    token that starts no text.
 
     Raises:
         InputError: add_bos_token is true and no file names a BOS token, or more than one token precedes a
@@ -203,14 +206,14 @@ def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
 
 
 def _ids_before(tokenizer: Tokenizer) -> list[int]:
-    """Ids of the special tokens that a tokenizer puts before a text."""
+    """Return the ids of the special tokens that a tokenizer puts before a text."""
     encoding = tokenizer.encode("a", add_special_tokens=True)
     special = encoding.special_tokens_mask
     return encoding.ids[: special.index(0) if 0 in special else 0]
 
 
 def _special_id(folder: Path, which: str, tokenizer: Tokenizer) -> int | None:
-    """Id of the BOS or EOS token: by the token's text if a file names it, else by config.json."""
+    """Return the id of the BOS or EOS token, from the text that a file names, else from config.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get(f"{which}_token")
         # Either text, or an object such as {"content": "<s>", "lstrip": false}.

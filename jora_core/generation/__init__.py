@@ -1,1 +1,1 @@
-"""Answers: prefill, key/value cache, sampling, streamed text, and scores of choices."""
+"""Generation of answers: prefill, key/value cache, sampling, streamed text, and scores of choices."""

@@ -1,9 +1,9 @@
-"""Scores of a record's choices under the model, all of them in one pass over the prompt.
+"""Log-likelihoods of a record's choices under the model, computed in one pass over the prompt.
 
-Every choice is an example of its own, and examples share prefixes (see `jora_core.data.shared_context`): the
-choices of a record share its prompt, the records of a context share the context. A score is the summed
-log-likelihood of the choice's tokens and of the end of sequence. Without the latter "1" would always beat
-"12", which begins with it.
+Every choice is an example. Examples share prefixes (see `jora_core.data.shared_context`): the choices of a
+record share its prompt, and the records of a context share the context. A score is the summed log-likelihood
+of the choice's tokens and of the end-of-sequence token. Without the latter, "1" would always score higher
+than "12", which begins with "1".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jora_core.specs.common import AttentionChoice
 
 @dataclass(frozen=True)
 class Question:
-    """One record to answer: prompt int32 [T] with BOS, and the tokens of each choice with EOS."""
+    """One record to answer: the prompt int32 [T] with BOS, and the tokens of each choice with EOS."""
 
     id: str
     prompt: np.ndarray
@@ -52,16 +52,16 @@ def score_choices(
     label: str = "choose",
     share: bool = True,
 ) -> list[np.ndarray]:
-    """Compute the log-likelihood of every choice of every question, end of sequence included.
+    """Compute the log-likelihood of every choice of every question, end-of-sequence token included.
 
     Args:
         params: weights, placed on the current mesh.
         config: the model's.
-        questions: with their choices.
+        questions: the questions with their choices.
         tokens_per_batch: token slots of a batch.
         blocks: size of the mesh's data axis.
         adapter: low-rank updates, None for the base model.
-        attention: see `jora_core.model.cudnn_attention`.
+        attention: kernel choice, see `jora_core.model.cudnn_attention`.
         label: title of the progress bar.
         share: whether questions of one context share one pass over it.
 
@@ -91,16 +91,16 @@ def score_choices(
 def _choice_groups(
     questions: Sequence[Question], most_slots: int, share: bool
 ) -> tuple[list[tuple[int, int]], list[Group]]:
-    """Make an example of each choice and group the examples; their ids are their numbers.
+    """Make an example of each choice and group the examples. An example's id is its number.
 
     Returns:
-        For each example the numbers of its question and of its choice; the groups.
+        The numbers of question and choice for each example, and the groups.
     """
     owners: list[tuple[int, int]] = []
     examples: list[Example] = []
     for number, question in enumerate(questions):
-        # The choices of a question share its prompt in any case; a name of its own keeps other questions out
-        # of the group.
+        # The choices of a question always share the question's prompt. A unique context name keeps other
+        # questions out of the group.
         context = question.context if share and question.context else f"alone {number}"
         for choice, tokens in enumerate(question.choice_tokens):
             # Grouping changes the order, so the id is the place in `owners`.
@@ -114,8 +114,8 @@ def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {name: getattr(batch, name) for name in names}
 
 
-# A function of the module: jit keeps its programs over all calls. Weights are arguments, since those of a
-# closure would be constants inside of the program.
+# At module level, so that jit keeps the programs over all calls. Weights are arguments: captured by a
+# closure, they would be constants inside of the program.
 @partial(jax.jit, static_argnames=("config", "mesh", "attention"))
 def _token_logprobs(
     params: Params,
@@ -125,7 +125,7 @@ def _token_logprobs(
     mesh: Mesh,
     attention: AttentionChoice,
 ) -> jax.Array:
-    """Log-probability of each gathered position's target: float32 [G, M]."""
+    """Compute the log-probability of each gathered position's target, float32 [G, M]."""
 
     def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
         places = (batch["tokens"], batch["positions"], batch["until"])
@@ -139,7 +139,7 @@ def _token_logprobs(
 
 
 def _per_branch(batch: Batch, plan: RowPlan, groups: Sequence[Group], values: np.ndarray) -> np.ndarray:
-    """Sum token values [G, M] by branch of the batch's groups: float64 [branches], in their order."""
+    """Sum token values [G, M] over each branch of the batch's groups; float64 [branches], in group order."""
     # Branches are laid out one after another, so the first slot of each tells the branch of any slot.
     blocks, _ = batch.index.shape
     height, length = batch.tokens.shape

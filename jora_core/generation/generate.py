@@ -1,8 +1,8 @@
 """Generation: a prefill of the prompts fills a key/value cache, then tokens are decoded in chunks.
 
-Prompts are sorted into few lengths, so that few programs are compiled: for each length one for the prefill,
-and one that decodes any number of tokens. Between two chunks the host sees the new tokens: it can end an
-answer at a stop string, or show it while it grows.
+Prompts are padded to a few lengths, so that few programs are compiled: for each length one for the prefill,
+and one that decodes any number of tokens. Between two chunks the host gets the new tokens. The host can then
+end an answer at a stop string, or show an unfinished answer.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from jora_core.specs.common import AttentionChoice
 GREEDY = SamplingSpec()  # type: ignore[call-arg]
 # Tokens between two calls of `watch`.
 CHUNK = 16
-# Slots for new tokens are a multiple of this, so that nearby values of `max_new_tokens` share a program.
+# Slots for new tokens are a multiple of this number, so that similar `max_new_tokens` share a program.
 NEW_TOKENS_STEP = 32
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers are generated.
+    """Settings of the generation of answers.
 
     Attributes:
-        eos_ids: any of these tokens ends an answer; it is not part of the answer.
-        max_new_tokens: longest answer.
-        min_new_tokens: no end token is chosen before an answer has this many tokens.
-        sampling: how a token is chosen.
-        tokens_per_batch: slots of one batch, of prompts and answers, padding included.
-        chunk: tokens between two calls of `watch`.
-        attention: attention of the prefill, see `jora_core.model.cudnn_attention`.
+        eos_ids: end tokens. Each of them ends an answer and is not part of the answer.
+        max_new_tokens: longest answer in tokens.
+        min_new_tokens: shortest answer in tokens; no end token is chosen before.
+        sampling: settings of the choice of each token.
+        tokens_per_batch: slots of one batch for prompts and answers, padding included.
+        chunk: number of tokens between two calls of `watch`.
+        attention: kernel choice for the prefill, see `jora_core.model.cudnn_attention`.
     """
 
     eos_ids: Sequence[int]
@@ -72,7 +72,7 @@ class GenerationSettings:
 
     @property
     def new_slots(self) -> int:
-        """Slots of the cache for new tokens."""
+        """Number of key/value cache slots for the new tokens of an answer."""
         return -(-self.max_new_tokens // NEW_TOKENS_STEP) * NEW_TOKENS_STEP
 
 
@@ -94,14 +94,14 @@ def generate(
         params: weights, placed on the current mesh.
         config: the model's.
         prompts: int32 [T] each, at least one token, special tokens included.
-        settings: limits of the answers, and how tokens are chosen.
+        settings: limits of the answers, and settings of the choice of tokens.
         adapter: low-rank updates, None for the base model.
-        numbers: a number below 2³² for each prompt, from which its draws follow; its index if None.
+        numbers: seed number below 2³² for each prompt's random draws; the prompt's index if None.
         contexts: the context of each prompt, None or "" for none. Prompts of one context that come into the
             same batch share the prefill of their common prefix.
-        watch: called every `chunk` tokens with a prompt's index and its new tokens; True ends its answer. A
-            batch goes on until its last answer has ended.
-        on_answers: called with the number of prompts that have just been answered.
+        watch: called every `chunk` tokens with a prompt's index and new tokens; True ends the answer. A batch
+            runs until its last answer has ended.
+        on_answers: called after each batch with the number of its prompts.
 
     Returns:
         The answer to each prompt, int32 [tokens], in the order of the prompts.
@@ -124,9 +124,9 @@ def generate(
         def watch_row(row: int, tokens: np.ndarray, places: np.ndarray = batch.places) -> bool:
             return watch is not None and watch(int(places[row]), tokens)
 
-        # If nobody watches, one chunk is the whole answer, and no token waits for the host.
+        # Without `watch`, one chunk is the whole answer, and no token waits for the host.
         chunk = settings.max_new_tokens if watch is None else settings.chunk
-        # Not strict: behind the prompts a batch may hold filling, whose answers are dropped.
+        # Not strict: a batch may end with padding prompts, whose answers are dropped.
         for place, answer in zip(batch.places, generator.answers(batch, watch_row, chunk), strict=False):
             answers[place] = answer
         if on_answers is not None:
@@ -136,13 +136,13 @@ def generate(
 
 @dataclass(frozen=True)
 class _PromptBatch:
-    """Prompts that are answered together; prompts of length 0 fill the batch up.
+    """Prompts that are answered together, padded with prompts of length 0.
 
     Attributes:
-        places: [at most B], index of each prompt among all.
+        places: [at most B], index of each prompt in the whole list of prompts.
         rows: the prompts in their slots.
-        lengths: int32 [B].
-        numbers: uint32 [B], from which the draws follow.
+        lengths: int32 [B], tokens of each prompt.
+        numbers: uint32 [B], seed number of each prompt's random draws.
     """
 
     places: np.ndarray
@@ -157,10 +157,10 @@ def _batches(
     numbers: np.ndarray,
     settings: GenerationSettings,
 ) -> Iterator[_PromptBatch]:
-    """Sort prompts by context and length into batches."""
+    """Divide the prompts into batches, sorted by context and length."""
     budget = settings.tokens_per_batch
     sizes = np.asarray([len(prompt) for prompt in prompts])
-    # Prompts of one context, and those with the longest common prefixes among them, come side by side.
+    # Sorted by context, and within a context so that the longest common prefixes are adjacent.
     keys = [
         (context, token_order(prompt) if context else b"")
         for context, prompt in zip(contexts, prompts, strict=True)
@@ -173,7 +173,7 @@ def _batches(
         shorter = length
         # The budget is for the slots of the cache: those of the prompt and those of the answer.
         fitting = rows_of(length + settings.new_slots, budget)
-        # All batches of a length have one height, and share a program: the last is filled up.
+        # All batches of a length have the same number of rows and share a program: the last one is padded.
         height = -(-min(fitting, max(len(of_length), 1)) // shards) * shards
         for start in range(0, len(of_length), height):
             places = of_length[start : start + height]
@@ -187,7 +187,7 @@ def _batches(
 
 
 class Model(NamedTuple):
-    """Weights and the low-rank updates over them."""
+    """The weights of a model, and an adapter or None."""
 
     params: Params
     adapter: Adapter | None
@@ -195,7 +195,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeProgram:
-    """What decides the compiled programs of a batch, beside the shapes of their arguments."""
+    """Static settings of a batch's compiled programs, beside the shapes of their arguments."""
 
     config: ModelConfig
     method: SamplingMethod
@@ -206,16 +206,16 @@ class DecodeProgram:
 
 @flax.struct.dataclass
 class DecodeState:
-    """The rows of a batch after `step` tokens.
+    """State of a batch after `step` generated tokens.
 
-    Finished rows are still computed, since all rows of a batch share a program; their tokens do not count.
+    Finished rows are still computed, since all rows of a batch share a program. Their tokens are ignored.
 
     Attributes:
-        step: int32 scalar, tokens generated so far.
-        last_token: int32 [B].
-        finished: bool [B].
+        step: int32 scalar, number of tokens generated so far.
+        last_token: int32 [B], the newest token.
+        finished: bool [B], whether the answer has ended.
         tokens: int32 [B, new slots], all generated tokens.
-        counts: int32 [B], how many of them belong to the answer.
+        counts: int32 [B], number of generated tokens that belong to the answer.
     """
 
     step: jax.Array
@@ -227,14 +227,16 @@ class DecodeState:
 
 @flax.struct.dataclass
 class DecodeInputs:
-    """What stays the same while a batch is decoded. All are arrays: other values need no other program.
+    """Inputs that stay constant while a batch is decoded.
+
+    All are arrays, so that other values need no new program.
 
     Attributes:
-        prompt_lengths: int32 [B].
-        numbers: uint32 [B], from which the draws of each row follow.
-        eos_ids: int32 [E].
-        min_new_tokens: int32 scalar.
-        sampling: scalars.
+        prompt_lengths: int32 [B], tokens of each prompt.
+        numbers: uint32 [B], seed number of each row's random draws.
+        eos_ids: int32 [E], the end tokens.
+        min_new_tokens: int32 scalar, shortest answer.
+        sampling: settings of the choice of tokens, as scalars.
     """
 
     prompt_lengths: jax.Array
@@ -245,10 +247,10 @@ class DecodeInputs:
 
 
 class ChunkEnd(NamedTuple):
-    """Where a chunk of tokens ends.
+    """End of a chunk of tokens.
 
     Attributes:
-        step: int32 scalar, tokens of an answer after the chunk.
+        step: int32 scalar, number of generated tokens after the chunk.
         stopped: bool [B], rows whose answers the host has ended.
     """
 
@@ -257,12 +259,12 @@ class ChunkEnd(NamedTuple):
 
 
 def decode_inputs(settings: GenerationSettings, lengths: np.ndarray, numbers: np.ndarray) -> DecodeInputs:
-    """Return the inputs of a batch.
+    """Return the constant inputs of a batch.
 
     Args:
-        settings: of all batches.
+        settings: settings of all batches.
         lengths: int32 [B], tokens of each prompt.
-        numbers: uint32 [B], from which the draws follow.
+        numbers: uint32 [B], seed number of each row's random draws.
     """
     return DecodeInputs(
         jnp.asarray(lengths),
@@ -275,7 +277,7 @@ def decode_inputs(settings: GenerationSettings, lengths: np.ndarray, numbers: np
 
 @dataclass(frozen=True)
 class _Generator:
-    """Generates the answers to one batch of prompts after the other."""
+    """Generator of answers, one batch of prompts at a time."""
 
     model: Model
     program: DecodeProgram
@@ -284,12 +286,12 @@ class _Generator:
     def answers(
         self, batch: _PromptBatch, watch: Callable[[int, np.ndarray], bool], chunk: int
     ) -> list[np.ndarray]:
-        """Answer the prompts of one batch, its filling included.
+        """Answer the prompts of one batch, padding prompts included.
 
         Args:
             batch: B prompts.
-            watch: called after each chunk with a row and its new tokens; True ends the row's answer.
-            chunk: tokens between two calls of `watch`.
+            watch: called after each chunk with a row's number and new tokens; True ends the row's answer.
+            chunk: number of tokens between two calls of `watch`.
         """
         inputs = decode_inputs(self.settings, batch.lengths, batch.numbers)
         state, cache = prefill_prompts(self.model, batch.rows, inputs, self.program)
@@ -319,8 +321,8 @@ def prefill_prompts(
     Args:
         model: weights and adapter.
         prompts: rows of B prompts.
-        inputs: of the batch.
-        program: what decides the compiled program.
+        inputs: constant inputs of the batch.
+        program: static settings of the compiled program.
     """
     config = program.config
 
@@ -329,13 +331,13 @@ def prefill_prompts(
         lengths, slots = inputs.prompt_lengths, prompts.tokens.shape[1]
         capacity = slots + program.new_slots
         hidden, cache = prefill(params, config, adapter, prompts, capacity, program.attention)
-        # Filling has no last token: it takes slot 0, and counts as finished from the start.
+        # A padding prompt has no last token. It takes slot 0 and counts as finished from the start.
         last_slot = jnp.take_along_axis(prompts.path, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         last_hidden = pick_positions(hidden, last_slot[None], slots)[0]
         step = jnp.zeros((), jnp.int32)
         token = _choose_token(params, last_hidden, step, inputs, program)
-        # The sum with lengths makes the zeros vary over the data axis, as `jax.shard_map` wants of a result
-        # that is split over it.
+        # The sum with lengths makes the zeros vary over the data axis. `jax.shard_map` requires this of a
+        # result that is split over the data axis.
         tokens = jnp.zeros((len(lengths), program.new_slots), jnp.int32) + 0 * lengths[:, None]
         empty = DecodeState(step, token, lengths == 0, tokens, jnp.zeros_like(lengths))
         return _append(empty, token, inputs.eos_ids), cache
@@ -361,11 +363,11 @@ def decode_chunk(
 
     Args:
         model: weights and adapter.
-        state: of the batch after the chunk before.
-        cache: keys and values of all tokens before; it is consumed and written in place.
-        inputs: of the batch.
-        end: where the chunk ends.
-        program: what decides the compiled program.
+        state: state of the batch after the previous chunk.
+        cache: keys and values of all earlier tokens. The cache is donated and written in place.
+        inputs: constant inputs of the batch.
+        end: end of the chunk.
+        program: static settings of the compiled program.
     """
 
     def run(
@@ -381,7 +383,7 @@ def decode_chunk(
         def one_step(carry: tuple[DecodeState, KVCache]) -> tuple[DecodeState, KVCache]:
             now, cache = carry
             prompt_slots = cache[0].shape[2] - now.tokens.shape[1]
-            # The token chosen last is not in the cache yet: it is run now, as number step - 1.
+            # The newest token, number step - 1, is not in the cache yet, so it is the input of this step.
             new = NewToken(now.last_token, inputs.prompt_lengths, now.step - 1, prompt_slots)
             hidden, cache = decode(params, program.config, adapter, new, cache)
             token = _choose_token(params, hidden[:, 0], now.step, inputs, program)
@@ -408,7 +410,7 @@ def _append(state: DecodeState, token: jax.Array, eos_ids: jax.Array) -> DecodeS
 def _choose_token(
     params: Params, hidden: jax.Array, step: jax.Array, inputs: DecodeInputs, program: DecodeProgram
 ) -> jax.Array:
-    """Return the token int32 [B] that follows hidden states [B, D]; `step` is its number in the answer."""
+    """Choose the token int32 [B] after hidden states [B, D]. `step` is the token's number in the answer."""
     config = program.config
     # A maximum, a draw and a sort all need the whole vocabulary on one device.
     logits = gather_vocabulary(unembed(params, config, hidden), config.vocab_size)

@@ -1,15 +1,15 @@
-"""The key/value cache: filled with the prompts by `prefill`, then grown by one token a step by `decode`.
+"""The key/value cache: `prefill` fills the cache with the prompts, `decode` adds one token in each step.
 
 A prompt begins at the first of its T slots. Generated tokens follow from slot T on, at the same slot for all
 rows, so one slice update writes the cache. A mask hides the padding between the end of a short prompt and
-slot T; rotary positions are counted without that gap.
+slot T. Rotary positions are counted without this padding.
 
-The cache is as large as its batch needs: rows × (prompt slots, a multiple of 64, and slots for new tokens, a
-multiple of 32), which is at most `tokens_per_batch` slots, or one row for each device of the data axis. A
-slot takes 2 × layers × key/value heads × head width numbers of the weights' type: 512 KiB for Llama-2-7B in
-bfloat16, so 8,192 slots are 4 GiB, split over the devices of the mesh. Where there are fewer key/value heads
-than devices of the tensor axis, each device holds one head. The cache is donated from chunk to chunk and
-written in place. Layers with a window keep all slots and mask those outside of it.
+The cache has rows × (prompt slots, a multiple of 64, and slots for new tokens, a multiple of 32). This is at
+most `tokens_per_batch` slots, or one row for each device of the data axis. A slot takes 2 × layers ×
+key/value heads × head width numbers of the weights' type: 512 KiB for Llama-2-7B in bfloat16, so 8,192 slots
+take 4 GiB, split over the devices of the mesh. Where there are fewer key/value heads than devices of the
+tensor axis, each device holds one head. The cache is donated from chunk to chunk and written in place. Layers
+with a window keep all slots and mask the slots outside of the window.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ KVCache = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, B, C
 
 
 class NewToken(NamedTuple):
-    """The newest token of each row, to be run through the model.
+    """The newest token of each row, the input of the next decoding step.
 
     Attributes:
-        token: int32 [B].
+        token: int32 [B], the token ids.
         prompt_lengths: int32 [B], tokens of each row's prompt.
-        step: int32 scalar, number of the token within its answer.
-        prompt_slots: T, slots of the cache before the generated tokens.
+        step: int32 scalar, number of the token within the answer.
+        prompt_slots: T, the number of cache slots before the generated tokens.
     """
 
     token: jax.Array
@@ -73,10 +73,10 @@ def prefill(
         adapter: low-rank updates, None for the base model.
         prompts: the rows of B prompts.
         capacity: slots of the cache for each prompt, C, at least T.
-        choice: see `jora_core.model.cudnn_attention`.
+        choice: attention kernel, see `jora_core.model.cudnn_attention`.
 
     Returns:
-        Hidden states [R, T, D] of the rows as `forward` gives them, and the cache.
+        Hidden states [R, T, D] of the rows, the same as from `forward`, and the cache.
     """
     length = prompts.tokens.shape[1]
     over_rows = model_attention(config, Slots(prompts.until, prompts.positions), choice)
@@ -93,7 +93,7 @@ def prefill(
         keys_and_values: list[jax.Array] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            # Taken here, where keys are rotated already: the cache needs them so.
+            # Keys and values are stored here because the cache needs rotated keys.
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
@@ -109,14 +109,14 @@ def prefill(
 def decode(
     params: Params, config: ModelConfig, adapter: Adapter | None, new: NewToken, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
-    """Run one new token of each row through the model.
+    """Run one new token of each row through the model and add its keys and values to the cache.
 
     Args:
         params: weights, or this device's part of them.
         config: the model's.
         adapter: low-rank updates, None for the base model.
-        new: the tokens and their places.
-        cache: keys and values of all tokens before.
+        new: the tokens and their positions.
+        cache: keys and values of all earlier tokens.
 
     Returns:
         Hidden states [B, 1, D] of the tokens, and the cache with their keys and values.

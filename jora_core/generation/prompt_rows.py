@@ -1,6 +1,6 @@
-"""Prompts laid out in rows of slots, before their answers are generated.
+"""Layout of prompts in rows of slots for the prefill.
 
-A prompt without a context takes a row of its own. Prompts of one context share their common prefix (see
+A prompt without a context takes a whole row. Prompts of one context share their common prefix (see
 `jora_core.data.shared_context`): the prefix is computed once, and each prompt's keys and values are gathered
 from the slots along its path through the tree.
 """
@@ -28,7 +28,7 @@ class PromptRows:
         tokens, positions, until: int32 [R, T]; see `jora_core.model.attention_slots.Slots`. R is at most the
             number of prompts B, and less where prompts share slots.
         path: int32 [B, T], the slot of each token of each prompt, numbered within this device's rows; zeros
-            behind a prompt's last token.
+            after a prompt's last token.
     """
 
     tokens: jax.Array
@@ -40,14 +40,14 @@ class PromptRows:
 def lay_out_prompts(
     prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int, height: int, shards: int
 ) -> PromptRows:
-    """Lay prompts out in rows; empty prompts fill the batch up to `height`.
+    """Lay prompts out in rows, and add empty prompts until the batch has `height` prompts.
 
     Args:
-        prompts: int32 [T] each, at most `height` of them with at most `length` tokens.
+        prompts: int32 [T] each, at most `height` prompts of at most `length` tokens.
         contexts: the context of each prompt, "" for none.
         length: slots of a row.
-        height: prompts of the batch, B, a multiple of `shards`.
-        shards: size of the mesh's data axis; each part computes `height` / `shards` of the prompts.
+        height: number of prompts in the batch, B, a multiple of `shards`.
+        shards: size of the mesh's data axis; each part computes `height` / `shards` prompts.
     """
     size = height // shards
     parts = [
@@ -73,7 +73,7 @@ def lay_out_prompts(
 
 
 def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -> list[list[Group]]:
-    """Return the groups of each row; the ids of a group are the numbers of its prompts."""
+    """Return the groups of each row. The ids in a group are prompt numbers."""
     examples = [
         Example(str(number), context, prompt, _ANSWER)
         for number, (context, prompt) in enumerate(zip(contexts, prompts, strict=True))
@@ -87,7 +87,7 @@ def _rows(prompts: Sequence[np.ndarray], contexts: Sequence[str], length: int) -
 
 
 def _paths(group: Group, slot: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Give each prompt's number and the slots int32 [T] of its tokens; the group's first slot is `slot`."""
+    """Yield each prompt's number and the slots int32 [T] of its tokens, in a group that begins at `slot`."""
     path = np.zeros(0, np.int32)
     for id, (start, piece) in zip(group.ids, group.branches, strict=True):
         own = slot + np.arange(len(piece) - 1, dtype=np.int32)

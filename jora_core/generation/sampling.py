@@ -1,10 +1,10 @@
-"""The next token of each row: the most likely one, or a draw after temperature, top-k and top-p.
+"""Choice of the next token: the most likely token, or a random draw after temperature, top-k and top-p.
 
-Temperature, top-k and top-p are applied one after the other, with the cuts of transformers: top-k keeps all
-tokens that are as likely as the k-th; then top-p keeps the fewest most likely tokens whose probabilities add
-up to p (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+Temperature, top-k and top-p are applied in this order, with the same rules as in transformers. Top-k keeps
+all tokens that are at least as likely as the k-th. Then top-p keeps the fewest most likely tokens whose
+probabilities add up to p (nucleus sampling, Holtzman et al., arXiv:1904.09751).
 
-A draw depends on (seed, number of the prompt, step) alone. So an answer depends neither on the other prompts
+A draw depends only on (seed, number of the prompt, step). So an answer depends neither on the other prompts
 of its batch nor on the mesh.
 """
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jora_core.specs.answers import SamplingSpec
 
-# Decides which program is compiled; the values of the settings are arguments of that program.
+# The method determines the compiled program. The values of the settings are arguments of the program.
 SamplingMethod = Literal["greedy", "draw", "filter"]
 # Finite, so that a row with every token excluded still gives a token and no NaN. Its probability is 0.
 EXCLUDED = -1e30
@@ -26,7 +26,7 @@ EXCLUDED = -1e30
 
 @flax.struct.dataclass
 class SamplingSettings:
-    """A `SamplingSpec` as scalars on the device: other values need no other program."""
+    """A `SamplingSpec` as scalar arrays, so that other values need no new program."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -35,7 +35,7 @@ class SamplingSettings:
 
 
 def sampling_settings(spec: SamplingSpec) -> SamplingSettings:
-    """Return the settings of a spec as arrays."""
+    """Return the sampling settings of a spec as scalar arrays."""
     return SamplingSettings(
         temperature=jnp.float32(spec.temperature),
         top_k=jnp.int32(spec.top_k),
@@ -45,9 +45,9 @@ def sampling_settings(spec: SamplingSpec) -> SamplingSettings:
 
 
 def sampling_method(spec: SamplingSpec) -> SamplingMethod:
-    """Return the cheapest method that a spec allows.
+    """Return the cheapest sampling method for a spec.
 
-    Only `filter` sorts the vocabulary, which takes longer than all the rest of sampling.
+    Only `filter` sorts the vocabulary, and the sort takes most of the time of sampling.
     """
     if spec.temperature == 0:
         return "greedy"
@@ -66,12 +66,12 @@ def next_tokens(
     Args:
         logits: float32 [B, V], the whole vocabulary.
         settings: ignored by the method `greedy`.
-        numbers: uint32 [B], the number of each prompt, from which its draws follow.
-        step: int32 scalar or [B], number of this token within its answer.
+        numbers: uint32 [B], seed number of each prompt's random draws.
+        step: int32 scalar or [B], number of this token within the answer.
         method: `sampling_method` of the spec. `greedy` takes the lowest id among equal logits.
 
     Returns:
-        int32 [B].
+        Token ids int32 [B].
     """
     if method == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -89,15 +89,15 @@ def next_tokens(
 
 
 def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Exclude tokens by top-k, then by top-p; the most likely token always stays.
+    """Exclude tokens by top-k, then by top-p. The most likely token always stays.
 
     Args:
         scores: float32 [B, V].
         top_k: int32 scalar, 0 for no limit.
-        top_p: float32 scalar, 1 for no limit. Among equally likely tokens at its edge, lower ids stay.
+        top_p: float32 scalar, 1 for no limit. Of equally likely tokens at the limit, lower ids stay.
 
     Returns:
-        float32 [B, V], EXCLUDED in place of what was cut.
+        Scores float32 [B, V], with EXCLUDED for each excluded token.
     """
     size = scores.shape[-1]
     by_score = jnp.argsort(-scores, axis=-1, stable=True)
@@ -106,7 +106,7 @@ def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
     kept = ranked >= jnp.take(ranked, last, axis=-1)[:, None]
     probabilities = jax.nn.softmax(jnp.where(kept, ranked, EXCLUDED), axis=-1)
     # Probability of all tokens ranked higher. The cumulative sum of a large vocabulary may round to less than
-    # 1, so top_p = 1 is a case of its own: it must cut nothing.
+    # 1, so top_p = 1 is handled separately and excludes nothing.
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept &= (mass_before < top_p) | (top_p >= 1)
     # For top_p = 0, which would cut every token.
@@ -116,11 +116,11 @@ def filtered(scores: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
 
 
 def exclude_tokens(logits: jax.Array, ids: jax.Array, when: jax.Array) -> jax.Array:
-    """Exclude some tokens where a condition holds.
+    """Exclude tokens if a condition is true.
 
     Args:
         logits: float32 [B, V].
-        ids: int32 [E], may be empty.
-        when: bool scalar.
+        ids: int32 [E], the tokens to exclude; may be empty.
+        when: bool scalar, the condition.
     """
     return jnp.where(when, logits.at[:, ids].set(EXCLUDED), logits)

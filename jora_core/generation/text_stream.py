@@ -1,7 +1,7 @@
-"""Streaming of an answer's text: whole characters only, and nothing that a stop string may cut off.
+"""Streaming of an answer's text in whole characters, up to the first stop string.
 
-A character may be several tokens, and a stop string may begin in one token and end in a later one. Text is
-given out as soon as no later token can change it or cut it off. The pieces together are the answer.
+A character may take several tokens, and a stop string may begin in one token and end in a later one. A piece
+of text is returned as soon as no later token can change or remove it. All pieces together are the answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from jora_core.data.tokenizer import TextTokenizer
 
 
 class TextStream:
-    """The text of one answer. It ends before the first stop string; `stopped` tells that there was one.
+    """Text stream of one answer, which ends before the first stop string.
 
-    Of several stop strings the one that is complete first counts. So the text does not depend on where it was
-    cut into tokens.
+    `stopped` is True after a stop string. Of several stop strings, the one that is complete first ends the
+    answer. So the text does not depend on the division into tokens.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
@@ -29,7 +29,10 @@ class TextStream:
         self._decoded = ""
 
     def add(self, tokens: Iterable[int]) -> str:
-        """Take tokens and return the text that is certain now; tokens after a stop string do not count."""
+        """Add tokens and return the text that no later token can change.
+
+        Tokens after a stop string are ignored.
+        """
         before = len(self.text)
         for token in tokens:
             if self.stopped:
@@ -39,12 +42,12 @@ class TextStream:
         return self.text[before:]
 
     def finish(self) -> str:
-        """Return the rest of the text when no more tokens come, incomplete characters included."""
+        """Return the rest of the text after the last token, incomplete characters included."""
         before = len(self.text)
         if not self.stopped:
             whole = self._tokenizer.decode(self._ids)
-            # Bytes that are no UTF-8 may decode differently one by one than all at once; then the text that
-            # was given out stays.
+            # Bytes that are not UTF-8 may decode differently one by one than all at once. Text that was
+            # returned before is then kept.
             same = whole.startswith(self._decoded)
             self._take(whole[len(self._decoded) :] if same else self._tokenizer.decode(self._pending))
             if not self.stopped:
@@ -65,7 +68,7 @@ class TextStream:
 
     def _take(self, piece: str) -> None:
         self._decoded += piece
-        # Text that was given out contains no beginning of a stop string, so only the rest is searched.
+        # Text that was returned before contains no beginning of a stop string, so only the rest is searched.
         fresh = self._decoded[len(self.text) :]
         found = [(at + len(stop), at) for stop in self._stop if (at := fresh.find(stop)) >= 0]
         if found:

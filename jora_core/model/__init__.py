@@ -1,1 +1,1 @@
-"""The forward pass: decoder, attention, rotary positions, dropout, and the loss of answers."""
+"""The model's computation: decoder, attention, rotary positions, dropout, and the loss of answers."""

@@ -1,7 +1,7 @@
-"""Answer-only loss: only supervised positions are projected to the vocabulary, a chunk of them at a time.
+"""Answer-only loss: only supervised positions are projected to the vocabulary, in chunks.
 
-The loss is a sum, not a mean: a step adds the sums of its microbatches and divides once. The mean of
-microbatch means would weight a token by the microbatch that it is in.
+The loss is a sum and not a mean. A step adds the sums of its microbatches and divides once. With the mean of
+microbatch means, the weight of a token would depend on its microbatch.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def batch_loss(
         params: weights, or this device's part of them.
         config: the model's.
         batch: the arrays of `jora_core.data.batches.Batch`.
-        adapter: trained over frozen `params`; None if `params` are trained.
-        dropout_key: of the adapter's dropout; None turns it off.
-        remat: see `jora_core.model.rematerialization`.
-        attention: see `jora_core.model.cudnn_attention`.
+        adapter: adapter that is trained over frozen `params`; None if `params` are trained.
+        dropout_key: random key of the adapter's dropout; None turns dropout off.
+        remat: rematerialization policy, see `jora_core.model.rematerialization`.
+        attention: kernel choice, see `jora_core.model.cudnn_attention`.
 
     Returns:
-        float32 scalar.
+        The loss, a float32 scalar.
     """
     places = (batch["tokens"], batch["positions"], batch["until"])
     options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
@@ -73,13 +73,13 @@ def batch_loss(
 
 
 def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Array:
-    """Gather the hidden states of some slots.
+    """Gather the hidden states of the supervised positions.
 
     Args:
-        hidden: [B, T, D] of `forward`, or this device's tokens of it.
+        hidden: result [B, T, D] of `forward`, or this device's tokens of the result.
         index: int32 [G, M], slots numbered within their block of B/G rows, so that no gather crosses the
             data axis.
-        length: T.
+        length: T, slots of a row.
 
     Returns:
         [G, M, D], the same on every device of the tensor axis.
@@ -99,7 +99,7 @@ def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Arra
 
 
 def target_logprobs(params: Params, config: ModelConfig, picked: jax.Array, targets: jax.Array) -> jax.Array:
-    """Compute the log-probability of each target.
+    """Compute the log-probability of each target token.
 
     Args:
         params: weights, or this device's part of them.
@@ -130,17 +130,17 @@ def cross_entropy(
     *,
     head_trained: bool,
 ) -> jax.Array:
-    """Compute the sum of weight × -log p(target).
+    """Compute the weighted sum of cross-entropies, the sum of weight × -log p(target).
 
-    The forward pass takes the gradient of each chunk too, as in Liger Kernel (arXiv:2410.10989). So the
-    logits of a chunk are computed once, and none are kept for the backward pass.
+    The forward pass also computes the gradient of each chunk, as in Liger Kernel (arXiv:2410.10989). So the
+    logits of a chunk are computed once, and no logits are kept for the backward pass.
 
     Args:
         hidden: [M, D].
         head: [V, D], or this device's part of the vocabulary.
         targets: int [M].
         weights: float32 [M].
-        config: vocabulary size and soft-cap.
+        config: the model's, for vocabulary size and soft-cap.
         head_trained: whether the gradient of `head` is needed too.
     """
     return _cross_entropy(config, head_trained, hidden, head, targets, weights)
@@ -222,13 +222,13 @@ def _chunk_terms(
     """Compute the terms of the loss of one chunk.
 
     Returns:
-        The log-sum-exp of the logits [M]; the logit of the target [M]; this device's part of the logits
-        [M, V/N]; where the target is in that part, bool [M, V/N].
+        The log-sum-exp of the logits [M], the logit of the target [M], this device's part of the logits
+        [M, V/N], and a mask of the target in that part, bool [M, V/N].
     """
     logits = jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32)
     if config.logit_softcap is not None:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-    # Subtracted before `exp`, which overflows float32 above 88.
+    # The maximum is subtracted first, because `exp` overflows float32 above 88.
     top = logits.max(axis=-1)
     split = head.shape[0] != config.vocab_size
     first = tensor_index() * head.shape[0] if split else 0
@@ -250,7 +250,7 @@ def _chunk_terms(
 
 
 def _chunks(arrays: tuple[jax.Array, ...], vocabulary: int) -> tuple[tuple[jax.Array, ...], int]:
-    """Cut arrays [M, ...] into [chunks, m, ...], with zeros behind the last, and return them with M."""
+    """Divide arrays [M, ...] into [chunks, m, ...], zero-padded at the end, and return them with M."""
     count = arrays[0].shape[0]
     size = max(1, min(count, _CHUNK_LOGITS // vocabulary))
     short = -count % size

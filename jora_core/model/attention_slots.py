@@ -1,4 +1,4 @@
-"""Token slots of a row, and the attention mask as one bound for each slot."""
+"""The attention mask of rows of token slots, stored as one bound for each slot."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MASKED = -1e30
 
 @flax.struct.dataclass
 class Slots:
-    """What decides the attention mask.
+    """The token slots of a batch's rows, as the arrays that define the attention mask.
 
-    A query in slot t attends to the key in slot s if s <= t < until[s], and if fewer than `window` positions
-    lie between them. This is the column bound of FlashMask (arXiv:2410.01359): one number for each key, where
-    a mask would need T. It suffices because groups are laid out depth first, so all slots that may attend to
-    a key are one run of slots.
+    A query in slot t attends to the key in slot s if s <= t < until[s], and if their distance in positions is
+    less than `window`. This is the column bound of FlashMask (arXiv:2410.01359): one number for each key,
+    instead of the T numbers of a mask. One bound suffices because groups are laid out depth first, so all
+    slots that may attend to a key are adjacent.
 
     Attributes:
-        until: int32 [B, T], first slot that no longer attends to this one: the end of the example, or of the
-            last branch that continues from it; 0 in padding.
+        until: int32 [B, T], first later slot that may not attend to this slot: the end of the slot's example,
+            or of the last branch that continues from the slot; 0 in padding.
         positions: int32 [B, T], position of the token within its own example.
     """
 
@@ -31,7 +31,7 @@ class Slots:
     positions: jax.Array
 
     def part(self, start: Any, size: int) -> Slots:
-        """Return `size` slots from `start` on."""
+        """Return the `size` slots of each row from slot `start` on."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), self)
 
 
@@ -42,12 +42,12 @@ def allowed(
     key_slots: Slots,
     window: jax.Array | int,
 ) -> jax.Array:
-    """Return the attention mask of some queries and keys.
+    """Compute the attention mask of given queries and keys.
 
     Args:
-        queries: int [Tq], their slots.
-        query_positions: int32 [B, Tq].
-        keys: int [Tk], their slots.
+        queries: int [Tq], slots of the queries.
+        query_positions: int32 [B, Tq], positions of the queries within their examples.
+        keys: int [Tk], slots of the keys.
         key_slots: bounds and positions [B, Tk] of the keys.
         window: attention window in positions, 0 for none.
 
@@ -62,7 +62,8 @@ def allowed(
 
 
 def reach(window: jax.Array | int) -> jax.Array:
-    """Return the bound of the distance between query and key: the window, or the largest number for 0."""
-    # The window may be traced, where Python cannot branch: no window is a bound that nothing reaches.
+    """Return the limit of the distance between query and key: the window, or the largest int32 for 0."""
+    # The window may be a traced value, on which Python cannot branch. So no window is a limit that no
+    # distance reaches.
     window = jnp.asarray(window, jnp.int32)
     return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)

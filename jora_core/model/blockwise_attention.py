@@ -1,9 +1,9 @@
-"""Attention in blocks: exact softmax attention that never holds a T x T array, forward or backward.
+"""Attention in blocks: exact softmax attention that never forms a T x T array, forward or backward.
 
 This is FlashAttention's algorithm (arXiv:2205.14135, 2307.08691), written with XLA loops. For each block of
 queries, a loop over the blocks of keys keeps a running maximum and sum. The backward pass computes the
 probabilities again from the saved log-sum-exp. Blocks without an allowed pair (the future, other examples,
-other branches, outside of the window) are skipped, so a packed row costs what its examples cost.
+other branches, outside of the window) are skipped, so a packed row costs as much as its examples alone.
 
 Shape letters beside the usual ones: G = N/K query heads of one key/value head, T' = T padded to whole blocks.
 """
@@ -37,9 +37,9 @@ def blockwise_attention(
     window: jax.Array | int = 0,
     block: int | None = None,
 ) -> jax.Array:
-    """Compute softmax attention of N query heads over K key/value heads, without repeating the latter.
+    """Compute softmax attention of N query heads over K key/value heads, in blocks.
 
-    Query head n uses key/value head n // (N / K): the heads of one group are neighbours, as in Llama weights.
+    Key/value heads are not repeated. Query head n uses key/value head n // (N / K), as in Llama's weights.
 
     Args:
         q: [B, T, N, H], N a multiple of K.
@@ -47,12 +47,12 @@ def blockwise_attention(
         v: [B, T, K, H].
         slots: the attention mask.
         scale: factor of the scores.
-        softcap: a bound c that turns scores into c·tanh(scores / c), as in Gemma 2.
+        softcap: bound c of the scores, which become c·tanh(scores / c), as in Gemma 2; None for no bound.
         window: attention window in positions, a scalar that may differ by layer; 0 for none.
         block: slots of a block; chosen by platform if None.
 
     Returns:
-        [B, T, N, H] in the type of `q`. Padding rows hold finite values without meaning.
+        [B, T, N, H] in the type of `q`. The values of padding are finite and without meaning.
     """
     length, block = q.shape[1], _block(q.shape[1], block)
     grouped = _grouped(q, k, v, scale, block)
@@ -75,7 +75,7 @@ def blockwise_attention(
 def forward_pass(
     q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, *, scale: float, window: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute attention for a caller with its own derivative rule.
+    """Compute blockwise attention for a caller that has its own derivative rule.
 
     Args:
         q: [B, T, N, H].
@@ -108,7 +108,7 @@ def backward_pass(
     scale: float,
     window: int = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compute the gradients of q, k and v.
+    """Compute the gradients of blockwise attention for q, k and v.
 
     Args:
         q: [B, T, N, H].
@@ -116,7 +116,7 @@ def backward_pass(
         v: [B, T, K, H].
         slots: the attention mask.
         out: first result of `forward_pass`.
-        log_total: its second result.
+        log_total: second result of `forward_pass`.
         grad: gradient of `out`.
         scale: factor of the scores.
         window: attention window in positions, 0 for none.
@@ -129,19 +129,19 @@ def backward_pass(
 
 
 def filled_length(length: int) -> int:
-    """Return T': the slots of a row, padded to whole blocks."""
+    """Return T', the number of slots of a row padded to whole blocks."""
     return length + -length % _block(length)
 
 
 class _Kernel(NamedTuple):
-    """What is static in a call: the soft-cap of the scores, and the slots of a block."""
+    """Static settings of a call: the soft-cap of the scores, and the slots of a block."""
 
     softcap: float | None
     block: int
 
 
 class _Mask(NamedTuple):
-    """The attention mask: slots [B, T'], and the bound of the distance between query and key."""
+    """The attention mask: slots [B, T'], and the limit of the distance between query and key."""
 
     slots: Slots
     limit: jax.Array
@@ -189,7 +189,7 @@ def _grouped(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Mask) -> jax.Array:
-    """Attend with q [B, K, G, T', H], scaled, over k, v [B, K, T', H]; the result is like q."""
+    """Compute attention of scaled q [B, K, G, T', H] over k, v [B, K, T', H]. The result has q's shape."""
     return _forward(kernel, q, k, v, mask)[0]
 
 
@@ -207,7 +207,7 @@ def _forward(
 def _all_queries(
     kernel: _Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: _Mask
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the output like q, and the log-sum-exp of each query's scores, float32 [B, K, G, T']."""
+    """Return the output in q's shape, and the log-sum-exp of each query's scores, float32 [B, K, G, T']."""
     block = kernel.block
     needed = _needed(mask, block)
     count = needed.shape[0]
@@ -252,7 +252,7 @@ def _all_queries(
 def _backward(
     kernel: _Kernel, saved: _Saved, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Return the gradients of q, k and v: a scan over blocks of keys, with a loop over queries in it."""
+    """Compute the gradients of q, k and v, with a scan over blocks of keys and an inner loop over queries."""
     q, k, v, mask, out, log_total = saved
     block = kernel.block
     needed = _needed(mask, block)
@@ -332,8 +332,8 @@ def _scores(
 def _needed(mask: _Mask, block: int) -> jax.Array:
     """Return which pairs of blocks (query, key) may hold an allowed pair in any row: bool [T'/b, T'/b].
 
-    Only the extremes of each block are compared. So a pair may be called needed although all of its slots are
-    masked, but never the other way round. The future is left to the loops' bounds.
+    Only the smallest and largest values of each block are compared. So a pair without an allowed pair of
+    slots may count as needed, but a needed pair is never missed. The loops' bounds exclude the future.
     """
     until, positions = (x.reshape(x.shape[0], -1, block) for x in (mask.slots.until, mask.slots.positions))
     starts = block * jnp.arange(until.shape[1])
@@ -349,5 +349,5 @@ def _join(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    # Scores and sums are float32 also where the operands are bfloat16: softmax needs the digits.
+    # Scores and sums are float32 even for bfloat16 operands, because softmax needs the precision.
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)

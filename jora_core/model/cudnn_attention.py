@@ -1,11 +1,11 @@
-"""cuDNN's flash attention on NVIDIA devices where it applies, blockwise attention everywhere else.
+"""Choice of the attention kernel: cuDNN's flash attention where possible, else blockwise attention.
 
 cuDNN computes causal attention within one example, without packed rows or shared prefixes. So the choice has
-two parts: at compile time by what is static (device, shapes, type, soft-cap, window), and for each batch by
-what its rows hold.
+two parts. The first is made at compile time from static values (device, shapes, type, soft-cap, window). The
+second is made for each batch from the content of its rows.
 
-The padding of a row is behind its example, where causal attention never looks. So cuDNN is given no sequence
-lengths and computes the padding too: its kernels with lengths fail or give NaN at some row lengths.
+The padding of a row comes after its example, where causal attention does not read. So cuDNN gets no sequence
+lengths and computes the padding too, because its kernels with lengths fail or give NaN at some row lengths.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _FIRST_CAPABILITY = (8, 0)
 
 
 class SelfAttention(Protocol):
-    """Attention over whole rows."""
+    """Attention function of one layer over whole rows."""
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
-        """Attend with q over k and v.
+        """Compute attention of q over k and v.
 
         Args:
             q: [B, T, N, H].
             k: [B, T, K, H].
             v: [B, T, K, H].
-            layer_window: of this layer, in positions; 0 for none.
+            layer_window: attention window of this layer in positions, 0 for none.
 
         Returns:
             [B, T, N, H] in the type of `q`.
@@ -62,13 +62,13 @@ def self_attention(
     window: int | None = 0,
     choice: AttentionChoice = "auto",
 ) -> SelfAttention:
-    """Return the attention of every layer over these slots.
+    """Return the attention function of all layers for the rows of a batch.
 
     Args:
         slots: the attention mask.
         scale: factor of the scores.
         softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
-        window: of all layers, 0 for none; None where layers differ.
+        window: attention window of all layers in positions, 0 for none; None where layers differ.
         choice: `auto` takes cuDNN where it applies, `blockwise` never does.
     """
     capability = cuda_capability() if choice == "auto" else None
@@ -94,15 +94,15 @@ def flash_applies(
     window: int | None,
     capability: tuple[int, int] | None,
 ) -> bool:
-    """Tell whether cuDNN can take calls of this kind, as far as that is known at compile time.
+    """Return whether cuDNN supports a call, as far as that is known at compile time.
 
     Args:
-        q_shape: [B, T, N, H].
-        k_shape: [B, T, K, H].
-        dtype: of q, k and v.
+        q_shape: shape [B, T, N, H] of q.
+        k_shape: shape [B, T, K, H] of k and v.
+        dtype: type of q, k and v.
         softcap: bound of the scores, None for none.
-        window: None where layers differ.
-        capability: of the CUDA device, None on other platforms.
+        window: attention window of all layers in positions, 0 for none; None where layers differ.
+        capability: compute capability of the CUDA device, None on other platforms.
     """
     _, length, heads, width = q_shape
     return (
@@ -120,7 +120,7 @@ def flash_applies(
 
 
 def cuda_capability() -> tuple[int, int] | None:
-    """Return the compute capability of the CUDA devices that programs run on; None on other platforms."""
+    """Return the compute capability of the CUDA devices, None on other platforms."""
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return None
@@ -129,7 +129,7 @@ def cuda_capability() -> tuple[int, int] | None:
 
 
 def plain_rows(slots: Slots) -> jax.Array:
-    """Tell whether every row is one example followed by padding only: bool scalar."""
+    """Compute whether every row is one example followed only by padding; a bool scalar."""
     until, slot = slots.until, jnp.arange(slots.until.shape[1])
     # In such a row all slots of the example have the same bound, which is the first slot of the padding.
     length = until[:, :1]
@@ -137,7 +137,7 @@ def plain_rows(slots: Slots) -> jax.Array:
 
 
 def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int = 0) -> jax.Array:
-    """Compute cuDNN's causal attention over whole rows.
+    """Compute causal attention over whole rows with cuDNN.
 
     Args:
         q: [B, T, N, H].
@@ -157,14 +157,14 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, w
 
 
 class _Static(NamedTuple):
-    """What is known at compile time: factor of the scores, and the window of all layers."""
+    """Static settings of a call: factor of the scores, and the window of all layers."""
 
     scale: float
     window: int
 
 
 class _Rows(NamedTuple):
-    """What a batch holds: its attention mask, and whether its rows are plain."""
+    """The attention mask of a batch, and whether all rows are plain (see `plain_rows`)."""
 
     slots: Slots
     plain: jax.Array
@@ -213,7 +213,7 @@ def _backward(
         q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
     ) -> _Gradients:
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
-        # Padding has no gradient, whatever the loss of its meaningless output would say.
+        # The gradient of padding is set to zero, because the output there has no meaning.
         return back(jnp.where((slots.until > 0)[:, :, None, None], results["grad"], 0).astype(grad.dtype))
 
     def blocks(

@@ -1,15 +1,15 @@
 """The decoder of every family: pure functions over stacked parameters, one `lax.scan` over layers.
 
-Projections keep Hugging Face's orientation ``[out, in]`` behind a leading layer axis. So weights are read,
-merged and written without a transposition. It is also the fastest orientation for training on a CPU: the
+Projections keep Hugging Face's orientation ``[out, in]`` after a leading layer axis. So weights are read,
+merged and written without a transposition. This is also the fastest orientation for training on a CPU: the
 weight gradient of ``x Wᵀ`` is one matrix product, 1.5 times as fast as for ``[in, out]`` at 4,096 × 128 ×
 344.
 
-The code is one device's part of the work (`jora_core.parallel.placements`): projections and heads may be the
-device's share. With sequence parallelism (arXiv:2205.05198) the residual stream x is split by tokens,
-[B, T/N, D], instead of [B, T, D]. Rotary positions use Hugging Face's layout (first half against second half
-of a head); norms run in float32. Families differ in fields of the config, and in weights that are None where
-a family has none.
+The code computes one device's part of the work (see `jora_core.parallel.placements`), so projections and
+heads may be the device's share. With sequence parallelism (arXiv:2205.05198) the residual stream x is split
+by tokens, [B, T/N, D] instead of [B, T, D]. Rotary positions use Hugging Face's layout, which rotates the
+first half of a head with the second half. Norms are computed in float32. Families differ in fields of the
+config. A weight that a family does not have is None.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
 from jora_core.specs.common import AttentionChoice, Remat
 
-# A projection's number, from which its dropout mask follows.
+# The number of each projection, which is folded into the key of the projection's dropout mask.
 _NUMBERS = {name: number for number, name in enumerate(PROJECTIONS)}
 
 
@@ -62,7 +62,7 @@ def forward(
     remat: Remat = "none",
     attention: AttentionChoice = "auto",
 ) -> jax.Array:
-    """Compute the hidden states after the final norm.
+    """Compute the model's hidden states after the final norm.
 
     Args:
         params: weights, or this device's part of them.
@@ -72,13 +72,12 @@ def forward(
         until: int32 [B, T], the attention mask; see `jora_core.model.attention_slots.Slots`.
         adapter: low-rank updates to add.
         dropout_key: turns on the adapter's dropout for training; None is inference.
-        remat: what the backward pass computes again instead of keeping it; see
-            `jora_core.model.rematerialization`.
-        attention: see `jora_core.model.cudnn_attention`.
+        remat: rematerialization policy, see `jora_core.model.rematerialization`.
+        attention: kernel choice, see `jora_core.model.cudnn_attention`.
 
     Returns:
-        [B, T, D] in the type of the weights; under `per_device` this device's tokens [B, T/N, D] where
-        `tokens_split(T)`.
+        Hidden states [B, T, D] in the type of the weights; under `per_device` this device's tokens
+        [B, T/N, D] where `tokens_split(T)`.
     """
     split = tokens_split(tokens.shape[1])
     attend = model_attention(config, Slots(until, positions), attention)
@@ -96,12 +95,15 @@ def forward(
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Compute the logits float32 [..., V] of hidden states [..., D], or this device's part of them.
+    """Compute the logits of hidden states, or this device's part of the logits.
 
     Args:
         params: weights, or this device's part of them.
         config: the model's.
-        hidden: [..., D].
+        hidden: hidden states [..., D].
+
+    Returns:
+        Logits float32 [..., V], or [..., V/N] under `per_device`.
     """
     logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
     cap = config.logit_softcap
@@ -109,12 +111,12 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
 
 
 def output_head(params: Params) -> jax.Array:
-    """Return the output projection [V, D]: the head, or the embedding where the two are tied."""
+    """Return the output projection [V, D]: the head, or the embedding in a tied model."""
     return params.embedding if params.head is None else params.head
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    """Embed tokens int [B, T] into the residual stream.
+    """Compute the embeddings of tokens, the input of the first layer.
 
     Args:
         params: weights, or this device's part of them.
@@ -129,7 +131,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
         # The vocabulary is split over devices: each adds the rows that it has, and zeros for the others.
         own = tokens - tensor_index() * table.shape[0]
         inside = (own >= 0) & (own < table.shape[0])
-        # Clipped, so that every index is valid; what it finds for a foreign token is replaced by zeros.
+        # Clipped, so that every index is valid. Rows of tokens on other devices are replaced by zeros.
         rows = table[jnp.clip(own, 0, table.shape[0] - 1)]
         x = add_up(jnp.where(inside[..., None], rows, jnp.zeros_like(rows)), split)
     # Gemma's factor is the root of D, rounded to the type of the weights as in its reference code.
@@ -138,7 +140,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Layer:
-    """One layer: its weights, its part of the adapter, its index, its attention window (0 for none)."""
+    """The parts of one decoder layer: weights, adapter weights, index, and attention window (0 for none)."""
 
     weights: LayerParams
     lora: dict[str, LoraWeights]
@@ -153,10 +155,10 @@ def over_layers(
     config: ModelConfig,
     adapter: Adapter | None,
 ) -> tuple[Any, Any]:
-    """Scan a step over all layers.
+    """Scan a function over all layers of a model.
 
     Args:
-        step: (carry, layer) → (carry, output of the layer).
+        step: the function (carry, layer) → (carry, output of the layer).
         start: the first carry.
         params: weights, stacked by layer.
         config: the model's.
@@ -180,15 +182,15 @@ def over_layers(
 
 
 class Projector(Protocol):
-    """One layer's projections: base weight plus low-rank update."""
+    """Function that computes one layer's projections by name, base weight plus low-rank update."""
 
     def __call__(self, name: str, x: jax.Array, own: jax.Array | None = None) -> jax.Array:
         """Project x [B, T, in] to [B, T, out].
 
         Args:
-            name: of the projection, such as ``q_proj``.
+            name: name of the projection, such as ``q_proj``.
             x: [B, T, in].
-            own: x before its tokens were gathered, [B, T/N, in]; None where they were not.
+            own: this device's tokens of x, [B, T/N, in]; None where tokens are not split.
         """
         ...
 
@@ -198,14 +200,14 @@ def projector(
 ) -> Projector:
     """Return the projections of one layer.
 
-    Under `per_device` the results of o_proj and down_proj are partial sums; the caller adds them up. With
-    sequence parallelism, the other projections compute x Aᵀ from the device's own tokens and gather the
-    result, which is R wide instead of D: neither dropout nor the gradient of A then needs the gathered x.
+    Under `per_device` the results of o_proj and down_proj are partial sums, which the caller adds up. With
+    sequence parallelism, the other projections compute x Aᵀ from the device's own tokens. They gather this
+    result, which is R wide instead of D. So neither dropout nor the gradient of A needs the gathered x.
 
     Args:
-        layer: weights, adapter and index.
-        adapter: scale and dropout rate; None for the base model.
-        dropout_key: of the step, None for no dropout.
+        layer: weights, adapter weights and index.
+        adapter: the adapter, for scale and dropout rate; None for the base model.
+        dropout_key: random key of the step, None for no dropout.
         split: whether the residual stream is split by tokens.
     """
     # `fold_in` gives a mask that follows from the number of the layer, not from the keys drawn before.
@@ -244,27 +246,27 @@ def decoder_layer(
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     split: bool,
 ) -> jax.Array:
-    """Run one layer.
+    """Compute one decoder layer: attention and MLP, each added to the residual stream.
 
     Args:
         config: the model's.
         x: the residual stream [B, T, D], or [B, T/N, D] where it is split by tokens.
-        layer: its weights.
-        project: its projections.
-        rotary: tables of the batch's positions.
-        attend: attention; takes rotated q, k and v, [B, T, heads, H] each.
+        layer: the layer's weights.
+        project: the layer's projections.
+        rotary: rotary tables of the batch's positions.
+        attend: attention function of rotated q, k and v, each [B, T, heads, H].
         split: whether the residual stream is split by tokens.
     """
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
-    # Before the tokens are gathered: each token is normalized on one device instead of on all.
+    # The norm comes before the gather: each token is normalized on one device instead of on all.
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
     heads = (*y.shape[:2], -1, config.head_dim)
     if weights.qkv_proj is None:
         flat = [project(name, y, own) for name in ("q_proj", "k_proj", "v_proj")]
     else:
-        # Apart only after the product: an adapter on the fused matrix has one A for all three, as in peft.
+        # Split after the product, because an adapter on the fused matrix has one A for all three, as in peft.
         ends = [n * config.head_dim for n in (config.num_heads, config.num_heads + config.num_kv_heads)]
         flat = jnp.split(project("qkv_proj", y, own), ends, axis=-1)
     q, k, v = (part.reshape(heads) for part in flat)
@@ -297,7 +299,7 @@ def decoder_layer(
 
 
 def own_kv_heads(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """Select the key/value head that this device's query heads use, where there are fewer than devices.
+    """Select the key/value head of this device's query heads, if devices outnumber key/value heads.
 
     `k_proj` and `v_proj` are then computed whole on each device.
     """
@@ -312,19 +314,19 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 def model_attention(config: ModelConfig, slots: Slots, choice: AttentionChoice) -> SelfAttention:
-    """Return the model's attention over whole rows.
+    """Return the model's attention function over whole rows.
 
     Args:
         config: the model's.
         slots: the attention mask.
-        choice: see `jora_core.model.cudnn_attention`.
+        choice: kernel choice, see `jora_core.model.cudnn_attention`.
     """
     scale, softcap = attention_scale(config), config.attention_softcap
     return self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
 
 
 def common_window(config: ModelConfig) -> int | None:
-    """Return the attention window of all layers in positions, 0 for none; None where layers differ."""
+    """Return the attention window of all layers in positions, 0 for none, or None where layers differ."""
     windows = set(config.windows) or {0}
     return windows.pop() if len(windows) == 1 else None
 
@@ -340,7 +342,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     Args:
         x: [..., D].
         weight: [D].
-        config: epsilon and kind of weight.
+        config: the model's, for epsilon and the kind of weight.
     """
     # Squares of float16 overflow above 256, and a bfloat16 sum loses its small terms.
     wide = x.astype(jnp.float32)
@@ -348,13 +350,13 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: int) -> jax.Array:
-    """Root-mean-square norm over all heads of a token together (OLMo 2, arXiv:2501.00656).
+    """Apply the root-mean-square norm over all heads of a token together (OLMo 2, arXiv:2501.00656).
 
     Args:
-        x: [B, T, N, H], queries or keys of the heads that this device holds.
-        weight: [N * H] of the same heads.
-        config: of the model.
-        heads: how many heads all devices hold together.
+        x: [B, T, N, H], queries or keys of this device's heads.
+        weight: [N * H], the weight for the same heads.
+        config: the model's.
+        heads: number of heads on all devices together.
     """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide * wide, axis=(-2, -1), keepdims=True)
@@ -365,7 +367,7 @@ def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: 
 
 
 def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """Divide x by the root of its mean square (float32), and multiply it by the norm's weight."""
+    """Divide x by the root of the given mean square (float32), and multiply by the norm's weight."""
     normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + config.norm_eps)
     if config.norm_offset:  # Gemma stores weights minus 1, and multiplies before the cast
         return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
@@ -376,7 +378,7 @@ def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: Mod
 
 
 def _norm_if_any(x: jax.Array, weight: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """A norm at a place where not every family has one."""
+    """Apply a norm, or return x unchanged where the family has no norm."""
     return x if weight is None else rms_norm(x, weight, config)
 
 

@@ -1,4 +1,4 @@
-"""Dense attention with an explicit mask: for a decoding step, and as the reference of the other kernels."""
+"""Dense attention with an explicit mask, for decoding steps and as the reference for other kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jora_core.model.attention_slots import MASKED, Slots, allowed
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float, softcap: float | None = None
 ) -> jax.Array:
-    """Compute softmax attention of N query heads over K key/value heads, with all scores in memory.
+    """Compute softmax attention of N query heads over K key/value heads, all scores in memory at once.
 
     Args:
         q: [B, T, N, H], N a multiple of K.
@@ -36,6 +36,6 @@ def attention(
 
 
 def example_mask(slots: Slots, window: int = 0) -> jax.Array:
-    """Return the attention mask of whole rows: bool [B, T, T] (query, key)."""
+    """Compute the attention mask of whole rows, bool [B, T, T] (query, key)."""
     slot = jnp.arange(slots.until.shape[1])
     return allowed(slot, slots.positions, slot, slots, window)

@@ -1,4 +1,4 @@
-"""Dropout whose mask is the same on any mesh."""
+"""Dropout with a mask that does not depend on the mesh."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PARTS = 8
 def dropout(
     x: jax.Array, rate: float, key: jax.Array, *, by_inputs: bool = False, by_tokens: bool = False
 ) -> jax.Array:
-    """Zero elements with probability `rate` (rounded to 1/65,536) and scale the others up.
+    """Set elements to zero with probability `rate` (rounded to 1/65,536) and scale the others up.
 
-    The mask follows from the key and from the number of each row and token in the whole batch, so it is the
-    same on any mesh. Each random 32-bit word gives two draws of 16 bits: random numbers are the larger part
-    of an adapter's cost on a CPU.
+    The mask depends only on the key and on the number of each row and token in the whole batch. So the mask
+    is the same on any mesh. Each random 32-bit word gives two draws of 16 bits, because random numbers are
+    the larger part of an adapter's cost on a CPU.
 
     Args:
         x: [B, T, in].
         rate: probability of a zero.
-        key: of one projection in one layer of one step.
+        key: random key of one projection in one layer of one step.
         by_inputs: whether x holds only this device's part of the inputs.
         by_tokens: whether x holds only this device's tokens.
     """

@@ -1,4 +1,4 @@
-"""One projection ``x Wᵀ`` with a plain or a quantized weight, and its gradient."""
+"""The linear projection ``x Wᵀ`` with a plain or quantized weight, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jora_core.parameters.trees import QuantizedWeight
 
 
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """Compute x @ Wᵀ, from [..., in] to [..., out]; a quantized weight gets no gradient."""
+    """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
         # Under `jax.shard_map`, an input that is the same on all devices is marked as varying here: the
         # transpose of that cast sums its gradient over the devices, which a custom derivative must do itself.
@@ -51,5 +51,5 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """Return the mesh axes over which x varies under `jax.shard_map`; none outside of it."""
+    """Return the mesh axes over which x varies under `jax.shard_map`; none elsewhere."""
     return jax.typeof(x).manual_axis_type.varying

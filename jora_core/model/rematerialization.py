@@ -1,11 +1,11 @@
-"""Rematerialization (arXiv:1604.06174): what is kept of each layer, and what the backward pass recomputes.
+"""Rematerialization policies (arXiv:1604.06174): which results of a layer are kept, which are recomputed.
 
 ============  =====================================================================================
 ``none``      keeps everything: fastest, most memory
 ``dots``      keeps the results of matrix products (q, k, v, attention, gate, up) and both residuals;
               recomputes norms, rotations and activations, but no product and no collective
 ``attention`` keeps q, k, v, the output of attention and both residuals; recomputes the MLP
-``full``      keeps the two residuals of a layer and recomputes all else
+``full``      keeps the two residuals of a layer and recomputes all others
 ``offload``   like ``full``, with the residuals in the host's memory between the passes
 ============  =====================================================================================
 """
@@ -34,11 +34,11 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 
 def recomputed(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """Wrap a layer's step so that only what the policy names is kept for the backward pass.
+    """Wrap a layer's function so that only the results named by the policy are kept for the backward pass.
 
     Args:
-        step: a function that is scanned over layers.
-        remat: the policy.
+        step: the function that is scanned over layers.
+        remat: the rematerialization policy.
     """
     if remat == "none":
         return step

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv:2104.09864), scaled as the config says."""
+"""Rotary position embeddings (arXiv:2104.09864), with the frequency scaling of the config."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Tables = tuple[jax.Array, jax.Array]  # cosine and sine, float32 [B, T, 1, H/2] 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary tables of a batch; layers with a window may have tables of their own (Gemma 3)."""
+    """Rotary tables of a batch, with separate tables for layers with a window in Gemma 3."""
 
     everywhere: Tables
     windowed: Tables | None = None
 
     def of(self, window: jax.Array | int) -> Tables:
-        """Return the tables of a layer with this window; it may be traced, so both tables are computed."""
+        """Return the rotary tables of a layer with a given window, which may be a traced value."""
         if self.windowed is None:
             return self.everywhere
         cos, sin = (
@@ -33,7 +33,7 @@ class Rotary:
 
 
 def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
-    """Compute cosine and sine of the rotary angles of positions int32 [B, T]."""
+    """Compute the cosines and sines of the rotary angles of positions int32 [B, T]."""
     exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
 
     def tables(theta: float, scaling: RopeScaling | None) -> Tables:
@@ -51,7 +51,7 @@ def rotary_tables(config: ModelConfig, positions: jax.Array) -> Rotary:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate heads by their positions, the first half of H against the second half, in float32.
+    """Rotate heads by their tokens' positions, in float32. The first half of H is paired with the second.
 
     Args:
         x: [B, T, heads, H].

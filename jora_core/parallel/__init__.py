@@ -1,1 +1,1 @@
-"""Several devices and processes: the mesh, placements, collectives."""
+"""Parallel computation on several devices and processes: the mesh, placements, collectives."""

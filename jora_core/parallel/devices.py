@@ -1,4 +1,4 @@
-"""The devices of this process as a whole: peak memory, and the cache of compiled programs."""
+"""Peak memory of this process's devices, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jora_core.base.memory_use import peak_process_bytes
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak memory of the busiest device, or of this process where devices do not report it.
+    """Return the highest peak memory of a device, or this process's peak where devices do not report one.
 
-    The CPU backend reports none: its arrays are part of the process's memory.
+    The CPU backend reports no peak, since its arrays are part of the process's memory.
     """
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     return max(peaks, default=0) or peak_process_bytes()
 
 
 def set_compilation_cache(folder: Path | None) -> None:
-    """Keep compiled programs in `folder`, or in ``JAX_COMPILATION_CACHE_DIR``, for the next start."""
+    """Store compiled programs for later runs in `folder`, or in ``JAX_COMPILATION_CACHE_DIR`` if None."""
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # JAX keeps only slow and large programs by default. A small model has many programs that compile fast,

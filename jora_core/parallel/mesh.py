@@ -1,4 +1,4 @@
-"""The device mesh, data × tensor; the names of its axes stand here alone."""
+"""The device mesh, data × tensor, and the names of its axes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SPLIT_WIDTHS = frozenset({"V", "F", "NH", "KH"})
 
 
 def splits_inputs(projection: str) -> bool:
-    """Whether the tensor axis splits a projection's inputs (o_proj, down_proj) and not its outputs.
+    """Return whether the tensor axis splits a projection's inputs (o_proj, down_proj) and not its outputs.
 
-    Such a projection gives partial sums, which the devices add up (Megatron's row-parallel layer).
+    Such a projection gives partial sums, which are added up over the devices (Megatron's row-parallel layer).
     """
     return projection_row(projection).shape[1] in SPLIT_WIDTHS
 
 
 def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of data × tensor devices, the first ones of this process.
+    """Make a mesh of the first data × tensor devices.
 
     Raises:
-        InputError: more devices asked for than there are.
+        InputError: there are fewer devices than data × tensor.
     """
     # All devices of all processes; `check_whole` refuses a smaller mesh where there are several processes.
     found = jax.devices()
@@ -45,12 +45,12 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
 
 
 def data_shards() -> int:
-    """Size of the current mesh's data axis: the number of rows of a batch is a multiple of it."""
+    """Return the size of the current mesh's data axis, which divides the number of rows of a batch."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[BATCH]
 
 
 def current_mesh() -> Mesh:
-    """The mesh that `jax.set_mesh` put in place, or one device."""
+    """Return the mesh that `jax.set_mesh` has set, or a mesh of one device."""
     mesh = jax.sharding.get_mesh()
     return make_mesh() if mesh.empty else mesh

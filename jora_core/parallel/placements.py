@@ -1,15 +1,15 @@
-"""Where every array is on the mesh, data × tensor.
+"""Placements (shardings) of all arrays on the mesh, data × tensor.
 
-A weight's placement follows from its row in the table of tensors: the widths in `SPLIT_WIDTHS` are split over
-the tensor axis, and all others are whole on each device. This is Megatron's layout (arXiv:1909.08053): the
-first matrix of each block is split by its outputs, the second by its inputs, embedding and head by
+A weight's placement is derived from its row in the table `TENSORS`: the widths in `SPLIT_WIDTHS` are split
+over the tensor axis, and all others are whole on each device. This is Megatron's layout (arXiv:1909.08053):
+the first matrix of each block is split by its outputs, the second by its inputs, embedding and head by
 vocabulary. Between blocks the residual stream is split by tokens (sequence parallelism, arXiv:2205.05198). A
 block gathers its input over the tensor axis and scatters the sum of its output. This moves as many bytes as
 one all-reduce, and each device keeps 1/N of the residuals. Where there are fewer key/value heads than devices
-on the tensor axis, each device holds all of them.
+on the tensor axis, each device holds all key/value heads.
 
-The model's code computes one device's part and runs under `per_device`. On one device the same code has whole
-arrays, and every collective is the identity.
+The model's code computes one device's part and runs under `per_device`. On one device the same code works on
+whole arrays, and every collective is the identity.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from jora_core.specs.common import Quantization
 
 
 def quantized_axes(kind: Kind, *axes: str | None) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
-    """Mesh axes of codes and of scale, given those of the weight's [..., out, in]."""
+    """Return the mesh axes of a quantized weight's codes and scale, from the axes of the plain weight."""
     return axes, axes[:-1] if kind == "int8" else axes
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Check that a model of this shape can be split over this mesh.
+    """Check that a model can be split over a mesh.
 
     Raises:
         InputError: heads or feed-forward width do not divide by the tensor axis, or a projection is fused.
@@ -66,15 +66,15 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
 
 
 def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantization) -> None:
-    """Check that the projections of a model can be quantized where this mesh puts them.
+    """Check that a model's projections can be quantized on a mesh.
 
     Args:
-        config: of the model.
+        config: the model's.
         mesh: data × tensor.
-        quantization: only NF4 has blocks that a split could cut.
+        quantization: quantization of the projections. Only NF4 has blocks, which a mesh could divide.
 
     Raises:
-        InputError: the inputs of a projection are split within a block of NF4.
+        InputError: the mesh splits the inputs of a projection within a block of NF4.
     """
     # int8 has one scale a row, and the largest magnitude of a split row is found over its devices.
     if quantization != "nf4":
@@ -94,11 +94,11 @@ def check_quantization(config: ModelConfig, mesh: Mesh, quantization: Quantizati
 def quantized_shardings(
     config: ModelConfig, places: dict[str, NamedSharding], kind: Kind
 ) -> dict[str, QuantizedWeight]:
-    """Placement of codes and scales for the projections, where `places` puts their weights.
+    """Return the placements of the projections' codes and scales, from those of the plain weights.
 
     Args:
-        config: of the model.
-        places: of each projection's weight [L, out, in], by field.
+        config: the model's.
+        places: placement of each projection's plain weight [L, out, in], by field.
         kind: "int8" or "nf4".
     """
     found = {}
@@ -114,12 +114,12 @@ def quantized_shardings(
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh, quantization: Quantization = "none") -> Params:
-    """A `Params` tree of NamedSharding for a model of this shape.
+    """Return the placements of a model's weights, a `Params` tree of NamedSharding.
 
     Args:
-        config: of the model.
+        config: the model's.
         mesh: data × tensor.
-        quantization: of the projections; codes and scales have placements of their own.
+        quantization: quantization of the projections; their codes and scales have separate placements.
 
     Raises:
         InputError: the mesh cannot split the model.
@@ -139,11 +139,13 @@ def param_shardings(config: ModelConfig, mesh: Mesh, quantization: Quantization 
 
 
 def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adapter:
-    """An `Adapter` tree of NamedSharding: A is split like its weight's inputs, B like its outputs, R never.
+    """Return the placements of an adapter, an `Adapter` tree of NamedSharding.
+
+    A is split like the weight's inputs and B like its outputs. The rank axis R is never split.
 
     Args:
-        config: of the base model.
-        adapter: whose tree it is; arrays or shapes.
+        config: the base model's.
+        adapter: the adapter, as arrays or shapes.
         mesh: data × tensor.
     """
     weights = {}
@@ -161,12 +163,12 @@ def adapter_shardings(config: ModelConfig, adapter: Adapter, mesh: Mesh) -> Adap
 def model_shardings(
     config: ModelConfig, params: Params, adapter: Adapter | None, mesh: Mesh
 ) -> tuple[Params, Adapter | None]:
-    """Placement of a model's weights, and of the adapter over them if there is one.
+    """Return the placements of a model's weights and of its adapter. The latter is None without an adapter.
 
     Args:
-        config: of the model.
-        params: tells how the projections are stored.
-        adapter: whose tree is followed; None for none.
+        config: the model's.
+        params: the weights, which show the quantization of the projections.
+        adapter: the adapter, None for the base model.
         mesh: data × tensor.
     """
     placed = None if adapter is None else adapter_shardings(config, adapter, mesh)
@@ -174,20 +176,21 @@ def model_shardings(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Placement of [B, T] arrays: rows over the data axis."""
+    """Return the placement of [B, T] arrays: rows over the data axis."""
     return _place(mesh, BATCH)
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Placement of keys and values [L, B, C, K, H]: rows over the data axis, heads over the tensor axis.
+    """Return the placement of the key/value cache's arrays [L, B, C, K, H].
 
-    Where there are fewer heads than devices, K is the number of devices: each holds the head that it uses.
+    Rows are split over the data axis, heads over the tensor axis. Where there are fewer heads than devices, K
+    is the number of devices, and each device holds the head that it uses.
     """
     return _place(mesh, None, BATCH, None, TENSOR)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Placement of arrays that every device holds whole."""
+    """Return the placement of arrays that every device holds whole."""
     return _place(mesh)
 
 
@@ -199,7 +202,7 @@ def _place(mesh: Mesh, *axes: str | None) -> NamedSharding:
 
 
 def _split(config: ModelConfig, mesh: Mesh, row: TensorRow) -> tuple[str | None, ...]:
-    """Mesh axis of each dimension of one (layer's) tensor."""
+    """Return the mesh axis of each dimension of a tensor, without the layer axis."""
     tensor = mesh.shape[TENSOR]
     # Heads are the unit of the split, not their elements. Other widths that do not divide are refused before.
     counts = {"V": config.vocab_size, "KH": config.num_kv_heads}

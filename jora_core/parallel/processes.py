@@ -1,4 +1,4 @@
-"""One mesh over several processes (hosts): joining them, and what only the first of them does.
+"""One mesh over several processes (hosts): start, synchronization, and tasks of the first process.
 
 Every process runs the same loop over the same records and holds its part of the weights and of each batch.
 The first process alone writes metrics and outputs and owns the checkpoint folder.
@@ -26,18 +26,18 @@ _VARIABLES = {
 
 
 def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the processes that a spec or the environment names; do nothing if neither names any.
+    """Join the processes of a mesh, as set by a spec or the environment; do nothing without either.
 
-    Must be called before anything touches a device: JAX fixes its devices at the first use.
+    This must be called before any use of a device, since JAX fixes its devices at the first use.
 
     Args:
-        spec: this process's place; the environment's if None.
-        environment: where JORA_COORDINATOR, JORA_NUM_PROCESSES and JORA_PROCESS_ID are looked up.
+        spec: coordinator, number of processes, and this process's number; None uses the environment.
+        environment: variables, of which JORA_COORDINATOR, JORA_NUM_PROCESSES and JORA_PROCESS_ID are read.
 
     Raises:
         InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
     """
-    # The spec wins: a caller that writes one has already decided, whatever its own environment says.
+    # The spec has priority over this process's environment, because its writer has chosen the processes.
     spec = spec or _from_environment(environment)
     if spec is None or jax.distributed.is_initialized():
         return
@@ -73,14 +73,14 @@ def _from_environment(environment: Mapping[str, str]) -> DistributedSpec | None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this is the first process, which alone writes outputs."""
     return jax.process_index() == 0
 
 
 def check_whole(mesh: Mesh) -> None:
-    """Check that a mesh of several processes has all devices of all of them.
+    """Check that the mesh of several processes has all devices of all processes.
 
-    A process with no device in the mesh would run no step, and the others would wait for it forever.
+    The others would wait forever for a process without a device in the mesh, because it runs no step.
 
     Raises:
         InputError: the mesh has fewer devices than there are.
@@ -93,7 +93,7 @@ def check_whole(mesh: Mesh) -> None:
 
 
 def wait_for_all(where: str) -> None:
-    """Return when every process has called this; `where` names the place in an error."""
+    """Wait until every process has called this function. `where` names the call in an error."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -102,7 +102,7 @@ def wait_for_all(where: str) -> None:
 
 @contextmanager
 def first_before_others(where: str) -> Iterator[None]:
-    """Run the block in the first process, then in the others, which find its results in the caches."""
+    """Run the block in the first process, then in the others, which use the caches that the first filled."""
     # One barrier: the others reach it before their block, the first process after its own.
     if not is_first():
         wait_for_all(where)
@@ -112,11 +112,11 @@ def first_before_others(where: str) -> Iterator[None]:
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Put host or local arrays that are equal in all processes on the mesh.
+    """Copy arrays that are equal in all processes to their placements on the mesh.
 
     Args:
-        tree: the arrays.
-        places: one NamedSharding for all leaves, or a tree of them.
+        tree: host arrays, or arrays on this process's devices.
+        places: one NamedSharding for all leaves, or a tree of NamedSharding.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
@@ -133,7 +133,7 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def whole_on_host(tree: Any) -> Any:
-    """The tree with arrays that every process can read whole; all processes must call it."""
+    """Return the tree with arrays that every process can read whole. All processes must call this."""
     if jax.process_count() == 1:
         return tree
     from jax.experimental import multihost_utils
@@ -143,8 +143,11 @@ def whole_on_host(tree: Any) -> Any:
 
 
 def preempted(step: int) -> bool:
-    """Whether some process got SIGTERM and all stop at this step; each must call it at every step."""
+    """Return whether all processes stop at this step because one of them got SIGTERM.
+
+    Every process must call this function at every step.
+    """
     from jax.experimental import multihost_utils
 
-    # All must stop at one step: a process that goes on waits forever in its next collective.
+    # All must stop at one step: a process that continues would wait forever in its next collective.
     return multihost_utils.reached_preemption_sync_point(step)

@@ -1,1 +1,1 @@
-"""Parameters as trees of arrays: how they start, LoRA's arithmetic, quantisation."""
+"""Parameters as trees of arrays: initialization, LoRA's arithmetic, quantization."""

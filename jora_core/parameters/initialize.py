@@ -1,4 +1,4 @@
-"""First values of a model's weights and of an adapter."""
+"""Initialization of a model's weights and of an adapter."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def init_adapter(
     dtype: Any = jnp.float32,
     params: Params | None = None,
 ) -> Adapter:
-    """A new adapter that changes nothing yet: A uniform in ±1/√in (PEFT's Kaiming with a=√5), B zero.
+    """Make a new adapter whose update is zero: random A, uniform in ±1/√in, and zero B.
+
+    A is drawn as in PEFT (Kaiming with a=√5).
 
     Args:
-        config: of the base model.
+        config: the base model's.
         spec: rank, scale, dropout and targets.
-        key: of the random A.
-        dtype: of A, B and the magnitudes.
-        params: the base weights, whose row norms are DoRA's first magnitudes; only DoRA needs them.
+        key: random key of A.
+        dtype: type of A, B and the magnitudes.
+        params: the base weights, whose row norms are DoRA's first magnitudes; needed only for DoRA.
 
     Raises:
         InputError: `spec.target_modules` does not fit this model.
@@ -59,15 +61,15 @@ def init_adapter(
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random weights: normal values of `initializer_range`, norms that change nothing, biases of zero.
+    """Make random weights: normal matrices with standard deviation `initializer_range`, zero biases.
 
-    The output projections of attention and MLP are scaled by 1/√(2L), so that the variance of the residual
-    stream does not grow with depth (GPT-2, section 2.3).
+    Norms start with the factor 1. The output projections of attention and MLP are scaled by 1/√(2L), so that
+    the variance of the residual stream does not grow with depth (GPT-2, section 2.3).
 
     Args:
-        config: of the model.
-        key: of the random values; each tensor draws from a key of its own.
-        dtype: of the weights; drawn in float32 and cast.
+        config: the model's.
+        key: random key, from which the key of each tensor is derived.
+        dtype: type of the weights, which are drawn in float32 and cast.
     """
 
     # Drawn in float32 and then cast: a key gives the same values in every type, but for rounding.

@@ -1,13 +1,13 @@
-"""The arithmetic of one linear layer with an adapter, LoRA or DoRA; nothing here knows a mesh.
+"""The arithmetic of one linear layer with an adapter, LoRA or DoRA, independent of any mesh.
 
 Shapes: weight W [out, in]; A [R, in], B [out, R], magnitude m [out] (DoRA only); s is the adapter's scale.
 The update is always ``(x Aᵀ) Bᵀ``; ``B A`` is formed only to merge. LoRA: arXiv:2106.09685; rank-stabilised
 scale: arXiv:2312.03732; DoRA: arXiv:2402.09353.
 
 Where a device holds only a part of a weight's *inputs* (Megatron's row-parallel layer), `base_out` and the
-results here are partial sums, which the caller adds up afterwards as it does for the base alone. Only DoRA's
-norm is not linear in the parts: `sum_over_inputs` adds its squares up over those devices. A weight split
-along its outputs needs nothing: give the matching parts of B and of the magnitude.
+results here are partial sums, which the caller adds up over the devices. Only DoRA's norm is not linear in
+the parts, so `sum_over_inputs` adds up its squares over these devices. A weight that is split by its outputs
+needs only the matching parts of B and of the magnitude.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def _same(value: Any) -> Any:
 
 
 def low_rank(x: jax.Array, pair: LoraWeights) -> jax.Array:
-    """The narrow middle of a LoRA update: x Aᵀ, x [..., in] to [..., R], in x's type."""
+    """Compute the low-rank product x Aᵀ of a LoRA update, from x [..., in] to [..., R], in x's type."""
     return x @ pair.a.astype(x.dtype).T
 
 
 def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
-    """What LoRA adds to a linear layer's output: s · low Bᵀ.
+    """Compute the LoRA update of a linear layer's output, s · low Bᵀ.
 
     Args:
         low: [..., R], x Aᵀ.
@@ -44,7 +44,7 @@ def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
         scale: s.
 
     Returns:
-        [..., out].
+        The update [..., out].
     """
     # From the narrow side: B A as one matrix would be as large as the weight.
     return (low @ pair.b.astype(low.dtype).T) * scale
@@ -60,20 +60,20 @@ def adapted(
     dense: Callable[[Any], jax.Array] = _same,
     sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
 ) -> jax.Array:
-    """Output of one linear layer with its adapter: W x + s·B A x, for DoRA times m / ‖W + s·B A‖ row by row.
+    """Compute the output of one linear layer with its adapter.
 
-    The norm is a constant to the gradient (DoRA, section 4.3), as in peft. Under dropout only the low-rank
-    path sees the dropped input; peft's DoRA gives the dropped input to (m/‖·‖ − 1)·W x as well, so the two
-    agree exactly where the dropout is zero or off.
+    LoRA gives W x + s·B A x. DoRA multiplies each row of this by m / ‖W + s·B A‖. The gradient treats the
+    norm as a constant (DoRA, section 4.3), as in peft. Dropout applies to the low-rank path alone. peft's
+    DoRA also applies dropout to (m/‖·‖ − 1)·W x, so the two agree exactly only without dropout.
 
     Args:
         base_out: [..., out], the frozen layer's output *without its bias*; the bias is added afterwards.
-        low: [..., R], `low_rank` of the adapter's input: the layer's own, after dropout.
-        weight: [out, in], or what `dense` makes that of; read for DoRA alone.
+        low: [..., R], `low_rank` of the layer's input after dropout.
+        weight: [out, in], plain or in the form that `dense` converts; read only for DoRA.
         pair: one layer's A, B and magnitude.
         scale: s.
-        dense: makes an array of a weight that is stored otherwise (quantized).
-        sum_over_inputs: adds [out] up over the devices that hold the other inputs of this weight.
+        dense: converts a quantized weight to an array.
+        sum_over_inputs: adds up values [out] over the devices that hold the weight's other inputs.
 
     Returns:
         [..., out] in the type of `base_out`.
@@ -93,16 +93,16 @@ def row_norms(
     *,
     sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
 ) -> jax.Array:
-    """‖W + s·B A‖ of each row, float32 [out], through which no gradient flows; of W alone without a pair.
+    """Compute the norm ‖W + s·B A‖ of each row, float32 [out], without a gradient.
 
-    Computed as ‖W‖² + 2s·⟨W, B A⟩ + s²·‖B A‖² row by row. Each term comes from [out, R] products, so nothing
-    of W's size is formed except W in float32.
+    Without a pair, this is the norm of W. The square is computed as ‖W‖² + 2s·⟨W, B A⟩ + s²·‖B A‖² row by
+    row. Each term comes from [out, R] products, so no array of W's size is formed except W in float32.
 
     Args:
         weight: W [out, in].
         pair: one layer's A and B.
         scale: s.
-        sum_over_inputs: adds [out] over the devices that hold the other inputs of this weight.
+        sum_over_inputs: adds up values [out] over the devices that hold the weight's other inputs.
     """
     # In float32: a bfloat16 sum over thousands of squares loses its small terms.
     wide = jax.lax.stop_gradient(weight).astype(jnp.float32)
@@ -118,11 +118,11 @@ def row_norms(
 
 
 def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]]) -> jax.Array:
-    """One layer's weight with adapters merged into it in order: float32 [out, in], to be cast once.
+    """Merge adapters into one layer's weight, in the given sequence; float32 [out, in].
 
-    Each adapter applies to the weight that those before it made, as in training one after the other. peft
-    takes each DoRA norm from the first base instead. A single DoRA adapter, or any number of LoRA adapters,
-    give the same result in both.
+    Each adapter is merged into the result of the earlier ones, as in successive trainings. peft takes each
+    DoRA norm from the first base instead. Both give the same result for a single DoRA adapter, or for any
+    number of LoRA adapters.
 
     Args:
         weight: [out, in].
@@ -140,15 +140,16 @@ def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]
 
 
 def merge_adapter(params: Params, adapter: Adapter) -> Params:
-    """Base weights with one adapter merged in; see `merge_adapters`."""
+    """Return base weights with one adapter merged in; see `merge_adapters`."""
     return merge_adapters(params, [adapter])
 
 
 def merge_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
-    """Base weights with adapters merged in order, in float32 and cast once to each weight's type.
+    """Return base weights with adapters merged in, one after another in the given sequence.
 
-    Each adapter applies to what those before it made, with its own scale. One layer at a time is in float32.
-    The head is never changed, so tied weights stay tied.
+    Each adapter is merged into the result of the earlier ones, with its own scale. The merge is computed in
+    float32, one layer at a time, and cast once to the weight's type. The head is never changed, so tied
+    weights stay tied.
     """
     changed = {}
     for target in sorted({name for adapter in adapters for name in adapter.weights}):
@@ -161,7 +162,7 @@ def merge_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
 
 @partial(jax.jit, static_argnums=2)
 def _merge_stacked(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
-    """`merged_weight` of every layer of one target, one at a time."""
+    """Compute `merged_weight` for every layer of one target, one layer at a time."""
 
     def one_layer(layer: tuple[jax.Array, tuple[LoraWeights, ...]]) -> jax.Array:
         return merged_weight(layer[0], zip(layer[1], scales, strict=True)).astype(weight.dtype)

@@ -1,8 +1,8 @@
-"""A frozen base in 8 or 4 bits: codes and scales instead of a weight.
+"""Quantization of frozen weights to 8 or 4 bits, stored as codes and scales.
 
-int8 is symmetric, with one scale for each output channel. NF4 is QLoRA's (arXiv:2305.14314): blocks of 64
-along the input axis, each divided by its largest magnitude and rounded to the nearest of 16 quantiles of a
-normal distribution. Both quantize each row for itself, so a device can quantize its rows of a weight that is
+int8 is symmetric, with one scale for each output channel. NF4 is QLoRA's format (arXiv:2305.14314): blocks of
+64 along the input axis, each divided by its largest magnitude and rounded to the nearest of 16 quantiles of a
+normal distribution. Both quantize each row separately, so a device can quantize its rows of a weight that is
 split by outputs. Where inputs are split, int8 takes the maximum over the devices that share a row, and NF4
 requires that no block is on two devices. So the codes do not depend on the mesh.
 """
@@ -44,12 +44,12 @@ NF4_VALUES = (
 
 
 def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> QuantizedWeight:
-    """Codes and scales of a weight.
+    """Quantize a weight to codes and scales.
 
     Args:
         weight: [..., out, in].
         kind: "int8" or "nf4".
-        in_axis: inside of `jax.shard_map`, the mesh axis that splits the weight's inputs, if any.
+        in_axis: inside of `jax.shard_map`, the mesh axis that splits the weight's inputs; None for none.
     """
     wide = weight.astype(jnp.float32)
     if kind == "int8":
@@ -74,7 +74,7 @@ def quantize(weight: jax.Array, kind: Kind, in_axis: str | None = None) -> Quant
 
 
 def dequantize(weight: QuantizedWeight, dtype: Any) -> jax.Array:
-    """The weight [..., out, in] that codes and scales stand for."""
+    """Return the plain weight [..., out, in] of a quantized weight."""
     if weight.kind == "int8":
         return (weight.codes.astype(jnp.float32) * weight.scale[..., None]).astype(dtype)
     packed = weight.codes.reshape(*weight.scale.shape, BLOCK // 2)
@@ -84,18 +84,18 @@ def dequantize(weight: QuantizedWeight, dtype: Any) -> jax.Array:
 
 
 def dense(weight: jax.Array | QuantizedWeight) -> jax.Array:
-    """A weight as an array: itself, or the float32 values of its codes."""
+    """Return a weight as an array. A quantized weight is dequantized to float32."""
     return dequantize(weight, jnp.float32) if isinstance(weight, QuantizedWeight) else weight
 
 
 def quantization_of(params: Params) -> Quantization:
-    """How a model's projections are stored."""
+    """Return the quantization of a model's projections."""
     weight = params.layers.o_proj  # a projection that every family has
     return weight.kind if isinstance(weight, QuantizedWeight) else "none"
 
 
 def quantize_params(params: Params, kind: Kind) -> Params:
-    """The same model with its projections quantized; embedding, head, norms and biases stay as they are."""
+    """Return a model with quantized projections. Embedding, head, norms and biases are unchanged."""
     changed = {
         # Layer by layer: quantizing needs several float32 copies of what it reads.
         name: jax.lax.map(lambda w: quantize(w, kind), weight)
@@ -106,5 +106,5 @@ def quantize_params(params: Params, kind: Kind) -> Params:
 
 
 def _nonzero(scale: jax.Array) -> jax.Array:
-    """The scale, or 1 where it is zero: a row or block of zeros has the codes of zero, not NaN."""
+    """Replace scales of zero by 1, so that a row or block of zeros gets the codes of zero and no NaN."""
     return jnp.where(scale > 0, scale, 1.0)

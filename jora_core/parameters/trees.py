@@ -1,4 +1,4 @@
-"""The trees of parameters: a decoder's weights, an adapter, a quantized weight."""
+"""Parameter trees: the weights of a decoder, an adapter, a quantized weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import jax
 
 @flax.struct.dataclass
 class LoraWeights:
-    """One target's adapter, stacked over layers: a [L, R, in], b [L, out, R]; DoRA's magnitude [L, out]."""
+    """Adapter matrices of one projection, stacked over layers: a [L, R, in], b [L, out, R].
+
+    DoRA also has a magnitude [L, out]; LoRA has None.
+    """
 
     a: jax.Array
     b: jax.Array
@@ -19,7 +22,7 @@ class LoraWeights:
 
 @flax.struct.dataclass
 class Adapter:
-    """Adapter weights of all layers: target name to its matrices; `scale` and `dropout` are static."""
+    """Adapter of a model: the matrices of each projection by name. `scale` and `dropout` are static."""
 
     weights: dict[str, LoraWeights]
     scale: float = flax.struct.field(pytree_node=False)
@@ -28,9 +31,9 @@ class Adapter:
 
 @flax.struct.dataclass
 class LayerParams:
-    """Weights of all layers, each with a leading layer axis L.
+    """Weights of all decoder layers, each with a leading layer axis L.
 
-    A weight is None where a family has none; `jora_core.architecture.tensor_names` says which a model has.
+    A weight is None in models without it; see the table in `jora_core.architecture.tensor_names`.
     """
 
     # Checkpoints of full training number the leaves in this order: new fields come last.
@@ -56,7 +59,7 @@ class LayerParams:
 
 @flax.struct.dataclass
 class Params:
-    """Weights of one model; `head` is None where the output projection is the embedding (tied)."""
+    """All weights of one model; `head` is None in tied models, whose output projection is the embedding."""
 
     embedding: jax.Array  # [V, D]
     layers: LayerParams
@@ -69,15 +72,17 @@ Kind = Literal["int8", "nf4"]
 
 @flax.struct.dataclass
 class QuantizedWeight:
-    """A weight [..., out, in] in few bits; stands in `LayerParams` where an array would.
+    """A weight [..., out, in] in 8 or 4 bits, which takes the place of an array in `LayerParams`.
 
-    Leading axes (the layers) index codes and scale alike: ``jax.tree.map(lambda x: x[i], w)`` is one layer.
+    Codes and scale have the same leading layer axis, so ``jax.tree.map(lambda x: x[i], w)`` is one layer.
 
     Attributes:
         codes: int8: int8 [..., out, in]. nf4: uint8 [..., out, blocks * 32], byte j of a block holds its
             element j in the low bits and element j + 32 in the high ones.
-        scale: float32. int8: [..., out], a code's step. nf4: [..., out, blocks], a block's largest magnitude.
-        padding: nf4: elements of the last block beyond the weight's inputs; 0 where inputs are split.
+        scale: float32. int8: [..., out], the step of a code. nf4: [..., out, blocks], the largest magnitude
+            of a block.
+        padding: nf4: number of elements of the last block beyond the weight's inputs; 0 where inputs are
+            split.
     """
 
     codes: jax.Array
@@ -87,6 +92,6 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight that the codes stand for."""
+        """Shape of the plain weight."""
         width = self.codes.shape[-1]
         return (*self.codes.shape[:-1], width if self.kind == "int8" else 2 * width - self.padding)

@@ -1,1 +1,1 @@
-"""What a training step costs before there is a device: bytes, operations, traffic."""
+"""Plans of a training step without a device: memory, floating-point operations and collectives."""

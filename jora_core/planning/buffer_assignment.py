@@ -1,11 +1,11 @@
-"""Which arrays fill the temporary heap of a compiled program, from XLA's own buffer assignment.
+"""The arrays in the temporary heap of a compiled program, read from XLA's buffer assignment.
 
 `compiled.memory_analysis()` gives one number for all temporaries. XLA's dump of its buffer assignment lists
 every value with its offset and size in the heap. Values share addresses over time, so the heap is divided by
-address: a byte counts for the first of the given kinds that ever uses it.
+address: a byte counts for the first of the given kinds that uses this byte at any time.
 
-The dump is text for people, without a promise that its form stays. `read_heap` therefore fails where it
-finds no heap, or a heap without values, instead of reporting zeros.
+The dump is text for people, and its format may change. So `read_heap` fails where there is no heap, or a heap
+without values, instead of reporting zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _VALUE = re.compile(r"value: <\d+ (\S+) @\S*> \(size=(\d+),offset=(\d+)\): (\w+)
 
 @dataclass(frozen=True)
 class Buffer:
-    """One temporary: the instruction that makes it, element type and shape, bytes, offset in the heap."""
+    """One temporary array: its instruction, element type, shape, bytes, and offset in the heap."""
 
     instruction: str
     dtype: str
@@ -31,27 +31,27 @@ class Buffer:
 
     @property
     def end(self) -> int:
-        """First byte after it."""
+        """Offset of the first byte after the buffer."""
         return self.offset + self.bytes
 
 
 @dataclass(frozen=True)
 class Heap:
-    """The temporaries of one program and the bytes of the heap that holds them."""
+    """The temporary arrays of one program, and the size of their heap in bytes."""
 
     bytes: int
     buffers: tuple[Buffer, ...]
 
     def divided(self, kind_of: Callable[[Buffer], str], kinds: Sequence[str]) -> dict[str, int]:
-        """Divide the heap by kind of value.
+        """Divide the bytes of the heap among kinds of values.
 
         Args:
-            kind_of: the kind of a buffer.
-            kinds: all kinds. Where kinds share an address, the earlier one counts; unused addresses count for
-                the last.
+            kind_of: returns the kind of a buffer.
+            kinds: all kinds. An address that several kinds share counts for the earliest of them. Unused
+                addresses count for the last kind.
 
         Returns:
-            Bytes of each kind, which add up to `bytes`.
+            Bytes of each kind, which add up to the size of the heap.
         """
         # Between two neighbouring edges all addresses hold the same values: no array over all bytes of a
         # heap of gigabytes is needed.
@@ -68,9 +68,9 @@ class Heap:
         return found
 
     def largest(self, count: int) -> list[Buffer]:
-        """Return the largest values of which no two share an address: they make up the heap's size."""
+        """Return the largest buffers of which no two share an address. These determine the heap's size."""
         chosen: list[Buffer] = []
-        # Greedy from the largest on: not always the set that fills most, but the arrays to look at.
+        # Greedy from the largest on: the set may not be the largest possible, but has the largest arrays.
         for buffer in sorted(self.buffers, key=lambda b: -b.bytes):
             if len(chosen) == count:
                 break
@@ -80,10 +80,10 @@ class Heap:
 
 
 def read_heap(folder: Path) -> Heap:
-    """Read the heap of the one program that was compiled with ``xla_dump_to`` = folder.
+    """Read the heap of the one program that was compiled with ``xla_dump_to`` = `folder`.
 
     Raises:
-        RuntimeError: the compiler wrote no buffer assignment there, or more than one, or in another form.
+        RuntimeError: the folder has no buffer assignment, several, or one in another format.
     """
     files = sorted(folder.glob("*buffer-assignment.txt"))
     if len(files) != 1:
@@ -95,7 +95,7 @@ def read_heap(folder: Path) -> Heap:
 
 
 def parse_heap(text: str) -> Heap:
-    """Read the temporaries in the text of a buffer assignment; several heaps are put one after another."""
+    """Read the temporaries from the text of a buffer assignment. Several heaps are joined end to end."""
     start = 0
     buffers = []
     # Behind "Total bytes used" XLA lists all values once more, by name.

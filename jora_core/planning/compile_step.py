@@ -1,4 +1,4 @@
-"""One training step, compiled from shapes alone, and its memory by kind; no weight is ever allocated."""
+"""Compilation of a training step from shapes alone, and its memory by kind. No weight is allocated."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ HEAP_KINDS = ("activations", "logits", "gradients", "workspace")
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What one device holds at the peak of a step, in bytes.
+    """Peak memory of a training step on one device, in bytes by kind.
 
     Attributes:
         rows: rows of the batch.
         seq_len: slots of a row.
         weights: frozen weights.
-        adapter: what is trained, AdamW's moments, the gradient sums and their parts in the heap.
-        activations: what the forward pass keeps for the backward pass.
+        adapter: trained parameters, AdamW's moments, and gradients.
+        activations: arrays that the forward pass keeps for the backward pass.
         logits: arrays with an axis of the vocabulary, without the weights.
-        workspace: the rest: the arrays of one layer, buffers of collectives, the batch.
-        offloaded: memory of the host, where activations are offloaded.
-        heap: the temporaries of the compiled program.
-        program: its instructions.
+        workspace: all other arrays: those of one layer, buffers of collectives, the batch.
+        offloaded: host memory of offloaded activations.
+        heap: the temporary arrays of the compiled program.
+        program: the instructions of the compiled program.
     """
 
     rows: int
@@ -66,11 +66,11 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """Bytes of one device."""
+        """All bytes of one device."""
         return sum(self.by_kind().values())
 
     def by_kind(self) -> dict[str, int]:
-        """Return bytes by kind, the rows of the table."""
+        """Return the bytes of each kind, by name."""
         return {
             "weights": self.weights,
             "adapter": self.adapter,
@@ -80,7 +80,7 @@ class StepMemory:
         }
 
     def largest(self, count: int) -> list[dict[str, Any]]:
-        """Return the largest arrays that share no address, with the operation that makes each."""
+        """Return the largest arrays that share no address, each with its JAX operation."""
         found = []
         for buffer in self.heap.largest(count):
             made = self.program.named.get(buffer.instruction.partition("{")[0])
@@ -96,12 +96,12 @@ class StepMemory:
 
 
 def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len: int) -> StepMemory:
-    """Compile the step of a spec and return what one device holds.
+    """Compile the training step of a spec and return the memory of one device.
 
     Args:
         target: devices to compile for.
         config: the model's.
-        spec: what is trained, and how.
+        spec: settings of the training step.
         seq_len: slots of a row.
     """
     dtype = target.dtype(spec.dtype)
@@ -122,8 +122,8 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     sums = jax.eval_shape(step.zero, state)
     batch = _batch(spec, mesh, seq_len)
     with jax.set_mesh(mesh):
-        # Two programs run in a step. The passes over a microbatch hold the activations; the update of the
-        # optimizer counts with what it needs beyond them.
+        # Two programs run in a step. The forward and backward pass holds the activations. The optimizer's
+        # update counts only where it needs more memory than that pass.
         compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target.options)
         updated = step.update.lower(state, sums).compile(compiler_options=dict(target.options))
     program = parse_program(compiled.as_text())
@@ -155,7 +155,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
 
 
 def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any, mesh: Mesh) -> Params:
-    """Return shapes and shardings of the weights, as training loads them."""
+    """Return the shapes and shardings of the weights, the same as in training."""
 
     def make(key: jax.Array) -> Params:
         params = init_params(config, key, dtype)
@@ -167,7 +167,7 @@ def _abstract_params(config: ModelConfig, quantization: Quantization, dtype: Any
     def place(leaf: Any, where: NamedSharding) -> Any:
         if not isinstance(leaf, QuantizedWeight):
             return _with_place(leaf, where)
-        # A PartitionSpec may be shorter than the shape: the axes that it leaves out are not split.
+        # A PartitionSpec may be shorter than the shape. The missing axes are not split.
         axes = (*where.spec, *(None,) * (len(leaf.shape) - len(where.spec)))
         codes, scale = quantized_axes(leaf.kind, *axes)
         return leaf.replace(  # type: ignore[attr-defined]
@@ -189,8 +189,8 @@ def _with_place(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
 def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
     """Compile a lowered program and read its heap.
 
-    `compiled.memory_analysis()` gives only the size of all temporaries together; their division by kind needs
-    the buffer assignment, which XLA gives as a dump alone.
+    `compiled.memory_analysis()` gives only the size of all temporaries together. Their division by kind needs
+    the buffer assignment, which XLA writes only to a dump.
     """
     with tempfile.TemporaryDirectory(prefix="jora-memory-") as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
@@ -199,7 +199,7 @@ def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
 
 
 def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
-    """Return the spec that a run of this shape would have; its paths are never read."""
+    """Return the `TrainSpec` of the planned step, whose paths are never read."""
     unused = Path("unused")
     settings = {
         "model": unused,
@@ -215,7 +215,7 @@ def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
 
 
 def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:
-    """Return the kind of a temporary. XLA keeps no names of ours, so shapes and instructions decide."""
+    """Return the kind of a temporary array, from shape and instruction, since XLA does not keep our names."""
     # Gradients first: that of a trained embedding has an axis of the vocabulary too.
     if buffer.shape in gradients and buffer.dtype == "f32":
         return "gradients"
@@ -258,7 +258,7 @@ def _placed(tree: Any, places: Any) -> Any:
 
 
 def _key() -> jax.ShapeDtypeStruct:
-    # A shape too: there may be no device that could hold a real key.
+    # The key is a shape too, because there may be no device that could hold a real key.
     return jax.eval_shape(lambda: jax.random.key(0))
 
 

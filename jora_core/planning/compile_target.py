@@ -1,13 +1,13 @@
-"""Devices to compile for that need not be there: virtual ones of this CPU, or an NVIDIA card by description.
+"""Compilation targets without hardware: virtual devices of this CPU, or the description of an NVIDIA card.
 
-Three ways to know what a step takes, from the truest to the most available:
+The targets, from the most exact to the most available:
 
-- ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device; buffers, kernels and
+- ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device. Buffers, kernels and
   collectives are those of a real run.
-- ``host``: the CPU compiler in place of an accelerator's. It would widen bfloat16 products to float32, whole
-  weights at a time, which no accelerator does. So float16, which it computes as it is, replaces bfloat16, and
-  the passes that widen arrays or move code out of loops are off.
-- ``cpu``: what a run on this machine's CPU takes, as compiled for such a run.
+- ``host``: the CPU compiler takes the place of an accelerator's. The CPU compiler would widen bfloat16
+  products to float32, whole weights at a time, which no accelerator does. So bfloat16 is replaced by float16,
+  which stays narrow. The passes that widen arrays or move code out of loops are turned off.
+- ``cpu``: the CPU compiler compiles for a real run on this machine's CPU.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HOST_OPTIONS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A mesh to compile for, the compiler's options, and the element types that stand in for others."""
+    """A mesh to compile for, the compiler's options, and the element types that replace others."""
 
     kind: str
     description: str
@@ -61,12 +61,12 @@ class Target:
     stand_in: dict[str, str] = field(default_factory=dict)
 
     def dtype(self, name: str) -> np.dtype:
-        """The element type to compile with for the one that is meant."""
+        """Return the element type to compile with in place of the type `name`."""
         return jax.numpy.dtype(self.stand_in.get(name, name))
 
 
 def make_target(kind: str, data: int, tensor: int) -> Target:
-    """Return the devices to compile for; must come before anything else starts a JAX backend.
+    """Return the devices to compile for. Call this before anything else starts a JAX backend.
 
     Args:
         kind: `cuda`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else `host`.
@@ -81,9 +81,9 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
         kind = "cuda" if plugin else "host"
     if kind == "cuda" and plugin is None:
         raise InputError("target cuda needs JAX's CUDA plugin; install jora-raft[gpu], or take target host")
-    # Only ever the CPU's backend is started: a plan must not take a card's memory.
+    # Only the CPU's backend is started, because a plan must not use a card's memory.
     jax.config.update("jax_platforms", "cpu")
-    # An executable read back from the cache has lost its memory analysis.
+    # No cache of compiled programs: an executable from the cache has no memory analysis.
     jax.config.update("jax_enable_compilation_cache", False)
     if kind == "cuda":
         return Target(
@@ -101,7 +101,7 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    # `find_spec` imports `jax_plugins`, which only an installed plugin brings along.
+    # `find_spec` imports `jax_plugins`, which exists only if a plugin is installed.
     except ModuleNotFoundError:
         return False
 

@@ -1,11 +1,11 @@
-"""A compiled program's text (HLO): its instructions, how often each runs, and its collectives.
+"""Parser of a compiled program's text (HLO): instructions, the number of their runs, and collectives.
 
-A loop whose trip count XLA knows multiplies what is inside: a collective in the loop over L layers counts L
-times. A loop whose count is known at run time only counts once.
+An instruction in a loop counts as often as the loop runs: a collective in the loop over L layers counts L
+times. A loop whose trip count is known only at run time counts once.
 
 JAX offers no other way to these numbers: `compiled.cost_analysis()` counts the body of a loop once, and names
-no collectives. HLO text is what XLA's own tools exchange and parse, so its form is steady; still,
-`parse_program` fails where it finds no entry computation or an instruction that it cannot read.
+no collectives. XLA's own tools exchange HLO text, so its format is stable. Still, `parse_program` fails where
+the text has no entry computation or an instruction that it cannot read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BITS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Array:
-    """Element type and shape of one result."""
+    """Element type and shape of one array that an instruction makes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Size in memory, without padding."""
+        """Size in bytes, without padding."""
         # The first number of a name is the width, as in bf16 or f8e4m3fn. `pred` has none and takes one byte.
         bits = _BITS.search(self.dtype)
         return self.elements * (max(int(bits[0]), 8) // 8 if bits else 1)
@@ -57,17 +57,17 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction of a compiled program.
 
     Attributes:
-        name: unique in the module.
-        opcode: such as ``fusion`` or ``all-reduce``.
-        results: the arrays that it makes.
-        op_name: the JAX operation that it comes from.
-        calls: names of the computations that it calls.
+        name: name, unique in the program.
+        opcode: operation, such as ``fusion`` or ``all-reduce``.
+        results: the arrays that the instruction makes.
+        op_name: the JAX operation from which the instruction is compiled.
+        calls: names of the called computations.
         trips: known trip count of a loop, else 1.
-        group: number of devices that a collective joins, 0 for all.
-        root: whether it is the result of its computation.
+        group: number of devices in a group of a collective, 0 for all devices.
+        root: whether the instruction is the result of its computation.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Instructions by computation, the name of the entry computation, and the number of devices."""
+    """A compiled program: instructions by computation, name of the entry computation, number of devices."""
 
     computations: dict[str, list[Instruction]]
     entry: str
@@ -90,11 +90,14 @@ class Program:
 
     @cached_property
     def named(self) -> dict[str, Instruction]:
-        """Instructions by name, which is unique in a module."""
+        """All instructions, by name."""
         return {i.name: i for body in self.computations.values() for i in body}
 
     def walk(self) -> Iterator[tuple[Instruction, int, int]]:
-        """Give every instruction that is run by itself: (it, times in all, trips of its innermost loop)."""
+        """Yield (instruction, total runs, trip count of the innermost loop) for the program's instructions.
+
+        Instructions inside of a fusion or reduction are left out.
+        """
         return self._walk(self.entry, 1, 1)
 
     def _walk(self, name: str, times: int, loop: int) -> Iterator[tuple[Instruction, int, int]]:
@@ -108,7 +111,7 @@ class Program:
                 yield from self._walk(called, times * trips, trips if trips > 1 else loop)
 
     def makes(self, instruction: Instruction, opcode: str) -> bool:
-        """Tell whether an instruction has this opcode, itself or inside of the fusion that it calls."""
+        """Return whether an instruction has a given opcode, or calls a fusion with such an instruction."""
         if instruction.opcode == opcode:
             return True
         return instruction.opcode in ("fusion", "call") and any(
@@ -120,7 +123,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind and size: `elements` and `bytes` of the whole array, run `count` times."""
+    """Collectives of one kind and size, with `elements` and `bytes` of the whole array, run `count` times."""
 
     kind: str
     dtype: str
@@ -186,7 +189,7 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Return the collectives between devices; those of one kind, size and loop are counted together."""
+    """Return the collectives between devices, counted together by kind, size and loop."""
     found: dict[tuple[str, str, int, int], Collective] = {}
     for instruction, times, loop in program.walk():
         kind = instruction.opcode.removesuffix("-start")
@@ -214,9 +217,9 @@ def unsplit_rows(program: Program, width: int, rows: int) -> list[Instruction]:
     """Return the instructions that make an array of at least `rows` × `width` with an axis of `width`.
 
     Args:
-        program: of one device.
-        width: such as the whole vocabulary.
-        rows: least product of the other axes.
+        program: compiled program of one device.
+        width: length of the axis, such as the size of the vocabulary.
+        rows: smallest product of the other axes.
     """
     return [
         instruction

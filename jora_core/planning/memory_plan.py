@@ -1,6 +1,6 @@
-"""Memory, collectives, arithmetic and longest row of a training step, without any device.
+"""Plan of a training step without a device: memory, collectives, operations and the longest row.
 
-The real step is compiled for the real mesh, from ``config.json`` alone; no weight is allocated.
+The training step is compiled for the mesh from ``config.json`` alone; no weight is allocated.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
 
 CARDS: tuple[int, ...] = get_args(Card)
-# Above what any supported model is made for; the search must end somewhere.
+# Limit of the search, longer than the rows of any supported model.
 LONGEST_ROW = 1 << 20
 # Compilations that the search for the longest row may take.
 _SEARCH_STEPS = 4
 # The search ends at a row that fills this share of the card.
 _CLOSE = 0.985
-# The search aims at this share of the card: the heap is never packed quite as well as interpolation says.
+# The search aims at this share of the card, because the real heap is a little larger than interpolated.
 _AIM = 0.995
 
 
 def card_bytes(card: int) -> int:
-    """Return the bytes that a step may fill on a card that is sold with so many GB.
+    """Return the bytes that a step may use on a card with `card` GB by its name.
 
-    Such a card has that many GiB. The 7 % between the two are left to the driver, the CUDA context and NCCL.
+    Such a card has `card` GiB. The 7 % between GB and GiB are left for the driver, the CUDA context and NCCL.
     """
     return card * 10**9
 
@@ -53,10 +53,10 @@ def read_model(spec: MemorySpec) -> ModelConfig:
 
 
 def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
-    """Compile the step of a spec and describe it; `jora memory --json` prints the result.
+    """Compile the training step of a spec and return its plan. `jora memory --json` prints the plan.
 
     Raises:
-        InputError: an unsupported model, a mesh that does not divide it, a target that is not installed.
+        InputError: an unsupported model, a mesh that cannot split the model, a target that is not installed.
     """
     config = read_model(spec)
     target = make_target(spec.target, spec.mesh.data, spec.mesh.tensor)
@@ -107,11 +107,11 @@ def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], i
 
     Args:
         budget: bytes of the card.
-        points: known bytes by length, at least one; those found are added.
-        total_at: compiles for a length and returns the bytes.
+        points: known bytes by length, at least one. The search adds its results to this dict.
+        total_at: compiles the step for a length and returns the bytes.
 
     Returns:
-        None where not even the shortest row that was tried fits.
+        The length in slots; None where not even the shortest row that was tried fits.
     """
     first = min(points)
     if len(points) == 1:
@@ -131,11 +131,11 @@ def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], i
 
 
 def _next_length(points: dict[int, int], budget: int, below: int | None, above: int | None) -> int | None:
-    """Return the length to try next, None if it is known already.
+    """Return the length to try next, None if its memory is known already.
 
     Between the longest length that fits (`below`) and the shortest that does not (`above`), memory is
-    interpolated as a power of the length. With one of them missing, a line through the two points nearest to
-    the budget is extended.
+    interpolated as a power of the length. If one of the two is unknown, a line through the two points nearest
+    to the budget is extended.
     """
     if below is not None and above is not None:
         if above - below <= ROW_STEP:
@@ -146,7 +146,7 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
         guess = min(max(guess, below + ROW_STEP), above - ROW_STEP)
     else:
         a, b = sorted(sorted(points, key=lambda n: abs(points[n] - budget))[:2])
-        # A bound, since a flat line never meets the budget.
+        # The slope has a lower bound, since a flat line never meets the budget.
         slope = max((points[b] - points[a]) / (b - a), 1.0)
         guess = a + (budget * _AIM - points[a]) / slope
     length = max(int(min(guess, LONGEST_ROW)) // ROW_STEP * ROW_STEP, ROW_STEP)
@@ -156,14 +156,14 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
 def what_to_change(
     spec: MemorySpec, config: ModelConfig, step: StepMemory, card: int, longest: int | None
 ) -> list[str]:
-    """Return changes that make a step fit onto a card, with the bytes expected from each.
+    """Return changes of settings that make a step fit onto a card, each with the expected bytes.
 
     Args:
         spec: the settings that do not fit.
         config: the model's.
         step: the compiled step of these settings.
         card: GB of the card.
-        longest: longest row that fits with these settings, None if unknown.
+        longest: longest row in slots that fits with these settings, None if unknown.
     """
     budget, advice = card_bytes(card), []
 
@@ -203,7 +203,7 @@ def what_to_change(
 
 
 def collective_rows(step: StepMemory, config: ModelConfig) -> list[dict[str, Any]]:
-    """Return the collectives of a step by kind and size; `per_layer` if they are in the loop over layers."""
+    """Return the collectives of a step by kind and size. `per_layer` marks those in the loop over layers."""
     rows = []
     for found in collectives(step.program):
         in_layers = found.loop == config.num_layers and found.count % config.num_layers == 0
@@ -221,15 +221,15 @@ def collective_rows(step: StepMemory, config: ModelConfig) -> list[dict[str, Any
 
 
 def unsplit_logits(step: StepMemory, config: ModelConfig, spec: MemorySpec, answers: int) -> list[str]:
-    """Return names of arrays [supervised positions, V] that one device of several holds whole.
+    """Return the names of logit arrays whose vocabulary axis is not split over the devices.
 
-    There should be none: the vocabulary is split over the tensor axis.
+    The result should be empty, since the vocabulary is split over the tensor axis.
 
     Args:
         step: the compiled step.
         config: the model's.
-        spec: mesh and rows.
-        answers: supervised positions of a row.
+        spec: settings of the step, for mesh and rows.
+        answers: number of supervised positions in a row.
     """
     if spec.mesh.tensor == 1:
         return []

@@ -1,8 +1,8 @@
-"""What sharing contexts saves: token slots of a spec's records with their contexts shared and apart.
+"""Savings of shared contexts: token slots of a spec's records with and without sharing.
 
-The records are tokenised, grouped and packed as in training, without a device. Token ids that a run left in
-its cache are read from there. Without them only the first records are counted, and nothing is written to the
-cache.
+The records are tokenised, grouped and packed as in training, without a device. Token ids are read from the
+token cache of an earlier run if there is one. Without cached ids, only the first records are counted, and
+nothing is written to the cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     has_ids = cached(data, tokenizer)
     exact = has_ids or selected <= spec.most_records
     if not has_ids:
-        # A plan writes nothing, and the ids of a sample would be of no use to a run.
+        # A plan writes no cache, and a training run could not use the token ids of a sample.
         data = data.model_copy(update={"cache_dir": None})
     if not exact:
         data = data.model_copy(update={"max_records": spec.most_records})

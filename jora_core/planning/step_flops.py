@@ -1,8 +1,8 @@
 """Floating-point operations of one training step, counted from the shape of the model.
 
-XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, whatever its trips, and compilers
-for GPUs give none. So operations are counted here, two for a multiply-add; a test compares them with XLA's
-count on a model without loops.
+XLA's own count (`compiled.cost_analysis()`) counts the body of a loop once, and compilers for GPUs give no
+count. So operations are counted here, two for a multiply-add. A test compares the result with XLA's count on
+a model without loops.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from jora_core.architecture.model_tensors import model_projections, projection_s
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
-# Matrix products of blockwise attention: two forward; five backward, since it computes the scores once more.
+# Matrix products of blockwise attention: two forward, and five backward, which computes the scores again.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 2, 5
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of a token: forward, backward, and rematerialization (`recompute`)."""
+    """Floating-point operations for one token: forward, backward, and rematerialization (`recompute`)."""
 
     forward: float
     backward: float
@@ -28,25 +28,25 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of forward, backward and rematerialization."""
         return self.forward + self.backward + self.recompute
 
     def as_dict(self) -> dict[str, float]:
-        """With the total."""
+        """Return all counts by name, and their total."""
         return {**asdict(self), "total": self.total}
 
 
 def step_flops(
     config: ModelConfig, lora: LoraSpec | None, remat: str, seq_len: int, answer_share: float
 ) -> StepFlops:
-    """Return the operations of a token.
+    """Return the floating-point operations of a training step for one token.
 
     Args:
         config: the model's.
-        lora: the adapter; None where all weights are trained.
-        remat: see `jora_core.model.rematerialization`.
+        lora: settings of the adapter; None where all weights are trained.
+        remat: rematerialization policy, see `jora_core.model.rematerialization`.
         seq_len: tokens of a row.
-        answer_share: share of positions that are supervised; only they meet the vocabulary.
+        answer_share: share of supervised positions; only these are projected to the vocabulary.
     """
     projections = model_projections(config)
     sizes = {name: 2 * _product(projection_shape(config, name)) for name in projections}
@@ -59,7 +59,7 @@ def step_flops(
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers
     forward = layers * (layer + low_rank + attention * _ATTENTION_FORWARD) + head
-    # The gradient of a product's input costs one product, that of its weight another, where it is trained.
+    # The gradient of a product's input costs one product. A trained weight's gradient costs one more.
     weight_gradients = layer if lora is None else 0.0
     per_layer = layer + weight_gradients + 2 * low_rank + attention * _ATTENTION_BACKWARD
     backward = layers * per_layer + head * (2 if lora is None else 1)
@@ -79,7 +79,7 @@ def step_flops(
 
 
 def _attention_flops(config: ModelConfig, seq_len: int) -> float:
-    """Return the operations of one product of causal attention: mean over the row's tokens and the layers."""
+    """Return the operations of one product of causal attention, as a mean over tokens and layers."""
     windows = getattr(config, "windows", ()) or (0,) * config.num_layers
     keys = 0.0
     for window in windows:

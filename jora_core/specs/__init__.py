@@ -1,1 +1,1 @@
-"""What the commands are asked for, as Pydantic models; nothing here imports JAX."""
+"""Specs: the settings of each command, as Pydantic models that are imported without JAX."""

@@ -1,7 +1,7 @@
-"""The projections of one model that PEFT's ``target_modules`` picks.
+"""Resolution of PEFT's ``target_modules`` to the projections of one model.
 
-`jora_core.specs.target_names` says what names and patterns match. Here the adapters of one target are stacked
-over all layers, so a choice must be the same in every layer.
+`jora_core.specs.target_names` has the rules for names and patterns. The adapters of one target are stacked
+over all layers, so the matched projections must be the same in every layer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def resolve_targets(
     *,
     absent_ok: bool = False,
 ) -> tuple[str, ...]:
-    """Return the projections of a model that a choice means, in the sequence of the table `TENSORS`.
+    """Return the projections that `targets` match in a model, in the sequence of the table `TENSORS`.
 
     Args:
         targets: names, or one pattern.
-        config: the model, for its projections and the number of its layers.
-        exclude: PEFT's ``exclude_modules``: matches of it are left out.
+        config: the model's, for its projections and number of layers.
+        exclude: PEFT's ``exclude_modules``, names or a pattern of modules that are left out.
         absent_ok: skip names of projections that only other families have, as PEFT does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the commands that answer are asked for: one prompt, or records (see `jora_core.specs.train`)."""
+"""Specs of the commands that answer one prompt or many records (see `jora_core.specs.train`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mode = Literal["choice", "generate", "both"]
 
 
 class SamplingSpec(SpecModel):
-    """How the next token is chosen: the likeliest, or drawn."""
+    """Settings of the choice of the next token: the likeliest token, or a random draw."""
 
     # 0 by default: evaluations must not depend on a draw.
     temperature: float = Field(
@@ -40,7 +40,7 @@ class SamplingSpec(SpecModel):
 
 
 class AnswerLength(SpecModel):
-    """How long a written answer may become."""
+    """Limits of the length of a generated answer."""
 
     max_new_tokens: int = Field(
         default=32, ge=1, title="Longest answer", description="Tokens written at most"
@@ -48,7 +48,7 @@ class AnswerLength(SpecModel):
 
 
 class AnswerSpec(AnswerLength):
-    """How an answer is written, and when it ends."""
+    """Settings of the generation of an answer: its length, its end, and the choice of tokens."""
 
     min_new_tokens: int = Field(
         default=0, ge=0, title="Shortest answer", description="Tokens before which no end token is written"
@@ -75,7 +75,7 @@ class AnswerSpec(AnswerLength):
 
 
 class PromptSettings(SequenceLimit):
-    """How a prompt is made of an instruction and its input."""
+    """Template that makes a prompt from an instruction and its input."""
 
     prompt_template: str = Field(
         default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
@@ -83,7 +83,7 @@ class PromptSettings(SequenceLimit):
 
 
 class EvaluationSettings(AnswerLength, SequenceLimit):
-    """How held-out records are answered."""
+    """Settings of the answers to held-out records."""
 
     mode: Mode = Field(
         default="choice", title="Mode", description="Choose among the valid answers, write freely, or both"
@@ -97,7 +97,7 @@ class EvaluationSettings(AnswerLength, SequenceLimit):
 
 
 class GenerateSpec(AnswerSpec, PromptSettings, ModelRun):
-    """Answer one prompt with a base model, or an adapter over it."""
+    """Answer one prompt with a base model and optionally an adapter."""
 
     adapter: Path | None = Field(
         default=None, title="Adapter", description="PEFT folder; the base alone if empty"
@@ -111,7 +111,7 @@ class GenerateSpec(AnswerSpec, PromptSettings, ModelRun):
 
 
 class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
-    """Answer held-out records with one base model and any number of adapters over it."""
+    """Answer held-out records with one base model and any number of adapters."""
 
     # All systems in one command: the base is loaded once, and equal adapters share compiled programs.
     systems: dict[str, Path | None] = Field(
@@ -119,7 +119,7 @@ class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
     )
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
     task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
-    # test by default: answers to records that were trained on say little.
+    # test by default: answers to training records do not show the model's quality.
     split: Literal["train", "test"] = Field(default="test", title="Split", description="Which split to read")
     max_records: int | None = Field(
         default=None, ge=1, title="Most records", description="Read at most this many"

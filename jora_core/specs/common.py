@@ -1,6 +1,6 @@
-"""Settings that several specs share, each declared once.
+"""Groups of settings that several specs share.
 
-The pipeline's configuration inherits from the same models: titles and descriptions are what its form shows.
+The pipeline's configuration inherits from the same models, and its form shows their titles and descriptions.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ Sharing = Annotated[
 
 
 class SpecModel(BaseModel):
-    """Base of every spec: frozen, no unknown keys, numbers finite."""
+    """Base class of all specs: frozen, without unknown keys, with finite numbers."""
 
-    # A misspelt key would leave the default in place without a word; NaN and infinity have no JSON.
+    # A misspelt key would silently leave the default in place. JSON has no NaN or infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def values_of(group: type[SpecModel], given: SpecModel) -> dict[str, Any]:
-    """The values of one group of settings, by name: what another model with the same group is made of.
+    """Return the values of one group of settings, by name, as arguments for another model of the group.
 
     Args:
-        group: the settings, such as `TrainingSettings`.
-        given: a model that inherits them.
+        group: class of the settings, such as `TrainingSettings`.
+        given: model of a class that inherits from `group`.
     """
     # Not `model_dump`: it would turn the models inside into dicts.
     return {name: getattr(given, name) for name in group.model_fields}
 
 
 class MeshSpec(SpecModel):
-    """How many devices split the batch, and how many split one copy of the weights."""
+    """Shape of the device mesh: devices that split the batch, and devices that split the weights."""
 
     # 1 x 1 runs the same code as any mesh, with collectives that do nothing.
     data: int = Field(default=1, ge=1, title="Data axis", description="Devices that split the batch")
@@ -55,12 +55,12 @@ class MeshSpec(SpecModel):
 
     @property
     def devices(self) -> int:
-        """Number of devices that the mesh needs."""
+        """Number of devices of the mesh."""
         return self.data * self.tensor
 
 
 class DistributedSpec(SpecModel):
-    """This process's place among those that share one mesh."""
+    """Settings of one process among several that share a mesh."""
 
     coordinator_address: str = Field(
         title="Coordinator", description="host:port of the first process, reachable from all"
@@ -80,7 +80,7 @@ class DistributedSpec(SpecModel):
 
 
 class WeightSettings(SpecModel):
-    """How the base model's weights are held in memory."""
+    """Type and quantization of the base model's weights in memory."""
 
     dtype: Dtype = Field(
         default="float32", title="Weight type", description="Type of the frozen base weights in memory"
@@ -93,7 +93,7 @@ class WeightSettings(SpecModel):
 
 
 class ComputeSettings(WeightSettings):
-    """How the base model is held and computed."""
+    """Settings of the base model's computation: weights in memory and attention kernel."""
 
     attention: AttentionChoice = Field(
         default="auto",
@@ -103,13 +103,13 @@ class ComputeSettings(WeightSettings):
 
 
 class MeshSettings(SpecModel):
-    """The devices of a command."""
+    """Device mesh of a command."""
 
     mesh: MeshSpec = Field(default_factory=MeshSpec, title="Mesh", description="Devices and their axes")
 
 
 class ModelRun(MeshSettings, ComputeSettings):
-    """What every command that runs a model is asked: which model, how, on which devices."""
+    """Settings of every command that runs a model: model folder, computation and devices."""
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
     compilation_cache_dir: Path | None = Field(
@@ -118,7 +118,7 @@ class ModelRun(MeshSettings, ComputeSettings):
 
 
 class SequenceLimit(SpecModel):
-    """The longest prompt and answer together."""
+    """Limit of the tokens of prompt and answer together."""
 
     max_seq_len: int = Field(
         default=2000, ge=8, title="Longest example", description="Tokens of prompt and answer"

@@ -1,4 +1,4 @@
-"""Which records are trained on, and how they are put into batches."""
+"""Settings of the training data: selection of records, and batching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jora_core.specs.common import ALPACA_SHORT, SequenceLimit, Sharing
 
 
 class BatchingSettings(SequenceLimit):
-    """How many examples are read, which are kept for validation, and how they are batched."""
+    """Settings of batching, validation split, and mixed-in instructions."""
 
     # Tokens and not rows: rows differ in length, and the memory of a step follows the tokens.
     tokens_per_batch: int = Field(
@@ -68,7 +68,7 @@ class BatchingSettings(SequenceLimit):
 
 
 class DataSpec(BatchingSettings):
-    """Which records become examples, and how they are batched."""
+    """Selection of the records for training, with their prompts and batching."""
 
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
     tasks: list[str] | None = Field(

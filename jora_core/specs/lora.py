@@ -1,4 +1,4 @@
-"""An adapter's settings: rank, scale, dropout, targets."""
+"""Settings of a LoRA adapter: rank, scale, dropout, targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LoraTarget = Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROJE
 
 
 class LoraSpec(SpecModel):
-    """Low-rank adapter: rank, scale, dropout and the projections that get one (names as in PEFT)."""
+    """Settings of a low-rank adapter: rank, scale, dropout and target projections, named as in PEFT."""
 
     r: int = Field(default=16, ge=1, title="Rank", description="Inner width R of A [R, in] and B [out, R]")
     lora_alpha: float = Field(
@@ -47,9 +47,7 @@ class LoraSpec(SpecModel):
     @field_validator("target_modules", mode="before")
     @classmethod
     def _known_targets(cls, value: Any) -> Any:
-        """Refuse a wrong choice with one line; the union alone would report an error for each of its
-        types.
-        """
+        """Refuse wrong targets with one message; Pydantic's union would report one for each of its types."""
         # peft reads a list and keeps a set, whose order differs from run to run.
         if isinstance(value, tuple | set | frozenset):
             value = sorted(value, key=str)
@@ -63,5 +61,5 @@ class LoraSpec(SpecModel):
 
     @property
     def scale(self) -> float:
-        """The factor s of the update s · B A: alpha / r, with rsLoRA alpha / √r (arXiv:2312.03732)."""
+        """Factor s of the update s · B A: alpha / r, or alpha / √r with rsLoRA (arXiv:2312.03732)."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)

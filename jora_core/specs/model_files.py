@@ -1,4 +1,4 @@
-"""What the commands that check and export models are asked for (see `jora_core.specs.train`)."""
+"""Specs of the commands that check and export models (see `jora_core.specs.train`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jora_core.specs.common import Dtype, MeshSettings, SpecModel, WeightSetting
 
 
 class ConvertSpec(MeshSettings, WeightSettings):
-    """Read a model folder, check every tensor, and write down what was read."""
+    """Check every tensor of a model folder, and describe the model in a file."""
 
     model: Path = Field(title="Model", description="Model folder in Hugging Face layout")
     output_dir: Path = Field(title="Output folder", description="model.json and result.json")
 
 
 class ExportSettings(SpecModel):
-    """How the weights of a merged model are written."""
+    """Type and shard size of a merged model's weights files."""
 
     dtype: Dtype | None = Field(
         default=None, title="Weight type", description="Of the merged weights; empty: as the base"
@@ -33,7 +33,7 @@ class ExportSettings(SpecModel):
 
 
 class ExportSpec(ExportSettings):
-    """Write a merged Hugging Face model, the PEFT adapter and a model card with its lineage."""
+    """Write a merged Hugging Face model, its PEFT adapter, and a model card with the lineage."""
 
     model: Path = Field(title="Model", description="Base model folder in Hugging Face layout")
     adapter: Path = Field(title="Adapter", description="PEFT folder to merge")

@@ -1,4 +1,4 @@
-"""What the commands that plan memory and count shared contexts are asked for."""
+"""Specs of the commands that plan memory and count shared contexts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Card = Literal[24, 40, 48, 80, 141]
 
 
 class MemorySpec(MeshSettings, WeightSettings):
-    """Plan the memory of a training step on each device, without weights and without devices."""
+    """Plan the memory of a training step on each device, without weights or devices."""
 
     model: Path = Field(title="Model", description="config.json, or the folder that holds it")
     trainable: Literal["lora", "all"] = Field(
         default="lora", title="Trainable", description="Adapter or all weights"
     )
     lora: LoraSpec = Field(default_factory=LoraSpec, title="LoRA", description="Adapter shape")
-    # What a card that is worth planning for computes in.
+    # The type in which current cards compute.
     dtype: Dtype = Field(
         default="bfloat16", title="Weight type", description="Type of the frozen base weights in memory"
     )
@@ -62,7 +62,7 @@ class MemorySpec(MeshSettings, WeightSettings):
 
 
 class SharingSpec(MeshSettings):
-    """Count the token slots that records take, with their contexts shared and apart."""
+    """Count the token slots of records with and without shared contexts."""
 
     model: Path = Field(title="Model", description="Folder with config.json and the tokenizer")
     data: DataSpec = Field(title="Data", description="Records and batching, as in training")

@@ -1,4 +1,4 @@
-"""Reading a spec from its JSON file, with errors that name the field."""
+"""Reading of a spec from a JSON file, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
 
     Args:
         path: the JSON file.
-        model: the spec's class.
+        model: class of the spec.
 
     Raises:
         InputError: no such file, broken JSON, unknown key (with the nearest known one), wrong type or value.

@@ -1,8 +1,8 @@
-"""PEFT's ``target_modules`` before a model is known: a list of names, or a pattern.
+"""Checks of PEFT's ``target_modules``, a list of names or a pattern, before a model is known.
 
 PEFT compares with module names such as ``model.layers.3.self_attn.q_proj``. A name in a list matches the
 module of exactly that name, or one that ends in ``.name``. A string is a regular expression that must match
-the whole module name, or ``all-linear``. `jora_core.specs.adapter_targets` resolves a choice for one model.
+the whole module name, or ``all-linear``. `jora_core.specs.adapter_targets` finds the targets in one model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_LAYERS = 256
 
 
 def check_targets(targets: Sequence[str] | str) -> None:
-    """Refuse, before any model is known, what can match in none.
+    """Refuse targets that match in no supported model.
 
     Raises:
         InputError: an empty list, a name that is no projection, a pattern that is broken or matches nothing.
@@ -49,7 +49,7 @@ def check_targets(targets: Sequence[str] | str) -> None:
 
 
 def adaptable_modules(projections: Mapping[str, str], num_layers: int) -> Iterator[tuple[str, str, int]]:
-    """Yield module name, projection and layer of every projection, then the modules that only peft adapts."""
+    """Yield module name, projection and layer of every projection, then of modules that only peft adapts."""
     for layer in range(num_layers):
         for name, module in projections.items():
             yield f"model.layers.{layer}.{module}", name, layer
@@ -58,12 +58,12 @@ def adaptable_modules(projections: Mapping[str, str], num_layers: int) -> Iterat
 
 
 def matches_targets(targets: Sequence[str] | str, module: str, shown: str) -> bool:
-    """Say whether a choice picks one module.
+    """Return whether targets match a module.
 
     Args:
         targets: names, or one pattern.
-        module: whole name, such as ``model.layers.3.self_attn.q_proj``.
-        shown: the choice as an error message names it.
+        module: whole module name, such as ``model.layers.3.self_attn.q_proj``.
+        shown: text of the targets for an error message.
 
     Raises:
         InputError: the pattern is no regular expression.
@@ -81,7 +81,7 @@ def matches_targets(targets: Sequence[str] | str, module: str, shown: str) -> bo
 
 
 def show_targets(targets: Iterable[str] | str) -> str:
-    """Return a choice as an error message names it; a long list is cut."""
+    """Return the text of targets for an error message. A long list is shortened."""
     if isinstance(targets, str):
         return f"'{targets}'"
     names = sorted(map(str, targets))
@@ -89,12 +89,12 @@ def show_targets(targets: Iterable[str] | str) -> str:
 
 
 def expected_targets(projections: Iterable[str] = PROJECTIONS) -> str:
-    """Return the part of an error message that says what a choice may be."""
+    """Return the part of an error message that names the accepted targets."""
     return f"expected some of {', '.join(projections)}, {ALL_LINEAR}, or a pattern"
 
 
 def target_hint(targets: Sequence[str] | str) -> str:
-    """Return how to correct a name given as a pattern, or a pattern that matches a part of a name only."""
+    """Return advice for a name given as a pattern, or for a pattern that matches only a part of a name."""
     if not isinstance(targets, str):
         return ""
     if targets in PROJECTIONS:

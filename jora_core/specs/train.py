@@ -1,8 +1,8 @@
-"""What `jora_core.commands.train` is asked for.
+"""Spec of the command `jora_core.commands.train`.
 
-A spec is the contract between a caller and a command (``python -m jora_core.commands.train --spec FILE``):
-one JSON file, one model, checked when it is made. The specs import no JAX, so a caller can make one without
-starting a device runtime. An unknown key is an error.
+A spec is the contract between a caller and a command (``python -m jora_core.commands.train --spec FILE``). It
+is one JSON file and one Pydantic model, which checks the values. The specs import no JAX, so a caller can
+make a spec without starting a device runtime. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OptimSpec(SpecModel):
 
 
 class TrainingSettings(SpecModel):
-    """How an adapter is trained: its shape, the optimizer, and when it is evaluated and saved."""
+    """Settings of training: adapter, optimizer, number of steps, evaluation and checkpoints."""
 
     lora: LoraSpec = Field(
         default_factory=LoraSpec,
@@ -107,7 +107,7 @@ class TrainingSettings(SpecModel):
         return self
 
     def check_evaluation(self, validation_share: float) -> None:
-        """See that what depends on the validation loss has one, at steps that the settings themselves name.
+        """Check that settings that need a validation loss come with a validation split and `evaluate_every`.
 
         Raises:
             ValueError: early stopping or keep_best without validation_share or evaluate_every.
@@ -127,7 +127,7 @@ class TrainingSettings(SpecModel):
 class TrainSpec(TrainingSettings, ModelRun):
     """Train a LoRA adapter, or all parameters, of one model on one records file."""
 
-    # "random" is for tests and measurements without a download; such a model knows nothing.
+    # "random" is for tests and measurements without a download of weights.
     init: Literal["pretrained", "random"] = Field(
         default="pretrained",
         title="Initial weights",

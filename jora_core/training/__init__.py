@@ -1,1 +1,1 @@
-"""Training: the step, the loop, the optimizer, checkpoints, and exact resume."""
+"""Training: the step, the loop, the optimizer, metrics, and checkpoints with exact resume."""

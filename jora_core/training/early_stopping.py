@@ -1,4 +1,4 @@
-"""Early stopping: which evaluation was best, and how many came since without an improvement."""
+"""Early stopping: the best evaluation, and the number of evaluations without an improvement."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """What the validation losses so far say.
+    """State of early stopping after the evaluations so far.
 
     Attributes:
         best_step: step of the lowest validation loss, 0 before the first evaluation.
-        best_loss: that loss.
-        reference_loss: loss that the next evaluation must beat by `min_delta`. It is apart from `best_loss`:
-            many improvements below `min_delta` count as one once their sum reaches it.
-        without_improvement: evaluations since `reference_loss` was beaten.
+        best_loss: lowest validation loss.
+        reference_loss: loss that the next evaluation must beat by `min_delta`. It may be higher than
+            `best_loss`: several decreases below `min_delta` count as one improvement once their sum reaches
+            `min_delta`.
+        without_improvement: number of evaluations since the last improvement.
     """
 
     best_step: int = 0
@@ -26,14 +27,14 @@ class EarlyStopping:
         """Return the state after one more evaluation.
 
         Args:
-            step: steps done at the evaluation.
-            loss: validation loss.
+            step: number of finished steps at the evaluation.
+            loss: validation loss of the evaluation.
             min_delta: smallest decrease that counts as an improvement.
         """
         # Strictly lower: of equal losses the earliest step is the best.
         better = self.best_loss is None or loss < self.best_loss
         reference = self.reference_loss
-        # The first test matters for min_delta = 0, where an equal loss would pass the second.
+        # The first test is needed for min_delta = 0, where an equal loss would pass the second.
         improved = reference is None or (loss < reference and reference - loss >= min_delta)
         return EarlyStopping(
             best_step=step if better else self.best_step,
@@ -43,5 +44,5 @@ class EarlyStopping:
         )
 
     def stops(self, patience: int | None) -> bool:
-        """Tell whether `patience` evaluations in a row brought no improvement; None never stops."""
+        """Return whether the last `patience` evaluations brought no improvement; never for None."""
         return patience is not None and self.without_improvement >= patience

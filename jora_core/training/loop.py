@@ -1,7 +1,7 @@
-"""The training loop: steps, evaluations, checkpoints and metrics of a run whose parts are ready.
+"""The training loop: steps, evaluations, checkpoints and metrics of a prepared run.
 
-Random choices follow from (seed, epoch) and (seed, step, microbatch), and the gradient sums are empty between
-steps. So a run that was killed and started again ends with the same bits as an uninterrupted one.
+Random choices depend only on (seed, epoch) and (seed, step, microbatch), and the gradient sums are empty
+between steps. So a run that was killed and started again ends with the same bits as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ from jora_core.training.training_checkpoints import Checkpoints, Position, run_d
 _NAMED_IDS = 20
 # Steps over which the shown tokens per second are a mean.
 _RATE_ROWS = 8
-# Tells after step n whether the run must end because of SIGTERM.
+# Function of the step number that returns whether the run must end because of SIGTERM.
 _StopAfter = Callable[[int], bool]
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and its records."""
+    """The loss became NaN or infinite. The message names the step and the step's records."""
 
 
 class Interrupted(SystemExit):
-    """SIGTERM came and the state was saved. The exit code 143 is that of a process that SIGTERM ended."""
+    """The run stopped after SIGTERM with saved state.
+
+    The exit code is 143, as for a process that SIGTERM has ended.
+    """
 
     def __init__(self) -> None:
         super().__init__(143)
@@ -54,14 +57,14 @@ class Interrupted(SystemExit):
 
 @dataclass(frozen=True)
 class Run:
-    """What a training loop needs beside its state.
+    """The constant parts of a training run.
 
     Attributes:
-        steps: steps of the whole run.
+        steps: number of steps of the whole run.
         stream: the training microbatches.
         validation: the validation microbatches, None without a validation split.
-        step: the compiled functions.
-        frozen: the weights below an adapter, None where all weights are trained.
+        step: the compiled functions of a training step.
+        frozen: the base weights of an adapter, None where all weights are trained.
     """
 
     spec: TrainSpec
@@ -75,7 +78,7 @@ class Run:
 
 @dataclass
 class _UnreadStep:
-    """A step that the device may still compute; its metrics are read after the next step has been started."""
+    """A started step whose metrics are read after the start of the next step."""
 
     number: int
     metrics: StepMetrics
@@ -92,13 +95,13 @@ def run_loop(
     """Train from the newest checkpoint, or from `state`, to the end.
 
     Args:
-        run: the parts of the run.
-        state: of step 0.
+        run: the constant parts of the run.
+        state: training state of step 0.
         lines: messages from before the loop, shown with the progress.
         verbose: show progress on standard error.
 
     Returns:
-        The state whose weights are the result, and what ``result.json`` says.
+        The state with the resulting weights, and the content of ``result.json``.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
@@ -107,7 +110,7 @@ def run_loop(
     spec = run.spec
     digest = run_digest(spec)
     checkpoints = Checkpoints(spec.checkpoint_dir, digest, spec.keep_checkpoints, spec.keep_best)
-    # Before the log is opened: it drops the rows of steps after the checkpoint.
+    # The checkpoint is restored before the log is opened, since the log drops later rows.
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
     log = MetricsLog(
@@ -155,7 +158,7 @@ def run_loop(
 def _steps(
     run: Run, state: TrainState, position: Position, checkpoints: Checkpoints, meter: _Meter, stop: _StopAfter
 ) -> tuple[TrainState, Position]:
-    """Run from a position to the last step; a step's metrics are read while the next step is computed."""
+    """Train from a position to the last step. A step's metrics are read while the next one is computed."""
     spec = run.spec
     patience = spec.early_stopping_patience
     # A run that stopped early and is started again must not train on.
@@ -237,12 +240,12 @@ def _one_step(
 
 
 def validation_loss(run: Run, state: TrainState, number: int) -> float:
-    """Return the mean loss of the validation split under the present weights, without dropout.
+    """Compute the mean loss of the validation split with the current weights, without dropout.
 
     Args:
-        run: the parts of the run, with a validation stream.
-        state: whose weights are evaluated.
-        number: steps done, for the message.
+        run: the constant parts of the run, with a validation stream.
+        state: training state with the weights to evaluate.
+        number: number of finished steps, for the error message.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
@@ -264,7 +267,7 @@ def validation_loss(run: Run, state: TrainState, number: int) -> float:
 
 
 class _Meter:
-    """Turns finished steps into rows of metrics, and ends the run when the loss is NaN or infinite."""
+    """Reader of finished steps' metrics, which ends the run if the loss is NaN or infinite."""
 
     def __init__(self, log: MetricsLog, progress: StepProgress) -> None:
         self._log = log
@@ -273,15 +276,15 @@ class _Meter:
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_ROWS)
 
     def read(self, pending: _UnreadStep) -> dict[str, Any]:
-        """Return the metrics of a step as a row; wait for the device.
+        """Wait for the device and return the metrics of a step as a row.
 
         Raises:
-            DivergedError: loss or gradient norm is NaN or infinite; names the step's records.
+            DivergedError: loss or gradient norm is NaN or infinite. The message names the step's records.
         """
         # One transfer for all scalars.
         metrics = jax.device_get(pending.metrics)
         loss = float(metrics.loss)
-        # A gradient may overflow while the loss is a number; it has then spoiled the weights already.
+        # A gradient may overflow while the loss is finite. The update has then already damaged the weights.
         if not (math.isfinite(loss) and math.isfinite(float(metrics.grad_norm))):
             named = ", ".join(pending.ids[:_NAMED_IDS])
             more = f" and {len(pending.ids) - _NAMED_IDS} more" if len(pending.ids) > _NAMED_IDS else ""
@@ -309,23 +312,26 @@ class _Meter:
         }
 
     def write(self, row: dict[str, Any]) -> None:
-        """Log and show a row. The next step is timed from here, so its time contains no evaluation."""
+        """Write a row to the log and the display, and start the time of the next step.
+
+        So a step's time contains no evaluation.
+        """
         self._log.write(row)
         self._progress.step(row)
         self._since = time.perf_counter()
 
     def say(self, line: str) -> None:
-        """Show a message."""
+        """Print a message line."""
         self._progress.say(line)
 
 
 @contextmanager
 def _terminated() -> Iterator[_StopAfter]:
-    """Give a function that tells after each step whether SIGTERM came.
+    """Yield a function that returns after each step whether the run must stop because of SIGTERM.
 
-    In a thread other than the main one Python cannot handle signals; there it always says no. Of several
-    processes any may get the signal, and all must leave the loop after the same step, or the others would
-    hang in a collective.
+    Python handles signals only in the main thread; in other threads the function always returns False. Any of
+    several processes may get the signal. All of them must leave the loop after the same step, or the others
+    would wait forever in a collective.
     """
     if jax.process_count() > 1:
         yield preempted

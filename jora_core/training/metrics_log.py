@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON line for each step, consistent with the checkpoints, and progress."""
+"""The metrics of a run: a log with one JSON line for each step, and the progress display."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from jora_core.training.reporters import Writer
 
 
 class MetricsLog:
-    """``metrics.jsonl`` in the output folder, and a copy beside the checkpoints.
+    """Log of metrics: ``metrics.jsonl`` in the output folder, and a copy beside the checkpoints.
 
     The output folder may be emptied between two attempts, the checkpoint folder is not. A resumed run starts
-    from the copy, cut back to the checkpoint's step, so no step is written twice. Of several processes all
-    keep the rows in memory, and one writes them.
+    from the copy and drops the rows after the checkpoint's step, so no step is written twice. All processes
+    keep the rows in memory, and one process writes them.
     """
 
     def __init__(
         self, output: Path, kept: Path, steps_done: int, writers: Sequence[Writer] = (), writes: bool = True
     ) -> None:
-        """Open the files.
+        """Open the log and its copy.
 
         Args:
-            output: the file for the user.
-            kept: the copy beside the checkpoints.
-            steps_done: steps of the checkpoint; later rows of the copy are dropped.
+            output: path of the log in the output folder.
+            kept: path of the copy beside the checkpoints.
+            steps_done: step of the checkpoint; later rows of the copy are dropped.
             writers: further destinations of each row.
             writes: whether this process writes.
 
@@ -45,14 +45,14 @@ class MetricsLog:
         self._files: list[IO[str]] = []
         for path in (kept, output) if writes else ():
             try:
-                # First written anew, since a killed run may have logged steps after its last checkpoint.
+                # The file is rewritten first: a killed run may have logged steps after its last checkpoint.
                 write_bytes(path, text.encode())
                 self._files.append(path.open("a", encoding="utf-8"))
             except OSError as err:
                 raise InputError(f"cannot write {path}: {err.strerror or err}") from None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; readers see whole lines as they are made."""
+        """Append one row. Readers of the file see each whole line at once."""
         self.rows.append(row)
         for file in self._files:
             file.write(json.dumps(row) + "\n")
@@ -85,7 +85,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class StepProgress:
-    """The progress of a run's steps: a bar on a terminal, elsewhere (logs, CI) a plain line now and then."""
+    """Progress display of a run's steps: a bar on a terminal, plain lines at intervals elsewhere."""
 
     def __init__(self, total: int, done: int, shown: bool = True) -> None:
         self._total = total
@@ -96,7 +96,7 @@ class StepProgress:
         self._bars.start("training", total, done)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Show one row of metrics; rows with a validation loss and the last row always give a line."""
+        """Show one row of metrics. Rows with a validation loss and the last row always give a plain line."""
         text = f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
         if "validation_loss" in row:
             text += f"  validation {row['validation_loss']:.4f}"
@@ -107,9 +107,9 @@ class StepProgress:
             self._bars.say(f"step {row['step']}/{self._total}  {text}")
 
     def say(self, line: str) -> None:
-        """Print a line of its own, above the bar."""
+        """Print a message line above the bar."""
         self._bars.say(line)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         self._bars.close()

@@ -1,4 +1,4 @@
-"""AdamW with gradient clipping and a learning-rate schedule, all of optax; its state is float32."""
+"""AdamW with gradient clipping and a learning-rate schedule, built from optax, with float32 state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jora_core.specs.train import OptimSpec
 def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
     """Return the learning rate by step: linear warm-up, then decay to `min_lr_ratio` of the peak.
 
-    The first step already learns, at 1 / warm-up of the peak, and the last step has the final rate.
+    With w warm-up steps, the first step has 1/w of the peak rate. The last step has the final rate.
 
     Args:
-        spec: peak, kind of decay, and shares.
-        steps: steps of the run; the schedule counts them from 0.
+        spec: peak rate, kind of decay, and shares of warm-up and final rate.
+        steps: number of steps of the run; the schedule counts from 0.
     """
     peak, final = spec.learning_rate, spec.learning_rate * spec.min_lr_ratio
     warmup = math.ceil(spec.warmup_ratio * steps)
@@ -38,9 +38,9 @@ def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return AdamW (Loshchilov and Hutter, arXiv:1711.05101) behind clipping by the global norm.
+    """Return AdamW (Loshchilov and Hutter, arXiv:1711.05101) with gradients clipped by their global norm.
 
-    Norm weights are not decayed: they scale a normalised vector, so a pull towards zero is no regularisation.
+    Norm weights are not decayed: they scale a normalized vector, so decay to zero is no regularization.
     """
     return optax.chain(
         optax.clip_by_global_norm(spec.max_grad_norm),
@@ -56,5 +56,5 @@ def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientT
 
 
 def decayed(tree: Any) -> Any:
-    """Return a tree of bools: the leaves that weight decay applies to."""
+    """Return a tree of bools, True for the leaves to which weight decay applies."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), tree)

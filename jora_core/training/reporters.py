@@ -21,14 +21,14 @@ _ID_LENGTH = 16
 
 
 class Writer(Protocol):
-    """A destination of metrics."""
+    """Destination of rows of metrics."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Take one row of metrics."""
+        """Record one row of metrics."""
         ...
 
     def close(self) -> None:
-        """Put everything on disk, or send it."""
+        """Write or send all recorded rows, and close the destination."""
         ...
 
 
@@ -36,7 +36,7 @@ def require_reporters(names: Sequence[Reporter]) -> None:
     """Check that the packages of the writers are installed, before any work is done.
 
     Raises:
-        InputError: one is missing; the line says what to install.
+        InputError: a package is missing. The message says what to install.
     """
     for name in names:
         # Found without importing it: wandb takes seconds to import, and may be needed only hours later.
@@ -52,10 +52,10 @@ def open_reporters(
     """Open the writers of a run.
 
     Args:
-        names: which writers.
-        folder: where they keep their files.
-        run_id: identifies the run; a resumed run continues its own curves.
-        steps_done: steps of the checkpoint; rows that a killed run wrote after it are written again.
+        names: names of the writers.
+        folder: folder for the writers' files.
+        run_id: id of the run, by which a resumed run continues its curves.
+        steps_done: step of the checkpoint; later rows of a killed run are written again.
         settings: the spec, shown beside the curves.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Train an adapter or a whole model from a spec, and write the result."""
+"""Training of an adapter or a whole model from a spec, up to the written result."""
 
 from __future__ import annotations
 
@@ -44,19 +44,21 @@ from jora_core.weights.load_params import load_params
 
 
 def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
-    """Train what a spec describes; resume if its checkpoint folder holds a state of the same spec.
+    """Train an adapter or a whole model as described by a spec.
+
+    Training resumes if the checkpoint folder holds a state of the same spec.
 
     Args:
-        spec: model, data, optimizer, mesh, and where results go.
+        spec: model, data, optimizer, mesh, and output folders.
         verbose: show progress on standard error.
 
     Returns:
-        What ``result.json`` in the output folder says.
+        The content of ``result.json`` in the output folder.
 
     Raises:
         InputError: the spec's files or values cannot be used.
         DivergedError: the loss became NaN or infinite.
-        Interrupted: SIGTERM; the state was saved.
+        Interrupted: SIGTERM came; the state was saved.
     """
     began = time.perf_counter()
     require_reporters(spec.report_to)
@@ -111,7 +113,7 @@ def _validation_stream(spec: TrainSpec, data: TrainData) -> BatchStream | None:
 
 
 def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[Any, Params | None]:
-    """Return the tree to train and, for an adapter, the frozen weights below it."""
+    """Return the tree to train and, for an adapter, the frozen base weights."""
     # A host array: a key that lies on one device is no valid argument of a program of several processes.
     key = np.asarray(jax.random.key_data(jax.random.key(spec.seed)))
     # Weights that are trained stay float32; see `build_step`.
@@ -159,15 +161,15 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the spec's "
             f"lora.target_modules are {', '.join(targets)}; they must be the same"
         )
-    # Dropout is a matter of the run and not of the weights: the new spec decides.
+    # Dropout belongs to the run and not to the weights, so the new spec's value is used.
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
 
 
 def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result: dict[str, Any]) -> None:
-    """Write the adapter or the model, and ``result.json`` last: where it exists, all other files do."""
+    """Write the adapter or the model, then ``result.json``, which marks complete outputs."""
     folder = spec.output_dir
     if spec.trainable == "lora":
-        # The base by the name of its folder: its path means nothing on another machine.
+        # The name of the base's folder, because a path is useless on another machine.
         save_adapter(trainable, folder, spec.lora, spec.model.resolve().name)
     else:
         copy_companions(spec.model, folder)

@@ -1,8 +1,8 @@
-"""The compiled parts of a training step: add up the gradients of microbatches, then update once.
+"""The compiled functions of a training step: add up the gradients of microbatches, then update once.
 
-What is trained is one tree: an `Adapter` over frozen weights, or the `Params` themselves. All else here and
-in the loop is the same for both. Microbatches of different shapes add to the same sums, so only `accumulate`
-is compiled for each shape.
+The trained parameters are one tree: an `Adapter` over frozen weights, or the `Params` themselves. The code is
+the same for both. Microbatches of different shapes add to the same sums, so only `accumulate` is compiled for
+each shape.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCH_ARRAYS = ("tokens", "positions", "until", "index", "targets", "weights")
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes and a checkpoint holds: steps done, the trained tree in float32, AdamW's state."""
+    """Training state, saved in checkpoints: finished steps, the trained tree in float32, AdamW's state."""
 
     step: jax.Array
     trainable: Any
@@ -44,7 +44,7 @@ class TrainState:
 class Sums:
     """Sums over the microbatches of one step.
 
-    Sums instead of means: the mean of microbatch means would weight a token by the batch it is in.
+    Means are not used: in a mean of microbatch means, the weight of a token would depend on its microbatch.
 
     Attributes:
         grads: gradient of the summed loss, a tree like the trained one, float32.
@@ -59,7 +59,7 @@ class Sums:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """Scalars of one step; they stay on the device until they are read, so that no step waits for them."""
+    """Scalar metrics of one step, which stay on the device until they are read, so that no step waits."""
 
     loss: jax.Array
     grad_norm: jax.Array
@@ -68,10 +68,10 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The compiled functions of a run.
+    """The compiled functions of a training run.
 
     Attributes:
-        start: trainable → TrainState of step 0, placed on the mesh.
+        start: trained tree → TrainState of step 0, placed on the mesh.
         zero: TrainState → empty Sums.
         accumulate: (sums, state, frozen, batch, microbatch number) → sums; the given sums are donated.
         update: (state, sums) → (state, empty sums, metrics); both arguments are donated.
@@ -90,11 +90,11 @@ class TrainStep:
 def build_step(
     config: ModelConfig, spec: TrainSpec, mesh: Mesh, schedule: optax.Schedule, trainable: Any
 ) -> TrainStep:
-    """Return the functions of one training step.
+    """Build the compiled functions of a training step.
 
     Args:
         config: the model's.
-        spec: what is trained, how, and from which seed.
+        spec: settings of training and seed.
         mesh: data × tensor devices.
         schedule: learning rate by step.
         trainable: the tree to train, or its shapes; only its structure is used.

@@ -1,8 +1,8 @@
-"""Training state on disk: Orbax checkpoints that belong to one spec and survive a kill at any moment.
+"""Orbax checkpoints of the training state, which belong to one spec and stay valid after a kill.
 
-Orbax writes a checkpoint under a temporary name and renames it, so an incomplete one is never read. The
-newest checkpoints are kept, and the best one if the spec says so. The folder carries a digest of the spec and
-of its input files: the state of another spec is never resumed.
+Orbax writes a checkpoint under a temporary name and renames it, so an incomplete checkpoint is never read.
+The newest checkpoints are kept, and optionally the best one. The folder holds a digest of the spec and of its
+input files, so that the state of another spec is never resumed.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is.
+    """Position of a training run.
 
     Attributes:
-        step: steps done.
-        epoch, index: the next microbatch of the stream.
-        early_stopping: what the evaluations so far say.
+        step: number of finished steps.
+        epoch, index: position of the next microbatch in the stream.
+        early_stopping: state of early stopping.
     """
 
     step: int = 0
@@ -63,14 +63,14 @@ class Position:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Position:
-        """Return the inverse of `dataclasses.asdict`; names of earlier versions are read too."""
+        """Make a position from the result of `dataclasses.asdict`, also in the form of earlier versions."""
         found: dict[str, Any] = value.get("early_stopping") or value.get("standing") or {}
         renamed: dict[str, Any] = {_EARLIER_NAMES.get(name, name): number for name, number in found.items()}
         return cls(value["step"], value["epoch"], value["index"], EarlyStopping(**renamed))
 
 
 class _PreservationPolicy(policies.PreservationPolicy):
-    """Keep the newest checkpoints and the one of the best step."""
+    """Orbax policy that keeps the newest checkpoints and the one of the best step."""
 
     def __init__(self, newest: int) -> None:
         self._newest = newest
@@ -87,13 +87,13 @@ class Checkpoints:
     """The checkpoints of one spec in one folder."""
 
     def __init__(self, folder: Path, digest: str, keep: int = 2, keep_best: bool = False) -> None:
-        """Open a folder; checkpoints of another spec, and incomplete ones, are removed.
+        """Open a checkpoint folder, and remove incomplete checkpoints and those of another spec.
 
         Args:
-            folder: belongs to one run at a time.
+            folder: checkpoint folder, used by one run at a time.
             digest: `run_digest` of the spec.
-            keep: newest checkpoints that are kept.
-            keep_best: the checkpoint of the best step is kept as well.
+            keep: number of newest checkpoints to keep.
+            keep_best: whether the checkpoint of the best step is kept as well.
 
         Raises:
             InputError: the folder cannot be written.
@@ -121,7 +121,7 @@ class Checkpoints:
         )
 
     def _take_over(self, digest: str) -> None:
-        """Write the digest into the folder; remove the checkpoints that belong to another digest."""
+        """Write the digest into the folder, and remove checkpoints of another digest."""
         owner = self._folder / "digest"
         if owner.exists() and owner.read_text().strip() != digest:
             self.fresh_because = "its checkpoints belong to another spec or to other input files"
@@ -130,7 +130,7 @@ class Checkpoints:
         write_bytes(owner, f"{digest}\n".encode())
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Write a checkpoint; return when the state has been copied, while it is still being written."""
+        """Save a checkpoint; return as soon as the state is copied, and write in the background."""
         if position.step in self._manager.all_steps():
             return
         leaves = _as_dict(state)
@@ -152,11 +152,11 @@ class Checkpoints:
         """Read a checkpoint.
 
         Args:
-            like: a state of the same shapes; what is read is placed on devices as it is.
-            step: which checkpoint, the newest if None.
+            like: state of the same shapes and placements on devices.
+            step: step of the checkpoint, the newest if None.
 
         Returns:
-            State and position; None if there is no checkpoint.
+            State and position, or None if there is no checkpoint.
         """
         self._manager.wait_until_finished()
         step = self._manager.latest_step() if step is None else step
@@ -178,16 +178,16 @@ class Checkpoints:
         return state, position
 
     def close(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until all saved checkpoints are on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def run_digest(spec: TrainSpec) -> str:
-    """Return the SHA-256 of what decides a result: spec, records, tokenizer, and the headers of the weights.
+    """Return the SHA-256 of all inputs of a run: spec, records, tokenizer, and headers of the weights.
 
-    Weights are identified by name, size and safetensors header instead of content: reading 140 GB to decide
-    whether to resume would take longer than most resumed runs save.
+    Weights are identified by name, size and safetensors header instead of content, since reading 140 GB would
+    take longer than most resumed runs save.
     """
     excluded = dict.fromkeys(_NOT_COMPUTED, True) | _BY_CONTENT
     if spec.early_stopping_patience is None and not spec.keep_best:
@@ -214,5 +214,5 @@ def run_digest(spec: TrainSpec) -> str:
 
 
 def _as_dict(state: TrainState) -> dict[str, jax.Array]:
-    """Return the leaves as a flat dict: the files do not depend on how optax and our classes nest them."""
+    """Return the leaves of a state as a flat dict, so that files do not depend on the nesting of classes."""
     return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}

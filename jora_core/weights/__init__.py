@@ -1,1 +1,1 @@
-"""Weights on disk: Hugging Face folders, safetensors, PEFT adapters, merging."""
+"""Reading, writing and merging of weights: Hugging Face folders, safetensors, PEFT adapters."""

@@ -1,7 +1,8 @@
-"""Adapters in PEFT's folder layout, read and written.
+"""Reading and writing of adapters in PEFT's folder layout.
 
 Shapes are PEFT's (A [R, in], B [out, R], DoRA's magnitude [out]), here stacked over layers. So ``peft`` reads
-a folder written here, and the other way round. `jora_core.parameters.lora_math` has the arithmetic.
+a folder written here, and this module reads a folder of ``peft``. `jora_core.parameters.lora_math` has the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
 
     Args:
         adapter: the weights, stacked over layers.
-        folder: is made where it does not exist.
-        spec: written into the config; its scale must be the adapter's.
+        folder: folder to write, made if missing.
+        spec: settings written to the config; must have the adapter's scale.
         base_name: name or path of the base model, for ``base_model_name_or_path``.
     """
     folder = Path(folder)
@@ -52,12 +53,12 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
 def load_adapter(
     folder: Path | str, config: ModelConfig, dtype: Any = jnp.float32
 ) -> tuple[Adapter, LoraSpec]:
-    """Read a PEFT LoRA folder made for a model of this shape.
+    """Read an adapter from a PEFT folder and check that it fits the base model.
 
     Args:
-        folder: ``adapter_model.safetensors`` and ``adapter_config.json``.
-        config: of the base model.
-        dtype: of the adapter's arrays, whatever the file holds.
+        folder: folder with ``adapter_model.safetensors`` and ``adapter_config.json``.
+        config: the base model's.
+        dtype: type of the adapter's arrays, independent of the type in the file.
 
     Returns:
         The adapter and its settings, with the targets as a list of projections.
@@ -70,7 +71,7 @@ def load_adapter(
     if not folder.is_dir():
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
     spec = read_peft_config(folder, config)
-    # The config first: its refusals say more than the names and shapes that would not fit.
+    # The config is checked first: its errors are clearer than those about names and shapes.
     source = TensorStore.of_file(folder / WEIGHTS_FILE)
     targets = resolve_targets(spec.target_modules, config)
     shapes = {target: _shapes(config, spec, target) for target in targets}
@@ -92,7 +93,7 @@ def _parts(lora: LoraWeights) -> dict[str, jax.Array]:
 
 
 def _shapes(config: ModelConfig, spec: LoraSpec, target: str) -> dict[str, tuple[int, ...]]:
-    """Shape of each part of one layer's adapter."""
+    """Return the shape of each part of one layer's adapter."""
     out_width, in_width = projection_shape(config, target)
     shapes: dict[str, tuple[int, ...]] = {"A": (spec.r, in_width), "B": (out_width, spec.r)}
     return shapes | ({"magnitude": (out_width,)} if spec.use_dora else {})
@@ -105,9 +106,9 @@ def _check_fits(
     spec: LoraSpec,
     shapes: dict[str, dict[str, tuple[int, ...]]],
 ) -> None:
-    """Compare the tensors of an adapter with its config and with the base, and say which of the two differs.
+    """Compare the tensors of an adapter with its config and with the base, and name the one that differs.
 
-    Looked at before the plain comparison of names and shapes, whose message would not say what is wrong.
+    This check comes before the plain comparison of names and shapes, whose message would be less clear.
 
     Raises:
         InputError: naming the tensor.
@@ -144,11 +145,11 @@ def _check_fits(
 
 
 def read_adapter(folder: Path | None, config: ModelConfig, mesh: Mesh) -> Adapter | None:
-    """The adapter of a PEFT folder in its place on the mesh; None for none.
+    """Read an adapter from a PEFT folder and place it on the mesh; return None for no folder.
 
     Args:
-        folder: in PEFT's layout, or None for the base model alone.
-        config: of the base model.
+        folder: folder in PEFT's layout, or None for the base model alone.
+        config: the base model's.
         mesh: data × tensor.
     """
     if folder is None:

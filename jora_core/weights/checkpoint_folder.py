@@ -1,6 +1,6 @@
-"""A model folder in Hugging Face layout: opened with its checks, and written.
+"""Opening and writing of a model folder in Hugging Face layout.
 
-`jora_core.weights.load_params` reads the weights of an opened folder into their places.
+`jora_core.weights.load_params` reads the weights of an opened folder to their devices.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from jora_core.weights.tensor_store import TensorStore, write_tensors
 
 
 def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
-    """Open a model folder and check names, shapes and the tokenizer's size, reading no weights yet.
+    """Open a model folder and check names, shapes and the tokenizer's size, without reading weights.
 
     Raises:
-        InputError: naming the tensor and the file.
+        InputError: a check fails. The message names tensor and file.
     """
     store = TensorStore.of_model(folder)
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
     ignore = frozenset({head_tensor_name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
-    # A folder without a tokenizer is fine here: what needs one says so itself.
+    # A folder without a tokenizer is accepted here: the commands that need a tokenizer report the error.
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         load_tokenizer(Path(folder), config.vocab_size)
     return store
 
 
 def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: Any = jnp.float32) -> None:
-    """Write ``model.safetensors`` and ``config.json``, each atomically; a tied head is left out.
+    """Write ``model.safetensors`` and ``config.json``, each atomically. A tied head is left out.
 
     Args:
         params: the weights, on any mesh.
-        config: of the model.
-        folder: is made where it does not exist.
-        dtype: of the weights in the file.
+        config: the model's.
+        folder: folder to write, made if missing.
+        dtype: type of the weights in the file.
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", hf_tensors(params, config, dtype))
@@ -53,12 +53,12 @@ def save_params(params: Params, config: ModelConfig, folder: Path | str, dtype: 
 
 
 def hf_tensors(params: Params, config: ModelConfig, dtype: Any) -> dict[str, np.ndarray]:
-    """All weights on the host under their Hugging Face names, one tensor a layer.
+    """Copy all weights to the host, as separate tensors for each layer, by Hugging Face name.
 
     Args:
         params: the weights, none of them quantized.
-        config: of the model.
-        dtype: of the result.
+        config: the model's.
+        dtype: type of the result.
     """
     tensors = {}
     for row in model_rows(config):

@@ -1,4 +1,4 @@
-"""The files of a model folder beside weights and config: tokenizer, generation settings, licence."""
+"""Copying of a model folder's other files: tokenizer, generation settings, licence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from jora_core.base.atomic_files import atomic_path
 from jora_core.data.tokenizer import TOKENIZER_FILES
 
-# Patterns of what a derived model keeps unchanged: special tokens, padding and chat template stay the base's.
+# Patterns of the files that a derived model keeps: special tokens, padding and chat template are the base's.
 # Beside the files that this core reads there are those of slow tokenizers, which transformers falls back to.
 COMPANION_PATTERNS = (
     *TOKENIZER_FILES,
@@ -24,11 +24,11 @@ COMPANION_PATTERNS = (
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what a model folder has beside its weights and config, each file atomically.
+    """Copy the files of a model folder other than weights and config, each file atomically.
 
     Args:
         source: the base model's folder.
-        folder: of the derived model; nothing is done where it is the same folder.
+        folder: the derived model's folder. If it is `source`, nothing is done.
     """
     if source.resolve() == folder.resolve():
         return
@@ -41,6 +41,6 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy one file, all of it or nothing."""
+    """Copy one file atomically."""
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)

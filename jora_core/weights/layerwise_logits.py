@@ -1,8 +1,8 @@
-"""Logits of a model that is never whole in memory: its layers are read from the files one at a time.
+"""Logits of a model that is never whole in memory, computed with one layer from the files at a time.
 
-This verifies an export. Everything is computed in float32, whatever the files hold, so that two models differ
-only by the rounding of their stored weights. In memory there are one layer in float32 and some rows of the
-vocabulary.
+These logits verify an export. Everything is computed in float32, independent of the type in the files, so
+that two models differ only by the rounding of their stored weights. In memory there are one layer in float32
+and some rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from jora_core.weights.merge_adapters import MergedWeights
 
 
 def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter | None = None) -> jax.Array:
-    """Hidden states after the final norm, each row one causal sequence.
+    """Compute the hidden states after the final norm. Each row is one causal sequence.
 
     Args:
-        weights: of the model, with adapters merged in or not.
+        weights: the model's weights, with or without merged adapters.
         tokens: int [B, T].
-        adapter: computed beside the weights instead of merged into them; None for none.
+        adapter: adapter that is computed beside the weights instead of merged; None for none.
 
     Returns:
-        float32 [B, T, D].
+        Hidden states float32 [B, T, D].
     """
     config, store = weights.config, weights.store
     table = {row.field: row for row in model_rows(config) if not row.per_layer}
@@ -56,7 +56,7 @@ def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter |
 
 
 def logits(weights: MergedWeights, hidden: jax.Array) -> Iterator[np.ndarray]:
-    """Logits of hidden states [..., D], some of the vocabulary at a time in its order: float32 [..., v]."""
+    """Yield the logits of hidden states [..., D], a part of the vocabulary at a time: float32 [..., v]."""
     config = weights.config
     table = {row.field: row for row in model_rows(config)}
     for rows in weights.rows(table["embedding" if config.tie_embeddings else "head"]):
@@ -76,7 +76,7 @@ def _one_layer(
     weights: LayerParams,
     lora: dict[str, LoraWeights],
 ) -> jax.Array:
-    """One decoder layer over [B, T, D], with an adapter's matrices for it or {}; weights of any type."""
+    """Compute one decoder layer over [B, T, D], with the adapter's matrices of the layer, or {} for none."""
     weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
     # Each row is one causal sequence without padding, so every key is visible up to the end.

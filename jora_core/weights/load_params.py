@@ -1,8 +1,8 @@
-"""Loading a model's weights from a folder to their places on the mesh; they may be quantized on the way.
+"""Loading of a model's weights from a folder to the devices of the mesh, with optional quantization.
 
-Each device allocates its share of a field and fills it in place, some rows of one layer at a time. So the
-host holds no more than those rows, however large the model, its layers or its vocabulary. Each process reads
-the slices of its own devices; replicas of a slice share one read.
+Each device allocates its share of a weight and fills this share in place, some rows of one layer at a time.
+So the host holds no more than these rows, for any size of the model, its layers or its vocabulary. Each
+process reads the slices of its own devices. Replicas of a slice share one read.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def load_params(
     mesh: Mesh | None = None,
     quantization: Quantization = "none",
 ) -> Params:
-    """Read a model's weights into their places on the mesh.
+    """Read a model's weights to their placements on the mesh.
 
     Args:
-        folder: in Hugging Face layout.
-        config: of the model.
-        dtype: of what is not quantized.
+        folder: model folder in Hugging Face layout.
+        config: the model's.
+        dtype: type of the weights that are not quantized.
         mesh: data × tensor; one device if None.
-        quantization: of the projections, which become `QuantizedWeight`s; no float copy of them is made.
+        quantization: quantization of the projections, which become `QuantizedWeight`s without a float copy.
 
     Raises:
         InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
@@ -63,7 +63,7 @@ def load_params(
     store = open_checkpoint(folder, config)
     shardings = param_shardings(config, mesh)
     sizes = [math.prod(shape) for shape in expected_tensors(config).values()]
-    # A small model is loaded before a bar could be read; of several processes one reports.
+    # No bar for a small model, which is loaded too soon. Of several processes, only the first shows a bar.
     # Two bytes a value: most published files hold bfloat16 or float16.
     shown = 2 * sum(sizes) >= _PROGRESS_BYTES and not jax.process_index()
 
@@ -88,12 +88,12 @@ def load_params(
 
 @dataclass(frozen=True)
 class _Field:
-    """What determines the programs that fill one field of `Params`; fields that are equal share them.
+    """Key of the compiled programs that fill one field of `Params`. Equal fields share programs.
 
     Attributes:
-        axes: mesh axis of each dimension of a (layer's) tensor.
-        shape: of a (layer's) tensor.
-        layers: length of the layer axis in front; None if the field has none.
+        axes: mesh axis of each dimension, without the layer axis.
+        shape: shape without the layer axis.
+        layers: length of the leading layer axis; None for a field without this axis.
     """
 
     mesh: Mesh
@@ -105,18 +105,18 @@ class _Field:
 
     @property
     def sharding(self) -> NamedSharding:
-        """Placement of a (layer's) tensor."""
+        """Placement of the field without the layer axis."""
         return NamedSharding(self.mesh, PartitionSpec(*self.axes))
 
     def convert(self, rows: jax.Array, in_axis: str | None) -> Any:
-        """What becomes of some rows of the file."""
+        """Cast or quantize rows of the file."""
         if self.quantization == "none":
             return rows.astype(self.dtype)
         return quantize(rows, self.quantization, in_axis)
 
 
 def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Callable[[], None]) -> Any:
-    """One field, filled chunk by chunk."""
+    """Allocate one field and fill it chunk by chunk."""
     # Fields of equal shape and type share two programs, which `_programs` caches.
     empty, fill = _programs(field)
     local = field.sharding.shard_shape(field.shape)
@@ -146,13 +146,13 @@ def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Call
 
 
 def _holders(field: _Field) -> dict[int, tuple[tuple[slice, ...], list[tuple[Any, slice]]]]:
-    """What this process reads of each (layer's) tensor, by the first row of a device's slice.
+    """Return the parts of a field's tensors that this process reads, by the first row of a device's slice.
 
-    Devices whose slices begin at the same row are served by one read over all of their columns: runs of the
-    file stay long, and replicas cost nothing.
+    Devices whose slices begin at the same row share one read of all their columns. So the file is read in
+    long runs, and replicas need no separate read.
 
     Returns:
-        The span of columns that the devices need (none for a vector), and each device's cut of the span.
+        The range of columns for the devices (none for a vector), and each device's slice of this range.
     """
     found: dict[int, list[tuple[Any, slice]]] = {}
     for device, index in field.sharding.addressable_devices_indices_map(field.shape).items():
@@ -169,12 +169,12 @@ def _holders(field: _Field) -> dict[int, tuple[tuple[slice, ...], list[tuple[Any
 
 @functools.cache
 def _programs(field: _Field) -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Two compiled programs: one makes the empty field, one puts a chunk into it.
+    """Return two compiled programs: one makes the empty field, one writes a chunk into the field.
 
-    The second takes (field, chunk, layer, first row). A chunk has some rows of every device's slice. Each
-    device works alone, except for the largest magnitude of an int8 row whose inputs are split.
+    The second takes (field, chunk, layer, first row). A chunk has some rows of every device's slice. The
+    devices exchange only the largest magnitude of int8 rows whose inputs are split.
     """
-    # Shapes and types of what a conversion gives, without computing it.
+    # Shapes and types of a conversion's result, without the computation.
     one = jax.eval_shape(lambda x: field.convert(x, None), jax.ShapeDtypeStruct(field.shape, jnp.float32))
     axes = (field.axes,) if field.quantization == "none" else quantized_axes(field.quantization, *field.axes)
     lead = () if field.layers is None else (field.layers,)

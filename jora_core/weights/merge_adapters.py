@@ -1,8 +1,8 @@
-"""A base with adapters merged into it, made and written one tensor at a time.
+"""Merging of adapters into a base model's folder, one tensor at a time.
 
 The host holds one tensor of one layer of the base, or some rows of a tensor that no adapter changes. The
 adapters are whole in memory. `jora_core.parameters.lora_math.merge_adapters` gives the same numbers for a
-whole model.
+model in memory.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _PROGRESS_BYTES = 100 << 20
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """The weights of a folder with adapters merged into them in order; each is made when it is read."""
+    """The weights of a model folder with adapters merged in. Each tensor is merged when it is read."""
 
     store: TensorStore
     config: ModelConfig
     adapters: tuple[Adapter, ...] = ()
 
     def layer(self, number: int) -> LayerParams:
-        """One layer's weights without the layer axis: float32 where merged, else as stored."""
+        """Return one layer's weights without the layer axis, merged ones in float32, others as stored."""
         rows = [row for row in model_rows(self.config) if row.per_layer]
         return LayerParams(
             **{
@@ -59,12 +59,12 @@ class MergedWeights:
         )
 
     def parts(self, row: TensorRow, layer: int, dtype: str) -> Iterator[np.ndarray]:
-        """One tensor from its first row to its last, merged in float32 and cast once to `dtype`.
+        """Yield one tensor in parts of whole rows, merged in float32 and cast once to `dtype`.
 
         Args:
-            row: the tensor's row of the table.
+            row: the tensor's row of the table `TENSORS`.
             layer: number of the layer.
-            dtype: as numpy names it.
+            dtype: numpy's name of the type.
 
         Raises:
             InputError: the base holds NaN or infinity, or a merged value is too large for `dtype`.
@@ -81,7 +81,7 @@ class MergedWeights:
             yield narrow
 
     def rows(self, row: TensorRow, layer: int = 0) -> Iterator[np.ndarray]:
-        """The base's tensor as stored, some rows at a time; their number does not depend on the type."""
+        """Yield a tensor of the base as stored, in parts of whole rows that do not depend on the type."""
         name = row.name(layer)
         for part in _row_slices(self.store.shape(name)):
             yield self.store.read(name, part)
@@ -108,15 +108,15 @@ class MergedWeights:
 # One program for each shape and number of adapters; all layers share it.
 @partial(jax.jit, static_argnums=2)
 def merged_tensor(weight: jax.Array, pairs: tuple[LoraWeights, ...], scales: tuple[float, ...]) -> jax.Array:
-    """`merged_weight`, compiled.
+    """Compute `merged_weight` as a compiled program.
 
     Args:
         weight: [out, in].
-        pairs: each adapter's matrices for it.
+        pairs: each adapter's matrices for the weight.
         scales: each adapter's scale.
 
     Returns:
-        float32 [out, in].
+        Merged weight float32 [out, in].
     """
     return merged_weight(weight, zip(pairs, scales, strict=True))
 
@@ -129,24 +129,24 @@ def write_merged(
     dtype: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> str:
-    """Write a Hugging Face folder: the base's weights with adapters merged in, all other files unchanged.
+    """Write a Hugging Face folder with the base's weights and adapters merged in. Other files are copied.
 
-    The base's config.json is kept field by field, except for the type of the weights; tied heads stay tied.
-    Each file is written whole or not at all, the weights first, see `write_shards`.
+    All fields of the base's config.json are kept, except the type of the weights. Tied heads stay tied. Each
+    file is written atomically, the weights first; see `write_shards`.
 
     Args:
         base: the base model's folder.
-        config: of the base model.
-        adapters: merged in this order.
-        folder: to write; not the base itself.
-        dtype: of the weights; the base's own if None.
-        max_shard_size: bytes, see `write_shards`.
+        config: the base model's.
+        adapters: adapters to merge, in this order.
+        folder: folder to write, other than the base.
+        dtype: type of the written weights; the base's type if None.
+        max_shard_size: largest file in bytes, see `write_shards`.
 
     Returns:
         The type of the weights.
 
     Raises:
-        InputError: the base cannot be used, is the folder itself, or the folder cannot be written.
+        InputError: the base cannot be used, `folder` is the base, or `folder` cannot be written.
     """
     if base.resolve() == folder.resolve():
         raise InputError(f"{folder} is the base model itself; choose another folder")
@@ -169,7 +169,7 @@ def write_merged(
         yield from weights.parts(*places[name], dtype)
         bar.advance()
 
-    # A small model is merged before a bar could be read.
+    # No bar for a small model, whose merge is finished too soon.
     with progress("merge tensors", len(expected), shown=size >= _PROGRESS_BYTES) as bar:
         write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
     # Fields that this core does not read stay in the file: transformers may use them.
@@ -182,7 +182,7 @@ def write_merged(
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Slices of some rows each that make up a tensor."""
+    """Return slices of rows that together cover a tensor."""
     size, *widths = shape
     count = max(1, _CHUNK_VALUES // math.prod(widths))
     for first in range(0, size, count):

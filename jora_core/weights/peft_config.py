@@ -1,7 +1,7 @@
-"""``adapter_config.json`` as ``peft`` writes it, read into a `LoraSpec` and written from one.
+"""Reading and writing of ``peft``'s ``adapter_config.json`` as a `LoraSpec`.
 
-A field that asks for another computation than this core's is refused by name. This holds for any release of
-``peft``: a field that is unknown here is accepted only with a value that turns it off.
+A field that would need another computation than this core's is refused by name. This includes fields of later
+releases of ``peft``: an unknown field is accepted only with a value that turns the field off.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ _INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
-    """The LoRA settings of a PEFT folder, its targets resolved to names of projections.
+    """Read the LoRA settings of a PEFT folder, with the targets as names of projections.
 
     Args:
-        folder: holds ``adapter_config.json``.
-        config: of the base model, whose modules the targets are matched with.
+        folder: PEFT folder with ``adapter_config.json``.
+        config: the base model's, for the modules that the targets match.
 
     Raises:
-        InputError: file missing or broken, another PEFT method, a field that is missing, wrong, or asks for
-            what this core would compute differently.
+        InputError: file missing or broken, another PEFT method, a missing or wrong field, or a field that
+            this core would compute differently.
     """
     path = folder / CONFIG_FILE
     data = read_json_object(path, f"adapter folder {folder}")
@@ -96,7 +96,7 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
 
 
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
-    """The fields of an ``adapter_config.json``.
+    """Return the fields of an ``adapter_config.json``.
 
     Args:
         spec: the adapter's settings.
@@ -117,7 +117,7 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        # As peft saves it: who loads the adapter to train on says so with is_trainable.
+        # True as in peft's own files: to continue training, peft is called with is_trainable.
         "inference_mode": True,
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
@@ -139,7 +139,7 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             "lora_alpha": data["lora_alpha"],
             # null counts as missing, in all optional fields.
             "lora_dropout": data.get("lora_dropout") or 0.0,
-            # peft passes over names that this family does not have, so published adapters may list them.
+            # peft ignores names that the family does not have, so published adapters may list such names.
             "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,

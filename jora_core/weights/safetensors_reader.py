@@ -1,8 +1,8 @@
-"""Reading slices of a safetensors file, with no more in memory than the slice.
+"""Reading of slices of a safetensors file, with only the slice in memory.
 
-The safetensors library maps the file. Pages of a mapped file that were touched count as resident memory, and
-a slice of columns touches all pages of its tensor. Here each contiguous run of a slice is read with one
-system call instead. Format: https://huggingface.co/docs/safetensors, "Format".
+The safetensors library maps the file. Pages of a mapped file count as resident memory once they are read, and
+a slice of columns reads all pages of its tensor. Here each contiguous run of a slice is read with one system
+call instead. Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OTHER_NAMES = {"BOOL": "bool"} | {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of the header: type (floats as numpy names them), shape, and where its bytes begin."""
+    """Header entry of one tensor: type (numpy's name for floats), shape, and offset of its first byte."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,13 +46,13 @@ class TensorEntry:
 
 
 class TensorFile:
-    """An open safetensors file; reading is safe from several threads."""
+    """An open safetensors file, which several threads may read."""
 
     def __init__(self, path: Path) -> None:
         """Open a file and read its header.
 
         Raises:
-            InputError: missing, unreadable, truncated, or another format.
+            InputError: the file is missing, unreadable, truncated, or in another format.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -60,7 +60,7 @@ class TensorFile:
         try:
             with safe_open(path, "numpy"):  # the library checks the header against the file's size
                 pass
-            # Unbuffered: slices are read from the descriptor, which a buffer would know nothing of.
+            # Unbuffered, because slices are read from the file descriptor and bypass any buffer.
             self._handle = path.open("rb", buffering=0)
         except FileNotFoundError:
             raise InputError(f"weights file {path} does not exist") from None
@@ -88,11 +88,11 @@ class TensorFile:
         """Read a tensor or a part of it.
 
         Args:
-            name: the tensor.
+            name: name of the tensor.
             index: one slice of step 1 for each dimension; the whole tensor if None.
 
         Raises:
-            InputError: the part holds NaN or infinity, or the file has become shorter.
+            InputError: the part has NaN or infinity, or the file has become shorter.
         """
         entry = self.tensors[name]
         bounds = [
@@ -120,7 +120,7 @@ class TensorFile:
 
 
 def _runs(entry: TensorEntry, bounds: list[tuple[int, int]], itemsize: int) -> Iterator[tuple[int, int]]:
-    """Length and file offset, in bytes, of the contiguous runs that make up a part, in order."""
+    """Yield the length and file offset in bytes of each contiguous run of a part, in the part's order."""
     shape = entry.shape
     whole = len(shape)  # axes from here on are taken whole
     # Axes that are taken whole join the run: some rows of a matrix are one read, some columns one a row.
@@ -136,16 +136,16 @@ def _runs(entry: TensorEntry, bounds: list[tuple[int, int]], itemsize: int) -> I
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The numpy type of a tensor's type, bfloat16 included."""
+    """Return the numpy type of a type name, bfloat16 included."""
     import jax.numpy as jnp  # knows bfloat16
 
     return jnp.dtype(_OTHER_NAMES.get(name, name))
 
 
 def _finite(value: np.ndarray, exponent: int) -> bool:
-    """Whether no element has all bits of the exponent set, which only NaN and infinity have.
+    """Return whether no element is NaN or infinite: these have all bits of the exponent set.
 
-    In pieces that fit a cache: a mask of the whole tensor would be a second array of its length in memory.
+    The check runs in pieces that fit into a cache, without a mask as long as the whole tensor.
     """
     bits = value.reshape(-1).view(f"u{value.itemsize}")
     mask = bits.dtype.type(exponent)

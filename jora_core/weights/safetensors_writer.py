@@ -1,7 +1,8 @@
-"""Writing a model's safetensors files one tensor at a time, in the layout of `transformers`.
+"""Writing of a model's safetensors files one tensor at a time, in the layout of `transformers`.
 
-A header needs only names, types and shapes. So it is written first, and the values follow as they are made:
-in memory there is one part of one tensor. The bytes are those that the safetensors library would write.
+A header needs only names, types and shapes. So the header is written first, and each part of a tensor is
+written as soon as it is made. In memory there is one part of one tensor. The bytes are the same as from the
+safetensors library.
 Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
@@ -35,16 +36,17 @@ def write_shards(
 ) -> None:
     """Write ``model.safetensors``, or shards and their index where it would be larger than `max_shard_size`.
 
-    No file gets its name before all of them are whole, and the index is the last. After a failure the folder
-    is as it was; after a kill there may be hidden temporary files besides. Weights files of another model in
-    the folder are removed at the end, because readers could prefer them.
+    All files are written under temporary names and renamed when all are complete, the index last. A failure
+    leaves the folder unchanged. A kill may also leave hidden temporary files. Weights files of another model
+    in the folder are removed at the end, because readers could prefer them.
 
     Args:
-        folder: is made where it does not exist.
-        shapes: of all tensors, by name.
-        dtype: of all tensors, as numpy names it.
-        parts: name to the tensor's values in row-major order, in one array or several; called once a name.
-        max_shard_size: bytes of tensors in a file; a larger tensor has a file of its own.
+        folder: folder to write, made if missing.
+        shapes: shape of each tensor, by name.
+        dtype: type of all tensors, by numpy's name.
+        parts: called once for each name; returns the tensor's values in row-major order, in one or more
+            arrays.
+        max_shard_size: largest number of tensor bytes in a file; a larger tensor has a separate file.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -74,12 +76,12 @@ def write_shards(
 
 
 def plan_shards(shapes: Shapes, dtype: str, max_shard_size: int) -> dict[str, list[str]]:
-    """Files and the tensors of each: filled in order, a new one begins where the next tensor does not fit.
+    """Divide tensors among files, in sequence. A tensor that does not fit begins a new file.
 
     Args:
-        shapes: of all tensors, by name, in the order of the model.
-        dtype: of all tensors, as numpy names it.
-        max_shard_size: bytes of tensors in a file.
+        shapes: shape of each tensor by name, in the order of the model.
+        dtype: type of all tensors, by numpy's name.
+        max_shard_size: largest number of tensor bytes in a file.
     """
     groups: list[list[str]] = [[]]
     room = max_shard_size
@@ -99,9 +101,9 @@ def plan_shards(shapes: Shapes, dtype: str, max_shard_size: int) -> dict[str, li
 def _write_file(
     handle: BinaryIO, shapes: Shapes, dtype: str, parts: Callable[[str], Iterable[np.ndarray]]
 ) -> None:
-    """One file: length of the header, header, values; tensors by name, as the library sorts them."""
+    """Write one file: length of the header, header, values, with tensors sorted by name as in the library."""
     names = sorted(shapes)
-    # `transformers` asks who wrote the file, and reads "pt".
+    # `transformers` requires the format "pt" in the metadata.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

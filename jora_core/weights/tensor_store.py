@@ -1,4 +1,4 @@
-"""The tensors of a model folder or of one file by name, and the writer of small files."""
+"""Access by name to the tensors of a model folder or a file, and a writer of small files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jora_core.weights.safetensors_reader import FLOATS, TensorFile
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write one safetensors file atomically; the metadata says "pt", which `transformers` asks for."""
+    """Write one safetensors file atomically, with the metadata format "pt" that `transformers` requires."""
     import safetensors.numpy
     from safetensors import SafetensorError
 
     with atomic_path(path) as temporary:
-        # save_file writes memory as it lies: a transposed view would get its values in wrong places.
+        # save_file writes the memory in its own order, so the values of a transposed view would be misplaced.
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         try:
             safetensors.numpy.save_file(whole, temporary, metadata={"format": "pt"})
@@ -32,7 +32,8 @@ def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
 class TensorStore:
     """Named tensors of one safetensors file, or of a model folder with one file or an index of shards.
 
-    Only headers are read until a slice is asked for. Every problem is an InputError naming tensor and file.
+    Only headers are read before the first call of `read`. Every error is an InputError that names tensor and
+    file.
     """
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
@@ -40,7 +41,7 @@ class TensorStore:
 
     @classmethod
     def of_file(cls, path: Path | str) -> TensorStore:
-        """Open one file."""
+        """Open one safetensors file."""
         file = _open(Path(path))
         return cls(dict.fromkeys(file.tensors, file))
 
@@ -64,11 +65,11 @@ class TensorStore:
         return cls({name: shards[shard] for name, shard in weight_map.items()})
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignore: frozenset[str] = frozenset()) -> None:
-        """Compare names and shapes with those that the config requires.
+        """Compare the names and shapes of the tensors with those that the config requires.
 
         Args:
-            expected: shape of each tensor.
-            ignore: names that may be there or not.
+            expected: shape of each tensor, by name.
+            ignore: names of optional tensors, which are not checked.
 
         Raises:
             InputError: a missing, unexpected or misshaped tensor, or one that does not hold floats.
@@ -96,19 +97,19 @@ class TensorStore:
                 )
 
     def names(self) -> list[str]:
-        """All tensor names, sorted."""
+        """Return all tensor names, sorted."""
         return sorted(self._files)
 
     def files(self) -> list[Path]:
-        """The files that hold the tensors."""
+        """Return the files that hold the tensors."""
         return sorted({file.path for file in self._files.values()})
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
+        """Return the shape of a tensor, from the header."""
         return self._files[name].tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """Type of a tensor as numpy names it, from the header."""
+        """Return the type of a tensor, by numpy's name, from the header."""
         return self._files[name].tensors[name].dtype
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
@@ -120,7 +121,7 @@ class TensorStore:
         return self._files[name].read(name, index)
 
     def sha256(self, name: str) -> str:
-        """Digest of a tensor's bytes, little-endian and row-major as stored."""
+        """Return the SHA-256 of a tensor's bytes, little-endian and row-major as stored."""
         # Of the values alone: the same weights in other shards have the same digests.
         return hashlib.sha256(self.read(name).tobytes()).hexdigest()
 

@@ -1,1 +1,1 @@
-"""From a configuration to the two Parquet files of records and rankings."""
+"""Build the two Parquet files of records and rankings from a configuration."""

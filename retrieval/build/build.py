@@ -1,7 +1,7 @@
-"""From corpora to records: the whole build of a configuration, in one call.
+"""Build the records of a whole configuration in one call.
 
-The same configuration over the same files gives the same bytes, wherever the files lie and whoever builds the
-shards.
+The same configuration and the same input files give the same bytes. Neither the location of the files nor the
+backend that builds the shards changes them.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ WORK = ".build"
 def build_record_files(
     config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Write `records.parquet`, `rankings.parquet` and, last, `metrics.json`; return the metrics.
+    """Build `records.parquet`, `rankings.parquet` and `metrics.json`, and return the metrics.
 
-    Each file appears complete or not at all; an error publishes none of them. A build that was killed
-    continues from its work folder when it is called again. Wrong input leaves no work folder.
+    The metrics are written last. Each file appears complete or not at all. An error publishes none of them. A
+    build that was killed continues from its work folder when the function is called again. Wrong input leaves
+    no work folder.
 
     Args:
-        config: what to build.
-        output_dir: gets the three files.
-        progress: is told what is done.
+        config: the configuration of the build.
+        output_dir: folder that the three files are written to.
+        progress: receives (step, done, total) while the work advances.
         work_dir: holds unfinished work until the build ends; by default a folder below `output_dir`.
 
     Raises:
@@ -72,8 +73,8 @@ def build_record_files(
             run_shards(config, work, prepared, tell)
             metrics = merge(config, work, prepared, output_dir, tell)
         except InputError:
-            # Wrong input is mended before the next try, which then has another key. Any other error keeps the
-            # work folder: the shards in it are good.
+            # The user corrects wrong input, so the next build has another key and cannot reuse the work
+            # folder. After any other error the folder is kept, because its finished shards are valid.
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -82,10 +83,10 @@ def build_record_files(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lock a folder against another build; the lock ends with the process, however the process ends.
+    """Lock a folder against other builds. The operating system frees the lock when the process ends.
 
     Raises:
-        InputError: another build has locked it, or it cannot be made.
+        InputError: another build has locked the folder, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +110,14 @@ def _alone(folder: Path) -> Iterator[None]:
 def merge(
     config: ContextConfig, work: Path, prepared: Prepared, output_dir: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Join the finished shards in order into the three files; return the metrics.
+    """Join the finished shards, in order, into the three files, and return the metrics.
 
     Args:
-        config: what was built.
+        config: the configuration of the build.
         work: the work folder with all shards.
-        prepared: what `prepare` returned.
-        output_dir: gets the three files.
-        progress: is told what is done.
+        prepared: the description that `prepare` returned.
+        output_dir: folder that the three files are written to.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a file cannot be written.
@@ -145,19 +146,19 @@ def merge(
         "records": records.rows,
         "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
     }
-    # Last: whoever finds this file finds all three files of one build.
+    # Written last: a folder with this file holds all three files of one build.
     write_json(output_dir / METRICS, metrics)
     progress("merge shards", len(prepared.shards), len(prepared.shards))
     return metrics
 
 
 def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[str, Any]:
-    """Merge a work folder whose shards were built by other processes, and remove the folder.
+    """Merge the shards that other processes built in a work folder, and remove the folder.
 
     Args:
-        config: what was built.
+        config: the configuration of the build.
         work: the work folder.
-        output_dir: gets the three files.
+        output_dir: folder that the three files are written to.
 
     Raises:
         InputError: a file cannot be written.

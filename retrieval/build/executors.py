@@ -1,4 +1,4 @@
-"""Shards built by this process, its threads, or Dask workers. The records are the same bytes."""
+"""Build shards in this process, in its threads, or on Dask workers. Every backend gives the same bytes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DASK_MISSING = (
 
 
 def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: Progress) -> None:
-    """Build every shard that is not there yet, by the configured backend.
+    """Build every missing shard on the configured backend.
 
     Args:
-        config: what is built, and by whom.
+        config: the configuration of the build, which names the backend.
         work: the prepared work folder.
-        prepared: what `prepare` returned.
-        progress: is by_task what is done.
+        prepared: the description that `prepare` returned.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: Dask is configured and not installed, or no scheduler answers.
@@ -38,12 +38,12 @@ def run_shards(config: ContextConfig, work: Path, prepared: Prepared, progress: 
 
 
 def worker_count(config: ContextConfig) -> int:
-    """Return how many processes build shards at once."""
+    """Return the number of processes that build shards at the same time."""
     return config.workers or cores()
 
 
 class _TaskProgress:
-    """Progress of each task, from any thread."""
+    """Count the finished examples of each task. Any thread may report."""
 
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
         self._progress, self._totals = progress, prepared.examples
@@ -61,7 +61,8 @@ def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], by_task:
     def build(shard: Shard) -> None:
         build_shard(config, work, shard, lambda n: by_task.add(shard.task, n))
 
-    # Building records is mostly Python, where threads of one process take turns: none are started unasked.
+    # Building records is mostly Python code under one interpreter lock, so extra threads start only if
+    # configured.
     workers = min(config.workers or 1, len(shards))
     if workers <= 1:
         for shard in shards:
@@ -72,7 +73,7 @@ def _on_threads(config: ContextConfig, work: Path, shards: list[Shard], by_task:
 
 
 def _all_or_first_error(futures: list[Any]) -> None:
-    """Wait for all; after the first error, cancel what has not begun."""
+    """Wait for all futures. After the first error, cancel those that have not started."""
     waiting = set(futures)
     try:
         while waiting:
@@ -104,7 +105,7 @@ def _on_dask(config: ContextConfig, work: Path, shards: list[Shard], by_task: _T
 
 
 def local_cluster(config: ContextConfig) -> dict[str, Any]:
-    """Return the settings of a `LocalCluster` of worker processes that end with this one."""
+    """Return the settings of a Dask `LocalCluster` whose worker processes end with this process."""
     return {
         "n_workers": worker_count(config),
         # Building is Python under one interpreter lock: processes help, threads do not.
@@ -118,7 +119,9 @@ def local_cluster(config: ContextConfig) -> dict[str, Any]:
 
 
 def dask_client(config: ContextConfig) -> Any:
-    """Return a client of the configured scheduler, or of worker processes that end with it.
+    """Return a Dask client of the configured scheduler.
+
+    Without a scheduler, the client starts worker processes of its own, which end when the client closes.
 
     Raises:
         InputError: Dask is not installed, or no scheduler answers at the address.
@@ -140,7 +143,7 @@ def dask_client(config: ContextConfig) -> Any:
 
 
 class _OwnCluster:
-    """A client whose workers end with the `with` block."""
+    """A Dask client whose workers end with the `with` block."""
 
     def __init__(self, client: Any, cluster: Any) -> None:
         self._client, self._cluster = client, cluster

@@ -15,7 +15,9 @@ from retrieval.text.token_counter import tokenizer_file
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Return every file that a build reads, with a stable label; their digests are part of a stage's key.
+    """Return every file that a build reads, with a stable label.
+
+    The digests of these files are part of the key of a pipeline stage.
 
     Raises:
         InputError: a source is missing.
@@ -27,8 +29,8 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
         yield f"tokenizer/{file.name}", file
     for field, model in models(config).items():
         folder = model_folder(model, field)
-        # A model by public name has no local files before it is loaded; its name stands for it
-        # (`input_digests`).
+        # A model by public name has no local files before it is loaded. `input_digests` uses its
+        # name instead.
         if folder is not None:
             # All files: a pooling or normalising module of a sentence-transformers model has its settings in
             # a subfolder.
@@ -37,7 +39,9 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
 
 
 def input_digests(config: ContextConfig) -> dict[str, str]:
-    """Return the SHA-256 of every input file by label; a model given by a public name stands as that name.
+    """Return the SHA-256 of every input file by label.
+
+    A model that is configured by a public name has that name in place of a digest.
 
     Raises:
         InputError: a source is missing or cannot be read.

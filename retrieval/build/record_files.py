@@ -1,4 +1,4 @@
-"""The two Parquet files of a build, `records.parquet` and `rankings.parquet`: columns and checked readers."""
+"""Columns and readers of the two Parquet files of a build: `records.parquet` and `rankings.parquet`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ RANKING_COLUMNS: dict[str, str] = {
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read columns of a Parquet file as a dictionary a row.
+    """Read columns of a Parquet file and return each row as a dictionary.
 
     Args:
         path: the file.
-        columns: columns that it must have.
+        columns: columns that the file must have.
         optional: columns that are read where the file has them.
 
     Raises:
@@ -59,12 +59,12 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
 
 
 def read_records(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """Read the rows of a `records.parquet`.
+    """Read rows of a `records.parquet` file, each as a dictionary.
 
     Args:
         path: the file.
-        task: only rows of this task; None: of all.
-        split: only rows of this split; None: of both.
+        task: the task whose rows are returned; None: all tasks.
+        split: the split whose rows are returned; None: both splits.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
@@ -73,12 +73,12 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
-    """Read the rows of a `rankings.parquet`.
+    """Read rows of a `rankings.parquet` file, each as a dictionary.
 
     Args:
         path: the file.
-        task: only rows of this task; None: of all.
-        split: only rows of this split; None: of both.
+        task: the task whose rows are returned; None: all tasks.
+        split: the split whose rows are returned; None: both splits.
 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.

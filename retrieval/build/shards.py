@@ -1,12 +1,12 @@
-"""A build cut into shards: prepare once, build every shard on its own, merge in order.
+"""Build records in shards: prepare once, build each shard independently, merge the shards in order.
 
     prepare   reads the corpora into mapped files, builds the indexes, decides splits, duplicates and caps
     shard     retrieves for a fixed run of a task's records and writes them, in any process
     merge     joins the shards' records in order and adds up their reports
 
 The three steps share one work folder and nothing else, so a shard may be built by this process, a thread,
-another process or another machine that sees the folder. How the records are cut follows from their number
-alone, never from who builds them, so the result is the same bytes. A build that was killed finds its finished
+another process or another machine that sees the folder. Where the records are cut depends on their number
+alone and not on the backend, so the result is the same bytes. A build that was killed finds its finished
 shards again, as long as configuration, inputs and code are the same.
 """
 
@@ -37,15 +37,18 @@ from retrieval.tasks.task_protocol import load_task
 FORMAT_VERSION = "1"
 PREPARED = "prepared.json"
 
-#: A shard is a task of an orchestrator, which keeps track of tens of them well and of thousands badly.
+#: A shard is a task of an orchestrator, which handles tens of tasks well and thousands of tasks badly.
 MOST_SHARDS = 64
-#: Records between two words of progress.
+#: Records between two reports of progress.
 PROGRESS_STEP = 500
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Examples `low` to `high - 1` of a task; `number` counts over all tasks."""
+    """A run of consecutive examples of one task, which one process builds.
+
+    The examples are `low` to `high - 1`. `number` is the place of the shard among the shards of all tasks.
+    """
 
     number: int
     task: str
@@ -55,7 +58,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` leaves.
+    """The description of a prepared work folder, which `prepare` returns.
 
     Attributes:
         key: digest of configuration, inputs and code, under which the work folder is found again.
@@ -71,7 +74,10 @@ class Prepared:
 
 
 def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
-    """Return the shards: runs of `shard_records`, longer where a task would have over `MOST_SHARDS`."""
+    """Cut the examples of each task into shards of `shard_records` examples.
+
+    The shards of a task are longer if it would otherwise have more than `MOST_SHARDS`.
+    """
     shards: list[Shard] = []
     for task, n in examples.items():
         # `-(-n // m)` is n / m rounded up.
@@ -82,12 +88,12 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
 
 
 def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
-    """Fill the work folder, or find it filled by an earlier try with the same configuration and inputs.
+    """Prepare the work folder, or reuse a folder that was prepared with the same configuration and inputs.
 
     Args:
-        config: what to build.
+        config: the configuration of the build.
         work: the work folder.
-        progress: is on_progress what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty, the embedder is missing, or the folder is not
@@ -119,7 +125,7 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
 
 
 def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
-    """Return what an earlier `prepare` left, None where it did not finish."""
+    """Return the description of a prepared work folder, or None if `prepare` did not finish there."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -130,13 +136,13 @@ def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
 def build_shard(
     config: ContextConfig, work: Path, shard: Shard, on_progress: Callable[[int], None] | None = None
 ) -> None:
-    """Write a shard's records, rankings and report; do nothing where they are there already.
+    """Write a shard's records, rankings and report, unless these files are already complete.
 
     Args:
-        config: what is built.
+        config: the configuration of the build.
         work: the prepared work folder.
         shard: the shard.
-        on_progress: is called with the number of examples done since its last call.
+        on_progress: called with the number of examples finished since the previous call.
     """
     if shard_done(work, shard):
         if on_progress:
@@ -162,16 +168,16 @@ def build_shard(
         # Examples that gave no record are reported here as well, so that the sum reaches the total.
         on_progress(shard.high - shard.low - records.rows // PROGRESS_STEP * PROGRESS_STEP)
     write_bytes(paths["report"], merge_reports.dump(report))
-    # A file may be complete by its name and still be lost by a crash of the machine; the digests tell.
+    # After a crash of the machine, a renamed file may still lack its content. The digests detect this.
     digests = {name: file_digest(path) for name, path in paths.items() if name != "done"}
     write_bytes(paths["done"], json.dumps(digests).encode())
 
 
 def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
-    """Build the shard of that number of a prepared work folder; return how many examples it has.
+    """Build one shard of a prepared work folder, given by its number, and return its number of examples.
 
     Args:
-        config: what is built.
+        config: the configuration of the build.
         work: the prepared work folder.
         number: the shard's place among all shards, from 0.
 
@@ -184,10 +190,10 @@ def build_numbered(config: ContextConfig, work: Path, number: int) -> int:
 
 
 def require_prepared(config: ContextConfig, work: Path) -> Prepared:
-    """Return what `prepare` left.
+    """Return the description of a prepared work folder, or raise an error if it has none.
 
     Raises:
-        RuntimeError: it did not finish.
+        RuntimeError: `prepare` did not finish in this folder.
     """
     found = read_prepared(config, work)
     if found is None:
@@ -196,7 +202,10 @@ def require_prepared(config: ContextConfig, work: Path) -> Prepared:
 
 
 def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
-    """Return where a shard's files lie; the run in their names keeps the files of another cut apart."""
+    """Return the paths of a shard's files.
+
+    The file names contain the range of examples, so shards of different sizes never share a file.
+    """
     name = f"{shard.task}-{shard.low:010d}-{shard.high:010d}"
     folder = work / "shards"
     return {
@@ -208,7 +217,7 @@ def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
 
 
 def shard_done(work: Path, shard: Shard) -> bool:
-    """Whether a shard was written to its end and its files are as they were written."""
+    """Return whether the files of a shard are complete and unchanged since they were written."""
     paths = shard_paths(work, shard)
     try:
         digests = json.loads(paths["done"].read_text(encoding="utf-8"))
@@ -220,7 +229,7 @@ def shard_done(work: Path, shard: Shard) -> bool:
 
 
 def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
-    """Return the report of one task: of its preparation and of its shards, added up in order.
+    """Return the report of one task: the sum of the reports of its preparation and of its shards.
 
     Args:
         work: the work folder with all shards.
@@ -238,7 +247,9 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
 
 
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
-    """Digest of all that decides what is in the work folder, the code included."""
+    """Return the digest of the configuration, the inputs and the code that decide the content of the work
+    folder.
+    """
     root = Path(__file__).resolve().parents[2]
     # Changed code may prepare or build differently, so it does not continue an older work folder.
     files = [
@@ -249,7 +260,9 @@ def _key(config: ContextConfig, inputs: dict[str, str]) -> str:
 
 
 def _embedder(config: ContextConfig) -> Embedder | None:
-    """The embedder if some task uses the dense leg, loaded before anything is written.
+    """Load the embedder, or return None if no task uses the dense leg.
+
+    The model is loaded before anything is written.
 
     Raises:
         InputError: a task uses the leg and no usable embedder is configured.

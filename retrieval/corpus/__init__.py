@@ -1,1 +1,1 @@
-"""A corpus in memory and on disk: its types, source files, mapped rows and chunks."""
+"""The corpus in memory and on disk: its types, source files, memory-mapped rows and chunks."""

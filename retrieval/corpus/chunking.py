@@ -1,9 +1,9 @@
-"""Cut long documents into chunks: at sentence borders, measured in the model's own tokens.
+"""Cut long documents into chunks at sentence borders. Lengths are tokens of the configured tokenizer.
 
-A chunk is a `Document` of its own. Its id says where it lies: `guide@1200-1950` are characters of the text as
-the source has it, before white space is folded. Its `parent` is the whole document. Splits are decided by the
-whole document, so that its chunks stay together. A question about a document becomes a question about the
-chunks that hold its answer.
+A chunk is a `Document`. Its id names its range of characters: `guide@1200-1950` counts them in the text of
+the source, before white space is folded. The `parent` of a chunk is the whole document. The split is decided
+for the whole document, so that its chunks stay together. A question about a document becomes a question about
+the chunks that hold its answer.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Spans = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Chunker:
-    """Cuts a text into spans of at most `tokens` tokens, without the white space at their ends."""
+    """A splitter of texts into spans of at most `tokens` tokens. No span has white space at its ends."""
 
     split: Callable[[str], Spans]
     tokens: int
 
 
 def load_chunker(tokenizer: Path, tokens: int, overlap: int = 0) -> Chunker:
-    """Make the chunker of a model folder's tokenizer.
+    """Load the tokenizer of a model folder and make a chunker that counts its tokens.
 
     Args:
         tokenizer: folder of the tokenizer.
-        tokens: the most tokens of a chunk.
-        overlap: the most tokens that neighbouring chunks share.
+        tokens: the maximum length of a chunk in tokens.
+        overlap: the maximum number of tokens that neighbouring chunks share.
 
     Raises:
         InputError: the folder has no readable tokenizer.
@@ -56,15 +56,15 @@ def load_chunker(tokenizer: Path, tokens: int, overlap: int = 0) -> Chunker:
 
 
 def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Document]:
-    """Cut a document.
+    """Cut a document into chunks.
 
     Args:
         document: the whole document.
-        raw: its text as the source has it, before white space is folded.
-        chunker: what cuts.
+        raw: the text of the document in its source, before white space is folded.
+        chunker: the splitter.
 
     Returns:
-        Its chunks, or the document itself if it is not longer than one chunk.
+        The chunks, or the document itself if it is not longer than one chunk.
     """
     # The raw text is cut, because line ends and headings, which folding removes, are the best borders.
     spans = [span for span in chunker.split(raw) if raw[span[0] : span[1]].strip()]
@@ -87,8 +87,8 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
 def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Document]:
     """Return those of one document's chunks that hold the answer of a question.
 
-    The answer is found by its place if the source names one, else by its words. Of an answer that stands in
-    no chunk, the list is empty.
+    The answer is found by its character span if the source has one, else by its words. The list is empty if
+    no chunk holds the answer.
     """
     if question.span is not None:
         low, high = question.span
@@ -105,7 +105,7 @@ def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Docum
 def with_chunk_oracles(
     questions: Iterable[Question], chunks: Mapping[str, Sequence[Document]], tally: Tally
 ) -> Iterator[Question]:
-    """Give questions chunks as their oracles, in place of whole documents.
+    """Replace the whole documents that are the oracles of questions by chunks of these documents.
 
     One chunk that holds the answer is enough. If none does (a free answer that quotes nothing), any chunk of
     the document counts. If several documents are needed together, each contributes the first such chunk.
@@ -114,7 +114,7 @@ def with_chunk_oracles(
     Args:
         questions: questions about whole documents.
         chunks: the chunks of each whole document, by its id.
-        tally: counts how many documents have questions about a chunk, and how many about the whole.
+        tally: counts the documents with questions about a chunk, and those with questions about the whole.
     """
     for question in questions:
         oracles: list[str] = []
@@ -133,5 +133,7 @@ def with_chunk_oracles(
 
 
 def _words(text: str) -> str:
-    """Return the words between single spaces, one at each end, so that `in` matches whole words only."""
+    """Return the words joined by single spaces, with a space at each end, so that `in` matches whole words
+    only.
+    """
     return f" {' '.join(tokenize(text))} "

@@ -1,4 +1,4 @@
-"""Files that are written row by row and published whole."""
+"""Write files row by row. A file gets its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW_GROUP = 4096
 class FileSink(ABC):
     """A file that is written piece by piece under a temporary name, in a `with` block.
 
-    At the normal end of the block it gets its name; after an error it is removed.
+    At the normal end of the block the file gets its final name. After an error it is removed.
 
     Raises:
         InputError: the file cannot be written.
@@ -36,10 +36,10 @@ class FileSink(ABC):
 
     @abstractmethod
     def _open(self) -> Any:
-        """Return the writer of the temporary file."""
+        """Open the temporary file and return its writer."""
 
     def _flush(self) -> None:  # noqa: B027 - a sink without a buffer has nothing to write
-        """Write what is still in the buffer."""
+        """Write the rows that are still in the buffer."""
 
     def __enter__(self) -> Self:
         try:
@@ -68,7 +68,7 @@ class FileSink(ABC):
 
 
 class ParquetSink(FileSink):
-    """Rows as Parquet, in row groups of one size."""
+    """A Parquet file whose row groups all have the same number of rows."""
 
     def __init__(self, path: Path, columns: Mapping[str, str], metadata: Mapping[str, str]) -> None:
         super().__init__(path, arrow_schema(columns, metadata))
@@ -80,7 +80,10 @@ class ParquetSink(FileSink):
         return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", version="2.6")
 
     def append_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add rows of the sink's columns; how they are cut into batches does not change the file."""
+        """Add rows that have the sink's columns.
+
+        The sizes of the batches do not change the bytes of the file.
+        """
         import pyarrow as pa
 
         # A Parquet file differs in its bytes with its row groups, and the shards of a build may be cut
@@ -102,7 +105,11 @@ class ParquetSink(FileSink):
             self._write(pa.Table.from_batches(waiting))
 
     def _write(self, table: pa.Table) -> None:
-        """Write one row group, as one piece of memory: the pages of the file follow the pieces."""
+        """Write one row group.
+
+        The rows are copied into contiguous memory first, because the pages of the file follow the pieces of
+        memory.
+        """
         self.rows += table.num_rows
         try:
             table = table.combine_chunks().cast(self._schema)

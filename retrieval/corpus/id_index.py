@@ -1,4 +1,4 @@
-"""Find ids among millions of rows without a Python dict, which takes about 100 bytes for each."""
+"""An index of ids on disk, for millions of rows. A Python dict would take about 100 bytes for each id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from retrieval.corpus.mapped_items import Items, load_array, save_array
 
 
 def id_hashes(ids: Iterable[str], count: int = -1) -> np.ndarray:
-    """Return uint64: a hash of each id, the same on every machine; `count` is their number if it is known."""
+    """Return uint64[n]: a hash of each id, the same on every machine.
+
+    `count` is the number of ids, or -1 if it is not known.
+    """
     return np.fromiter((_id_hash(key) for key in ids), dtype=np.uint64, count=count)
 
 
@@ -32,9 +35,10 @@ def _key_of(items: Items[Any], field: str) -> Callable[[int], str]:
 
 
 class IdIndex:
-    """The place of each id among `items`, by sorted hashes on disk: 16 bytes for each id.
+    """An index from the ids of `items` to their places: sorted hashes on disk, 16 bytes for each id.
 
-    Different ids with the same hash are told apart by the ids themselves. `field` names the id in the items.
+    Different ids with the same hash are distinguished by comparing the ids. `field` names the id in the
+    items.
     """
 
     def __init__(self, folder: Path, items: Items[Any], field: str = "id") -> None:
@@ -44,10 +48,10 @@ class IdIndex:
 
     @classmethod
     def build(cls, folder: Path, items: Items[Any], field: str = "id") -> IdIndex:
-        """Write the two arrays below `folder` and open them.
+        """Write the two arrays of the index below `folder` and open the index.
 
         Args:
-            folder: where the arrays go.
+            folder: folder of the arrays.
             items: the rows.
             field: field or property of a row that is its id.
         """
@@ -61,7 +65,10 @@ class IdIndex:
         return cls(folder, items, field)
 
     def find(self, key: str) -> int:
-        """Return the place of an id: -1 for an unknown one, the first of several rows with the same id."""
+        """Return the place of an id, or -1 for an unknown one.
+
+        Of several rows with the same id, the place of the first is returned.
+        """
         wanted = np.uint64(_id_hash(key))
         at = int(np.searchsorted(self._hashes, wanted))
         # More than one turn only for equal ids, or for two ids with one 64-bit hash.

@@ -1,7 +1,7 @@
-"""Frozen dataclasses on disk: Arrow files that many processes map into memory.
+"""Frozen dataclasses on disk, in Arrow files that several processes map into memory.
 
-A corpus is read once, as a stream, into such files. Whatever needs a document later reads its row from the
-mapping. So a build holds only the rows in use in memory, and a second process needs no second copy.
+A corpus is read once, as a stream, into such files. Later steps read single rows from the mapped file. So a
+build holds only the rows in use in memory, and a second process needs no second copy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ BATCH = 4096
 
 
 def item_schema(kind: type) -> pa.Schema:
-    """Return the Arrow schema of a dataclass with fields of str, int, float, bool, tuples of these, and `|
-    None`.
+    """Return the Arrow schema of a dataclass.
+
+    A field may be str, int, float, bool, a tuple of these, or one of these or None.
 
     Raises:
         TypeError: a field is of another type.
@@ -66,7 +67,7 @@ def _arrow_type(name: str, hint: Any) -> pa.DataType:
 
 
 class RowSink(FileSink):
-    """An Arrow file of rows, which are tuples in the order of the schema; it is written a batch at a time."""
+    """An Arrow file that is written row by row. A row is a tuple in the order of the schema."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         super().__init__(path, schema)
@@ -78,7 +79,7 @@ class RowSink(FileSink):
         return pa.ipc.new_file(str(self._temporary), self._schema)
 
     def append(self, row: tuple[Any, ...]) -> None:
-        """Add one row; it reaches the disk together with its batch."""
+        """Add one row. Rows are written to the disk in batches."""
         self._buffer.append(row)
         self.rows += 1
         if len(self._buffer) >= BATCH:
@@ -100,7 +101,7 @@ class RowSink(FileSink):
 
 
 class ItemSink(RowSink):
-    """An Arrow file of the instances of one dataclass."""
+    """An Arrow file that is written item by item. All items are instances of one dataclass."""
 
     def __init__(self, path: Path, kind: type) -> None:
         super().__init__(path, item_schema(kind))
@@ -110,17 +111,17 @@ class ItemSink(RowSink):
         self._values = get if len(names) > 1 else lambda item: (get(item),)
 
     def add(self, item: Any) -> None:
-        """Add one instance."""
+        """Add one item."""
         self.append(self._values(item))
 
 
 def write_items(path: Path, kind: type[Item], items: Iterable[Item]) -> Items[Item]:
-    """Write items to a file and open it.
+    """Write items to an Arrow file and open the file.
 
     Args:
         path: the file.
         kind: dataclass of the items.
-        items: what is written.
+        items: the items to write.
     """
     with ItemSink(path, kind) as sink:
         for item in items:
@@ -129,7 +130,7 @@ def write_items(path: Path, kind: type[Item], items: Iterable[Item]) -> Items[It
 
 
 class Items(Sequence[Item], Generic[Item]):
-    """The items of a file that `ItemSink` wrote: a sequence that is mapped into memory, not read."""
+    """The items of a file that `ItemSink` wrote, as a sequence. The file is mapped into memory, not read."""
 
     def __init__(self, path: Path, kind: type[Item]) -> None:
         self._batches = map_batches(path)
@@ -153,7 +154,7 @@ class Items(Sequence[Item], Generic[Item]):
         Args:
             low: first item.
             high: last item + 1.
-            step: items whose columns are converted at a time, which is much faster than one by one.
+            step: number of items that are converted together, which is much faster than one by one.
         """
         # A part ends where its batch ends, because `slice` works within one batch.
         while low < high:
@@ -164,7 +165,7 @@ class Items(Sequence[Item], Generic[Item]):
             low += part.num_rows
 
     def value(self, name: str, place: int) -> Any:
-        """Return one field of one item; only that column is read."""
+        """Return one field of one item. Only the column of the field is read."""
         batch, row = self._at(place)
         return _frozen(batch.column(self.names.index(name))[row].as_py())
 
@@ -198,12 +199,17 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
 
 
 def _frozen(value: Any) -> Any:
-    """Return lists as tuples, at any depth: Arrow gives lists, frozen dataclasses hold tuples."""
+    """Return a value with its lists, at any depth, as tuples.
+
+    Arrow gives lists, but frozen dataclasses hold tuples.
+    """
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def save_array(path: Path, array: np.ndarray) -> np.ndarray:
-    """Write an array under a temporary name, then return it mapped from the disk.
+    """Write an array to a file and return the array mapped from that file.
+
+    The file is written under a temporary name first.
 
     Raises:
         InputError: the file cannot be written.

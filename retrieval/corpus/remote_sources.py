@@ -1,9 +1,9 @@
-"""Sources by URL: downloaded once, then read like any other file.
+"""Sources that are given by URL. They are downloaded once and then read like local files.
 
 Any file system of fsspec works (`s3://`, `gs://`, `https://`, …). The files that a URL names are listed, and
-each is fetched into a cache folder. From then on the path of that copy takes the place of the URL. The copy
-is named by what the file system says of the files (size, time, etag), so a changed file is fetched again, and
-an unchanged one never. The digest of the bytes decides a build, as for every input.
+each is fetched into a cache folder. From then on the path of that copy takes the place of the URL. The name
+of the copy is made of the properties of the remote file (size, time, etag). So a changed file is fetched
+again, and an unchanged file is not. The key of a build uses the digest of the bytes, as for every input.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
 
 
 def is_url(text: str) -> bool:
-    """Return whether a source names a file system by its scheme."""
+    """Return whether a source is a URL: a text that begins with the scheme of a file system."""
     return _URL.match(text) is not None
 
 
 def cache_folder() -> Path:
-    """Return the folder of the copies: `$JORA_CACHE`/inputs, else `$XDG_CACHE_HOME/jora`, else
-    `~/.cache/jora`.
+    """Return the folder of the downloaded copies.
+
+    It is `$JORA_CACHE/inputs`, else `$XDG_CACHE_HOME/jora`, else `~/.cache/jora`.
     """
     own = os.environ.get("JORA_CACHE")
     if own:
@@ -44,12 +45,12 @@ def cache_folder() -> Path:
 
 
 def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
-    """Fetch what a URL names.
+    """Download the files of a URL into the cache, unless they are already there.
 
     Args:
         url: file, folder or glob on any file system of fsspec.
-        field: the setting that names it, for errors.
-        suffixes: of a folder, only files with these endings are fetched; all if empty.
+        field: the setting that holds the URL, for errors.
+        suffixes: endings of the files that are fetched from a folder; empty: all files.
 
     Returns:
         The path (file, folder or glob) of the copy.
@@ -132,7 +133,7 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
 
 
 def _stamp(system: Any, url: str, remote: str) -> str:
-    """Return a digest of what the file system says of a file's present state."""
+    """Return a digest of the properties of a remote file. The digest changes when the file changes."""
     # Everything that `info` has, because file systems name the same things differently (`etag`, `mtime`,
     # `md5Hash`).
     state = sorted((key, str(value)) for key, value in system.info(remote).items())
@@ -141,7 +142,7 @@ def _stamp(system: Any, url: str, remote: str) -> str:
 
 
 def _blob(system: Any, cache: Path, remote: str, stamp: str) -> Path:
-    """Return the cached file of a stamp, fetched first if it is not there."""
+    """Return the cached file of a stamp. Fetch the file first if the cache lacks it."""
     blob = cache / "files" / stamp
     if not blob.is_file():
         blob.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From a source in the configuration to files: paths expanded, globs searched, files named stably."""
+"""Resolve the sources of a configuration to files, with names that do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read. `name` is its path below the source, which stays the same when the corpus moves."""
+    """A file of a source.
+
+    `name` is the path of the file below the source, which stays the same when the corpus is moved.
+    """
 
     path: Path
     name: str
@@ -30,15 +33,15 @@ def unpacked_name(path: Path) -> str:
 
 
 def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
-    """Return a configured path with `~` and `$VARIABLES` filled in; for a URL, the path of its local copy.
+    """Return a configured path with `~` and `$VARIABLES` filled in, or the local copy of a URL.
 
     Args:
         text: path or URL.
-        field: the setting that names it, for errors.
-        suffixes: of a remote folder, only files with these endings are fetched.
+        field: the setting that holds the text, for errors.
+        suffixes: endings of the files that are fetched from a remote folder.
 
     Raises:
-        InputError: the text is empty, names a variable that is not set, or a URL that cannot be read.
+        InputError: the text is empty, a variable is not set, or the URL cannot be read.
     """
     expanded = os.path.expandvars(text.strip())
     # `expandvars` leaves an unknown variable as it is, which would then be looked for as a folder of that
@@ -57,18 +60,19 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
 def find_files(
     source: str, suffixes: Sequence[str], field: str, beside: Sequence[str] = ()
 ) -> list[SourceFile]:
-    """Return the files of a source (file, folder or glob, also by URL), sorted by name.
+    """Return the files of a source, sorted by name.
 
-    A folder is searched to any depth for `suffixes`. A source that is one file may have any ending.
+    A source is a file, a folder or a glob, locally or by URL. A folder is searched to any depth for
+    `suffixes`. A source that is one file may have any ending.
 
     Args:
         source: file, folder, glob or URL, as configured.
         suffixes: endings of the files that are returned.
-        field: the configuration's field, for errors.
+        field: the setting that holds the source, for errors.
         beside: endings of further files that a copy of a remote folder must hold.
 
     Raises:
-        InputError: nothing is there.
+        InputError: the source has no files.
     """
     text = expand_path(source, field, (*suffixes, *beside))
     path = Path(text)

@@ -1,4 +1,4 @@
-"""What the readers yield: frozen values that do not depend on the file format."""
+"""Types of the values that all readers return, independent of the file format."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Post:
 
     Attributes:
         id: unique in its thread.
-        author: name as it is shown.
+        author: displayed name.
         text: without HTML, quotelinks and quoted lines, with single spaces; it may be empty.
-        parents: ids of the posts of the same thread that it answers, in the order of its links.
-        row: line or position in its source.
-        has_known_parents: False if nobody says whom it answers (an IRC line without annotation): such a post
-            is a candidate for others, and no comment of its own.
-        time: when it was written, in seconds since 1970; None if unknown.
+        parents: ids of the posts of the same thread that this post answers, in the order of its links.
+        row: line or position in the source file.
+        has_known_parents: False if the source does not say what the post answers (an IRC line without
+            annotation). Such a post is a candidate for later comments, but is not used as a comment.
+        time: time of writing, in seconds since 1970; None if unknown.
     """
 
     id: str
@@ -32,15 +32,15 @@ class Post:
 
 @dataclass(frozen=True)
 class Thread:
-    """Posts in time order; every one of them may be a parent.
+    """A thread: its posts in time order. Every post may be the parent of later posts.
 
     Attributes:
         id: unique in the corpus.
         posts: the posts.
         source: name of the file.
-        row: line or position in it.
-        split: "train" or "test" if the source says so, else "".
-        time: when it began, in seconds since 1970; None if unknown.
+        row: line or position of the thread in the file.
+        split: "train" or "test" if the source names the split, else "".
+        time: time of its start, in seconds since 1970; None if unknown.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Thread:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The cells of `header` and `rows` are single lines; every row is as wide as the header."""
+    """A table. The cells of `header` and `rows` are single lines. Every row is as wide as the header."""
 
     id: str
     header: tuple[str, ...]
@@ -67,14 +67,14 @@ class Document:
 
     Attributes:
         id: unique in the corpus.
-        title: its title, may be empty.
-        text: its text with single spaces.
+        title: the title, which may be empty.
+        text: the text with single spaces.
         source: name of the file.
         row: row in the file, from 1.
-        time: since when it is known, in seconds since 1970; None means always.
-        parent: of a chunk, the id of the whole document, else "".
-        start: of a chunk, its first character in the source's text.
-        end: of a chunk, its last character there + 1.
+        time: time from which the document exists, in seconds since 1970; None means always.
+        parent: id of the whole document if this is a chunk, else "".
+        start: first character of a chunk in the text of the source.
+        end: last character of a chunk in the text of the source, + 1.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Document:
 
     @property
     def context_id(self) -> str:
-        """The id by which the split is decided: that of the whole document."""
+        """The id that decides the split, which is the id of the whole document."""
         return self.parent or self.id
 
 
@@ -104,7 +104,7 @@ class Question:
         answers: the accepted answers.
         source: name of the file.
         row: row in the file, from 1.
-        oracles: ids of all contexts that hold the answer, if they are several (HotpotQA's supporting facts).
+        oracles: ids of all contexts that hold the answer, if there are several (HotpotQA's supporting facts).
         time: the time of the question, in seconds since 1970; None means after all documents.
         span: (first character, last + 1) of the answer in the document's source text, if the source names it.
         needs_all: whether all oracles together hold the answer; False if one of them is enough (chunks).
@@ -123,22 +123,22 @@ class Question:
 
     @property
     def oracle_ids(self) -> tuple[str, ...]:
-        """Ids of all contexts that hold a part of the answer; never empty."""
+        """Ids of all contexts that hold a part of the answer. There is always at least one."""
         return self.oracles or (self.context_id,)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of what was read, and of what was dropped by reason. Whatever is dropped is counted here."""
+    """Counts of what a reader reads (`read`) and of what it drops, by reason (`dropped`)."""
 
     read: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """Return both counters for JSON, with sorted keys and without zeros."""
+        """Return both counters as JSON values, with sorted keys and without zeros."""
         return {"read": _positive(self.read), "dropped": _positive(self.dropped)}
 
 
 def _positive(counter: Counter[str]) -> dict[str, int]:
-    # `int`, because a count may be a numpy number, which JSON does not know.
+    # `int`, because a count may be a numpy number, which `json` cannot write.
     return {key: int(count) for key, count in sorted(counter.items()) if count}

@@ -1,1 +1,1 @@
-"""How good the retriever is, and how good a model's answers are."""
+"""Measures of a retriever, and scores of a model's answers."""

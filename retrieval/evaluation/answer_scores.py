@@ -1,11 +1,12 @@
-"""Scores of answers with intervals.
+"""Scores of a model's answers, with confidence intervals.
 
 Threads are scored by directionality, tables by denotation accuracy, documents by exact match and F1.
 
-Directionality (JORA, arXiv:2403.11366, table 2): does the model name the author whom the comment answers
-(target), the post itself (reply), or both (joint), and how often the right post if the author is right,
-p(reply|target) = joint/target. Intervals are 95 % percentile bootstrap intervals. Contexts are resampled, not
-records, because the records of one thread are not independent. All systems are scored on the same resamples.
+Directionality (JORA, arXiv:2403.11366, table 2) has four measures. target is the share of answers that name
+the right author, reply the share that name the right post, and joint the share that name both.
+p(reply|target) is joint / target. Intervals are 95 % percentile bootstrap intervals. Contexts are resampled,
+not records, because the records of one thread are not independent. All systems are scored on the same
+resamples.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a system answered: the id of a post, and the name of an author, either of which may be None."""
+    """A system's answer to a thread record: the id of a post and the name of an author. Each may be None."""
 
     post_id: str | None
     author: str | None
 
 
 def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction:
-    """Read an answer such as `#3 Marta`: the third of the record's `context_ids`, and the author Marta.
+    """Parse a written answer. `#3 Marta` names the third of the record's `context_ids` and the author Marta.
 
-    A number that no post has names no post.
+    The post is None if no post of the record has the number.
     """
     author, number = parse_answer(answer)
     context = record["context_ids"]
@@ -54,10 +55,10 @@ def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction
 def baseline_predictions(
     rankings: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> dict[str, dict[str, Prediction]]:
-    """Return what the four systems without a model answer, by system and record id.
+    """Return the answers of the four baselines, by system and record id.
 
-    They are random (a seeded draw among all candidates), opening_post, previous_post, and bm25 (the candidate
-    that BM25 ranks first).
+    The baselines are random (a seeded draw among all candidates), opening_post, previous_post, and bm25 (the
+    candidate that BM25 ranks first).
     """
     out: dict[str, dict[str, Prediction]] = {name: {} for name in BASELINES}
     for row in rankings:
@@ -81,19 +82,19 @@ def directionality(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Score which post and author each system names.
+    """Score the posts and authors that each system names (directionality).
 
     Args:
-        predictions: answers of each system, by system and record id; a missing answer is a wrong one.
-        rankings: rows of `rankings.parquet` of the split to be judged.
-        ids: record ids that count; all if None.
+        predictions: answers by system and record id; a missing answer counts as wrong.
+        rankings: rows of `rankings.parquet` of the scored split.
+        ids: ids of the records to score; None: all.
         seed: seed of the random baseline and of the resamples.
         resamples: number of resamples.
 
     Returns:
         `{"systems": {name: scores}, "n", "contexts", "resamples", "seed"}`, the baselines first. `scores` are
         "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a
-        ratio over nothing is None.
+        ratio is None if its denominator is 0.
     """
     # Rankings also have rows of tasks whose answers are text; directionality is defined for choices only.
     rows = [
@@ -142,13 +143,13 @@ def _right(
 
 
 def _folded(author: str) -> str:
-    """Return a name without regard to case and white space."""
+    """Return a name in lower case with single spaces, for comparison."""
     return " ".join(author.casefold().split())
 
 
 @dataclass(frozen=True)
 class _Bootstrap:
-    """Resampled contexts.
+    """Bootstrap resamples of the contexts.
 
     Attributes:
         membership: int64[N], the context of each record.
@@ -204,10 +205,10 @@ def tables_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Score the answers of one system to table questions.
+    """Score one system's answers to table questions.
 
     Args:
-        answers: answer by record id; a missing one is wrong.
+        answers: answer by record id; a missing answer counts as wrong.
         records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.
@@ -226,10 +227,10 @@ def qa_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Score the answers of one system to questions over documents.
+    """Score one system's answers to questions over documents.
 
     Args:
-        answers: answer by record id; a missing one is wrong.
+        answers: answer by record id; a missing answer counts as wrong.
         records: the records that the answers belong to.
         seed: seed of the resamples.
         resamples: number of resamples.

@@ -1,7 +1,7 @@
-"""Join reports that are made in parts: each is written as JSON, read again, and added in order.
+"""Join the partial reports of a build. Each part is written as JSON, read again, and added in order.
 
-It works on any dataclass of numbers, texts, lists, sets, dictionaries, counters and such dataclasses, so a
-report can have a new field without a change here. Numbers and counters are added, lists concatenated, sets
+A report is a dataclass of numbers, texts, lists, sets, dictionaries, counters and nested dataclasses. So a
+report can get a new field without a change here. Numbers and counters are added, lists concatenated, sets
 united, dictionaries joined key by key. Texts, booleans and None must be equal.
 """
 
@@ -15,10 +15,12 @@ Part = TypeVar("Part")
 
 
 def join(into: Part, other: Part) -> Part:
-    """Add `other` to `into`, and return `into`, which is changed if its type is mutable.
+    """Add the report `other` to the report `into`, and return `into`.
+
+    Mutable values of `into` are changed in place.
 
     Raises:
-        TypeError: the two have different types, or a type that cannot be joined.
+        TypeError: the reports have different types, or a type that cannot be joined.
         ValueError: two texts or booleans differ.
     """
     if type(into) is not type(other):
@@ -57,7 +59,7 @@ def _join_value(into: Any, other: Any) -> Any:
 
 
 def dump(part: Any) -> bytes:
-    """Return the JSON of a dataclass of these types."""
+    """Return a report as JSON."""
     # Pydantic restores sets, counters and nested dataclasses from the annotations, which plain JSON loses.
     from pydantic import TypeAdapter
 
@@ -65,7 +67,7 @@ def dump(part: Any) -> bytes:
 
 
 def load(kind: type[Part], data: bytes) -> Part:
-    """Return the dataclass that `dump` wrote."""
+    """Restore a report from the JSON that `dump` returned."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_json(data)

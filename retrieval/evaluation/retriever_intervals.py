@@ -1,5 +1,6 @@
-"""Measures of a retriever with intervals, also grouped by the distance of the answer and the length of the
-question.
+"""Confidence intervals of the measures of a retriever.
+
+The measures are also grouped by the distance of the answer and by the length of the question.
 
 Intervals are 95 % percentile bootstrap intervals. Contexts (threads, documents) are resampled, not questions,
 because the questions of one context are not independent. The draws are seeded, so the same ranks give the
@@ -36,12 +37,14 @@ GROUP_MEASURES = ("recall@1", "recall@5", "recall@10", "mrr")
 
 @dataclass
 class QuestionFacts:
-    """What the measures of one split are grouped by, one entry for each record in the order of its ranks.
+    """Properties of the records of one split, which group the measures of a retriever.
+
+    Each list has one entry for each record, in the order of its ranks.
 
     Attributes:
-        contexts: id of the context.
-        distances: messages back to the nearest right one; 0 where the task has no such distance.
-        lengths: words of the question.
+        contexts: ids of the contexts.
+        distances: number of messages back to the nearest right one; 0 in a task without distances.
+        lengths: number of words of the question.
     """
 
     contexts: list[str] = field(default_factory=list)
@@ -49,12 +52,12 @@ class QuestionFacts:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, context: str, question: str, distance: int = 0) -> None:
-        """Add a record.
+        """Add the properties of one record.
 
         Args:
             context: id of the context.
             question: the question's text, whose words are counted.
-            distance: messages back to the nearest right one; 0 where the task has no such distance.
+            distance: number of messages back to the nearest right one; 0 in a task without distances.
         """
         self.contexts.append(context)
         self.distances.append(distance)
@@ -94,7 +97,10 @@ def intervals(
 
 
 def leg_summary(tally: RankTally, facts: QuestionFacts | None) -> dict[str, Any]:
-    """Return a leg's measures; with `facts`, also their intervals: `{"interval": {measure: [low, high]}}`."""
+    """Return a leg's measures.
+
+    With `facts`, the measures come with their intervals: `{"interval": {measure: [low, high]}}`.
+    """
     out = tally.summary()
     if facts is None or not out["n"]:
         return out
@@ -105,11 +111,11 @@ def leg_summary(tally: RankTally, facts: QuestionFacts | None) -> dict[str, Any]
 
 
 def grouped(tally: RankTally, facts: QuestionFacts) -> dict[str, list[dict[str, Any]]]:
-    """Return the measures by group of records.
+    """Return the measures of groups of records, by distance and by question length.
 
     Args:
         tally: ranks of the records.
-        facts: what they are grouped by.
+        facts: properties of the records, which define the groups.
 
     Returns:
         `{"by_distance": [row], "by_length": [row]}`, where a row is `{"from", "to", "n", measure: {"value",

@@ -1,4 +1,4 @@
-"""Measures of a retriever for each record: recall, hit rate, reciprocal rank and nDCG."""
+"""Measures of a retriever, one value for each record: recall, hit rate, reciprocal rank and nDCG."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ MISSING = 1 << 30
 
 @dataclass
 class RankTally:
-    """The ranks, from 1, that a leg gave to the gold items of each record.
+    """The ranks, counted from 1, that a leg gave to the gold items of each record.
 
-    `ranks` are those of all records, one record after the other; `counts` says how many gold items each
-    record has.
+    `ranks` is one flat list of the ranks of all records. `counts` has the number of gold items of each
+    record.
+
     """
 
     ranks: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def add(self, ranking: np.ndarray, gold: np.ndarray, absent: int = 0) -> None:
-        """Add a record.
+        """Add the ranks of one record.
 
         Args:
             ranking: int64 places of the candidates, best first.
-            gold: int64 places of the right ones.
-            absent: how many right ones were no candidates.
+            gold: int64 places of the right candidates.
+            absent: number of right items that were no candidates.
         """
         for place in gold.tolist():  # nearly always one, so a loop is faster than `isin`, which sorts
             found = np.flatnonzero(ranking == place)
@@ -42,8 +43,9 @@ class RankTally:
     def measures(self) -> dict[str, np.ndarray]:
         """Return each measure by name as float64[N], one value for each of N records.
 
-        recall@k is the share of a record's gold items among the first k, hit@k whether any of them is, mrr
-        the reciprocal rank of the first one, ndcg@10 has binary gains. All are defined as in trec_eval.
+        recall@k is the share of a record's gold items among the first k. hit@k is 1 if any gold item is among
+        the first k. mrr is the reciprocal rank of the first gold item. ndcg@10 has binary gains. All measures
+        are defined as in trec_eval.
         """
         counts = np.array(self.counts, dtype=np.int64)
         if not len(counts):
@@ -66,7 +68,10 @@ class RankTally:
         return out
 
     def summary(self) -> dict[str, Any]:
-        """Return the mean of every measure over the records, None if there are none, and their number n."""
+        """Return the mean of each measure over all records, and the number of records as `n`.
+
+        The mean is None if there are no records.
+        """
         n = len(self.counts)
         means = {name: round(float(v.mean()), 6) if n else None for name, v in self.measures().items()}
         return {**means, "n": n}

@@ -1,6 +1,4 @@
-"""What a build reports about one task: counts, what was dropped and why, retriever quality, prompt
-lengths.
-"""
+"""The report of a build about one task: counts, dropped items, retriever measures and prompt lengths."""
 
 from __future__ import annotations
 
@@ -34,8 +32,9 @@ _SPLITS = ("train", "test")
 
 @dataclass
 class TaskReport:
-    """The numbers of one task, collected while its records are built; `merge_reports` joins those of
-    parts.
+    """The report of one task, collected while its records are built.
+
+    `merge_reports` joins the reports of several shards.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -52,7 +51,10 @@ class TaskReport:
     examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     def add_record(self, record: dict[str, Any], tokens: int | None = None) -> None:
-        """Count a record as written; `tokens` are those of its input, if a tokenizer is given."""
+        """Count a written record.
+
+        `tokens` is the number of tokens of its input, or None without a tokenizer.
+        """
         split = record["split"]
         self.records[split] += 1
         self.with_oracle[split] += record["oracle_in_context"]
@@ -69,7 +71,10 @@ class TaskReport:
         self._keep_example(record)
 
     def _keep_example(self, record: dict[str, Any]) -> None:
-        """Keep the records with the smallest hashes of their ids: a random choice that is always the same."""
+        """Keep the record as an example if the hash of its id is among the smallest.
+
+        This is a random choice that is the same in every build.
+        """
         # A heap whose root is the record with the largest hash, the next to be replaced.
         place = -seeded_hash(0, "example", record["id"])
         if len(self.examples) < EXAMPLES:
@@ -78,43 +83,43 @@ class TaskReport:
             heapq.heapreplace(self.examples, (place, record))
 
     def add_question(self, split: str, context_id: str, question: str, distance: int = 0) -> None:
-        """Note what the measures of a record are grouped by; call it once for each record.
+        """Add the properties of one record that group the measures. Call this once for each record.
 
         Args:
             split: split of the record.
-            context_id: its context.
+            context_id: id of its context.
             question: text of the question.
-            distance: messages back to the nearest right one; 0 where the task has no such distance.
+            distance: number of messages back to the nearest right one; 0 in a task without distances.
         """
         self.questions.setdefault(split, QuestionFacts()).add(context_id, question, distance)
 
     def add_ranking(
         self, split: str, leg: str, ranking: np.ndarray, gold: np.ndarray, absent: int = 0
     ) -> None:
-        """Count where a leg ranked the right candidates of one record.
+        """Add the ranks that a leg gave to the right candidates of one record.
 
         Args:
             split: split of the record.
             leg: name of the leg.
             ranking: int64 places of the candidates, best first.
-            gold: int64 places of the right ones.
-            absent: how many right ones were no candidates.
+            gold: int64 places of the right candidates.
+            absent: number of right items that were no candidates.
         """
         self.ranks.setdefault(split, {}).setdefault(leg, RankTally()).add(ranking, gold, absent)
 
     def note(self, split: str, what: str, count: int = 1) -> None:
-        """Count something about how records were built, such as a quotation that was not found.
+        """Count an event in the building of a record, such as a quotation that was not found.
 
         Args:
             split: split of the record.
-            what: what is counted; "" counts nothing.
-            count: how often.
+            what: name of the event; "" counts nothing.
+            count: number of events.
         """
         if what and count:
             self.notes.setdefault(split, Counter())[what] += count
 
     def summary(self) -> dict[str, Any]:
-        """Return the task's part of `metrics.json`."""
+        """Return the task's section of `metrics.json`."""
         out = {
             **self.tally.as_dict(),
             "records": {split: self.records[split] for split in _SPLITS},
@@ -161,7 +166,7 @@ class TaskReport:
         }
 
     def _examples(self) -> list[dict[str, Any]]:
-        """Return the records to show, in the order of their hashes."""
+        """Return the example records, in the order of the hashes of their ids."""
         # Cut again, because joined reports of several shards have up to `EXAMPLES` records each.
         best = sorted(self.examples, key=lambda item: (-item[0], item[1]["id"]))[:EXAMPLES]
         names = ("id", "split", "instruction", "input", "output", "gold", "oracle_in_context")
@@ -169,7 +174,7 @@ class TaskReport:
 
 
 def lengths(counts: Sequence[int]) -> dict[str, Any]:
-    """Return mean, quantiles and histogram of prompt lengths."""
+    """Return the mean, quantiles and histogram of prompt lengths."""
     # A percentile of nothing is an error.
     values = np.array(counts or [0])
     bins, _ = np.histogram(values, bins=[0, *LENGTH_BOUNDS, np.iinfo(np.int64).max])

@@ -1,1 +1,1 @@
-"""What keeps an evaluation honest: splits, leaks, near-duplicates."""
+"""Guards that keep an evaluation valid: splits, checks for leaks, removal of near-duplicates."""

@@ -1,7 +1,7 @@
-"""The last check of a finished record: does it give its answer away, or hold what came later?
+"""Check finished records for leaks of the answer and for texts that are later than the question.
 
-The readers and tasks remove quotelinks, quoted lines and labels. What they miss is found here, in the text
-that is taught. Such a record is left out and counted.
+The readers and tasks remove quotelinks, quoted lines and labels. This module finds those that remain in the
+text of a record. Such a record is dropped and counted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ WHOLE_PARENT_WORDS = 6
 
 
 def quotes(comment: str, parent: str) -> bool:
-    """Return whether a comment repeats its parent: all of it (six words or more), or twelve words in a
-    row.
-    """
+    """Return whether a comment repeats its whole parent (six or more words) or twelve words in a row."""
     said, words = tokenize(comment), tokenize(parent)
     width = min(QUOTE_WORDS, len(words))
     if width < WHOLE_PARENT_WORDS or len(said) < width:
@@ -41,17 +39,17 @@ def quotes(comment: str, parent: str) -> bool:
 def thread_leaks(
     record: dict[str, Any], comment: str, parents: Iterable[str], *, links: bool, labels: Sequence[str]
 ) -> list[str]:
-    """Find what gives away which post a comment answers.
+    """Find parts of a record that reveal which post its comment answers.
 
     Args:
         record: the finished record.
         comment: text of the comment.
-        parents: texts of the posts it answers.
+        parents: texts of the posts that the comment answers.
         links: whether `>>123` is a quotelink in this kind of corpus.
-        labels: the labels of the answers as they stand in the prompt.
+        labels: labels of the right posts in the prompt.
 
     Returns:
-        Those of `LEAKS` that were found.
+        The names of the leaks, as in `LEAKS`.
     """
     found = []
     if links and has_link(record["input"]):
@@ -64,7 +62,7 @@ def thread_leaks(
 
 
 def names(comment: str, label: str) -> bool:
-    """Return whether a comment names a post by its whole label, such as `#3 Marta`."""
+    """Return whether a comment contains the whole label of a post, such as `#3 Marta`."""
     at = comment.find(label)
     while at >= 0:
         end = at + len(label)
@@ -76,7 +74,10 @@ def names(comment: str, label: str) -> bool:
 
 
 def later_contexts(question_time: float | None, times: Iterable[float | None]) -> int:
-    """Return how many texts of a prompt are later than its question; an unknown time is never later."""
+    """Return the number of context texts that are later than the question.
+
+    A text with an unknown time does not count as later.
+    """
     if question_time is None:
         return 0
     return sum(time is not None and time > question_time for time in times)

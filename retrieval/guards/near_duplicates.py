@@ -1,10 +1,11 @@
-"""Find training texts that nearly repeat a test text: MinHash finds candidates, exact similarity decides.
+"""Find training texts that nearly repeat a test text.
+
+MinHash finds candidate pairs, and the exact similarity decides.
 
 Two texts are near-duplicates if the Jaccard similarity of their word shingles reaches a threshold (Broder
 1997). MinHash signatures in bands (locality-sensitive hashing, by the `rensa` library) find the pairs that
-may be similar. Each pair is then compared by the shingles themselves, so nothing is dropped because of an
-estimate. The bands are chosen so that a pair exactly at the threshold is missed at most once in a thousand
-times.
+may be similar. Each pair is then compared by its shingles, so no text is dropped because of an estimate. The
+bands are chosen so that a pair exactly at the threshold is missed with a probability of at most 1 in 1000.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _HASH_SEED = 1
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Return every run of three words; a shorter text is one shingle, a text without words has none."""
+    """Return the set of all runs of three words of a text.
+
+    A shorter text is one shingle. A text without words has none.
+    """
     words = tokenize(text)
     if len(words) <= SHINGLE:
         return frozenset([" ".join(words)]) if words else frozenset()
@@ -34,13 +38,18 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the Jaccard similarity. It is 0 if either is empty: two texts without words are not copies."""
+    """Return the Jaccard similarity of two sets of shingles.
+
+    The similarity is 0 if a set is empty, so that two texts without words are not duplicates.
+    """
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared) if shared else 0.0
 
 
 def bands_for(threshold: float) -> int:
-    """Return the number of bands of a signature: as few as possible, for speed, that miss at most
+    """Return the number of bands of a signature.
+
+    For speed, this is the smallest number that misses a pair at the threshold with a probability of at most
     `MISSED`.
     """
     # A pair of similarity s agrees in one band of r numbers with probability s^r, so it is missed by all b
@@ -54,14 +63,14 @@ def bands_for(threshold: float) -> int:
 
 
 class NearDuplicates:
-    """An index of texts that finds which of them another text nearly repeats."""
+    """An index of texts that finds, for another text, the indexed text that it nearly repeats."""
 
     def __init__(self, texts: Iterable[str], text_of: Callable[[int], str], threshold: float) -> None:
-        """Index texts.
+        """Index the texts of the test split.
 
         Args:
             texts: the texts of the test split.
-            text_of: gives one of them again by its place, so that they need not stay in memory.
+            text_of: returns the text at a place, so that the texts need not stay in memory.
             threshold: similarity from which a text is a near-duplicate, in (0, 1].
         """
         from rensa import RMinHashLSH  # type: ignore[attr-defined]
@@ -79,7 +88,7 @@ class NearDuplicates:
             at += len(batch)
 
     def matches(self, texts: Iterable[str]) -> Iterator[int]:
-        """Yield for each text the place of the indexed text that it repeats most, or -1."""
+        """Yield, for each text, the place of the indexed text with the highest similarity, or -1."""
         for batch in _batches(texts):
             found = dict(_sketches(batch))
             for i, text in enumerate(batch):
@@ -102,7 +111,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _sketches(batch: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Yield (place in the batch, signature) of the texts that have words."""
+    """Yield (place in the batch, signature) of each text that has words."""
     from rensa import RMinHash  # type: ignore[attr-defined]
 
     # Sorted, because a set of texts has another order in each Python process.

@@ -1,4 +1,4 @@
-"""Splits by context, duplicates across splits, links in texts, and limits on the number of records."""
+"""Splits by context, duplicates across splits, quotelinks in texts, and limits on the number of records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _LINK = re.compile(r">>\s*\d")
 
 
 def split_of(seed: int, context_id: str, test_share: float) -> str:
-    """Return the split of a context, by hash: it does not change when other contexts come or go.
+    """Return the split of a context, decided by a hash of its id.
+
+    The split does not change when other contexts are added or removed.
 
     Args:
         seed: seed of the build.
@@ -28,21 +30,21 @@ def split_of(seed: int, context_id: str, test_share: float) -> str:
 
 
 def splits_by_time(times: Mapping[str, float | None], test_share: float, field: str) -> dict[str, str]:
-    """Split contexts by time: the newest are the test split.
+    """Split contexts by time. The newest contexts are the test split.
 
     Contexts of the same moment stay together, so every test context is later than every training context. A
-    context without a time is trained on, because it cannot be shown to be new.
+    context without a time is in the training split, because its age is unknown.
 
     Args:
         times: seconds since 1970 of each context by id, None if unknown.
         test_share: share of the contexts with a time that are the test split.
-        field: the setting that asks for this, for errors.
+        field: the setting that chooses this split, for errors.
 
     Returns:
         The split of each context by id.
 
     Raises:
-        InputError: no context has a time, or all have the same.
+        InputError: no context has a time, or all times are the same.
     """
     known = sorted(time for time in times.values() if time is not None)
     if not known:
@@ -67,11 +69,11 @@ def splits_by_time(times: Mapping[str, float | None], test_share: float, field: 
 def near_test_texts(
     texts: Sequence[str], split: Sequence[str], threshold: float | Literal["off"]
 ) -> list[bool]:
-    """Return for each text whether it nearly repeats one of the test split.
+    """Return, for each text, whether it nearly repeats a text of the test split.
 
     Args:
         texts: the texts of both splits.
-        split: split of each text; those of "test" are never near-duplicates themselves.
+        split: split of each text. A text of the test split is never a near-duplicate.
         threshold: similarity from which a text is a near-duplicate; "off": none is.
     """
     places = [i for i, which in enumerate(split) if which == "test"]
@@ -86,7 +88,7 @@ def near_test_texts(
 
 
 class _Texts(Sequence[str]):
-    """The texts of items, each made when it is read, so that they are not all in memory."""
+    """The texts of items. Each text is made on access, so that they are not all in memory."""
 
     def __init__(self, items: Sequence[Any], text: Callable[[Any], str]) -> None:
         self._items, self._text = items, text
@@ -106,12 +108,12 @@ def drop_near_duplicates(
     reason: str,
     tally: Tally,
 ) -> list[Item]:
-    """Drop training items whose text nearly repeats one of the test split.
+    """Drop training items whose text nearly repeats a text of the test split.
 
     Args:
         items: items of both splits.
-        split: gives the split of an item.
-        text: gives its text.
+        split: returns the split of an item.
+        text: returns the text of an item.
         threshold: similarity from which a text is a near-duplicate; "off" drops nothing.
         reason: name under which dropped items are counted.
         tally: the counts.
@@ -135,12 +137,13 @@ def drop_across_splits(
 
     Args:
         items: items of both splits.
-        split: gives the split of an item.
-        key: gives what makes two items duplicates.
+        split: returns the split of an item.
+        key: returns the value that is equal for duplicates.
         reason: name under which dropped items are counted.
         tally: the counts.
     """
-    # The training item goes and the test item stays: a smaller test split would change what is measured.
+    # The training item is dropped and not the test item, because a smaller test split changes the
+    # measurement.
     in_test = {key(item) for item in items if split(item) == "test"}
     if not in_test:
         return list(items)
@@ -159,19 +162,19 @@ def cap(
     seed: int,
     tally: Tally,
 ) -> list[Item]:
-    """Keep a limited number of items of each split, in their order.
+    """Keep a limited number of items of each split, in their original order.
 
     Training keeps whole contexts, so that its examples still share prefixes. The test split is thinned evenly
     over all contexts, because its intervals resample contexts and need many.
 
     Args:
         items: items of both splits.
-        split: gives the split of an item.
-        context: gives the id of its context.
-        name: gives its own id.
-        limits: the most items of (train, test); None: no limit.
-        seed: decides which are kept.
-        tally: counts what is dropped.
+        split: returns the split of an item.
+        context: returns the id of an item's context.
+        name: returns the id of an item.
+        limits: maximum number of items of (train, test); None: no limit.
+        seed: seed of the choice of items.
+        tally: counts the dropped items.
     """
     kept: set[int] = set()
     for which, limit in zip(("train", "test"), limits, strict=True):
@@ -191,15 +194,15 @@ def cap(
 
 
 def require_training(splits: Iterable[str], task: str, what: str) -> None:
-    """Refuse a corpus whose contexts are all in the test split.
+    """Raise an error if all contexts of a corpus are in the test split.
 
     Args:
         splits: split of each context.
         task: name of the task, for errors.
-        what: what its contexts are called, for errors.
+        what: noun for its contexts, for errors.
 
     Raises:
-        InputError: nothing is left to train on.
+        InputError: the training split is empty.
     """
     seen = list(splits)
     if "train" not in seen:
@@ -211,5 +214,5 @@ def require_training(splits: Iterable[str], task: str, what: str) -> None:
 
 
 def has_link(text: str) -> bool:
-    """Return whether a text still holds a quotelink (`>>123`), which gives the answer away."""
+    """Return whether a text contains a quotelink (`>>123`), which reveals the answer."""
     return _LINK.search(text) is not None

@@ -1,1 +1,1 @@
-"""What stands in a record: templates, answer styles, distractors, the token budget."""
+"""The content of a record: templates, answer styles, distractors and the token budget."""

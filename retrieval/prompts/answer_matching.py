@@ -1,4 +1,4 @@
-"""Judging answers: denotations of table questions, exact match and F1 of open questions, post labels.
+"""Compare answers: denotations of table questions, exact match and F1 of open questions, post labels.
 
 The denotation rules are those of WikiTableQuestions' official evaluator (Pasupat and Liang 2015): predicted
 and target sets are of equal size, and each target matches as a normalised string, as a number, or as a date.
@@ -40,7 +40,10 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def normalize(text: str) -> str:
-    """Return the evaluator's form of a string: without accents, typographic quotes, citations and details."""
+    """Return a text as the official evaluator normalises it: without accents, citations and details.
+
+    Typographic quotes become plain ones.
+    """
     text = "".join(
         c for c in unicodedata.normalize("NFKD", text.translate(_QUOTES)) if not unicodedata.combining(c)
     )
@@ -59,12 +62,12 @@ def normalize(text: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """An answer as the evaluator compares it.
+    """An answer in the form in which the official evaluator compares it.
 
     Attributes:
         text: the normalised text.
-        number: its value, where the text is a number.
-        date: (year, month, day), -1 for an unknown part, where the text is a date.
+        number: value of the text, if it is a number.
+        date: (year, month, day) of the text, if it is a date; -1 for an unknown part.
     """
 
     text: str
@@ -72,7 +75,7 @@ class Value:
     date: tuple[int, int, int] | None = None
 
     def matches(self, other: Value) -> bool:
-        """Whether both are equal as text, as number, or as date."""
+        """Return whether two values are equal as texts, as numbers, or as dates."""
         if self.text == other.text:
             return True
         # Two numbers are compared by value alone: `1,000` has no value here, `1000.0` and `1e3` are equal.
@@ -83,7 +86,7 @@ class Value:
 
 @lru_cache(maxsize=65536)
 def parse_value(text: str) -> Value:
-    """Parse an answer as text and, where it is one, as a number (`1e3` too) or a date.
+    """Parse an answer as a text and, if possible, as a number (also `1e3`) or a date.
 
     Dates are `YYYY-MM-DD`, with `xx` for an unknown part.
     """
@@ -125,10 +128,10 @@ def _date(text: str) -> tuple[int, int, int] | None:
 
 
 def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether a prediction denotes the gold answers, in any order.
+    """Return whether a prediction has the same denotation as the gold answers, in any order.
 
-    A generated string joins its answers by `, `, which an answer may hold as well (`Bangkok, Thailand`). So
-    every way of cutting it at such places is tried.
+    A generated string joins its answers by `, `, which may also occur within an answer (`Bangkok, Thailand`).
+    So every way of cutting the string at `, ` is tried.
     """
     targets = _unique(gold)
     if not isinstance(prediction, str):
@@ -142,7 +145,7 @@ def denotation_correct(prediction: str | Sequence[str], gold: Sequence[str]) -> 
 
 
 def _unique(answers: Sequence[str]) -> list[Value]:
-    """The answers as a set: the evaluator counts equal texts once."""
+    """Return the answers without repeats, because the evaluator counts equal texts once."""
     return list({value.text: value for value in map(parse_value, answers)}.values())
 
 
@@ -153,7 +156,8 @@ def _sets_match(predicted: list[Value], targets: list[Value]) -> bool:
 
 
 def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
-    """Whether the pieces can be cut into runs so that each run matches a target and all targets are matched.
+    """Return whether the pieces can be cut into runs so that each run matches a target and every target is
+    matched.
 
     A run has at most `longest` pieces. `met[p]` holds the sets of targets (as bit masks) that cuts of the
     first `p` pieces match.
@@ -177,16 +181,19 @@ def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
 
 
 def exact_match(prediction: str, gold: Sequence[str]) -> bool:
-    """Whether a prediction equals an accepted answer by SQuAD's rules.
+    """Return whether a prediction equals an accepted answer by SQuAD's rules.
 
-    They ignore case, articles, punctuation and spacing.
+    The rules ignore case, articles, punctuation and spacing.
     """
     said = _plain(prediction)
     return any(said == _plain(answer) for answer in gold)
 
 
 def token_f1(prediction: str, gold: Sequence[str]) -> float:
-    """Return SQuAD's F1: the best overlap of words with an accepted answer, from 0 to 1."""
+    """Return SQuAD's F1 of a prediction, from 0 to 1.
+
+    F1 is the best overlap of its words with those of an accepted answer.
+    """
     said = _plain(prediction).split()
     best = 0.0
     for answer in gold:
@@ -205,14 +212,14 @@ def _plain(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """Return the part of a written answer behind its last `##Answer:`, or all of it without that mark."""
+    """Return the part of a written answer after its last `##Answer:`, or the whole text without that mark."""
     return text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else text
 
 
 def parse_answer(text: str) -> tuple[str | None, int | None]:
-    """Return (author, post number) of an answer such as `#3 Marta`, None for a part that is missing.
+    """Return (author, post number) of a written answer such as `#3 Marta`. A missing part is None.
 
-    Spaces, a closing full stop and further lines are ignored, because models write them now and then.
+    Spaces, a closing full stop and further lines are ignored, because models sometimes write them.
     """
     lines = text.strip().splitlines()
     if not lines:

@@ -1,8 +1,8 @@
-"""What a record teaches to answer: the bare answer, a quotation before it, or the user's own template.
+"""Answer styles: the direct answer, a quotation before the answer, or a template of the user.
 
 Quote-then-answer is RAFT's format (arXiv:2403.10131, section 3): the sentence of the right document that
 holds the answer, verbatim between `##begin_quote##` and `##end_quote##`, then `##Answer:` and the answer.
-Scoring reads what stands behind the last `##Answer:` (`retrieval.prompts.answer_matching.final_answer`).
+Scoring reads the text after the last `##Answer:` (`retrieval.prompts.answer_matching.final_answer`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _QUOTED = re.compile(re.escape(QUOTE_BEGIN) + r"(.*?)" + re.escape(QUOTE_END), r
 
 
 def supporting_sentence(passages: Sequence[str], answers: Sequence[str], question: str) -> str | None:
-    """Return the sentence that holds an answer as whole words, None where no sentence does.
+    """Return the sentence that holds an answer as whole words, or None if no sentence does.
 
     Args:
-        passages: the texts to look in.
-        answers: accepted answers; the first one that some sentence holds is looked for.
-        question: of several such sentences, the one that shares most words with the question is taken, then
-            the first.
+        passages: the texts to search.
+        answers: accepted answers. The first answer that occurs in a sentence is used.
+        question: the question. Of several such sentences, the one that shares most words with the question is
+            returned; the first one wins a tie.
     """
     # Each sentence is tokenised once, and not again for each answer.
     found = [(sentence, tokenize(sentence)) for passage in passages for sentence in sentences(passage)]
@@ -54,37 +54,42 @@ def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def quote_then_answer(sentence: str, answer: str) -> str:
-    """RAFT's answer: the quotation, then the answer, on one line."""
+    """Return an answer in RAFT's format: the quotation, then the answer, on one line."""
     return f"{QUOTE_BEGIN} {sentence} {QUOTE_END} {ANSWER_MARK} {answer}"
 
 
 def false_quotes(output: str, context: str) -> list[str]:
-    """The quoted spans of an answer that are not verbatim in the context."""
+    """Return the quoted spans of an answer that do not occur verbatim in the context."""
     return [span for found in _QUOTED.findall(output) if (span := found.strip()) not in context]
 
 
 class Styled(Protocol):
-    """What the styles need of a task's settings."""
+    """The settings of a task that the answer styles use."""
 
     @property
     def answer_template(self) -> str | None:
-        """Jinja text, if the style is template."""
+        """Jinja source of the template of the style "template", else None."""
         ...
 
 
 @dataclass(frozen=True)
 class AnswerTemplate:
-    """A user's Jinja template of the taught answer; it runs sandboxed and may use `TEMPLATE_FIELDS`."""
+    """A Jinja template of the taught answer, written by the user.
+
+    The template runs in a sandbox and may use the fields in `TEMPLATE_FIELDS`.
+
+    The template runs in a sandbox and may use the fields in `TEMPLATE_FIELDS`.
+    """
 
     template: Template
     field: str
 
     @classmethod
     def load(cls, source: str, field: str) -> AnswerTemplate:
-        """Compiles a template; `field` names it in errors.
+        """Compile a template. Errors name the setting `field`.
 
         Raises:
-            InputError: the template has a syntax error, with its line.
+            InputError: the template has a syntax error. The message names the line.
         """
         from jinja2 import StrictUndefined, TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -99,7 +104,9 @@ class AnswerTemplate:
 
     @classmethod
     def of(cls, task: Styled, name: str) -> AnswerTemplate | None:
-        """Return the template of a task's settings, None where it has none; `name` is the task's.
+        """Compile the template of a task's settings, or return None if the settings have none.
+
+        Errors name the task `name`.
 
         Raises:
             InputError: the template has a syntax error.
@@ -108,11 +115,11 @@ class AnswerTemplate:
         return None if source is None else cls.load(source, f"{name}.answer_template")
 
     def render(self, values: Mapping[str, Any], record: str) -> str:
-        """Return the taught answer of a record.
+        """Return the answer that a record teaches, written by the template.
 
         Raises:
-            InputError: the template fails on the record (an unknown field, a forbidden access, any error in
-                it), or gives no text.
+            InputError: the template fails on the record (an unknown field, a forbidden access, or another
+                error), or returns no text.
         """
         try:
             text = self.template.render(values).strip()
@@ -129,7 +136,7 @@ class AnswerTemplate:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text of the prompt: its id, and its title and text as they stand in the prompt."""
+    """A text of the prompt: its id, and its title and text as the prompt shows them."""
 
     id: str
     title: str
@@ -138,12 +145,12 @@ class Passage:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a record teaches.
+    """The taught answer of a record, and the answers that its evaluation accepts.
 
     Attributes:
         output: the text that the model learns to write.
         gold: the answers that the evaluation accepts.
-        counted: the name under which the report counts how it was built; "" for none.
+        counted: the event that the report counts for this record; "" for none.
     """
 
     output: str
@@ -163,10 +170,10 @@ def taught_answer(
     oracles: Sequence[Passage],
     abstain: str | None,
 ) -> Taught:
-    """Return what a record teaches.
+    """Return the answer that a record teaches, in the configured style.
 
-    Where no sentence can be quoted (no oracle in the prompt, or no sentence of it holds the answer), the
-    direct answer is taught, and that is counted.
+    If no sentence can be quoted (the prompt has no oracle, or no sentence of the oracle holds the answer),
+    the direct answer is taught, and the report counts this.
 
     Args:
         style: the configured style.
@@ -175,10 +182,10 @@ def taught_answer(
         question: the question's text.
         answers: the accepted answers, the first of which is taught.
         direct: the answer as the style "direct" teaches it.
-        passages: all texts of the prompt, in its order.
-        oracles: those of the passages that hold the answer; empty where the prompt does not answer the
+        passages: all texts of the prompt, in prompt order.
+        oracles: those of the passages that hold the answer; empty if the prompt does not answer the
             question.
-        abstain: what is taught where `oracles` is empty; None: the answer all the same.
+        abstain: taught answer if `oracles` is empty; None: the accepted answer is still taught.
 
     Raises:
         InputError: the template fails on the record.

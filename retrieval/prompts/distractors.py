@@ -1,8 +1,8 @@
-"""Which retrieved texts stand beside the right ones, and which questions share what was retrieved.
+"""Choose the distractors of a prompt, and the questions that share one context.
 
-Random distractors are too easy: a model learns to tell the right document by its topic. Distractors are
-therefore texts that the retriever ranks high without being right (hard negatives): the best ones, or a seeded
-draw from a range of ranks. A copy of the right text is no distractor but a second right one.
+Random distractors are too easy, because a model can recognise the right document by its topic. Distractors
+are therefore texts that the retriever ranks high without being right (hard negatives): the best ones, or a
+seeded draw from a range of ranks. A copy of the right text is no distractor but a second right one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ Ranks = tuple[int, int]
 def pick(
     usable: Iterable[int], count: int, ranks: Ranks | None, draw: Callable[[int], int]
 ) -> tuple[list[int], int]:
-    """Return (`count` of the usable places, best first, how many of them lie outside of `ranks`).
+    """Choose distractors, best first, and count those that lie outside the range `ranks`.
 
     Args:
-        usable: places that may be distractors, as ranked; read only as far as needed.
-        count: how many to return; fewer where there are not so many.
+        usable: places that may be distractors, best first; read only as far as needed.
+        count: number of distractors to return; fewer if `usable` is shorter.
         ranks: (lowest, highest), counted from 1 among the usable: places are drawn from these ranks, those
             with the smallest `draw` first. None: the best ones. Where the range holds too few, the ranks
             nearest to it fill up, lower ranked ones first.
-        draw: a seeded number for a place.
+        draw: returns a seeded number for a place.
+
+    Returns:
+        (the places, how many of them lie outside `ranks`).
     """
     if count <= 0:
         return [], 0
@@ -43,14 +46,16 @@ def pick(
 
 
 class CopyTest:
-    """Whether a text nearly repeats one of some others (a document's, a table's right answers)."""
+    """A test whether a text nearly repeats one of some given texts (a document's, or a table's right
+    answers).
+    """
 
     def __init__(self, texts: Iterable[str], threshold: float | str) -> None:
         self._threshold = None if isinstance(threshold, str) else threshold
         self._sets = [] if self._threshold is None else [shingles(text) for text in texts]
 
     def __call__(self, text: str) -> bool:
-        """Always false where near-duplicates are allowed (threshold "off")."""
+        """Return whether a text is a copy. Without near-duplicate removal (threshold "off"), no text is."""
         if self._threshold is None:
             return False
         own = shingles(text)
@@ -58,11 +63,11 @@ class CopyTest:
 
 
 def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
-    """Return for each question the places of those that share its context, itself included.
+    """Return, for each question, the places of the questions that share its context, itself included.
 
     Up to `share` training questions that follow one another share a context. Blocks are cut at multiples of
     `share`, so that the groups of a part of the corpus do not depend on the rest. A held-out question shares
-    with no other: it is judged by what the retriever finds for it alone.
+    its context with no other question, because it is scored on its own retrieved texts.
     """
     out: list[tuple[int, ...]] = []
     for start in range(0, len(splits), share):
@@ -73,9 +78,9 @@ def sharing_groups(splits: Sequence[str], share: int) -> list[tuple[int, ...]]:
 
 
 def merged(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """Return several rankings as one: the first of each, then the second of each, every place once."""
+    """Merge several rankings into one: the first place of each, then the second of each, without repeats."""
     depth = max((len(ranking) for ranking in rankings), default=0)
-    # A text at rank 1 of any question comes before all texts at rank 2: no question's distractors are crowded
-    # out.
+    # A text at rank 1 of any question comes before all texts at rank 2, so that every question gets
+    # distractors.
     turns = (ranking[rank] for rank in range(depth) for ranking in rankings if rank < len(ranking))
     return list(dict.fromkeys(turns))

@@ -1,4 +1,4 @@
-"""The exact words around every example; the tiny base model is pretrained on these line formats.
+"""The text formats of all examples. The tiny base model is pretrained on these line formats.
 
 Every `input` begins with the context and ends with the paragraph that varies (comment or question), so that
 the examples of one context share a token prefix, which training computes once.
@@ -24,11 +24,11 @@ CELL_SEPARATOR = " | "
 
 
 def instruction(task: str, abstention: str | None = None, quote: bool = False) -> str:
-    """Return a task's instruction, which is the same in all its records.
+    """Return the instruction of a task, which is the same in all records of the task.
 
     Args:
-        task: the task's own sentence.
-        abstention: the answer that is allowed where the context lacks the right one; None: none.
+        task: the sentence that states the task.
+        abstention: the answer that is allowed if the context lacks the right one; None: no such answer.
         quote: whether the answer begins with a quotation.
     """
     quoting = QUOTE_FIRST if quote else ""
@@ -36,7 +36,10 @@ def instruction(task: str, abstention: str | None = None, quote: bool = False) -
 
 
 def post_label(author: str, number: int) -> str:
-    """Return the answer that names post `number` (from 1, within the prompt), such as `#3 Marta`."""
+    """Return the label of post `number`, such as `#3 Marta`, which is also the answer that names the post.
+
+    Posts are counted from 1 in the prompt.
+    """
     # The number first: it alone names the post, and a person may have several posts in the prompt.
     return f"#{number} {author}"
 
@@ -44,7 +47,7 @@ def post_label(author: str, number: int) -> str:
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
     """Return the prompt body of a thread example.
 
-    A post's label stands below its text, where causal attention has seen the whole post. To name a post, the
+    A post's label is below its text, where causal attention has seen the whole post. To name a post, the
     model then needs only to look from the answer to the labels.
 
     Args:
@@ -57,7 +60,7 @@ def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -
 
 
 def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """Return a table as text: a title line if there is a title, the header line, then a line a row.
+    """Return a table as text: an optional title line, the header line, then one line for each row.
 
     Args:
         header: the header's cells.
@@ -71,27 +74,27 @@ def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def tables_input(blocks: Sequence[str], question: str) -> str:
-    """Return the prompt body of a table example: the tables, blank lines between, then the question."""
+    """Return the prompt body of a table example: the tables, separated by blank lines, then the question."""
     return "\n\n".join([*blocks, f"Question: {question}"])
 
 
 def document_line(number: int, title: str, text: str) -> str:
-    """Return a document as a line: `[1] title. text`.
+    """Return a document as one line of a prompt: `[1] title. text`.
 
     Args:
         number: the document's number in the prompt, from 1.
-        title: its title; "" for none.
+        title: title of the document; "" for none.
         text: its text.
     """
     return f"[{number}] {titled(title, text)}"
 
 
 def qa_input(documents: Sequence[tuple[str, str]], question: str) -> str:
-    """Return the prompt body of a question over documents, given as (title, text) in prompt order."""
+    """Return the prompt body of a question over documents. Documents are (title, text) in prompt order."""
     lines = [document_line(n, title, text) for n, (title, text) in enumerate(documents, start=1)]
     return "\n".join(lines) + f"\n\nQuestion: {question}"
 
 
 def thread_document(author: str, text: str) -> str:
-    """Return what the indexes hold of a post: its text as the model sees it, with the author's name."""
+    """Return the indexed text of a post: the author's name and the text as the model sees it."""
     return f"{author} {text}"

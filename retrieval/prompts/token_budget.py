@@ -1,9 +1,9 @@
-"""Contexts within a budget of tokens: what is given up when the retrieved texts are too long.
+"""Shorten the texts of a context to a budget of tokens.
 
-Whole texts are dropped first, the least wanted first, but never one that holds the answer. If those alone are
-too long, they lose sentences, the ones farthest from the answer first, and never the sentence with the
-answer. A text of which it is not known where its answer stands stays whole; a context that is then over the
-budget is counted by the caller.
+Whole texts are dropped first, in order of lowest priority, but never a text that holds the answer. If the
+texts with the answer alone are too long, they lose the sentences that are farthest from the answer, but never
+the sentence with the answer. A text stays whole if the place of its answer is unknown. The caller counts a
+context that is then over the budget.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Count = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """Return the number of words, the unit of budgets where no tokenizer is given."""
+    """Return the number of words of a text, which is the unit of budgets without a tokenizer."""
     return len(text.split())
 
 
 def token_count(config: ContextConfig) -> Count:
-    """Return what budgets are counted in: tokens of the configured tokenizer, where one is given, else words.
+    """Return the function that measures budgets: tokens of the configured tokenizer, or words without one.
 
     Raises:
         InputError: the tokenizer cannot be read.
@@ -37,12 +37,12 @@ def token_count(config: ContextConfig) -> Count:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Texts within a budget.
+    """Texts that were shortened to a budget.
 
     Attributes:
-        texts: in the order given, None for a text that was dropped.
-        shortened: whether some text was dropped or cut.
-        over: whether what is left is over the budget all the same.
+        texts: the texts in their given order, None for a dropped text.
+        shortened: whether a text was dropped or cut.
+        over: whether the remaining texts still exceed the budget.
     """
 
     texts: tuple[str | None, ...]
@@ -58,17 +58,17 @@ def fit(
     keep: Callable[[str], str | None] = lambda text: None,
     fixed: Sequence[int] = (),
 ) -> Fitted:
-    """Return the texts within a budget of tokens.
+    """Shorten texts to a budget of tokens.
 
-    Without a protected text the most wanted one stays, cut at its end to the budget.
+    Without a protected text, the text with the highest priority stays and is cut at its end to the budget.
 
     Args:
-        texts: the texts, the most wanted first.
-        budget: the most tokens of all texts together.
+        texts: the texts, highest priority first.
+        budget: maximum number of tokens of all texts together.
         count: counts the tokens of a text.
-        protected: places of texts that are not dropped (in training: those that hold the answer).
+        protected: places of texts that are never dropped (in training: the texts with the answer).
         keep: returns the sentence of a protected text that must stay; None: unknown, so the text stays whole.
-        fixed: tokens that stand beside each text while it is there (its title, its label).
+        fixed: tokens that each kept text costs in addition (its title, its label).
     """
     # None marks a dropped text, so that the places of the others stay.
     kept: list[str | None] = list(texts)
@@ -94,7 +94,7 @@ def fit(
         # What the other texts leave for this one.
         left = budget - (total - costs[place]) - beside[place]
         wanted = keep(text) if place in protected else ""
-        # It is not known where the answer stands, so no sentence can be given up.
+        # The place of the answer is unknown, so no sentence can be dropped.
         if wanted is None:
             continue
         short = _around(text, wanted, left, count) if wanted else _head(text, left, count)
@@ -104,14 +104,17 @@ def fit(
 
 
 def _around(text: str, wanted: str, budget: int, count: Count) -> str:
-    """The longest run of sentences within the budget around the wanted one, which always stays."""
+    """Return the longest run of sentences around the wanted sentence within the budget. That sentence always
+    stays.
+    """
     parts = sentences(text)
     if wanted not in parts:
         return text
     low = parts.index(wanted)
     high = low + 1
     while True:
-        # What follows an answer explains it less often than what stands before: the earlier one first.
+        # The sentence before an answer explains it more often than the sentence after it, so it is tried
+        # first.
         for first, last in ((low - 1, high), (low, high + 1)):
             if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= budget:
                 low, high = first, last
@@ -121,7 +124,7 @@ def _around(text: str, wanted: str, budget: int, count: Count) -> str:
 
 
 def _head(text: str, budget: int, count: Count) -> str:
-    """As many of the first words as are within the budget, at least one."""
+    """Return as many of the first words as the budget allows, at least one."""
     # Tokens of a part are not the sum of its words' tokens, so the length is found by bisection.
     words = text.split()
     low, high = 1, max(len(words), 1)

@@ -1,4 +1,4 @@
-"""Fusion: one ranking of a question's candidates from the rankings of several legs.
+"""Fuse the rankings of several legs into one ranking of the candidates of a question.
 
 - `rrf`, reciprocal rank fusion (Cormack, Clarke and Büttcher 2009): the sum over legs of w / (k + rank), with
   ranks from 1. The paper's k = 60 is meant for lists of a thousand; on the short lists here k = 5 is better.
@@ -24,7 +24,7 @@ from retrieval.search.legs.leg import LegRanking, rank_by_score
 
 @dataclass(frozen=True)
 class Fusion:
-    """How rankings are fused: the method, `k` (used by `rrf` only), and the weight of each leg by name."""
+    """The settings of a fusion: the method, `k` (for `rrf` only), and the weight of each leg by name."""
 
     method: Literal["rrf", "weighted"]
     k: int
@@ -32,15 +32,15 @@ class Fusion:
 
 
 def fuse(legs: Mapping[str, LegRanking], n: int, fusion: Fusion) -> np.ndarray:
-    """Rank the candidates 0 to n - 1 by the rankings of all legs.
+    """Rank the candidates 0 to n - 1 by the fused rankings of all legs.
 
     Args:
-        legs: ranking of each leg by name; only what `LegRanking.counted` gives is used.
+        legs: ranking of each leg by name; only the part that `LegRanking.counted` returns is used.
         n: number of candidates.
         fusion: method and weights.
 
     Returns:
-        int64[n]: all candidates, best first; the earlier one wins a tie.
+        int64[n]: all candidates, best first; the earlier candidate wins a tie.
     """
     counted = {leg: ranking.counted() for leg, ranking in legs.items()}
     if fusion.method == "weighted":
@@ -57,11 +57,11 @@ def reciprocal_rank_fusion(
     Args:
         rankings: int64[M] places of each leg, best first.
         n: number of candidates.
-        k: constant of the method; a small one favours the first ranks.
+        k: constant of the method; a small k favours the first ranks.
         weights: w by leg, 1 for a leg that is not named.
 
     Returns:
-        int64[n]: all candidates, best first; the earlier one wins a tie.
+        int64[n]: all candidates, best first; the earlier candidate wins a tie.
     """
     scores = np.zeros(n)
     for leg, ranking in rankings.items():
@@ -80,7 +80,7 @@ def weighted_score_fusion(legs: Mapping[str, LegRanking], n: int, weights: Mappi
         weights: w by leg, 1 for a leg that is not named.
 
     Returns:
-        int64[n]: all candidates, best first; the earlier one wins a tie.
+        int64[n]: all candidates, best first; the earlier candidate wins a tie.
     """
     total = np.zeros(n)
     for leg, ranking in legs.items():

@@ -1,7 +1,7 @@
-"""Reranking by a cross-encoder: a sentence-transformers model that reads question and candidate together.
+"""Rerank candidates with a cross-encoder: a model that reads question and candidate together.
 
-It compares the two texts word by word, which no leg can, but it costs a model call for each pair. So it reads
-only the first candidates of the fused ranking.
+A cross-encoder compares the two texts word by word, which no leg can, but each pair costs a model call. So it
+reads only the first candidates of the fused ranking. The model is one of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Reranker:
     def rerank(
         self, question: str, ranking: np.ndarray, text: Callable[[int], str], depth: int
     ) -> np.ndarray:
-        """Order the first places of a ranking anew.
+        """Sort the first `depth` places of a ranking by the scores of the cross-encoder.
 
         Args:
             question: text of the question or comment.
             ranking: int64[M] places, best first.
-            text: gives the text of a place.
-            depth: how many places the model reads.
+            text: returns the text of a place.
+            depth: number of places that the model reads.
 
         Returns:
             int64[M]: the first `depth` places by the model's score, then the others as they were. Ties keep

@@ -1,4 +1,4 @@
-"""Find and open a sentence-transformers model."""
+"""Find and load sentence-transformers models."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from retrieval.settings.context import ContextConfig
 
 
 def models(config: ContextConfig) -> dict[str, str]:
-    """Return the configured sentence-transformers models by the field that names them."""
+    """Return the configured sentence-transformers models by the setting that names them."""
     found = {"embedder": config.embedder, "reranker": config.reranker}
     return {field: model for field, model in found.items() if model}
 
 
 def model_folder(model: str, field: str) -> Path | None:
-    """Return the folder of a sentence-transformers model, or None if it is a public name.
+    """Return the folder of a sentence-transformers model, or None if `model` is a public name.
 
     Raises:
-        InputError: the text looks like a path, and no folder is there.
+        InputError: the text looks like a path, but there is no such folder.
     """
     # A URL is kept as it is: `expand_path` would fetch it, and only a folder or a name is meant here.
     path = Path(model if is_url(model) else expand_path(model, field))
@@ -41,13 +41,13 @@ def model_folder(model: str, field: str) -> Path | None:
 def open_model(
     field: str, model: str, marker: str, options: str, make: Callable[[str], Any]
 ) -> tuple[Any, Path | None]:
-    """Load a model from its folder or by its public name.
+    """Load a sentence-transformers model from its folder or by its public name.
 
     Args:
         field: the setting that names the model, for errors.
         model: folder or public name.
-        marker: file that every folder of such a model has.
-        options: what to set instead of a model that cannot be used, for errors.
+        marker: file that every folder of such a model contains.
+        options: settings to use instead of an unusable model, for errors.
         make: loads a model from a folder or name.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The best k of an array of scores."""
+"""Select the best k of an array of scores."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return int64[min(k, N)]: the places of the largest of N scores, best first; the earlier one wins a
-    tie.
+    """Return int64[min(k, N)]: the places of the largest of N scores, best first.
+
+    Of equal scores, the earlier place is first.
     """
     n = len(scores)
     k = min(k, n)

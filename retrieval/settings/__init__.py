@@ -1,1 +1,1 @@
-"""The settings of retrieval, and the registries of tasks, formats, layouts and legs that they name."""
+"""The settings of retrieval, and the registries of tasks, formats, layouts and legs that settings name."""

@@ -132,13 +132,13 @@ class _ContextSettings(SettingsModel):
 
     @property
     def tasks(self) -> dict[str, TaskSettings]:
-        """The settings of the configured tasks by name, in the order of the records."""
+        """The settings of the configured tasks by task name, in the order of the records."""
         found = ((name, getattr(self, name)) for name in TASKS)
         return {name: task for name, task in found if task is not None}
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether a setting is measured in tokens, so that the tokenizer is an input of the build."""
+        """Whether a setting is measured in tokens. If so, the tokenizer is an input of the build."""
         tasks = self.tasks.values()
         # A budget counts words where no tokenizer is configured, so it alone does not need one.
         budgets = any(task.max_context_tokens is not None for task in tasks)
@@ -146,7 +146,7 @@ class _ContextSettings(SettingsModel):
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings as JSON values, without those that change no record."""
+        """Return, as JSON values, the settings that can change a record."""
         # At any depth, because tasks have path fields of their own.
         return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
 

@@ -1,4 +1,4 @@
-"""The layouts of documents with questions, a row each: what tells the layout, who reads it.
+"""The layouts of documents with questions, one row for each: the fields that identify it, and its reader.
 
 To add a layout, write `retrieval/readers/documents/<name>.py` with the functions `read_documents` and
 `read_questions` (:class:`retrieval.readers.documents.documents.LayoutReader`) and add its row at the end of
@@ -17,12 +17,12 @@ from retrieval.settings.choices import OneOf
 
 @dataclass(frozen=True)
 class DocumentLayout:
-    """What is known of a layout before one of its files is opened.
+    """A layout: how it is identified, and which module reads its files.
 
     Attributes:
-        module: dotted name of the module that reads it.
-        told_by: sets of fields; a first row that has all fields of one set is in this layout.
-        instructions: whether a row is an instruction with its answer, to be taught word for word without
+        module: dotted name of the module that reads the layout.
+        told_by: sets of fields. A first row that has all fields of one set is in this layout.
+        instructions: whether a row is an instruction with its answer, which is taught verbatim and without
             retrieval. Such a layout has no documents.
     """
 
@@ -32,7 +32,7 @@ class DocumentLayout:
 
 
 def _sets(*fields: str) -> tuple[frozenset[str], ...]:
-    """The sets of fields, each given as names with spaces between them."""
+    """Return sets of fields. Each argument has the names of one set with spaces between them."""
     return tuple(frozenset(names.split()) for names in fields)
 
 
@@ -52,7 +52,7 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     # RAFT's rows also have `instruction`, as Alpaca's do, so this row comes after that one.
     "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
 }
-#: Files that are one document each; their names tell them, whatever layout is configured.
+#: Files that are one document each. Their names identify them, and the configured layout has no effect.
 TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")
 
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

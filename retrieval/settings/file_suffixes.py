@@ -1,4 +1,4 @@
-"""The file name endings of the formats, by what such a file holds."""
+"""The file name endings of the formats, grouped by the content of the files."""
 
 from __future__ import annotations
 

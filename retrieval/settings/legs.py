@@ -18,10 +18,9 @@ PACKAGE = "retrieval.search.legs"
 
 @dataclass(frozen=True)
 class Leg:
-    """One leg: `title` names it in reports, `module` is the dotted name of the module that ranks.
+    """A retrieval leg: its title in reports, and the dotted name of the module that ranks.
 
-    `searches_documents` says that the leg has an index of a whole corpus, so that the task `qa` may use it
-    too.
+    `searches_documents` means that the leg has an index of a whole corpus. The task `qa` may use such a leg.
     """
 
     title: str
@@ -30,9 +29,8 @@ class Leg:
     searches_documents: bool = False
 
 
-#: Legs by the name that a configuration uses. Fusion adds their shares up in this order, whatever the order
-#: of the configuration's list: floating-point addition is not associative, and rounding must not decide a
-#: tie.
+#: Legs by the name that a configuration uses. Fusion adds their shares in this order and not in the order of
+#: the configuration, because floating-point addition is not associative and rounding must not decide a tie.
 LEGS: dict[str, Leg] = {
     "bm25": Leg("BM25", f"{PACKAGE}.bm25", searches_documents=True),
     "dense": Leg("Dense", f"{PACKAGE}.dense", searches_documents=True),
@@ -49,8 +47,9 @@ DOCUMENT_LEGS = tuple(name for name, leg in LEGS.items() if leg.searches_documen
 
 
 def leg_modules() -> tuple[str, ...]:
-    """Return the dotted names of all registered modules.
+    """Return the dotted names of the modules of all legs.
 
-    They are imported by name when used, so a search for `import` statements does not find them.
+    The modules are imported by name when they are used, so a search for `import` statements does not find
+    them.
     """
     return tuple(leg.module for leg in LEGS.values())

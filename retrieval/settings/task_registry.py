@@ -1,4 +1,4 @@
-"""The tasks, a row each: the package that builds and scores a task's records, and its section of the config.
+"""The registry of tasks, one row for each: its package, and the class of its section in the configuration.
 
 To add a task, write a package `retrieval/tasks/<name>/` and add its row to `TASKS`. The package holds
 (:mod:`retrieval.tasks.task_protocol` has the types):
@@ -7,10 +7,10 @@ To add a task, write a package `retrieval/tasks/<name>/` and add its row to `TAS
     inputs.py   `input_files(config)`: the files that the task reads; loaded by `jora plan`, so without numpy
     scoring.py  `score(answers)`: the scores of :class:`retrieval.tasks.answers.Answers` to the task's records
 
-and the settings class, a :class:`retrieval.settings.tasks.TaskSettings` with `facts`. A settings class of the
-package's own (`settings.py`, standard library and Pydantic only) is as good as one in this folder.
+and the settings class, a :class:`retrieval.settings.tasks.TaskSettings` with `facts`. The class may also be
+in `settings.py` of the package, which may import the standard library and Pydantic only.
 
-Nothing here imports a task: modules are named as text and imported by whoever needs one.
+Nothing here imports a task. Modules are named as text, and imported by the code that needs one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from retrieval.settings.thread_formats import THREAD_FORMATS
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task's package, and its settings class as `module:Class`, both as dotted names."""
+    """A registered task: the dotted name of its package, and its settings class as `module:Class`."""
 
     package: str
     settings_name: str
@@ -60,7 +60,7 @@ TaskName = Annotated[str, OneOf(tuple(TASKS))]
 def build_modules() -> list[str]:
     """Return the modules that a build imports by name: tasks, legs and readers.
 
-    Whoever follows imports to find the code of a build has to start from these as well.
+    A search along imports for the code of a build must also start from these modules.
     """
     tasks = [f"{entry.package}.{part}" for entry in TASKS.values() for part in ("task", "inputs")]
     layouts = [layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)]

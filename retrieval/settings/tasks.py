@@ -30,16 +30,16 @@ class SettingsModel(BaseModel):
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What the form, the evaluation and the report need to know of a task.
+    """Facts about a task that the form, the evaluation and the report use.
 
     Attributes:
         title: the section's title in the form.
         description: the section's description in the form.
-        records: what its records are, in the plural, for the report.
-        contexts: what its contexts consist of, in the plural, for the report.
-        answers: how its records are answered in an evaluation: "choice" among the record's choices (or as
-            `evaluate.mode` says), or "text" that is written freely.
-        ranked: whether its records have rows in `rankings.parquet`, so that its retriever can be judged.
+        records: plural noun for its records, for the report.
+        contexts: plural noun for the items of its contexts, for the report.
+        answers: form of the answers in an evaluation. "choice" is one of the record's choices (or as
+            `evaluate.mode` sets it), "text" is written freely.
+        ranked: whether its records have rows in `rankings.parquet`, which measure its retriever.
         unique_context_ids: whether ids in `context_ids` are unique in the corpus, not only in one context.
     """
 
@@ -97,23 +97,23 @@ class TaskSettings(SettingsModel):
 
     @property
     def ranks(self) -> tuple[int, int] | None:
-        """The range of ranks that distractors are drawn from."""
+        """The range of ranks that distractors are drawn from, or None for the best ranks."""
         return (self.distractor_ranks[0], self.distractor_ranks[1]) if self.distractor_ranks else None
 
     @property
     def fused_legs(self) -> tuple[str, ...]:
-        """The retriever's legs; empty for a task that retrieves without legs."""
+        """Names of the legs of the retriever; empty for a task that retrieves without legs."""
         # By name, because not every task has the field; a subclass without it needs no code.
         return tuple(getattr(self, "legs", ()))
 
     @property
     def reranks(self) -> bool:
-        """Whether the reranker reads what was retrieved."""
+        """Whether a cross-encoder reranks the retrieved candidates."""
         return bool(getattr(self, "rerank_depth", 0))
 
     @property
     def measures_tokens(self) -> bool:
-        """Whether a setting needs the tokenizer, whatever else is configured."""
+        """Whether a setting of the task needs the tokenizer, independent of the other settings."""
         return getattr(self, "chunk_tokens", None) is not None
 
 
@@ -397,7 +397,7 @@ class QaTask(_Styled):
 
 
 def _check_weights(weights: Mapping[str, float], legs: Sequence[str]) -> None:
-    """Raises ValueError where a weight names a leg that is not fused, or all of them are zero."""
+    """Raise ValueError if a weight names a leg that is not fused, or if all weights are zero."""
     for leg in weights:
         if leg not in legs:
             raise ValueError(f"weights has {leg!r}, which is not one of the legs ({', '.join(legs)})")

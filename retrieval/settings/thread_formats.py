@@ -1,4 +1,4 @@
-"""The formats of conversations, a row each: what the files are called, what tells the format, who reads it.
+"""The formats of conversations, one row for each: its file names, the fields that identify it, its reader.
 
 To add a format, write `retrieval/readers/threads/<name>.py` with a function `read_threads`
 (:class:`retrieval.readers.threads.thread_reader.ThreadReader`) and add its row to `THREAD_FORMATS`. The
@@ -19,18 +19,18 @@ from retrieval.settings.file_suffixes import ARCHIVE_SUFFIXES, JSON_SUFFIXES
 
 @dataclass(frozen=True)
 class ThreadFormat:
-    """What is known of a format before one of its files is opened.
+    """A format of conversations: how its files are found and identified, and which module reads them.
 
     Attributes:
         module: dotted name of the module with its `read_threads`.
         suffixes: endings of the files that are read from a folder.
-        told_by_name: whether one file with such an ending is enough to tell the format.
+        told_by_name: whether one file with such an ending is enough to identify the format.
         telling_fields: fields of a file's first object that only this format has.
-        companion: ending of the file that stands beside each file, in the place of the file's own; "" where
-            there is none.
-        quotelinks: whether `>>123` in a text links to a post, so that it would give the answer away.
-        quotes_parents: whether a reply that repeats its parent's words quotes it, which would give the
-            answer away.
+        companion: ending of a second file that belongs to each file and replaces the ending of its name; ""
+            for none.
+        quotelinks: whether `>>123` in a text links to a post, which would reveal the answer.
+        quotes_parents: whether a reply that repeats its parent's words is a quotation, which would reveal
+            the answer.
     """
 
     module: str
@@ -42,7 +42,7 @@ class ThreadFormat:
     quotes_parents: bool = True
 
     def companion_of(self, path: Path) -> Path | None:
-        """Where the companion of a file lies, None in a format without companions."""
+        """Return the path of the companion of a file, or None in a format without companions."""
         # `Path.suffix` would give `.txt` of `.ascii.txt`.
         suffix = next((suffix for suffix in self.suffixes if path.name.endswith(suffix)), None)
         if not self.companion or suffix is None:
@@ -50,7 +50,8 @@ class ThreadFormat:
         return path.with_name(path.name.removesuffix(suffix) + self.companion)
 
 
-#: Formats with `told_by_name` are checked first. Then the telling fields decide, whatever the order here.
+#: Formats with `told_by_name` are checked first. Then the telling fields decide. The order here has no
+#: effect.
 THREAD_FORMATS: dict[str, ThreadFormat] = {
     # The only format with archives: the published dumps of boards are `.tar.zst` files.
     "4chan": ThreadFormat(
@@ -75,7 +76,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         (".ascii.txt",),
         told_by_name=True,
         companion=".annotation.txt",
-        quotes_parents=False,  # people repeat themselves there, and nobody quotes
+        quotes_parents=False,  # messages repeat words by chance, and IRC users do not quote
     ),
     "mastodon": ThreadFormat(
         "retrieval.readers.threads.mastodon",
@@ -89,7 +90,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         telling_fields=("ts", "client_msg_id", "is_general", "is_archived"),
     ),
 }
-#: The reader that gets a file which no row knows, because its error says best what is expected.
+#: The format of a file that no row identifies. The error of its reader describes best what is expected.
 FALLBACK_FORMAT = "4chan"
 
 ThreadFormatName = Annotated[str, OneOf(("auto", *THREAD_FORMATS))]

@@ -1,1 +1,1 @@
-"""The tasks: how each reads its corpus, builds its records, and scores answers to them."""
+"""The tasks. Each reads its corpus, builds its records, and scores answers to the records."""

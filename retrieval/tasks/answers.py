@@ -1,6 +1,7 @@
-"""Answers to a task's records, and how a task scores them.
+"""Answers to a task's records, and the function that scores them.
 
-Apart from how records are built, so that a change of a retriever is no reason to answer and score again.
+This code is separate from the building of records, so that a change of a retriever does not repeat the
+evaluation.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of some systems to records of one task.
+    """Answers of one or more systems to the records of one task.
 
     Attributes:
         records: the records, as in `records.parquet`.
-        rows: an answer each: `id` of the record, `system`, `choice` (None where only text was generated),
-            `text` (None where only a choice was made).
-        rankings: reads the records' rows of `rankings.parquet`, for a task that is ranked.
-        mode: how the records were answered.
-        seed: decides the resamples, and whatever is drawn.
+        rows: one row for each answer: `id` of the record, `system`, `choice` (None if only a text was
+            generated), `text` (None if only a choice was made).
+        rankings: returns the records' rows of `rankings.parquet`, for a task that has such rows.
+        mode: mode of the evaluation, which decides the form of the answers.
+        seed: seed of the resamples and of every other draw.
         resamples: number of bootstrap resamples behind an interval.
     """
 
@@ -37,7 +38,7 @@ class Answers:
     resamples: int
 
     def by_system(self, column: str) -> dict[str, dict[str, Any]]:
-        """Return the answers in a column, `choice` or `text`: system → record id → answer."""
+        """Return the answers in one column, `choice` or `text`, by system and record id."""
         found: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             found.setdefault(row["system"], {})[row["id"]] = row[column]
@@ -45,17 +46,17 @@ class Answers:
 
 
 class TextScore(Protocol):
-    """Scores of one system's written answers."""
+    """The type of a function that scores one system's written answers."""
 
     def __call__(
         self, answers: Mapping[str, str], records: Sequence[Row], *, seed: int, resamples: int
     ) -> dict[str, Any]:
-        """Return each measure with its interval, for answers by record id."""
+        """Return each measure with its interval, for answers that are given by record id."""
         ...
 
 
 def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
-    """Return `{"systems": {name: measures}}` of written answers."""
+    """Score the written answers of every system: `{"systems": {name: measures}}`."""
     options = {"seed": answers.seed, "resamples": answers.resamples}
     return {
         "systems": {
@@ -66,7 +67,10 @@ def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
 
 
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
-    """Score answers to a task's records; `systems` maps each system to its measures with intervals."""
+    """Score answers to a task's records.
+
+    In the result, `systems` maps each system to its measures with intervals.
+    """
     # A module of its own, so that the digest of the evaluation's code does not cover the code that builds
     # records.
     return import_module(f"{TASKS[name].package}.scoring").score(answers)

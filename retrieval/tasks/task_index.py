@@ -1,4 +1,6 @@
-"""A task's BM25 index in its work folder: built once in a stream, mapped by whoever builds a shard."""
+"""The BM25 index in a task's work folder, built once as a stream and mapped by each process that builds a
+shard.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ Item = TypeVar("Item")
 def index_texts(
     config: ContextConfig, texts: Iterable[str], count: int, folder: Path, progress: Progress
 ) -> None:
-    """Index texts by their words; nothing is written for the rank_bm25 library, which cannot be stored.
+    """Build the BM25 index of texts in the work folder of a task.
+
+    For the rank_bm25 library nothing is written, because its index cannot be stored.
 
     Args:
         config: names the backend and the stemmer.
         texts: the texts, read once.
-        count: their number, for the progress.
+        count: number of texts, for the progress.
         folder: the task's folder.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
     """
     if config.bm25_backend == "rank_bm25":
         return
@@ -43,12 +47,12 @@ def index_texts(
 
 
 def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder: Path) -> Ranker:
-    """Open the index of `index_texts`.
+    """Open the index that `index_texts` built.
 
     Args:
         config: names the backend and the stemmer.
-        texts: returns the texts again. The rank_bm25 library's index is made from them in memory, which is
-            for small corpora only.
+        texts: returns the texts again. The rank_bm25 library builds its index from them in memory, which
+            works for small corpora only.
         folder: the task's folder.
     """
     if config.bm25_backend == "rank_bm25":
@@ -58,13 +62,13 @@ def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder
 
 
 def counted(items: Iterable[Item], step: str, progress: Progress, total: int = 0) -> Iterator[Item]:
-    """Yield the items as they are, and report progress every `STEP` items.
+    """Yield the items unchanged, and report progress every `STEP` items.
 
     Args:
         items: the items.
-        step: what is being done.
-        progress: is told what is done.
-        total: their number; 0 where it is not known.
+        step: name of the step, for the progress.
+        progress: receives (step, done, total) while the work advances.
+        total: number of items; 0 if it is not known.
     """
     number = 0
     for number, item in enumerate(items, start=1):

@@ -1,7 +1,7 @@
-"""What a task provides, and how its modules are found.
+"""The interface of a task, and the functions that load its modules.
 
 A task is three modules of one package, because three processes need different parts of it: planning needs
-the files that it reads, building needs all of it, and the evaluation needs its scores alone
+the files that it reads, building needs all of it, and the evaluation needs only its scores
 (:mod:`retrieval.tasks.answers`). :mod:`retrieval.settings.task_registry` lists the packages.
 """
 
@@ -26,12 +26,12 @@ Example = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 class TaskWork(Protocol):
-    """A task's prepared files, opened."""
+    """The prepared files of a task, opened to build records."""
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
         """Build the records of the prepared examples `low` to `high - 1`, in order.
 
-        A record depends on its example alone, never on `low` and `high`: the work may be cut anywhere.
+        A record depends on its example alone and not on `low` and `high`, so the work may be cut anywhere.
 
         Args:
             low: number of the first example.
@@ -42,7 +42,7 @@ class TaskWork(Protocol):
 
 
 class Prepare(Protocol):
-    """A task's first step, done once for a build."""
+    """The type of the first step of a task, which runs once for each build."""
 
     def __call__(
         self,
@@ -52,14 +52,14 @@ class Prepare(Protocol):
         report: TaskReport,
         progress: Progress,
     ) -> int:
-        """Read, split, thin and index the corpus; return the number of examples to build.
+        """Read, split, limit and index the corpus. Return the number of examples to build.
 
         Args:
             config: the configuration, which has a section for this task.
-            embedder: the dense leg's model, None where no task needs it.
-            folder: gets the prepared files.
+            embedder: model of the dense leg; None if no task uses the leg.
+            folder: folder of the prepared files.
             report: counts what was read and dropped.
-            progress: is told what is done.
+            progress: receives (step, done, total) while the work advances.
 
         Raises:
             InputError: a source is missing, broken or empty.
@@ -69,12 +69,12 @@ class Prepare(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's records are built.
+    """The functions that build the records of a task.
 
     Attributes:
         prepare: reads the corpus into a folder.
-        open_work: opens such a folder, in any process that builds a part of the records.
-        needs_embedder: whether a configuration of the task uses the dense leg.
+        open_work: opens a prepared folder, in any process that builds a part of the records.
+        needs_embedder: returns whether a configuration of the task uses the dense leg.
     """
 
     prepare: Prepare
@@ -84,7 +84,7 @@ class Task:
 
 
 def load_task(name: str) -> Task:
-    """Return how a task's records are built."""
+    """Import the modules of a task and return the functions that build its records."""
     # By name: a build loads only the tasks that it is configured for, with their libraries.
     return import_module(f"{TASKS[name].package}.task").TASK
 

@@ -1,4 +1,4 @@
-"""Names for an unknown author and an empty text, and titles in front of texts."""
+"""Labels for an unknown author and an empty text, and titles in front of texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ ANONYMOUS = "Anonymous"
 
 
 def titled(title: str, text: str) -> str:
-    """Return title and text as one run of sentences, without a double full stop."""
+    """Join a title and a text into one text, without a double full stop between them."""
     if not title:
         return text
     return f"{title} {text}" if title[-1] in ".!?:" else f"{title}. {text}"

@@ -1,4 +1,4 @@
-"""Text as the indexes and guards compare it: folded white space, words, stems, and hashes of texts."""
+"""Normalise texts for the indexes and guards: folded white space, words, stems, and hashes of texts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WORD = re.compile(r"\w+")
 
 
 def fold(text: str) -> str:
-    """Return the text with all white space as single spaces, and none at the ends."""
+    """Return a text with each run of white space as one space, and none at the ends."""
     return " ".join(text.split())
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the words of a document or query: NFKC, case folded, runs of letters, digits and `_`."""
+    """Return the words of a text: runs of letters, digits and `_` after NFKC and case folding."""
     if not text.isascii():  # ASCII is NFKC already, and the check is much faster
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.casefold())
@@ -38,9 +38,9 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Splits texts into words, and reduces each to its stem if a stemmer is set.
+    """A splitter of texts into words, which reduces each word to its stem if a stemmer is set.
 
-    An index keeps its tokenizer for the queries. It can be pickled, and used by several threads.
+    An index keeps its tokenizer for the queries. A tokenizer can be pickled and used by several threads.
 
     Raises:
         InputError: the language has no Snowball stemmer.
@@ -63,7 +63,7 @@ class Tokenizer:
         return Tokenizer, (self.stemmer,)
 
     def settings(self) -> dict[str, str]:
-        """Return what decides the words, as JSON values; a saved index holds it."""
+        """Return the settings that decide the words, as JSON values. A saved index stores them."""
         return {"words": f"nfkc casefold {_WORD.pattern}", "stemmer": self.stemmer}
 
     def __call__(self, text: str) -> list[str]:
@@ -72,7 +72,7 @@ class Tokenizer:
         return words if self.stemmer == "none" else [self.stem(word) for word in words]
 
     def stem(self, word: str) -> str:
-        """Return the stem of one word that `tokenize` gave."""
+        """Return the stem of one word of `tokenize`."""
         if self.stemmer == "none":
             return word
         found = self._stems.get(word)
@@ -93,22 +93,23 @@ class Tokenizer:
 
 
 def duplicate_key(*texts: str) -> bytes:
-    """Return a digest that is equal for texts that differ only in case, spacing, punctuation or Unicode
-    form.
-    """
-    # A text without words (such as `???`) stands for itself, or all of them would be equal.
+    """Return a digest of texts that ignores case, spacing, punctuation and Unicode form."""
+    # A text without words (such as `???`) is compared unchanged, because otherwise all such texts were equal.
     normal = "\n".join(" ".join(tokenize(text)) or text for text in texts)
     # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def seeded_hash(seed: int, *parts: str) -> int:
-    """Return a 64-bit hash of the seed and names: the same on every machine, unlike Python's own `hash`."""
+    """Return a 64-bit hash of a seed and names.
+
+    The hash is the same on every machine, unlike Python's own `hash`.
+    """
     name = "\0".join([str(seed), *parts]).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
 
 
 def seeded_share(seed: int, *parts: str) -> float:
-    """Return `seeded_hash` as a number in [0, 1)."""
+    """Return `seeded_hash` scaled to a number in [0, 1)."""
     # A float has 53 bits: with all 64, rounding could give 1.
     return (seeded_hash(seed, *parts) >> 11) / 2**53

@@ -10,8 +10,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n+")
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text, each verbatim.
 
-    It is cut at line ends, and at white space behind `.`, `!` or `?` (also the full-width signs) and closing
-    quotes.
+    The text is cut at line ends, and at white space after `.`, `!` or `?` (also the full-width signs) and
+    closing quotes.
     """
     out, start = [], 0
     for end in _SENTENCE_END.finditer(text):

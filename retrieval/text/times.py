@@ -1,4 +1,4 @@
-"""Read points in time: seconds since 1970, or ISO 8601 text."""
+"""Parse times: seconds since 1970, or ISO 8601 text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _LATEST = 1e15
 
 
 def parse_time(value: Any, field: str, where: str) -> float | None:
-    """Return seconds since 1970.
+    """Parse a time and return seconds since 1970, or None if the value is None or "".
 
     Args:
-        value: a number of seconds, a `datetime`, or ISO 8601 text; UTC where it names no zone. None and ""
-            are no time.
+        value: a number of seconds, a `datetime`, or ISO 8601 text. A text without a time zone is UTC.
         field: name of the field, for errors.
         where: file and row, for errors.
 
@@ -46,5 +45,5 @@ def _seconds(moment: datetime) -> float:
 
 
 def _shown(value: Any) -> str:
-    """Return the value for an error message; of a list or dictionary, which may be huge, only its type."""
+    """Return a value for an error message, or only its type if it may be large, as a list is."""
     return f"{value!r:.60}" if isinstance(value, (str, float, bool)) else type(value).__name__

@@ -1,7 +1,7 @@
-"""Count tokens with the tokenizer of a model folder; budgets and chunks are measured in them.
+"""Count tokens with the tokenizer of a model folder. Budgets and chunks are measured in these tokens.
 
-It reads the same files as the training core, without importing the core. `tokenizer.json` is read with the
-`tokenizers` library, else `tokenizer.model` with sentencepiece. Special tokens are never counted.
+This module reads the same files as the training core, without importing the core. `tokenizer.json` is read
+with the `tokenizers` library, else `tokenizer.model` with sentencepiece. Special tokens are never counted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ FILES = ("tokenizer.json", "tokenizer.model")
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of texts. `fast` is the `tokenizers.Tokenizer` behind it, None for sentencepiece."""
+    """A counter of the tokens of texts.
+
+    `fast` is the underlying `tokenizers.Tokenizer`, or None for sentencepiece.
+    """
 
     count: Callable[[str], int]
     fast: Any = None
 
 
 def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
-    """Return the file of a model folder that decides the counts; `field` names the folder in errors.
+    """Return the tokenizer file of a model folder, which decides the counts.
+
+    Errors name the setting `field`.
 
     Raises:
         InputError: the folder has no such file.
@@ -37,7 +42,7 @@ def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
 
 
 def load_counter(folder: Path, field: str = "context.tokenizer") -> TokenCounter:
-    """Load the counter of a model folder; `field` names the folder in errors.
+    """Load the token counter of a model folder. Errors name the setting `field`.
 
     Raises:
         InputError: the folder has no tokenizer file, or one that cannot be read.

@@ -1,6 +1,6 @@
-"""Documents and questions of any layout: each file is read by the reader of its layout, and checked.
+"""Read documents and questions of any layout. The reader of the layout reads each file.
 
-A question never sees a document that is later than itself, where both have a time.
+If a question and a document both have a time, the question never gets a document that is later than itself.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from retrieval.settings.file_suffixes import TEXT_SUFFIXES
 def stream_documents(
     files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
 ) -> Iterator[Document]:
-    """Read the documents in file order, each id once.
+    """Read the documents of all files in file order. Each id occurs once.
 
     Args:
         files: the files, each in any layout.
-        tally: `read["documents"]` counts what the files hold. Each is yielded, or counted in `dropped` as
-            `document_…`.
-        chunker: cuts documents that are too long for it; they come as their chunks.
-        layout: the layout of rows as configured; "auto": told by the fields of each file's first row.
+        tally: `read["documents"]` counts the documents in the files. Each is yielded, or counted in `dropped`
+            as `document_…`.
+        chunker: cuts documents that are longer than one chunk; their chunks are yielded instead.
+        layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
 
     Raises:
         InputError: a row is broken, an id is used twice, or there is no document at all.
@@ -71,14 +71,14 @@ def stream_documents(
 def stream_questions(
     files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
 ) -> Iterator[Question]:
-    """Read the questions in file order.
+    """Read the questions of all files in file order.
 
     Args:
         files: the files, each in any layout.
         documents: the ids of the whole documents.
-        tally: `read["questions"]` counts what the files hold. Each is yielded, or counted in `dropped` as
-            `question_…`.
-        layout: the layout of rows as configured; "auto": told by the fields of each file's first row.
+        tally: `read["questions"]` counts the questions in the files. Each is yielded, or counted in `dropped`
+            as `question_…`.
+        layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
 
     Raises:
         InputError: a row is broken, an id is used twice, or a question names a document that does not
@@ -112,12 +112,12 @@ def no_questions(files: Sequence[SourceFile]) -> InputError:
 
 
 def tells_instructions(file: SourceFile) -> bool:
-    """Whether the fields of a file's first row tell a layout of instructions with answers."""
+    """Return whether the fields of a file's first row belong to a layout of instructions with answers."""
     return not _is_text(file) and _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values())).instructions
 
 
 def _reader(file: SourceFile, layout: str) -> LayoutReader:
-    """The module that reads a file, in the configured layout of rows."""
+    """Return the module that reads a file in the configured layout of rows."""
     if _is_text(file):
         found = TEXT_FILES
     elif layout == "auto":
@@ -133,14 +133,15 @@ def _is_text(file: SourceFile) -> bool:
 
 
 def _layout_by_fields(file: SourceFile, layouts: Sequence[DocumentLayout]) -> DocumentLayout:
-    """The last of the layouts that the fields of a file's first row tell, else the default one."""
-    # The first row is read up to a field that tells a layout alone: it may hold the whole corpus.
+    """Return the last layout that matches the fields of a file's first row, else the default layout."""
+    # Reading stops at a field that alone identifies a layout, because the first row may hold the whole
+    # corpus.
     decisive = {
         field for layout in layouts for fields in layout.told_by if len(fields) == 1 for field in fields
     }
     try:
         names = set(field_names(file, tuple(decisive)))
     except InputError:
-        names = set()  # the reader of the file's rows says better what is wrong with it
+        names = set()  # the reader of the rows gives a better error message
     told = (layout for layout in reversed(layouts) if any(fields <= names for fields in layout.told_by))
     return next(told, DOCUMENT_LAYOUTS[DEFAULT_LAYOUT])

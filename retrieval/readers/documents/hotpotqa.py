@@ -2,8 +2,8 @@
 
 Rows of `_id` (or `id`), `question`, `answer`, `context: [[title, [sentence, …]], …]` and
 `supporting_facts: [[title, sentence number], …]`, or the last two as columns (`{"title": […], "sentences":
-[…]}`, `{"title": […], "sent_id": […]}`). A paragraph is a document. Those with supporting facts are needed
-together.
+[…]}`, `{"title": […], "sent_id": […]}`). A paragraph is a document. The paragraphs with
+supporting facts are needed together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXPECTED = "a row with _id, question, answer, context, supporting_facts"
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read a document a paragraph; paragraphs without text are left out.
+    """Read each paragraph as a document. Paragraphs without text are left out.
 
     Raises:
         InputError: a row is broken.
@@ -31,7 +31,8 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read a question a row; those whose supporting paragraphs are not there are to be dropped.
+    """Read each row as a question. A question whose supporting paragraphs are missing has a reason to be
+    dropped.
 
     Raises:
         InputError: a row is broken.
@@ -40,7 +41,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
-    """Each row's paragraphs and its question, in file order."""
+    """Yield each row's paragraphs and its question, in file order."""
     fields = ("question", "answer", "context", "supporting_facts")
     for where, row, value in rows(file, fields, ("_id", "id"), EXPECTED):
         paragraphs = []
@@ -72,7 +73,7 @@ def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
 
 
 def _pairs(value: Any, names: Sequence[str], field: str, where: str) -> list[tuple[Any, Any]]:
-    """Pairs given as a list of two, or as two columns."""
+    """Return pairs that are given as lists of two, or as two columns."""
     if isinstance(value, dict):
         first, second = (value.get(name) for name in names)
         if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):

@@ -1,6 +1,6 @@
 """Instructions of the Alpaca kind: rows of `instruction`, `input` (may be empty or missing) and `output`.
 
-As JSON lines, a JSON list or Parquet. An `id` is kept if there is one; else it is the file name and the row.
+Files are JSON lines, a JSON list or Parquet. A row without an `id` gets one from the file name and the row.
 Format: https://github.com/tatsu-lab/stanford_alpaca
 """
 
@@ -21,7 +21,7 @@ EXPECTED = "an object with instruction, input, output"
 
 @dataclass(frozen=True)
 class Triple:
-    """One instruction with its answer, word for word as it stands in the file."""
+    """One instruction with its answer, verbatim from the file."""
 
     id: str
     instruction: str
@@ -32,12 +32,12 @@ class Triple:
 
 
 def read_triples(files: Sequence[SourceFile], tally: Tally) -> Iterator[Triple]:
-    """Read the instructions in file order; those without an output are dropped and counted.
+    """Read the instructions in file order. Rows without an output are dropped and counted.
 
-    `read["instructions"]` counts what the files hold.
+    `read["instructions"]` counts the instructions in the files.
 
     Raises:
-        InputError: a row is broken, an id is used twice, or there is none at all.
+        InputError: a row is broken, an id is used twice, or the files have no instruction.
     """
     seen: set[str] = set()
     for file in files:

@@ -1,4 +1,4 @@
-"""What the readers of documents and questions give, whatever the layout of the files."""
+"""The types that the readers of documents and questions return, in every layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from retrieval.text.normalize import fold
 
 
 class FoundDocument(NamedTuple):
-    """A document as it stands in a file.
+    """A document that a reader found in a file.
 
     Attributes:
         where: file and row, for errors.
         document: the document, its text folded.
-        raw_text: the text before folding, which chunks and answer spans count their characters in.
-        id_from_content: whether the id is made of the content. The same id then means the same document,
-            which may come again; otherwise an id that comes again is a mistake.
+        raw_text: the text before folding. Chunks and answer spans are ranges of its characters.
+        id_from_content: whether the id is made of the content. If so, the same id means the same document and
+            may be repeated. Otherwise a repeated id is an error.
     """
 
     where: str
@@ -29,7 +29,10 @@ class FoundDocument(NamedTuple):
 
 
 class FoundQuestion(NamedTuple):
-    """A question as it stands in a file: its place for errors, and the reason to drop it ("": none)."""
+    """A question that a reader found in a file.
+
+    It comes with its place, for errors, and the reason to drop it, or "" if there is none.
+    """
 
     where: str
     question: Question
@@ -37,10 +40,10 @@ class FoundQuestion(NamedTuple):
 
 
 class LayoutReader(Protocol):
-    """A module of `DOCUMENT_LAYOUTS` that has documents."""
+    """The interface of a reader: a module of `DOCUMENT_LAYOUTS` that has documents."""
 
     def read_documents(self, file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-        """Read a file's documents; `tally` counts what only this layout has, such as pages.
+        """Read a file's documents. `tally` counts items that only this layout has, such as pages.
 
         Raises:
             InputError: the file cannot be read, or a row is broken.
@@ -57,7 +60,7 @@ class LayoutReader(Protocol):
 
 
 class Paragraph(NamedTuple):
-    """A document of a question set that gives its documents no ids; the text is not folded."""
+    """A document of a question set without document ids. The text is not folded."""
 
     where: str
     row: int
@@ -67,21 +70,21 @@ class Paragraph(NamedTuple):
 
     @classmethod
     def identified(cls, where: str, row: int, title: str, text: str) -> Paragraph:
-        """Return a paragraph whose id is its title and a digest of its text.
+        """Make a paragraph whose id is its title and a digest of its text.
 
-        So an equal paragraph is the same document, wherever it occurs.
+        So equal paragraphs are the same document.
 
         Args:
             where: file and row, for errors.
             row: 1-based row in the file.
             title: the folded title, "" for none.
-            text: the text as it stands in the file.
+            text: the text of the file, not folded.
         """
         # Surrogates that JSON may hold alone are no UTF-8, and must not stop the digest.
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return cls(where, row, title, text, f"{title}#{digest}")
 
     def found(self, file: SourceFile) -> FoundDocument:
-        """Return the paragraph as a document of the file."""
+        """Return the paragraph as a document that was found in the file."""
         document = Document(self.id, self.title, fold(self.text), file.name, self.row)
         return FoundDocument(self.where, document, self.text, id_from_content=True)

@@ -1,4 +1,4 @@
-"""Documents and questions as rows of JSON lines, a JSON list or Parquet, in files of their own.
+"""Documents and questions as rows of JSON lines, a JSON list or Parquet, in separate files.
 
 A document is `{"id", "title"?, "text", "time"?}`, a question is `{"id", "document_id", "question", "answers",
 "time"?}`. `answers` is a list of accepted answers, of which the first is taught. `document_id` may be a list
@@ -22,7 +22,7 @@ QUESTION_FIELDS = ("id", "document_id", "question", "answers")
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read a document a row.
+    """Read each row as a document.
 
     Raises:
         InputError: a row is broken.
@@ -41,7 +41,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read a question a row.
+    """Read each row as a question.
 
     Raises:
         InputError: a row is broken.
@@ -58,7 +58,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def _document_ids(value: object, where: str) -> tuple[str, ...]:
-    """The documents that a question names, each once."""
+    """Return the ids of the documents that a question names, without repeats."""
     if not isinstance(value, list):
         return (fold(text_of(value, "document_id", where)),)
     if not value:

@@ -2,8 +2,8 @@
 
 Rows of `id`, `question`, `context: {"sentences": [[text, …]], "title": …}`, `oracle_context`, `cot_answer`
 and `instruction`, as JSON lines or Parquet. The texts of the context and the oracle's text are documents,
-each once. The titles are placeholders and are not read. The accepted answer is what `cot_answer` says behind
-`<ANSWER>:` (or `##Answer:`). The reasoning before it is not read, because answer styles make their own
+without repeats. The titles are placeholders and are not read. The accepted answer is the text of `cot_answer`
+after `<ANSWER>:` (or `##Answer:`). The reasoning before it is not read, because answer styles make their own
 quotations. `instruction` repeats the other fields.
 
 Format: https://github.com/ShishirPatil/gorilla/tree/main/raft
@@ -23,12 +23,12 @@ from retrieval.text.normalize import fold
 
 EXPECTED = "a row with question, context, oracle_context, cot_answer"
 
-#: What stands before the final answer: in the generator's prompt, and in the paper.
+#: Marks before the final answer: that of the generator's prompt, and that of the paper.
 ANSWER_MARKS = ("<ANSWER>:", "##Answer:")
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read the texts of every row's context, and its oracle's text, which the context may lack.
+    """Read the texts of every row's context as documents, and the oracle's text, which the context may lack.
 
     Raises:
         InputError: a row is broken.
@@ -41,7 +41,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read a question a row; those whose answer names no final answer are to be dropped.
+    """Read each row as a question. A question without a final answer has a reason to be dropped.
 
     Raises:
         InputError: a row is broken.
@@ -65,7 +65,7 @@ def _rows(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _context_texts(value: Any, where: str) -> list[str]:
-    """The texts of a context, which is one list within another."""
+    """Return the texts of a context, which is a list within a list."""
     found = value.get("sentences") if isinstance(value, dict) else None
     if not isinstance(found, list) or not all(isinstance(texts, list) for texts in found):
         raise InputError(
@@ -75,7 +75,7 @@ def _context_texts(value: Any, where: str) -> list[str]:
 
 
 def _final_answer(value: Any, where: str) -> str:
-    """The text behind the last mark, "" where the generator wrote none."""
+    """Return the text after the last answer mark, or "" if the generator wrote no mark."""
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: field cot_answer is {type(value).__name__}, expected text")
     # The last mark, because the reasoning may quote the prompt, which contains the mark too.

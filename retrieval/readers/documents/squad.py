@@ -2,8 +2,8 @@
 
 Nested: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text",
 "answer_start"}]}]}]}]}`. Flat, as on data set hubs: rows of `id`, `title`, `context`, `question` and
-`answers: {"text": […], "answer_start": […]}`. A paragraph is a document; in flat rows it comes again with
-each of its questions.
+`answers: {"text": […], "answer_start": […]}`. A paragraph is a document. Flat rows
+repeat the paragraph for each of its questions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLAT = "a row with id, context, question, answers"
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read a document a paragraph.
+    """Read each paragraph as a document.
 
     Raises:
         InputError: a row is broken.
@@ -32,7 +32,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read the questions of each paragraph; those without an answer are to be dropped.
+    """Read the questions of each paragraph. A question without an answer has a reason to be dropped.
 
     Raises:
         InputError: a row is broken.
@@ -41,7 +41,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestion]]]:
-    """Each paragraph with its questions, in file order."""
+    """Yield each paragraph with its questions, in file order."""
     if not _is_nested(file):
         fields = ("id", "context", "question", "answers")
         for where, row, value in rows(file, fields, ("title",), FLAT):

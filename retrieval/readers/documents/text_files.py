@@ -1,4 +1,4 @@
-"""Documents that are one file each: `.txt`, `.md`, `.pdf`. The id is the file's path below the source."""
+"""Read `.txt`, `.md` and `.pdf` files. Each file is one document, whose id is its path below the source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADING = re.compile(r"^ {0,3}# +(.+?)(?: +#+)? *$", re.MULTILINE)
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read the one document that a file is.
+    """Read a file as one document.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
@@ -29,7 +29,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Refuse the file, because text has no questions.
+    """Raise an error, because text files hold no questions.
 
     Raises:
         InputError: always.
@@ -38,9 +38,11 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
-    """Read (title, text) of a file: the first Markdown heading, the PDF's title, or the file's name.
+    """Read (title, text) of a file.
 
-    Markup stays as it is. The text is empty where there is none, as in a scanned PDF.
+    The title is the first Markdown heading, the title of the PDF, or the name of the file.
+
+    Markup is kept. The text is empty if the file has none, as in a scanned PDF.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
@@ -66,7 +68,7 @@ def read_text_file(file: SourceFile, tally: Tally) -> tuple[str, str]:
 
 
 def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
-    """(title or "", the pages' texts apart by blank lines)."""
+    """Return the title of a PDF, or "", and the texts of its pages with blank lines between them."""
     from pypdf import PdfReader
 
     # pypdf logs a line for every harmless flaw of a file.
@@ -91,5 +93,5 @@ def _pdf(file: SourceFile, tally: Tally) -> tuple[str, str]:
 
 
 def _utf8(text: str) -> str:
-    """The text without halves of surrogate pairs, which fonts may map glyphs to and UTF-8 cannot hold."""
+    """Return a text without lone surrogates, which UTF-8 cannot encode and which fonts may map glyphs to."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,1 +1,1 @@
-"""What all readers read by: packed lines, streamed JSON, rows of a table file."""
+"""File access for all readers: packed lines, streamed JSON, rows of a table file."""

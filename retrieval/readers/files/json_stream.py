@@ -1,4 +1,4 @@
-"""JSON files that are one large value, read item by item: an array, or an object with one long array in it.
+"""Read large JSON files item by item. A file is an array, or an object with one long array in it.
 
 Only one item is in memory at a time, each parsed by the standard library. (Event parsers for this, such as
 ijson, keep the path of every level: a line of 100,000 brackets takes them 25 GB.)
@@ -26,19 +26,19 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def stream_items(
     path: Path, expected: str, keys: Sequence[str] = (), header: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, int, Any]]:
-    """Read (place for errors, 1-based position, item) of a file's array.
+    """Read (place for errors, 1-based position, item) of each item of a file's array.
 
-    The array is the whole file, or stands in the top-level object under one of `keys`.
+    The array is the whole file, or the value of one of `keys` in the top-level object.
 
     Args:
         path: the file, plain or packed.
-        expected: what the file should hold, for errors.
-        keys: names of the array; without them a top-level object is the one item.
-        header: gets the top-level object's other fields, as far as they come before the array.
+        expected: description of the expected content, for errors.
+        keys: names of the array; without names, a top-level object is the only item.
+        header: receives the fields of the top-level object that come before the array.
 
     Raises:
-        InputError: broken JSON (line and column are named), no such array, or an item of more than 2²⁸
-            characters.
+        InputError: the JSON is broken (line and column are named), has no such array, or has an item of more
+            than 2²⁸ characters.
     """
     with open_binary(path) as handle:
         reader = _Reader(handle, path, expected)
@@ -65,11 +65,12 @@ def stream_items(
 
 
 def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
-    """Return the field names of a JSON file's first object (or an array's first item), up to one of
-    `decisive`.
+    """Return the field names of a JSON file's first object.
+
+    In an array, this is the first item. The names end with the first one that is in `decisive`.
 
     Raises:
-        InputError: the file cannot be read, or it does not begin with an object.
+        InputError: the file cannot be read or does not begin with an object.
     """
     expected = "a JSON object"
     with open_binary(path) as handle:
@@ -91,7 +92,7 @@ def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
 
 
 def _enter_field(reader: _Reader, keys: Sequence[str], header: dict[str, Any]) -> None:
-    """Goes on to the array under one of `keys`."""
+    """Move to the array of one of `keys`, and store the fields before it in `header`."""
     reader.take("{")
     first = True
     while reader.peek() != "}":
@@ -107,7 +108,7 @@ def _enter_field(reader: _Reader, keys: Sequence[str], header: dict[str, Any]) -
 
 
 class _Reader:
-    """A window over the text of a file that is read as far as the value at hand needs it."""
+    """A window over the text of a file, which is read only as far as the current value needs."""
 
     def __init__(self, handle: IO[bytes], path: Path, expected: str) -> None:
         self._handle, self._path, self._expected = handle, path, expected
@@ -120,14 +121,14 @@ class _Reader:
         self._column = 0  # characters of the window's first line that lie before the window
 
     def line(self) -> int:
-        """The line of the next thing."""
+        """Return the line number of the next token."""
         self.peek()
         self._line += self._text.count("\n", self._counted, self._at)
         self._counted = self._at
         return self._line
 
     def peek(self) -> str:
-        """The next character that is no space, "" at the end."""
+        """Return the next character that is no white space, or "" at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None  # an empty match at least
@@ -138,25 +139,25 @@ class _Reader:
                 return ""
 
     def take(self, wanted: str) -> None:
-        """Goes past one character."""
+        """Consume one character, which must be `wanted`."""
         found = self.peek()
         if found != wanted:
             raise self.error(f"found {found or 'the end'}, expected {wanted}")
         self._at += 1
 
     def name(self) -> str:
-        """Goes past a field's name."""
+        """Consume the name of a field and return the name."""
         if self.peek() != '"':
             raise self.error("expected a field name in double quotes")
         return self.value()
 
     def value(self) -> Any:
-        """Goes past one whole value."""
+        """Consume one whole JSON value and return the value."""
         self.peek()
         while True:
             try:
-                # `raw_decode` parses one value and says where it ends, so the C parser does the work and
-                # needs no event loop.
+                # `raw_decode` parses one value and returns its end, so the C parser does the work without an
+                # event loop.
                 found, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 # A string that the window cuts is reported at its start ("Unterminated string"), which may be
@@ -169,17 +170,17 @@ class _Reader:
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
             else:
-                if end < len(self._text) or not self._more():  # a number goes on where the window ends
+                if end < len(self._text) or not self._more():  # a number may go on
                     self._at = end
                     return _mended(found)
 
     def finish(self) -> None:
-        """Checks that nothing follows."""
+        """Raise an error if more text follows."""
         if self.peek():
             raise self.error("more after the end of the value; for a value a line name the file .jsonl")
 
     def error(self, what: str, place: int | None = None) -> InputError:
-        """The error at a place of the window, by default the next thing."""
+        """Return the error for a place of the window, by default the place of the next token."""
         at = self._at if place is None else place
         row = self._line + self._text.count("\n", self._counted, at)
         start = self._text.rfind("\n", 0, at)
@@ -189,7 +190,9 @@ class _Reader:
         )
 
     def _more(self, double: bool = False) -> bool:
-        """Reads on, forgetting what was gone past; doubling keeps the retries of a long item linear."""
+        """Read more text and drop the consumed text. Doubling the window keeps the retries of a long item
+        linear.
+        """
         if self._ended:
             return False
         # Line and column are kept up to date before the text in front of the place is forgotten.
@@ -213,7 +216,7 @@ class _Reader:
 
 
 def _mended(value: Any) -> Any:
-    """The value, with its texts mended only if one of them needs it."""
+    """Return a JSON value whose texts can be encoded as UTF-8, copied only if a text needs a change."""
     return mend_surrogates(value) if _has_surrogate(value) else value
 
 

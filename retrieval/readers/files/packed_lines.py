@@ -1,4 +1,4 @@
-"""Lines and JSON lines of files, plain or packed (`.gz`, `.zst`, and dumps in `.tar`), streaming.
+"""Stream the lines of files that are plain, packed (`.gz`, `.zst`) or archives (`.tar`).
 
 Errors name file and line.
 """
@@ -27,10 +27,12 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open the unpacked bytes of a file as a stream; the name tells `.gz` and `.zst`.
+    """Open the unpacked bytes of a file as a stream. The ending of the name decides between `.gz`, `.zst` and
+    plain.
 
     Raises:
-        InputError: it cannot be read or is damaged, which may also show while the caller reads.
+        InputError: the file cannot be read or is damaged. Damage may also be found later, while the caller
+            reads.
     """
     # Here, so that a plan that opens no file does not load the library.
     import zstandard
@@ -52,9 +54,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of zstd frames, one after the other.
+    """A stream of the unpacked bytes of all zstd frames of a file.
 
-    The library's own reader takes a file that ends within a frame for complete; here it is an error.
+    The reader of the library accepts a file that ends within a frame. Here such a file is an error.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -67,11 +69,11 @@ class _Unpacked(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
-        """It is only read."""
+        """Return True, because the stream can only be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer, as far as the next packed bytes do; 0 at the end."""
+        """Fill the buffer from the next packed bytes, and return the number of bytes, or 0 at the end."""
         while not self._ready:
             # Few packed bytes at a time, because they may unpack to very many.
             packed = self._raw.read(_PACKED_READ)
@@ -95,12 +97,14 @@ class _Unpacked(io.RawIOBase):
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is an archive, by its name."""
+    """Return whether the name of a file is that of a tar archive."""
     return path.name.endswith(_TAR)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Read (1-based line number, text without line end) of a UTF-8 file, unpacked by its suffix, as a stream.
+    """Read (1-based line number, text without line end) of each line of a UTF-8 file.
+
+    The file is streamed. The ending of its name decides how it is unpacked.
 
     Only `\\n` (and `\\r\\n`) end a line: other separators occur inside chat messages.
 
@@ -125,7 +129,7 @@ def _decoded(handle: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
-    """(place, line number, line) of every file of JSON lines in an archive, in its order."""
+    """Yield (place, line number, line) of each line of the JSON-lines files in an archive, in its order."""
     found = False
     # `r|` reads the archive as a stream, without seeking, which an unpacked `.zst` cannot do.
     with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
@@ -144,16 +148,16 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
-    """Parse one JSON value; halves of surrogate pairs, which no text may hold, become U+FFFD.
+    """Parse one JSON value. Lone surrogates, which no text may hold, become U+FFFD.
 
     Args:
-        text: the value.
-        path: where it stands, for errors.
-        line: the 1-based line on which it begins.
-        expected: what it should be, for errors.
+        text: the JSON text.
+        path: the file of the value, for errors.
+        line: the 1-based line on which the value begins.
+        expected: description of the expected value, for errors.
 
     Raises:
-        InputError: it is not JSON; the line and column are named.
+        InputError: the text is not JSON. The message names the line and column.
     """
     try:
         value = json.loads(text)
@@ -171,7 +175,7 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
 
 
 def mend_surrogates(value: Any) -> Any:
-    """Return a JSON value whose texts can be written as UTF-8."""
+    """Return a JSON value whose texts can be encoded as UTF-8: lone surrogates become U+FFFD."""
     if isinstance(value, str):
         # Through UTF-16, where two halves that belong together become one character, and a lone half becomes
         # U+FFFD.
@@ -184,11 +188,12 @@ def mend_surrogates(value: Any) -> Any:
 
 
 def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Read (place for errors, line, object) of every non-blank line of a JSON-lines file, or of an archive of
-    them.
+    """Read (place for errors, line, object) of every non-blank line of a JSON-lines file.
+
+    Of an archive, the lines of all its files are read.
 
     Raises:
-        InputError: a line is broken or is no object.
+        InputError: a line is broken or holds no object.
     """
     lines = _archived(path) if is_tar(path) else ((f"{path}:{n}", n, text) for n, text in text_lines(path))
     for where, number, text in lines:

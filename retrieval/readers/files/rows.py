@@ -1,4 +1,7 @@
-"""Rows of `.jsonl`, `.json` and `.parquet` files as dictionaries, streaming, with a place for errors each."""
+"""Stream the rows of `.jsonl`, `.json` and `.parquet` files as dictionaries.
+
+Each row comes with its place for errors.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ def rows(
     keys: Sequence[str] = (),
     header: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
-    """Read (place for errors, 1-based row, row) of a file of JSON lines, a JSON list or Parquet.
+    """Read (place for errors, 1-based row, row) of each row of a file of JSON lines, a JSON list or Parquet.
 
     Args:
         file: the file.
         fields: fields that each row must have.
         optional: further columns to read of a Parquet file.
-        expected: what a row should be, for errors.
+        expected: description of a row, for errors.
         keys: names under which a `.json` object holds its list of rows.
-        header: gets the fields beside such a list, as far as they come before it.
+        header: receives the fields of the object that come before the list.
 
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
@@ -65,15 +68,15 @@ def _values(
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    """Read (place for errors, 1-based row, row) of a Parquet file, batch by batch.
+    """Read (place for errors, 1-based row, row) of each row of a Parquet file, batch by batch.
 
     Args:
         path: the file.
-        fields: columns that it must have.
+        fields: columns that the file must have.
         optional: columns that are read where the file has them.
 
     Raises:
-        InputError: it is no readable Parquet or lacks a column.
+        InputError: the file is no readable Parquet or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -101,7 +104,9 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
 
 
 def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
-    """Return the names that tell a file's layout: columns, or the first object's fields up to a decisive one.
+    """Return the field names that identify the layout of a file.
+
+    These are the columns, or the fields of the first object up to a field in `decisive`.
 
     Raises:
         InputError: the file cannot be read or does not begin with an object.
@@ -119,15 +124,16 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """Return a text field's value, not folded; whole numbers count as text, because ids often are.
+    """Return the value of a text field, not folded. A whole number counts as text, because ids often are
+    numbers.
 
     Args:
-        value: what stands in the file.
+        value: the value in the file.
         field: the field's name, for errors.
         where: file and row, for errors.
 
     Raises:
-        InputError: it is empty or no text.
+        InputError: the value is empty or no text.
     """
     # The bound refuses integers that are no ids. Python does not convert those of more than 4,300 digits.
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
@@ -138,15 +144,15 @@ def text_of(value: Any, field: str, where: str) -> str:
 
 
 def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
-    """Return a text or a list of texts, folded, each once.
+    """Return a text, or a list of texts, as a list of folded texts without repeats.
 
     Args:
-        value: what stands in the file.
+        value: the value in the file.
         field: the field's name, for errors.
         where: file and row, for errors.
 
     Raises:
-        InputError: it is empty, or an item is no text.
+        InputError: the value is empty, or an item is no text.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
@@ -155,15 +161,15 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
 
 
 def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:
-    """Return a list of objects, checked.
+    """Return a value after checking that it is a list of objects.
 
     Args:
-        value: what stands in the file.
+        value: the value in the file.
         field: the field's name, for errors.
         where: file and row, for errors.
 
     Raises:
-        InputError: it is no list of objects.
+        InputError: the value is no list of objects.
     """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InputError(f"{where}: field {field} is not a list of objects ({type(value).__name__})")

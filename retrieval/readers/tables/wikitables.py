@@ -23,7 +23,7 @@ _ESCAPED = {"n": "\n", "p": "|", "\\": "\\"}
 
 
 def unescape(text: str) -> str:
-    """A TSV field with its escapes resolved; an unknown escape stays as it is written."""
+    """Return a TSV field with its escapes resolved. An unknown escape is kept unchanged."""
     if "\\" not in text:
         return text
     # One pass over all escapes: replacing them one after another would read `\\n` (backslash, n) as a
@@ -32,10 +32,12 @@ def unescape(text: str) -> str:
 
 
 def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[str, Table], list[Question]]:
-    """Read the tables by id (their path below `root`) and the questions in file order.
+    """Read the tables, by id, and the questions, in file order.
+
+    The id of a table is its path below `root`.
 
     Args:
-        root: the folder that the `context` column counts from.
+        root: the folder that the paths of the `context` column are relative to.
         tsv: the file of questions.
         tally: counts tables, rows and questions.
         source: the name of the TSV in records.
@@ -87,7 +89,10 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
 
 
 def _is_table(root: Path, key: str) -> bool:
-    """Whether `key` names a file below `root`; a name that no file can have, or that climbs out, does not."""
+    """Return whether `key` names a file below `root`.
+
+    An impossible file name, or one that leads out of `root`, does not.
+    """
     try:
         # `Path` raises ValueError for a zero byte and OSError for a name that is too long.
         return not Path(key).is_absolute() and ".." not in Path(key).parts and (root / key).is_file()

@@ -1,1 +1,1 @@
-"""Readers of threads, one file a format, and their registry."""
+"""Readers of threads, one module for each format, and their registry."""

@@ -1,4 +1,4 @@
-"""Conversations in ConvoKit's form: a folder's `utterances.jsonl`, an utterance a line.
+"""Conversations in ConvoKit's format: a folder with `utterances.jsonl`, one utterance on each line.
 
 `{"id", "conversation_id", "text", "speaker", "reply-to", "timestamp", "meta"}`; older corpora have `user` for
 `speaker` and `root` for `conversation_id`, some have `reply_to`. A conversation is a thread. `meta` is not
@@ -26,15 +26,15 @@ EXPECTED = 'an utterance a line: {"id": …, "conversation_id": …, "speaker": 
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read a thread a conversation, in the order of their first utterances.
+    """Read each conversation as a thread, in the order of their first utterances.
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.
-        options: what happens to replies to utterances that are not there.
+        options: `missing_parents` decides about replies to missing utterances.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a line is broken, or a reply goes to an utterance that is not there.
+        InputError: a line is broken, or a reply refers to a missing utterance.
     """
     for split, own in files_by_split(files, tally):
         yield from threads_of(_messages(own), split, options.missing_parents, True, tally)
@@ -78,7 +78,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _time(value: Any, where: str) -> float | None:
-    """Seconds, given as a number or as its digits, or a date."""
+    """Return seconds since 1970 of a time that is given as a number, its digits, or a date."""
     if isinstance(value, str):
         try:
             # Some corpora have the timestamp as text (`"1325376000"`).

@@ -1,4 +1,4 @@
-"""Discord's messages, as DiscordChatExporter writes them (JSON) or as the API gives them.
+"""Messages of Discord, in the format of DiscordChatExporter (JSON) or of Discord's API.
 
 Export: `{"guild", "channel": {"id", "name"}, "messages": [{"id", "type", "timestamp", "content", "author":
 {"name", "nickname"}, "reference": {"messageId"}}]}`. API: a list, or a line each, of `{"id", "channel_id",
@@ -40,15 +40,16 @@ _FORWARD = (1, "1", "Forward")
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read a thread a channel, cut into blocks of at most `options.block` messages.
+    """Read each channel as a thread, cut into blocks of at most `options.block` messages.
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.
-        options: the block, and what happens to replies to messages that are not there.
+        options: `block` is the length of a block; `missing_parents` decides about replies to missing
+            messages.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a message is broken, or a reply goes to a message that is not there.
+        InputError: a message is broken, or a reply refers to a missing message.
     """
     for split, own in files_by_split(files, tally):
         found = threads_of(_messages(own, tally), split, options.missing_parents, True, tally)
@@ -90,7 +91,7 @@ def _spoken(kind: Any, where: str) -> bool:
 
 
 def _channel(value: dict[str, Any], header: dict[str, Any], file: SourceFile, where: str) -> str:
-    """The channel's id: the message's own, else the export's, else the file."""
+    """Return the channel's id, from the message, else from the export, else from the file."""
     found = value.get("channel_id")
     if found is None and isinstance(header.get("channel"), dict):
         found = header["channel"].get("id")
@@ -112,7 +113,7 @@ def _parent(value: dict[str, Any], where: str, tally: Tally) -> str:
 
 
 def _author(value: Any, where: str) -> str:
-    """The name that others see."""
+    """Return the displayed name of an author."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field author is {type(value).__name__}, expected an object with a name")
     # The name that people use when they name somebody comes first: the legs look for it in texts.
@@ -123,7 +124,7 @@ def _author(value: Any, where: str) -> str:
 
 
 def _text(value: dict[str, Any], where: str) -> str:
-    """The content, with mentions by name and emoji by their own."""
+    """Return the content of a message with mentions and emoji replaced by names."""
     content = value.get("content")
     if content is not None and not isinstance(content, str):
         raise InputError(f"{where}: field content is {type(content).__name__}, expected text")

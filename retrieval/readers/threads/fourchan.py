@@ -1,8 +1,9 @@
 """Threads in 4chan's API form: `{"posts": [{"no", "resto", "now", "time", "name", "com", "sub"?}, …]}`.
 
-One thread a line (`.ndjson`, `.jsonl`), one thread or a list of them a file (`.json`), packed by `.gz` or
-`.zst`, or whole dumps (`.tar.zst`, `.tar.gz`, `.tar`) of such files. `com` is HTML; what a post replies to is
-marked by quotelinks to other posts of the thread. Format: https://github.com/4chan/4chan-API
+A file has one thread on each line (`.ndjson`, `.jsonl`), or one thread or a list of threads (`.json`). It may
+be packed by `.gz` or `.zst`, or be a dump (`.tar.zst`, `.tar.gz`, `.tar`) of such files. `com` is HTML, in
+which quotelinks mark the posts of the thread that a post replies to. Format:
+https://github.com/4chan/4chan-API
 
 The labelled dump of /pol/ (Papasavva et al., ICWSM 2020, arXiv:2001.07487) adds keys to each post:
 `extracted_poster_id` names a nameless post's author, as the API's own `id` does; `entities` (named entities)
@@ -41,7 +42,7 @@ _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"}
 
 @dataclass(frozen=True)
 class Comment:
-    """What a post's HTML says.
+    """The content of a post's HTML: its text and its links.
 
     Attributes:
         text: clean text.
@@ -57,10 +58,11 @@ class Comment:
 
 
 def parse_comment(html: str, thread_no: str) -> Comment:
-    """Read one `com`: the text without quotelinks and quoted lines, and the links within the thread.
+    """Parse the HTML of one `com` into the text without quotelinks and quoted lines, and the links.
 
     A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
-    which `<wbr>` may split. Dead links are spans. Like links to other threads they name no parent.
+    which `<wbr>` may split. Dead links are spans. Neither dead links nor links to other
+    threads name a parent.
     """
     # A text without markup needs no parser.
     if "<" not in html and "&" not in html:
@@ -123,7 +125,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
 
 
 def _target(href: str, thread_no: str) -> str | None:
-    """The post a quotelink leads to, or None where that post is not of this thread."""
+    """Return the id of the post that a quotelink leads to, or None if that post is not in this thread."""
     match = _TARGET.search(href)
     if match is None:
         return None
@@ -136,7 +138,7 @@ def _target(href: str, thread_no: str) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Drops plain `>>123` links and quoted lines, folds white space."""
+    """Return a text without plain `>>123` links and quoted lines, with folded white space."""
     if ">" not in text:
         return fold(text)
     lines = (_PLAIN_LINK.sub(" ", line).strip() for line in text.split("\n"))
@@ -150,12 +152,12 @@ def read_threads(
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.
-        options: what happens to links to posts of the thread that are not there.
+        options: `missing_parents` decides about links to missing posts of the thread.
         tally: counts files, threads, posts and links, and what was dropped.
 
     Raises:
         InputError: a line is broken, a thread has no posts, a post has no number, or a link within the
-            thread leads to a post that is not there.
+            thread leads to a missing post.
     """
     for split, file in files:
         tally.read["files"] += 1
@@ -175,7 +177,7 @@ def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 class _Place(NamedTuple):
-    """The place of a thread: file name and row for records, `where` for errors."""
+    """The place of a thread: file name and row for records, and `where` for errors."""
 
     source: str
     row: int
@@ -255,7 +257,10 @@ def _string(raw: dict[str, Any], field: str, where: str) -> str:
 
 
 def _author(raw: dict[str, Any], where: str) -> str:
-    """The name; nameless posts go by the dump's poster id, so that people can be told apart."""
+    """Return the name of a post's author.
+
+    A nameless post gets the poster id of the dump, so that its author differs from other nameless authors.
+    """
     # Names are HTML as well: their special characters are escaped.
     name = parse_comment(_string(raw, "name", where), "").text
     if name and name != ANONYMOUS:

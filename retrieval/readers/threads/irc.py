@@ -1,7 +1,8 @@
 """IRC logs with reply annotations (irc-disentanglement, Kummerfeld et al., ACL 2019, arXiv:1810.11118).
 
-`NAME.ascii.txt` holds a message a line, counted from 0; `NAME.annotation.txt` holds `PARENT CHILD -` lines. A
-message linked to itself starts a conversation; messages without a line of their own are not annotated.
+`NAME.ascii.txt` holds one message on each line, counted from 0. `NAME.annotation.txt` holds lines `PARENT
+CHILD -`. A message that is linked to itself starts a conversation. A message that is the child of no line is
+not annotated.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read a thread a log: its posts are the messages and actions, system lines are left out.
+    """Read each log as a thread. Its posts are the messages and actions. System lines are left out.
 
     Args:
-        files: (split, file) pairs; where the split is "", the folder names `train`, `dev` and `test` decide
-            it, and without them the seed.
-        options: what happens to annotations that name a message that does not exist.
+        files: (split, file) pairs. If the split is "", the folder names `train`, `dev` and `test` decide the
+            split. Without such a folder, the seed decides.
+        options: `missing_parents` decides about annotations that name a missing message.
         tally: counts files, lines, posts and links, and what was dropped.
 
     Raises:
@@ -56,7 +57,10 @@ def read_threads(
 
 
 def _folder_split(file: SourceFile) -> str:
-    """The split by the innermost folder whose name says one; a log named outright goes by its own folder."""
+    """Return the split that the innermost folder with the name of a split gives.
+
+    Of a log that the source names as a file, only the folder of the log is checked.
+    """
     name = PurePosixPath(file.name)
     folders = name.parent.parts or (file.path.resolve().parent.name,)
     return next((_SPLIT_FOLDERS[part] for part in reversed(folders) if part in _SPLIT_FOLDERS), "")
@@ -90,7 +94,9 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
 
 
 def _day(name: str) -> float | None:
-    """Midnight (UTC) of the day that a log is named by, such as `2004-11-15_03`; None for another name."""
+    """Return midnight (UTC) of the day in the name of a log, such as `2004-11-15_03`, or None for another
+    name.
+    """
     found = _DAY.search(name)
     try:
         return parse_time(found[0], "day", name) if found else None
@@ -99,7 +105,7 @@ def _day(name: str) -> float | None:
 
 
 def _spoken(line: str) -> tuple[str, str] | None:
-    """(nick, text) of a message or action, None for a system line."""
+    """Return (nick, text) of a message or action, or None for a system line."""
     match = _MESSAGE.match(line) or _ACTION.match(line)
     return (match[1], fold(match[2])) if match else None
 
@@ -107,7 +113,9 @@ def _spoken(line: str) -> tuple[str, str] | None:
 def _annotations(
     file: SourceFile, n_lines: int, missing_parents: str, tally: Tally
 ) -> tuple[dict[int, list[int]], set[int]]:
-    """Parents by child in file order, and which messages are annotated at all (as replies or as starts)."""
+    """Return the parents of each child in file order, and the messages that are annotated (as replies or
+    starts).
+    """
     path = _FORMAT.companion_of(file.path)
     assert path is not None  # `read_threads` refuses other names
     if not path.is_file():

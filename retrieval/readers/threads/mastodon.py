@@ -1,7 +1,7 @@
-"""Mastodon statuses as the API gives them: `{"id", "in_reply_to_id", "content": HTML, "account",
-"created_at"}`.
+"""Mastodon statuses in the format of the API.
 
-A status a line, or a JSON list of statuses, or a status's context (`{"ancestors": […], "descendants": […]}`).
+A status is `{"id", "in_reply_to_id", "content": HTML, "account", "created_at"}`. A file has one status on
+each line, a JSON list of statuses, or the context of a status (`{"ancestors": […], "descendants": […]}`).
 Statuses that replies connect are a thread. Boosts are dropped and counted. A content warning stands before
 the text. Format: https://docs.joinmastodon.org/entities/Status/
 """
@@ -28,15 +28,15 @@ EXPECTED = 'a status: {"id": …, "in_reply_to_id": …, "content": …, "accoun
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read a thread for each set of statuses that replies connect, in the order of their first statuses.
+    """Read each set of statuses that replies connect as a thread, in the order of their first statuses.
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.
-        options: what happens to replies to statuses that are not there.
+        options: `missing_parents` decides about replies to missing statuses.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a status is broken, or a reply goes to a status that is not there.
+        InputError: a status is broken, or a reply refers to a missing status.
     """
     for split, own in files_by_split(files, tally):
         yield from threads_of(_messages(own, tally), split, options.missing_parents, False, tally)
@@ -64,7 +64,7 @@ def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
 
 
 def _statuses(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """The statuses of a file; those of a context, in order, where a row is one."""
+    """Yield the statuses of a file. If a row is a context, its statuses are yielded in order."""
     for where, row, value in rows(file, (), (), EXPECTED):
         if "ancestors" not in value and "descendants" not in value:
             yield where, row, value
@@ -78,7 +78,7 @@ def _statuses(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _author(value: Any, where: str) -> str:
-    """The account's name with its server: names are unique on a server only."""
+    """Return the account's name with its server, because names are unique on one server only."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: field account is {type(value).__name__}, expected an object with acct")
     for name in ("acct", "username"):

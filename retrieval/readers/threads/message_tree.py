@@ -1,4 +1,4 @@
-"""Messages that come one by one, in any order, into threads: grouped, put in order, their replies resolved.
+"""Group messages, which are read in any order, into threads, and resolve their replies.
 
 The messages lie in a temporary SQLite file between reading and grouping, so that a dump of any size takes
 little memory; one thread at a time is read back.
@@ -26,7 +26,7 @@ PRAGMA synchronous = OFF;
 CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, parent TEXT, thread TEXT, author TEXT,
     text TEXT, time REAL, source TEXT, row INTEGER, place TEXT, root INTEGER);
 """
-# The id is unique, so a message that comes twice is ignored and the row count tells that it was.
+# The id is unique, so a repeated message is ignored. The row count then shows that it was.
 _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
@@ -46,7 +46,7 @@ _FIELDS = "id, parent, thread, author, text, time, source, row, place, seq"
 
 @dataclass(frozen=True)
 class Message:
-    """One message.
+    """One message of a conversation, before it is grouped into a thread.
 
     Attributes:
         where: file and row, for errors.
@@ -56,8 +56,8 @@ class Message:
         source: the file's name in records.
         row: the row in records.
         parent: id of the message that it replies to; "" for none.
-        thread: id of its thread; "" where only replies tell the thread.
-        time: when it was written, in seconds since 1970; None: unknown.
+        thread: id of its thread; "" if only the replies define the threads.
+        time: time of writing, in seconds since 1970; None if unknown.
     """
 
     where: str
@@ -74,7 +74,10 @@ class Message:
 def files_by_split(
     files: Iterable[tuple[str, SourceFile]], tally: Tally
 ) -> Iterator[tuple[str, list[SourceFile]]]:
-    """Return each split with all of its files, counted: a thread may be spread over several of them."""
+    """Return the files of each split, and count them.
+
+    The files are kept together because a thread may be spread over several of them.
+    """
     by_split: dict[str, list[SourceFile]] = {}
     for split, file in files:
         by_split.setdefault(split, []).append(file)
@@ -86,21 +89,21 @@ def files_by_split(
 def threads_of(
     messages: Iterable[Message], split: str, missing_parents: str, by_name: bool, tally: Tally
 ) -> Iterator[Thread]:
-    """Group all messages into threads, in the order in which their first messages were read.
+    """Group messages into threads, in the order in which the first message of each thread was read.
 
     The posts of a thread are in order of time, and a parent always comes before its replies, whatever
     their times are.
 
     Args:
         messages: the messages of a split, in any order.
-        split: the threads' split; "" where the seed decides it.
-        missing_parents: "drop" drops a reply to a message that is not there and counts it; "error" refuses
-            it.
-        by_name: whether `Message.thread` names the thread; otherwise a thread is what replies connect.
+        split: split of the threads; "" if the seed decides it.
+        missing_parents: "drop" drops and counts a reply to a missing message; "error" raises an error.
+        by_name: whether `Message.thread` names the thread; if not, messages that replies connect are a
+            thread.
         tally: `read["posts"]` counts the messages. Each is in a thread, or counted in `dropped` as `post_…`.
 
     Raises:
-        InputError: a parent is not there, and `missing_parents` is "error".
+        InputError: a parent is missing, and `missing_parents` is "error".
     """
     with (
         tempfile.TemporaryDirectory(prefix="jora-messages-") as folder,
@@ -132,7 +135,7 @@ def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) 
 
 
 def _groups(store: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of each thread, in order of reading."""
+    """Yield the rows of each thread, in the order in which they were read."""
     group: list[tuple[Any, ...]] = []
     last = None
     query = f"SELECT root, {_FIELDS} FROM message WHERE root IS NOT NULL ORDER BY root, seq"
@@ -174,7 +177,9 @@ def _thread(
 
 
 def _in_order(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """By time (where all have one) and order of reading, with parents before their replies."""
+    """Return rows sorted by time, if all have one, and by order of reading, with parents before their
+    replies.
+    """
     # Times of some messages only give no order between those with and those without.
     timed = all(row[5] is not None for row in rows)
     by_id = {row[0]: row for row in rows}
@@ -207,7 +212,7 @@ def blocks(threads: Iterable[Thread], size: int, tally: Tally) -> Iterator[Threa
 
     Args:
         threads: the threads.
-        size: the most posts of one.
+        size: maximum number of posts of a thread.
         tally: counts the threads, and in `dropped` the links from one block to another.
     """
     for thread in threads:

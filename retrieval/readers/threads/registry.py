@@ -1,4 +1,4 @@
-"""Threads of any format: the format of a task's files, and the reader that it names."""
+"""Read threads of any format: detect the format of the files and call its reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_threads(task: ThreadsTask, tally: Tally) -> Iterator[Thread]:
     """Read the threads of a task's files, in file order.
 
     Raises:
-        InputError: a source is missing or broken, or its format cannot be told.
+        InputError: a source is missing or broken, or its format cannot be detected.
     """
     # Imported by name, because each reader brings its own parser.
     reader: ThreadReader = import_module(THREAD_FORMATS[thread_format(task)].module).read_threads
@@ -26,10 +26,12 @@ def read_threads(task: ThreadsTask, tally: Tally) -> Iterator[Thread]:
 
 
 def thread_format(task: ThreadsTask) -> str:
-    """Return the format of a task's files: as configured, or told by their names or the first one's fields.
+    """Return the format of a task's files.
+
+    The format is configured, or detected from the file names or the fields of the first file.
 
     Raises:
-        InputError: a source is missing, or the format cannot be told.
+        InputError: a source is missing, or the format cannot be detected.
     """
     if task.format != "auto":
         return task.format
@@ -51,7 +53,7 @@ def _format_by_fields(file: SourceFile) -> str:
     try:
         fields = field_names(file, tuple(telling))
     except InputError:
-        return FALLBACK_FORMAT  # its reader says what is wrong with the file
+        return FALLBACK_FORMAT  # its reader raises an error that describes the fault
     # The first telling field of the file decides, not the first format of the table.
     found = next((telling[field] for field in fields if field in telling), None)
     if found is None and fields:
@@ -63,10 +65,12 @@ def _format_by_fields(file: SourceFile) -> str:
 
 
 def thread_files(task: ThreadsTask) -> list[tuple[str, SourceFile]]:
-    """Return (split, file) of a task's files; the split is "" where folder names or the seed decide it.
+    """Return (split, file) of each of a task's files.
+
+    The split is "" if folder names or the seed decide it.
 
     Raises:
-        InputError: a source is missing, or its format cannot be told.
+        InputError: a source is missing, or its format cannot be detected.
     """
     format = THREAD_FORMATS[thread_format(task)]
     # A remote folder is copied by these endings; companions must come along with their files.

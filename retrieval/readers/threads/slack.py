@@ -1,11 +1,11 @@
-"""Slack's workspace export: a folder a channel, in it a file a day (`2024-05-01.json`) with its messages.
+"""Slack's workspace export: one folder for each channel, with one file of messages for each day.
 
-`[{"type": "message", "user": "U1", "ts": "1714557600.000100", "text": …, "thread_ts"?, "subtype"?}, …]`. A
-message whose `thread_ts` is another message's `ts` replies to that message. `users.json` beside the channels
-names the people. Without it they go by the name in a message's `user_profile`, else by their id. A channel is
-a thread, cut into blocks of messages because it never ends. Messages of the system (joins, topics) are
-dropped and counted. In texts, `<@U1>` becomes the name and `<url|label>` the label; `&amp;`, `&lt;` and
-`&gt;` are unescaped.
+A file such as `2024-05-01.json` is `[{"type": "message", "user": "U1", "ts": "1714557600.000100", "text": …,
+"thread_ts"?, "subtype"?}, …]`. A message whose `thread_ts` is another message's `ts` replies to that message.
+`users.json` beside the channels names the people. Without that file, the name is that in a message's
+`user_profile`, else the id. A channel is a thread, cut into blocks of messages because it never ends.
+Messages of the system (joins, topics) are dropped and counted. In texts, `<@U1>` becomes the name and
+`<url|label>` the label; `&amp;`, `&lt;` and `&gt;` are unescaped.
 
 Formats: https://slack.com/help/articles/220556107-How-to-read-Slack-data-exports,
 https://docs.slack.dev/messaging/formatting-message-text
@@ -42,15 +42,16 @@ _MARKUP = re.compile(r"<([^<>|]*)(?:\|([^<>]*))?>")
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read a thread a channel, cut into blocks of at most `options.block` messages.
+    """Read each channel as a thread, cut into blocks of at most `options.block` messages.
 
     Args:
         files: (split, file) pairs of a whole export; the split is "" where the seed decides it.
-        options: the block, and what happens to replies to messages that are not there.
+        options: `block` is the length of a block; `missing_parents` decides about replies to missing
+            messages.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
-        InputError: a message is broken, or a reply goes to a message that is not there.
+        InputError: a message is broken, or a reply refers to a missing message.
     """
     for split, own in files_by_split(files, tally):
         names = _names(own)
@@ -60,7 +61,7 @@ def read_threads(
 
 
 def _names(files: list[SourceFile]) -> dict[str, str]:
-    """The people's names by id, from the export's own list."""
+    """Return the names of people by id, from the export's list of users."""
     names: dict[str, str] = {}
     for file in files:
         if not _USERS.search(file.path.name):
@@ -73,7 +74,7 @@ def _names(files: list[SourceFile]) -> dict[str, str]:
 
 
 def _person(value: Any, where: str) -> str:
-    """The name that others see, "" where the object has none."""
+    """Return the displayed name of a person, or "" if the object has none."""
     if value is None:
         return ""
     if not isinstance(value, dict):

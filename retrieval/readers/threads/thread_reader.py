@@ -1,4 +1,4 @@
-"""What every reader of conversations provides, and what the configuration tells it."""
+"""The interface of thread readers, and the options that they get from the configuration."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from retrieval.corpus.types import Tally, Thread
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What the configuration says about reading threads.
+    """The options of a thread reader, from the configuration.
 
     Attributes:
-        missing_parents: what happens to a reply to a post that is not there: "error" refuses the file,
-            "drop" drops the link and counts it.
-        block: the most messages of one context, in formats whose channels never end.
+        missing_parents: what a reply to a missing post causes: "error" raises an error for the file, "drop"
+            drops and counts the link.
+        block: maximum number of messages of one context, in formats whose channels never end.
     """
 
     missing_parents: Literal["error", "drop"] = "error"
@@ -25,7 +25,7 @@ class ReaderOptions:
 
 
 class ThreadReader(Protocol):
-    """A format's `read_threads`."""
+    """The type of the function `read_threads` of a format."""
 
     def __call__(
         self, files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
@@ -34,10 +34,10 @@ class ThreadReader(Protocol):
 
         Args:
             files: (split, file) pairs; the split is "" where the files themselves or the seed decide.
-            options: what the configuration says.
+            options: the options from the configuration.
             tally: counts what was read, and what was dropped by reason.
 
         Raises:
-            InputError: a file is broken, or a reply goes to a post that is not there.
+            InputError: a file is broken, or a reply refers to a missing post.
         """
         ...

@@ -1,9 +1,8 @@
 """Build a BM25 index from a stream of documents.
 
-Documents come in batches. Of each batch only its sorted postings are kept, on disk if the index is to be
-saved. So memory holds one batch and the vocabulary, and whatever the operating system caches of the files.
-Weights follow from the counts alone, so the same documents give the same bytes, however they are cut into
-batches.
+Documents are added in batches. Only the sorted postings of each batch are kept, on disk if the index is to be
+saved. So memory holds one batch, the vocabulary, and the pages of files that the operating system caches.
+Weights are computed from the counts alone, so the sizes of the batches do not change the bytes of the index.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ Allocate = Callable[[str, np.dtype, int], np.ndarray]
 
 
 def build_index(corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> BM25Index:
-    """Index documents that `tokenizer` has split, in memory.
+    """Build a BM25 index in memory from documents that `tokenizer` has split into words.
 
-    An empty corpus gives an index that finds nothing.
+    The index of an empty corpus finds no documents.
     """
     builder = BM25Builder(tokenizer)
     builder.add_tokens(corpus)
@@ -56,12 +55,12 @@ def build_ranker(
     backend: Literal["csr", "rank_bm25"],
     tokenizer: Tokenizer | None = None,
 ) -> Ranker:
-    """Index documents in memory with the configured backend; both give the same scores.
+    """Build the index of the configured BM25 backend in memory. Both backends give the same scores.
 
     Args:
-        corpus: documents that `tokenizer` has split.
-        backend: `csr` is our index, `rank_bm25` the library.
-        tokenizer: what splits the queries; words as they are if None.
+        corpus: documents that `tokenizer` has split into words.
+        backend: `csr` is `BM25Index`, `rank_bm25` is the library.
+        tokenizer: splits the queries; None: the words are used unchanged.
     """
     if backend == "rank_bm25":
         return RankBM25Index(corpus, tokenizer)
@@ -70,13 +69,13 @@ def build_ranker(
 
 @dataclass(frozen=True)
 class PostingBatch:
-    """The postings of some documents, sorted by term, then by document.
+    """The postings of a batch of documents, sorted by term, then by document.
 
     Attributes:
         terms: int32[U], the terms that occur, ascending.
-        counts: int64[U], how many of the postings belong to each term.
+        counts: int64[U], number of postings of each term.
         docs: int32[P], the document of each posting.
-        frequencies: unsigned[P], how often the term stands in the document.
+        frequencies: unsigned[P], number of occurrences of the term in the document.
     """
 
     terms: np.ndarray
@@ -88,7 +87,7 @@ class PostingBatch:
 # A dict subclass, because `map(ids.__getitem__, tokens)` then numbers all tokens of a batch in C. Python code
 # runs only for a word that is new.
 class _TermIds(dict[str, int]):
-    """Terms numbered in the order of their first appearance."""
+    """Ids of terms, numbered in the order of their first appearance."""
 
     def __missing__(self, term: str) -> int:
         self[term] = number = len(self)
@@ -96,7 +95,7 @@ class _TermIds(dict[str, int]):
 
 
 class _StemIds(dict[str, int]):
-    """Words, each with the number of its stem."""
+    """A map from each word to the number of its stem."""
 
     def __init__(self, terms: _TermIds, stem: Callable[[str], str]) -> None:
         self._terms, self._stem = terms, stem
@@ -107,7 +106,7 @@ class _StemIds(dict[str, int]):
 
 
 class BM25Builder:
-    """Takes documents in batches, then gives the index of all of them.
+    """A builder that takes documents in batches and returns the index of all of them.
 
     With a folder, `finish` saves the index there (all of it or nothing) and opens it memory-mapped. Use the
     builder in a `with` block, which removes the temporary files after an error. Without a folder the index
@@ -146,20 +145,23 @@ class BM25Builder:
             self._draft.discard()
 
     def add(self, texts: Iterable[str]) -> None:
-        """Add documents as text, which this builder's tokenizer splits."""
+        """Add documents as texts, which the builder's tokenizer splits."""
         # Words are stemmed when they are numbered: each word of the vocabulary once instead of every
         # occurrence.
         self._extend(map(tokenize, texts), are_stems=False)
 
     def add_tokens(self, documents: Iterable[Sequence[str]]) -> None:
-        """Add documents that the tokenizer has split, and stemmed if it does that."""
+        """Add documents as lists of words.
+
+        The words are those of the tokenizer, which has also stemmed them if it has a stemmer.
+        """
         self._extend(documents, are_stems=True)
 
     def finish(self) -> BM25Index:
-        """Return the index of everything that was added.
+        """Build and return the index of all added documents.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the index cannot be written.
         """
         self._sort_pending()
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int32)
@@ -209,7 +211,7 @@ class BM25Builder:
 
 
 def _sorted_postings(tokens: np.ndarray, lengths: np.ndarray, first_document: int) -> PostingBatch:
-    """Count the terms of some documents.
+    """Count the terms of several documents and return the sorted postings.
 
     Args:
         tokens: int64[T], the term ids of all documents, one document after the other.
@@ -255,13 +257,13 @@ def assemble(
     lengths: np.ndarray,
     allocate: Allocate = _in_memory,
 ) -> Postings:
-    """Join batches whose documents follow one another.
+    """Join batches of consecutive documents into one vocabulary and one set of postings.
 
     Args:
         vocabulary: ids in order of first appearance in the documents, all of them used.
         batches: postings by batch.
         lengths: int32[D], tokens of each document.
-        allocate: gives the arrays to fill: in memory, or those of files.
+        allocate: returns an array to fill, in memory or mapped to a file.
     """
     n_terms, n_documents = len(vocabulary), len(lengths)
     document_frequencies = np.zeros(n_terms, dtype=np.int64)

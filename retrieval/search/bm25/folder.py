@@ -1,10 +1,10 @@
-"""A BM25 index as a folder: arrays that are mapped into memory, and one JSON file that describes them.
+"""A BM25 index on disk: arrays that are mapped into memory, and one JSON file that describes them.
 
     bm25.json        format, tokenizer, sizes, type and length of every array, digest of all of it
     <name>.npy       the arrays of `Postings` and of `Vocabulary`
 
-It is written under a temporary name, forced to disk and renamed, so a reader sees all of it or nothing. The
-same documents give the same bytes.
+The folder is written under a temporary name, forced to disk and renamed. So a reader sees the whole index or
+none. The same documents give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ARRAYS = (*Postings._fields, *WORD_ARRAYS)
 
 
 class IndexDraft:
-    """An index folder that is being written, under a temporary name beside its place."""
+    """An index folder that is being written under a temporary name beside its final path."""
 
     def __init__(self, folder: Path) -> None:
-        """Start a draft of the index at `folder`.
+        """Start to write the index of the path `folder`.
 
         Raises:
             InputError: the folder cannot be made, or it holds something other than a BM25 index.
@@ -59,7 +59,7 @@ class IndexDraft:
         self._mapped: list[np.memmap] = []
 
     def allocate(self, name: str, dtype: np.dtype, size: int) -> np.ndarray:
-        """Give an array of the index, to be filled.
+        """Return an array of the index, which the caller fills.
 
         Args:
             name: one of `ARRAYS`.
@@ -83,7 +83,7 @@ class IndexDraft:
         return np.asarray(mapped)
 
     def spill(self, array: np.ndarray) -> np.ndarray:
-        """Move an array to a file, which is removed when the index is published.
+        """Move an array to a temporary file, which is removed when the index is published.
 
         Raises:
             InputError: the file cannot be written.
@@ -98,17 +98,17 @@ class IndexDraft:
             raise _write_error(self.folder, error) from error
 
     def publish(self, words: Sequence[str], tokenizer: Tokenizer) -> Path:
-        """Complete the folder and give it its name, in place of an older index.
+        """Complete the folder and rename it to its final path, in place of an older index.
 
         Args:
             words: the terms in the order of their ids.
-            tokenizer: what splits documents and queries.
+            tokenizer: splits documents and queries.
 
         Returns:
             The folder.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the folder cannot be written.
         """
         assert self._temporary is not None
         try:
@@ -132,14 +132,14 @@ class IndexDraft:
         return self.folder
 
     def discard(self) -> None:
-        """Remove what was not published."""
+        """Remove the temporary files of an index that is not published."""
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
 
 
 def save_index(index: BM25Index, folder: Path) -> None:
-    """Write an index as a folder, in place of an older one.
+    """Write an index to a folder, in place of an older index.
 
     Raises:
         InputError: the folder cannot be written, or it holds something other than an index.
@@ -155,11 +155,11 @@ def save_index(index: BM25Index, folder: Path) -> None:
 
 
 def load_index(folder: Path, verify: bool = False) -> BM25Index:
-    """Open a saved index without reading it: the arrays are mapped into memory.
+    """Open a saved index. Its arrays are mapped into memory and not read.
 
     Args:
-        folder: where it was saved.
-        verify: also read everything and compare it with the digest.
+        folder: folder of the saved index.
+        verify: also read the whole index and compare its digest.
 
     Raises:
         InputError: the folder is missing, holds no such index, or is damaged.
@@ -179,7 +179,7 @@ def load_index(folder: Path, verify: bool = False) -> BM25Index:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Read `bm25.json` of a saved index: sizes, tokenizer, digest.
+    """Read the description of a saved index in `bm25.json`: sizes, tokenizer, digest.
 
     Raises:
         InputError: the folder is missing, holds no such index, is of another version, or is damaged.
@@ -258,7 +258,7 @@ def _describe(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _digest(folder: Path, about: Mapping[str, Any]) -> str:
-    """Return a SHA-256 over the arrays' files and everything else that the JSON says."""
+    """Return a SHA-256 over the files of the arrays and all other values in the JSON."""
     arrays = {}
     for name in ARRAYS:
         try:

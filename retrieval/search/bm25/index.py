@@ -1,10 +1,10 @@
-"""A BM25 index with rank_bm25's Okapi weights, exactly, over sparse postings.
+"""A BM25 index over sparse postings, with the Okapi weights of rank_bm25.
 
 rank_bm25 reads Python lists at every query. Here the weight of every (term, document) pair is computed once,
 and a query adds up a few slices. Every floating-point operation runs in the library's order, so the scores
-equal its scores bit for bit. A term in more than half of the documents gets epsilon times the mean IDF
-instead of its negative IDF (Trotman et al. 2014, as rank_bm25 has it). The IDF is always the one of the whole
-collection, also where only some documents are ranked.
+equal those of the library bit for bit. A term in more than half of the documents gets epsilon times the mean
+IDF instead of its negative IDF (Trotman et al. 2014, as rank_bm25 has it). The IDF is always the one of the
+whole collection, also where only some documents are ranked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ LARGE = 1 << 17
 
 @dataclass(frozen=True, eq=False)
 class BM25Index:
-    """Documents that can be searched: term ids by word, the postings, and what splits texts into words.
+    """A BM25 index, which scores and searches documents.
+
+    It holds the term ids by word, the postings, and the tokenizer that splits texts into words.
 
     `retrieval.search.bm25.builder` makes an index, `retrieval.search.bm25.folder` saves and opens it.
     """
@@ -65,10 +67,10 @@ class BM25Index:
         return out
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score documents `low` to `high` - 1, at the IDF of the whole collection.
+        """Score documents `low` to `high` - 1, with the IDF of the whole collection.
 
         Args:
-            query: words.
+            query: words of the query.
             low: first document.
             high: last document + 1.
 
@@ -87,7 +89,9 @@ class BM25Index:
         return out
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best k documents (int64) and their scores; the earlier one wins a tie."""
+        """Return the best k documents (int64) and their scores. Of equal scores, the earlier document is
+        first.
+        """
         # The compiled search starts no thread for one query: a thread pool costs more than the search.
         if self.is_large:
             places, scores = self.search_batch([query], k, threads=1)
@@ -99,13 +103,13 @@ class BM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search many queries; see `Ranker.search_batch`.
+        """Search many queries, as `Ranker.search_batch` describes.
 
         Args:
-            queries: Q queries.
-            k: how many documents to find for each; at most D are found.
-            threads: how many queries to search at the same time; None: one for each core. A small index
-                searches one after the other.
+            queries: Q queries, each a list of words.
+            k: number of documents to find for each query; at most D are found.
+            threads: number of queries to search at the same time; None: one for each core. In a small index,
+                the queries are searched one after the other.
 
         Returns:
             (documents int64[Q, min(k, D)], scores float64 of the same shape), best first.
@@ -118,10 +122,10 @@ class BM25Index:
 
     @cached_property
     def is_large(self) -> bool:
-        """Whether searches run compiled (`maxscore`), with the same results.
+        """Whether the index uses the compiled search (`maxscore`), which has the same results.
 
         The compiled search needs weights that are not negative. A term's weight is negative only if the mean
-        IDF is: where most terms are in more than half of the documents.
+        IDF is negative, which means that most terms are in more than half of the documents.
         """
         postings = self.postings
         return len(postings.docs) >= LARGE and float(postings.bounds.min(initial=0.0)) >= 0

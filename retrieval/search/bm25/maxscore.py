@@ -1,11 +1,11 @@
-"""The search of large BM25 indexes, compiled: exact, without reading most of the postings.
+"""The compiled search of large BM25 indexes. It is exact, but does not read most of the postings.
 
-MaxScore (Turtle and Flood 1995), one term at a time. Terms are taken from the rarest to the most frequent,
-and documents collect their weights. As soon as the remaining terms together can give less than the k-th best
-sum so far, no other document can enter the result. From then on the long posting lists that remain are only
-looked up for the few candidates. Sums in that order differ in their last bits from rank_bm25's. So the
-candidates within a margin far above rounding are summed again, in the order of the query's words. Scores and
-ranks therefore equal those of `BM25Index.scores` bit for bit.
+The algorithm is MaxScore (Turtle and Flood 1995), one term at a time. Terms are taken from the rarest to the
+most frequent, and documents collect their weights. As soon as the remaining terms together can give less than
+the k-th best sum so far, no other document can enter the result. From then on the long posting lists that
+remain are only looked up for the few candidates. Sums in that order differ in their last bits from
+rank_bm25's. So the candidates within a margin far above rounding are summed again, in the order of the
+query's words. Scores and ranks therefore equal those of `BM25Index.scores` bit for bit.
 
 Weights must not be negative; `BM25Index.is_large` makes sure of that. Compiled code is kept on disk, so only
 the first search on a machine waits for the compiler. Compiled functions release Python's interpreter lock, so
@@ -34,10 +34,10 @@ SLACK = 1e-9
 
 
 class PostingLists(NamedTuple):
-    """The arrays of `Postings` that a look-up reads.
+    """The arrays of `Postings` that a look-up of one weight reads.
 
-    A tuple of its own, because numba passes each array of a named tuple. With all arrays of `Postings`, the
-    look-ups make a search a tenth slower.
+    A separate tuple, because numba passes each array of a named tuple. With all arrays of `Postings`, a
+    search is 10 % slower.
     """
 
     docs: np.ndarray
@@ -48,7 +48,7 @@ class PostingLists(NamedTuple):
 
 
 class QueryBatch(NamedTuple):
-    """Many queries in two arrays, as compiled code takes them.
+    """A batch of queries as two arrays, for compiled code.
 
     Attributes:
         terms: int64, the term ids of all queries, one query after the other, in the order of their words.
@@ -62,7 +62,7 @@ class QueryBatch(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Memory that one thread keeps from search to search, because zeroing D sums for every query is slow.
+    """Memory that one thread reuses between searches, because zeroing D sums for every query is slow.
 
     Attributes:
         sums: float64[D], zeros between searches.
@@ -74,11 +74,11 @@ class Workspace(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What is found for each query, best first; the earlier document wins a tie.
+    """The documents found for each query, best first. Of equal scores, the earlier document is first.
 
     Attributes:
-        scores: float64[Q, k].
-        places: int64[Q, k], the documents.
+        scores: float64[Q, k], scores of the documents.
+        places: int64[Q, k], places of the documents.
     """
 
     scores: np.ndarray
@@ -86,7 +86,7 @@ class Results(NamedTuple):
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function to machine code, cached on disk if numba finds a folder it may write to."""
+    """Compile a function to machine code. The code is cached on disk if numba finds a folder to write to."""
     try:
         # nogil: threads search in parallel. cache: later processes load machine code instead of compiling for
         # seconds. error_model: a division by zero gives inf as in numpy, and no check is compiled into the
@@ -99,13 +99,16 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 @_compiled
 def _worse(score: float, doc: int, other_score: float, other_doc: int) -> bool:
-    """Whether a document ranks behind another: a smaller score, or the same and a later place."""
+    """Return whether a document ranks behind another.
+
+    Its score is smaller, or the scores are equal and its place is later.
+    """
     return score < other_score or (score == other_score and doc > other_doc)
 
 
 @_compiled
 def _sift_down(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: int) -> None:
-    """Puts a document in place of the root, the worst, of a heap."""
+    """Replace the root of a heap, which is the worst document, by another document."""
     # The document moves down in a gap: each level costs one copy instead of a swap.
     place = 0
     while True:
@@ -124,7 +127,7 @@ def _sift_down(scores: np.ndarray, docs: np.ndarray, size: int, score: float, do
 
 @_compiled
 def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: int) -> int:
-    """Adds a document to a heap of the best `len(docs)`; returns the heap's size."""
+    """Add a document to a heap of the best `len(docs)` documents, and return the size of the heap."""
     if size == len(docs):
         if size and _worse(scores[0], docs[0], score, doc):
             _sift_down(scores, docs, size, score, doc)
@@ -143,7 +146,7 @@ def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: in
 
 @_compiled
 def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
-    """Sorts a heap."""
+    """Sort a heap, best document first."""
     # The second half of heapsort: the root is the worst, so it goes to the end, and the heap shrinks by one.
     for last in range(size - 1, 0, -1):
         score, doc = scores[last], docs[last]
@@ -153,7 +156,7 @@ def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
 
 @_compiled
 def _weight(lists: PostingLists, term: int, doc: int) -> Any:
-    """Return the weight of a document in one term's postings, 0 if it is not there."""
+    """Return the weight of a document in one term's postings, or 0 if the term has no such posting."""
     # A block has about eight to sixteen postings, so the search below takes about four steps instead of the
     # twenty or so of a whole posting list.
     block = lists.fence_starts[term] + (doc >> lists.shifts[term])
@@ -172,7 +175,7 @@ def _weight(lists: PostingLists, term: int, doc: int) -> Any:
 
 @_compiled
 def _collect(docs: np.ndarray, weights: np.ndarray, sums: np.ndarray, touched: np.ndarray, count: int) -> int:
-    """Add all of a term's weights to the sums.
+    """Add all weights of one term to the sums of its documents.
 
     Args:
         docs: int32, documents of the term's postings.
@@ -208,9 +211,9 @@ def _reached_by_k(
     heap_scores: np.ndarray,
     heap_docs: np.ndarray,
 ) -> float:
-    """Return a score that k documents reach for certain.
+    """Return a score that at least k documents are certain to reach.
 
-    It is the smallest complete score among the k documents with the best sums so far.
+    This is the smallest complete score among the k documents with the best sums so far.
 
     Args:
         lists: the postings.
@@ -276,7 +279,7 @@ def _search(
     most_left = np.zeros(n + 1)
     for i in range(n - 1, -1, -1):
         most_left[i] = most_left[i + 1] + bounds[order[i]]
-    # k documents reach this score for certain, so whatever stays below it is out.
+    # At least k documents reach this score, so a document below it cannot be in the result.
     threshold = 0.0
     count = 0
     # Terms from here on are only looked up.
@@ -357,14 +360,14 @@ def _search(
 def _search_some(
     postings: Postings, queries: QueryBatch, first: int, last: int, workspace: Workspace, results: Results
 ) -> None:
-    """Search the queries `first` to `last` - 1 and write what they find into `results`."""
+    """Search the queries `first` to `last` - 1 and write their documents into `results`."""
     for q in range(first, last):
         query = queries.terms[queries.ends[q] : queries.ends[q + 1]]
         _search(postings, query, queries.skip_length, workspace, results.scores[q], results.places[q])
 
 
 class MaxScoreSearch:
-    """Searches an index in threads. It keeps the workspaces of earlier searches, one for each thread."""
+    """The compiled search of one index, in threads. Each thread keeps its workspace between searches."""
 
     def __init__(self, postings: Postings) -> None:
         self._postings = postings
@@ -378,8 +381,8 @@ class MaxScoreSearch:
 
         Args:
             queries: Q queries as term ids.
-            k: how many documents to find, at most D.
-            threads: how many queries to search at the same time; None: one for each core of this process.
+            k: number of documents to find, at most D.
+            threads: number of queries to search at the same time; None: one for each core of this process.
 
         Returns:
             (documents int64[Q, k], scores float64[Q, k]), best first; the earlier document wins a tie.

@@ -1,4 +1,4 @@
-"""The slow reference: the rank_bm25 library behind the interface of `Ranker`."""
+"""The slow reference: the rank_bm25 library with the interface of `Ranker`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from retrieval.text.normalize import Tokenizer
 
 
 class RankBM25Index:
-    """An index by rank_bm25, for corpora of some thousand documents and as the judge of the tests."""
+    """An index of the rank_bm25 library, for corpora of some thousand documents and as the reference of the
+    tests.
+    """
 
     def __init__(self, corpus: Iterable[Sequence[str]], tokenizer: Tokenizer | None = None) -> None:
         from rank_bm25 import BM25Okapi
@@ -30,10 +32,10 @@ class RankBM25Index:
         return self._okapi.get_scores(list(query)) if self._okapi else np.zeros(self.n_documents)
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score documents `low` to `high` - 1; see `Ranker.window_scores`.
+        """Score documents `low` to `high` - 1, as `Ranker.window_scores` describes.
 
         Args:
-            query: words.
+            query: words of the query.
             low: first document.
             high: last document + 1.
 
@@ -45,7 +47,9 @@ class RankBM25Index:
         return np.asarray(self._okapi.get_batch_scores(list(query), list(range(low, high))))
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best k documents (int64) and their scores; the earlier one wins a tie."""
+        """Return the best k documents (int64) and their scores. Of equal scores, the earlier document is
+        first.
+        """
         scores = self.scores(query)
         best = top_k(scores, k)
         return best, scores[best]
@@ -53,11 +57,11 @@ class RankBM25Index:
     def search_batch(
         self, queries: Sequence[Sequence[str]], k: int, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search one query after the other; see `Ranker.search_batch`.
+        """Search one query after the other, as `Ranker.search_batch` describes.
 
         Args:
-            queries: Q queries.
-            k: how many documents to find for each; at most D are found.
+            queries: Q queries, each a list of words.
+            k: number of documents to find for each query; at most D are found.
             threads: has no effect.
 
         Returns:

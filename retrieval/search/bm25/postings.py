@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Postings(NamedTuple):
-    """The weights of V terms in D documents as a sparse matrix, with aids that let a search skip most of it.
+    """The weights of V terms in D documents as a sparse matrix, with arrays that let a search skip postings.
 
     A named tuple, because numba's compiled functions take it as one argument. `indptr`, `docs` and `weights`
     are the CSR layout of a matrix of terms × documents. All arrays may be memory-mapped.

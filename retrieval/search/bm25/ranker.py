@@ -1,4 +1,4 @@
-"""What the tasks need of a BM25 index, whichever backend is behind it."""
+"""The interface that the tasks use of a BM25 index, whatever the backend."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from retrieval.text.normalize import Tokenizer
 
 
 class Ranker(Protocol):
-    """Documents, numbered from 0 in the order in which they were added, that can be scored against a query.
+    """A BM25 index, which scores documents against a query.
 
-    A query is a list of words as `tokenizer` gives them. A repeated word counts again; an unknown one counts
-    0.
+    Documents are numbered from 0 in the order in which they were added. A query is a list of words as
+    `tokenizer` returns them. A repeated word counts again. An unknown word counts 0.
+
     """
 
     @property
     def n_documents(self) -> int:
-        """Number of documents, D below."""
+        """Number of documents, D."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What splits documents and queries into words."""
+        """The tokenizer that splits documents and queries into words."""
         ...
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
@@ -32,10 +33,10 @@ class Ranker(Protocol):
         ...
 
     def window_scores(self, query: Sequence[str], low: int, high: int) -> np.ndarray:
-        """Score a run of documents only, at the IDF of the whole collection.
+        """Score the documents `low` to `high` - 1 only, with the IDF of the whole collection.
 
         Args:
-            query: words.
+            query: words of the query.
             low: first document.
             high: last document + 1.
 
@@ -45,7 +46,10 @@ class Ranker(Protocol):
         ...
 
     def search(self, query: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best k documents (int64) and their scores (float64); the earlier one wins a tie."""
+        """Return the best k documents (int64) and their scores (float64).
+
+        Of equal scores, the earlier document is first.
+        """
         ...
 
     def search_batch(
@@ -54,9 +58,9 @@ class Ranker(Protocol):
         """Search many queries.
 
         Args:
-            queries: Q queries.
-            k: how many documents to find for each; at most D are found.
-            threads: how many queries to search at the same time; None: one for each core of this process.
+            queries: Q queries, each a list of words.
+            k: number of documents to find for each query; at most D are found.
+            threads: number of queries to search at the same time; None: one for each core of this process.
 
         Returns:
             (documents int64[Q, min(k, D)], scores float64 of the same shape), best first; the earlier
@@ -68,12 +72,12 @@ class Ranker(Protocol):
 def search_one_by_one(
     ranker: Ranker, queries: Sequence[Sequence[str]], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Answer `Ranker.search_batch` by one `Ranker.search` after the other.
+    """Search a batch of queries with one call of `Ranker.search` for each query.
 
     Args:
-        ranker: what searches.
-        queries: Q queries.
-        k: how many documents to find for each.
+        ranker: the index.
+        queries: Q queries, each a list of words.
+        k: number of documents to find for each query.
 
     Returns:
         (documents int64[Q, min(k, D)], scores float64 of the same shape).

@@ -1,7 +1,7 @@
-"""A vocabulary that opens at once: its terms as one array of bytes, found by binary search over hashes.
+"""A vocabulary that opens without reading: one array of bytes, searched by sorted hashes of the terms.
 
 A Python dict of a million terms takes a second to make. A saved vocabulary is four arrays that are mapped
-into memory. A term is looked up by its CRC-32 among the sorted ones, and the answer is remembered.
+into memory. A term is found by a binary search for its CRC-32, and its id is then cached.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORD_ARRAYS = ("word_bytes", "word_ends", "hashes", "by_hash")
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary(Mapping[str, int]):
-    """Terms and their ids, read from arrays that may be memory-mapped.
+    """A map from terms to their ids. Its arrays may be memory-mapped.
 
     Invariants: term t is `word_bytes[word_ends[t - 1] : word_ends[t]]` in UTF-8. `hashes` is sorted.
     `by_hash[i]` is the id of the term whose CRC-32 is `hashes[i]`.
@@ -73,7 +73,7 @@ class Vocabulary(Mapping[str, int]):
         return out
 
     def _find(self, term: str) -> int:
-        """Return the id of the term, or -1."""
+        """Return the id of a term, or -1 if the vocabulary lacks the term."""
         # surrogatepass: broken text may hold half of a surrogate pair, which plain UTF-8 refuses.
         wanted = term.encode("utf-8", "surrogatepass")
         # As uint32, the array's own type: of any other, numpy would convert the whole array at every look-up.
@@ -90,7 +90,7 @@ class Vocabulary(Mapping[str, int]):
 
 
 def word_arrays(words: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of a `Vocabulary` by name, in which `words[t]` has the id t."""
+    """Return the arrays of a `Vocabulary` by name. Word `words[t]` has the id t."""
     encoded = [word.encode("utf-8", "surrogatepass") for word in words]
     hashes = np.fromiter(map(zlib.crc32, encoded), dtype=np.uint32, count=len(encoded))
     by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
@@ -103,7 +103,7 @@ def word_arrays(words: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def known_ids(vocabulary: Mapping[str, int], terms: Iterable[str]) -> list[int]:
-    """Return the ids of the terms that the vocabulary knows, in order, with repeats."""
+    """Return the ids of the terms in the vocabulary, in the order of `terms`, with repeats."""
     if isinstance(vocabulary, Vocabulary):
         return vocabulary.ids(terms)
     found = map(vocabulary.get, terms)

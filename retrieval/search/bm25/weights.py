@@ -1,6 +1,4 @@
-"""The numbers of a BM25 index that follow from its counts: weights in rank_bm25's order, and aids of the
-search.
-"""
+"""Compute the weights of a BM25 index in the order of rank_bm25, and the arrays that speed up the search."""
 
 from __future__ import annotations
 
@@ -19,14 +17,16 @@ CHUNK = 1 << 20
 
 
 def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
-    """Return float64[V]: rank_bm25's inverse document frequency of each term.
+    """Return float64[V]: rank_bm25's inverse document frequency (IDF) of each term.
 
-    A term in more than half of the documents gets epsilon times the mean IDF instead of its negative one.
+    A term in more than half of the documents has a negative IDF, which is replaced by epsilon times the mean
+    IDF.
 
     Args:
-        document_frequencies: int64[V], documents that hold the term, V > 0. Terms stand in the order of their
-            first appearance: the mean is summed in the library's order, because addition is not associative.
-        n_documents: all documents.
+        document_frequencies: int64[V], number of documents that hold the term, V > 0. Terms stand in the
+            order of their first appearance: the mean is summed in the library's order, because addition is
+            not associative.
+        n_documents: number of all documents.
     """
     # The logarithms are taken one by one, so each document frequency is computed once: many terms share one.
     counts, which = np.unique(document_frequencies, return_inverse=True)
@@ -54,7 +54,7 @@ def okapi_weights(idf: np.ndarray, frequencies: np.ndarray, norms: np.ndarray) -
 
     Args:
         idf: float64[P], IDF of the posting's term.
-        frequencies: unsigned[P], how often the term stands in the document.
+        frequencies: unsigned[P], number of occurrences of the term in the document.
         norms: float64[P], length norm of the posting's document.
     """
     # The frequencies may be uint8, in which the products below would overflow.
@@ -63,7 +63,7 @@ def okapi_weights(idf: np.ndarray, frequencies: np.ndarray, norms: np.ndarray) -
 
 
 def fill_bounds(indptr: np.ndarray, weights: np.ndarray, bounds: np.ndarray) -> None:
-    """Write each term's largest weight.
+    """Write the largest weight of each term into `bounds`.
 
     Args:
         indptr: int64[V + 1]; every term has a posting.
@@ -76,7 +76,7 @@ def fill_bounds(indptr: np.ndarray, weights: np.ndarray, bounds: np.ndarray) -> 
 
 
 def block_layout(document_frequencies: np.ndarray, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the blocks of each term (see `Postings.fences`).
+    """Choose the width and the number of the blocks of each term (see `Postings.fences`).
 
     Returns:
         (int64[V] bits of a document's number inside its block, int64[V] number of blocks).
@@ -95,7 +95,9 @@ def block_layout(document_frequencies: np.ndarray, n_documents: int) -> tuple[np
 def fill_fences(
     indptr: np.ndarray, docs: np.ndarray, shifts: np.ndarray, fence_starts: np.ndarray, fences: np.ndarray
 ) -> None:
-    """Write at which posting each block of each term begins, which is where the one before it ends.
+    """Write the first posting of each block of each term into `fences`.
+
+    The first posting of a block is also the end of the previous block.
 
     Args:
         indptr: int64[V + 1].
@@ -119,7 +121,7 @@ def fill_fences(
 
 
 def fill_signatures(indptr: np.ndarray, docs: np.ndarray, bits: np.ndarray, signatures: np.ndarray) -> None:
-    """Give the 63 most frequent terms a bit, and set it in the documents that hold them.
+    """Assign a bit to each of the 63 most frequent terms, and set it in the documents that hold the term.
 
     Args:
         indptr: int64[V + 1].

@@ -1,7 +1,8 @@
-"""Embed texts with a sentence-transformers model, given by its folder or public name.
+"""Embed texts with a sentence-transformers model, given by its folder or its public name.
 
-With a cache folder, a text is embedded once and found in the cache by every later build. torch comes with
-sentence-transformers and is never imported here. `retrieval.search.dense.faiss_index` searches the vectors.
+With a cache folder, a text is embedded once, and later builds read its vector from the cache. torch comes
+with sentence-transformers and is never imported here. `retrieval.search.dense.faiss_index` searches the
+vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ Role = Literal["document", "query"]
 
 @dataclass(frozen=True)
 class Embedder:
-    """A loaded sentence-transformers model. `cache` is the folder of its vectors; None keeps none."""
+    """A loaded sentence-transformers model.
+
+    `cache` is the folder of the cached vectors, or None for no cache.
+    """
 
     name: str
     model: Any
@@ -39,7 +43,7 @@ class Embedder:
 
     @property
     def width(self) -> int:
-        """Length of a vector."""
+        """Length of a vector of the model."""
         # Older releases of the library have the second name only, newer ones warn if it is used.
         named = getattr(self.model, "get_embedding_dimension", None)
         return int(named() if named else self.model.get_sentence_embedding_dimension())
@@ -50,7 +54,7 @@ class Embedder:
         progress: Callable[[int, int], None] | None = None,
         role: Role = "document",
     ) -> np.ndarray:
-        """Embed texts, equal ones once, and those that the cache has not at all.
+        """Embed texts. Equal texts are embedded once, and texts in the cache are not embedded again.
 
         A vector of the cache may differ from a new one in the seventh decimal, because the last bits depend
         on the other texts of the batch.
@@ -61,7 +65,8 @@ class Embedder:
             role: whether they are documents or questions.
 
         Returns:
-            float32[len(texts), width]: unit vectors, or zeros for a text of which the model knows no word.
+            float32[len(texts), width]: unit vectors, or zeros for a text without a word in the vocabulary of
+            the model.
 
         Raises:
             InputError: the cache is damaged or cannot be written.
@@ -110,13 +115,12 @@ class Embedder:
 
 
 def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = None) -> Embedder:
-    """Load the configured model.
+    """Load the configured sentence-transformers model.
 
     Args:
-        embedder: folder or public name of the model, None if none is configured.
+        embedder: folder or public name of the model; None if no model is configured.
         field: the setting that needs the model, for errors.
-        cache_dir: folder that keeps vectors from build to build, with one folder for each model; None keeps
-            none.
+        cache_dir: folder that keeps vectors between builds, with one folder for each model; None: no cache.
 
     Raises:
         InputError: no model is configured, its folder is missing, or it is not a sentence-transformers model.
@@ -142,9 +146,10 @@ def load_embedder(embedder: str | None, field: str, cache_dir: Path | None = Non
 
 
 def model_digest(model: Any, folder: Path | None) -> str:
-    """Return 32 hexadecimal digits that change with anything that changes the vectors.
+    """Return a digest of a model, of 32 hexadecimal digits, which changes whenever its vectors change.
 
-    They cover the files of the model's folder or, for a model known by name, its loaded weights and settings.
+    The digest covers the files of the model's folder or, for a model by public name, its loaded weights and
+    settings.
     """
     # One stream of bytes, not a digest of JSON: users keep caches below this name, and it must not change.
     digest = hashlib.sha256()
@@ -177,10 +182,10 @@ def _tokenizer_json(tokenizer: Any) -> str:
 
 
 def _tells_roles_apart(model: Any) -> bool:
-    """Return whether a text has another vector as a question than as a document."""
+    """Return whether the model embeds a text differently as a question and as a document."""
     routed = any(type(module).__name__ == "Router" for module in model.modules())
     return routed or any(model.prompts.values()) or model.default_prompt_name is not None
 
 
 def _no_progress(done: int, total: int) -> None:
-    """Report nothing."""
+    """Ignore progress."""

@@ -1,4 +1,4 @@
-"""Nearest neighbours among unit vectors: FAISS proposes them, exact cosines decide.
+"""Indexes of unit vectors for nearest-neighbour search. FAISS proposes neighbours, exact cosines decide.
 
 The kinds of index, for vectors of d numbers:
 
@@ -10,7 +10,7 @@ The kinds of index, for vectors of d numbers:
 - `ivf_pq`: cells of product-quantised vectors, d/4 bytes each, for tens of millions.
 
 `auto` is flat up to a million vectors, hnsw up to ten million, ivf_pq above. `recall_against_flat` measures
-what an approximate index misses.
+the recall of an approximate index.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def kind_for(kind: Literal["auto"] | Kind, n: int) -> Kind:
 def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Return float64[D]: the cosines of unit vectors float32[D, width] with a query float32[width].
 
-    They are summed in double precision, so that the order of the sum does not show after rounding.
+    The products are summed in double precision, so that the order of the sum does not change the rounded
+    result.
     """
     # A matrix product over float32 depends on the number of rows and threads in its last bits.
     return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS)
@@ -65,9 +66,9 @@ def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DenseIndex:
-    """Unit vectors in a FAISS inner-product index, so that a score is a cosine.
+    """A FAISS inner-product index of unit vectors, whose scores are therefore cosines.
 
-    `on_gpus` is a copy of the index on all GPUs, or None without faiss-gpu or a GPU.
+    `on_gpus` is a copy of the index on all GPUs. It is None without faiss-gpu or a GPU.
     """
 
     index: Any
@@ -77,7 +78,7 @@ class DenseIndex:
 
     @classmethod
     def build(cls, vectors: np.ndarray, kind: Kind = "flat", seed: int = 0) -> DenseIndex:
-        """Index unit vectors; the same vectors, kind and seed give the same index.
+        """Build an index of unit vectors. The same vectors, kind and seed give the same index.
 
         Args:
             vectors: float32[D, width].
@@ -85,7 +86,7 @@ class DenseIndex:
             seed: seed of the clustering of `ivf_pq`.
 
         Raises:
-            InputError: too few vectors for the kind.
+            InputError: there are too few vectors for the kind.
         """
         # FAISS reads the memory directly: other types or strides are refused or copied by its wrapper.
         values = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -100,7 +101,7 @@ class DenseIndex:
 
     @classmethod
     def load(cls, path: Path) -> DenseIndex:
-        """Open a saved index without reading it: it is mapped into memory.
+        """Open a saved index. Its file is mapped into memory and not read.
 
         Raises:
             InputError: the file is missing or holds no such index.
@@ -126,7 +127,7 @@ class DenseIndex:
         return cls(index, int(index.ntotal), kinds[name], _on_gpus(index, kinds[name]))
 
     def save(self, path: Path) -> None:
-        """Write the index, all of it or nothing.
+        """Write the index to a file, which is either complete or absent.
 
         Raises:
             InputError: the file cannot be written.
@@ -141,7 +142,7 @@ class DenseIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """float32[D, width]: the vectors of a flat index, without a copy."""
+        """Return float32[D, width]: the vectors of a flat index, without a copy."""
         import faiss
 
         if self.kind != "flat":
@@ -155,12 +156,12 @@ class DenseIndex:
 
         Args:
             queries: float32[Q, width] unit vectors.
-            k: how many documents to find; at most D are found.
+            k: number of documents to find; at most D are found.
 
         Returns:
             (documents int64[Q, min(k, D)], scores float64 of the same shape), best first; the earlier
-            document wins a tie. A flat index gives exactly the best. Other kinds may find fewer; then -1,
-            with score 0, fills the end of the row.
+            document wins a tie. A flat index gives the exact best k. Other kinds may find fewer. Then -1
+            with score 0 fills the end of the row.
         """
         k = min(k, self.n_documents)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -188,10 +189,10 @@ class DenseIndex:
         return index.search(queries, k, params=parameters) if parameters else index.search(queries, k)
 
     def _search_exactly(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find exactly the best k.
+        """Find the exact best k documents of each query.
 
-        FAISS proposes some more than k, and exact cosines of those decide. If a document that was not
-        proposed could tie with the k-th best, all documents are scored.
+        FAISS proposes slightly more than k documents, and their exact cosines decide. If a document that was
+        not proposed could tie with the k-th best, all documents are scored.
         """
         places = np.zeros((len(queries), k), dtype=np.int64)
         scores = np.zeros((len(queries), k))
@@ -224,14 +225,14 @@ class DenseIndex:
 def recall_against_flat(
     index: DenseIndex, vectors: np.ndarray, queries: np.ndarray, k: int = 10, sample: int = 200
 ) -> dict[str, Any]:
-    """Measure which share of the exact best k an index finds.
+    """Measure the recall of an index: the share of the exact best k documents that it finds.
 
     Args:
         index: the index.
         vectors: float32[D, width], all vectors of the index.
         queries: float32[Q, width].
-        k: how many neighbours.
-        sample: how many queries are searched exactly, evenly spaced over all of them.
+        k: number of neighbours.
+        sample: number of queries that are searched exactly, evenly spaced over all queries.
 
     Returns:
         `{"kind", "recall@k_against_flat", "queries"}`. Whatever scores at least the k-th best score counts as
@@ -285,7 +286,10 @@ def _empty(kind: Kind, n: int, width: int, seed: int) -> Any:
 
 
 def _on_gpus(index: Any, kind: Kind) -> Any:
-    """Copy the index to all GPUs; None without faiss-gpu or a GPU, or for a kind that GPUs do not have."""
+    """Copy the index to all GPUs.
+
+    Return None without faiss-gpu or a GPU, or for a kind that GPUs do not have.
+    """
     import faiss
 
     # Not every build of FAISS has the function; `int()` is 0.
@@ -297,7 +301,7 @@ def _on_gpus(index: Any, kind: Kind) -> Any:
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
-    """Run FAISS with n threads; None changes nothing."""
+    """Run FAISS with n threads in a `with` block. None does not change the number."""
     import faiss
 
     before = faiss.omp_get_max_threads()

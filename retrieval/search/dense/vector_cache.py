@@ -1,9 +1,9 @@
-"""Vectors of texts on disk, so that a later build embeds only what is new.
+"""A cache of text vectors on disk, so that a later build embeds new texts only.
 
-Each model has a folder of Arrow files. Files are only added, never changed. Each is written under a temporary
-name and renamed, so a killed process leaves no half of one, and two processes that embed the same texts write
-the same file. A row holds the digest of a text and its vector. A file is mapped into memory, and checked
-against its own checksum when its vectors are first used.
+Each model has a folder of Arrow files, which are added and never changed. Each file is written under a
+temporary name and renamed, so a killed process leaves no partial file, and two processes that embed the same
+texts write the same file. A row holds the digest of a text and its vector. A file is mapped into memory, and
+checked against its own checksum when its vectors are first used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
 
     Args:
         texts: n texts.
-        role: what the texts are embedded as, where that changes their vectors.
+        role: role in which the texts are embedded, if the role changes their vectors; else "".
     """
     # hashlib, not jora_core.base.digests: raw bytes, of text that may hold half of a surrogate pair.
     # A zero byte ends the role, so that no role and text together equal another role and text.
@@ -44,10 +44,10 @@ def text_digests(texts: Sequence[str], role: str = "") -> np.ndarray:
 
 @dataclass
 class VectorCache:
-    """The vectors in `folder`, all of one model, by the digest of their text; `width` is the length of a
-    vector.
+    """The cached vectors of one model in `folder`, by the digest of their text.
 
-    Files that other processes add after this was opened are not seen. Their texts are embedded once more.
+    `width` is the length of a vector. Files that other processes add after `open` are not read. Their texts
+    are embedded again.
     """
 
     folder: Path
@@ -59,10 +59,10 @@ class VectorCache:
 
     @classmethod
     def open(cls, folder: Path, width: int) -> VectorCache:
-        """Open the cache of a folder, which may not exist yet.
+        """Open the cache in a folder, which need not exist yet.
 
         Raises:
-            InputError: a file in it is damaged, or is not a file of such vectors.
+            InputError: a file in the folder is damaged or holds other data.
         """
         cache = cls(folder, width)
         # Sorted, because `glob` has no order, and the first file decides where two hold the same text.
@@ -72,7 +72,9 @@ class VectorCache:
         return cache
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """Return int64[n, 2]: (file, row) of each digest, (-1, -1) for one that the cache does not have."""
+        """Return int64[n, 2]: (file, row) of the vector of each digest, or (-1, -1) if the cache lacks the
+        vector.
+        """
         out = np.full((len(digests), 2), -1, dtype=np.int64)
         if len(self._keys):
             # A digest beyond the last key gives an index past the end; it is compared with the last key
@@ -83,7 +85,7 @@ class VectorCache:
         return out
 
     def take(self, places: np.ndarray, out: np.ndarray) -> None:
-        """Copy vectors into `out`.
+        """Copy cached vectors into `out`.
 
         Args:
             places: int64[n, 2] as `find` returns them.
@@ -99,8 +101,9 @@ class VectorCache:
                 out[mine] = self._vectors(int(part))[places[mine, 1]]
 
     def add(self, digests: np.ndarray, vectors: np.ndarray) -> None:
-        """Write a file with a row for each digest. It is on disk when this returns, but `find` does not see
-        it.
+        """Write a file with one row for each digest.
+
+        The file is on disk when the method returns, but `find` does not read it.
 
         Args:
             digests: S16[n].
@@ -158,7 +161,7 @@ class VectorCache:
         self._keys, self._places = keys[order], np.concatenate(places)[order]
 
     def _vectors(self, part: int) -> np.ndarray:
-        """Return float32[rows, width] of one file, without a copy."""
+        """Return float32[rows, width]: the vectors of one file, without a copy."""
         path, keys, batch = self._parts[part]
         vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self.width)
         # Once for each file and process: the checksum reads the whole file.

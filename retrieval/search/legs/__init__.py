@@ -1,1 +1,1 @@
-"""The retrieval legs, one module each; `retrieval.settings.legs` is their table."""
+"""The retrieval legs, one module for each. `retrieval.settings.legs` is their table."""

@@ -1,7 +1,7 @@
-"""Leg `addressed_me`: posts by others that name the comment's author.
+"""Leg `addressed_me`: rank posts by others that name the comment's author.
 
-People answer those who spoke to them. This is the strongest cue for a reply that names nobody itself. Where
-the reply does name a person, it tells which of that person's posts is meant.
+People answer those who spoke to them. This is the strongest evidence for a reply that names nobody. If the
+reply names a person, this leg shows which of that person's posts the reply answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every leg takes and gives.
+"""The input and the output of every leg.
 
 A leg module has one public function `rank(query: LegQuery) -> LegRanking`.
 """
@@ -15,11 +15,11 @@ from retrieval.corpus.types import Post
 
 @dataclass(frozen=True)
 class LegQuery:
-    """A comment and the earlier posts that it may answer.
+    """The input of a leg: a comment and the earlier posts that it may answer, its candidates.
 
     `candidates` are in time order; a place is an index into them. `first_place` is the place of the first
-    candidate in its thread, so 0 means that the candidates begin with the opening post. `similarities` has
-    the scores float64[len(candidates)] of each leg that scores texts by an index of its own, by leg name.
+    candidate in its thread, so 0 means that the candidates begin with the opening post. `similarities` has,
+    by leg name, the scores float64[len(candidates)] of each leg that scores texts with its own index.
     """
 
     comment: Post
@@ -30,7 +30,7 @@ class LegQuery:
 
 @dataclass(frozen=True)
 class LegRanking:
-    """What one leg finds: `places` int64[M], best first, with their `scores` float64[M], or None.
+    """The ranking of one leg: `places` int64[M], best first, with their `scores` float64[M], or None.
 
     A leg may rank all candidates, some of them, or none.
     """
@@ -39,10 +39,11 @@ class LegRanking:
     scores: np.ndarray | None = None
 
     def counted(self) -> LegRanking:
-        """Return the part that a fusion counts: places with a score above zero, or all if there are no
-        scores.
+        """Return the part of the ranking that a fusion uses: places with a score above zero.
 
-        Places that score zero share no word with the query. They are in time order, which says nothing.
+        A ranking without scores is returned whole.
+
+        Places with score zero share no word with the query. They are in time order, which is no evidence.
         """
         if self.scores is None:
             return self
@@ -52,7 +53,7 @@ class LegRanking:
 
 
 def rank_by_score(scores: np.ndarray) -> LegRanking:
-    """Rank all of float64[N] scores, best first; the earlier place wins a tie."""
+    """Rank all places by their scores float64[N], best first. Of equal scores, the earlier place is first."""
     # lexsort sorts by its last key first. The place as second key makes ties deterministic.
     order = np.lexsort((np.arange(len(scores)), -scores))
     return LegRanking(order, scores[order])

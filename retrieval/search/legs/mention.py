@@ -1,4 +1,4 @@
-"""Leg `mention`: posts of the people whom the comment names."""
+"""Leg `mention`: rank posts of the people whom the comment names."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from retrieval.search.legs.names_in_text import named_places
 
 
 def rank(query: LegQuery) -> LegRanking:
-    """Rank posts whose author the comment names; see `named_places` for their order."""
+    """Rank posts whose author the comment names, in the order of `named_places`."""
     return LegRanking(named_places(query.comment.text, [post.author for post in query.candidates]))

@@ -1,4 +1,4 @@
-"""Where a text names an author, and which posts an author wrote: what several legs share."""
+"""Find the authors that a text names, and the posts of an author. Several legs use this."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def name_position(folded_text: str, author: str) -> int:
-    """Return where a case-folded text first names an author, or -1.
+    """Return the position at which a case-folded text first names an author, or -1.
 
     A name counts only as a whole word. One-letter names are ignored, because they are common words too.
     """
     name = author.casefold()
-    # A plain search first: it is much faster than the regular expression, and most texts name nobody.
+    # The plain search is much faster than the regular expression, and most texts contain no name.
     at = folded_text.find(name) if len(name) >= 2 else -1
     if at < 0:
         return -1
@@ -25,9 +25,9 @@ def name_position(folded_text: str, author: str) -> int:
 
 
 def named_places(text: str, authors: Sequence[str]) -> np.ndarray:
-    """Return int64: places whose author a text names.
+    """Return int64: the places of the posts whose author a text names.
 
-    Authors that the text opens with come first, and of one author the later posts.
+    Posts of an author whose name begins the text come first. Otherwise, later posts come first.
     """
     folded = text.casefold()
     named: dict[str, int] = {}
@@ -42,5 +42,5 @@ def named_places(text: str, authors: Sequence[str]) -> np.ndarray:
 
 
 def places_by_author(author: str, authors: Sequence[str]) -> np.ndarray:
-    """Return int64: places of the author's posts, latest first."""
+    """Return int64: the places of the posts of an author, latest first."""
     return np.array([p for p in range(len(authors) - 1, -1, -1) if authors[p] == author], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Leg `opening`: the thread's opening post, which many replies answer."""
+"""Leg `opening`: rank the thread's opening post, which many replies answer."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from retrieval.search.legs.leg import LegQuery, LegRanking
 
 
 def rank(query: LegQuery) -> LegRanking:
-    """Rank the opening post alone, and nothing where it is no candidate."""
+    """Rank the opening post alone. The ranking is empty if that post is no candidate."""
     return LegRanking(np.arange(1 if query.first_place == 0 else 0))

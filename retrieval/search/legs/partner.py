@@ -1,4 +1,4 @@
-"""Leg `partner`: posts of the person whom the comment's author last named.
+"""Leg `partner`: rank posts of the person whom the comment's author last named.
 
 Two people in conversation stop naming each other after the first lines.
 """
@@ -14,7 +14,7 @@ _NOTHING = LegRanking(np.zeros(0, dtype=np.int64))
 
 
 def rank(query: LegQuery) -> LegRanking:
-    """Rank that person's posts, latest first; nothing where the comment itself names somebody."""
+    """Rank the partner's posts, latest first. The ranking is empty if the comment itself names a person."""
     comment, candidates = query.comment, query.candidates
     authors = [post.author for post in candidates]
     if len(named_places(comment.text, authors)):

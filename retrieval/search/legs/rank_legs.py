@@ -1,6 +1,6 @@
-"""The rankings of several legs for one comment.
+"""Compute the rankings of several legs for one comment.
 
-Similarity alone is a weak retriever of what a message answers. In IRC, BM25 finds 20 % of the parents at rank
+Similarity alone rarely finds the post that a message answers. In IRC, BM25 finds 20 % of the parents at rank
 1, because replies share few words with what they answer. People name whom they answer, answer whoever named
 them, and continue what they said before; the other legs use that. What each leg finds alone and together is
 measured in docs/benchmarks.md, "Retrieval on IRC".

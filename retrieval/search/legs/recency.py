@@ -1,4 +1,4 @@
-"""Leg `recency`: the latest candidate first."""
+"""Leg `recency`: rank the latest candidate first."""
 
 from __future__ import annotations
 
@@ -8,5 +8,8 @@ from retrieval.search.legs.leg import LegQuery, LegRanking
 
 
 def rank(query: LegQuery) -> LegRanking:
-    """Rank all candidates from the latest to the earliest; fusion makes their shares decay with distance."""
+    """Rank all candidates from the latest to the earliest.
+
+    In a fusion, the share of a candidate falls with its distance.
+    """
     return LegRanking(np.arange(len(query.candidates) - 1, -1, -1))

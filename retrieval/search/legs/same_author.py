@@ -1,4 +1,4 @@
-"""Leg `same_author`: earlier posts of the comment's own author.
+"""Leg `same_author`: rank earlier posts of the comment's author.
 
 A line that continues what its author said just before is a reply to it.
 """
@@ -10,5 +10,5 @@ from retrieval.search.legs.names_in_text import places_by_author
 
 
 def rank(query: LegQuery) -> LegRanking:
-    """Rank the author's own posts, latest first."""
+    """Rank the posts of the comment's author, latest first."""
     return LegRanking(places_by_author(query.comment.author, [post.author for post in query.candidates]))

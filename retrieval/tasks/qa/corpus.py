@@ -1,4 +1,4 @@
-"""The documents of a question corpus on disk: read as a stream, split, and barred from training prompts."""
+"""The documents of a question corpus on disk: read as a stream, split, and excluded from training prompts."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from retrieval.text.normalize import duplicate_key
 
 #: Content digests as raw bytes; "S16" would drop zeros at the end.
 CONTENT = np.dtype("V16")
-#: What bars a document from training prompts: it is held out, or it equals or nearly equals one that is.
+#: Why a document is barred from training prompts: it is held out, or it equals or nearly equals a held-out
+#: one.
 # Four values and not a flag, because questions about a twin and about a near twin are counted apart.
 FREE, HELD_OUT, TWIN, NEAR_TWIN = range(4)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents on disk, with what decides where each may stand.
+    """The documents on disk, with the arrays that decide in which prompts a document may be.
 
     Attributes:
         documents: the documents or their chunks.
-        place: from a document's id to its place.
+        place: index from the id of a document to its place.
         barred: uint8[documents], one of `FREE`, `HELD_OUT`, `TWIN`, `NEAR_TWIN`.
         content: V16[documents], digests of the words.
-        times: float64[documents], since when each exists in seconds since 1970; NaN: unknown.
+        times: float64[documents], time from which each exists, in seconds since 1970; NaN: unknown.
     """
 
     documents: Items[Document]
@@ -51,36 +52,36 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Open the corpus that `write_corpus` wrote."""
+        """Open the corpus that `write_corpus` wrote to a folder."""
         documents = Items(folder / "documents.arrow", Document)
         arrays = [load_array(folder / f"{name}.npy") for name in ("barred", "content", "times")]
         return cls(documents, IdIndex(folder, documents), *arrays)
 
     def text(self, place: int) -> str:
-        """Return title and text of the document at a place, as they are indexed."""
+        """Return the indexed text of the document at a place: its title and text."""
         return document_text(self.documents[place])
 
     def texts(self) -> Iterator[str]:
-        """Return title and text of every document, as they are indexed."""
+        """Yield the indexed text of every document: its title and text."""
         return map(document_text, self.documents)
 
 
 def document_text(document: Document) -> str:
-    """Return title and text, as they are indexed."""
+    """Return the indexed text of a document: its title and text."""
     return titled(document.title, document.text)
 
 
 def read_corpus(
     config: ContextConfig, task: QaTask, folder: Path, report: TaskReport, progress: Progress
 ) -> tuple[Items[Document], Items[Question]]:
-    """Read documents (or their chunks) and questions from their sources into files, as streams.
+    """Read documents (or their chunks) and questions from their sources, and write them to files as streams.
 
     Args:
         config: the configuration.
-        task: its `qa` section.
-        folder: gets the files.
+        task: the `qa` section of the configuration.
+        folder: folder of the files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -105,7 +106,7 @@ def read_corpus(
 
 
 class _Chunks(Mapping[str, Sequence[Document]]):
-    """From a whole document's id to its chunks, which follow one another in the file."""
+    """A map from the id of a whole document to its chunks, which are adjacent in the file."""
 
     def __init__(self, documents: Items[Document], first: IdIndex) -> None:
         self._documents, self._first = documents, first
@@ -137,17 +138,17 @@ def write_corpus(
     questions: Items[Question],
     progress: Progress,
 ) -> tuple[Corpus, dict[str, str]]:
-    """Return the corpus, and the split of each context that has questions.
+    """Write the arrays of a corpus. Return the corpus, and the split of each context that has questions.
 
     Args:
         config: the configuration.
-        task: its `qa` section.
-        folder: gets the arrays of the corpus.
-        documents: what `read_corpus` returned.
-        questions: what `read_corpus` returned.
-        progress: is told what is done.
+        task: the `qa` section of the configuration.
+        folder: folder of the arrays.
+        documents: the documents that `read_corpus` returned.
+        questions: the questions that `read_corpus` returned.
+        progress: receives (step, done, total) while the work advances.
     """
-    # Made here and not in `read_corpus`, whose index goes by whole documents: this one goes by chunks.
+    # This index is not that of `read_corpus`: it finds chunks, the other finds whole documents.
     place = IdIndex.build(folder, documents)
     splits = _context_splits(config, task, documents, questions, place)
     barred = np.zeros(len(documents), dtype=np.uint8)
@@ -181,12 +182,13 @@ def _context_splits(
     questions: Items[Question],
     place: IdIndex,
 ) -> dict[str, str]:
-    """The split of each context: by the hash of its id, or by time.
+    """Return the split of each context, by the hash of its id or by time.
 
-    The time is that of the latest question about the context, else that of its document.
+    The time of a context is that of the latest question about it, else that of its document.
     """
     if task.split == "context":
-        # Only contexts with questions are split. A document without a question may stand beside any question.
+        # Only contexts with questions are split. A document without a question may be in the prompt of any
+        # question.
         contexts = dict.fromkeys(questions.column("context_id"))
         return {c: split_of(config.seed, c, config.test_share) for c in contexts}
     times: dict[str, float | None] = {}
@@ -195,7 +197,7 @@ def _context_splits(
         if time is None:
             time = documents.value("time", place[oracles[0] if oracles else context])
         known = [t for t in (times.get(context), time) if t is not None]
-        # The latest one: a context is as new as the newest thing that is known of it.
+        # The latest time, because a context is as new as its newest question.
         times[context] = max(known, default=None)
     return splits_by_time(times, config.test_share, "qa.split")
 
@@ -203,7 +205,7 @@ def _context_splits(
 def _bar_near_twins(
     barred: np.ndarray, documents: Items[Document], threshold: float, progress: Progress
 ) -> None:
-    """Marks the free documents that nearly repeat a held-out one."""
+    """Mark the free documents that nearly repeat a held-out document."""
     not_free = np.flatnonzero(barred != FREE)
     free = np.flatnonzero(barred == FREE)
     if not len(not_free):

@@ -1,4 +1,4 @@
-"""The files of questions over documents."""
+"""Find the input files of the task of questions over documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retrieval.settings.tasks import QaTask
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Return the documents' files, and the questions' files where they are others, with stable labels.
+    """Return the documents' files, and the questions' files if they are separate, with stable labels.
 
     Raises:
         InputError: a source is missing.
@@ -29,16 +29,18 @@ def document_files(task: QaTask) -> list[SourceFile]:
     """Return the files of a question task's documents.
 
     Raises:
-        InputError: nothing is there.
+        InputError: the source has no files.
     """
     return find_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
 
 
 def question_files(task: QaTask) -> list[SourceFile]:
-    """Return the files of its questions; without a source of their own, the documents' files, as in SQuAD.
+    """Return the files of a question task's questions.
+
+    Without a separate source of questions, these are the documents' files, as in SQuAD.
 
     Raises:
-        InputError: nothing is there.
+        InputError: the source has no files.
     """
     if task.questions is None:
         return document_files(task)

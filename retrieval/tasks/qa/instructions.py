@@ -1,7 +1,7 @@
-"""Instructions with answers (the Alpaca layout) as records: word for word, without retrieval.
+"""Records of instructions with answers (the Alpaca layout), taught verbatim and without retrieval.
 
-They are records of the `qa` task, each with an instruction of its own instead of the task's. The prompt holds
-no retrieved text, so `context_ids` and `oracle_ids` are empty, and each record is a context of its own.
+The records belong to the `qa` task, but each has its own instruction instead of that of the task. The prompt
+has no retrieved text, so `context_ids` and `oracle_ids` are empty, and each record is a context of its own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ TRIPLES = "triples.arrow"
 
 
 def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: Progress) -> int:
-    """Read, split and thin the instructions into `folder`; return how many there are to build.
+    """Read, split and limit the instructions, and write them to `folder`. Return the number of records to
+    build.
 
     Args:
         config: the configuration, with a `qa` section.
-        folder: gets the prepared files.
+        folder: folder of the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -60,32 +61,32 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` filled the folder."""
+    """Return whether `prepare` has filled the folder."""
     return (folder / TRIPLES).is_file()
 
 
 @dataclass(frozen=True)
 class InstructionsWork:
-    """What `prepare` wrote, opened to build records from."""
+    """The prepared files of the instructions, opened to build records."""
 
     triples: Items[Triple]
     kept: np.ndarray
     split: np.ndarray
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """Build (record, None) of the kept instructions `low` to `high - 1`, in source order.
+        """Yield (record, None) of the instructions `low` to `high - 1`, in source order.
 
         Args:
-            low: number of the first one.
-            high: number after the last one.
-            report: counts records, which are never dropped here.
+            low: number of the first instruction.
+            high: number after the last instruction.
+            report: counts the records. None is dropped here.
         """
         for place in self.kept[low:high].tolist():
             yield _record(self.triples[place], str(self.split[place])), None
 
 
 def open_work(folder: Path) -> InstructionsWork:
-    """Open what `prepare` wrote."""
+    """Open the files that `prepare` wrote."""
     arrays = [load_array(folder / f"{name}.npy") for name in ("kept", "split")]
     return InstructionsWork(Items(folder / TRIPLES, Triple), *arrays)
 

@@ -1,7 +1,8 @@
 """Question records over documents: the right document among retrieved distractors (RAFT, arXiv:2403.10131).
 
-Training prompts hold the right document with probability P, else distractors only; test prompts hold what the
-retriever finds, right or not. Documents of the test split never appear in a training prompt.
+A training prompt holds the right document with probability P, else only distractors. A test prompt holds the
+documents that the retriever finds, right or not. Documents of the test split never appear in a training
+prompt.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ VECTORS = "vectors.faiss"
 
 @dataclass(frozen=True)
 class _Found:
-    """What one leg found for one question.
+    """The documents that one leg found for one question.
 
     Attributes:
         places: int64[k], places of documents, the best first.
@@ -63,25 +64,28 @@ class _Found:
     scores: np.ndarray
 
     def among(self, which: np.ndarray | slice) -> _Found:
-        """Return a part of it, in the same order."""
+        """Return the documents that `which` selects, in the same order."""
         return _Found(self.places[which], self.scores[which])
 
     def ranking(self, pool: np.ndarray) -> LegRanking:
-        """Return the ranking by places in a pool: ascending places of these documents and others."""
+        """Return the ranking of the documents, with places in `pool`.
+
+        `pool` has the ascending places of these documents and of others.
+        """
         return LegRanking(np.searchsorted(pool, self.places), self.scores)
 
 
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Read, split, thin and index the corpus into `folder`; return the number of questions to build.
+    """Read, split, limit and index the corpus in `folder`. Return the number of questions to build.
 
     Args:
         config: the configuration, with a `qa` section.
-        embedder: the dense leg's model, None where no task needs it.
-        folder: gets the prepared files.
+        embedder: model of the dense leg; None if no task uses the leg.
+        folder: folder of the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -126,7 +130,10 @@ def _kept(
     split_of_context: Mapping[str, str],
     report: TaskReport,
 ) -> list[int]:
-    """Places of the questions that become records: no duplicates across splits, no more than the limits."""
+    """Return the places of the questions that become records.
+
+    Duplicates across splits are dropped, and the number of questions is limited.
+    """
     contexts = list(questions.column("context_id"))
     dropped = report.tally.dropped
 
@@ -157,7 +164,7 @@ def _kept(
 
 @dataclass(frozen=True)
 class QaWork:
-    """What `prepare` wrote, opened to build records from."""
+    """The prepared files of the questions, opened to build records."""
 
     task: QaTask
     builder: QaBuilder
@@ -171,11 +178,11 @@ class QaWork:
     reranker: Reranker | None
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
-        """Build (record, ranking) of the questions `low` to `high - 1`, in source order.
+        """Yield (record, ranking) of the questions `low` to `high - 1`, in source order.
 
         Args:
-            low: number of the first one.
-            high: number after the last one.
+            low: number of the first question.
+            high: number after the last question.
             report: counts records, ranks, and questions that are left out.
         """
         for start in range(low, high, SEARCH_BATCH):
@@ -209,7 +216,7 @@ class QaWork:
             yield record, _ranking(self.corpus, record, rankings[at])
 
     def _ranked(self, numbers: range) -> tuple[list[RankedQuestion], list[dict[str, np.ndarray]]]:
-        """Each question with its documents as ranked, and the rankings of all legs."""
+        """Yield each question with its ranked documents, and the rankings of all legs."""
         questions = [self.questions[int(self.kept[number])] for number in numbers]
         legs = self._legs(numbers, questions)
         rankings = [_rank(number, legs, self.task) for number in range(len(questions))]
@@ -227,7 +234,10 @@ class QaWork:
         return found, rankings
 
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
-        """What each leg found for each question, among the documents that existed at its time."""
+        """Return the documents that each leg found for each question.
+
+        The documents existed at the time of the question.
+        """
         words = [self.bm25.tokenizer(question.text) for question in questions]
         search = {"bm25": lambda rows, k: list(map(_Found, *self.bm25.search_batch(words[rows], k)))}
         if (dense := self.dense) is not None and self.queries is not None:
@@ -248,7 +258,10 @@ class QaWork:
         return legs
 
     def _known(self, found: _Found, time: float, deeper: Callable[[int], list[_Found]]) -> _Found:
-        """The best `DEPTH` documents that existed at a time; `deeper` searches again if needed."""
+        """Return the best `DEPTH` documents that existed at a time.
+
+        `deeper` repeats the search with a larger number of documents if it is needed.
+        """
         depth = DEPTH
         while True:
             # Written as "not later", because a comparison with NaN (an unknown time) is false.
@@ -263,7 +276,7 @@ class QaWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> QaWork:
-    """Open what `prepare` wrote."""
+    """Open the files that `prepare` wrote."""
     task = config.qa
     assert task is not None
     corpus = Corpus.open(folder)

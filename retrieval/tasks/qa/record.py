@@ -1,7 +1,7 @@
-"""One document record: which documents stand in the prompt, and what it teaches.
+"""Build one document record: the documents in its prompt, and the answer that it teaches.
 
-Training prompts hold the right documents with probability P, beside distractors that the retriever ranks
-high. Held-out prompts hold what the retriever finds, right or not.
+A training prompt holds the right documents with probability P, beside distractors that the retriever ranks
+high. A held-out prompt holds the documents that the retriever finds, right or not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RankedQuestion:
 
     @property
     def needed(self) -> list[int]:
-        """The oracles that a prompt needs: all, or the best ranked one where one is enough."""
+        """The oracles that a prompt needs: all of them, or the best ranked one if one oracle is enough."""
         if self.question.needs_all:
             return list(self.oracles)
         return [next((place for place in self.fused if place in self.oracles), self.oracles[0])]
@@ -48,17 +48,17 @@ class RankedQuestion:
 
 @dataclass(frozen=True)
 class QaBuilder:
-    """What all records of a build have in common.
+    """A builder of document records, with the settings and functions that all records of a build share.
 
     Attributes:
         task: the task's settings.
-        seed: decides draws.
+        seed: seed of the draws.
         near_duplicates: similarity from which a text is a copy of another; "off": only equal texts are.
         count: counts the tokens of a text, for the budget.
         document: returns the document at a place.
-        content: returns the digest of its words.
-        held_out: returns whether its text belongs to the test split.
-        template: the user's template of taught answers, for that answer style.
+        content: returns the digest of the words of the document at a place.
+        held_out: returns whether the document at a place belongs to the test split.
+        template: the user's template of taught answers, for the answer style "template".
     """
 
     task: QaTask
@@ -71,7 +71,7 @@ class QaBuilder:
     template: AnswerTemplate | None = None
 
     def context(self, group: Sequence[RankedQuestion], report: TaskReport) -> dict[int, str]:
-        """Return the documents that all questions of a group see: text by place, in prompt order."""
+        """Return the documents that the prompts of a group share, as text by place in prompt order."""
         split = group[0].split
         wanted: list[int] = []
         if split == "test":
@@ -98,26 +98,28 @@ class QaBuilder:
             chosen = wanted + distractors
         texts = self._fitted(chosen, group, wanted, report)
         name = group[0].question.id
-        # In a seeded order, or the right document would always stand first.
+        # In a seeded order, because otherwise the right document would always be first.
         order = sorted(texts, key=lambda p: seeded_hash(self.seed, "order", name, self.document(p).id))
         return {place: texts[place] for place in order}
 
     def record(
         self, ranked: RankedQuestion, context: dict[int, str], context_id: str, report: TaskReport
     ) -> dict[str, Any] | None:
-        """Build the record of one question over a context; None where the record would leak (counted).
+        """Build the record of one question with a context.
+
+        A record that would reveal its answer is dropped and counted. Then the result is None.
 
         Args:
             ranked: the question.
             context: text by place, in prompt order, as `context` returned it.
             context_id: id of the context that the record belongs to.
-            report: counts what is dropped, and how the record is built.
+            report: counts dropped records and events in the building.
         """
         question, task = ranked.question, self.task
         documents = {place: self.document(place) for place in context}
         later = leaks.later_contexts(question.time, (document.time for document in documents.values()))
-        # A question whose own document is later than itself cannot be answered fairly, whatever the prompt
-        # holds.
+        # If the right document is later than the question, no prompt can answer the question without
+        # knowledge of its future.
         if later or any(self._later(place, [ranked]) for place in ranked.needed):
             report.tally.dropped[leaks.LATER_CONTEXT] += 1
             return None
@@ -168,22 +170,23 @@ class QaBuilder:
         return seeded_share(self.seed, "oracle", ranked.question.id) < self.task.oracle_share
 
     def _later(self, place: int, group: Sequence[RankedQuestion]) -> bool:
-        """Whether a document is later than some question of the group."""
+        """Return whether a document is later than a question of the group."""
         times = [ranked.question.time for ranked in group if ranked.question.time is not None]
         since = self.document(place).time if times else None
         return since is not None and since > min(times)
 
     def _usable(self, group: Sequence[RankedQuestion]) -> Iterator[int]:
-        """Places that may be distractors, as ranked.
+        """Yield the places that may be distractors, in ranking order.
 
-        Left out are held-out documents, the right ones and their copies, and those later than the question.
+        Held-out documents, the right documents, their copies, and documents later than the question are left
+        out.
         """
         right = {place for ranked in group for place in ranked.oracles}
         # Digests find equal texts without comparing words; `copies` finds those that are nearly equal.
         same = {self.content(place) for place in right}
         copies = CopyTest((self._text(place) for place in sorted(right)), self.near_duplicates)
         rankings = [ranked.fused for ranked in group]
-        # The questions of a group take turns, so that each gets distractors of its own.
+        # The rankings of the group are interleaved, so that each question gets distractors of its own.
         for place in rankings[0] if len(rankings) == 1 else merged(rankings):
             barred = place in right or self.held_out(place) or self.content(place) in same
             # The cheap tests first: `copies` makes the shingles of a whole text.
@@ -201,7 +204,7 @@ class QaBuilder:
         wanted: Sequence[int],
         report: TaskReport,
     ) -> dict[int, str]:
-        """Text by place of the documents that are within the budget."""
+        """Return, by place, the texts of the documents within the budget."""
         documents = [self.document(place) for place in chosen]
         texts = [document.text for document in documents]
         if self.task.max_context_tokens is None:
@@ -210,7 +213,7 @@ class QaBuilder:
         titles = [self.count(templates.document_line(10, document.title, "")) + 1 for document in documents]
 
         def keep(text: str) -> str | None:
-            """The one sentence that must stay; none can be named where questions want different ones."""
+            """Return the sentence that must stay, or None if the questions need different sentences."""
             found = {
                 answer_styles.supporting_sentence([text], ranked.question.answers, ranked.question.text)
                 for ranked in group

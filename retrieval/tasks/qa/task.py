@@ -1,6 +1,6 @@
-"""The `qa` task: questions over documents, or, where the source holds them, instructions with answers.
+"""The `qa` task: questions over documents, or instructions with answers if the source holds these.
 
-The two are built in different ways (`questions`, `instructions`) and give records of one task.
+Two modules (`questions`, `instructions`) build the two kinds of records, which belong to one task.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from retrieval.tasks.task_protocol import Task, TaskWork
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Read, split, thin and index the corpus into `folder`; return the number of records to build.
+    """Read, split, limit and index the corpus in `folder`. Return the number of records to build.
 
     Args:
         config: the configuration, with a `qa` section.
-        embedder: the dense leg's model, None where no task needs it.
-        folder: gets the prepared files.
+        embedder: model of the dense leg; None if no task uses the leg.
+        folder: folder of the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -40,20 +40,21 @@ def prepare(
 
 
 def open_work(config: ContextConfig, folder: Path) -> TaskWork:
-    """Open what `prepare` wrote."""
-    # The folder tells: the source is not looked at again by each process that builds a part.
+    """Open the files that `prepare` wrote."""
+    # The folder shows which kind was prepared, so a process that builds a part need not read the source
+    # again.
     if instructions.is_prepared(folder):
         return instructions.open_work(folder)
     return questions.open_work(config, folder)
 
 
 def holds_instructions(task: QaTask) -> bool:
-    """Whether the source of a question task holds instructions with answers instead of documents.
+    """Return whether the source of a question task holds instructions with answers instead of documents.
 
-    Where the configuration does not name the layout, the fields of the first row tell it.
+    If the configuration does not name the layout, the fields of the first row identify it.
 
     Raises:
-        InputError: nothing is there.
+        InputError: the source has no files.
     """
     if task.format != "auto":
         return DOCUMENT_LAYOUTS[task.format].instructions

@@ -1,4 +1,4 @@
-"""The files of table questions."""
+"""Find the input files of the task of questions over tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from retrieval.settings.tasks import TablesTask
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Return the questions' files and all tables beside them, with stable labels.
+    """Return the files of the questions and of all tables in the same folders, with stable labels.
 
     Raises:
         InputError: a source is missing.
@@ -29,7 +29,9 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
 
 
 def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
-    """Return (split, root, tsv) of each source of a table task; the split is "" if the seed decides it.
+    """Return (split, root, tsv) of each source of a table task.
+
+    The split is "" if the seed decides it.
 
     Raises:
         InputError: the folder or its .tsv is missing.
@@ -49,7 +51,10 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
 
 
 def _tables_copy(url: str, field: str) -> str:
-    """Fetch a tables folder, or the folder around one of its .tsv files: the tables lie beside that file."""
+    """Fetch a tables folder by URL.
+
+    Of a URL of one .tsv file, the folder around the file is fetched, because it holds the tables.
+    """
     kinds = (".csv", ".tsv")
     if not url.endswith(".tsv"):
         return expand_path(url, field, kinds)

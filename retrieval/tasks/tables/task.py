@@ -1,4 +1,4 @@
-"""Table records: answer a question from its table, with retrieved tables beside it if configured."""
+"""Table records: a question and its table, with retrieved tables beside it if configured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seed
 
 @dataclass(frozen=True)
 class _TableQuestion:
-    """A question with its table and the table's split."""
+    """A question with its table and the split of the table."""
 
     question: Question
     table: Table
@@ -39,7 +39,7 @@ class _TableQuestion:
 
 @dataclass(frozen=True)
 class _TableQuestionRow:
-    """A `_TableQuestion` as it is stored, beside its question: by the number of its table."""
+    """The stored form of a `_TableQuestion`, without its question: the number of the table, and the split."""
 
     table: int
     split: str
@@ -47,7 +47,7 @@ class _TableQuestionRow:
 
 @dataclass(frozen=True)
 class _Context:
-    """The tables of one prompt; all questions of a table share it, and so share a token prefix."""
+    """The tables of one prompt. All questions of a table share this context and so a token prefix."""
 
     ids: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -56,14 +56,14 @@ class _Context:
 def prepare(
     config: ContextConfig, embedder: object, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Read, split, thin and index the corpus into `folder`; return the number of questions to build.
+    """Read, split, limit and index the corpus in `folder`. Return the number of questions to build.
 
     Args:
         config: the configuration, with a `tables` section.
-        embedder: not used: tables are retrieved by words alone.
-        folder: gets the prepared files.
+        embedder: not used, because tables are retrieved by words alone.
+        folder: folder of the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -112,7 +112,10 @@ def prepare(
 
 @dataclass(frozen=True)
 class TablesWork:
-    """What `prepare` wrote, opened to build records from; tables and their contexts share numbers."""
+    """The prepared files of the table questions, opened to build records.
+
+    A table and its context have the same number.
+    """
 
     task: TablesTask
     template: AnswerTemplate | None
@@ -122,11 +125,11 @@ class TablesWork:
     question_rows: Items[_TableQuestionRow]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[tuple[dict[str, Any], None]]:
-        """Build (record, None) of the questions `low` to `high - 1`, in source order.
+        """Yield (record, None) of the questions `low` to `high - 1`, in source order.
 
         Args:
-            low: number of the first one.
-            high: number after the last one.
+            low: number of the first question.
+            high: number after the last question.
             report: counts records, and questions that are left out.
         """
         for question, row in zip(
@@ -139,7 +142,7 @@ class TablesWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> TablesWork:
-    """Open what `prepare` wrote."""
+    """Open the files that `prepare` wrote."""
     task = config.tables
     assert task is not None
     return TablesWork(
@@ -199,7 +202,7 @@ def _contexts(
     content: dict[int, bytes],
     report: TaskReport,
 ) -> dict[tuple[str, str], _Context]:
-    """The context of every table: alone, or among the tables of its own split most like it."""
+    """Return the context of every table: the table alone, or with the most similar tables of its split."""
     out: dict[tuple[str, str], _Context] = {}
     count = token_count(config)
     for split in ("train", "test"):
@@ -234,7 +237,7 @@ def _contexts(
                 report.note(split, "context_shortened", shortened)
             elif with_oracle:
                 chosen = [place, *chosen]
-            # In a seeded order, or the right table would always stand first.
+            # In a seeded order, because otherwise the right table would always be first.
             chosen.sort(key=lambda i: seeded_hash(config.seed, "order", table.id, tables[i].id))
             ids = tuple(tables[i].id for i in chosen)
             out[split, table.id] = _Context(ids, tuple(blocks[i] for i in chosen))
@@ -248,7 +251,7 @@ def _draw(seed: int, table: str, tables: list[Table], place: int) -> int:
 def _fitted(
     chosen: list[int], blocks: list[str], right: int, budget: int, count: Count
 ) -> tuple[list[int], bool]:
-    """Those of the chosen tables that are within the budget, each whole, and whether some had to go."""
+    """Return the chosen tables within the budget, each whole, and whether a table was dropped."""
     # With the blank line that separates blocks in the prompt, because it costs tokens too.
     texts = [blocks[i] + "\n\n" for i in chosen]
     # Without the right table, the first stays: a prompt needs at least one.

@@ -1,4 +1,4 @@
-"""The files of threads."""
+"""Find the input files of the task of reply links in threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from retrieval.settings.thread_formats import THREAD_FORMATS
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
-    """Return the threads' files, each with its companion where the format has some, with stable labels.
+    """Return the threads' files, and the companion of each file if the format has companions, with stable
+    labels.
 
     Raises:
-        InputError: a source is missing, or its format cannot be told.
+        InputError: a source is missing, or its format cannot be detected.
     """
     assert config.threads is not None
     format = THREAD_FORMATS[thread_format(config.threads)]

@@ -1,4 +1,4 @@
-"""One thread record: which posts stand in the prompt, what it teaches, and whether it leaks its answer."""
+"""Build one thread record: the posts in its prompt, the answer that it teaches, and a check for leaks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from retrieval.text.normalize import seeded_hash, seeded_share
 
 @dataclass(frozen=True)
 class ThreadRecordBuilder:
-    """What all thread records of a build have in common.
+    """A builder of thread records, with the settings that all records of a build share.
 
     Attributes:
-        task: the task's settings, with the format that was found.
-        seed: decides draws.
+        task: the settings of the task, with the detected format.
+        seed: seed of the draws.
         count: counts the tokens of a text, for the budget.
     """
 
@@ -34,13 +34,16 @@ class ThreadRecordBuilder:
     count: Count
 
     def record(self, reply: Reply, wanted: Sequence[int], report: TaskReport) -> dict[str, Any] | None:
-        """Build the record of a reply; None where it would leak its answer or has none to teach.
+        """Build the record of a reply.
+
+        A record that would reveal its answer, or that has no answer to teach, is dropped and counted. Then
+        the result is None.
 
         Args:
             reply: the comment.
-            wanted: places of the candidates that the prompt may hold, the most wanted first. With
-                `contexts: window`, only the posts of the window, the newest first.
-            report: counts what is dropped, and how the record is built.
+            wanted: places of the candidates that the prompt may hold, highest priority first. With
+                `contexts: window`, these are the posts of the window, newest first.
+            report: counts dropped records and events in the building.
         """
         task, comment, candidates = self.task, reply.comment, reply.candidates
         gold = reply.gold
@@ -49,7 +52,7 @@ class ThreadRecordBuilder:
         choose = training and task.contexts == "retrieved"
         chosen = self._chosen(reply, wanted, report) if choose else list(wanted[: task.n_contexts])
         texts = self._fitted(reply, chosen, set(gold) if choose else set(), report)
-        # In time order, whatever their rank: a conversation out of order cannot be followed.
+        # In time order and not by rank, because a conversation out of order is hard to understand.
         places = sorted(texts)
         context = [candidates[place] for place in places]
         labels = [templates.post_label(post.author, n) for n, post in enumerate(context, start=1)]
@@ -88,10 +91,10 @@ class ThreadRecordBuilder:
         return record
 
     def _chosen(self, reply: Reply, wanted: Sequence[int], report: TaskReport) -> list[int]:
-        """The places in a training prompt, the most wanted first.
+        """Return the places of the posts in a training prompt, highest priority first.
 
-        They are the first of the ranking, with the right post among them unless the seed decides that this
-        prompt goes without it.
+        These are the first places of the ranking. The right post is among them, unless the seed decides that
+        this prompt lacks it.
         """
         task = self.task
         right = set(reply.gold)
@@ -104,7 +107,7 @@ class ThreadRecordBuilder:
             chosen, outside = pick(others, task.n_contexts, task.ranks, draw)
             report.note(reply.split, "distractor_outside_ranks", outside)
             return chosen
-        # The right post is not drawn: it stands beside the drawn distractors, at whatever rank it has.
+        # Only distractors are drawn. The right post is added to them, independent of its rank.
         if task.ranks is not None:
             # A comment may answer several posts. One of them is enough; the best ranked one is taken.
             best = next(place for place in wanted if place in right)
@@ -121,7 +124,7 @@ class ThreadRecordBuilder:
     def _fitted(
         self, reply: Reply, chosen: Sequence[int], protected: set[int], report: TaskReport
     ) -> dict[int, str]:
-        """Text by place of the chosen posts that are within the budget; `protected` ones stay."""
+        """Return, by place, the texts of the chosen posts within the budget. `protected` posts stay."""
         task, candidates = self.task, reply.candidates
         texts = [candidates[place].text for place in chosen]
         if task.max_context_tokens is None:
@@ -146,7 +149,10 @@ class ThreadRecordBuilder:
     def _leak(
         self, record: dict[str, Any], reply: Reply, context: Sequence[Post], right_labels: Sequence[str]
     ) -> str | None:
-        """Why the record would leak: it gives its answer away, or holds a post that was written later."""
+        """Return the reason to drop the record, or None if it is no leak.
+
+        A leak is a text that reveals the answer, or a post that is later than the comment.
+        """
         comment = reply.comment
         if leaks.later_contexts(comment.time, (post.time for post in context)):
             return leaks.LATER_CONTEXT

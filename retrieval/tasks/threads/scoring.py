@@ -1,4 +1,4 @@
-"""Scores of answers to thread records: directionality, beside four baselines without a model."""
+"""Score answers to thread records: the directionality of each system and of four simple baselines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from retrieval.tasks.answers import Answers
 
 
 def score(answers: Answers) -> dict[str, Any]:
-    """Return the directionality of every system and of the baselines.
+    """Score the directionality of every system and of the baselines.
 
-    Where the records were answered both ways, the choices are scored, and the written answers under
-    `generated`.
+    If the records have both choices and written answers, the choices are scored, and the scores of the
+    written answers are added under `generated`.
     """
     records = {record["id"]: record for record in answers.records}
     # A limited evaluation answers some of the records only; the baselines are scored on the same ones.

@@ -1,4 +1,4 @@
-"""Threads on disk: posts in one flat file, read thread by thread; comments by their places in it."""
+"""Threads on disk. Posts lie in one flat file and are read thread by thread. Comments are places in it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from retrieval.settings.tasks import ThreadsTask
 
 @dataclass(frozen=True)
 class Reply:
-    """The comment of a record: which earlier post of its thread does it answer?
+    """A comment of a thread, and the posts that it answers. The model predicts these posts.
 
     Attributes:
         thread: the comment's thread.
         split: "train" or "test".
         start: place of the thread's first post in the flat corpus.
         place: the comment's place in the thread.
-        parents: places in the thread of the earlier posts that it answers, in link order.
-        low: place in the thread of the first candidate; the candidates end before the comment.
+        parents: places in the thread of the earlier posts that the comment answers, in link order.
+        low: place in the thread of the first candidate. The last candidate is the post before the comment.
     """
 
     thread: Thread
@@ -39,22 +39,22 @@ class Reply:
 
     @property
     def comment(self) -> Post:
-        """The comment itself."""
+        """The post that is the comment."""
         return self.thread.posts[self.place]
 
     @property
     def name(self) -> str:
-        """The record's id."""
+        """The id of the record."""
         return f"threads:{self.thread.id}:{self.comment.id}"
 
     @property
     def candidates(self) -> Sequence[Post]:
-        """The posts before the comment that may stand in the prompt."""
+        """The posts before the comment that the prompt may contain."""
         return self.thread.posts[self.low : self.place]
 
     @property
     def gold(self) -> list[int]:
-        """Places among the candidates of those that the comment answers, in link order."""
+        """Places, among the candidates, of the posts that the comment answers, in link order."""
         return [parent - self.low for parent in self.parents if parent >= self.low]
 
     @property
@@ -65,7 +65,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ThreadRow:
-    """A thread without its posts, which are posts `start` to `start + n - 1` of the flat corpus."""
+    """The stored form of a thread: its posts are the posts `start` to `start + n - 1` of the flat corpus."""
 
     id: str
     source: str
@@ -78,7 +78,7 @@ class ThreadRow:
 
 @dataclass(frozen=True)
 class ReplyRow:
-    """A `Reply` as it is stored: by the number of its thread."""
+    """The stored form of a `Reply`, with the number of its thread in place of the thread."""
 
     thread: int
     place: int
@@ -87,7 +87,10 @@ class ReplyRow:
 
 
 class ThreadStore:
-    """Threads and posts on disk; the last one stays in memory, since its comments come one after another."""
+    """Threads and posts on disk.
+
+    The last thread that was read stays in memory, because the comments of a thread follow one another.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.posts = Items(folder / "posts.arrow", Post)
@@ -108,23 +111,23 @@ class ThreadStore:
         return Reply(self.thread(row.thread), split, start, row.place, row.parents, row.low)
 
     def texts(self) -> Iterator[str]:
-        """Return what the indexes hold of every post."""
+        """Yield the indexed text of every post."""
         return (templates.thread_document(post.author, post.text) for post in self.posts)
 
 
 def store_threads(
     config: ContextConfig, task: ThreadsTask, folder: Path, tally: Tally, progress: Progress
 ) -> ThreadStore:
-    """Read all threads into files, in source order, each id once.
+    """Read all threads and write them to files, in source order. Each id occurs once.
 
-    Of two threads with one id, the one of the test split stays.
+    Of two threads with the same id, the thread in the test split is kept.
 
     Args:
-        config: the configuration, for splits that the source does not decide.
-        task: the task's settings, with the format that was found.
-        folder: gets the files.
+        config: the configuration, which decides the split if the source does not.
+        task: the settings of the task, with the detected format.
+        folder: folder of the files.
         tally: counts what was read and dropped.
-        progress: is told how many threads were read.
+        progress: receives (step, threads read, total).
 
     Raises:
         InputError: a source is missing or broken, or holds no thread.
@@ -157,7 +160,7 @@ def store_threads(
 
 
 def _write_threads(folder: Path, rows: Sequence[ThreadRow], splits: Sequence[str]) -> None:
-    """The threads with their splits, and their posts alone, in the threads' order."""
+    """Write the threads with their splits, and their posts in thread order to a separate file."""
     everything = Items(folder / "all-posts.arrow", Post)
     with (
         ItemSink(folder / "posts.arrow", Post) as posts,
@@ -171,7 +174,9 @@ def _write_threads(folder: Path, rows: Sequence[ThreadRow], splits: Sequence[str
 
 
 def _splits(config: ContextConfig, task: ThreadsTask, threads: Sequence[ThreadRow]) -> list[str]:
-    """The split of each thread: what its source says, else what the hash of its id or its time says."""
+    """Return the split of each thread: that of its source, else the split by the hash of its id or by its
+    time.
+    """
     if task.split == "time" and (times := {t.id: t.time for t in threads if not t.split}):
         by_time = splits_by_time(times, config.test_share, "threads.split")
         return [t.split or by_time[t.id] for t in threads]

@@ -1,4 +1,4 @@
-"""Reply records: which of the retrieved earlier posts does a comment reply to."""
+"""Reply records: which of the retrieved earlier posts does a comment answer?"""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from retrieval.text.normalize import duplicate_key
 def prepare(
     config: ContextConfig, embedder: Embedder | None, folder: Path, report: TaskReport, progress: Progress
 ) -> int:
-    """Read, split, thin and index the corpus into `folder`; return the number of replies to build.
+    """Read, split, limit and index the corpus in `folder`. Return the number of replies to build.
 
     Args:
         config: the configuration, with a `threads` section.
-        embedder: the dense leg's model, None where no task needs it.
-        folder: gets the prepared files.
+        embedder: model of the dense leg; None if no task uses the leg.
+        folder: folder of the prepared files.
         report: counts what was read and dropped.
-        progress: is told what is done.
+        progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a source is missing, broken or empty.
@@ -84,7 +84,10 @@ def _kept(
     content: Sequence[bytes],
     tally: Tally,
 ) -> list[int]:
-    """Numbers of the replies that become records: no duplicates across splits, no more than the limits."""
+    """Return the numbers of the replies that become records.
+
+    Duplicates across splits are dropped, and the number of replies is limited.
+    """
     of = replies.numbers("thread").tolist()
     splits, ids = list(threads.rows.column("split")), list(threads.rows.column("id"))
 
@@ -116,7 +119,7 @@ def _kept(
 
 @dataclass(frozen=True)
 class ThreadsWork:
-    """What `prepare` wrote, opened to build records from."""
+    """The prepared files of the replies, opened to build records."""
 
     task: ThreadsTask
     seed: int
@@ -128,11 +131,11 @@ class ThreadsWork:
     reranker: Reranker | None
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
-        """Build (record, ranking) of the replies `low` to `high - 1`, in source order.
+        """Yield (record, ranking) of the replies `low` to `high - 1`, in source order.
 
         Args:
-            low: number of the first one.
-            high: number after the last one.
+            low: number of the first reply.
+            high: number after the last reply.
             report: counts records, ranks, and replies that are left out because they leak.
         """
         for number, row in zip(range(low, high), self.replies.run(low, high), strict=True):
@@ -142,7 +145,7 @@ class ThreadsWork:
 
 
 def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
-    """Open what `prepare` wrote."""
+    """Open the files that `prepare` wrote."""
     task = config.threads
     assert task is not None
     task = task.model_copy(update={"format": thread_format(task)})
@@ -155,7 +158,7 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
 
 
 def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[ReplyRow]:
-    """Every comment that can become a record; the others are counted by reason."""
+    """Yield every comment that can become a record. The others are counted by reason."""
     for number in range(len(threads.rows)):
         thread = threads.thread(number)
         split = thread.split
@@ -180,7 +183,10 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
 
 
 def _unteachable(place: int, parents: Sequence[int], task: ThreadsTask) -> bool:
-    """Whether a training prompt cannot hold any of the parents; in windows, `abstain` teaches those too."""
+    """Return whether a training prompt cannot hold any of the parents.
+
+    In windows, `abstain` teaches such replies too.
+    """
     if task.contexts == "window":
         return not task.abstain and max(parents) < window_start(place, task.n_contexts)
     return max(parents) < place - task.window
@@ -191,13 +197,13 @@ def _content(reply: Reply) -> bytes:
 
 
 def _with_parents(reply: Reply) -> str:
-    """The comment and what it answers, as one text."""
+    """Return the text of the comment and of the posts that it answers."""
     return "\n".join([reply.comment.text, *(post.text for post in reply.parent_posts)])
 
 
 @dataclass(frozen=True)
 class _Dense:
-    """Vectors of the posts that are a candidate of some reply, and of the comments.
+    """Vectors of the comments, and of the posts that are a candidate of a reply.
 
     Attributes:
         vectors: float32[posts, D], the candidates.
@@ -218,14 +224,14 @@ class _Dense:
         progress: Progress,
         folder: Path,
     ) -> None:
-        """Embed posts and comments, and write the vectors.
+        """Embed the posts and comments, and write their vectors.
 
         Args:
             threads: the corpus.
             replies: the replies that become records.
             embedder: the model.
-            progress: is told what is done.
-            folder: gets the vectors.
+            progress: receives (step, done, total) while the work advances.
+            folder: folder of the vectors.
         """
         starts = threads.rows.numbers("start")[replies.numbers("thread")]
         last, low = replies.numbers("place") + starts, replies.numbers("low") + starts
@@ -248,7 +254,7 @@ class _Dense:
 
     @classmethod
     def open(cls, folder: Path) -> _Dense:
-        """Map what `build` wrote."""
+        """Map the vectors that `build` wrote."""
         return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
 
     def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
@@ -257,14 +263,17 @@ class _Dense:
         Args:
             query: number of the comment.
             low: place of the first post in the flat corpus.
-            high: place after the last one.
+            high: place after the last post.
         """
         first = int(self.places[low])
         return cosines(self.vectors[first : first + high - low], self.queries[query])
 
 
 def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) -> Example | None:
-    """The record and ranking of one reply, or None where the record would leak its answer (counted)."""
+    """Return the record and ranking of one reply.
+
+    A record that would reveal its answer is dropped and counted. Then the result is None.
+    """
     task, reply = work.task, work.threads.reply(row)
     low, high = reply.start + reply.low, reply.start + reply.place
     gold = np.array(reply.gold, dtype=np.int64)
@@ -296,10 +305,10 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
 
 
 def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
-    """Places of the candidates that the prompt may hold, the most wanted first.
+    """Return the places of the candidates that the prompt may hold, highest priority first.
 
-    They are all candidates as they are ranked, or with `contexts: window` the posts of the window, from the
-    newest back.
+    These are all candidates in ranking order or, with `contexts: window`, the posts of the window, newest
+    first.
     """
     if task.contexts == "window":
         start = window_start(reply.place, task.n_contexts)
@@ -308,7 +317,10 @@ def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask)
 
 
 def _rankings(reply: Reply, scores: Mapping[str, np.ndarray], task: ThreadsTask) -> dict[str, np.ndarray]:
-    """Every leg's ranking of the candidates, and `fused`; `scores` holds those of bm25 and dense."""
+    """Return every leg's ranking of the candidates, and `fused`.
+
+    `scores` holds the scores of bm25 and dense.
+    """
     query = LegQuery(reply.comment, reply.candidates, reply.low, scores)
     # BM25 always ranks, because it is a baseline of the evaluation; it is fused only if the task has the leg.
     legs = rank_legs({*task.legs, "bm25"}, query)
@@ -320,7 +332,7 @@ def _rankings(reply: Reply, scores: Mapping[str, np.ndarray], task: ThreadsTask)
 
 
 def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The row of `rankings.parquet`."""
+    """Return the row of `rankings.parquet` of a reply."""
     posts, candidates = reply.thread.posts, reply.candidates
     ids = [post.id for post in candidates]
     row: dict[str, Any] = {

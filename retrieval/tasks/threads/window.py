@@ -1,4 +1,4 @@
-"""Windows: the posts directly before a comment, as contexts that the comments of one thread share.
+"""Windows: contexts of the posts directly before a comment, shared by the comments of one thread.
 
 A window starts at a multiple of its stride. Comments that follow one another therefore mostly have the same
 start, and the posts in one prompt are the first posts in the next one. Training computes such a shared prefix
@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 
 def window_stride(n_contexts: int) -> int:
-    """Return by how many posts the start of a window of at most `n_contexts` posts moves at once."""
+    """Return the stride of windows of at most `n_contexts` posts, in posts.
+
+    Windows start at multiples of the stride.
+    """
     return max(1, n_contexts // 2)
 
 
@@ -26,15 +29,15 @@ def window_start(place: int, n_contexts: int) -> int:
 
 
 def within_budget(costs: Sequence[int], budget: int, stride: int) -> int:
-    """Return how many of a window's posts stay within a budget of tokens.
+    """Return the number of posts of a window that fit a budget of tokens.
 
     The window loses its oldest posts a stride at a time, so that its start stays a multiple of the stride and
-    the window is shared. A last stride stays, within the budget or not.
+    the window is shared. The last stride always stays, even if it exceeds the budget.
 
     Args:
-        costs: tokens of each post, the newest first.
-        budget: the most tokens of all posts.
-        stride: how many posts go at once.
+        costs: number of tokens of each post, newest first.
+        budget: maximum number of tokens of all posts.
+        stride: number of posts that are dropped together.
     """
     left = len(costs)
     while left > stride and sum(costs[:left]) > budget:
