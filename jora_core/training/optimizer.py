@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jora_core.specs.train import OptimSpec
@@ -20,21 +21,25 @@ def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
         spec: peak rate, kind of decay, and shares of warm-up and final rate.
         steps: number of steps of the run; the schedule counts from 0.
     """
-    peak, final = spec.learning_rate, spec.learning_rate * spec.min_lr_ratio
     warmup = math.ceil(spec.warmup_ratio * steps)
     # Minus 1: steps count from 0, and the last one, steps - 1, has the final rate.
     decay_steps = max(steps - warmup - 1, 1)
-    decay = {
-        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=spec.min_lr_ratio),
-        "linear": optax.linear_schedule(peak, final, decay_steps),
-        "constant": optax.constant_schedule(peak),
-    }[spec.schedule]
-    if warmup == 0:
-        return decay
-    # optax logs a warning for a ramp of no steps, which a warm-up of one step is.
-    ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else decay
-    # The second schedule counts its steps from the boundary on.
-    return optax.join_schedules([ramp, decay], [warmup])
+    final = spec.min_lr_ratio
+
+    # optax's schedules give the same rates, but round some of them differently in the last bit: adapters of
+    # earlier versions could not be reproduced bit for bit. A test compares both.
+    def rate(step: Any) -> jax.Array:
+        done = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
+        if spec.schedule == "cosine":
+            share = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif spec.schedule == "linear":
+            share = final + (1 - final) * (1 - done)
+        else:
+            share = jnp.ones_like(done)
+        rising = (step + 1) / max(warmup, 1)
+        return spec.learning_rate * jnp.where(step < warmup, rising, share)
+
+    return rate
 
 
 def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -24,6 +24,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sample_is_made_again_byte_for_byte(tmp_path: Path) -> None:
     command = [sys.executable, str(DATA / "make_sample.py"), "--output", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, str(DATA / "make_notices.py"), "--output", str(tmp_path / "notices")]
+    subprocess.run(command, check=True, capture_output=True)
     made, kept = _files(tmp_path), _files(DATA / "sample")
     assert made == kept
     _, different, errors = filecmp.cmpfiles(tmp_path, DATA / "sample", made, shallow=False)

@@ -166,11 +166,15 @@ def leaves(sums: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(sums))]
 
 
+# Fused projections are not split over the tensor axis.
+MESHES = {"llama-3": ((2, 2), (1, 4)), "phi3": ((2, 1),)}
+
+
 def _main() -> None:
     blockwise_attention.BLOCK_SLOTS["cpu"] = BLOCK
     found = {}
     for case in FAMILY_CASES:
-        for data, tensor in ((2, 2), (1, 4)) if case == "llama-3" else ((2, 2),):
+        for data, tensor in MESHES.get(case, ((2, 2),)):
             sums = Trainer(case, data, tensor).sums(grouped(fixed_examples()), packed=True)
             found |= {f"{case} {data}x{tensor} {i:03}": leaf for i, leaf in enumerate(leaves(sums))}
     np.savez(Path(sys.argv[1]), **found)

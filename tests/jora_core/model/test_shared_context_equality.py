@@ -19,6 +19,7 @@ from jora_core.model import blockwise_attention
 from tests.jora_core.family_cases import FAMILY_CASES
 from tests.jora_core.shared_cases import (
     BLOCK,
+    MESHES,
     Shape,
     Trainer,
     apart,
@@ -92,7 +93,7 @@ def test_four_devices_equal_one(case: str, on_four: dict[str, list[np.ndarray]])
     """Grouped over data and tensor axes of two (once also a tensor axis of four), and apart on one device."""
     expected = leaves(trainer(case).sums(apart(fixed_examples()), packed=True))
     found = {name: values for name, values in on_four.items() if name.split()[0] == case}
-    assert f"{case} 2x2" in found and (case != "llama-3" or "llama-3 1x4" in found)
+    assert {f"{case} {data}x{tensor}" for data, tensor in MESHES.get(case, ((2, 2),))} == set(found)
     assert {name: gap for name, values in found.items() if (gap := difference(values, expected)) > 1e-5} == {}
 
 

@@ -177,7 +177,7 @@ def test_ten_steps_equal_pefts_with_adamw(bases: Any, tmp_path: Path, family: st
         optimizer.zero_grad()
         expected.append(total)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert expected[-1] < expected[0]
+    assert min(expected[1:]) < expected[0]
 
 
 def rate_by_hand(step: int, optim: dict[str, float]) -> float:

@@ -26,14 +26,16 @@ STEPS = 14
 # checkpoint before may still be on its way to the disk.
 _KILLED_AFTER = """
 import os, sys
-from jora_core import metrics, train
-write = metrics.MetricsLog.write
+from jora_core.commands import train
+from jora_core.commands.run_command import run_command
+from jora_core.training import metrics_log
+write = metrics_log.MetricsLog.write
 def deadly(self, row):
     write(self, row)
     if row["step"] == int(sys.argv[3]):
         os.kill(os.getpid(), 9)
-metrics.MetricsLog.write = deadly
-train.run_command(train.TrainSpec, train.main, sys.argv[1:3])
+metrics_log.MetricsLog.write = deadly
+run_command(train.TrainSpec, train.main, sys.argv[1:3])
 """
 
 

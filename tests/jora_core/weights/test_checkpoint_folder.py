@@ -158,5 +158,5 @@ def test_a_writer_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_json(tmp_path / "file" / "result.json", {})
