@@ -177,7 +177,9 @@ def test_ten_steps_equal_pefts_with_adamw(bases: Any, tmp_path: Path, family: st
         optimizer.zero_grad()
         expected.append(total)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert min(expected[1:]) < expected[0]
+    # Every step has other records. OLMo 2: peft's own last loss is above its first, others are below.
+    ends_lower = expected[-1] < expected[0]
+    assert ends_lower or (base.folder.name.startswith("olmo2") and min(expected[1:]) < expected[0])
 
 
 def rate_by_hand(step: int, optim: dict[str, float]) -> float:
