@@ -91,7 +91,7 @@ class Family(DecoderParts):
         names_layers: whether the family has the field layer_types.
         local_rope: whether layers with a window have rotary frequencies of their own.
         defaults: value of each field that is missing in a ``config.json``.
-        accepted: supported values of fields. `ModelConfig.to_hf` writes the first value, and no field for None.
+        accepted: supported values of fields. `ModelConfig.to_hf` writes the first one, and no field for None.
     """
 
     model_type: str
