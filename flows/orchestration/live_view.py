@@ -1,8 +1,9 @@
 """What a flow run shows in Prefect's UI: the plan with its reasons, the progress of a training, the report.
 
-The artifacts are numbered, so that their order is plain: the link to the report, the plan, progress and loss
-of each phase, then the sections of the report. A run without work publishes nothing. All functions need a
-flow run, and none of them fails the run: an artifact that cannot be published is one line of the log.
+The artifacts are numbered, because Prefect's UI shows those of a run in random order: the link to the report,
+the plan, progress and loss of each phase, then the main sections of the report. A run without work publishes
+nothing. All functions need a flow run, and none of them fails the run: an artifact that cannot be published is
+one line of the log.
 """
 
 # ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
@@ -24,7 +25,7 @@ from flows.orchestration.prefect_server import prepare_environment
 
 prepare_environment()
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
@@ -39,9 +40,8 @@ from flows.report.wording import byte_size, duration
 # Address of the report server by folder of the store, as JSON; `jora serve` sets it for its worker.
 REPORT_SERVERS = "JORA_REPORT_SERVERS"
 PROGRESS_SECONDS = 5.0
-# Sections of the report that have a number of their own; the others follow in the order of the report.
-FIRST_SECTIONS = ("summary", "training", "retrieval", "evaluation", "lineage")
-FIRST_SECTION_NUMBER = 4
+# Sections of the report by the key of their artifact. The HTML report has all sections.
+SECTIONS = {"04-retrieval": "retrieval", "05-evaluation": "evaluation", "06-lineage": "lineage"}
 Row = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ def publish_plan(plan: Sequence[PlannedStage]) -> None:
 
 
 def publish_report(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef]) -> None:
-    """Show the sections of the report, and the link to its HTML page if `jora serve` serves the store.
+    """Show the main sections of the report, and the link to its HTML page if `jora serve` serves the store.
 
     Args:
         config: configuration of the run.
@@ -76,21 +76,15 @@ def publish_report(config: PipelineConfig, store: Store, whole: Sequence[Artifac
         # Not the copy: the link shows the report of this run also when a later run has written a newer one.
         page = write_report(store, config, whole, latest=False)
         address = json.loads(os.environ.get(REPORT_SERVERS, "{}")).get(str(store.root))
-        if address:
-            create_link_artifact(
-                f"{address}/reports/{page.name}",
-                link_text="Open the HTML report",
-                key="00-report",
-                description="HTML report of this run",
-            )
         sections = markdown_sections(config, whole)
-        order = [name for name in FIRST_SECTIONS if name in sections]
-        order += [name for name in sections if name not in order]
-        for number, name in enumerate(order, start=FIRST_SECTION_NUMBER):
-            title = sections[name].splitlines()[0].removeprefix("## ")
-            create_markdown_artifact(
-                sections[name], key=f"{number:02d}-{name}", description=f"Report: {title}"
-            )
+        link = f"[Open the HTML report]({address}/reports/{page.name})" if address else f"`{page}`"
+        create_markdown_artifact(
+            f"{link}\n\n{sections.get('summary', '')}", key="00-report", description="Report of this run"
+        )
+        for key, name in SECTIONS.items():
+            if name in sections:
+                title = sections[name].splitlines()[0].removeprefix("## ")
+                create_markdown_artifact(sections[name], key=key, description=title)
 
 
 @contextmanager
