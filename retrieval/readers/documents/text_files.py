@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Tally
+from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
-from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
 
 # An ATX heading of level one, with closing `#` signs left out: `# Title #`.
