@@ -31,8 +31,8 @@ CREATE TABLE gone (id TEXT NOT NULL, scope INTEGER);
 """
 # An id is unique in its scope, so a repeated message is ignored. The row count then shows that it was.
 _INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-# Scopes whose ids name other messages than in an earlier scope: fewer than half of the shared ids have the same
-# text. In dumps that overlap, nearly all have it; a few messages were edited.
+# Scopes whose ids name other messages than in an earlier scope: fewer than half of the shared ids have equal
+# texts. In dumps that overlap, nearly all have; a few messages were edited.
 _OTHER_MESSAGES = """
 SELECT DISTINCT later FROM (SELECT b.scope AS later, COUNT(*) AS shared, SUM(a.text = b.text) AS equal
     FROM message AS b JOIN message AS a ON a.id = b.id AND a.seq < b.seq GROUP BY a.scope, b.scope)

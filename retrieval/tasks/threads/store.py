@@ -16,7 +16,6 @@ from retrieval.readers.threads.registry import read_threads
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
 
-
 #: Posts of a thread that tell whether another one with its id is the same thread.
 _COMPARED = 16
 
