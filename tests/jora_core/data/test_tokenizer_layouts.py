@@ -1,4 +1,4 @@
-"""Over thirty layouts of tokenizer files: ids as in transformers, and no text that becomes a control token."""
+"""Thirty layouts of tokenizer files: ids as in transformers, and no text that becomes a control token."""
 
 from __future__ import annotations
 
