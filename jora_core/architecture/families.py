@@ -124,10 +124,14 @@ class Family(DecoderParts):
         for name, accepted in self._rules().items():
             # A missing field has the family's default, which this decoder computes.
             # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
-            if name in fields and fields[name] not in accepted:
+            value = fields.get(name)
+            # null is as absent, but where it says "off".
+            if value is None and name not in _MEANINGFUL_NULLS:
+                continue
+            if name in fields and value not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
                 raise InputError(
-                    f"{where}: {name}={json.dumps(fields[name])} is not supported for {self.title} models; "
+                    f"{where}: {name}={json.dumps(value)} is not supported for {self.title} models; "
                     f"expected {expected}"
                 )
 

@@ -81,7 +81,7 @@ def test_to_hf_reads_back(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"model_type": ["llama"]}, "is not supported"),
         (
             {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
-            "architecture gemma3 (Gemma3ForConditionalGeneration) is not supported",
+            "text_config, the text part of a gemma3 model, must be an object",
         ),
         ({"model_type": "qwen2"}, "architecture qwen2 (LlamaForCausalLM)"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),

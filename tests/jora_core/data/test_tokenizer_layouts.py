@@ -47,7 +47,11 @@ def change(file: str, **fields: Any) -> Callable[[Files], None]:
 
 
 def remove(file: str, *names: str) -> Callable[[Files], None]:
-    return lambda files: [files[file].pop(name) for name in names] and None
+    def edit(files: Files) -> None:
+        for name in names:
+            files[file].pop(name)
+
+    return edit
 
 
 def post(value: Any) -> Callable[[Files], None]:
