@@ -151,7 +151,8 @@ def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> t
 
 
 def _files_digest(folder: Path) -> str:
-    whole = hashlib.sha256()
+    # Token files in caches are named by this digest: a change of what texts become needs another word here.
+    whole = hashlib.sha256(b"controls as text")
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             # With the name: the same content in another file is another tokenizer.
