@@ -16,6 +16,8 @@ JSON_SUFFIXES = packed_too(".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*JSON_SUFFIXES, *packed_too(".csv", ".tsv"), ".xlsx", ".parquet", ".arrow")
 #: Rows with named fields.
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+#: What the library `datasets` writes beside the `.arrow` files of a data set.
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 #: One document a file.
 TEXT_SUFFIXES = (".txt", ".md", ".pdf")
 #: Archives of JSON files.
