@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from flows.configuration.path_fields import resolve_paths
-from flows.configuration.sample import default_config
+from flows.configuration.sample import CONFIG_NAME, default_config
 from flows.configuration.schema import PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
 from jora_core.base.errors import InputError
@@ -36,6 +36,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     root = raw.setdefault("root", ".")
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
+    raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
     raw = resolve_paths(raw, folder / root, str(file), root_from=folder)
     try:
         config = PipelineConfig.model_validate(raw)

@@ -73,6 +73,7 @@ def _expected(item: Mapping[str, Any]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
+        words, name = _BOUNDS[kind]
         return f"{words} {context[name]:g}"
     match kind:
         case "literal_error":
