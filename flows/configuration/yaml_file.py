@@ -25,6 +25,8 @@ from jora_core.base.errors import InputError
 
 # No configuration has as many values. A few lines of aliases of aliases can mean billions of them.
 MOST_VALUES = 100_000
+# Levels of brackets. The parser calls itself for each, so its own limit depends on the caller's depth.
+MOST_NESTED = 200
 # Characters with a meaning of their own at the start of a YAML value.
 _MARKS = ("*", "&", "%", "@", "`", "{{", "!")
 
@@ -40,6 +42,10 @@ def parse_yaml(text: str, source: str) -> Any:
         InputError: the YAML is broken or a key is given twice (with line and column), or an alias contains
             itself.
     """
+    if _open_brackets(text) > MOST_NESTED:
+        raise InputError(
+            f"{source}: values are nested too deeply, or an alias contains itself; write them out"
+        )
     try:
         # The pure loader, because the C loader follows YAML 1.1, in which `yes` is true and `010` is eight.
         # The copy removes aliases, so that an override changes one place only. It also finds an alias that
@@ -67,6 +73,18 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(
             f"{source}: a value cannot be read ({error}); correct it, or put it in quotes"
         ) from None
+
+
+def _open_brackets(text: str) -> int:
+    """Return the largest number of brackets that are open at once."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
 
 
 def _problem(error: MarkedYAMLError) -> str:

@@ -130,7 +130,7 @@ def digest_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
     for name, path in inputs.items():
         # Linux allows any bytes in a name, which no key and no manifest can hold.
         if not str(path).isprintable() and _has_other_bytes(str(path)):
-            raise InputError(f"{ascii(str(path))}: the file's name is not UTF-8 text; rename the file")
+            raise InputError(f"{str(path)!a}: the file's name is not UTF-8 text; rename the file")
         if not path.is_file():  # a pipe or a device would be read for ever
             what = "not a file" if path.exists() else "no such file"
             raise InputError(f"{name}: {what}: {path}")
