@@ -60,13 +60,12 @@ def _run() -> int:
         status = INTERRUPTED
     except ValueError as error:
         # The error types are imported where there is an error: `jora --help` loads none of our packages.
-        from flows.commands.common_options import with_configuration
         from jora_core.base.errors import InputError
 
         # pydantic's ValidationError is a ValueError too. One that arrives here is a mistake in our code.
         if not isinstance(error, InputError):
             raise
-        print(f"error: {with_configuration(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         from flows.children.run_child import ChildError

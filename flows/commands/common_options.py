@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +14,6 @@ from flows.configuration.load import load_config
 from flows.configuration.requirements import require
 from flows.configuration.sample import default_config
 from flows.configuration.schema import PipelineConfig
-
-# A command of the pipeline in a hint, without a configuration behind it.
-_HINT = re.compile(r"`jora (run|plan|context|convert|train|evaluate|export|serve)(?= --|`)")
 
 # Types of parameters, so that an option has one name, one help text and one meaning in all commands.
 Config = Annotated[
@@ -35,10 +30,6 @@ Force = Annotated[bool, typer.Option("--force", help="Run even what is up to dat
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-# How the user named the configuration, for hints; a state of the process, which runs one command.
-_arguments: list[str] = []
-
-
 def load(path: Path | None, overrides: list[str] | None, ready: bool = False) -> PipelineConfig:
     """Load and check the configuration of a command; without a path, load the default configuration.
 
@@ -51,8 +42,6 @@ def load(path: Path | None, overrides: list[str] | None, ready: bool = False) ->
     Raises:
         InputError: the configuration is not valid, or not ready.
     """
-    _arguments[:] = [str(path)] if path else []
-    _arguments.extend(word for text in overrides or [] for word in ("--set", text))
     config = load_config(path, overrides or [])
     if ready:
         keys = {text.partition("=")[0].strip() for text in overrides or []}
@@ -60,17 +49,6 @@ def load(path: Path | None, overrides: list[str] | None, ready: bool = False) ->
             print_status(f"warning: {line}")
         require_devices(config.mesh.devices)
     return config
-
-
-def with_configuration(message: str) -> str:
-    """Put the user's CONFIG and `--set` into the commands that a message names, such as `jora run`."""
-    # The layers that write such hints know the checked configuration, not the file that it came from.
-    words = " ".join(shlex.quote(word) for word in _arguments)
-    return _HINT.sub(rf"`jora \1 {_escaped(words)}", message) if words else message
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\")
 
 
 def print_status(line: str) -> None:

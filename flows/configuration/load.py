@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from flows.configuration.path_fields import resolve_paths
 from flows.configuration.sample import CONFIG_NAME, default_config
-from flows.configuration.schema import PipelineConfig
+from flows.configuration.schedule import check_schedule
+from flows.configuration.schema import ConfigSource, PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
 from jora_core.base.errors import InputError
 
@@ -30,7 +31,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     file = default_config() if path is None else Path(path)
     # Links are followed, so that a linked configuration means the same as its target.
     folder = file.resolve().parent
-    raw, changed = apply_overrides(read_yaml(file), overrides)
+    raw, changed = apply_overrides(read_yaml(file), overrides, PipelineConfig)
     # Written into the mapping, so that the checked configuration carries its root to Prefect and the
     # workers.
     root = raw.setdefault("root", ".")
@@ -48,7 +49,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         key, expected, given = error.args
         source = "--set" if any(".".join(keys) == key for keys in changed) else file
         raise InputError(f"{source}: {key}: expected {expected}, got {str(given).lower()}") from None
-    return config
+    check_schedule(config.schedule, "--set" if any(key[0] == "schedule" for key in changed) else str(file))
+    # Without CONFIG on the command line, a printed command needs none either.
+    return config.loaded_from(ConfigSource(None if path is None else str(path), str(file), tuple(overrides)))
 
 
 class _TruthValue(Exception):

@@ -126,8 +126,9 @@ def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     current: Any = model
     for part in location:
         models = _models_in(current)
-        # A number is an index of a list, whose items have the annotation already found.
-        if part.isdigit() or not models:
+        # A number, or the stage of a phase, names an item of a list, whose annotation is already found.
+        in_list = get_origin(current) is list and (not models or part not in models[0].model_fields)
+        if part.isdigit() or not models or in_list:
             continue
         field = models[0].model_fields.get(part)
         current = field.annotation if field else None
