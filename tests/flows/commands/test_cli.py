@@ -172,7 +172,7 @@ def test_run_with_nothing_to_do(jora: Jora, project: Project, monkeypatch: pytes
         (("run", "pipeline.yaml", "--set", "seed=x"), "--set: seed: expected a whole number, got 'x'"),
         (("run", "pipeline.yaml", "--only", "evalate"), "no stage evalate in this configuration"),
         (("plan", "pipeline.yaml", "--only", "export", "--from", "export"), "--only and --from exclude"),
-        (("run", "pipeline.yaml", "--only", "export"), "does not exist for this configuration; run `jora"),
+        (("run", "pipeline.yaml", "--only", "export"), "run `jora run pipeline.yaml --from build-context`"),
         (("evaluate", "pipeline.yaml"), "reads the artifact of build-context, which does not exist"),
         (("train", "pipeline.yaml", "--only", "export"), "expected a phase of the configuration"),
         (("plan", "pipeline.yaml", "--set", "context.threads.source=gone"), "gone does not exist"),
