@@ -8,7 +8,5 @@ JSON_SUFFIXES = tuple(
 )
 #: Rows with named fields.
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
-#: One document a file.
-TEXT_SUFFIXES = (".txt", ".md", ".pdf")
 #: Archives of JSON files.
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from retrieval.corpus.source_files import SourceFile, find_files
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.file_suffixes import ROW_SUFFIXES, TEXT_SUFFIXES
+from retrieval.settings.document_layouts import TEXT_SUFFIXES
+from retrieval.settings.file_suffixes import ROW_SUFFIXES
 from retrieval.settings.tasks import QaTask
 
 
