@@ -201,7 +201,7 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     key = identify(config, STAGES, until=stage)[stage].key
     check = store.check(stage, key)
     if not check.whole:
-        raise missing_upstream("generate", stage, check)
+        raise missing_upstream("generate", stage, {stage: check}, config)
     return Path(config.model.path), store.path(stage, key)
 
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from flows.configuration.path_fields import resolve_paths
 from flows.configuration.sample import default_config
-from flows.configuration.schema import PipelineConfig
+from flows.configuration.schedule import check_schedule
+from flows.configuration.schema import ConfigSource, PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
 from jora_core.base.errors import InputError
 
@@ -29,7 +30,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     file = default_config() if path is None else Path(path)
     # Links are followed, so that a linked configuration means the same as its target.
     folder = file.resolve().parent
-    raw, changed = apply_overrides(read_yaml(file), overrides)
+    raw, changed = apply_overrides(read_yaml(file), overrides, PipelineConfig)
     # Written into the mapping, so that the checked configuration carries its root to Prefect and the
     # workers.
     root = raw.setdefault("root", ".")
@@ -37,7 +38,10 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         raise InputError(f"{file}: root: expected text, got {root!r}")
     raw = resolve_paths(raw, folder / root, str(file), root_from=folder)
     try:
-        return PipelineConfig.model_validate(raw)
+        config = PipelineConfig.model_validate(raw)
     except ValidationError as error:
         # `from None`: pydantic's own text names classes and types, which does not help the author of a file.
         raise InputError(describe_error(error, PipelineConfig, str(file), changed)) from None
+    check_schedule(config.schedule, "--set" if any(key[0] == "schedule" for key in changed) else str(file))
+    # Without CONFIG on the command line, a printed command needs none either.
+    return config.loaded_from(ConfigSource(None if path is None else str(path), str(file), tuple(overrides)))

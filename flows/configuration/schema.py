@@ -9,10 +9,12 @@ by values from the environment.
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from flows.configuration.path_fields import resolve_paths
 from jora_core.specs.answers import EvaluationSettings, Mode
@@ -125,6 +127,21 @@ class ScheduleConfig(SpecModel):
     )
 
 
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where a configuration was loaded from.
+
+    Attributes:
+        argument: CONFIG as the user gave it; None if the command had no CONFIG.
+        file: path of the file that was read.
+        overrides: the changes of `--set`.
+    """
+
+    argument: str | None
+    file: str
+    overrides: tuple[str, ...] = ()
+
+
 class PipelineConfig(SpecModel):
     """The configuration of a whole pipeline, from raw corpora to an exported model."""
 
@@ -162,6 +179,36 @@ class PipelineConfig(SpecModel):
         title="Schedule",
         description="Of `jora serve`",
     )
+
+    # Not a setting: no part of keys, manifests or forms.
+    _source: ConfigSource | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> ConfigSource | None:
+        """Where this configuration was loaded from; None if it was made in a program or by a web form."""
+        return self._source
+
+    def loaded_from(self, source: ConfigSource | None) -> PipelineConfig:
+        """Note where this configuration was loaded from; return it."""
+        self._source = source
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        # Pydantic compares private attributes too, but two files may hold the same configuration.
+        return isinstance(other, PipelineConfig) and self.__dict__ == other.__dict__
+
+    # Sections hold lists and mappings, so a configuration has no hash.
+    __hash__ = None  # type: ignore[assignment]
+
+    def command(self, *words: str) -> str:
+        """Return a `jora` command for this configuration, such as `jora run my.yaml --from evaluate`.
+
+        The words are the command and its options. CONFIG and the changes of `--set` follow the first word.
+        """
+        source = self._source or ConfigSource(None, "")
+        given = [source.argument] if source.argument else []
+        given += [word for change in source.overrides for word in ("--set", change)]
+        return shlex.join(["jora", *words[:1], *given, *words[1:]])
 
     @model_validator(mode="before")
     @classmethod
@@ -218,4 +265,4 @@ class PipelineConfig(SpecModel):
         root = Path(self.root).resolve()
         # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
-        return PipelineConfig.model_validate(raw)
+        return PipelineConfig.model_validate(raw).loaded_from(self._source)

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -89,13 +89,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(
-    raw: Mapping[str, Any], overrides: Sequence[str]
+    raw: Mapping[str, Any], overrides: Sequence[str], model: type[BaseModel] | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     """Return a configuration with overrides applied.
 
     Args:
         raw: content of the file, which is not changed.
         overrides: `key.path=value`, the values in YAML.
+        model: schema of the configuration. A value of a text field that is no valid YAML, such as the cron
+            fields `* * * * *`, is taken as it stands.
 
     Returns:
         The changed copy, and the key paths that were set, with list items by number.
@@ -111,11 +113,27 @@ def apply_overrides(
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
         # As YAML, so that `--set a=[1, 2]`, `null` and `1e-4` mean the same as in the file.
-        value = parse_yaml(text, f"--set {dotted}")
+        value = _override_value(text, dotted, model)
         # A relative path of the command line counts from the working directory, not from the file's folder.
         value = resolve_paths(value, Path.cwd(), "--set", at=tuple(keys))
         changed.append(_assign(result, keys, value, override))
     return result, changed
+
+
+def _override_value(text: str, dotted: str, model: type[BaseModel] | None) -> Any:
+    """Return the value of an override; see `apply_overrides`."""
+    try:
+        return parse_yaml(text, f"--set {dotted}")
+    except InputError:
+        if model is not None and _is_text_field(model, dotted.strip().split(".")):
+            return text.strip()
+        raise
+
+
+def _is_text_field(model: type[BaseModel], keys: Sequence[str]) -> bool:
+    """Whether the field at `keys` holds text, or text or nothing."""
+    current = _field_annotation(model, keys)
+    return current is str or (bool(get_args(current)) and set(get_args(current)) <= {str, type(None)})
 
 
 def describe_error(
@@ -161,16 +179,22 @@ def describe_error(
 
 def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Return the field names of the nested model at `location`, through lists and optional fields."""
+    models = _models_in(_field_annotation(model, location))
+    return list(models[0].model_fields) if models else []
+
+
+def _field_annotation(model: type[BaseModel], location: Sequence[str]) -> Any:
+    """Return the type of the field at `location`, through lists and optional fields; None for no field."""
     current: Any = model
     for part in location:
         models = _models_in(current)
-        # A number is an index of a list, whose items have the annotation already found.
-        if part.isdigit() or not models:
+        # A number or the stage of a phase names an item of a list. The type of the items is known already.
+        in_list = get_origin(current) is list and (not models or part not in models[0].model_fields)
+        if part.isdigit() or not models or in_list:
             continue
         field = models[0].model_fields.get(part)
         current = field.annotation if field else None
-    models = _models_in(current)
-    return list(models[0].model_fields) if models else []
+    return current
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -37,16 +37,16 @@ _BLOCK_WORDS = re.compile(
 
 
 def reachable_sources(
-    entries: Iterable[str], rooms: tuple[str, ...], root: Path = REPOSITORY
+    entries: Iterable[str], packages: tuple[str, ...], root: Path = REPOSITORY
 ) -> Mapping[str, Path]:
     """Return the source files of some modules and of all modules that they import.
 
-    Imports inside functions count, except in the `__init__` of a package. There they load on demand what the
-    package offers to others, and the stage does not use that.
+    Imports inside functions count, except in the `__init__` of a package: those load names that the package
+    offers to other projects, and no stage uses them.
 
     Args:
         entries: dotted names of the modules.
-        rooms: names of the top-level packages whose modules are followed.
+        packages: names of the top-level packages whose modules are followed.
         root: folder of these packages.
 
     Returns:
@@ -60,7 +60,7 @@ def reachable_sources(
     waiting = [(name, True) for name in entries]
     while waiting:
         name, is_entry = waiting.pop()
-        if not is_entry and name.partition(".")[0] not in rooms:
+        if not is_entry and name.partition(".")[0] not in packages:
             continue
         files = _files_of(name, root)
         # A misspelled entry would otherwise leave its code out of the key without an error.
