@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from retrieval.settings.limits import InputLimits
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
@@ -17,7 +18,9 @@ PATH_FIELDS = frozenset(
 )
 
 #: Fields that decide which processes build the records. They change no record, so they stay out as well.
-EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
+EXECUTION_FIELDS = frozenset(
+    {"backend", "workers", "dask_address", "shard_records", "limits", "allow_links_outside"}
+)
 
 #: YAML 1.1 reads `off` as false.
 Threshold = Annotated[
@@ -114,6 +117,17 @@ class _ContextSettings(SettingsModel):
         ge=1,
         title="Records a shard",
         description="How finely the work is cut; the records are the same.",
+    )
+
+    limits: InputLimits = Field(
+        default=InputLimits(),
+        title="Limits",
+        description="How large a packed file or a single value may become while it is read.",
+    )
+    allow_links_outside: bool = Field(
+        default=False,
+        title="Links out of a source",
+        description="Follow links in the folder of a source that lead out of that folder.",
     )
 
     @model_validator(mode="after")

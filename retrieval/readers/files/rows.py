@@ -5,20 +5,25 @@ Each row comes with its place for errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
+from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.files.json_stream import first_fields, stream_items
-from retrieval.readers.files.packed_lines import json_objects
+from retrieval.readers.files.packed_lines import is_tar, json_objects
+from retrieval.readers.files.tables import TABLES, table_rows
 from retrieval.text.normalize import answer_text
 from retrieval.text.values import is_missing, printed, printed_id
 
 Row = tuple[str, int, dict[str, Any]]
 
 _BATCH = 1024
+_START = 4096
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 def rows(
@@ -60,12 +65,25 @@ def _values(
     keys: Sequence[str],
     header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
+    """Read the rows of a file in the form that its first bytes have."""
     name = unpacked_name(path)
     if name.endswith(".parquet"):
         return parquet_rows(path, fields, optional)
-    if name.endswith(".json"):
+    if name.endswith(TABLES):
+        return table_rows(path)
+    if name.endswith(".json") or holds_json_array(path):
         return stream_items(path, expected, keys, header)
     return json_objects(path, expected)
+
+
+def holds_json_array(path: Path) -> bool:
+    """Return whether a file of any name is a JSON array or an indented JSON value, and no JSON lines."""
+    if is_tar(path):
+        return False
+    with open_binary(path) as handle:
+        start = handle.read(_START).lstrip(_BLANK)
+    # A line of JSON lines is an object. `{` alone on its line is the start of an indented object.
+    return start.startswith(b"[") or re.match(rb"\{[ \t]*\r?\n", start) is not None
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:

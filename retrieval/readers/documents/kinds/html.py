@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.documents.kinds.kind_reader import FileText, decoded
-from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
 
 if TYPE_CHECKING:

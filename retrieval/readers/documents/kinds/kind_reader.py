@@ -42,7 +42,7 @@ class KindReader(Protocol):
 
 
 def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
-    """Decode a file: UTF-8, or what its byte order mark or (in HTML) its meta element names.
+    """Decode a file: UTF-8, or what its meta element names (in HTML).
 
     Args:
         raw: the bytes of the file.
@@ -52,11 +52,8 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
     Raises:
         InputError: the bytes have another encoding.
     """
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    else:
-        named = _CHARSET.search(raw[:2048]) if html else None
-        encoding = named[1].decode("ascii") if named else "utf-8-sig"
+    named = _CHARSET.search(raw[:2048]) if html else None
+    encoding = named[1].decode("ascii") if named else "utf-8"
     try:
         return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.documents.kinds.kind_reader import FileText, decoded
-from retrieval.readers.files.packed_lines import open_binary
 from retrieval.text.normalize import fold
 
 # An ATX heading of level one, with closing `#` signs left out: `# Title #`.
