@@ -14,7 +14,8 @@ from retrieval.readers.documents.documents import layout_of
 from retrieval.readers.files.columns import NEEDED, column_names, first_rows, guess, kind_of, proposal
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
-from retrieval.settings.file_suffixes import TABLE_SUFFIXES, TEXT_SUFFIXES
+from retrieval.settings.document_layouts import TEXT_SUFFIXES
+from retrieval.settings.file_suffixes import TABLE_SUFFIXES
 from retrieval.settings.tasks import ThreadsTask
 
 _ROWS = 5

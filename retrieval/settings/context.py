@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from retrieval.settings.limits import InputLimits
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
-from retrieval.text.normalize import Stemmer
+from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
 
 #: Fields that hold paths. They stay out of what is written into the records, so that a moved corpus gives the
 #: same bytes. The digests of the files' contents are written instead.
@@ -86,7 +86,13 @@ class _ContextSettings(SettingsModel):
     bm25_stemmer: Stemmer = Field(
         default="none",
         title="BM25 stemmer",
-        description="Snowball stemmer of documents and queries, by language; none: words as they are.",
+        description="Snowball stemmer of documents and queries, by language; none: words as they are. "
+        "Turkish also has letter case of its own.",
+    )
+    bm25_diacritics: Diacritics = Field(
+        default="keep",
+        title="BM25 diacritics",
+        description="fold: é and e are one letter, so that a query without diacritics finds the word.",
     )
     backend: Literal["threads", "dask"] = Field(
         default="threads",
@@ -158,6 +164,11 @@ class _ContextSettings(SettingsModel):
         budgets = any(task.max_context_tokens is not None for task in tasks)
         needed = any(task.measures_tokens for task in tasks)
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
+
+    @property
+    def tokenizer_of_words(self) -> Tokenizer:
+        """The tokenizer of BM25, for documents and queries."""
+        return Tokenizer(self.bm25_stemmer, self.bm25_diacritics)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return, as JSON values, the settings that can change a record."""

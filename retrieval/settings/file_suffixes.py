@@ -18,7 +18,5 @@ TABLE_SUFFIXES = (*JSON_SUFFIXES, *packed_too(".csv", ".tsv"), ".xlsx", ".parque
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 #: What the library `datasets` writes beside the `.arrow` files of a data set.
 DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
-#: One document a file.
-TEXT_SUFFIXES = (".txt", ".md", ".pdf")
 #: Archives of JSON files.
 ARCHIVE_SUFFIXES = (*packed_too(".tar"), ".tgz")

@@ -98,7 +98,7 @@ def read_corpus(
     # memory.
     chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
     files = question_files(task)
-    read = stream_questions(files, chunks, report.tally, task.format)
+    read = stream_questions(files, chunks, report.tally, task.format, task.abstain)
     read = counted(read, "qa: read questions", progress)
     found_questions = with_chunk_oracles(read, chunks, report.tally)
     questions = write_items(folder / "questions.arrow", Question, found_questions)

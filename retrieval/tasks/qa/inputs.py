@@ -9,7 +9,8 @@ from pathlib import Path
 from retrieval.corpus.source_files import SourceFile, Survey, find_files, survey_files
 from retrieval.settings.columns import Columns
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.file_suffixes import DATASET_FILES, ROW_SUFFIXES, TABLE_SUFFIXES, TEXT_SUFFIXES
+from retrieval.settings.document_layouts import TEXT_SUFFIXES
+from retrieval.settings.file_suffixes import DATASET_FILES, ROW_SUFFIXES, TABLE_SUFFIXES
 from retrieval.settings.tasks import QaTask
 
 
