@@ -2,8 +2,8 @@
 
 The artifacts are numbered, because Prefect's UI shows those of a run in random order: the link to the report,
 the plan, progress and loss of each phase, then the main sections of the report. A run without work publishes
-nothing. All functions need a flow run, and none of them fails the run: an artifact that cannot be published is
-one line of the log.
+nothing. All functions need a flow run, and none of them fails the run: an artifact that cannot be published
+is one line of the log.
 """
 
 # ruff: noqa: E402  (the environment must be prepared before Prefect is imported)
