@@ -20,6 +20,14 @@ from jora_core.base.errors import InputError
 ON_DEVICE = frozenset({"train", "predict", "export"})
 
 
+def launcher_variable(module: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the variable that holds the launcher of a command; None if the command runs on this machine."""
+    if module not in ON_DEVICE:
+        return None
+    names = ("JORA_TRAIN_LAUNCHER", "JORA_LAUNCHER") if module == "train" else ("JORA_LAUNCHER",)
+    return next((name for name in names if environment.get(name)), None)
+
+
 def launch_command(module: str, command: list[str], environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the command with the launcher of its module before it.
 
@@ -31,9 +39,8 @@ def launch_command(module: str, command: list[str], environment: Mapping[str, st
     Raises:
         InputError: the launcher is not a program, or its quotation is not closed.
     """
-    names = ("JORA_TRAIN_LAUNCHER", "JORA_LAUNCHER") if module == "train" else ("JORA_LAUNCHER",)
-    name = next((name for name in names if environment.get(name)), None)
-    if module not in ON_DEVICE or name is None:
+    name = launcher_variable(module, environment)
+    if name is None:
         return command
     try:
         words = shlex.split(environment[name])
