@@ -50,8 +50,8 @@ def open_endpoint(
         run_id: id of the run, the value of the label `run`. A resumed run has the same id.
         steps: steps of the whole run.
         say: called with one line if the port is in use.
-        environment: variables, of which JORA_METRICS_PORT and JORA_METRICS_ADDRESS (default: all addresses)
-            are read.
+        environment: variables, of which JORA_METRICS_PORT and JORA_METRICS_ADDRESS (default:
+            127.0.0.1) are read.
 
     Raises:
         InputError: the port is not a number.
@@ -62,7 +62,7 @@ def open_endpoint(
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise InputError(f"{PORT_VARIABLE}: {text!r} is no port; set a number from 1 to 65535, or unset it")
     try:
-        return [_Endpoint(int(text), environment.get(ADDRESS_VARIABLE) or "0.0.0.0", run_id, steps)]
+        return [_Endpoint(int(text), environment.get(ADDRESS_VARIABLE) or "127.0.0.1", run_id, steps)]
     except OSError as error:
         # Two runs on one machine, or a process of an earlier run: training must not fail for its curves.
         say(f"{PORT_VARIABLE}: no metrics, port {text} cannot be opened: {error.strerror or error}")
