@@ -29,7 +29,8 @@ def test_key_is_the_digest_of_the_canonical_parts(project: Project) -> None:
         "config": stage.settings(config),
         "inputs": {},
         "upstream": {
-            name: identities[name].key for name in ("build-context", "convert-model", "finetune-structure")
+            "build-context": {"threads": identities["build-context"].parts["threads"]},
+            **{name: identities[name].key for name in ("convert-model", "finetune-structure")},
         },
         "code": {
             name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in stage.sources().items()
@@ -56,8 +57,10 @@ def test_canonical_json() -> None:
 def test_reads_select_outputs() -> None:
     outputs = {name: {"sha256": name, "size": 1} for name in ("a.parquet", "b.parquet", "log.json")}
     changed = {**outputs, "log.json": {"sha256": "other", "size": 1}}
-    assert digest_reads(outputs, ("*.parquet",)) == digest_reads(changed, ("*.parquet",))
-    assert digest_reads(outputs, ("*",)) != digest_reads(changed, ("*",))
+    assert digest_reads({"outputs": outputs}, ("*.parquet",)) == digest_reads(
+        {"outputs": changed}, ("*.parquet",)
+    )
+    assert digest_reads({"outputs": outputs}, ("*",)) != digest_reads({"outputs": changed}, ("*",))
 
 
 def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
