@@ -1,6 +1,7 @@
 # make demo    install, then run the whole pipeline on the embedded sample
 # make test    install, then run the tests, in WORKERS processes, without those marked slow or browser
 # make test-all   all tests
+# make test-services   the tests on Postgres, Redis and Slurm, which are Debian packages
 # make lint    formatting, lint, types, import rules
 # make docs    the documentation as a site in build/site; a broken link or a malformed docstring fails
 # make hooks   let git run the quick checks before each commit
@@ -11,7 +12,7 @@ EXTRAS  ?= dev
 STAMP   := $(VENV)/.installed-$(EXTRAS)
 BIN     := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs hooks format install constraints clean
+.PHONY: demo test test-all test-services lint docs hooks format install constraints clean
 
 demo: $(STAMP)
 	$(BIN)/jora run
@@ -21,6 +22,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-services: $(STAMP)
+	$(BIN)/python -m pytest tests/deploy -m service
 
 # The ignored warning is pyright's question to the npm registry whether it is the newest; the version is pinned.
 lint: $(STAMP)
@@ -51,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/install
 constraints: $(STAMP)
 	grep '^#' constraints.txt > constraints.new
 	echo 'torch==2.13.0' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
-	    --extra dev --extra scale --constraints - pyproject.toml \
+	    --extra dev --extra scale --extra kubernetes --constraints - pyproject.toml \
 	    | grep -vE '^(nvidia-|cuda-|triton==)' >> constraints.new
 	mv constraints.new constraints.txt
 

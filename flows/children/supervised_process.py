@@ -52,8 +52,8 @@ class Supervised:
         """
         if self.process.returncode is None:
             if not self.ended():
-                # To the supervisor alone, which passes it on to the command: the helpers of a training
-                # must not end before its checkpoint.
+                # Only to the supervisor, which forwards it to the command. Other processes of the group may
+                # still write parts of the command's last checkpoint.
                 os.kill(self.pid, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
             while not self.ended() and time.monotonic() < deadline:
@@ -92,8 +92,8 @@ def start(command: list[str], env: dict[str, str], output: int, stdout: int | No
             # gets the signal from us only, with time for a checkpoint.
             start_new_session=True,
         )
-    # The write end is closed only after an error. On success it stays open, because its end of file tells
-    # the supervisor that this process has ended.
+    # Closed after an error only. On success the write end stays open: when this process ends, the supervisor
+    # reads the end of the file and kills the command.
     except BaseException:
         os.close(lifeline_write)
         raise

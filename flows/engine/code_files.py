@@ -37,16 +37,16 @@ _BLOCK_WORDS = re.compile(
 
 
 def reachable_sources(
-    entries: Iterable[str], rooms: tuple[str, ...], root: Path = REPOSITORY
+    entries: Iterable[str], packages: tuple[str, ...], root: Path = REPOSITORY
 ) -> Mapping[str, Path]:
     """Return the source files of some modules and of all modules that they import.
 
-    Imports inside functions count, except in the `__init__` of a package. There they load on demand what the
-    package offers to others, and the stage does not use that.
+    Imports inside functions count, except in the `__init__` of a package: those load names that the package
+    offers to other projects, and no stage uses them.
 
     Args:
         entries: dotted names of the modules.
-        rooms: names of the top-level packages whose modules are followed.
+        packages: names of the top-level packages whose modules are followed.
         root: folder of these packages.
 
     Returns:
@@ -55,7 +55,7 @@ def reachable_sources(
     Raises:
         FileNotFoundError: no module has the name of an entry.
     """
-    question = (tuple(entries), rooms, root)
+    question = (tuple(entries), packages, root)
     # A run asks once for each stage and part. The walk opens hundreds of files, the stamps only look at them.
     known = _walks.get(question)
     if known is not None and known[0] == _stamps(known[1]):
@@ -83,14 +83,14 @@ def _stamps(files: Mapping[str, Path]) -> list[tuple[int, int]]:
     return stamps
 
 
-def _walk(entries: tuple[str, ...], rooms: tuple[str, ...], root: Path) -> dict[str, Path]:
+def _walk(entries: tuple[str, ...], packages: tuple[str, ...], root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     # A list, not recursion: import chains can be circular, and `found` ends the walk.
     waiting = [(name, True) for name in entries]
     seen: set[str] = set()  # most names are imported by many modules
     while waiting:
         name, is_entry = waiting.pop()
-        if not is_entry and (name in seen or name.partition(".")[0] not in rooms):
+        if not is_entry and (name in seen or name.partition(".")[0] not in packages):
             continue
         seen.add(name)
         files = _files_of(name, root)

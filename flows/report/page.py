@@ -16,10 +16,12 @@ from flows.report.facts import RunFacts
 from flows.report.sections import sections
 from flows.report.svg_charts import STYLE
 from jora_core.base.atomic_files import write_bytes
+from jora_core.base.digests import file_digests, json_digest, text_digest
 
 REPORTS = "reports"
 LATEST = "report.html"
 TITLE = "Retrieval-augmented fine-tuning"
+STAMP_LENGTH = len("\n<!-- ") + 64 + len(" -->\n")  # in bytes; see `_stamp`
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -41,15 +43,29 @@ def write_report(
         InputError: the store cannot be written, or the disk is full.
     """
     facts = RunFacts.read(config, references)
-    page = render_html(facts).encode("utf-8")
     keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
     # Named by the keys, so that the same artifacts give the same file and other reports stay.
-    name = hashlib.sha256(keys.encode()).hexdigest()[:16]
-    paths = [store.root / REPORTS / f"{name}.html", *([store.root / LATEST] if latest else [])]
-    for path in paths:
-        # Atomic: a browser that reloads during a run sees a whole page.
-        write_bytes(path, page)
-    return paths[-1]
+    name = text_digest(keys)[:16]
+    page_path = store.root / REPORTS / f"{name}.html"
+    page = page_path.read_bytes() if page_path.is_file() else b""
+    # Reading the records for a page takes longer than all checks of a run without work.
+    if not page.endswith(_stamp(facts, page[:-STAMP_LENGTH])):
+        page = render_html(facts).encode("utf-8")
+        page += _stamp(facts, page)
+        write_bytes(page_path, page)
+    if not latest:
+        return page_path
+    # Atomic: a browser that reloads during a run sees a whole page.
+    write_bytes(store.root / LATEST, page)
+    return store.root / LATEST
+
+
+def _stamp(facts: RunFacts, page: bytes) -> bytes:
+    """Return the last line of a page: a digest of its bytes and of all that decides them."""
+    code = file_digests([TEMPLATE, *sorted(Path(__file__).parent.glob("*.py"))])
+    page_digest = hashlib.sha256(page).hexdigest()
+    digest = json_digest([facts.config.model_dump(mode="json"), facts.manifests, code, page_digest])
+    return f"\n<!-- {digest} -->\n".encode()
 
 
 def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef]) -> dict[str, str]:

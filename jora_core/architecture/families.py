@@ -91,7 +91,7 @@ class Family(DecoderParts):
         names_layers: whether the family has the field layer_types.
         local_rope: whether layers with a window have rotary frequencies of their own.
         defaults: value of each field that is missing in a ``config.json``.
-        accepted: values that a field may have. `ModelConfig.to_hf` writes the first, no field for None.
+        accepted: supported values of fields. `ModelConfig.to_hf` writes the first one, and no field for None.
     """
 
     model_type: str
@@ -106,7 +106,7 @@ class Family(DecoderParts):
 
     def complete(self, fields: Fields) -> dict[str, Any]:
         """Return the fields of a ``config.json`` with the family's defaults for missing fields."""
-        # Later values replace earlier ones: the file those of the family, the family those of all families.
+        # The file has precedence over the family's defaults, and these over the defaults of all families.
         complete = {**_DEFAULTS, **self.defaults, **fields}
         # Qwen's published configs keep a width although windows are off.
         if complete.get("use_sliding_window") is False:
@@ -120,7 +120,7 @@ class Family(DecoderParts):
             InputError: a value is refused. The message names the field, the value and the accepted values.
         """
         for name, accepted in self._rules().items():
-            # A missing field is accepted: its default is the family's, which this decoder computes.
+            # A missing field has the family's default, which this decoder computes.
             # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
             if name in fields and fields[name] not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
@@ -135,7 +135,7 @@ class Family(DecoderParts):
         return {"model_type": self.model_type, "architectures": [self.architecture], **written}
 
     def _rules(self) -> dict[str, tuple[Any, ...]]:
-        # The family's rule replaces the neutral one: attention_bias is on in Qwen2, and refused elsewhere.
+        # A rule of the family has precedence over the neutral rule: Qwen2 has attention_bias.
         foreign = {name: rule for name, rule in _NEUTRAL.items() if name not in self.defaults}
         return foreign | dict(self.accepted)
 

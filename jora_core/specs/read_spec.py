@@ -36,7 +36,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
     except json.JSONDecodeError as err:
         raise InputError(f"spec {path}, line {err.lineno}: broken JSON ({err.msg})") from None
     try:
-        # Apart from the parsing: broken JSON is reported by line, and a wrong value by its field.
+        # Not `model_validate_json`: broken JSON is reported by line, and a wrong value by its field.
         return model.model_validate(data)
     except ValidationError as err:
         raise InputError(f"spec {path}: {describe_validation_error(err, model)}") from None

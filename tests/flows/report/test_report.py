@@ -204,6 +204,33 @@ def test_report_does_not_depend_on_where_and_when_it_is_written(
     assert config.root not in page.replace(str(Path(references[-1].path)), "")
 
 
+def test_a_page_is_rendered_again_only_when_it_or_its_content_changed(
+    config: PipelineConfig,
+    references: list[ArtifactRef],
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Store(tmp_path)
+    write_report(store, config, references)
+    (written,) = (tmp_path / "reports").iterdir()
+    rendered: list[str] = []
+    monkeypatch.setattr("flows.report.page.sections", lambda _: rendered.append("again") or [])
+    (tmp_path / "report.html").unlink()
+    assert write_report(store, config, references).read_text(encoding="utf-8") == page
+    assert not rendered
+    damaged = bytearray(written.read_bytes())
+    damaged[1000] ^= 1
+    written.write_bytes(damaged)
+    write_report(store, config, references)
+    assert rendered == ["again"]
+    write_report(store, config, references)
+    assert rendered == ["again"]
+    changed = config.model_copy(update={"store": config.store + "-renamed"})
+    write_report(store, changed, references)
+    assert rendered == ["again", "again"]
+
+
 @pytest.mark.parametrize("present", [(), ("build-context",), ("convert-model", "finetune-task"), STAGES[:5]])
 def test_report_of_a_part_of_the_pipeline(
     config: PipelineConfig, references: list[ArtifactRef], present: tuple[str, ...], tmp_path: Path

@@ -1,0 +1,97 @@
+"""Register the deployments of a configuration in a work pool, for workers on other machines.
+
+``python -m flows.orchestration.work_pool CONFIG --pool NAME`` is for a server with several workers: Compose,
+Kubernetes, Slurm. On one machine `jora serve` does this, and also starts the server and a worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.configuration.load import load_config
+from flows.configuration.schema import PipelineConfig
+from flows.orchestration.prefect_server import answers, known_urls, prepare_environment
+from flows.orchestration.serve import deployments
+from jora_core.base.errors import InputError
+
+# A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
+# worker's port, and the run would fail with "address already in use".
+RUN_ENVIRONMENT = {"PREFECT_CLIENT_METRICS_ENABLED": "false"}
+
+
+def register(
+    config: PipelineConfig, pool: str, queue: str | None = None, only: Sequence[str] = ()
+) -> list[str]:
+    """Create or update the deployments of a configuration in a work pool of the configured server.
+
+    Args:
+        config: the configuration, which becomes the parameters of the deployments. Its paths must be valid
+            on each machine that has a worker.
+        pool: name of the work pool.
+        queue: name of the work queue; None uses the pool's default queue.
+        only: names of the deployments to register; empty for all.
+
+    Returns:
+        The names of the deployments.
+
+    Raises:
+        InputError: no server answers, the pool does not exist, or a name is unknown.
+    """
+    prepare_environment()
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    found = {item.name: item for item in deployments(config)}
+    if unknown := [name for name in only if name not in found]:
+        raise InputError(f"no deployment {unknown[0]!r}; there are {', '.join(found)}")
+    if not any(map(answers, known_urls())):
+        raise InputError(
+            "no Prefect server answers; set PREFECT_API_URL to http://HOST:PORT/api of a running one"
+        )
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise InputError(
+                f"no work pool {pool!r}; create it with `prefect work-pool create {pool}`"
+            ) from None
+    chosen = [item for name, item in found.items() if not only or name in only]
+    for item in chosen:
+        item.work_queue_name = queue
+        item.job_variables = {**item.job_variables, "env": _environment(item.job_variables)}
+        item.apply(work_pool_name=pool)
+    return [item.name for item in chosen]
+
+
+def _environment(job_variables: dict[str, Any]) -> dict[str, str]:
+    return {**RUN_ENVIRONMENT, **job_variables.get("env", {})}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Register the deployments of a configuration file; print their names; return the exit status."""
+    parser = argparse.ArgumentParser(prog="flows.orchestration.work_pool", description=__doc__)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the configuration, a YAML file")
+    parser.add_argument("--pool", required=True, help="name of the work pool")
+    parser.add_argument("--queue", help="name of the work queue; default: that of the pool")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="this deployment only; repeatable"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one value; repeatable"
+    )
+    options = parser.parse_args(argv)
+    try:
+        names = register(load_config(options.config, options.set), options.pool, options.queue, options.only)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"registered in work pool {options.pool}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
