@@ -10,7 +10,7 @@ from typing import Any
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import TRAINING_COLUMNS, TRAINING_OPTIONAL_COLUMNS
-from jora_core.base.row_digests import RowDigest
+from jora_core.base.row_digests import RowDigest, select_rows
 from jora_core.data.token_cache import Row
 from jora_core.specs.data import DataSpec
 
@@ -148,17 +148,16 @@ def _selection_digest(
     columns: tuple[str, ...],
 ) -> str:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    wanted: dict[str, tuple[str, ...]] = {"split": (split,)} if "split" in columns else {}
+    if tasks is not None and "task" in columns:
+        wanted["task"] = tasks
     digest = RowDigest()
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_READ_ROWS, columns=list(columns)):
-                if "split" in columns:
-                    batch = batch.filter(pc.equal(batch.column("split"), split))
-                if tasks is not None and "task" in columns:
-                    batch = batch.filter(pc.is_in(batch.column("task"), pa.array(tasks, pa.string())))
+                batch = select_rows(batch, **wanted)
                 if most is not None:
                     batch = batch.slice(0, most - digest.rows)
                 digest.add(batch)

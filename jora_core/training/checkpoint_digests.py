@@ -1,7 +1,7 @@
 """Digests of checkpoints, by which a damaged one is found before it is read.
 
-The digests are a file of the checkpoint's own folder, and are written last, before the folder gets its final
-name. So a checkpoint that can be seen has its digests.
+The digests are a file in the checkpoint's own folder, written last. A checkpoint without them, as a kill at
+that moment leaves, counts as damaged.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class CheckpointNeeds:
 def write_digests(folder: Path, needs: CheckpointNeeds) -> None:
     """Write the digests of all files of a checkpoint into its folder."""
     names = _names(folder)
+    if not names:
+        return
     digests = file_digests([folder / name for name in names])
     found = {"files": dict(zip(names, digests, strict=True)), "needs": asdict(needs)}
     write_bytes(folder / DIGESTS, json.dumps(found, sort_keys=True, indent=1).encode())

@@ -16,7 +16,10 @@ import dataclasses
 import hashlib
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ _BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path",
 # Names of the early-stopping state in checkpoints of earlier versions.
 _EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
 
+_RENAME_SECONDS = 60.0  # longest wait for a rename that follows at once
 LOG = "metrics.jsonl"  # the copy of the metrics log beside the checkpoints
 
 
@@ -117,6 +121,7 @@ class Checkpoints:
         self.fresh_because: str | None = None
         self.damage: list[str] = []
         self._saving: tuple[int, CheckpointNeeds] | None = None
+        self._sealing: threading.Thread | None = None
         self._folder = Path(folder).absolute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -133,8 +138,8 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
-                # Called when all files are written, before the rename that makes the checkpoint visible.
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                # Called before the rename that makes the checkpoint visible.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._follow_rename),
             ),
         )
 
@@ -150,12 +155,27 @@ class Checkpoints:
             self.damage = remove_damaged(steps, log)
         write_bytes(owner, f"{digest}\n".encode())
 
-    def _write_digests(self) -> None:
-        """Write the digests of the checkpoint that Orbax has just written, into its temporary folder."""
+    def _follow_rename(self) -> None:
+        """Start to wait for the rename of the checkpoint that Orbax has just written."""
         if is_first() and self._saving is not None:
-            step, needs = self._saving
-            for folder in (self._folder / "steps").glob(f"{step}.orbax-checkpoint-tmp*"):
-                write_digests(folder, needs)
+            self._sealing = threading.Thread(target=self._write_digests, args=self._saving, daemon=True)
+            self._sealing.start()
+
+    def _write_digests(self, step: int, needs: CheckpointNeeds) -> None:
+        # Orbax changes its metadata until the rename, and has no callback after it.
+        folder = self._folder / "steps" / str(step)
+        deadline = time.monotonic() + _RENAME_SECONDS
+        while not folder.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        # A folder that is already replaced by later checkpoints, or never appears, needs no digests.
+        with suppress(OSError):
+            write_digests(folder, needs)
+
+    def _settle(self) -> None:
+        """Wait until the last save and its digests are on disk."""
+        self._manager.wait_until_finished()
+        if self._sealing is not None:
+            self._sealing.join()
 
     def save(self, state: TrainState, position: Position) -> None:
         """Save a checkpoint; return as soon as the state is copied, and write in the background."""
@@ -167,7 +187,7 @@ class Checkpoints:
             # donated to the next step, which overwrites them.
             leaves = jax.tree.map(jnp.copy, leaves)
         # The save before must be finished, since its digests are written with its own step.
-        self._manager.wait_until_finished()
+        self._settle()
         best = position.early_stopping.best_step if self._keep_best else None
         if self._keep_best:
             self._policy.best_step = best
@@ -194,7 +214,7 @@ class Checkpoints:
             RuntimeError: the checkpoint of the given step is damaged. Another start of the run notices it and
                 continues from an earlier checkpoint.
         """
-        self._manager.wait_until_finished()
+        self._settle()
         if step is not None and (found := damage_of(self._folder / "steps" / str(step))):
             raise RuntimeError(f"checkpoint of step {step}: {found}; start the run again")
         step = self._manager.latest_step() if step is None else step
@@ -217,7 +237,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all saved checkpoints are on disk."""
-        self._manager.wait_until_finished()
+        self._settle()
         self._manager.close()
 
 

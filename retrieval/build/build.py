@@ -190,7 +190,7 @@ class _TaskDigests:
         for batch in batches:
             for task in batch.column("task").unique().to_pylist():
                 for split in SPLITS:
-                    self._found[task, split].add(select_rows(batch, task=task, split=split))
+                    self._found[task, split].add(select_rows(batch, task=(task,), split=(split,)))
             yield batch
 
     def by_task(self, tasks: Iterable[str]) -> dict[str, dict[str, str]]:

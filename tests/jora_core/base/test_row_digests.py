@@ -72,5 +72,5 @@ def test_values_do_not_move_between_rows() -> None:
 
 def test_selected_rows() -> None:
     batch = pa.RecordBatch.from_pydict({"task": ["a", "b", "a"], "split": ["x", "x", "y"], "n": [1, 2, 3]})
-    assert select_rows(batch, task="a", split="x").to_pydict()["n"] == [1]
-    assert select_rows(batch).num_rows == 3
+    assert select_rows(batch, task=("a",), split=("x",)).to_pydict()["n"] == [1]
+    assert select_rows(batch, task=("b", "a")).to_pydict()["n"] == [1, 2, 3]
