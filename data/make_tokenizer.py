@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lexicon as lex
 from make_base_corpus import base_texts
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 3072
 SPLIT = r" ?#\d+| ?\p{L}+| ?\d+| ?[^\s\p{L}\d]+|\s+"
@@ -63,7 +63,13 @@ if __name__ == "__main__":
         yield from word_lists()
         yield from base_texts(seed=1)
 
-    fit_tokenizer(texts()).save(str(args.output / "tokenizer.json"))
+    tokenizer = fit_tokenizer(texts())
+    # Without this rule transformers, and the training core, would start no text with <s>.
+    start = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", start)]
+    )
+    tokenizer.save(str(args.output / "tokenizer.json"))
     (args.output / "tokenizer_config.json").write_text(
         json.dumps(
             {

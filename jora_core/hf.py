@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.merge_adapters import write_merged
+from jora_core.weights.model_folder import read_model
 
 
 def merge_to_huggingface(
@@ -34,7 +34,7 @@ def merge_to_huggingface(
     # Resolved, since a link may lead to the same folder: the base is read while the result is written.
     if save_path.resolve() == huggingface_path.resolve():
         raise InputError(f"SAVE_PATH {save_path} is the base model itself; choose another folder")
-    config = ModelConfig.from_hf(huggingface_path)
+    config = read_model(huggingface_path)
     # All adapters are read first: a wrong folder must fail before gigabytes are written.
     adapters = [load_adapter(find_adapter(path), config)[0] for path in (jax_path, *then)]
     write_merged(huggingface_path, config, adapters, save_path)

@@ -47,7 +47,7 @@ def run(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    settings = load(config, overrides)
+    settings = load(config, overrides, ready=True)
     outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
@@ -78,7 +78,7 @@ def plan(
         memory: Also compile each phase's step and print its bytes per device.
         as_json: print JSON instead of text.
     """
-    settings = load(config, overrides)
+    settings = load(config, overrides, ready=True)
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
     # Also without --memory, because the counts come from artifacts and caches, if those exist.
@@ -111,7 +111,7 @@ def serve(
         overrides: changes of single values of the configuration.
         port: Port of the server on this machine; else PREFECT_API_URL, 4200.
     """
-    serve_pipeline.serve(load(config, overrides), port, print_status)
+    serve_pipeline.serve(load(config, overrides, ready=True), port, print_status)
 
 
 def context(

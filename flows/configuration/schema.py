@@ -9,10 +9,12 @@ by values from the environment.
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from flows.configuration.path_fields import resolve_paths
 from jora_core.specs.answers import EvaluationSettings, Mode
@@ -27,6 +29,11 @@ __all__ = ["Mode", "PipelineConfig"]
 
 PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
+
+
+# Of each task whose answers are written, which takes longer than choosing one. Enough for an interval of ten
+# points.
+ANSWERED_RECORDS = 200
 
 
 # Pydantic lists the fields of the last base first, so the form begins with the folder or the stage.
@@ -68,13 +75,13 @@ class EvaluateConfig(EvaluationSettings):
         description="Held-out replies to score; empty: all, 0: none",
     )
     tables_max_records: int = Field(
-        default=0,
+        default=ANSWERED_RECORDS,
         ge=0,
         title="Most table records",
         description="Held-out table questions to answer freely; 0: none",
     )
     qa_max_records: int = Field(
-        default=0,
+        default=ANSWERED_RECORDS,
         ge=0,
         title="Most document records",
         description="Held-out document questions to answer freely; 0: none",
@@ -125,9 +132,29 @@ class ScheduleConfig(SpecModel):
     )
 
 
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where a configuration was loaded from.
+
+    Attributes:
+        argument: CONFIG as the user gave it; None if the command had no CONFIG.
+        file: path of the file that was read.
+        overrides: the changes of `--set`.
+    """
+
+    argument: str | None
+    file: str
+    overrides: tuple[str, ...] = ()
+
+
 class PipelineConfig(SpecModel):
     """The configuration of a whole pipeline, from raw corpora to an exported model."""
 
+    project: str = Field(
+        default="",
+        title="Project",
+        description="Name in lists and reports; empty: the file's, or for jora.yaml its folder's",
+    )
     root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
         default="runs", title="Store", description="Folder of the artifacts, from the working directory"
@@ -162,6 +189,36 @@ class PipelineConfig(SpecModel):
         title="Schedule",
         description="Of `jora serve`",
     )
+
+    # Not a setting: no part of keys, manifests or forms.
+    _source: ConfigSource | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> ConfigSource | None:
+        """Where this configuration was loaded from; None if it was made in a program or by a web form."""
+        return self._source
+
+    def loaded_from(self, source: ConfigSource | None) -> PipelineConfig:
+        """Note where this configuration was loaded from; return it."""
+        self._source = source
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        # Pydantic compares private attributes too, but two files may hold the same configuration.
+        return isinstance(other, PipelineConfig) and self.__dict__ == other.__dict__
+
+    # Sections hold lists and mappings, so a configuration has no hash.
+    __hash__ = None  # type: ignore[assignment]
+
+    def command(self, *words: str) -> str:
+        """Return a `jora` command for this configuration, such as `jora run my.yaml --from evaluate`.
+
+        The words are the command and its options. CONFIG and the changes of `--set` follow the first word.
+        """
+        source = self._source or ConfigSource(None, "")
+        given = [source.argument] if source.argument else []
+        given += [word for change in source.overrides for word in ("--set", change)]
+        return shlex.join(["jora", *words[:1], *given, *words[1:]])
 
     @model_validator(mode="before")
     @classmethod
@@ -218,4 +275,4 @@ class PipelineConfig(SpecModel):
         root = Path(self.root).resolve()
         # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
-        return PipelineConfig.model_validate(raw)
+        return PipelineConfig.model_validate(raw).loaded_from(self._source)

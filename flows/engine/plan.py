@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from flows.configuration.schema import PipelineConfig
@@ -79,7 +80,7 @@ def make_plan(
         for upstream in identity.upstream if reason else ():
             # Refuse now, before an earlier stage of the selection has worked for hours.
             if upstream not in selected and not checks[upstream].whole:
-                raise missing_upstream(name, upstream, checks[upstream])
+                raise missing_upstream(name, upstream, checks, config)
         plan.append(
             PlannedStage(
                 name, "run" if reason else "cached", reason or _why_current(identity, running), identity.key
@@ -158,17 +159,27 @@ def _why_current(identity: Identity, running: set[str]) -> str:
     return "up to date"
 
 
-def missing_upstream(stage: str, upstream: str, check: Check) -> InputError:
+def missing_upstream(
+    stage: str, upstream: str, checks: Mapping[str, Check], config: PipelineConfig
+) -> InputError:
     """Return the error for a selected stage whose upstream artifact is missing or damaged.
 
     Args:
         stage: name of the selected stage.
         upstream: name of the stage that writes the missing artifact.
-        check: result of the check of that artifact.
+        checks: results of the checks of artifacts by stage name, in the order in which the stages run.
+        config: configuration of the pipeline, for the command that the error names.
     """
-    state = f"is damaged ({check.damage})" if check.damage else "does not exist for this configuration"
+    damage = checks[upstream].damage
+    state = f"is damaged ({damage})" if damage else "does not exist for this configuration"
+    # The first one, because a run from there makes the others too.
+    before = takewhile(lambda name: name != stage, checks)
+    missing = [name for name in before if not checks[name].whole]
+    first = missing[0] if missing else upstream
+    others = f" (missing: {', '.join(missing)})" if len(missing) > 1 else ""
     return InputError(
-        f"{stage} reads the artifact of {upstream}, which {state}; run `jora run --from {upstream}`"
+        f"{stage} reads the artifact of {upstream}, which {state}{others}; run "
+        f"`{config.command('run', '--from', first)}`"
     )
 
 

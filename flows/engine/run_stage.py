@@ -76,7 +76,7 @@ def execute_stage(
         reason = assess(identity, checks, store) or ("forced" if force else "")
         for upstream in identity.upstream if reason else ():
             if not checks[upstream].whole:
-                raise missing_upstream(name, upstream, checks[upstream])
+                raise missing_upstream(name, upstream, checks, config)
         return checks, reason
 
     _, reason = look()  # needs neither a lock nor the right to write

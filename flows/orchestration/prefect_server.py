@@ -7,6 +7,7 @@ must be set before.
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import tempfile
@@ -15,12 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from flows.children import supervised_process
 from flows.engine.errors import StageFailed, one_line_os_errors
+from jora_core.base.errors import InputError
 
 # Prefect reads these variables at its import. A variable that the user has set keeps its value. They stop:
 # - DO_NOT_TRACK: the client library's usage events (api2.amplitude.com).
@@ -36,9 +39,10 @@ QUIET = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-# A fresh database takes 8 s of migrations, minutes on a machine that is busy training; Prefect gives up
-# after 20 s.
+# Without any progress. A fresh database takes 8 s of migrations, and minutes on a machine that is busy
+# training; Prefect gives up after 20 s.
 STARTUP_SECONDS = 300
+LINE_SECONDS = 10.0  # between lines about a start that takes long
 PROBE_SECONDS = 3.0
 STOP_SECONDS = 10.0
 
@@ -51,6 +55,9 @@ def prepare_environment() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(STARTUP_SECONDS))
+    # A server that this process starts asks for this password, so our own calls must send it.
+    if server_password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", server_password)
 
 
 def prefect_home() -> Path:
@@ -65,18 +72,48 @@ def served_url_file() -> Path:
 
 def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a Prefect API answers at ``api_url``; a server that requires a password counts as an answer."""
+    # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another program.
+    return _status(f"{api_url.rstrip('/')}/health", {}, seconds) in (200, 401, 403)
+
+
+def check_access(api_url: str, seconds: float = PROBE_SECONDS) -> None:
+    """Check that the Prefect server at ``api_url`` accepts our credentials.
+
+    Raises:
+        InputError: the server requires a password, and ours is missing or wrong.
+    """
+    # Imported by every caller soon after; here it knows the environment and the profile.
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api
+    headers: dict[str, str] = {}
+    if api.auth_string is not None:
+        encoded = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
+        headers["Authorization"] = f"Basic {encoded}"
+    elif api.key is not None:
+        headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
+    # Not `/health`, which answers everybody.
+    if _status(f"{api_url.rstrip('/')}/admin/version", headers, seconds) in (401, 403):
+        found = "refuses the password of PREFECT_API_AUTH_STRING" if headers else "requires a password"
+        raise InputError(
+            f"the Prefect server at {api_url} {found}; run `export PREFECT_API_AUTH_STRING=USER:PASSWORD` "
+            "with the value that the server has in PREFECT_SERVER_API_AUTH_STRING"
+        )
+
+
+def _status(url: str, headers: Mapping[str, str], seconds: float) -> int:
+    """Return the HTTP status of a GET request; 0 without an answer."""
     # A company's HTTP proxy cannot reach this machine's ports and would answer with an error of its own.
-    local = urlsplit(api_url).hostname in ("127.0.0.1", "localhost", "::1")
+    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
-        with urllib.request.build_opener(*handlers).open(f"{api_url.rstrip('/')}/health", timeout=seconds):
-            return True
+        request = urllib.request.Request(url, headers=dict(headers))
+        with urllib.request.build_opener(*handlers).open(request, timeout=seconds) as answer:
+            return answer.status
     except urllib.error.HTTPError as error:
-        # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another
-        # program.
-        return error.code in (401, 403)
+        return error.code
     except (OSError, ValueError):
-        return False
+        return 0
 
 
 @contextmanager
@@ -88,25 +125,28 @@ def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
 
     Raises:
         StageFailed: the temporary server did not start. The message contains its last lines.
+        InputError: the server that answers requires a password, and ours is missing or wrong.
     """
     prepare_environment()
     # Two servers on one SQLite database block one another, so one that runs already is always preferred.
     for url in known_urls():
         if answers(url):
+            check_access(url)
             with _use(url):
                 yield url
             return
         say(f"no Prefect server answers at {url}")
     # Without a UI there is no page that Prefect's "View at …" lines could name.
-    with temporary_server() as url, _use(url, ui_url=""):
+    with temporary_server(say) as url, _use(url, ui_url=""):
         yield url
 
 
 @contextmanager
-def temporary_server() -> Iterator[str]:
+def temporary_server(say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """Run a Prefect server during the block; yield its API URL.
 
-    The server has neither UI nor scheduler. It uses a free port and Prefect's usual database.
+    The server has neither UI nor scheduler. It uses a free port and Prefect's usual database. ``say`` is
+    called with lines about a start that takes long.
     """
     # The command of `prefect.server.api.server.SubprocessASGIServer`, whose server may outlive its parent.
     command = supervised_process.python_module(
@@ -123,13 +163,16 @@ def temporary_server() -> Iterator[str]:
         "on",
     )
     env = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    with running_server(command, env, f"http://127.0.0.1:{port}/api"):
+    with running_server(command, env, f"http://127.0.0.1:{port}/api", say):
         yield f"http://127.0.0.1:{port}/api"
 
 
 @contextmanager
 def running_server(
-    command: list[str], env: Mapping[str, str], api_url: str
+    command: list[str],
+    env: Mapping[str, str],
+    api_url: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[supervised_process.Supervised]:
     """Run a server process during the block, which begins when the server answers.
 
@@ -137,9 +180,11 @@ def running_server(
         command: program and arguments.
         env: variables to add to our environment.
         api_url: address at which the server answers.
+        say: called every few seconds with what the start waits for.
 
     Raises:
-        StageFailed: the server ended or did not answer in time. The message contains its last lines.
+        StageFailed: the server ended, or did not answer and made no progress for `STARTUP_SECONDS`. The
+            message contains its last lines.
         InputError: Prefect's folder cannot be written.
     """
     with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", prefect_home()):
@@ -148,21 +193,91 @@ def running_server(
     with tempfile.TemporaryFile() as log:
         server = supervised_process.start(command, {**env, "PREFECT_API_URL": api_url}, log.fileno())
         try:
-            deadline = time.monotonic() + STARTUP_SECONDS
+            start = _Start(time.monotonic(), server.pid, new_database=not _database().exists())
             while not answers(api_url, seconds=1):
-                if server.ended() or time.monotonic() > deadline:
+                if server.ended() or start.stalled():
                     log.seek(0)
                     # The last lines hold the reason, for example a port in use or a database of a newer
                     # Prefect.
                     tail = log.read().decode("utf-8", "replace").strip().splitlines()[-15:]
-                    how = "ended" if server.ended() else f"did not answer within {STARTUP_SECONDS} s"
+                    how = "ended" if server.ended() else f"made no progress for {STARTUP_SECONDS} s"
                     advice = f"set PREFECT_API_URL to a running one, or PREFECT_HOME (now {prefect_home()})"
                     raise StageFailed("\n".join([f"the Prefect server {how}; {advice}", *tail]))
+                if line := start.due_line():
+                    say(line)
                 # Each probe is a request that the starting server must answer, too.
                 time.sleep(0.1)
             yield server
         finally:
             server.end(STOP_SECONDS)
+
+
+@dataclass
+class _Start:
+    """The start of a server: what it waits for, and whether it makes progress.
+
+    Attributes:
+        begun: time of the start, in seconds of the monotonic clock.
+        pid: id of the server's process group.
+        new_database: whether the server must create its database first.
+    """
+
+    begun: float
+    pid: int
+    new_database: bool
+    last_progress: float = field(init=False)
+    last_seen: tuple[int, ...] = field(init=False, default=())
+    next_line: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_progress = self.begun
+        self.next_line = self.begun + LINE_SECONDS
+
+    def stalled(self) -> bool:
+        """Whether the server has neither computed nor written anything for `STARTUP_SECONDS`."""
+        now = time.monotonic()
+        seen = (processor_ticks(self.pid), *_database_state())
+        if seen != self.last_seen:
+            self.last_seen, self.last_progress = seen, now
+        # A server that only computes for half an hour hangs in a loop.
+        return now - self.last_progress > STARTUP_SECONDS or now - self.begun > 6 * STARTUP_SECONDS
+
+    def due_line(self) -> str | None:
+        """Return a line about the start every `LINE_SECONDS`, else None."""
+        now = time.monotonic()
+        if now < self.next_line:
+            return None
+        self.next_line = now + LINE_SECONDS
+        what = "creating Prefect's database" if self.new_database else "starting Prefect's server"
+        # The growing size shows that the migrations go on.
+        size = sum(_database_state()[:1])
+        progress = f", {size / 2**20:.1f} MiB so far" if self.new_database and size else ""
+        return f"{what}{progress}, {now - self.begun:.0f} s"
+
+
+def _database() -> Path:
+    return prefect_home() / "prefect.db"
+
+
+def _database_state() -> tuple[int, int]:
+    """Return the size in bytes of the local database with its journal, and its last change."""
+    size, changed = 0, 0
+    for path in (_database(), Path(f"{_database()}-wal")):
+        with suppress(OSError):
+            found = path.stat()
+            size, changed = size + found.st_size, max(changed, found.st_mtime_ns)
+    return size, changed
+
+
+def processor_ticks(group: int) -> int:
+    """Return the processor time of all processes of a group, in clock ticks; 0 where /proc is missing."""
+    total = 0
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            words = entry.read_text().rpartition(")")[2].split()
+            if int(words[2]) == group:
+                total += int(words[11]) + int(words[12])
+    return total
 
 
 def free_port() -> int:

@@ -40,8 +40,9 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
         # Only the folder itself: hubs keep copies in other formats (`original/`, `onnx/`) in subfolders,
         # which no stage reads.
         files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+        files += sorted(folder.glob("additional_chat_templates/*.jinja"))
     # By the name inside the folder: a model that moves to another disk keeps its key.
-    return {f"model/{path.name}": path for path in files}
+    return {f"model/{path.relative_to(folder)}": path for path in files}
 
 
 def _run(context: StageContext) -> dict[str, Any]:

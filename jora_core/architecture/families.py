@@ -106,8 +106,10 @@ class Family(DecoderParts):
 
     def complete(self, fields: Fields) -> dict[str, Any]:
         """Return the fields of a ``config.json`` with the family's defaults for missing fields."""
+        # null is as absent, but where it says "off" or "as many as heads".
+        given = {name: v for name, v in fields.items() if v is not None or name in _MEANINGFUL_NULLS}
         # The file has precedence over the family's defaults, and these over the defaults of all families.
-        complete = {**_DEFAULTS, **self.defaults, **fields}
+        complete = {**_DEFAULTS, **self.defaults, **given}
         # Qwen's published configs keep a width although windows are off.
         if complete.get("use_sliding_window") is False:
             complete["sliding_window"] = None
@@ -122,10 +124,14 @@ class Family(DecoderParts):
         for name, accepted in self._rules().items():
             # A missing field has the family's default, which this decoder computes.
             # Python compares 0 and False as equal, so both spellings of "off" in a file pass.
-            if name in fields and fields[name] not in accepted:
+            value = fields.get(name)
+            # null is as absent, but where it says "off".
+            if value is None and name not in _MEANINGFUL_NULLS:
+                continue
+            if name in fields and value not in accepted:
                 expected = " or ".join(json.dumps(value) for value in accepted)
                 raise InputError(
-                    f"{where}: {name}={json.dumps(fields[name])} is not supported for {self.title} models; "
+                    f"{where}: {name}={json.dumps(value)} is not supported for {self.title} models; "
                     f"expected {expected}"
                 )
 
@@ -151,6 +157,9 @@ _DEFAULTS: Fields = MappingProxyType(
         "rope_theta": 10000.0,
         "attention_dropout": 0.0,
     }
+)
+_MEANINGFUL_NULLS = frozenset(
+    {"sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping"}
 )
 # Fields that may change the computation, with the values that do not. A family that reads such a field has a
 # default for the field and is exempt.
@@ -188,8 +197,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         # Mixtures of experts: Qwen, Mixtral.
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
-        # Weights stored as packed codes (GPTQ, AWQ). The reader would report wrong shapes for these.
-        "quantization_config": (None,),
         # Models of images and text nest the decoder's config.
         "text_config": (None,),
         "vision_config": (None,),
@@ -352,22 +359,79 @@ _FAMILIES = (
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _FAMILIES})
 
 
+# Why a model that users often bring is not supported. A model_type begins with the key.
+_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "mixtral": "it is a mixture of experts; a dense Mistral model is",
+        "qwen2_moe": "it is a mixture of experts; a dense Qwen2 model is",
+        "qwen3_moe": "it is a mixture of experts; a dense Qwen3 model is",
+        "qwen3_next": "it has linear attention and experts; a dense Qwen3 model is",
+        "qwen3_5": "it has linear attention; a Qwen3 model is",
+        "olmoe": "it is a mixture of experts; OLMo 2 is",
+        "phimoe": "it is a mixture of experts; Phi-3 is",
+        "granitemoe": "it is a mixture of experts",
+        "gpt_oss": "it is a mixture of experts",
+        "deepseek": "it has experts or latent attention; a distilled Llama or Qwen2 model is",
+        "llama4": "it has experts and chunked attention; Llama 3 is",
+        "gemma3n": "it has per-layer embeddings; Gemma 3 is",
+        "gemma4": "its layers differ from those of Gemma 3; Gemma 3 is",
+        "olmo3": "its windows and norms differ from those of OLMo 2; OLMo 2 is",
+        "smollm3": "some of its layers have no rotary positions; SmolLM2 (Llama) is",
+        "granite": "it multiplies embeddings, residuals and logits by factors of its own",
+        "cohere": "its blocks are parallel, with layer norms",
+        "gpt2": "it has learned positions and layer norms",
+        "gpt_neox": "its blocks are parallel, with layer norms",
+        "falcon": "its blocks are parallel, with layer norms",
+        "mamba": "it is no transformer",
+        "mllama": "it reads images between its layers; Llama 3.1 and 3.2 (text) are",
+        "phi4mm": "it reads images and sound by adapters of its own; Phi-4-mini is",
+    }
+)
+
+
 def find_family(fields: Fields, where: str) -> Family:
     """Return the family that a ``config.json`` names.
 
     Raises:
         InputError: no model_type, or an architecture that is not supported.
     """
-    model_type = fields.get("model_type")
+    model_type, named = fields.get("model_type"), fields.get("architectures") or []
+    architectures = [named] if isinstance(named, str) else named if isinstance(named, list) else [str(named)]
+    # Any case: the first conversions of Llama wrote LLaMAForCausalLM.
+    spelt = {str(name).lower() for name in architectures}
     if model_type is None:
-        raise InputError(f"{where}: field model_type is missing")
-    architectures = fields.get("architectures") or []
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+        family = next((each for each in _FAMILIES if each.architecture.lower() in spelt), None)
+        if family is None:
+            raise InputError(f"{where}: field model_type is missing; add it, such as model_type: llama")
+        return family
+    family = FAMILIES.get(model_type.lower()) if isinstance(model_type, str) else None
     # model_type alone is not enough: "llama" is also LlamaForSequenceClassification, which has another head.
-    if family is None or (architectures and family.architecture not in architectures):
+    if family is None or (spelt and family.architecture.lower() not in spelt):
         found = ", ".join(map(str, architectures)) or "of no name"
         known = ", ".join(f"{each.model_type} ({each.architecture})" for each in _FAMILIES)
+        kind = model_type if isinstance(model_type, str) else ""
+        reason = next((f": {why}" for name, why in _REASONS.items() if kind.startswith(name)), "")
+        if any(name.endswith(("forsequenceclassification", "fortokenclassification")) for name in spelt):
+            reason = ": it classifies and has no language head"
         raise InputError(
-            f"{where}: architecture {model_type} ({found}) is not supported; supported are {known}"
+            f"{where}: architecture {model_type} ({found}) is not supported{reason}; supported are {known}"
         )
     return family
+
+
+def refuse_quantized(fields: Fields, where: str) -> None:
+    """Refuse a checkpoint whose weights are stored as packed codes.
+
+    Raises:
+        InputError: naming the field, the method and what to take instead.
+    """
+    for name in ("quantization_config", "compression_config"):
+        settings = fields.get(name)
+        if settings is None:
+            continue
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise InputError(
+            f"{where}: {name} says that the weights are quantized ({method or 'method not named'}), and an "
+            "adapter needs the unquantized ones; take the original repository (bf16), or dequantize the "
+            "model first. To train over 8 or 4 bits, set model.quantization to int8 or nf4"
+        )

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_core.architecture.families import FAMILIES, DecoderParts, find_family
+from jora_core.architecture.families import FAMILIES, DecoderParts, find_family, refuse_quantized
 from jora_core.architecture.layer_windows import read_windows, write_windows
 from jora_core.architecture.rope_config import RopeScaling, read_rope, write_rope_scaling
+from jora_core.architecture.text_part import decoder_fields, has_text_part
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_flag, read_json_object, read_number, read_optional
+from jora_core.base.notices import notice
 
 __all__ = ["ModelConfig", "RopeScaling", "read_json_object"]
 
@@ -88,6 +90,17 @@ class ModelConfig(DecoderParts):
             raise InputError(
                 f"model config: head_dim must be even for rotary positions, found {self.head_dim}"
             )
+        for name, ids in (
+            ("bos_token_id", (self.bos_token_id,)),
+            ("eos_token_id", self.eos_token_ids),
+            ("pad_token_id", (self.pad_token_id,)),
+        ):
+            for token in ids:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise InputError(
+                        f"model config: {name} is {token}, which is not one of the embedding's "
+                        f"{self.vocab_size} rows (vocab_size); correct the id"
+                    )
         for name in ("rope_theta", "local_rope_theta", "attention_softcap", "logit_softcap"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -108,7 +121,11 @@ class ModelConfig(DecoderParts):
         if not folder.is_dir():
             raise InputError(f"model folder {folder} does not exist; give a folder in Hugging Face layout")
         path = folder / "config.json"
-        return cls.from_fields(read_json_object(path, f"model folder {folder}"), str(path))
+        fields = read_json_object(path, f"model folder {folder}")
+        config = cls.from_fields(fields, str(path))
+        if has_text_part(fields):
+            notice(f"{path}: a model of images and text; its text part (text_config) is read")
+        return config
 
     @classmethod
     def from_fields(cls, given: dict[str, Any], where: str = "model config") -> ModelConfig:
@@ -121,6 +138,16 @@ class ModelConfig(DecoderParts):
         Raises:
             InputError: an architecture or field value that is not supported, or a missing width.
         """
+        try:
+            return cls._from_fields(given, where)
+        except InputError as err:
+            # Checks of a config made by hand name no file.
+            raise InputError(str(err).replace("model config:", f"{where}:", 1)) from None
+
+    @classmethod
+    def _from_fields(cls, given: dict[str, Any], where: str) -> ModelConfig:
+        given = decoder_fields(given, where)
+        refuse_quantized(given, where)
         family = find_family(given, where)
         family.check(given, where)
         # Checked before defaults are filled in: a message names only what the file says.

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def refuse_lfs_pointer(path: Path, head: bytes) -> None:
+    """Refuse the small file that Git leaves in the place of a large one.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+
+    Raises:
+        InputError: the file is such a pointer.
+    """
+    if head.startswith(_LFS_POINTER):
+        raise InputError(
+            f"{path} is a Git-LFS pointer and not the file itself; run `git lfs pull` in its folder, "
+            "or download the file"
+        )
+
 
 def read_json_object(path: Path, owner: str) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
+    """Read a JSON file that must hold an object. A byte order mark at its start is allowed.
 
     Args:
         path: the file.
@@ -20,12 +40,17 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
         InputError: missing or unreadable file, broken JSON, not an object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{owner} has no {path.name}") from None
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror or err}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as err:
+    refuse_lfs_pointer(path, raw)
+    try:
+        # utf-8-sig: editors on Windows write a byte order mark, which a JSON parser refuses.
+        data = json.loads(raw.decode("utf-8-sig"))
+    # ValueError: bytes that are not UTF-8, broken JSON, a number of too many digits.
+    except (ValueError, RecursionError) as err:
         raise InputError(f"{path} is not valid JSON: {err}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a JSON object, found {type(data).__name__}")
@@ -73,7 +98,17 @@ def read_number(where: str, data: dict[str, Any], name: str, kind: type, default
     # integer may stand for a float, since most files write "rope_theta": 10000.
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise InputError(f"{where}: {name} must be {kind.__name__}, found {json.dumps(value)}")
+    # Python reads NaN and Infinity in JSON, and 1e999 as infinity. An integer may be too large for a float.
+    if kind is float and not _is_finite(value):
+        raise InputError(f"{where}: {name} must be a finite number, found {str(value)[:40]}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_optional(where: str, data: dict[str, Any], name: str, kind: type) -> Any:

@@ -13,7 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import write_json
 from jora_core.base.progress import progress
@@ -23,6 +22,7 @@ from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import check_mesh, check_quantization
 from jora_core.specs.model_files import ConvertSpec
 from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.model_folder import read_model
 
 # Hashing releases Python's lock, so threads share the cores; more of them would only hold more tensors in
 # memory.
@@ -39,7 +39,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
         InputError: config, tokenizer, a tensor, or the mesh cannot be used; the message names it.
     """
     began = time.perf_counter()
-    config = ModelConfig.from_hf(spec.model)
+    config = read_model(spec.model)
     # What needs no weights is checked first: hashing a large model takes minutes.
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_mesh(config, mesh)

@@ -29,6 +29,7 @@ from jora_core.weights.checkpoint_folder import open_checkpoint
 from jora_core.weights.companion_files import copy_file
 from jora_core.weights.layerwise_logits import hidden_states, logits
 from jora_core.weights.merge_adapters import MergedWeights, write_merged
+from jora_core.weights.model_folder import read_model
 from jora_core.weights.tensor_store import write_tensors
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -47,7 +48,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
         RuntimeError: the logits of the written model differ from those of base plus adapter.
     """
     began = time.perf_counter()
-    config = ModelConfig.from_hf(spec.model)
+    config = read_model(spec.model)
     folders = (spec.adapter, *spec.then)
     # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
@@ -66,7 +67,8 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     result["files"] = {
         str(path.relative_to(spec.output_dir)): file_digest(path)
         for folder in ("model", *names)
-        for path in sorted((spec.output_dir / folder).iterdir())
+        for path in sorted((spec.output_dir / folder).rglob("*"))
+        if path.is_file()
     }
     # The card lists the digests, so it cannot be among the files that they cover.
     card = model_card(spec, config, loras, result)

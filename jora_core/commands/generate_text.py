@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.commands.run_command import run_command
@@ -31,6 +30,7 @@ from jora_core.parallel.mesh import make_mesh
 from jora_core.specs.answers import GenerateSpec
 from jora_core.weights.adapter_folder import read_adapter
 from jora_core.weights.load_params import load_params
+from jora_core.weights.model_folder import read_model
 
 
 def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
         InputError: the model or the adapter cannot be used, or the longest answer leaves no token for the
             prompt.
     """
-    config = ModelConfig.from_hf(spec.model)
+    config = read_model(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     prompt, shortened = make_prompt(spec, tokenizer)
     text = TextStream(tokenizer, spec.stop)

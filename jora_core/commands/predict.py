@@ -35,6 +35,7 @@ from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.answers import PredictSpec
 from jora_core.weights.adapter_folder import read_adapter
 from jora_core.weights.load_params import load_params
+from jora_core.weights.model_folder import read_model
 
 
 def predict(spec: PredictSpec) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
         InputError: the model, an adapter, or the records cannot be used.
     """
     began = time.perf_counter()
-    config = ModelConfig.from_hf(spec.model)
+    config = read_model(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     # Records, prompts and adapters come before the base: errors in them show before the long load.
     rows = read_rows(spec)

@@ -3,23 +3,31 @@
 ``tokenizer.json`` is read with the `tokenizers` library, which is about ten times faster to import and to run
 than `transformers`. `transformers` is used only where a folder has nothing but a sentencepiece
 ``tokenizer.model``. The tokenizer never adds special tokens. Callers add BOS and EOS, so that no prompt
-starts with two BOS tokens.
+starts with two BOS tokens. Text never becomes a special token: ``</s>`` in a document is encoded as the
+characters that it has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
-from jora_core.base.json_fields import read_json_object
+from jora_core.base.json_fields import read_json_object, refuse_lfs_pointer
+from jora_core.data.special_tokens import (
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    check_token_id,
+    read_special_tokens,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,13 +35,8 @@ if TYPE_CHECKING:
 
 # Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
-# Looked for where no file names the token.
-_USUAL_NAMES = {
-    "bos": ("<s>", "<bos>", "<|begin_of_text|>"),
-    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
-}
 # What decides the tokens of a text.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         vocab_size: rows of the model's embedding, an upper bound of the token ids; None if unknown.
 
     Raises:
-        InputError: no tokenizer, no EOS token, or more tokens than embedding rows.
+        InputError: no tokenizer, no EOS token, or a special token without a row in the embedding.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -91,21 +94,29 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         raise InputError(
             f"{folder}: no tokenizer.json or tokenizer.model; copy the model's tokenizer files there"
         )
-    bos_id = _bos_id(folder, tokenizer)
-    eos_id = _special_id(folder, "eos", tokenizer)
-    if eos_id is None:
-        raise InputError(f"{folder}: the tokenizer has no EOS token; name eos_token in tokenizer_config.json")
+    special = read_special_tokens(folder, tokenizer, vocab_size)
     size = tokenizer.get_vocab_size()
-    # Fewer tokens than rows are usual: embeddings are padded to a round size.
-    if vocab_size is not None and size > vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {size} tokens, the model's embedding {vocab_size} rows; "
-            "use the tokenizer that belongs to the model"
-        )
+    text_encoder = _without_controls(tokenizer, special.controls)
 
     def encode_many(texts: list[str]) -> list[list[int]]:
-        # The fast variant leaves out the offsets of characters, which nothing here needs.
-        return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            # The fast variant leaves out the offsets of characters, which nothing here needs.
+            many = [e.ids for e in text_encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as err:  # the library raises bare Exception where a word has no token
+            raise InputError(
+                f"{folder}: the tokenizer cannot encode a text ({str(err).splitlines()[0]}); use one with a "
+                "token for unknown words (unk_token)"
+            ) from None
+        # Not before a text needs it: Gemma 3's tokenizer has a token for images, and no row for it.
+        if vocab_size is not None:
+            for text, ids in zip(texts, many, strict=True):
+                if max(ids, default=0) >= vocab_size:
+                    raise InputError(
+                        f"{folder}: the tokenizer gives {tokenizer.id_to_token(max(ids))!r} in the text "
+                        f"{_shown(text)} the id {max(ids)}, but the model's embedding has {vocab_size} rows; "
+                        "use the tokenizer that belongs to the model"
+                    )
+        return many
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -116,7 +127,9 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         state = DecodeStream(list(ids), skip_special_tokens=True)
         return lambda token: state.step(tokenizer, token)
 
-    return TextTokenizer(encode_many, decode, stream, size, bos_id, eos_id, _files_digest(folder))
+    return TextTokenizer(
+        encode_many, decode, stream, size, special.bos_id, special.eos_id, _files_digest(folder)
+    )
 
 
 def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
@@ -132,12 +145,14 @@ def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> t
     if path.exists():
         # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
         more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
-        ends |= set(more if isinstance(more, list) else [] if more is None else [more])
+        for end in more if isinstance(more, list) else [] if more is None else [more]:
+            ends.add(check_token_id(f"{path}: eos_token_id", end, config.vocab_size))
     return tuple(sorted(ends))
 
 
 def _files_digest(folder: Path) -> str:
-    whole = hashlib.sha256()
+    # Token files in caches are named by this digest: a change of what texts become needs another word here.
+    whole = hashlib.sha256(b"controls as text")
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             # With the name: the same content in another file is another tokenizer.
@@ -148,8 +163,10 @@ def _files_digest(folder: Path) -> str:
 def _load_fast(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
+    raw = path.read_bytes()
+    refuse_lfs_pointer(path, raw)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(raw.removeprefix(BOM_UTF8))
     except Exception as err:  # the library raises bare Exception for a broken file
         raise InputError(f"cannot read tokenizer {path}: {str(err).splitlines()[0]}") from None
     # A saved tokenizer may contain settings of padding or truncation.
@@ -174,64 +191,56 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
     return backend
 
 
-def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id of the token that starts every text of this model, None if there is no such token.
+def _without_controls(tokenizer: Tokenizer, controls: Mapping[str, int]) -> Tokenizer:
+    """Return a tokenizer that encodes the texts of control tokens as any other text.
 
-    add_bos_token of tokenizer_config.json decides first, then the tokens that the tokenizer itself puts
-    before a text. Only without both is a BOS token used that a file names: Qwen's config.json names a BOS
-    token that starts no text.
-
-    Raises:
-        InputError: add_bos_token is true and no file names a BOS token, or more than one token precedes a
-            text.
+    Args:
+        tokenizer: the model's, which is set to encode special tokens as text.
+        controls: ids of the control tokens, by text.
     """
-    settings = _read_json(folder / "tokenizer_config.json")
-    adds = settings.get("add_bos_token")
-    if adds is False:
-        return None
-    if tokenizer.post_processor is not None:
-        prefix = _ids_before(tokenizer)
-        if len(prefix) > 1:
-            raise InputError(
-                f"{folder}: the tokenizer puts {len(prefix)} tokens before a text; at most one is supported"
-            )
-        if prefix or not adds:
-            return prefix[0] if prefix else None
-    if not adds and "bos_token" in settings and settings["bos_token"] is None:
-        return None
-    found = _special_id(folder, "bos", tokenizer)
-    if adds and found is None:
-        raise InputError(f"{folder}: add_bos_token is true; name bos_token in tokenizer_config.json")
-    return found
+    tokenizer.encode_special_tokens = True
+    # That setting covers tokens that the file marks as special. The vocabulary itself may have them too.
+    probes = [form for text in controls for form in (text, f" {text} ", f"a{text}a")]
+    model = tokenizer.model
+    byte_pairs = type(model).__name__ == "BPE"
+    inside = not byte_pairs and any(model.token_to_id(text) is not None for text in controls)
+    if not inside:
+        numbers = set(controls.values())
+        unknown = getattr(model, "unk_token", None)
+        if unknown is not None:
+            numbers.discard(controls.get(unknown, -1))
+        found = tokenizer.encode_batch_fast(probes, add_special_tokens=False)
+        if all(numbers.isdisjoint(each.ids) for each in found):
+            return tokenizer
+    return _renamed(tokenizer, controls)
 
 
-def _ids_before(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of the special tokens that a tokenizer puts before a text."""
-    encoding = tokenizer.encode("a", add_special_tokens=True)
-    special = encoding.special_tokens_mask
-    return encoding.ids[: special.index(0) if 0 in special else 0]
+def _renamed(tokenizer: Tokenizer, controls: Mapping[str, int]) -> Tokenizer:
+    """Return a copy of a tokenizer whose control tokens have names that no text holds."""
+    from tokenizers import Tokenizer
+
+    def rename(text: str) -> str:
+        # Noncharacters of Unicode: they are never assigned, and texts do not hold them.
+        return f"\U0010fffe{controls[text]}\U0010ffff" if text in controls else text
+
+    fields: dict[str, Any] = json.loads(tokenizer.to_str())
+    fields["added_tokens"] = [each for each in fields["added_tokens"] if each["content"] not in controls]
+    fields["post_processor"] = None
+    model = fields["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        # Unigram: every control token has the best score, so a text with one would always become it.
+        model["vocab"] = [[rename(piece), score] for piece, score in vocabulary]
+    else:
+        model["vocab"] = {rename(text): number for text, number in vocabulary.items()}
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = rename(model["unk_token"])
+    if "merges" in model:
+        pairs = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if controls.keys().isdisjoint([*pair, "".join(pair)])]
+    return Tokenizer.from_str(json.dumps(fields))
 
 
-def _special_id(folder: Path, which: str, tokenizer: Tokenizer) -> int | None:
-    """Return the id of the BOS or EOS token, from the text that a file names, else from config.json."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(folder / name).get(f"{which}_token")
-        # Either text, or an object such as {"content": "<s>", "lstrip": false}.
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and (found := tokenizer.token_to_id(text)) is not None:
-            return int(found)
-    found = _read_json(folder / "config.json").get(f"{which}_token_id")
-    if isinstance(found, list):  # Llama 3 lists several ends; the first is the one to train on
-        found = found[0] if found else None
-    if found is not None:
-        return int(found)
-    ids = (tokenizer.token_to_id(name) for name in _USUAL_NAMES[which])
-    return next((found for found in ids if found is not None), None)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _shown(text: str) -> str:
+    """Return a text for an error message, on one line and shortened."""
+    return repr(text if len(text) <= 60 else text[:60] + "…")

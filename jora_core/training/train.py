@@ -41,6 +41,7 @@ from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from jora_core.weights.checkpoint_folder import save_params
 from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.load_params import load_params
+from jora_core.weights.model_folder import read_model
 
 
 def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     # Before anything starts a JAX backend: processes cannot join afterwards.
     join_processes(spec.distributed)
     verbose = verbose and is_first()
-    config = ModelConfig.from_hf(spec.model)
+    config = read_model(spec.model)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_whole(mesh)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from jora_core.base.atomic_files import atomic_path
@@ -17,6 +18,7 @@ COMPANION_PATTERNS = (
     "vocab*",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
     "LICENSE*",
     "NOTICE*",
@@ -34,13 +36,17 @@ def copy_companions(source: Path, folder: Path) -> None:
         return
     # A set, because a file can match several patterns.
     found = {path for pattern in COMPANION_PATTERNS for path in source.glob(pattern)}
-    # Bytes are copied; a tokenizer that is loaded and saved again may come out different.
+    # Bytes are copied, because a tokenizer that is loaded and saved again may come out different.
     for path in sorted(found):
         if path.is_file():
-            copy_file(path, folder / path.name)
+            copy_file(path, folder / path.relative_to(source))
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy one file atomically."""
+    """Copy one file atomically. A byte order mark of a JSON file is left out: `transformers` refuses it."""
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+        if source.suffix == ".json":
+            raw = temporary.read_bytes()
+            if raw.startswith(BOM_UTF8):
+                temporary.write_bytes(raw.removeprefix(BOM_UTF8))

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jora_core.architecture.families import FAMILIES
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors, model_rows
 from jora_core.architecture.tensor_names import TensorRow
+from jora_core.architecture.text_part import decoder_fields
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
@@ -172,8 +174,16 @@ def write_merged(
     # No bar for a small model, whose merge is finished too soon.
     with progress("merge tensors", len(expected), shown=size >= _PROGRESS_BYTES) as bar:
         write_shards(folder, {name: expected[name] for name in places}, dtype, parts, max_shard_size)
-    # Fields that this core does not read stay in the file: transformers may use them.
-    fields = read_json_object(base / "config.json", f"model folder {base}")
+    # Fields that this core does not read stay in the file: transformers may use them. Of a model
+    # of images and text, the text part is written.
+    source = base / "config.json"
+    fields = decoder_fields(read_json_object(source, f"model folder {base}"), str(source))
+    fields |= {
+        # The file may spell these otherwise, or say that a head of its own is the embedding.
+        "architectures": [FAMILIES[config.family].architecture],
+        "model_type": config.family,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
     # transformers 5 writes dtype, 4 wrote torch_dtype; only one of the two may stand there.
     name = "dtype" if "dtype" in fields else "torch_dtype"
     write_json(folder / "config.json", fields | {name: dtype})

@@ -8,10 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
+from jora_core.architecture.tensor_names import head_tensor_name
+from jora_core.architecture.text_part import TEXT_PREFIXES, text_tensor_name
 from jora_core.base.atomic_files import atomic_path
 from jora_core.base.errors import InputError
-from jora_core.base.json_fields import read_json_object
+from jora_core.base.json_fields import read_json_object, refuse_lfs_pointer
+from jora_core.base.notices import notice
 from jora_core.weights.safetensors_reader import FLOATS, TensorFile
+
+# Weights in other formats: what they are, and the way out.
+_OTHER_WEIGHTS = {
+    "*.safetensors": "the shards have no model.safetensors.index.json; fetch that file too",
+    "*.gguf": "GGUF weights are not read; take the repository with safetensors that the file was made of",
+    "consolidated.*": "Meta's own format is not read; take the repository in Hugging Face layout, or convert "
+    "it with transformers' convert_llama_weights_to_hf.py",
+    "*.bin": "weights in pickle files only; load them with transformers and save them with "
+    "save_pretrained, which writes safetensors",
+    "*.pt*": "weights in pickle files only; load them with transformers and save them with "
+    "save_pretrained, which writes safetensors",
+    "*.h5": "weights of TensorFlow are not read; take the repository with safetensors",
+    "*.msgpack": "weights of Flax are not read; take the repository with safetensors",
+}
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -36,8 +53,15 @@ class TensorStore:
     file.
     """
 
-    def __init__(self, files: Mapping[str, TensorFile]) -> None:
+    def __init__(self, files: Mapping[str, TensorFile], stored: Mapping[str, str] | None = None) -> None:
+        """Make a store.
+
+        Args:
+            files: file of each tensor, by the name that the model gives it.
+            stored: name of a tensor in its file where this name differs.
+        """
         self._files = dict(files)
+        self._stored = dict(stored or {})
 
     @classmethod
     def of_file(cls, path: Path | str) -> TensorStore:
@@ -53,16 +77,36 @@ class TensorStore:
         # The whole file wins over an index, as in transformers. Where there is neither, the error names the
         # file.
         if (folder / "model.safetensors").exists() or not index.exists():
-            return cls.of_file(folder / "model.safetensors")
+            return cls.of_file(folder / "model.safetensors")._text_part(folder)
         weight_map = read_json_object(index, f"model folder {folder}").get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(name, str) for name in weight_map.values())
+        ):
             raise InputError(f"{index} has no weight_map; expected tensor names and their files")
-        shards = {name: _open(folder / name) for name in sorted(set(weight_map.values()))}
+        names = sorted(set(weight_map.values()))
+        if absent := [name for name in names if not (folder / name).exists()]:
+            raise InputError(
+                f"weights file {folder / absent[0]} does not exist{_more(absent)}, but {index.name} names "
+                f"{len(names)} files; fetch the missing ones"
+            )
+        shards = {name: _open(folder / name) for name in names}
         # An index can be older than its shards; without this the error would come in the middle of a load.
         for name, shard in weight_map.items():
             if name not in shards[shard].tensors:
                 raise InputError(f"{folder / shard} has no tensor {name}, which {index.name} says it holds")
-        return cls({name: shards[shard] for name, shard in weight_map.items()})
+        return cls({name: shards[shard] for name, shard in weight_map.items()})._text_part(folder)
+
+    def _text_part(self, folder: Path) -> TensorStore:
+        """Return the tensors of the text part of a model of images and text, by their names in the part."""
+        if not any(name.startswith(prefix) for name in self._files for prefix, _ in TEXT_PREFIXES):
+            return self
+        names = {name: text_tensor_name(name) for name in self._files}
+        kept = {ours: name for name, ours in names.items() if ours is not None}
+        if left := len(names) - len(kept):
+            notice(f"{folder}: the text part is read; {left} tensors of the image part are left out")
+        return TensorStore({ours: self._files[name] for ours, name in kept.items()}, kept)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignore: frozenset[str] = frozenset()) -> None:
         """Compare the names and shapes of the tensors with those that the config requires.
@@ -78,7 +122,13 @@ class TensorStore:
         folder = self.files()[0].parent
         missing = [name for name in expected if name not in self._files]
         if missing:
-            raise InputError(f"{folder}: tensor {missing[0]} is missing from {where}{_more(missing)}")
+            head = head_tensor_name()
+            advice = (
+                "; if the model's head is its embedding, set tie_word_embeddings to true in config.json"
+                if missing == [head]
+                else ""
+            )
+            raise InputError(f"{folder}: tensor {missing[0]} is missing from {where}{_more(missing)}{advice}")
         # Old checkpoints of Llama hold the rotary frequencies, which are computed here.
         extra = [
             n for n in self._files if n not in expected and n not in ignore and not n.endswith("inv_freq")
@@ -106,11 +156,11 @@ class TensorStore:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header."""
-        return self._files[name].tensors[name].shape
+        return self._files[name].tensors[self._stored.get(name, name)].shape
 
     def dtype(self, name: str) -> str:
         """Return the type of a tensor, by numpy's name, from the header."""
-        return self._files[name].tensors[name].dtype
+        return self._files[name].tensors[self._stored.get(name, name)].dtype
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """Read a tensor or a part of it.
@@ -118,7 +168,7 @@ class TensorStore:
         Raises:
             InputError: the part holds NaN or infinity.
         """
-        return self._files[name].read(name, index)
+        return self._files[name].read(self._stored.get(name, name), index)
 
     def sha256(self, name: str) -> str:
         """Return the SHA-256 of a tensor's bytes, little-endian and row-major as stored."""
@@ -128,8 +178,16 @@ class TensorStore:
 
 def _open(path: Path) -> TensorFile:
     # Pickle files run code when they are loaded, so they are never opened here.
-    if not path.exists() and list(path.parent.glob("*.bin")):
-        raise InputError(f"{path.parent} holds weights in pickle files only; save them as safetensors first")
+    if not path.exists():
+        for pattern, advice in _OTHER_WEIGHTS.items():
+            if found := sorted(path.parent.glob(pattern)):
+                raise InputError(f"{path.parent} has no {path.name}, but {found[0].name}: {advice}")
+    elif path.is_file():
+        with path.open("rb") as file:
+            head = file.read(64)
+        refuse_lfs_pointer(path, head)
+        if head.startswith(b"GGUF"):
+            raise InputError(f"{path} is a GGUF file and not safetensors: {_OTHER_WEIGHTS['*.gguf']}")
     return TensorFile(path)
 
 

@@ -61,6 +61,8 @@ def _fast(path: Path) -> TokenCounter:
     # A saved tokenizer may hold settings of padding or truncation, which would change the counts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    # "</s>" in a document is text, as the training core reads it.
+    tokenizer.encode_special_tokens = True
     return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), tokenizer)
 
 

@@ -5,19 +5,25 @@ Each row comes with its place for errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
+from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.files.json_stream import first_fields, stream_items
-from retrieval.readers.files.packed_lines import json_objects
-from retrieval.text.normalize import fold
+from retrieval.readers.files.packed_lines import is_tar, json_objects
+from retrieval.readers.files.tables import TABLES, table_rows
+from retrieval.text.normalize import answer_text
+from retrieval.text.values import is_missing, printed, printed_id
 
 Row = tuple[str, int, dict[str, Any]]
 
 _BATCH = 1024
+_START = 4096
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 def rows(
@@ -59,12 +65,25 @@ def _values(
     keys: Sequence[str],
     header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
+    """Read the rows of a file in the form that its first bytes have."""
     name = unpacked_name(path)
     if name.endswith(".parquet"):
         return parquet_rows(path, fields, optional)
-    if name.endswith(".json"):
+    if name.endswith(TABLES):
+        return table_rows(path)
+    if name.endswith(".json") or holds_json_array(path):
         return stream_items(path, expected, keys, header)
     return json_objects(path, expected)
+
+
+def holds_json_array(path: Path) -> bool:
+    """Return whether a file of any name is a JSON array or an indented JSON value, and no JSON lines."""
+    if is_tar(path):
+        return False
+    with open_binary(path) as handle:
+        start = handle.read(_START).lstrip(_BLANK)
+    # A line of JSON lines is an object. `{` alone on its line is the start of an indented object.
+    return start.startswith(b"[") or re.match(rb"\{[ \t]*\r?\n", start) is not None
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
@@ -124,8 +143,7 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """Return the value of a text field, not folded. A whole number counts as text, because ids often are
-    numbers.
+    """Return the value of a text field, not folded. Numbers, days and truth values count as what they print.
 
     Args:
         value: the value in the file.
@@ -135,16 +153,17 @@ def text_of(value: Any, field: str, where: str) -> str:
     Raises:
         InputError: the value is empty or no text.
     """
-    # The bound refuses integers that are no ids. Python does not convert those of more than 4,300 digits.
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
+    text = value if isinstance(value, str) else printed_id(value)
+    if text is None or not text.strip():
         raise InputError(f"{where}: field {field} is empty or no text ({type(value).__name__}); fill it in")
-    return value
+    return text
 
 
 def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
-    """Return a text, or a list of texts, as a list of folded texts without repeats.
+    """Return a text, or a list of texts, without repeats and with their line breaks.
+
+    Numbers, days and truth values count as what they print. Missing values (null, empty texts) are left out,
+    so the result may be empty.
 
     Args:
         value: the value in the file.
@@ -152,12 +171,14 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
         where: file and row, for errors.
 
     Raises:
-        InputError: the value is empty, or an item is no text.
+        InputError: the value, or an item of the list, is something else, such as an object.
     """
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
-        raise InputError(f"{where}: field {field} is not a list of texts; give at least one")
-    return tuple(dict.fromkeys(fold(item) for item in items))
+    items = value if isinstance(value, list) else [value]
+    texts = [printed(item) for item in items if not is_missing(item)]
+    found = [text for text in texts if text is not None]
+    if len(found) != len(texts):
+        raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")
+    return tuple(dict.fromkeys(filter(None, map(answer_text, found))))
 
 
 def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval.corpus.source_files import SourceFile, find_files
+from retrieval.corpus.source_files import SourceFile, Survey, find_files, survey_files
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.file_suffixes import ROW_SUFFIXES, TEXT_SUFFIXES
+from retrieval.settings.document_layouts import TEXT_SUFFIXES
+from retrieval.settings.file_suffixes import ROW_SUFFIXES
 from retrieval.settings.tasks import QaTask
 
 
@@ -31,7 +32,16 @@ def document_files(task: QaTask) -> list[SourceFile]:
     Raises:
         InputError: the source has no files.
     """
-    return find_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
+    return document_survey(task).files
+
+
+def document_survey(task: QaTask) -> Survey:
+    """Return the files of a question task's documents, and what was left out of their source.
+
+    Raises:
+        InputError: the source has no files.
+    """
+    return survey_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
 
 
 def question_files(task: QaTask) -> list[SourceFile]:

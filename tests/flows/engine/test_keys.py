@@ -110,6 +110,17 @@ def _file(module: str) -> str:
     return f"{module.replace('.', '/')}.py"
 
 
+def test_parts_of_the_records_cover_their_code_and_inputs(project: Project) -> None:
+    """Each file and module of the build belongs to the part of a task; a reader of threads to one only."""
+    stage, config = STAGES["build-context"], project.config()
+    parts = stage.parts(config)
+    assert list(parts) == ["tables", "threads", "qa"]
+    assert {name for part in parts.values() for name in part.sources} == set(stage.sources())
+    assert {name for part in parts.values() for name in part.inputs} == set(stage.inputs(config))
+    with_irc = [name for name, part in parts.items() if "retrieval/readers/threads/irc.py" in part.sources]
+    assert with_irc == ["threads"]
+
+
 def test_stages_know_their_code() -> None:
     """No stage depends on another's entry: a change of the export trains nothing again."""
     code = {name: set(stage.sources()) for name, stage in STAGES.items()}

@@ -71,18 +71,30 @@ def test_to_hf_reads_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     ("changes", "said"),
     [
         ({"model_type": "gpt2"}, "architecture gpt2"),
-        ({"model_type": "absent"}, "field model_type is missing"),
+        ({"model_type": "absent", "architectures": []}, "field model_type is missing"),
+        (
+            {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]},
+            "mixture of experts; a dense",
+        ),
+        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "a dense Mistral model is"),
+        ({"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"]}, "Llama 3 is"),
         ({"model_type": ["llama"]}, "is not supported"),
         (
             {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
-            "architecture gemma3 (Gemma3ForConditionalGeneration) is not supported",
+            "text_config, the text part of a gemma3 model, must be an object",
         ),
         ({"model_type": "qwen2"}, "architecture qwen2 (LlamaForCausalLM)"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias=true"),
         ({"mlp_bias": True}, "mlp_bias=true"),
         ({"hidden_act": "gelu"}, 'hidden_act="gelu"'),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantized"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized (fp8), and an adapter needs"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "take the original repository"),
+        ({"bos_token_id": 5000}, "config.json: bos_token_id is 5000, which is not one of the embedding's 64"),
+        ({"eos_token_id": [2, -1]}, "eos_token_id is -1"),
+        ({"pad_token_id": 64}, "pad_token_id is 64"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number"),
         ({"sliding_window": 128}, "sliding_window=128"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope type yarn"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope type dynamic"),
@@ -116,6 +128,46 @@ def test_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> 
         read(tmp_path, **changes)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["LLaMAForCausalLM"]},
+        {"architectures": "absent"},
+        {"architectures": None},
+        {"architectures": "LlamaForCausalLM"},
+        {"model_type": "absent"},
+        {"model_type": "LLaMA", "architectures": []},
+    ],
+    ids=str,
+)
+def test_spellings_of_an_architecture(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert read(tmp_path, **changes) == read(tmp_path)
+
+
+def test_null_is_as_absent(tmp_path: Path) -> None:
+    named = ("tie_word_embeddings", "rope_theta", "max_position_embeddings", "initializer_range", "head_dim")
+    others = ("hidden_act", "rope_scaling", "rope_parameters", "attention_bias", "sliding_window")
+    nulls = dict.fromkeys([*named, *others])
+    assert read(tmp_path, **nulls) == read(tmp_path)
+    gemma = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "hidden_activation": None}
+    more = dict.fromkeys(["tie_word_embeddings", "query_pre_attn_scalar", "head_dim"])
+    given = ModelConfig.from_fields(FIELDS | gemma | more)
+    assert given == ModelConfig.from_fields(FIELDS | gemma)
+    assert given.tie_embeddings
+    # Here null means "off".
+    assert ModelConfig.from_fields(FIELDS | gemma | {"final_logit_softcapping": None}).logit_softcap is None
+
+
+def test_a_config_with_a_byte_order_mark(tmp_path: Path) -> None:
+    expected = read(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert ModelConfig.from_hf(tmp_path) == expected
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(InputError, match="Git-LFS pointer"):
+        ModelConfig.from_hf(tmp_path)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

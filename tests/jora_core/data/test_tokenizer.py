@@ -79,19 +79,21 @@ def test_bos_as_transformers_adds_it(
     assert not set(tokenizer.encode("a lamp").tolist()) & set(IDS.values())
 
 
-def test_add_bos_token_outweighs_the_tokenizer(tmp_path: Path) -> None:
-    assert load_tokenizer(write(tmp_path, template("<bos>"), **GEMMA, add_bos_token=False)).bos_id is None
+def test_the_tokenizer_outweighs_add_bos_token(tmp_path: Path) -> None:
+    folder = write(tmp_path, template("<bos>"), **GEMMA, add_bos_token=False)
+    assert load_tokenizer(folder).bos_id == first_id_of_transformers(folder) == IDS["<bos>"]
     asked = write(tmp_path, BYTE_LEVEL, **GEMMA, add_bos_token=True)
-    assert load_tokenizer(asked).bos_id == IDS["<bos>"]
+    assert load_tokenizer(asked).bos_id is first_id_of_transformers(asked) is None
 
 
-def test_a_tokenizer_without_rules_starts_with_the_token_a_file_names(tmp_path: Path) -> None:
-    assert load_tokenizer(write(tmp_path, **GEMMA)).bos_id == IDS["<bos>"]
+def test_a_token_that_a_file_only_names_starts_no_text(tmp_path: Path) -> None:
+    folder = write(tmp_path, **GEMMA)
+    assert load_tokenizer(folder).bos_id is first_id_of_transformers(folder) is None
     named_by_config = write(tmp_path, config={"bos_token_id": 5, "eos_token_id": [6, 4]})
     tokenizer = load_tokenizer(named_by_config)
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (5, 6)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 6)
     nowhere = load_tokenizer(write(tmp_path))
-    assert (nowhere.bos_id, nowhere.eos_id) == (IDS["<s>"], IDS["</s>"])
+    assert (nowhere.bos_id, nowhere.eos_id) == (None, IDS["</s>"])
 
 
 def test_refused_tokenizers(tmp_path: Path) -> None:
@@ -100,9 +102,9 @@ def test_refused_tokenizers(tmp_path: Path) -> None:
         load_tokenizer(folder)
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate("ab")}, []))
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
-    with pytest.raises(InputError, match="add_bos_token is true; name bos_token"):
-        load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(InputError, match="no EOS token"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
         load_tokenizer(folder)

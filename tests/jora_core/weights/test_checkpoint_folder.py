@@ -22,6 +22,8 @@ from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.weights.checkpoint_folder import hf_tensors, save_params
 from jora_core.weights.load_params import load_params
+from jora_core.weights.merge_adapters import write_merged
+from jora_core.weights.model_folder import read_model
 from jora_core.weights.tensor_store import TensorStore, write_tensors
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -125,12 +127,30 @@ def test_damaged_files_are_named(folder: Path) -> None:
     assert "pickle files only" in refused(folder)
 
 
-def test_tokenizer_larger_than_the_embedding(folder: Path) -> None:
+def test_a_tokenizer_may_have_more_tokens_than_the_embedding_rows(folder: Path) -> None:
     path = folder / "config.json"
     fields = json.loads(path.read_text())
     change(folder, lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:300]}))
     path.write_text(json.dumps(fields | {"vocab_size": 300}))
-    assert "300 rows" in refused(folder)
+    assert load_params(folder, ModelConfig.from_hf(folder)).embedding.shape[0] == 300
+
+
+def test_a_head_of_its_own_in_a_tied_model_is_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    change(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    assert read_model(folder).tie_embeddings
+    change(folder, lambda t: t["lm_head.weight"].__setitem__((7, 3), 0.5))
+    config = read_model(folder)
+    assert not config.tie_embeddings
+    assert "lm_head.weight is used" in capsys.readouterr().err
+    theirs = AutoModelForCausalLM.from_pretrained(folder).lm_head.weight
+    np.testing.assert_array_equal(np.asarray(load_params(folder, config).head), theirs.detach().numpy())
+    write_merged(folder, config, [], tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
+    assert read_model(tmp_path / "merged") == config
 
 
 def test_large_finite_values_are_accepted(folder: Path) -> None:
