@@ -130,19 +130,23 @@ class VectorCache:
             ),
             pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.width),
         ]
-        # The name follows from the texts: two processes that embed the same part write the same file.
-        path = self.folder / (hashlib.sha256(raw).hexdigest()[:32] + SUFFIX)
-        with (
-            atomic_path(path) as temporary,
-            pa.OSFile(str(temporary), "wb") as sink,
-            # The Arrow file format, not Parquet, because it can be mapped without decoding.
-            pa.ipc.new_file(sink, schema) as writer,
-        ):
+        sink = pa.BufferOutputStream()
+        # The Arrow file format, not Parquet, because it can be mapped without decoding.
+        with pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.record_batch(columns, schema=schema))
+        data = sink.getvalue().to_pybytes()
+        # The name follows from the content: two processes that embed the same part write the same file.
+        start, length = data.rindex(values.tobytes()), values.nbytes
+        rest = _short_digest(data[:start] + data[start + length :])
+        name = f"{_short_digest(raw)}.{start:x}.{length:x}.{rest}{SUFFIX}"
+        with atomic_path(self.folder / name) as temporary:
+            temporary.write_bytes(data)
 
     def _map(self, path: Path) -> None:
         import pyarrow as pa
 
+        if not _readable(path):
+            return _remove(path)
         try:
             with pa.memory_map(str(path)) as source:
                 batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
@@ -183,6 +187,29 @@ class VectorCache:
                 return False
             self._checked.add(path)
         return True
+
+
+def _readable(path: Path) -> bool:
+    """Return whether the part of a file around its vectors has the digest in the file's name.
+
+    Arrow ends the process at some damaged headers, so they are checked before it reads them. The vectors have
+    a checksum, which is checked when they are needed.
+    """
+    name = path.name.split(".")
+    if len(name) != 5:  # written by an earlier version
+        return True
+    try:
+        start, length = int(name[1], 16), int(name[2], 16)
+        with path.open("rb") as file:
+            before = file.read(start)
+            file.seek(start + length)
+            return _short_digest(before + file.read()) == name[3]
+    except (OSError, ValueError):
+        return False
+
+
+def _short_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _schema(width: int) -> Any:
