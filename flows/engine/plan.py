@@ -44,6 +44,7 @@ def make_plan(
     *,
     only: str | None = None,
     start: str | None = None,
+    names: Sequence[str] | None = None,
     force: bool = False,
 ) -> list[PlannedStage]:
     """Plan a run: find for each selected stage whether it would run, and why. Write nothing.
@@ -54,6 +55,7 @@ def make_plan(
         registry: name to stage.
         only: see `select`.
         start: see `select`.
+        names: the stages to run, in their order, in place of `only` and `start`.
         force: plan to run the selected stages even where their artifacts are current.
 
     Returns:
@@ -64,7 +66,7 @@ def make_plan(
             whole artifact.
     """
     identities = identify(config, registry)
-    selected = select(config, registry, only=only, start=start)
+    selected = list(names) if names else select(config, registry, only=only, start=start)
     # Once for all stages: a check reads every byte of the artifact, and most artifacts are read by
     # several stages.
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
