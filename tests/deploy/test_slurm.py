@@ -152,7 +152,7 @@ def test_a_preempted_job_resumes_to_the_same_bits(
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 143, said
-    assert "CANCELLED" in jobs() or "FAILED" in jobs(), jobs()
+    assert "ExitCode=143:0" in jobs(), jobs()
     done = log.read_text().count("\n")
     assert done < 150, "it ended by itself"
     lines: list[str] = []
@@ -182,10 +182,11 @@ def test_the_sample_trains_through_slurm(launched: pytest.MonkeyPatch, tmp_path:
     launched.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     options = ["--set", f"store={tmp_path / 'runs'}", "--set", "phases.finetune-structure.max_steps=8"]
     config = str(ROOT / "flows" / "configs" / "sample.yaml")
+    before = len(re.findall(r"JobName=jora-\d+", jobs()))
     for stage in ("build-context", "convert-model", "finetune-structure"):
         command = [sys.executable, "-m", "flows.cli", "run", config, "--only", stage, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "runs" / "finetune-structure").iterdir()
     assert (folder / "adapter_model.safetensors").exists()
-    assert f"finetune-structure/{folder.name[:8]}" in jobs() or "JobState=COMPLETED" in jobs()
+    assert len(re.findall(r"JobName=jora-\d+", jobs())) > before, jobs()
