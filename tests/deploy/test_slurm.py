@@ -162,6 +162,40 @@ def test_a_preempted_job_resumes_to_the_same_bits(
     assert adapter(spec) == adapter(order("whole", max_steps=150, checkpoint_every=50))
 
 
+def test_a_batch_job_that_is_queued_again_resumes(
+    launched: pytest.MonkeyPatch, order: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    """`deploy/slurm/train.sbatch`, queued again as by preemption, ends with the same bits."""
+    spec = order("batch", max_steps=150, checkpoint_every=10)
+    path = tmp_path / "train.spec.json"
+    path.write_text(spec.model_dump_json())
+    launched.setenv("JORA_PYTHON", sys.executable)
+    output = tmp_path / "job.txt"
+    script = str(ROOT / "deploy" / "slurm" / "train.sbatch")
+    command = ["sbatch", "--parsable", f"--output={output}", f"--chdir={ROOT}", script, str(path)]
+    job = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def state() -> str:
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True)
+        return shown.stdout
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 400
+        while not condition():
+            assert time.monotonic() < deadline, state() + output.read_text()
+            time.sleep(0.5)
+
+    kept = Path(spec.checkpoint_dir) / "metrics.jsonl"
+    wait(lambda: kept.exists() and kept.read_text().count("\n") > 12)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait(lambda: "Restarts=1" in state() and "JobState=COMPLETED" in state())
+    assert "resuming after step" in output.read_text()
+    launched.delenv("JORA_LAUNCHER")
+    whole = order("whole", max_steps=150, checkpoint_every=10)
+    run_child("train", whole, tmp_path / "whole", on_line=str)
+    assert adapter(spec) == adapter(whole)
+
+
 def test_a_cancelled_job_counts_as_killed(
     launched: pytest.MonkeyPatch, order: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:
