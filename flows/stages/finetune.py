@@ -68,11 +68,16 @@ def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
 
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
-    index, _ = _phase(config, stage)
+    index, phase = _phase(config, stage)
     # Only the weights: the first phase's log and times differ from run to run and do not change the training.
     earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
     return (
-        Upstream(build_context.NAME, (build_context.RECORDS,)),
+        # Only the training records of its own tasks: records of other tasks change nothing of the training.
+        Upstream(
+            build_context.NAME,
+            build_context.part_names(phase.tasks, "train", "records"),
+            parts=tuple(phase.tasks),
+        ),
         Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *earlier,
     )
