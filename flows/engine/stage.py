@@ -23,6 +23,8 @@ from retrieval.settings.context import ContextConfig
 BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
+# File of the adapter in the artifact of a phase, named as in PEFT.
+ADAPTER = "adapter_model.safetensors"
 # Folder inside a stage's work folder. A run continues from its checkpoints after a kill or a stop.
 CHECKPOINTS = "checkpoints"
 

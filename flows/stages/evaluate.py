@@ -17,10 +17,9 @@ from typing import Any
 from flows.children.run_child import run_child
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.answer_cache import AnswerCache, answer_schema
-from flows.stages.finetune import ADAPTER
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec

@@ -17,14 +17,13 @@ from typing import Any
 from flows.children.run_child import ChildFailed, run_child
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import CHECKPOINTS, Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from jora_core.base.atomic_files import write_bytes
 from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
 from jora_core.specs.train import TrainingSettings, TrainSpec
 
-ADAPTER = "adapter_model.safetensors"
 TOKENS = "tokens"  # folder of token ids in the cache
 # Settings that are not in the key. The first two do not change the trained weights. The file of general
 # instructions is an input, by its content.

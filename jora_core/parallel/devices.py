@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from jora_core.base.memory_use import peak_process_bytes
+from jora_core.base.spec_command import peak_process_bytes
 
 
 def peak_memory_bytes() -> int:
