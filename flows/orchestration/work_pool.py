@@ -15,7 +15,7 @@ from typing import Any
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
-from flows.orchestration.serve import deployments
+from flows.orchestration.serving.deployments import deployments
 from jora_core.base.errors import InputError
 
 # A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
