@@ -189,7 +189,8 @@ def _merged(
     """Return the fields of both objects. In a file with both, rope_scaling wins, as in transformers 5."""
     if not (scaling and parameters):
         return scaling or parameters
-    kinds = {_rope_kind(each) for each in (scaling, parameters) if {"rope_type", "type"} & each.keys()}
+    # As text: a kind of a wrong type, such as a list, is refused later.
+    kinds = {str(_rope_kind(each)) for each in (scaling, parameters) if {"rope_type", "type"} & each.keys()}
     named = (each.get("rope_theta") for each in (scaling, parameters, data))
     thetas = {theta for theta in named if isinstance(theta, int | float) and not isinstance(theta, bool)}
     # The default of a family says nothing about what the file wants.
