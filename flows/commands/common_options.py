@@ -9,13 +9,16 @@ from typing import Annotated
 
 import typer
 
+from flows.children.devices import require_devices
 from flows.configuration.load import load_config
+from flows.configuration.requirements import require
+from flows.configuration.sample import default_config
 from flows.configuration.schema import PipelineConfig
 
 # Types of parameters, so that an option has one name, one help text and one meaning in all commands.
 Config = Annotated[
     Path | None,
-    typer.Argument(metavar="[CONFIG]", help="YAML file; without it, ./jora.yaml, else a checkout's sample."),
+    typer.Argument(metavar="CONFIG", help="YAML file; without it, ./jora.yaml, else a checkout's sample."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -27,9 +30,25 @@ Force = Annotated[bool, typer.Option("--force", help="Run even what is up to dat
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def load(path: Path | None, overrides: list[str] | None) -> PipelineConfig:
-    """Load and check the configuration of a command; without a path, load the default configuration."""
-    return load_config(path, overrides or [])
+def load(path: Path | None, overrides: list[str] | None, ready: bool = False) -> PipelineConfig:
+    """Load and check the configuration of a command; without a path, load the default configuration.
+
+    Args:
+        path: YAML file; None takes the default configuration.
+        overrides: changes of single values.
+        ready: whether to refuse also what a run of the pipeline would refuse later, such as a missing package
+            or a mesh that the model cannot be split over. Warnings are printed.
+
+    Raises:
+        InputError: the configuration is not valid, or not ready.
+    """
+    config = load_config(path, overrides or [])
+    if ready:
+        keys = {text.partition("=")[0].strip() for text in overrides or []}
+        for line in require(config, str(path or default_config()), keys):
+            print_status(f"warning: {line}")
+        require_devices(config.mesh.devices)
+    return config
 
 
 def print_status(line: str) -> None:

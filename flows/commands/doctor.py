@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,10 +15,12 @@ from pathlib import Path
 import typer
 from packaging.requirements import Requirement
 
+from flows.children.devices import find_devices, require_devices
 from flows.commands.app import DISTRIBUTION
 from flows.commands.common_options import Config, Json, Set, print_json
 from flows.commands.print_pipeline import Finding, print_findings
 from flows.configuration.load import load_config
+from flows.configuration.requirements import problems
 from flows.configuration.sample import default_config
 from flows.engine.keys import identify
 from flows.orchestration.prefect_server import answers, served_url_file
@@ -29,40 +29,36 @@ from jora_core.base.errors import InputError
 
 OLDEST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 2 * 2**30
-DEVICE_SECONDS = 120
-# In a process of its own, because an opened device stays reserved until the process ends.
-DEVICE_CODE = """
-import json, jax
-print(json.dumps({"backend": jax.default_backend(), "devices": [str(d.device_kind) for d in jax.devices()]}))
-"""
 
 
 def doctor(config: Config = None, overrides: Set = None, as_json: Json = False) -> None:
     """Check this machine.
 
-    Checks Python, packages, devices, Prefect server, disk, rights, and the inputs of CONFIG. The exit status
-    is 1 if something is missing that a run needs.
+    Checks Python, packages, devices, Prefect server, disk, rights, and everything that a run of CONFIG needs.
+    Each finding says how to fix it. The exit status is 2 if CONFIG is wrong, and 1 if the machine lacks
+    something that a run needs.
 
     Args:
         config: configuration file.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    findings = examine(config, overrides or [])
+    machine = examine_machine()
+    settings = examine_configuration(config, overrides or [])
     if as_json:
-        print_json({"checks": [asdict(finding) for finding in findings]})
+        print_json({"checks": [asdict(finding) for finding in [*machine, *settings]]})
     else:
-        print_findings(findings)
-    if any(finding.state == "fail" for finding in findings):
-        raise typer.Exit(1)
+        print_findings([*machine, *settings])
+    # A wrong configuration is wrong input, as for every other command.
+    for findings, status in ((settings, 2), (machine, 1)):
+        if any(finding.state == "fail" for finding in findings):
+            raise typer.Exit(status)
 
 
-def examine(config: Path | None, overrides: Sequence[str]) -> list[Finding]:
-    """Return the findings of all checks. A check that cannot be made is a finding, never an error."""
+def examine_machine() -> list[Finding]:
+    """Return the findings of all checks of this machine. A check that cannot be made is a finding."""
     # Checks on which others depend come first, so the user must fix the first failure first.
-    findings = [_python(), *_packages(), _torch(), _devices(), _server()]
-    findings += _configuration(config, overrides)
-    return findings
+    return [_python(), *_packages(), _torch(), _devices(), _server()]
 
 
 def _python() -> Finding:
@@ -85,7 +81,7 @@ def _packages() -> list[Finding]:
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
-            findings.append(Finding(requirement.name, "fail", f"missing; expected {requirement.specifier}"))
+            findings.append(Finding(requirement.name, "fail", f"missing; run `pip install '{requirement}'`"))
             continue
         # `prereleases=True`: a release candidate that the user has chosen satisfies `>=`.
         good = requirement.specifier.contains(found, prereleases=True)
@@ -101,31 +97,22 @@ def _torch() -> Finding:
             found[name] = version(name)
         except PackageNotFoundError:
             return Finding(
-                "export check", "warn", f"{name} is missing: exports are not reloaded and compared"
+                "export check",
+                "warn",
+                f"{name} is missing, so exports are not reloaded and compared; run `pip install {name}`",
             )
     return Finding("export check", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
 def _devices() -> Finding:
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", DEVICE_CODE],
-            capture_output=True,
-            text=True,
-            timeout=DEVICE_SECONDS,
-            check=False,
-        )
-        # The last line, because drivers and plugins print lines of their own before it.
-        found = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, OSError):
-        return Finding("devices", "fail", f"JAX did not start within {DEVICE_SECONDS} s")
-    except (ValueError, IndexError):
-        # Of a traceback the last line is the reason.
-        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-        return Finding("devices", "fail", f"JAX does not start: {last[0]}")
-    kinds = found["devices"]
+        found = find_devices()
+    except InputError as error:
+        return Finding("devices", "fail", str(error))
     return Finding(
-        "devices", "ok", f"{len(kinds)} × {kinds[0]} ({found['backend']}), {os.cpu_count()} CPU cores"
+        "devices",
+        "ok",
+        f"{len(found.kinds)} × {found.kinds[0]} ({found.backend}), {os.cpu_count()} CPU cores",
     )
 
 
@@ -137,20 +124,35 @@ def _server() -> Finding:
             return Finding("prefect server", "ok", f"answers at {url}")
     named = next(filter(None, urls), None)
     if named:
-        return Finding("prefect server", "warn", f"none answers at {named}; runs start one of their own")
+        return Finding(
+            "prefect server",
+            "warn",
+            f"none answers at {named}; start it, or unset PREFECT_API_URL: runs then start one of their own",
+        )
     return Finding(
         "prefect server", "ok", "none running; runs start one of their own, `jora serve` a lasting one"
     )
 
 
-def _configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
-    """Check the configuration, its input files, and whether its store can be written."""
+def examine_configuration(path: Path | None, overrides: Sequence[str]) -> list[Finding]:
+    """Check a configuration, what a run of it needs, its input files, and whether its store can be written.
+
+    Args:
+        path: YAML file; None takes the default configuration.
+        overrides: changes of single values.
+    """
     try:
         config = load_config(path, overrides)
     except ValueError as error:
         # Without a configuration there is neither an input nor a store to look at.
         return [_refused("configuration", error)]
     findings = [Finding("configuration", "ok", str(path or default_config()))]
+    for problem in problems(config):
+        findings.append(Finding(problem.subject, "fail" if problem.fatal else "warn", problem.message))
+    try:
+        require_devices(config.mesh.devices)
+    except InputError as error:
+        findings.append(Finding("mesh", "fail", str(error)))
     try:
         count = sum(len(identity.inputs) for identity in identify(config, STAGES).values())
         findings.append(Finding("input files", "ok", f"{count} files"))
@@ -177,9 +179,16 @@ def _writable(store: Path) -> Finding:
             probe.flush()
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding("store", "fail", f"cannot write to {store}: {(error.strerror or str(error)).lower()}")
+        reason = (error.strerror or str(error)).lower()
+        return Finding(
+            "store",
+            "fail",
+            f"cannot write to {store}: {reason}; choose another folder with --set store=FOLDER",
+        )
     detail = f"{store} can be written, {free / 2**30:.1f} GiB free"
-    return Finding("store", "ok" if free >= LEAST_FREE_BYTES else "warn", detail)
+    if free < LEAST_FREE_BYTES:
+        return Finding("store", "warn", f"{detail}; `jora gc` removes what no run needs")
+    return Finding("store", "ok", detail)
 
 
 def _read(path: Path) -> str | None:

@@ -85,7 +85,7 @@ def generate(
     Args:
         instruction: The task for the model.
         text: Input of the task, context first; `-` reads standard input.
-        config: YAML file; else the sample.
+        config: YAML file; without it, ./jora.yaml, else a checkout's sample.
         overrides: changes of single values of the configuration.
         model: Model folder instead of CONFIG's.
         adapter: PEFT folder instead of the last phase's; only with --model.

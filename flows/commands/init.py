@@ -22,7 +22,7 @@ from jora_core.base.errors import InputError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project; made if it is new.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the project; made if it is new.")],
     sample: Annotated[
         bool, typer.Option("--sample", help="With the embedded sample: corpora, a tiny model, an embedder.")
     ] = False,
@@ -38,9 +38,12 @@ def init(
       jora init my-project
       jora init demo --sample && cd demo && jora run
     """
-    config = start_project(folder, sample)
+    # As a path, an empty text would be the working directory.
+    if not folder.strip():
+        raise InputError("DIR is empty; give a folder, or . for the working directory")
+    config = start_project(Path(folder), sample)
     print(f"wrote {config}")
-    change = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    change = "" if Path(folder).resolve() == Path.cwd() else f"cd {folder} && "
     print(f"next: {change}jora plan" if sample else f"next: edit it, then {change}jora plan")
 
 

@@ -47,7 +47,7 @@ def run(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    settings = load(config, overrides)
+    settings = load(config, overrides, ready=True)
     outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
@@ -78,7 +78,7 @@ def plan(
         memory: Also compile each phase's step and print its bytes per device.
         as_json: print JSON instead of text.
     """
-    settings = load(config, overrides)
+    settings = load(config, overrides, ready=True)
     store = Store(settings.store)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
     # Also without --memory, because the counts come from artifacts and caches, if those exist.
@@ -111,11 +111,15 @@ def serve(
         overrides: changes of single values of the configuration.
         port: Port of the server on this machine; else PREFECT_API_URL, 4200.
     """
-    serve_pipeline.serve(load(config, overrides), port, print_status)
+    serve_pipeline.serve(load(config, overrides, ready=True), port, print_status)
 
 
 def context(
-    config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
+    config: Config = None,
+    force: Force = False,
+    overrides: Set = None,
+    as_json: Json = False,
+    preview: Annotated[str | None, typer.Option("--preview", metavar="FILE")] = None,
 ) -> None:
     """Build the records (stage build-context).
 
@@ -127,7 +131,14 @@ def context(
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
+        preview: Build nothing; print the first rows of a corpus as they are read, and what to configure.
     """
+    if preview is not None:
+        # Here, because no other command reads a corpus in this process.
+        from retrieval.readers.preview import preview as lines_of
+
+        print("\n".join(lines_of(preview)))
+        return
     settings = load(config, overrides)
     references = _run_stages(["build-context"], settings, force, as_json)
     if not as_json and print_pipeline.print_records(references[0]):

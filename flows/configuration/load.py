@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flows.configuration.path_fields import resolve_paths
-from flows.configuration.sample import default_config
+from flows.configuration.sample import CONFIG_NAME, default_config
 from flows.configuration.schedule import check_schedule
 from flows.configuration.schema import ConfigSource, PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
@@ -36,12 +37,41 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     root = raw.setdefault("root", ".")
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
+    raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
     raw = resolve_paths(raw, folder / root, str(file), root_from=folder)
     try:
         config = PipelineConfig.model_validate(raw)
+        _refuse_truth_values(raw, config, "")
     except ValidationError as error:
         # `from None`: pydantic's own text names classes and types, which does not help the author of a file.
         raise InputError(describe_error(error, PipelineConfig, str(file), changed)) from None
+    except _TruthValue as error:
+        key, expected, given = error.args
+        source = "--set" if any(".".join(keys) == key for keys in changed) else file
+        raise InputError(f"{source}: {key}: expected {expected}, got {str(given).lower()}") from None
     check_schedule(config.schedule, "--set" if any(key[0] == "schedule" for key in changed) else str(file))
     # Without CONFIG on the command line, a printed command needs none either.
     return config.loaded_from(ConfigSource(None if path is None else str(path), str(file), tuple(overrides)))
+
+
+class _TruthValue(Exception):
+    """A number was given as `true` or `false`: its key, what was expected, and the value."""
+
+
+def _refuse_truth_values(given: Any, checked: Any, key: str) -> None:
+    """Refuse `true` and `false` in place of numbers, which Pydantic would take for 1 and 0.
+
+    Args:
+        given: a value as the file has it.
+        checked: the same value in the checked configuration.
+        key: dotted key of the value; empty for the whole configuration.
+    """
+    if isinstance(given, Mapping) and isinstance(checked, BaseModel | Mapping):
+        for name, child in given.items():
+            value = checked.get(name) if isinstance(checked, Mapping) else getattr(checked, name, None)
+            _refuse_truth_values(child, value, f"{key}.{name}" if key else name)
+    elif isinstance(given, list) and isinstance(checked, list | tuple):
+        for number, (child, value) in enumerate(zip(given, checked, strict=False)):
+            _refuse_truth_values(child, value, f"{key}.{number}")
+    elif isinstance(given, bool) and isinstance(checked, int | float) and not isinstance(checked, bool):
+        raise _TruthValue(key, "a whole number" if isinstance(checked, int) else "a number", given)

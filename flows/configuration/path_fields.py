@@ -24,6 +24,8 @@ PATH_KEYS = (
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 # $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
+MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
+MOST_PATH_BYTES = 4095
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
 
@@ -57,7 +59,10 @@ def resolve_paths(
         # Two keys count from other folders; see the module `schema`.
         if key in (("store",), ("root",)):
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
-            return _absolute(base / expand_variables(value, f"{source}: {dotted}"))
+            _check_length(value, f"{source}: {dotted}")
+            return _absolute(base / Path(expand_variables(value, f"{source}: {dotted}")).expanduser())
+        if _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS)):
+            _check_length(value, f"{source}: {dotted}")
         if _is_one_of(key, PATH_KEYS):
             value = expand_variables(value, f"{source}: {dotted}")
             # `s3://bucket/a` would become a path below `root`.
@@ -92,6 +97,18 @@ def expand_variables(text: str, where: str) -> str:
         return found
 
     return _VARIABLE.sub(value, text)
+
+
+def _check_length(text: str, where: str) -> None:
+    """Refuse a path that no file system takes, at which every question about the file would be an error."""
+    longest = max((len(os.fsencode(part)) for part in text.split("/")), default=0)
+    if "\0" in text:
+        raise InputError(f"{where}: the path contains a NUL character; remove it")
+    if longest > MOST_NAME_BYTES or len(os.fsencode(text)) > MOST_PATH_BYTES:
+        raise InputError(
+            f"{where}: the path is too long ({len(text):,} characters, {text[:40]}…); a name has at most "
+            f"{MOST_NAME_BYTES} bytes, a path {MOST_PATH_BYTES}"
+        )
 
 
 def _is_one_of(key: tuple[str, ...], patterns: Sequence[str]) -> bool:

@@ -31,6 +31,11 @@ PhaseStage = Literal["finetune-structure", "finetune-task"]
 PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
 
 
+# Of each task whose answers are written, which takes longer than choosing one. Enough for an interval of ten
+# points.
+ANSWERED_RECORDS = 200
+
+
 # Pydantic lists the fields of the last base first, so the form begins with the folder or the stage.
 class ModelFolder(SpecModel):
     """The folder of the base model."""
@@ -70,13 +75,13 @@ class EvaluateConfig(EvaluationSettings):
         description="Held-out replies to score; empty: all, 0: none",
     )
     tables_max_records: int = Field(
-        default=0,
+        default=ANSWERED_RECORDS,
         ge=0,
         title="Most table records",
         description="Held-out table questions to answer freely; 0: none",
     )
     qa_max_records: int = Field(
-        default=0,
+        default=ANSWERED_RECORDS,
         ge=0,
         title="Most document records",
         description="Held-out document questions to answer freely; 0: none",
@@ -145,6 +150,11 @@ class ConfigSource:
 class PipelineConfig(SpecModel):
     """The configuration of a whole pipeline, from raw corpora to an exported model."""
 
+    project: str = Field(
+        default="",
+        title="Project",
+        description="Name in lists and reports; empty: the file's, or for jora.yaml its folder's",
+    )
     root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
         default="runs", title="Store", description="Folder of the artifacts, from the working directory"

@@ -7,7 +7,7 @@ override.
 
 from __future__ import annotations
 
-import difflib
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +17,18 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from flows.configuration.other_names import hint_for
 from flows.configuration.path_fields import resolve_paths
+from jora_core.base.error_messages import first_problem, known_keys, near_name
+from jora_core.base.error_messages import short as _short
 from jora_core.base.errors import InputError
 
-_EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping of keys",
-    "model": "a mapping of keys",
-}
+# No configuration has as many values. A few lines of aliases of aliases can mean billions of them.
+MOST_VALUES = 100_000
+# Levels of brackets. The parser calls itself for each, so its own limit depends on the caller's depth.
+MOST_NESTED = 200
+# Characters with a meaning of their own at the start of a YAML value.
+_MARKS = ("*", "&", "%", "@", "`", "{{", "!")
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -43,15 +42,20 @@ def parse_yaml(text: str, source: str) -> Any:
         InputError: the YAML is broken or a key is given twice (with line and column), or an alias contains
             itself.
     """
+    if _open_brackets(text) > MOST_NESTED:
+        raise InputError(
+            f"{source}: values are nested too deeply, or an alias contains itself; write them out"
+        )
     try:
         # The pure loader, because the C loader follows YAML 1.1, in which `yes` is true and `010` is eight.
         # The copy removes aliases, so that an override changes one place only. It also finds an alias that
         # contains itself, on which every walk over the values would run for ever.
-        return _copy(YAML(typ="safe", pure=True).load(text))
+        return _plain(YAML(typ="safe", pure=True).load(text), [MOST_VALUES])
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{source}{where}: broken YAML: {_problem(error)}") from None
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        raise InputError(f"{source}{where}: broken YAML: {_problem(error)}{_advice(line, error)}") from None
     except YAMLError as error:
         raise InputError(f"{source}: broken YAML: {' '.join(str(error).split())}") from None
     # `a: &x [*x]` is valid YAML with an infinite value.
@@ -59,13 +63,57 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(
             f"{source}: values are nested too deeply, or an alias contains itself; write them out"
         ) from None
+    except OverflowError:
+        raise InputError(
+            f"{source}: more than {MOST_VALUES:,} values, counted with the copies that aliases make; "
+            "write out fewer of them"
+        ) from None
+    # Python refuses whole numbers of thousands of digits, and dates such as 2024-13-01.
+    except ValueError as error:
+        raise InputError(
+            f"{source}: a value cannot be read ({error}); correct it, or put it in quotes"
+        ) from None
+
+
+def _open_brackets(text: str) -> int:
+    """Return the largest number of brackets that are open at once."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
 
 
 def _problem(error: MarkedYAMLError) -> str:
-    """Return the message of a YAML error, without the quoted values of a repeated key."""
+    """Return the message of a YAML error in short words, without the quoted values of a repeated key."""
     text = str(error.problem or error.context)
     repeated = re.match(r'found duplicate key "?(.+?)"? with value ', text, re.DOTALL)
-    return f"key {repeated[1]!r} is given twice" if repeated else text
+    if repeated:
+        return f"key {repeated[1]!r} is given twice"
+    if "another document" in text:
+        return "a second document begins here; keep one"
+    return text
+
+
+def _advice(line: str, error: MarkedYAMLError) -> str:
+    """Return what to change in a line whose value begins like a part of YAML's own syntax."""
+    if "\t" in line[: len(line) - len(line.lstrip())] or line.startswith("\t"):
+        return "; indent with spaces, not with tabs"
+    # The value that begins with a mark, up to the end of a flow mapping or of the line.
+    found = re.search(r"(?:^|[\s:\[{,-])\s*([\w.-]+)\s*:\s+((?:\{\{|[*&%@`!])[^#]*)", line)
+    if found is None:
+        return ""
+    key, value = found[1], found[2].strip()
+    if template := re.match(r"\{\{.*?\}\}[^\s,}\]]*", value):
+        value = template[0]
+    else:
+        value = value.rstrip("}], ")
+    if "'" in value:
+        return f"; a value that begins with {value[:1]} needs quotes"
+    return f"; the value needs quotes: {key}: '{value}'"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -122,6 +170,9 @@ def apply_overrides(
 
 def _override_value(text: str, dotted: str, model: type[BaseModel] | None) -> Any:
     """Return the value of an override; see `apply_overrides`."""
+    # There are no anchors and tags on a command line, so a value that begins like one is a text.
+    if text.lstrip().startswith(_MARKS):
+        return text.strip()
     try:
         return parse_yaml(text, f"--set {dotted}")
     except InputError:
@@ -147,40 +198,22 @@ def describe_error(
         source: name of the configuration's file.
         overridden: key paths that `--set` has changed. An error below such a key names `--set`, not the file.
     """
-    # One problem at a time: with unions pydantic reports each variant, so one mistake gives several
-    # errors.
-    first = error.errors()[0]
-    location = tuple(str(part) for part in first["loc"])
-    where = ".".join(location)
+    place, message = first_problem(error, model)
     # A prefix, because `--set lora={r: x}` sets a mapping, and the error is below that key.
-    if any(location[: len(keys)] == keys for keys in overridden):
+    if any(place[: len(keys)] == keys for keys in overridden):
         source = "--set"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        known = known_keys(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
-        return f"{source}: {where}: unknown key; {hint}{more}"
-    if kind == "missing":
-        return f"{source}: {where}: this key is missing{more}"
-    if kind == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-    elif kind == "literal_error":
-        message = f"expected {first.get('ctx', {}).get('expected')}, got {_short(first['input'])}"
-    # pydantic's types are `int_parsing`, `int_type`, `list_type`, …; `too_short` and `string_too_long`
-    # have a better text of their own.
-    elif (expected := _EXPECTED.get(kind.split("_")[0])) and not kind.endswith(("_short", "_long")):
-        message = f"expected {expected}, got {_short(first['input'])}"
-    else:
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {_short(first['input'])}"
-    return f"{source}: {where}: {message}{more}" if where else f"{source}: {message}{more}"
-
-
-def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Return the field names of the nested model at `location`, through lists and optional fields."""
-    models = _models_in(_field_annotation(model, location))
-    return list(models[0].model_fields) if models else []
+    # The error is about values that do not fit together, one of which was set.
+    elif below := [keys for keys in overridden if keys[: len(place)] == place]:
+        source = f"{source} with --set {'.'.join(below[0])}"
+    if message.startswith("unknown key; "):
+        name, section = place[-1], place[:-1]
+        # The table first: a similar name of ours may mean something else.
+        hint = hint_for(name, section, model) if not near_name(name, known_keys(model, section)) else None
+        if hint:
+            more = re.search(r" \(and \d+ more\)$", message)
+            message = f"unknown key; {hint}{more[0] if more else ''}"
+    where = ".".join(place)
+    return f"{source}: {where}: {message}" if where else f"{source}: {message}"
 
 
 def _field_annotation(model: type[BaseModel], location: Sequence[str]) -> Any:
@@ -248,7 +281,29 @@ def _copy(value: Any) -> Any:
     return [_copy(child) for child in value] if isinstance(value, list) else value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    # An error is one line of a terminal.
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _plain(value: Any, left: list[int]) -> Any:
+    """Copy a YAML value as mappings with text keys, lists and plain values.
+
+    Args:
+        value: what the parser returned.
+        left: how many values may still be copied, as a list of one number that is counted down.
+
+    Raises:
+        OverflowError: there are more values.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise OverflowError
+    if isinstance(value, Mapping):
+        # A key like `1` or `null` stays text: an error then names it as it stands in the file.
+        return {_key_text(name): _plain(child, left) for name, child in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(child, left) for child in value]
+    # YAML has dates, our settings have none: `2024-01-01` is a text, such as the name of a folder.
+    return str(value) if isinstance(value, datetime.date) else value
+
+
+def _key_text(name: Any) -> str:
+    if name is None:
+        return "null"
+    return str(name).lower() if isinstance(name, bool) else str(name)

@@ -128,6 +128,9 @@ def digest_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
         InputError: a file is missing or cannot be read.
     """
     for name, path in inputs.items():
+        # Linux allows any bytes in a name, which no key and no manifest can hold.
+        if not str(path).isprintable() and _has_other_bytes(str(path)):
+            raise InputError(f"{str(path)!a}: the file's name is not UTF-8 text; rename the file")
         if not path.is_file():  # a pipe or a device would be read for ever
             what = "not a file" if path.exists() else "no such file"
             raise InputError(f"{name}: {what}: {path}")
@@ -137,6 +140,14 @@ def digest_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
         raise InputError(
             f"cannot read {error.filename}: {(error.strerror or 'unreadable').lower()}"
         ) from None
+
+
+def _has_other_bytes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _shown(path: Path, root: Path) -> str:

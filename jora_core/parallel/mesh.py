@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 from jax.sharding import AxisType, Mesh
 
@@ -27,10 +29,19 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
     """Make a mesh of the first data × tensor devices.
 
     Raises:
-        InputError: there are fewer devices than data × tensor.
+        InputError: there are fewer devices than data × tensor, or JAX finds none.
     """
     # All devices of all processes; `check_whole` refuses a smaller mesh where there are several processes.
-    found = jax.devices()
+    try:
+        found = jax.devices()
+    # JAX has an error of its own for some platforms that are not there, and an assertion for others.
+    except (RuntimeError, AssertionError) as err:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(err).split()) or "no such device"
+        raise InputError(
+            f"JAX finds no device with JAX_PLATFORMS={wanted or '(not set)'} ({reason:.200}); set it to cpu, "
+            "or install the driver and package of that device"
+        ) from None
     if data * tensor > len(found):
         raise InputError(
             f"mesh data={data} x tensor={tensor} needs {data * tensor} devices, found {len(found)} "

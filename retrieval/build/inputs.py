@@ -7,11 +7,17 @@ from pathlib import Path
 
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import read_error
+from retrieval.corpus.reading_limits import ReadingLimits, limited_to
 from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
 from retrieval.tasks.task_protocol import task_input_files
 from retrieval.text.token_counter import tokenizer_file
+
+
+def limits_of(config: ContextConfig) -> ReadingLimits:
+    """Return the limits of reading that a configuration sets."""
+    return ReadingLimits(**config.limits.model_dump(), allow_links_outside=config.allow_links_outside)
 
 
 def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
@@ -22,8 +28,10 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     Raises:
         InputError: a source is missing.
     """
-    for task in config.tasks:
-        yield from task_input_files(task, config)
+    # As a list: between two items of a generator, the limits would hold for the caller too.
+    with limited_to(limits_of(config)):
+        files = [found for task in config.tasks for found in task_input_files(task, config)]
+    yield from files
     if config.counts_tokens:
         file = tokenizer_file(tokenizer_folder(config))
         yield f"tokenizer/{file.name}", file

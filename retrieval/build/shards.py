@@ -21,9 +21,10 @@ from pathlib import Path
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
 from jora_core.base.digests import canonical_json, file_digest, text_digest
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
-from retrieval.build.inputs import input_digests
+from retrieval.build.inputs import input_digests, limits_of
 from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.corpus.mapped_items import RowSink
+from retrieval.corpus.reading_limits import limited_to
 from retrieval.corpus.source_files import expand_path
 from retrieval.evaluation import merge_reports
 from retrieval.evaluation.task_report import Progress, TaskReport
@@ -116,7 +117,8 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     for task in config.tasks:
         report = TaskReport()
         folder = work / task
-        examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
+        with limited_to(limits_of(config)):
+            examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
     about = {"key": key, "inputs": inputs, "examples": examples}
     # Last: without this file the folder counts as unprepared, and is filled anew.

@@ -1,7 +1,7 @@
 """Cut long documents into chunks at sentence borders. Lengths are tokens of the configured tokenizer.
 
 A chunk is a `Document`. Its id names its range of characters: `guide@1200-1950` counts them in the text of
-the source, before white space is folded. The `parent` of a chunk is the whole document. The split is decided
+the source, before it is tidied. The `parent` of a chunk is the whole document. The split is decided
 for the whole document, so that its chunks stay together. A question about a document becomes a question about
 the chunks that hold its answer.
 """
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.text.normalize import fold, tokenize
+from retrieval.text.normalize import keep_lines
 from retrieval.text.token_counter import load_counter
+from retrieval.text.words import tokenize
 
 #: (start, end) in characters, end exclusive.
 Spans = list[tuple[int, int]]
@@ -60,7 +61,7 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
 
     Args:
         document: the whole document.
-        raw: the text of the document in its source, before white space is folded.
+        raw: the text of the document in its source.
         chunker: the splitter.
 
     Returns:
@@ -75,7 +76,7 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
         replace(
             document,
             id=f"{document.id}@{start}-{end}",
-            text=fold(raw[start:end]),
+            text=keep_lines(raw[start:end]),
             parent=document.id,
             start=start,
             end=end,

@@ -102,7 +102,9 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
         names = [path]
     else:
         root, rest = path.rstrip("/"), ""
-        names = [name for name in system.find(path) if not suffixes or name.endswith(tuple(suffixes))]
+        names = [
+            name for name in system.find(path) if not suffixes or name.lower().endswith((*suffixes, ".zip"))
+        ]
     return root, {name[len(root) :].lstrip("/"): name for name in sorted(names)}, rest
 
 

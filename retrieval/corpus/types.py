@@ -68,7 +68,7 @@ class Document:
     Attributes:
         id: unique in the corpus.
         title: the title, which may be empty.
-        text: the text with single spaces.
+        text: the text with its line breaks.
         source: name of the file.
         row: row in the file, from 1.
         time: time from which the document exists, in seconds since 1970; None means always.

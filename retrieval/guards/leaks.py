@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from retrieval.guards.splits import has_link
-from retrieval.text.normalize import tokenize
+from retrieval.text.words import tokenize
 
 QUOTELINK = "leak_quotelink"
 QUOTED_PARENT = "leak_quoted_parent"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from retrieval.prompts.templates import ANSWER_SEPARATOR
+from retrieval.text.words import tokenize
 
 NUMBER_TOLERANCE = 1e-6
 #: Bounds on the search for a cut of a generated list: an answer of a broken model may be thousands of commas,
@@ -32,11 +33,14 @@ _QUOTES = str.maketrans(dict.fromkeys("‘’´`", "'") | dict.fromkeys("“”"
 _CITATION = re.compile(r"(?:(?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])+$")
 # A parenthesis at the end, such as `Oslo (Norway)`, but not one that is the whole text.
 _DETAILS = re.compile(r"(?<!^)(?: \([^)]*\))+$")
+# Thousands are separated by commas, or by blanks as in the SI; India groups by two digits.
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,\d{2,3})*,\d{3}|(?:[ \u00a0\u202f]\d{3})+)(?:\.\d+)?")
+_GROUP = re.compile("[, \u00a0\u202f]")
 _QUOTED = re.compile(r'^"([^"]*)"$')
 # At most nine digits: a broken model may write thousands, and Python refuses to convert so many.
 _LABEL = re.compile(r"^\s*#\s*(?P<number>\d{1,9})(?!\d)\s*(?P<author>.*?)[\s.,;:!?]*$")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation))
 
 
 def normalize(text: str) -> str:
@@ -78,7 +82,7 @@ class Value:
         """Return whether two values are equal as texts, as numbers, or as dates."""
         if self.text == other.text:
             return True
-        # Two numbers are compared by value alone: `1,000` has no value here, `1000.0` and `1e3` are equal.
+        # Two numbers are compared by value alone: `1,000`, `1000.0` and `1e3` are equal.
         if self.number is not None and other.number is not None:
             return abs(self.number - other.number) < NUMBER_TOLERANCE
         return self.date is not None and self.date == other.date
@@ -86,7 +90,7 @@ class Value:
 
 @lru_cache(maxsize=65536)
 def parse_value(text: str) -> Value:
-    """Parse an answer as a text and, if possible, as a number (also `1e3`) or a date.
+    """Parse an answer as a text and, if possible, as a number (also `1e3` and `1,000`) or a date.
 
     Dates are `YYYY-MM-DD`, with `xx` for an unknown part.
     """
@@ -102,6 +106,10 @@ def parse_value(text: str) -> Value:
 
 
 def _number(text: str) -> float | None:
+    text = text.translate(_QUOTES)
+    # The evaluator gets numbers of tables in plain form, from the tagged data; predictions are as in tables.
+    if _GROUPED.fullmatch(text):
+        text = _GROUP.sub("", text)
     try:
         value = float(text)
     except ValueError:
@@ -183,10 +191,11 @@ def _segments(pieces: list[str], targets: list[Value], longest: int) -> bool:
 def exact_match(prediction: str, gold: Sequence[str]) -> bool:
     """Return whether a prediction equals an accepted answer by SQuAD's rules.
 
-    The rules ignore case, articles, punctuation and spacing.
+    The rules ignore case, articles, punctuation and spacing. Other spellings of the same words, such as full-
+    width letters or Arabic vowel marks, are equal too.
     """
     said = _plain(prediction)
-    return any(said == _plain(answer) for answer in gold)
+    return any(said == (wanted := _plain(answer)) or _same_words(said, wanted) for answer in gold)
 
 
 def token_f1(prediction: str, gold: Sequence[str]) -> float:
@@ -194,10 +203,10 @@ def token_f1(prediction: str, gold: Sequence[str]) -> float:
 
     F1 is the best overlap of its words with those of an accepted answer.
     """
-    said = _plain(prediction).split()
+    said = _words(prediction)
     best = 0.0
     for answer in gold:
-        wanted = _plain(answer).split()
+        wanted = _words(answer)
         common = sum((Counter(said) & Counter(wanted)).values())
         # SQuAD's script: where one side has no words, F1 is 1 if both have none, else 0.
         if not said or not wanted:
@@ -208,7 +217,25 @@ def token_f1(prediction: str, gold: Sequence[str]) -> float:
 
 
 def _plain(text: str) -> str:
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    # SQuAD's script takes the signs out and puts no blank in their place: `1,234` is `1234`.
+    text = text.lower().translate(_PUNCTUATION)
+    if not text.isascii():
+        # As MLQA's script does for all languages.
+        text = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+    return " ".join(_ARTICLE.sub(" ", text).split())
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of an answer; of scripts without blanks each character, as in MLQA's script."""
+    plain = _plain(text)
+    return plain.split() if plain.isascii() else tokenize(plain)
+
+
+def _same_words(one: str, other: str) -> bool:
+    if one.isascii() and other.isascii():
+        return False
+    words = tokenize(one)
+    return bool(words) and words == tokenize(other)
 
 
 def final_answer(text: str) -> str:

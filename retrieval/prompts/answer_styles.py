@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jora_core.base.errors import InputError
 from retrieval.prompts.answer_matching import ANSWER_MARK
 from retrieval.settings.answer_style import Style
-from retrieval.text.normalize import tokenize
-from retrieval.text.sentences import sentences
+from retrieval.text.sentences import sentence_spans, sentences
+from retrieval.text.words import tokenize
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,7 +29,9 @@ _QUOTED = re.compile(re.escape(QUOTE_BEGIN) + r"(.*?)" + re.escape(QUOTE_END), r
 
 
 def supporting_sentence(passages: Sequence[str], answers: Sequence[str], question: str) -> str | None:
-    """Return the sentence that holds an answer as whole words, or None if no sentence does.
+    """Return the sentence that holds an answer as whole words, or None if no text holds it.
+
+    If the answer goes over several sentences, as a list or code does, all of them are returned.
 
     Args:
         passages: the texts to search.
@@ -45,12 +47,31 @@ def supporting_sentence(passages: Sequence[str], answers: Sequence[str], questio
         holding = [(sentence, words) for sentence, words in found if wanted and _holds(words, wanted)]
         if holding:
             return max(holding, key=lambda item: len(question_words & set(item[1])))[0]
-    return None
+    runs = (_run_of_sentences(passage, tokenize(answer)) for answer in answers for passage in passages)
+    return next((run for run in runs if run), None)
+
+
+def _run_of_sentences(passage: str, wanted: Sequence[str]) -> str:
+    """Return the part of a passage, in whole sentences, that holds the words; "" if there is none."""
+    if not wanted:
+        return ""
+    spans = sentence_spans(passage)
+    words = [tokenize(passage[start:end]) for start, end in spans]
+    sentence_of = [number for number, sentence in enumerate(words) for _ in sentence]
+    at = _place([word for sentence in words for word in sentence], wanted)
+    if at is None:
+        return ""
+    return passage[spans[sentence_of[at]][0] : spans[sentence_of[at + len(wanted) - 1]][1]]
 
 
 def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    return _place(words, wanted) is not None
+
+
+def _place(words: Sequence[str], wanted: Sequence[str]) -> int | None:
+    """Return the first place of a run of words in others, or None."""
     n = len(wanted)
-    return any(words[i : i + n] == wanted for i in range(len(words) - n + 1))
+    return next((i for i in range(len(words) - n + 1) if words[i : i + n] == wanted), None)
 
 
 def quote_then_answer(sentence: str, answer: str) -> str:

@@ -8,15 +8,19 @@ context that is then over the budget.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from retrieval.corpus.source_files import tokenizer_folder
 from retrieval.settings.context import ContextConfig
-from retrieval.text.sentences import sentences
+from retrieval.text.sentences import sentence_spans
 from retrieval.text.token_counter import load_counter
 
 Count = Callable[[str], int]
+_WORD = re.compile(r"\S+")
+#: Words are shorter on average in every script with blanks.
+_LONGEST_WORD = 40
 
 
 def count_words(text: str) -> int:
@@ -107,31 +111,39 @@ def _around(text: str, wanted: str, budget: int, count: Count) -> str:
     """Return the longest run of sentences around the wanted sentence within the budget. That sentence always
     stays.
     """
-    parts = sentences(text)
-    if wanted not in parts:
+    spans = sentence_spans(text)
+    at = text.find(wanted)
+    holding = [i for i, (start, end) in enumerate(spans) if start < at + len(wanted) and at < end]
+    if at < 0 or not holding:
         return text
-    low = parts.index(wanted)
-    high = low + 1
+    low, high = holding[0], holding[-1] + 1
+
+    def part(first: int, last: int) -> str:
+        return text[spans[first][0] : spans[last - 1][1]]
+
     while True:
         # The sentence before an answer explains it more often than the sentence after it, so it is tried
         # first.
         for first, last in ((low - 1, high), (low, high + 1)):
-            if first >= 0 and last <= len(parts) and count(" ".join(parts[first:last])) <= budget:
+            if first >= 0 and last <= len(spans) and count(part(first, last)) <= budget:
                 low, high = first, last
                 break
         else:
-            return " ".join(parts[low:high])
+            return part(low, high)
 
 
 def _head(text: str, budget: int, count: Count) -> str:
     """Return as many of the first words as the budget allows, at least one."""
     # Tokens of a part are not the sum of its words' tokens, so the length is found by bisection.
-    words = text.split()
-    low, high = 1, max(len(words), 1)
+    ends = [word.end() for word in _WORD.finditer(text)]
+    # Scripts without blanks have no words to cut between.
+    if len(ends) * _LONGEST_WORD < len(text):
+        ends = list(range(1, len(text) + 1))
+    low, high = 1, max(len(ends), 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if count(" ".join(words[:middle])) <= budget:
+        if count(text[: ends[middle - 1]]) <= budget:
             low = middle
         else:
             high = middle - 1
-    return " ".join(words[:low])
+    return text[: ends[low - 1]] if ends else text

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from retrieval.settings.limits import InputLimits
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
-from retrieval.text.normalize import Stemmer
+from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
 
 #: Fields that hold paths. They stay out of what is written into the records, so that a moved corpus gives the
 #: same bytes. The digests of the files' contents are written instead.
@@ -17,7 +18,9 @@ PATH_FIELDS = frozenset(
 )
 
 #: Fields that decide which processes build the records. They change no record, so they stay out as well.
-EXECUTION_FIELDS = frozenset({"backend", "workers", "dask_address", "shard_records"})
+EXECUTION_FIELDS = frozenset(
+    {"backend", "workers", "dask_address", "shard_records", "limits", "allow_links_outside"}
+)
 
 #: YAML 1.1 reads `off` as false.
 Threshold = Annotated[
@@ -83,7 +86,13 @@ class _ContextSettings(SettingsModel):
     bm25_stemmer: Stemmer = Field(
         default="none",
         title="BM25 stemmer",
-        description="Snowball stemmer of documents and queries, by language; none: words as they are.",
+        description="Snowball stemmer of documents and queries, by language; none: words as they are. "
+        "Turkish also has letter case of its own.",
+    )
+    bm25_diacritics: Diacritics = Field(
+        default="keep",
+        title="BM25 diacritics",
+        description="fold: é and e are one letter, so that a query without diacritics finds the word.",
     )
     backend: Literal["threads", "dask"] = Field(
         default="threads",
@@ -108,6 +117,17 @@ class _ContextSettings(SettingsModel):
         ge=1,
         title="Records a shard",
         description="How finely the work is cut; the records are the same.",
+    )
+
+    limits: InputLimits = Field(
+        default=InputLimits(),
+        title="Limits",
+        description="How large a packed file or a single value may become while it is read.",
+    )
+    allow_links_outside: bool = Field(
+        default=False,
+        title="Links out of a source",
+        description="Follow links in the folder of a source that lead out of that folder.",
     )
 
     @model_validator(mode="after")
@@ -144,6 +164,11 @@ class _ContextSettings(SettingsModel):
         budgets = any(task.max_context_tokens is not None for task in tasks)
         needed = any(task.measures_tokens for task in tasks)
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
+
+    @property
+    def tokenizer_of_words(self) -> Tokenizer:
+        """The tokenizer of BM25, for documents and queries."""
+        return Tokenizer(self.bm25_stemmer, self.bm25_diacritics)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return, as JSON values, the settings that can change a record."""

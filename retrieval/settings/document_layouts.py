@@ -45,7 +45,10 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     "squad": DocumentLayout(
         "retrieval.readers.documents.squad", _sets("data", "paragraphs", "context question answers")
     ),
-    "hotpotqa": DocumentLayout("retrieval.readers.documents.hotpotqa", _sets("supporting_facts")),
+    # The test file has no supporting facts; its reader says so.
+    "hotpotqa": DocumentLayout(
+        "retrieval.readers.documents.hotpotqa", _sets("supporting_facts", "_id question context")
+    ),
     "alpaca": DocumentLayout(
         "retrieval.readers.documents.instructions", _sets("instruction"), instructions=True
     ),
@@ -54,5 +57,23 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
 }
 #: Files that are one document each. Their names identify them, and the configured layout has no effect.
 TEXT_FILES = DocumentLayout("retrieval.readers.documents.text_files")
+
+_KINDS = "retrieval.readers.documents.kinds"
+#: Source code is read as it is, with its lines.
+CODE_SUFFIXES = (
+    ".c", ".cc", ".cpp", ".cs", ".css", ".go", ".h", ".hpp", ".java", ".jl", ".js", ".jsx", ".kt", ".lua",
+    ".php", ".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".tsx",
+)  # fmt: skip
+#: The module that reads each ending, in small letters. To add a kind of file, write a module with
+#: `read_file` (:class:`retrieval.readers.documents.kinds.kind_reader.KindReader`) and add its ending here.
+TEXT_KINDS: dict[str, str] = {
+    **dict.fromkeys((".txt", ".md", ".markdown", ".rst", *CODE_SUFFIXES), f"{_KINDS}.plain"),
+    ".pdf": f"{_KINDS}.pdf",
+    **dict.fromkeys((".html", ".htm", ".xhtml"), f"{_KINDS}.html"),
+    ".docx": f"{_KINDS}.docx",
+    ".epub": f"{_KINDS}.epub",
+}
+#: Endings of files that are one document each.
+TEXT_SUFFIXES = tuple(TEXT_KINDS)
 
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

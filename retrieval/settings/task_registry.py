@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Annotated
 
 from retrieval.settings.choices import OneOf
-from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES, TEXT_KINDS
 from retrieval.settings.legs import leg_modules
 from retrieval.settings.tasks import TaskFacts, TaskSettings
 from retrieval.settings.thread_formats import THREAD_FORMATS
@@ -64,6 +64,7 @@ def build_modules() -> list[str]:
     """
     tasks = [f"{entry.package}.{part}" for entry in TASKS.values() for part in ("task", "inputs")]
     layouts = [layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)]
+    layouts += dict.fromkeys(TEXT_KINDS.values())
     return [*tasks, *leg_modules(), *(format.module for format in THREAD_FORMATS.values()), *layouts]
 
 

@@ -6,26 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from retrieval.settings.answer_style import Style
 from retrieval.settings.choices import OneOf
+from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
 from retrieval.settings.document_layouts import DocumentLayoutName
 from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
+from retrieval.settings.limits import SettingsModel
 from retrieval.settings.thread_formats import ThreadFormatName
 
 LegName = Annotated[str, OneOf(tuple(LEGS))]
 DocumentLegName = Annotated[str, OneOf(DOCUMENT_LEGS)]
 Fusion = Literal["rrf", "weighted"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
-
-
-class SettingsModel(BaseModel):
-    """Settings that never change and that refuse an unknown key."""
-
-    # Forbid: a mistyped key would otherwise be ignored. Frozen: the settings are part of a key that is
-    # computed once.
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -213,12 +207,19 @@ class ThreadsTask(TaskSettings):
         title="Format",
         description="Layout of the source; auto: told by file names and first fields.",
     )
+    columns: ThreadColumns | None = Field(
+        default=None,
+        title="Columns",
+        description="Which columns of the source are id, text, parent, author, time and thread, in a corpus "
+        "of any format.",
+    )
     # A context is on one side of the split. Without blocks, a whole channel would be.
-    block: int = Field(
-        default=500,
+    block: int | None = Field(
+        default=None,
         ge=2,
-        title="Block of a chat",
-        description="Discord's endless channels are cut into contexts of at most so many messages.",
+        title="Block of a long conversation",
+        description="Longer conversations are cut into contexts of at most so many messages; empty: 500 in "
+        "chats, whose channels never end, and no cut elsewhere.",
     )
     n_contexts: int = Field(
         default=10,
@@ -266,11 +267,23 @@ class ThreadsTask(TaskSettings):
         description="What decides the test split, where no test source does: a hash of the context, or time: "
         "the newest contexts.",
     )
-    missing_parents: Literal["error", "drop"] = Field(
-        default="error",
+    missing_parents: Literal["auto", "error", "drop"] = Field(
+        default="auto",
         title="Links to missing posts",
-        description="An in-thread link to a post that is not there: refuse it, or drop and count it.",
+        description="A link to a post that is not there: refuse it, or drop and count it; auto: drop in "
+        "exports of chats and forums, which always lack some, and error in published corpora (4chan, "
+        "ConvoKit, IRC).",
     )
+
+    @model_validator(mode="after")
+    def _columns_of_their_format(self) -> ThreadsTask:
+        if self.format == "columns" and self.columns is None:
+            raise ValueError("format columns needs columns: say which column is id, text and parent")
+        if self.columns is not None and self.format not in ("auto", "columns"):
+            raise ValueError(
+                f"columns describe a corpus of any format, but format is {self.format}: leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_weights(self) -> ThreadsTask:
@@ -325,6 +338,16 @@ class QaTask(_Styled):
         title="Questions",
         description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
         "in SQuAD and HotpotQA.",
+    )
+    columns: DocumentColumns | None = Field(
+        default=None,
+        title="Columns of the documents",
+        description="Which columns of the source are id, text, title and time, in a table of any format.",
+    )
+    question_columns: QuestionColumns | None = Field(
+        default=None,
+        title="Columns of the questions",
+        description="Which columns of the questions are id, question, answers and document_id.",
     )
     format: DocumentLayoutName = Field(
         default="auto", title="Format", description="Layout of rows; auto: told by their fields."
@@ -387,6 +410,14 @@ class QaTask(_Styled):
     @model_validator(mode="after")
     def _known_weights(self) -> QaTask:
         _check_weights(self.weights, self.legs)
+        return self
+
+    @model_validator(mode="after")
+    def _columns_of_their_files(self) -> QaTask:
+        if self.columns is not None and self.questions is None:
+            raise ValueError("columns needs questions: give the questions in a file of their own")
+        if self.question_columns is not None and self.questions is None:
+            raise ValueError("question_columns needs questions: give the file that has these columns")
         return self
 
     @model_validator(mode="after")

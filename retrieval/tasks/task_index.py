@@ -14,7 +14,6 @@ from retrieval.search.bm25.folder import load_index
 from retrieval.search.bm25.okapi_reference import RankBM25Index
 from retrieval.search.bm25.ranker import Ranker
 from retrieval.settings.context import ContextConfig
-from retrieval.text.normalize import Tokenizer
 
 #: Documents between two reports of progress.
 STEP = 4096
@@ -32,7 +31,7 @@ def index_texts(
     For the rank_bm25 library nothing is written, because its index cannot be stored.
 
     Args:
-        config: names the backend and the stemmer.
+        config: names the backend, and what the terms of a text are.
         texts: the texts, read once.
         count: number of texts, for the progress.
         folder: the task's folder.
@@ -41,7 +40,7 @@ def index_texts(
     if config.bm25_backend == "rank_bm25":
         return
     # The `with` block removes temporary files if a text cannot be read.
-    with BM25Builder(Tokenizer(config.bm25_stemmer), folder / "bm25") as builder:
+    with BM25Builder(config.tokenizer_of_words, folder / "bm25") as builder:
         builder.add(counted(texts, f"{folder.name}: index", progress, count))
         builder.finish()
 
@@ -50,13 +49,13 @@ def open_index(config: ContextConfig, texts: Callable[[], Iterable[str]], folder
     """Open the index that `index_texts` built.
 
     Args:
-        config: names the backend and the stemmer.
+        config: names the backend, and what the terms of a text are.
         texts: returns the texts again. The rank_bm25 library builds its index from them in memory, which
             works for small corpora only.
         folder: the task's folder.
     """
     if config.bm25_backend == "rank_bm25":
-        tokenizer = Tokenizer(config.bm25_stemmer)
+        tokenizer = config.tokenizer_of_words
         return RankBM25Index(map(tokenizer, texts()), tokenizer)
     return load_index(folder / "bm25")
 

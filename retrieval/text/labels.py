@@ -7,7 +7,11 @@ ANONYMOUS = "Anonymous"
 
 
 def titled(title: str, text: str) -> str:
-    """Join a title and a text into one text, without a double full stop between them."""
+    """Join a title and a text into one text, without a double full stop between them.
+
+    A text of several lines begins on a line of its own, because the first may be a row of a table or code.
+    """
     if not title:
         return text
-    return f"{title} {text}" if title[-1] in ".!?:" else f"{title}. {text}"
+    space = "\n" if "\n" in text else " "
+    return f"{title}{space}{text}" if title[-1] in ".!?:。！？" else f"{title}.{space}{text}"

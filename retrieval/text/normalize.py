@@ -1,16 +1,17 @@
-"""Normalise texts for the indexes and guards: folded white space, words, stems, and hashes of texts."""
+"""Normalise texts: white space, line breaks, the words and stems of an index, and hashes of texts."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import threading
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import dedent
 from typing import Literal, get_args
 
 from jora_core.base.errors import InputError
+from retrieval.text.words import RULE, index_terms, tokenize
 
 #: The stemmers of Snowball by language; "porter" is its older stemmer of English.
 Stemmer = Literal[
@@ -21,32 +22,67 @@ Stemmer = Literal[
 ]  # fmt: skip
 STEMMERS: tuple[Stemmer, ...] = get_args(Stemmer)
 
-_WORD = re.compile(r"\w+")
+Diacritics = Literal["keep", "fold"]
+
+#: Characters without a meaning in a text: controls other than white space, byte order marks, soft hyphens,
+#: and code points that are no characters.
+_NOISE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufffe\uffff]")
+_BREAK = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
 def fold(text: str) -> str:
-    """Return a text with each run of white space as one space, and none at the ends."""
-    return " ".join(text.split())
+    """Return a text as one line: each run of white space is one space, and none is at the ends.
+
+    Control characters, which PDF readers and old exports leave, are removed.
+    """
+    folded = " ".join(text.split())
+    # Ordinary text is all printable, and this check is much faster than a search.
+    return folded if folded.isprintable() else " ".join(_NOISE.sub("", text).split())
 
 
-def tokenize(text: str) -> list[str]:
-    """Return the words of a text: runs of letters, digits and `_` after NFKC and case folding."""
-    if not text.isascii():  # ASCII is NFKC already, and the check is much faster
-        text = unicodedata.normalize("NFKC", text)
-    return _WORD.findall(text.casefold())
+def keep_lines(text: str) -> str:
+    """Return a text with its line breaks and the white space within its lines.
+
+    Lines end with `\\n` and without blanks, at most one blank line separates two lines, and there is none at
+    the ends. Control characters are removed. A text of one line is folded.
+    """
+    # Of the ends, only whole lines: the first line keeps its indentation.
+    if _BREAK.search(text.strip()) is None:
+        return fold(text)
+    lines: list[str] = []
+    for line in _NOISE.sub("", text).splitlines():
+        line = line.rstrip()
+        if line or (lines and lines[-1]):
+            lines.append(line)
+    return "\n".join(lines).rstrip("\n")
+
+
+def answer_text(text: str) -> str:
+    """Return an answer with its line breaks, and without the indentation that all of its lines share."""
+    return dedent(keep_lines(text)).strip()
+
+
+def one_paragraph(text: str) -> str:
+    """Return a text with its line breaks but without blank lines, which separate the parts of a prompt."""
+    return "\n".join(line for line in keep_lines(text).split("\n") if line)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A splitter of texts into words, which reduces each word to its stem if a stemmer is set.
+    """A splitter of texts into the terms of an index, which reduces words to their stems if a stemmer is set.
 
     An index keeps its tokenizer for the queries. A tokenizer can be pickled and used by several threads.
+
+    Attributes:
+        stemmer: the Snowball stemmer. Its language also decides the letter case: Turkish has two letters i.
+        diacritics: "fold" drops diacritics, so that `cafe` finds `café`.
 
     Raises:
         InputError: the language has no Snowball stemmer.
     """
 
     stemmer: Stemmer = "none"
+    diacritics: Diacritics = "keep"
     # A Snowball stemmer must not be used by two threads at once, so each thread has its own. Stems are
     # remembered, because words repeat.
     _local: threading.local = field(
@@ -58,21 +94,25 @@ class Tokenizer:
         if self.stemmer not in STEMMERS:
             raise InputError(f"bm25_stemmer: {self.stemmer!r} is unknown; expected {', '.join(STEMMERS)}")
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Stemmer]]:
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Stemmer, Diacritics]]:
         # Thread-local storage cannot be pickled, and Dask workers get tokenizers by pickle.
-        return Tokenizer, (self.stemmer,)
+        return Tokenizer, (self.stemmer, self.diacritics)
 
     def settings(self) -> dict[str, str]:
         """Return the settings that decide the words, as JSON values. A saved index stores them."""
-        return {"words": f"nfkc casefold {_WORD.pattern}", "stemmer": self.stemmer}
+        return {"words": RULE, "stemmer": self.stemmer, "diacritics": self.diacritics}
+
+    def words(self, text: str) -> list[str]:
+        """Return the terms of a document or query before stemming."""
+        return index_terms(text, self.stemmer, self.diacritics == "fold")
 
     def __call__(self, text: str) -> list[str]:
-        """Return the words of a document or query."""
-        words = tokenize(text)
+        """Return the terms of a document or query."""
+        words = self.words(text)
         return words if self.stemmer == "none" else [self.stem(word) for word in words]
 
     def stem(self, word: str) -> str:
-        """Return the stem of one word of `tokenize`."""
+        """Return the stem of one term of `words`."""
         if self.stemmer == "none":
             return word
         found = self._stems.get(word)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 from jora_core.base.errors import InputError
+from retrieval.text.values import is_missing
 
 #: The comparison with it also refuses NaN, and whole numbers too large for a float.
 _LATEST = 1e15
@@ -15,19 +17,22 @@ def parse_time(value: Any, field: str, where: str) -> float | None:
     """Parse a time and return seconds since 1970, or None if the value is None or "".
 
     Args:
-        value: a number of seconds, a `datetime`, or ISO 8601 text. A text without a time zone is UTC.
+        value: a number of seconds, a `datetime`, a `date` (its midnight), or ISO 8601 text. A text without
+            a time zone is UTC.
         field: name of the field, for errors.
         where: file and row, for errors.
 
     Raises:
         InputError: the value is none of these.
     """
-    if value is None or value == "":
+    if is_missing(value):
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LATEST:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and abs(value) < _LATEST:
         return float(value)
     if isinstance(value, datetime):
         return _seconds(value)
+    if isinstance(value, date):
+        return _seconds(datetime.combine(value, time()))
     if isinstance(value, str):
         try:
             return _seconds(datetime.fromisoformat(value.strip()))

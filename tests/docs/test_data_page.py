@@ -18,7 +18,7 @@ from retrieval.build.record_files import read_records
 from retrieval.corpus.types import Tally
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
-from retrieval.readers.threads.registry import read_threads
+from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
 from retrieval.settings.tasks import QaTask, ThreadsTask
 from retrieval.settings.thread_formats import THREAD_FORMATS
@@ -46,10 +46,14 @@ def test_every_marked_example_is_found(examples: Path) -> None:
     assert {path.name for path in examples.iterdir()} >= {"qa", "squad", "hotpotqa", "tables", "4chan", "irc"}
 
 
-@pytest.mark.parametrize("kind", ["4chan", "convokit", "discord", "discord-api", "irc", "mastodon", "slack"])
+@pytest.mark.parametrize("kind", [*THREAD_FORMATS, "discord-api"])
 def test_conversations(examples: Path, kind: str) -> None:
     tally = Tally()
-    (thread,) = read_threads(ThreadsTask(source=str(examples / kind)), tally)
+    (mapping,) = re.findall(r"<!-- mapping: columns -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+    columns = yaml.safe_load(mapping)["threads"]["columns"] if kind == "columns" else None
+    task = ThreadsTask(source=str(examples / kind), columns=columns)
+    assert thread_format(task) == kind.removesuffix("-api")
+    (thread,) = read_threads(task, tally)
     first, second = thread.posts
     assert second.parents == (first.id,)
     assert first.text.endswith("Which one?") and second.text.endswith("he red one.")

@@ -77,7 +77,8 @@ def test_every_third_party_import_is_declared_and_every_declaration_used() -> No
     used = {DISTRIBUTIONS.get(name, canonicalize_name(name)) for name in third_party}
     declared = set(requirements(PROJECT["dependencies"]))
     # peft proves an export where it is installed; google.protobuf and the like would show up here.
-    extras = requirements(PROJECT["optional-dependencies"]["scale"])
+    optional = PROJECT["optional-dependencies"]
+    extras = requirements([*optional["scale"], *optional["spreadsheets"]])
     assert used - declared - {"peft", *extras} == set()
     assert declared - used == NOT_IMPORTED
 

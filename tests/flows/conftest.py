@@ -102,8 +102,8 @@ def configuration() -> dict[str, Any]:
         "model": {"path": "model"},
         "context": {
             "tables": {"source": "tables"},
-            "threads": {"source": "threads.ndjson"},
-            "qa": {"source": "documents.jsonl", "questions": "questions.jsonl"},
+            "threads": {"source": "threads.ndjson", "legs": ["bm25", "recency", "opening"]},
+            "qa": {"source": "documents.jsonl", "questions": "questions.jsonl", "legs": ["bm25"]},
         },
         "phases": [
             phase("finetune-structure", "tables", "qa"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
@@ -15,7 +15,7 @@ def read_documents(files: Sequence[SourceFile], tally: Tally, layout: str = "aut
 
 
 def read_questions(
-    files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
+    files: Sequence[SourceFile], documents: Collection[str], tally: Tally, layout: str = "auto"
 ) -> list[Question]:
     """The questions in file order."""
     return list(stream_questions(files, documents, tally, layout))

@@ -5,23 +5,29 @@ If a question and a document both have a time, the question never gets a documen
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from itertools import islice
+from pathlib import PurePosixPath
 from typing import cast
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.chunking import Chunker, chunk_document
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.readers.documents.layout_types import LayoutReader
+from retrieval.readers.documents.layout_types import UNANSWERABLE, LayoutReader
 from retrieval.readers.files.rows import field_names
 from retrieval.settings.document_layouts import (
     DEFAULT_LAYOUT,
     DOCUMENT_LAYOUTS,
     TEXT_FILES,
+    TEXT_SUFFIXES,
     DocumentLayout,
 )
-from retrieval.settings.file_suffixes import TEXT_SUFFIXES
+
+#: Ids that are searched for one like a name that does not exist.
+_SEARCHED = 100_000
 
 
 def stream_documents(
@@ -42,8 +48,12 @@ def stream_documents(
     # File number and row instead of the file's name: this dictionary has an entry for each document.
     seen: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
-        for where, document, raw_text, id_from_content in _reader(file, layout).read_documents(file, tally):
+        for found in _reader(file, layout).read_documents(file, tally):
+            where, document, raw_text, id_from_content, dropped = found
             tally.read["documents"] += 1
+            if dropped:
+                tally.dropped[dropped] += 1
+                continue
             if document.id in seen:
                 if id_from_content:
                     tally.dropped["document_repeated"] += 1
@@ -69,7 +79,11 @@ def stream_documents(
 
 
 def stream_questions(
-    files: Sequence[SourceFile], documents: Container[str], tally: Tally, layout: str = "auto"
+    files: Sequence[SourceFile],
+    documents: Collection[str],
+    tally: Tally,
+    layout: str = "auto",
+    keep_unanswerable: bool = False,
 ) -> Iterator[Question]:
     """Read the questions of all files in file order.
 
@@ -79,6 +93,7 @@ def stream_questions(
         tally: `read["questions"]` counts the questions in the files. Each is yielded, or counted in `dropped`
             as `question_…`.
         layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
+        keep_unanswerable: whether questions without an answer are yielded; else they are dropped.
 
     Raises:
         InputError: a row is broken, an id is used twice, or a question names a document that does not
@@ -94,15 +109,33 @@ def stream_questions(
                     f"{where}: question id {question.id!r} is already used at {files[first].name}:{row}"
                 )
             seen[question.id] = (number, question.row)
-            if dropped:
+            if dropped == UNANSWERABLE and keep_unanswerable:
+                tally.read["questions_unanswerable"] += 1
+            elif dropped:
                 tally.dropped[dropped] += 1
                 continue
             for name in question.oracle_ids:
                 if name not in documents:
                     raise InputError(
                         f"{where}: question {question.id!r} names document {name!r}, which does not exist"
+                        + _nearest(name, documents)
                     )
             yield question
+
+
+def _nearest(name: str, documents: Collection[str]) -> str:
+    """Return a proposal for an error message: the id of a document that may be meant."""
+    # A document that is a file has the ending of its name in its id, which questions often leave out.
+    wanted = name.casefold()
+    near: dict[str, str] = {}
+    for known in islice(documents, _SEARCHED):
+        path = PurePosixPath(known.casefold() or "-")
+        if wanted in (known.casefold(), path.name, path.stem, str(path.with_suffix(""))):
+            return f"; did you mean {known!r}?"
+        near[known.casefold()] = known
+    found = get_close_matches(wanted, near, 1)
+    some = ", ".join(repr(known) for known in islice(near.values(), 3))
+    return f"; did you mean {near[found[0]]!r}?" if found else f"; there are {some}"
 
 
 def no_questions(files: Sequence[SourceFile]) -> InputError:
@@ -114,6 +147,12 @@ def no_questions(files: Sequence[SourceFile]) -> InputError:
 def tells_instructions(file: SourceFile) -> bool:
     """Return whether the fields of a file's first row belong to a layout of instructions with answers."""
     return not _is_text(file) and _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values())).instructions
+
+
+def layout_of(file: SourceFile) -> str:
+    """Return the name of the layout that the fields of a file's first row belong to."""
+    found = _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values()))
+    return next(name for name, layout in DOCUMENT_LAYOUTS.items() if layout is found)
 
 
 def _reader(file: SourceFile, layout: str) -> LayoutReader:

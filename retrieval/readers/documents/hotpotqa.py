@@ -14,10 +14,12 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
-from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
+from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import rows, text_of, texts_of
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import fold, one_paragraph
+from retrieval.text.words import is_unspaced
 
+_OPTIONAL = ("_id", "id", "answer", "supporting_facts")
 EXPECTED = "a row with _id, question, answer, context, supporting_facts"
 
 
@@ -42,34 +44,60 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
     """Yield each row's paragraphs and its question, in file order."""
-    fields = ("question", "answer", "context", "supporting_facts")
-    for where, row, value in rows(file, fields, ("_id", "id"), EXPECTED):
+    for where, row, value in rows(file, ("question", "context"), _OPTIONAL, EXPECTED):
+        absent = [name for name in ("answer", "supporting_facts") if name not in value]
+        if absent:
+            raise InputError(
+                f"{where}: field {', '.join(absent)} is missing, as in HotpotQA's test file; expected "
+                f"{EXPECTED}: take the train or dev file"
+            )
         paragraphs = []
         for title, sentences in _pairs(value["context"], ("title", "sentences"), "context", where):
             if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
                 raise InputError(f"{where}: field context has a paragraph that is not a list of sentences")
-            # The published sentences begin with their own space.
-            name, text = text_of(title, "context", where), "".join(sentences)
+            name, text = text_of(title, "context", where), joined_sentences(sentences)
             if text.strip():
                 paragraphs.append(Paragraph.identified(where, row, fold(name), text))
-        # Facts name a paragraph by its title; of two with one title, the first is meant.
-        by_title = {paragraph.title: paragraph.id for paragraph in reversed(paragraphs)}
-        facts = _pairs(value["supporting_facts"], ("title", "sent_id"), "supporting_facts", where)
-        titles = dict.fromkeys(fold(text_of(title, "supporting_facts", where)) for title, _ in facts)
-        missing = not titles or any(title not in by_title for title in titles)
-        oracles = tuple(by_title[title] for title in titles if title in by_title)
-        key = value.get("_id") if value.get("_id") is not None else value.get("id")
-        question = Question(
-            fold(text_of(key, "_id", where)),
-            next(iter(oracles), ""),
-            fold(text_of(value["question"], "question", where)),
-            texts_of(value["answer"], "answer", where),
-            file.name,
-            row,
-            # A single oracle is named by `context_id` already.
-            oracles if len(oracles) > 1 else (),
-        )
-        yield paragraphs, FoundQuestion(where, question, "question_without_its_paragraphs" if missing else "")
+        yield paragraphs, _question(file, where, row, value, paragraphs)
+
+
+def _question(
+    file: SourceFile, where: str, row: int, value: dict[str, Any], paragraphs: Sequence[Paragraph]
+) -> FoundQuestion:
+    # Facts name a paragraph by its title; of two with one title, the first is meant.
+    by_title = {paragraph.title: paragraph.id for paragraph in reversed(paragraphs)}
+    facts = _pairs(value["supporting_facts"] or [], ("title", "sent_id"), "supporting_facts", where)
+    titles = dict.fromkeys(fold(text_of(title, "supporting_facts", where)) for title, _ in facts)
+    missing = not titles or any(title not in by_title for title in titles)
+    oracles = tuple(by_title[title] for title in titles if title in by_title)
+    answers = texts_of(value["answer"], "answer", where)
+    key = value.get("_id") if value.get("_id") is not None else value.get("id")
+    question = Question(
+        fold(text_of(key, "_id", where)),
+        next(iter(oracles), ""),
+        one_paragraph(text_of(value["question"], "question", where)),
+        answers,
+        file.name,
+        row,
+        # A single oracle is named by `context_id` already.
+        oracles if len(oracles) > 1 else (),
+    )
+    reason = "question_without_its_paragraphs" if missing else "" if answers else UNANSWERABLE
+    return FoundQuestion(where, question, reason)
+
+
+def joined_sentences(sentences: Sequence[str]) -> str:
+    """Join the sentences of a paragraph, with a blank where neither of two neighbours has white space.
+
+    HotpotQA's sentences begin with their own blank, those of 2WikiMultihopQA do not. Languages that are
+    written without blanks get none.
+    """
+    text = ""
+    for sentence in sentences:
+        ends = (text[-1:], sentence[:1])
+        touching = all(ends) and not any(end.isspace() or is_unspaced(end) for end in ends)
+        text += " " + sentence if touching else sentence
+    return text
 
 
 def _pairs(value: Any, names: Sequence[str], field: str, where: str) -> list[tuple[Any, Any]]:

@@ -8,7 +8,10 @@ from typing import NamedTuple, Protocol
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import keep_lines
+
+#: Why a question is dropped that its documents do not answer. Where abstaining is taught, it is kept.
+UNANSWERABLE = "question_unanswerable"
 
 
 class FoundDocument(NamedTuple):
@@ -16,16 +19,18 @@ class FoundDocument(NamedTuple):
 
     Attributes:
         where: file and row, for errors.
-        document: the document, its text folded.
-        raw_text: the text before folding. Chunks and answer spans are ranges of its characters.
+        document: the document, its text tidied with its lines kept.
+        raw_text: the text of the file. Chunks and answer spans are ranges of its characters.
         id_from_content: whether the id is made of the content. If so, the same id means the same document and
             may be repeated. Otherwise a repeated id is an error.
+        dropped: why the document cannot be used, for the counts; "" for a usable one.
     """
 
     where: str
     document: Document
     raw_text: str
     id_from_content: bool = False
+    dropped: str = ""
 
 
 class FoundQuestion(NamedTuple):
@@ -60,7 +65,7 @@ class LayoutReader(Protocol):
 
 
 class Paragraph(NamedTuple):
-    """A document of a question set without document ids. The text is not folded."""
+    """A document of a question set without document ids. The text is that of the file."""
 
     where: str
     row: int
@@ -86,5 +91,5 @@ class Paragraph(NamedTuple):
 
     def found(self, file: SourceFile) -> FoundDocument:
         """Return the paragraph as a document that was found in the file."""
-        document = Document(self.id, self.title, fold(self.text), file.name, self.row)
+        document = Document(self.id, self.title, keep_lines(self.text), file.name, self.row)
         return FoundDocument(self.where, document, self.text, id_from_content=True)

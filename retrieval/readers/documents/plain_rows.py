@@ -1,8 +1,9 @@
 """Documents and questions as rows of JSON lines, a JSON list or Parquet, in separate files.
 
 A document is `{"id", "title"?, "text", "time"?}`, a question is `{"id", "document_id", "question", "answers",
-"time"?}`. `answers` is a list of accepted answers, of which the first is taught. `document_id` may be a list
-of documents that only together hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text.
+"time"?}`. `answers` is a list of accepted answers, of which the first is taught. An empty list or null means
+that the document does not answer the question. `document_id` may be a list of documents that only together
+hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Iterator
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
-from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
+from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion
 from retrieval.readers.files.rows import rows, text_of, texts_of
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import fold, keep_lines, one_paragraph
 from retrieval.text.times import parse_time
+from retrieval.text.values import is_missing
 
 DOCUMENT_FIELDS = ("id", "text")
 QUESTION_FIELDS = ("id", "document_id", "question", "answers")
+#: `answers` may be null, but a row without the field is a mistake.
+_FILLED = QUESTION_FIELDS[:3]
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
@@ -31,12 +35,11 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
         title = value.get("title")
         # A numeric title (a year) is common where rows were exported from a table.
-        if title is not None and not isinstance(title, (str, int)):
-            raise InputError(f"{where}: field title is {type(title).__name__}, expected text")
+        title = "" if is_missing(title) else text_of(title, "title", where)
         text = text_of(value["text"], "text", where)
         key = fold(text_of(value["id"], "id", where))
         since = parse_time(value.get("time"), "time", where)
-        document = Document(key, fold(str(title or "")), fold(text), file.name, row, since)
+        document = Document(key, fold(title), keep_lines(text), file.name, row, since)
         yield FoundDocument(where, document, text)
 
 
@@ -47,14 +50,17 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         InputError: a row is broken.
     """
     expected = "an object with " + ", ".join(QUESTION_FIELDS)
-    for where, row, value in rows(file, QUESTION_FIELDS, ("time",), expected):
+    for where, row, value in rows(file, _FILLED, ("answers", "time"), expected):
         key = fold(text_of(value["id"], "id", where))
         first, *more = named = _document_ids(value["document_id"], where)
+        if "answers" not in value:
+            raise InputError(f"{where}: field answers is missing; expected {expected}, or null for no answer")
         answers = texts_of(value["answers"], f"answers of question {key!r}", where)
-        text = fold(text_of(value["question"], "question", where))
+        text = one_paragraph(text_of(value["question"], "question", where))
         time = parse_time(value.get("time"), "time", where)
         oracles = named if more else ()
-        yield FoundQuestion(where, Question(key, first, text, answers, file.name, row, oracles, time))
+        question = Question(key, first, text, answers, file.name, row, oracles, time)
+        yield FoundQuestion(where, question, "" if answers else UNANSWERABLE)
 
 
 def _document_ids(value: object, where: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import rows, text_of
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import answer_text, fold, one_paragraph
 
 EXPECTED = "a row with question, context, oracle_context, cot_answer"
 
@@ -52,7 +52,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         question = Question(
             f"{file.name}:{row}" if key is None else fold(text_of(key, "id", where)),
             Paragraph.identified(where, row, "", oracle).id,
-            fold(text_of(value["question"], "question", where)),
+            one_paragraph(text_of(value["question"], "question", where)),
             tuple(answer for answer in [_final_answer(value.get("cot_answer"), where)] if answer),
             file.name,
             row,
@@ -80,4 +80,4 @@ def _final_answer(value: Any, where: str) -> str:
         raise InputError(f"{where}: field cot_answer is {type(value).__name__}, expected text")
     # The last mark, because the reasoning may quote the prompt, which contains the mark too.
     answers = ((value or "").rpartition(mark) for mark in ANSWER_MARKS)
-    return next((fold(answer) for _, mark, answer in answers if mark), "")
+    return next((answer_text(answer) for _, mark, answer in answers if mark), "")

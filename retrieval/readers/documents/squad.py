@@ -14,9 +14,10 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
-from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
+from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, texts_of
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import fold, one_paragraph
+from retrieval.text.values import is_missing
 
 NESTED = 'an article: {"title": …, "paragraphs": [{"context": …, "qas": […]}]}'
 FLAT = "a row with id, context, question, answers"
@@ -43,8 +44,8 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestion]]]:
     """Yield each paragraph with its questions, in file order."""
     if not _is_nested(file):
-        fields = ("id", "context", "question", "answers")
-        for where, row, value in rows(file, fields, ("title",), FLAT):
+        fields = ("id", "context", "question")
+        for where, row, value in rows(file, fields, ("answers", "title", "is_impossible"), FLAT):
             paragraph = _paragraph(value, where, row, _title(value, where))
             yield paragraph, [_question(value, where, paragraph, file)]
         return
@@ -84,23 +85,34 @@ def _paragraph(value: dict[str, Any], where: str, row: int, title: str) -> Parag
 
 def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: SourceFile) -> FoundQuestion:
     key = fold(text_of(value.get("id"), "id", where))
-    text = fold(text_of(value.get("question"), "question", where))
+    text = one_paragraph(text_of(value.get("question"), "question", where))
+    # Some copies of the data give texts alone.
+    if "answers" not in value and value.get("is_impossible") is not True:
+        raise InputError(f"{where}: field answers is missing; expected a list, empty if there is no answer")
     found = value.get("answers")
+    if found is None or isinstance(found, (str, int, float)):
+        found = [] if is_missing(found) else [found]
+    if isinstance(found, list):
+        found = [item if isinstance(item, dict) else {"text": item} for item in found]
     if isinstance(found, dict):  # columns instead of rows
-        texts, starts = found.get("text"), found.get("answer_start")
+        texts, starts = found.get("text") or [], found.get("answer_start") or []
+        starts = starts or [-1] * len(texts)
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             raise InputError(f"{where}: field answers has no lists text and answer_start of equal length")
         found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
-    answers = dicts_of(found, "answers", where)
-    if not answers:  # SQuAD 2.0 has questions that the paragraph does not answer
-        unanswered = Question(key, paragraph.id, text, (), file.name, paragraph.row)
-        return FoundQuestion(where, unanswered, "question_unanswerable")
+    answers = [a for a in dicts_of(found, "answers", where) if not is_missing(a.get("text"))]
     # The same answer from several annotators is kept once.
     accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
+    # SQuAD 2.0 has questions that the paragraph does not answer. Some copies give them an empty answer, or
+    # the plausible but wrong ones as answers.
+    if value.get("is_impossible") is True or not accepted:
+        unanswered = Question(key, paragraph.id, text, (), file.name, paragraph.row)
+        return FoundQuestion(where, unanswered, UNANSWERABLE)
     first, start = answers[0]["text"], answers[0].get("answer_start")
     span = None
     # Published offsets are wrong now and then (white space was changed later); those are not used.
-    if isinstance(start, int) and start >= 0 and paragraph.text[start : start + len(first)] == first:
-        span = (start, start + len(first))
+    if isinstance(first, str) and isinstance(start, int) and start >= 0:
+        end = start + len(first)
+        span = (start, end) if paragraph.text[start:end] == first else None
     question = Question(key, paragraph.id, text, accepted, file.name, paragraph.row, span=span)
     return FoundQuestion(where, question)

@@ -1,4 +1,4 @@
-"""Read large JSON files item by item. A file is an array, or an object with one long array in it.
+"""Read large JSON files item by item: an array, an object with one long array in it, or values in a row.
 
 Only one item is in memory at a time, each parsed by the standard library. (Event parsers for this, such as
 ijson, keep the path of every level: a line of 100,000 brackets takes them 25 GB.)
@@ -14,54 +14,87 @@ from pathlib import Path
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
-from retrieval.readers.files.packed_lines import mend_surrogates, open_binary
+from retrieval.corpus.reading_limits import reading_limits
+from retrieval.corpus.unpacking import open_binary
+from retrieval.readers.files.packed_lines import DECODER, advice, is_tar, mend_surrogates, not_utf8
 
 _READ = 1 << 16
-_LARGEST = 1 << 28  # characters of one item
+_START = 4096
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 _UNSURE = 64  # an error so near to the end of what was read may be because the rest is missing
-_SPACE = re.compile(r"[ \t\r\n]*")
+# With the byte order mark, which stands between the parts of a file that was joined from others.
+_SPACE = re.compile("[ \\t\\r\\n\ufeff]*")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def stream_items(
     path: Path, expected: str, keys: Sequence[str] = (), header: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, int, Any]]:
-    """Read (place for errors, 1-based position, item) of each item of a file's array.
+    """Read (place for errors, 1-based position, item) of each item of a file.
 
-    The array is the whole file, or the value of one of `keys` in the top-level object.
+    The items are those of an array, which is the whole file or the value of one of `keys` in the top-level
+    object. Or they follow one another in the file, as JSON lines that are called `.json` do.
 
     Args:
         path: the file, plain or packed.
         expected: description of the expected content, for errors.
-        keys: names of the array; without names, a top-level object is the only item.
+        keys: names of the array; without names, a top-level object is an item. With "" among them, an object
+            without such an array is an item too. `chats.list` is the array `list` in the object `chats`.
         header: receives the fields of the top-level object that come before the array.
 
     Raises:
-        InputError: the JSON is broken (line and column are named), has no such array, or has an item of more
-            than 2²⁸ characters.
+        InputError: the JSON is broken (line and column are named), has no such array, or has an item that is
+            larger than the limits allow.
     """
+    position = 0
     with open_binary(path) as handle:
         reader = _Reader(handle, path, expected)
-        first = reader.peek()
-        if first == "{" and keys:
-            _enter_field(reader, keys, header if header is not None else {})
-        elif first != "[":
-            yield f"{path}:1", 1, reader.value()
-            reader.finish()
-            return
-        reader.take("[")
-        position = 0
-        while reader.peek() != "]":
-            if position:
-                reader.take(",")
+        if reader.peek() == "{" and keys:
+            found = _enter_field(reader, keys, header if header is not None else {})
+            if found is None:
+                # Behind an array inside an object, other fields may follow; they are not needed and not read.
+                for where, value in _array(reader, path, 0):
+                    position += 1
+                    yield where, position, value
+                return
             position += 1
-            # `line()` first moves to the item, so the number is the line on which the item begins.
-            where = f"{path}: item {position} (line {reader.line()})"
+            yield f"{path}:1", position, found
+        elif not reader.peek():
+            raise reader.error("the file is empty")
+        while first := reader.peek():
+            if first == "[":
+                for where, value in _array(reader, path, position):
+                    position += 1
+                    yield where, position, value
+                continue
+            where = f"{path}:{reader.line()}"
+            position += 1
             yield where, position, reader.value()
-        reader.take("]")
-        # Behind an array inside an object, other fields may follow; they are not needed and not read.
-        if first == "[":
-            reader.finish()
+
+
+def _array(reader: _Reader, path: Path, before: int) -> Iterator[tuple[str, Any]]:
+    """Yield (place for errors, item) of an array. `before` items came before it in the file."""
+    reader.take("[")
+    first = True
+    while reader.peek() != "]":
+        if not first:
+            reader.take(",")
+        first = False
+        before += 1
+        # `line()` first moves to the item, so the number is the line on which the item begins.
+        where = f"{path}: item {before} (line {reader.line()})"
+        yield where, reader.value()
+    reader.take("]")
+
+
+def holds_json_array(path: Path) -> bool:
+    """Return whether a file of any name is a JSON array or an indented JSON value, and no JSON lines."""
+    if is_tar(path):
+        return False
+    with open_binary(path) as handle:
+        start = handle.read(_START).lstrip(_BLANK)
+    # A line of JSON lines is an object. `{` alone on its line is the start of an indented object.
+    return start.startswith(b"[") or re.match(rb"\{[ \t]*\r?\n", start) is not None
 
 
 def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
@@ -91,8 +124,23 @@ def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
         return names
 
 
-def _enter_field(reader: _Reader, keys: Sequence[str], header: dict[str, Any]) -> None:
-    """Move to the array of one of `keys`, and store the fields before it in `header`."""
+def _enter_field(
+    reader: _Reader, keys: Sequence[str], header: dict[str, Any], nested: bool = False
+) -> dict[str, Any] | None:
+    """Move to the array of one of `keys`, and store the fields before it in `header`.
+
+    Args:
+        reader: stands before the object.
+        keys: names of the array.
+        header: receives the fields.
+        nested: whether the object is a value in another one.
+
+    Returns:
+        None, or the whole object if it has no such array but other values follow.
+
+    Raises:
+        InputError: the object has no such array, and the file has nothing else.
+    """
     reader.take("{")
     first = True
     while reader.peek() != "}":
@@ -102,9 +150,21 @@ def _enter_field(reader: _Reader, keys: Sequence[str], header: dict[str, Any]) -
         name = reader.name()
         reader.take(":")
         if name in keys and reader.peek() == "[":
-            return
+            return None
+        inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+        if inner and reader.peek() == "{":
+            found = _enter_field(reader, inner, {}, nested=True)
+            if found is None:
+                return None
+            header[name] = found
+            continue
         header[name] = reader.value()
-    raise reader.error(f"no list {' or '.join(keys)} in the object")
+    # Made here, because the error names this place.
+    missing = reader.error(f"no list {' or '.join(keys)} in the object")
+    reader.take("}")
+    if not nested and "" not in keys and not reader.peek():
+        raise missing
+    return dict(header)
 
 
 class _Reader:
@@ -115,7 +175,7 @@ class _Reader:
         # Incremental, because a read may end within a character. `sig` drops the byte order mark that Windows
         # editors write.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
+        self._limits = reading_limits()
         self._text, self._at, self._ended = "", 0, False
         self._line, self._counted = 1, 0  # the line of a place of the window, counted so far
         self._column = 0  # characters of the window's first line that lie before the window
@@ -158,26 +218,26 @@ class _Reader:
             try:
                 # `raw_decode` parses one value and returns its end, so the C parser does the work without an
                 # event loop.
-                found, end = self._json.raw_decode(self._text, self._at)
+                found, end = DECODER.raw_decode(self._text, self._at)
+                if end < len(self._text) or not self._more():  # a number may go on
+                    self._at = end
+                    return _mended(found)
             except json.JSONDecodeError as error:
                 # A string that the window cuts is reported at its start ("Unterminated string"), which may be
                 # far from the end. Every other cut shows near the end: in a literal, a number, an escape.
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _UNSURE
                 if not cut or not self._more(double=True):
                     raise self.error(error.msg, error.pos) from error
-            # ValueError: an integer of more than 4,300 digits, which Python refuses to convert.
-            # RecursionError: thousands of nested brackets.
-            except (ValueError, RecursionError) as error:
+            except RecursionError as error:
+                row = self._line + self._text.count("\n", self._counted, self._at)
+                raise InputError(
+                    f"{self._path}:{row}: unusable JSON (brackets nest too deep); expected {self._expected}"
+                ) from error
+            except InputError:
+                raise
+            # An integer of more than 4,300 digits, which Python refuses to convert.
+            except ValueError as error:
                 raise self.error(str(error)) from error
-            else:
-                if end < len(self._text) or not self._more():  # a number may go on
-                    self._at = end
-                    return _mended(found)
-
-    def finish(self) -> None:
-        """Raise an error if more text follows."""
-        if self.peek():
-            raise self.error("more after the end of the value; for a value a line name the file .jsonl")
 
     def error(self, what: str, place: int | None = None) -> InputError:
         """Return the error for a place of the window, by default the place of the next token."""
@@ -185,8 +245,10 @@ class _Reader:
         row = self._line + self._text.count("\n", self._counted, at)
         start = self._text.rfind("\n", 0, at)
         column = at - start if start >= 0 else at + 1 + self._column
+        hint = advice(self._text[at:]) if row == column == 1 else ""
+        hint = f"; {hint}" if hint and not hint.startswith("mend") else ""
         return InputError(
-            f"{self._path}:{row}: broken JSON at column {column} ({what}); expected {self._expected}"
+            f"{self._path}:{row}: broken JSON at column {column} ({what}); expected {self._expected}{hint}"
         )
 
     def _more(self, double: bool = False) -> bool:
@@ -200,8 +262,8 @@ class _Reader:
         last = self._text.rfind("\n", 0, self._at)
         self._column = self._at - last - 1 if last >= 0 else self._column + self._at
         self._text, self._at, self._counted = self._text[self._at :], 0, 0
-        if len(self._text) > _LARGEST:
-            raise self.error(f"one value of more than {_LARGEST} characters")
+        if len(self._text) > self._limits.value_bytes:
+            raise self._limits.value_too_large(f"{self._path}:{self._line}", "one value")
         # A cut value is parsed again from its start. With a window that doubles, all these attempts together
         # cost about twice the last one.
         raw = self._handle.read(max(_READ, len(self._text)) if double else _READ)
@@ -211,7 +273,7 @@ class _Reader:
         except UnicodeDecodeError as error:
             # `error.object` also has the bytes of an incomplete character from the read before.
             row = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
-            raise InputError(f"{self._path}:{row}: not UTF-8; save the file as UTF-8") from error
+            raise not_utf8(f"{self._path}:{row}", error.object, f"byte {error.start + 1}") from error
         return True
 
 

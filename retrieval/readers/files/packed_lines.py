@@ -1,131 +1,107 @@
-"""Stream the lines of files that are plain, packed (`.gz`, `.zst`) or archives (`.tar`).
+"""Stream the lines of files that are plain, packed (`.gz`, `.bz2`, `.xz`, `.zst`) or archives (`.tar`).
 
 Errors name file and line.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
+from retrieval.corpus.reading_limits import reading_limits
+from retrieval.corpus.unpacking import open_binary
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+_TAR = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zst")))
 _LINE_FILES = (".ndjson", ".jsonl", ".json")
-_PACKED_READ = 1 << 13
-_MAX_WINDOW = 2**31  # long-distance windows of `zstd --ultra --long=31`
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-@contextmanager
-def open_binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open the unpacked bytes of a file as a stream. The ending of the name decides between `.gz`, `.zst` and
-    plain.
-
-    Raises:
-        InputError: the file cannot be read or is damaged. Damage may also be found later, while the caller
-            reads.
-    """
-    # Here, so that a plan that opens no file does not load the library.
-    import zstandard
-
-    try:
-        with path.open("rb") as raw:
-            if path.name.endswith((".gz", ".tgz")):
-                with gzip.open(raw, "rb") as unpacked:
-                    yield unpacked  # type: ignore[misc]
-            elif path.name.endswith(".zst"):
-                # The buffer gives `readline`, which a raw stream does bytewise.
-                yield io.BufferedReader(_Unpacked(raw), 1 << 20)
-            else:
-                yield raw
-    # Also around the `yield`: a damaged file often shows only while its lines are read.
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
-
-
-class _Unpacked(io.RawIOBase):
-    """A stream of the unpacked bytes of all zstd frames of a file.
-
-    The reader of the library accepts a file that ends within a frame. Here such a file is an error.
-    """
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        import zstandard
-
-        self._raw = raw
-        self._make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj
-        # None between two frames. Dumps are often several frames, one behind the other.
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Return True, because the stream can only be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from the next packed bytes, and return the number of bytes, or 0 at the end."""
-        while not self._ready:
-            # Few packed bytes at a time, because they may unpack to very many.
-            packed = self._raw.read(_PACKED_READ)
-            if not packed:
-                if self._frame is not None:
-                    raise EOFError("the file ends within a zstd frame")
-                return 0
-            pieces = []
-            while packed:
-                self._frame = self._frame or self._make()
-                pieces.append(self._frame.decompress(packed))
-                # The bytes behind the end of a frame are the start of the next one.
-                packed = self._frame.unused_data if self._frame.eof else b""
-                if self._frame.eof:
-                    self._frame = None
-            self._ready = memoryview(b"".join(pieces))
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
-        self._ready = self._ready[size:]
-        return size
+_PEEK = 1 << 16
+_BOM = "\ufeff"
 
 
 def is_tar(path: Path) -> bool:
     """Return whether the name of a file is that of a tar archive."""
-    return path.name.endswith(_TAR)
+    return path.name.lower().endswith(_TAR)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Read (1-based line number, text without line end) of each line of a UTF-8 file.
 
-    The file is streamed. The ending of its name decides how it is unpacked.
+    The file is streamed, and unpacked if its first bytes say so.
 
-    Only `\\n` (and `\\r\\n`) end a line: other separators occur inside chat messages.
+    Only `\\n` (and `\\r\\n`) end a line: other separators occur inside chat messages. In a file without
+    `\\n`, `\\r` ends a line.
 
     Raises:
-        InputError: the file cannot be read or a line is not UTF-8.
+        InputError: the file cannot be read, a line is not UTF-8, or a line is larger than the limits allow.
     """
     with open_binary(path) as handle:
         yield from _decoded(handle, str(path))
 
 
 def _decoded(handle: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(handle, start=1):
+    for number, raw in enumerate(_raw_lines(handle, label), start=1):
         try:
             # A byte order mark stands at the start of a file only. Elsewhere U+FEFF is a character of the
             # text.
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            where = f"byte {error.start + 1} of the line"
-            raise InputError(f"{label}:{number}: not UTF-8 ({where}); save the file as UTF-8") from error
+            raise not_utf8(f"{label}:{number}", raw, f"byte {error.start + 1} of the line") from error
         # Not `splitlines`: it also cuts at U+2028, form feed and others, which occur in messages.
         yield number, text.rstrip("\r\n")
+
+
+def _raw_lines(handle: IO[bytes], label: str) -> Iterator[bytes]:
+    limits = reading_limits()
+    most = limits.value_bytes
+    if _ends_by_return(handle):
+        yield from _lines_by_return(handle, most, label)
+        return
+    number = 0
+    while raw := handle.readline(most + 1):
+        number += 1
+        if len(raw) > most:
+            raise limits.value_too_large(f"{label}:{number}", "a line")
+        yield raw
+
+
+def _ends_by_return(handle: IO[bytes]) -> bool:
+    """Return whether the lines of a file end as on the first Macintosh, by `\\r` alone."""
+    # A member of a tar archive has no `peek` in some versions of Python; it is read by `\n`.
+    peek = getattr(handle, "peek", None)
+    head = peek(_PEEK)[:_PEEK] if peek else b""
+    return b"\r" in head[:-1] and b"\n" not in head
+
+
+def _lines_by_return(handle: IO[bytes], most: int, label: str) -> Iterator[bytes]:
+    rest, number = b"", 1
+    while piece := handle.read(_PEEK):
+        *whole, rest = (rest + piece).replace(b"\n", b"\r").split(b"\r")
+        yield from whole
+        number += len(whole)
+        if len(rest) > most:
+            raise reading_limits().value_too_large(f"{label}:{number}", "a line")
+    if rest:
+        yield rest
+
+
+def not_utf8(where: str, raw: bytes, place: str) -> InputError:
+    """Return the error for bytes that are not UTF-8, with the advice that fits.
+
+    Args:
+        where: file and line.
+        raw: the bytes.
+        place: where in the bytes the first wrong one is.
+    """
+    if raw.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
+        return InputError(f"{where}: the file is packed twice; unpack it once")
+    if raw.count(0) > len(raw) // 4:
+        return InputError(f"{where}: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8")
+    return InputError(f"{where}: not UTF-8 ({place}); save the file as UTF-8")
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
@@ -134,7 +110,9 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
     # `r|` reads the archive as a stream, without seeking, which an unpacked `.zst` cannot do.
     with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
         for member in archive:
-            if not (member.isfile() and member.name.endswith(_LINE_FILES)):
+            # macOS adds a hidden `._NAME` beside each file.
+            hidden = PurePosixPath(member.name).name.startswith(".")
+            if hidden or not (member.isfile() and member.name.lower().endswith(_LINE_FILES)):
                 continue
             found = True
             unpacked = archive.extractfile(member)
@@ -145,6 +123,16 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
         raise InputError(
             f"{path}: no {', '.join(_LINE_FILES)} file in the archive; expected JSON lines in it"
         )
+
+
+def _constant(name: str) -> float | None:
+    """Return the value of `NaN`, `Infinity` or `-Infinity`, which are no JSON but are written by Python."""
+    # Pandas writes a missing value as NaN.
+    return None if name == "NaN" else float(name)
+
+
+#: Reads NaN as null.
+DECODER = json.JSONDecoder(parse_constant=_constant)
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
@@ -160,18 +148,36 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
         InputError: the text is not JSON. The message names the line and column.
     """
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
         # Only an escape such as `\ud83d` can make half a pair: raw UTF-8 cannot hold one.
         return mend_surrogates(value) if _SURROGATE.search(text) else value
     except json.JSONDecodeError as error:
         row, column = line + error.lineno - 1, error.colno
         raise InputError(
-            f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; mend or "
-            "remove the line"
+            f"{path}:{row}: broken JSON at column {column} ({error.msg}); expected {expected}; "
+            f"{advice(text) if column == 1 else 'mend or remove the line'}"
         ) from error
-    # ValueError: an integer of more than 4,300 digits. RecursionError: thousands of nested brackets.
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(
+            f"{path}:{line}: unusable JSON (brackets nest too deep); expected {expected}"
+        ) from error
+    except ValueError as error:  # an integer of more than 4,300 digits
         raise InputError(f"{path}:{line}: unusable JSON ({error}); expected {expected}") from error
+
+
+def advice(text: str) -> str:
+    """Return what to do with a text that is no JSON from its first character on."""
+    start = text.lstrip()[:2000].lower()
+    if start.startswith(("<html", "<!doctype", "<?xml")):
+        return "the file is HTML or XML; convert it to JSON lines"
+    if start.startswith("version https://git-lfs"):
+        return "the file is a pointer of Git LFS; run `git lfs pull`"
+    first = start.split("\n", 1)[0]
+    if first and not first.startswith(("{", "[", '"{')) and re.search(r"[,;\t]", first):
+        return (
+            "it looks like a table; give the file the ending .csv or .tsv, and name its columns by `columns`"
+        )
+    return "mend or remove the line"
 
 
 def mend_surrogates(value: Any) -> Any:
@@ -197,7 +203,9 @@ def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str
     """
     lines = _archived(path) if is_tar(path) else ((f"{path}:{n}", n, text) for n, text in text_lines(path))
     for where, number, text in lines:
-        if not text.strip():
+        # A file that was joined from several others has a byte order mark at the start of each part.
+        text = text.removeprefix(_BOM)
+        if not text or text.isspace():
             continue
         # `where` is `path:line`; `parse_json` adds the line itself, because the error may be on a later line.
         value = parse_json(text, where.rsplit(":", 1)[0], number, expected)

@@ -11,9 +11,11 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
-from retrieval.readers.files.json_stream import first_fields, stream_items
-from retrieval.readers.files.packed_lines import json_objects
-from retrieval.text.normalize import fold
+from retrieval.readers.files.columns import mapped_rows
+from retrieval.readers.files.json_stream import first_fields
+from retrieval.readers.files.tables import TABLES, Contents, any_rows
+from retrieval.text.normalize import answer_text
+from retrieval.text.values import is_missing, printed, printed_id
 
 Row = tuple[str, int, dict[str, Any]]
 
@@ -41,7 +43,7 @@ def rows(
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
     """
-    for where, row, value in _values(file.path, fields, optional, expected, keys, header):
+    for where, row, value in _values(file, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
         # A field with null counts as missing, because Parquet has no other way to leave one out.
@@ -52,19 +54,18 @@ def rows(
 
 
 def _values(
-    path: Path,
+    file: SourceFile,
     fields: Sequence[str],
     optional: Sequence[str],
     expected: str,
     keys: Sequence[str],
     header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
-    name = unpacked_name(path)
-    if name.endswith(".parquet"):
-        return parquet_rows(path, fields, optional)
-    if name.endswith(".json"):
-        return stream_items(path, expected, keys, header)
-    return json_objects(path, expected)
+    if file.columns is not None:
+        return mapped_rows(file.path, file.columns, file.columns_field, ())
+    if unpacked_name(file.path).endswith(".parquet"):
+        return parquet_rows(file.path, fields, optional)
+    return any_rows(file.path, Contents(expected, keys, header))
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
@@ -111,7 +112,12 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
     Raises:
         InputError: the file cannot be read or does not begin with an object.
     """
-    if not unpacked_name(file.path).endswith(".parquet"):
+    if file.columns is not None:
+        return list(file.columns.fields)
+    name = unpacked_name(file.path)
+    if name.endswith(TABLES) and not name.endswith(".parquet"):
+        return next((list(row) for _, _, row in any_rows(file.path)), [])
+    if not name.endswith(".parquet"):
         return first_fields(file.path, decisive)
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -124,8 +130,7 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """Return the value of a text field, not folded. A whole number counts as text, because ids often are
-    numbers.
+    """Return the value of a text field, not folded. Numbers, days and truth values count as what they print.
 
     Args:
         value: the value in the file.
@@ -135,16 +140,17 @@ def text_of(value: Any, field: str, where: str) -> str:
     Raises:
         InputError: the value is empty or no text.
     """
-    # The bound refuses integers that are no ids. Python does not convert those of more than 4,300 digits.
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**40:
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
+    text = value if isinstance(value, str) else printed_id(value)
+    if text is None or not text.strip():
         raise InputError(f"{where}: field {field} is empty or no text ({type(value).__name__}); fill it in")
-    return value
+    return text
 
 
 def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
-    """Return a text, or a list of texts, as a list of folded texts without repeats.
+    """Return a text, or a list of texts, without repeats and with their line breaks.
+
+    Numbers, days and truth values count as what they print. Missing values (null, empty texts) are left out,
+    so the result may be empty.
 
     Args:
         value: the value in the file.
@@ -152,12 +158,14 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
         where: file and row, for errors.
 
     Raises:
-        InputError: the value is empty, or an item is no text.
+        InputError: the value, or an item of the list, is something else, such as an object.
     """
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
-        raise InputError(f"{where}: field {field} is not a list of texts; give at least one")
-    return tuple(dict.fromkeys(fold(item) for item in items))
+    items = value if isinstance(value, list) else [value]
+    texts = [printed(item) for item in items if not is_missing(item)]
+    found = [text for text in texts if text is not None]
+    if len(found) != len(texts):
+        raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")
+    return tuple(dict.fromkeys(filter(None, map(answer_text, found))))
 
 
 def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:

@@ -1,19 +1,19 @@
 """Tables with questions in WikiTableQuestions' layout (Pasupat and Liang 2015).
 
 `data/*.tsv` has the columns `id`, `utterance`, `context` (path of a table's CSV below the root) and
-`targetValue` (answers joined by `|`; `\\n` is a newline, `\\p` a pipe, `\\\\` a backslash). In the CSV, `\\"`
-and `\\\\` are escaped inside quotes and a cell may hold a newline.
+`targetValue` (answers joined by `|`; `\\n` is a newline, `\\p` a pipe, `\\\\` a backslash). The tables are
+CSV of any dialect (:mod:`retrieval.readers.tables.csv_tables`), and a cell may hold a newline.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.types import Question, Table, Tally
 from retrieval.readers.files.packed_lines import text_lines
+from retrieval.readers.tables.csv_tables import SEPARATORS, read_csv
 from retrieval.text.normalize import fold
 
 COLUMNS = ("id", "utterance", "context", "targetValue")
@@ -31,22 +31,24 @@ def unescape(text: str) -> str:
     return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[0]), text)
 
 
-def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[str, Table], list[Question]]:
+def read_tables(
+    root: Path, tsv: Path, tally: Tally, source: str, keep_unanswerable: bool = False
+) -> tuple[dict[str, Table], list[Question]]:
     """Read the tables, by id, and the questions, in file order.
 
-    The id of a table is its path below `root`.
+    The id of a table is its path below `root`. Tables without rows and their questions are dropped.
 
     Args:
         root: the folder that the paths of the `context` column are relative to.
         tsv: the file of questions.
-        tally: counts tables, rows and questions.
+        tally: counts tables, rows and questions, and what is dropped.
         source: the name of the TSV in records.
+        keep_unanswerable: whether questions without an answer are returned; else they are dropped.
 
     Raises:
-        InputError: the TSV lacks a column, has a broken row or no rows, or names a table that is missing or
-            empty.
+        InputError: the TSV lacks a column, has a broken row or no rows, or names a table that is missing.
     """
-    tables: dict[str, Table] = {}
+    tables: dict[str, Table | None] = {}
     questions: list[Question] = []
     rows_by_id: dict[str, int] = {}
     lines = text_lines(tsv)
@@ -74,18 +76,24 @@ def read_tables(root: Path, tsv: Path, tally: Tally, source: str) -> tuple[dict[
         rows_by_id[key] = number
         text = fold(unescape(utterance))
         # Split first, unescape after: a pipe inside an answer is written `\p`, so it is no separator.
-        answers = tuple(fold(unescape(part)) for part in target.split("|"))
-        if not text or not any(answers):
-            raise InputError(
-                f"{tsv}:{number}: question {key!r} has no {'answer' if text else 'text'}; fill it in"
-            )
+        answers = tuple(filter(None, (fold(unescape(part)) for part in target.split("|"))))
+        if not text:
+            raise InputError(f"{tsv}:{number}: question {key!r} has no text; fill it in")
+        tally.read["questions"] += 1
         if context not in tables:
             tables[context] = _read_csv(root, context, f"{tsv}:{number}", tally)
-        questions.append(Question(key, context, text, answers, source, number))
-        tally.read["questions"] += 1
+        if tables[context] is None:
+            tally.dropped["question_of_table_without_rows"] += 1
+        elif answers or keep_unanswerable:
+            tally.read["questions_unanswerable"] += not answers
+            questions.append(Question(key, context, text, answers, source, number))
+        else:
+            tally.dropped["question_unanswerable"] += 1
     if not questions:
-        raise InputError(f"{tsv}: no question after the header; expected a question a line")
-    return tables, questions
+        found = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items() if count)
+        said = f"every one is dropped ({found})" if found else "expected a question a line"
+        raise InputError(f"{tsv}: no question after the header; {said}")
+    return {key: table for key, table in tables.items() if table is not None}, questions
 
 
 def _is_table(root: Path, key: str) -> bool:
@@ -100,30 +108,25 @@ def _is_table(root: Path, key: str) -> bool:
         return False
 
 
-def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table:
+def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table | None:
+    """Read a table, or return None if it has no rows below its header."""
     path = root / key
     if not _is_table(root, key):
         raise InputError(
             f"{where}: table {key} does not exist at {path}; add the file or mend the context column"
         )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            # `doublequote` too: other writers of this layout double their quotes, and the corpus never does.
-            parsed = csv.reader(handle, escapechar="\\", doublequote=True)
-            # Cells hold newlines, which would break the one-line-a-row form of a prompt.
-            rows = [[fold(cell) for cell in row] for row in parsed if row]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start + 1}); save the table as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: not a readable CSV table ({error}); mend its quotes") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    found, separator = read_csv(path)
+    # Cells hold newlines, which would break the one-line-a-row form of a prompt.
+    rows = [[fold(cell) for cell in row] for row in found]
+    tally.read["tables"] += 1
+    if separator != ",":
+        tally.read[f"tables_separated_by_{SEPARATORS.get(separator, 'another_sign')}"] += 1
     if len(rows) < 2:
-        raise InputError(f"{path}: table with {len(rows)} rows; expected a header and at least one row")
+        tally.dropped["table_without_rows"] += 1
+        return None
     header = rows[0]
     width = max(len(row) for row in rows)
     ragged = sum(len(row) != len(header) for row in rows)
-    tally.read["tables"] += 1
     tally.read["table_rows"] += len(rows) - 1
     tally.read["ragged_rows_padded"] += ragged
     # A prompt shows a table of one width, and some published tables have rows of different lengths.

@@ -8,17 +8,18 @@ read. Format: https://convokit.cornell.edu/documentation/data_format.html
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.fields import content_of, id_of, is_missing, moment_of, reference_of
 from retrieval.readers.files.rows import rows, text_of
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS
 from retrieval.text.normalize import fold
-from retrieval.text.times import parse_time
 
 EXPECTED = 'an utterance a line: {"id": …, "conversation_id": …, "speaker": …, "reply-to": …, "text": …}'
 
@@ -49,40 +50,24 @@ def _messages(files: list[SourceFile]) -> Iterator[Message]:
             parent = _first(value, ("reply-to", "reply_to"))
             yield Message(
                 where,
-                fold(text_of(value["id"], "id", where)),
+                id_of(value["id"], "id", where),
                 _speaker(_first(value, ("speaker", "user")), where),
-                _text(value.get("text"), where),
+                fold(content_of(value.get("text"), "text", where)),
                 file.name,
                 row,
-                "" if parent is None else fold(text_of(parent, "reply-to", where)),
-                fold(text_of(thread, "conversation_id", where)),
-                _time(value.get("timestamp"), where),
+                reference_of(parent, "reply-to", where),
+                id_of(thread, "conversation_id", where),
+                moment_of(value.get("timestamp"), "timestamp", where),
+                # A corpus is a folder, whose ids are unique in that corpus only.
+                scope=PurePosixPath(file.name).parent.as_posix(),
             )
 
 
 def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
-    # An empty text counts as missing, as null does.
-    return next((value[name] for name in names if value.get(name) not in (None, "")), None)
+    return next((value[name] for name in names if not is_missing(value.get(name))), None)
 
 
 def _speaker(value: Any, where: str) -> str:
     if isinstance(value, dict):  # an exported Speaker object
         value = value.get("id")
     return ANONYMOUS if value is None else fold(text_of(value, "speaker", where))
-
-
-def _text(value: Any, where: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: field text is {type(value).__name__}, expected text")
-    return fold(value or "")
-
-
-def _time(value: Any, where: str) -> float | None:
-    """Return seconds since 1970 of a time that is given as a number, its digits, or a date."""
-    if isinstance(value, str):
-        try:
-            # Some corpora have the timestamp as text (`"1325376000"`).
-            value = float(value)
-        except ValueError:
-            pass
-    return parse_time(value, "timestamp", where)

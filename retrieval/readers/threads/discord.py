@@ -17,12 +17,12 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.fields import content_of, id_of, moment_of, reference_of
 from retrieval.readers.files.rows import rows, text_of
-from retrieval.readers.threads.message_tree import Message, blocks, files_by_split, threads_of
+from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS
 from retrieval.text.normalize import fold
-from retrieval.text.times import parse_time
 
 EXPECTED = 'messages with "id", "timestamp", "content", "author"'
 
@@ -40,20 +40,18 @@ _FORWARD = (1, "1", "Forward")
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read each channel as a thread, cut into blocks of at most `options.block` messages.
+    """Read each channel as a thread.
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.
-        options: `block` is the length of a block; `missing_parents` decides about replies to missing
-            messages.
+        options: `missing_parents` decides about replies to missing messages.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
         InputError: a message is broken, or a reply refers to a missing message.
     """
     for split, own in files_by_split(files, tally):
-        found = threads_of(_messages(own, tally), split, options.missing_parents, True, tally)
-        yield from blocks(found, options.block, tally)
+        yield from threads_of(_messages(own, tally), split, options.missing_parents, True, tally)
 
 
 def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
@@ -62,20 +60,21 @@ def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
         # comes.
         header: dict[str, Any] = {}
         for where, row, value in rows(file, (), (), EXPECTED, ("messages",), header):
-            if not _spoken(value.get("type"), where):
-                tally.read["posts"] += 1
-                tally.dropped["post_of_the_system"] += 1
+            spoken = _spoken(value.get("type"), where)
+            key = id_of(value.get("id"), "id", where) if spoken or "id" in value else ""
+            if not spoken:
+                yield Message(where, key, "", "", file.name, row, dropped="post_of_the_system")
                 continue
             yield Message(
                 where,
-                fold(text_of(value.get("id"), "id", where)),
+                key,
                 _author(value.get("author"), where),
                 _text(value, where),
                 file.name,
                 row,
                 _parent(value, where, tally),
                 _channel(value, header, file, where),
-                parse_time(value.get("timestamp"), "timestamp", where),
+                moment_of(value.get("timestamp"), "timestamp", where),
             )
 
 
@@ -84,8 +83,8 @@ def _spoken(kind: Any, where: str) -> bool:
     if kind is None:
         return True
     if isinstance(kind, str):
-        return kind in _SPOKEN
-    if isinstance(kind, int):
+        return kind in _SPOKEN or (kind.isdecimal() and len(kind) < 9 and int(kind) in _SPOKEN_NUMBERS)
+    if isinstance(kind, (int, float)):
         return kind in _SPOKEN_NUMBERS
     raise InputError(f"{where}: field type is {type(kind).__name__}, expected a name or number")
 
@@ -95,7 +94,7 @@ def _channel(value: dict[str, Any], header: dict[str, Any], file: SourceFile, wh
     found = value.get("channel_id")
     if found is None and isinstance(header.get("channel"), dict):
         found = header["channel"].get("id")
-    return file.name if found is None else fold(text_of(found, "channel id", where))
+    return reference_of(found, "channel id", where) or file.name
 
 
 def _parent(value: dict[str, Any], where: str, tally: Tally) -> str:
@@ -109,7 +108,7 @@ def _parent(value: dict[str, Any], where: str, tally: Tally) -> str:
         tally.dropped["link_is_a_forward"] += 1
         return ""
     found = reference.get("messageId", reference.get("message_id"))
-    return "" if found is None else fold(text_of(found, "reference.messageId", where))
+    return reference_of(found, "reference.messageId", where)
 
 
 def _author(value: Any, where: str) -> str:
@@ -125,16 +124,14 @@ def _author(value: Any, where: str) -> str:
 
 def _text(value: dict[str, Any], where: str) -> str:
     """Return the content of a message with mentions and emoji replaced by names."""
-    content = value.get("content")
-    if content is not None and not isinstance(content, str):
-        raise InputError(f"{where}: field content is {type(content).__name__}, expected text")
+    content = content_of(value.get("content"), "content", where)
     # All markup of Discord stands between `<` and `>`.
     if not content or "<" not in content:
         return fold(content or "")
     names: dict[str, str] = {}
     mentioned = value.get("mentions")
     for person in mentioned if isinstance(mentioned, list) else []:
-        if isinstance(person, dict) and isinstance(person.get("id"), str):
-            names[person["id"]] = _author(person, where)
+        if isinstance(person, dict) and isinstance(person.get("id"), (str, int)):
+            names[str(person["id"])] = _author(person, where)
     text = _MENTION.sub(lambda match: "@" + names.get(match[1], "someone"), content)
     return fold(_EMOJI.sub(lambda match: match[1], text))

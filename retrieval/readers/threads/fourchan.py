@@ -13,19 +13,20 @@ and `perspectives` (toxicity scores) are labels of other tasks and are not read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Post, Tally, Thread
-from retrieval.readers.files.json_stream import stream_items
+from retrieval.readers.files.fields import content_of, is_missing, moment_of
+from retrieval.readers.files.json_stream import holds_json_array, stream_items
 from retrieval.readers.files.packed_lines import json_objects
+from retrieval.readers.threads.message_text import visible
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
 from retrieval.text.normalize import fold
-from retrieval.text.times import parse_time
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
@@ -36,6 +37,7 @@ EXPECTED = 'one thread a line: {"posts": [{"no": 1, "com": "…"}, …]}'
 _TARGET = re.compile(r"#p([0-9]{1,19})$")
 # Written links such as `>>123 (OP)` or `>>>/pol/123`, in texts whose links are no HTML.
 _PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
+_DIGITS = re.compile(r"[0-9]{1,19}$")
 _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
 _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
 
@@ -66,13 +68,13 @@ def parse_comment(html: str, thread_no: str) -> Comment:
     """
     # A text without markup needs no parser.
     if "<" not in html and "&" not in html:
-        return Comment(_clean(html), ())
+        return Comment(clean_comment(html), ())
     from selectolax.lexbor import LexborHTMLParser
 
     # The wrapper keeps stray <html>, <head> or <frameset> tags of a comment from replacing the body.
     body = LexborHTMLParser(f"<body><div>{html}").body
     if body is None:
-        return Comment(_clean(html), ())
+        return Comment(clean_comment(html), ())
     pieces: list[str] = []
     links: list[str] = []
     cross = dead = 0
@@ -110,7 +112,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
                 else:
                     cross += 1
                 inner = True
-                pieces.append(" >>0 ")  # taken out by _clean together with a "(OP)" that may follow
+                pieces.append(" >>0 ")  # taken out by clean_comment together with a "(OP)" that may follow
             elif tag == "span" and "deadlink" in classes:
                 dead += 1
                 inner = True
@@ -121,7 +123,7 @@ def parse_comment(html: str, thread_no: str) -> Comment:
         child = node.first_child
         if child is not None:
             stack.append((child, inner))
-    return Comment(_clean("".join(pieces)), tuple(dict.fromkeys(links)), cross, dead)
+    return Comment(clean_comment("".join(pieces)), tuple(dict.fromkeys(links)), cross, dead)
 
 
 def _target(href: str, thread_no: str) -> str | None:
@@ -137,7 +139,7 @@ def _target(href: str, thread_no: str) -> str | None:
     return str(int(match[1]))
 
 
-def _clean(text: str) -> str:
+def clean_comment(text: str) -> str:
     """Return a text without plain `>>123` links and quoted lines, with folded white space."""
     if ">" not in text:
         return fold(text)
@@ -167,7 +169,7 @@ def read_threads(
 
 
 def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    if not unpacked_name(file.path).endswith(".json"):
+    if not unpacked_name(file.path).endswith(".json") and not holds_json_array(file.path):
         yield from json_objects(file.path, EXPECTED)
         return
     for where, position, item in stream_items(file.path, EXPECTED):
@@ -198,15 +200,18 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
             tally.dropped["post_number_twice"] += 1
         else:
             by_number[number] = raw
+    names = _authors(by_number, where)
     numbers = sorted(by_number)  # numbers grow with time on a board
     opening = by_number[numbers[0]]
     resto = opening.get("resto")
-    if resto is not None and (isinstance(resto, bool) or not isinstance(resto, int)):
-        kind = type(resto).__name__
-        raise InputError(f'{where}: field "resto" of post {numbers[0]} is {kind}, expected a number')
+    if not is_missing(resto):
+        resto = _whole(resto)
+        if resto is None:
+            kind = type(opening["resto"]).__name__
+            raise InputError(f'{where}: field "resto" of post {numbers[0]} is {kind}, expected a number')
     # `resto` is 0 in an opening post, whose own number is the thread's. It is set where a dump lacks the
     # opening post.
-    thread_no = str(resto or numbers[0])
+    thread_no = str(numbers[0] if is_missing(resto) or not resto else resto)
     posts = []
     for number in numbers:
         raw = by_number[number]
@@ -226,10 +231,10 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
                     f"{where}: post {number} replies to post {link}, which is not in the thread; add the "
                     "post, remove the link, or set threads.missing_parents to drop"
                 )
-        subject = _clean(_string(raw, "sub", where)) if raw.get("sub") else ""
+        subject = clean_comment(_string(raw, "sub", where)) if raw.get("sub") else ""
         text = titled(subject, comment.text) if comment.text else subject
-        time = parse_time(raw.get("time"), "time", where)
-        posts.append(Post(str(number), _author(raw, where), text, tuple(parents), place.row, time=time))
+        time = moment_of(raw.get("time"), "time", where)
+        posts.append(Post(str(number), names[number], visible(text), tuple(parents), place.row, time=time))
     board = value.get("board") or opening.get("board")
     # Numbers are unique on one board only.
     thread_id = f"{board}/{thread_no}" if isinstance(board, str) and board else thread_no
@@ -237,36 +242,67 @@ def _thread(value: dict[str, Any], place: _Place, split: str, options: ReaderOpt
 
 
 def _number(raw: Any, where: str, position: int) -> int:
-    number = raw.get("no") if isinstance(raw, dict) else None
-    # `True` is an int in Python, but no post number.
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
+    number = _whole(raw.get("no")) if isinstance(raw, dict) else None
+    if number is None or not 0 <= number < 2**63:
         raise InputError(
             f'{where}: post {position + 1} of the thread has no number; expected an integer "no"'
         )
     return number
 
 
+def _whole(value: Any) -> int | None:
+    """Return a whole number that is given as a number or as its digits, or None."""
+    # `True` is an int in Python, but no post number.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, str) and _DIGITS.match(value.strip()):
+        return int(value)
+    return None
+
+
 def _string(raw: dict[str, Any], field: str, where: str) -> str:
-    value = raw.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise InputError(f'{where}: field "{field}" of post {raw["no"]} is {kind}, expected text')
-    return value
+    try:
+        return content_of(raw.get(field), field, where)
+    except InputError:
+        kind = type(raw[field]).__name__
+        raise InputError(f'{where}: field "{field}" of post {raw["no"]} is {kind}, expected text') from None
+
+
+def _authors(posts: Mapping[int, dict[str, Any]], where: str) -> dict[int, str]:
+    """Return the name of each post's author, different for authors whose names are equal.
+
+    Of authors with the same name, the tripcode or the poster's id follows the name.
+    """
+    written = {number: _author(raw, where) for number, raw in posts.items()}
+    marks = {number: _mark(raw, where) for number, raw in posts.items()}
+    # The names that several marks bear. A post of a known mark without a name is no second author.
+    borne: dict[str, set[str]] = {}
+    for number, name in written.items():
+        borne.setdefault(name, set()).add(marks[number])
+    return {
+        number: f"{name} {marks[number]}"
+        if len(borne[name]) > 1 and marks[number] not in ("", name)
+        else name
+        for number, name in written.items()
+    }
+
+
+def _mark(raw: dict[str, Any], where: str) -> str:
+    """Return what tells a post's author apart: the tripcode, else the poster's id, else ""."""
+    for key in ("trip", "id", "poster_hash", "extracted_poster_id"):
+        mark = raw.get(key)
+        if isinstance(mark, str) and not is_missing(mark):
+            return visible(fold(mark))
+    return ""
 
 
 def _author(raw: dict[str, Any], where: str) -> str:
     """Return the name of a post's author.
 
-    A nameless post gets the poster id of the dump, so that its author differs from other nameless authors.
+    A nameless post gets its tripcode or poster's id, so that its author differs from other nameless authors.
     """
     # Names are HTML as well: their special characters are escaped.
-    name = parse_comment(_string(raw, "name", where), "").text
-    if name and name != ANONYMOUS:
-        return name
-    for key in ("id", "extracted_poster_id"):
-        poster = raw.get(key)
-        if isinstance(poster, str) and fold(poster):
-            return fold(poster)
-    return ANONYMOUS
+    name = visible(parse_comment(_string(raw, "name", where), "").text)
+    return name if name and name != ANONYMOUS else _mark(raw, where) or ANONYMOUS

@@ -15,6 +15,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.packed_lines import text_lines
+from retrieval.readers.threads.message_text import visible_line
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.settings.thread_formats import THREAD_FORMATS
 from retrieval.text.normalize import fold
@@ -24,9 +25,13 @@ _FORMAT = THREAD_FORMATS["irc"]
 (_SUFFIX,) = _FORMAT.suffixes
 
 # `[03:41] <nick> text` is a message, `[03:41]  * nick waves` an action, `=== nick joined` a line of the
-# system.
-_MESSAGE = re.compile(r"^\[\d\d:\d\d\]\s+<([^>\s]+)>(.*)$", re.DOTALL)
-_ACTION = re.compile(r"^\[\d\d:\d\d\]\s+\*\s*(\S+)(.*)$", re.DOTALL)
+# system. Day, brackets and seconds differ between irssi, ZNC, mIRC and others. Before the nick stands the
+# sign of an operator or voice, or a space in its place. WeeChat has tabs instead of `<` and `>`.
+_CLOCK = r"^(?:\d{4}-\d\d-\d\d[ T])?\[?(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d(?::\d\d)?\]?"
+_NICK = r"[~&@%+! ]*([^>\s~&@%+!][^>\s]*)"
+_MESSAGE = re.compile(rf"{_CLOCK}\s+<{_NICK}>(.*)$", re.DOTALL)
+_ACTION = re.compile(rf"{_CLOCK}\s+\*(?![*!])\s*{_NICK}(.*)$", re.DOTALL)
+_WEECHAT = re.compile(rf"{_CLOCK}\t(?:[ *]+\t{_NICK}|(?!-->|<--|--|==|\*|\t|=!=){_NICK}\t)(.*)$", re.DOTALL)
 _LINE_NUMBER = re.compile(r"\d{1,18}$")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 # The corpus is published in these three folders. Both `dev` and `test` are held out.
@@ -49,7 +54,7 @@ def read_threads(
             does not exist.
     """
     for split, file in files:
-        if not file.path.name.endswith(_SUFFIX):
+        if not file.path.name.lower().endswith(_SUFFIX):
             raise InputError(f"{file.path}: not an IRC log; expected a name ending in {_SUFFIX}")
         tally.read["files"] += 1
         tally.read["threads"] += 1
@@ -89,7 +94,7 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
         posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
-    name = file.name.removesuffix(_SUFFIX)
+    name = file.name[: -len(_SUFFIX)]
     return Thread(name, tuple(posts), file.name, 0, split, _day(name))
 
 
@@ -106,8 +111,12 @@ def _day(name: str) -> float | None:
 
 def _spoken(line: str) -> tuple[str, str] | None:
     """Return (nick, text) of a message or action, or None for a system line."""
+    line = visible_line(line)
     match = _MESSAGE.match(line) or _ACTION.match(line)
-    return (match[1], fold(match[2])) if match else None
+    if match:
+        return match[1], fold(match[2])
+    match = _WEECHAT.match(line) if "\t" in line else None
+    return (match[1] or match[2], fold(match[3])) if match else None
 
 
 def _annotations(

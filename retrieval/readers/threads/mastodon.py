@@ -14,13 +14,13 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.fields import content_of, id_of, is_missing, moment_of, reference_of
 from retrieval.readers.files.rows import rows, text_of
 from retrieval.readers.threads.fourchan import parse_comment
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
 from retrieval.text.normalize import fold
-from retrieval.text.times import parse_time
 
 EXPECTED = 'a status: {"id": …, "in_reply_to_id": …, "content": …, "account": {"acct": …}}'
 
@@ -39,27 +39,26 @@ def read_threads(
         InputError: a status is broken, or a reply refers to a missing status.
     """
     for split, own in files_by_split(files, tally):
-        yield from threads_of(_messages(own, tally), split, options.missing_parents, False, tally)
+        yield from threads_of(_messages(own), split, options.missing_parents, False, tally)
 
 
-def _messages(files: list[SourceFile], tally: Tally) -> Iterator[Message]:
+def _messages(files: list[SourceFile]) -> Iterator[Message]:
     for file in files:
         for where, row, value in _statuses(file):
             # A boost repeats another account's status under a new id.
-            if value.get("reblog") is not None:
-                tally.read["posts"] += 1
-                tally.dropped["post_is_a_boost"] += 1
+            key = id_of(value.get("id"), "id", where)
+            if not is_missing(value.get("reblog")):
+                yield Message(where, key, "", "", file.name, row, dropped="post_is_a_boost")
                 continue
-            parent = value.get("in_reply_to_id")
             yield Message(
                 where,
-                fold(text_of(value.get("id"), "id", where)),
+                key,
                 _author(value.get("account"), where),
                 _text(value, where),
                 file.name,
                 row,
-                "" if parent is None else fold(text_of(parent, "in_reply_to_id", where)),
-                time=parse_time(value.get("created_at"), "created_at", where),
+                reference_of(value.get("in_reply_to_id"), "in_reply_to_id", where),
+                time=moment_of(value.get("created_at"), "created_at", where),
             )
 
 
@@ -88,11 +87,7 @@ def _author(value: Any, where: str) -> str:
 
 
 def _text(value: dict[str, Any], where: str) -> str:
-    found = {}
-    for name in ("content", "spoiler_text"):
-        found[name] = value.get(name)
-        if found[name] is not None and not isinstance(found[name], str):
-            raise InputError(f"{where}: field {name} is {type(found[name]).__name__}, expected text")
+    found = {name: content_of(value.get(name), name, where) for name in ("content", "spoiler_text")}
     # `content` is HTML with `<p>` and `<br>`, which 4chan's reader understands; `spoiler_text` is plain text.
-    text, warning = parse_comment(found["content"] or "", "").text, fold(found["spoiler_text"] or "")
+    text, warning = parse_comment(found["content"], "").text, fold(found["spoiler_text"])
     return titled(warning, text) if text else warning

@@ -18,16 +18,35 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
+from retrieval.readers.threads.message_text import visible
 
 # Neither journal nor syncing: the file is temporary, and a crash loses it anyway.
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, parent TEXT, thread TEXT, author TEXT,
-    text TEXT, time REAL, source TEXT, row INTEGER, place TEXT, root INTEGER);
+CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, parent TEXT, thread TEXT, author TEXT,
+    text TEXT, time REAL, source TEXT, row INTEGER, place TEXT, scope INTEGER, others TEXT, known INTEGER,
+    mark TEXT, root INTEGER, UNIQUE (id, scope));
+CREATE TABLE gone (id TEXT NOT NULL, scope INTEGER);
 """
-# The id is unique, so a repeated message is ignored. The row count then shows that it was.
-_INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+# An id is unique in its scope, so a repeated message is ignored. The row count then shows that it was.
+_INSERT = "INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+# Scopes whose ids name other messages than in an earlier scope: fewer than half of the shared ids have equal
+# texts. In dumps that overlap, nearly all have; a few messages were edited.
+_OTHER_MESSAGES = """
+SELECT DISTINCT later FROM (SELECT b.scope AS later, COUNT(*) AS shared, SUM(a.text = b.text) AS equal
+    FROM message AS b JOIN message AS a ON a.id = b.id AND a.seq < b.seq GROUP BY a.scope, b.scope)
+    WHERE 2 * equal < shared
+"""
+# Corpora in which a thread has the name of a thread in an earlier corpus.
+_OTHER_THREADS = "SELECT thread, scope FROM message GROUP BY thread, scope ORDER BY thread, scope"
+_QUALIFY = """
+UPDATE message SET id = own(id), parent = own(parent), others = own(others), thread = own(thread)
+    WHERE scope = ?
+"""
+_REPEATED = """
+DELETE FROM message WHERE EXISTS (SELECT 1 FROM message AS a WHERE a.id = message.id AND a.seq < message.seq)
+"""
 _BY_NAME = """
 UPDATE message SET root = (SELECT MIN(seq) FROM message AS other WHERE other.thread = message.thread)
 """
@@ -41,7 +60,9 @@ WITH RECURSIVE reached(seq, id, root) AS (
     SELECT child.seq, child.id, reached.root FROM reached JOIN message AS child ON child.parent = reached.id)
 UPDATE message SET root = reached.root FROM reached WHERE reached.seq = message.seq
 """
-_FIELDS = "id, parent, thread, author, text, time, source, row, place, seq"
+_FIELDS = "id, parent, thread, author, text, time, source, row, place, seq, others, known, mark"
+#: Between the ids of a list in one column.
+_BETWEEN = "\x1f"
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,12 @@ class Message:
         parent: id of the message that it replies to; "" for none.
         thread: id of its thread; "" if only the replies define the threads.
         time: time of writing, in seconds since 1970; None if unknown.
+        others: ids of further messages that it answers.
+        has_known_parents: False if the source does not say what the message answers.
+        scope: the corpus in which the id is unique, if that is more than one file; "" for the file.
+        mark: what tells its author from others of the same name, such as a tripcode; "" for nothing.
+        dropped: reason to leave the message out, such as "post_of_the_system"; "" to keep it. Replies to it
+            are counted as links to a dropped post.
     """
 
     where: str
@@ -69,6 +96,11 @@ class Message:
     parent: str = ""
     thread: str = ""
     time: float | None = None
+    others: tuple[str, ...] = ()
+    has_known_parents: bool = True
+    scope: str = ""
+    mark: str = ""
+    dropped: str = ""
 
 
 def files_by_split(
@@ -112,7 +144,9 @@ def threads_of(
         closing(sqlite3.connect(Path(folder) / "messages.sqlite", isolation_level=None)) as store,
     ):
         store.executescript(_SCHEMA)
-        _fill(store, messages, tally)
+        scopes = _fill(store, messages, tally)
+        if len(scopes) > 1:
+            _make_distinct(store, scopes, by_name, tally)
         # After the inserts: building an index once is faster than updating it for each row.
         store.execute("CREATE INDEX by_parent ON message (parent)")
         if by_name:
@@ -124,14 +158,51 @@ def threads_of(
             yield _thread(rows, store, split, missing_parents, tally)
 
 
-def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) -> None:
+def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) -> list[tuple[str, bool]]:
+    """Store the messages. Return the name of each scope, and whether it is a corpus of several files."""
+    scopes: dict[tuple[str, bool], int] = {}
     store.execute("BEGIN")
     for read, m in enumerate(messages, start=1):
-        values = (read, m.id, m.parent or None, m.thread, m.author, m.text, m.time, m.source, m.row, m.where)
-        kept = store.execute(_INSERT, values).rowcount
         tally.read["posts"] += 1
+        scope = scopes.setdefault((m.scope or m.source, bool(m.scope)), len(scopes))
+        if m.dropped:
+            tally.dropped[m.dropped] += 1
+            store.execute("INSERT INTO gone VALUES (?, ?)", (m.id, scope))
+            continue
+        about = (m.thread, visible(m.author), visible(m.text), m.time, m.source, m.row, m.where)
+        links = (scope, _BETWEEN.join(m.others), m.has_known_parents, m.mark)
+        kept = store.execute(_INSERT, (read, m.id, m.parent or None, *about, *links)).rowcount
         tally.dropped["post_twice"] += not kept
     store.execute("COMMIT")
+    store.execute("CREATE INDEX by_gone ON gone (id)")
+    return list(scopes)
+
+
+def _make_distinct(
+    store: sqlite3.Connection, scopes: list[tuple[str, bool]], by_name: bool, tally: Tally
+) -> None:
+    """Give the messages of a file or corpus ids of their own if other ones have the same ids.
+
+    Equal messages in several files are one message, as in dumps that overlap.
+    """
+    other = {scope for (scope,) in store.execute(_OTHER_MESSAGES)}
+    if by_name and any(is_corpus for _, is_corpus in scopes):
+        last = None
+        for thread, scope in store.execute(_OTHER_THREADS):
+            if thread == last and scopes[scope][1]:
+                other.add(scope)
+            last = thread
+    for scope in sorted(other):
+        name = scopes[scope][0]
+
+        def own(ids: str | None, name: str = name) -> str | None:
+            return ids and _BETWEEN.join(f"{name}/{key}" for key in ids.split(_BETWEEN))
+
+        store.create_function("own", 1, own, deterministic=True)
+        store.execute(_QUALIFY, (scope,))
+        store.execute("UPDATE gone SET id = own(id) WHERE scope = ?", (scope,))
+    tally.read["sources_whose_ids_were_made_distinct"] += len(other)
+    tally.dropped["post_twice"] += store.execute(_REPEATED).rowcount
 
 
 def _groups(store: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:
@@ -154,23 +225,30 @@ def _thread(
     rows: list[tuple[Any, ...]], store: sqlite3.Connection, split: str, missing_parents: str, tally: Tally
 ) -> Thread:
     here = {row[0] for row in rows}
+    marks: dict[str, set[str]] = {}
+    for row in rows:
+        marks.setdefault(row[3], set()).add(row[12])
     posts = []
-    for key, parent, _, author, text, time, _, number, where, _ in _in_order(rows):
-        parents: tuple[str, ...] = ()
-        if parent is not None:
+    for key, parent, _, author, text, time, _, number, where, _, others, known, mark in _in_order(rows):
+        parents = []
+        links = [] if parent is None else [parent]
+        for link in dict.fromkeys([*links, *(others.split(_BETWEEN) if others else ())]):
             tally.read["links"] += 1
-            if parent in here:
-                parents = (parent,)
-            elif store.execute("SELECT 1 FROM message WHERE id = ?", (parent,)).fetchone():
+            if link in here:
+                parents.append(link)
+            elif store.execute("SELECT 1 FROM message WHERE id = ?", (link,)).fetchone():
                 tally.dropped["link_to_other_thread"] += 1
+            elif store.execute("SELECT 1 FROM gone WHERE id = ?", (link,)).fetchone():
+                tally.dropped["link_to_dropped_post"] += 1
             elif missing_parents == "drop":
                 tally.dropped["link_to_missing_post"] += 1
             else:
                 raise InputError(
-                    f"{where}: post {key} replies to post {parent}, which is not there; add the post, remove "
+                    f"{where}: post {key} replies to post {link}, which is not there; add the post, remove "
                     "the reply, or set threads.missing_parents to drop"
                 )
-        posts.append(Post(key, author, text, parents, number, time=time))
+        author = f"{author} {mark}" if len(marks[author]) > 1 and mark not in ("", author) else author
+        posts.append(Post(key, author, text, tuple(parents), number, bool(known), time))
     first = rows[0]
     tally.read["threads"] += 1
     return Thread(first[2] or posts[0].id, tuple(posts), first[6], first[7], split, posts[0].time)

@@ -21,8 +21,9 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
+from retrieval.readers.files.fields import content_of, is_missing
 from retrieval.readers.files.rows import rows, text_of
-from retrieval.readers.threads.message_tree import Message, blocks, files_by_split, threads_of
+from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS
 from retrieval.text.normalize import fold
@@ -31,9 +32,9 @@ from retrieval.text.times import parse_time
 EXPECTED = 'messages with "ts", "user", "text"'
 
 #: Files of messages; the others of an export (users, channels, logs) are lists of other things.
-_DAY = re.compile(r"\d{4}-\d\d-\d\d\.json(?:\.gz|\.zst)?$")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d\.json(?:\.\w+)?$", re.IGNORECASE)
 # Enterprise exports call the file `org_users.json`.
-_USERS = re.compile(r"(?:^|/)(?:org_)?users\.json(?:\.gz|\.zst)?$")
+_USERS = re.compile(r"(?:^|/)(?:org_)?users\.json(?:\.\w+)?$", re.IGNORECASE)
 #: Subtypes of messages that a person or a bot wrote; the others are events, such as `channel_join`.
 _WRITTEN = frozenset({"bot_message", "me_message", "thread_broadcast", "file_share", "file_comment"})
 _MARKUP = re.compile(r"<([^<>|]*)(?:\|([^<>]*))?>")
@@ -42,12 +43,11 @@ _MARKUP = re.compile(r"<([^<>|]*)(?:\|([^<>]*))?>")
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read each channel as a thread, cut into blocks of at most `options.block` messages.
+    """Read each channel as a thread.
 
     Args:
         files: (split, file) pairs of a whole export; the split is "" where the seed decides it.
-        options: `block` is the length of a block; `missing_parents` decides about replies to missing
-            messages.
+        options: `missing_parents` decides about replies to missing messages.
         tally: counts files, posts, threads and links, and what was dropped.
 
     Raises:
@@ -56,8 +56,7 @@ def read_threads(
     for split, own in files_by_split(files, tally):
         names = _names(own)
         days = [file for file in own if _DAY.search(file.path.name)]
-        found = threads_of(_messages(days, names, tally), split, options.missing_parents, True, tally)
-        yield from blocks(found, options.block, tally)
+        yield from threads_of(_messages(days, names), split, options.missing_parents, True, tally)
 
 
 def _names(files: list[SourceFile]) -> dict[str, str]:
@@ -86,20 +85,26 @@ def _person(value: Any, where: str) -> str:
     return ""
 
 
-def _messages(files: list[SourceFile], names: Mapping[str, str], tally: Tally) -> Iterator[Message]:
+def _messages(files: list[SourceFile], names: Mapping[str, str]) -> Iterator[Message]:
     for file in files:
         # A source that is a single channel's folder has files without a folder in their names.
-        channel = PurePosixPath(file.name).parent.name or file.path.resolve().parent.name
+        place = PurePosixPath(file.name).parent
+        channel = place.name or file.path.resolve().parent.name
+        # The folder of the channels: two workspaces may have channels of the same name.
+        workspace = place.parent.as_posix()
         for where, row, value in rows(file, (), (), EXPECTED):
             subtype = value.get("subtype")
-            if subtype is not None and not (isinstance(subtype, str) and subtype in _WRITTEN):
-                tally.read["posts"] += 1
-                tally.dropped["post_of_the_system"] += 1
+            if not is_missing(subtype) and not (isinstance(subtype, str) and subtype in _WRITTEN):
+                key = f"{channel}/{value.get('ts')}"
+                yield Message(
+                    where, key, "", "", file.name, row, scope=workspace, dropped="post_of_the_system"
+                )
                 continue
-            sent = text_of(value.get("ts"), "ts", where)
+            sent = _stamp(value.get("ts"), "ts", where)
             opening = value.get("thread_ts")
             # A message that opened a thread of replies names itself.
-            parent = "" if opening in (None, sent) else text_of(opening, "thread_ts", where)
+            parent = "" if is_missing(opening) else _stamp(opening, "thread_ts", where)
+            parent = "" if parent == sent else parent
             yield Message(
                 where,
                 f"{channel}/{sent}",  # times are unique within a channel only
@@ -110,12 +115,13 @@ def _messages(files: list[SourceFile], names: Mapping[str, str], tally: Tally) -
                 f"{channel}/{parent}" if parent else "",
                 channel,
                 _time(sent, where),
+                scope=workspace,
             )
 
 
 def _author(value: Mapping[str, Any], names: Mapping[str, str], where: str) -> str:
     user = value.get("user", value.get("bot_id"))
-    key = "" if user is None else text_of(user, "user", where)
+    key = "" if is_missing(user) else text_of(user, "user", where)
     if key in names:
         return names[key]
     profile = _person(value.get("user_profile"), where)
@@ -123,6 +129,11 @@ def _author(value: Mapping[str, Any], names: Mapping[str, str], where: str) -> s
         return profile
     written = value.get("username")  # what a bot calls itself
     return fold(text_of(written, "username", where)) if written else key or ANONYMOUS
+
+
+def _stamp(value: Any, field: str, where: str) -> str:
+    # A program that read the time as a number has lost its last zeros.
+    return f"{value:.6f}" if isinstance(value, float) and value == value else text_of(value, field, where)
 
 
 def _time(sent: str, where: str) -> float | None:
@@ -136,8 +147,7 @@ def _time(sent: str, where: str) -> float | None:
 
 
 def _text(value: Any, names: Mapping[str, str], where: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: field text is {type(value).__name__}, expected text")
+    content = content_of(value, "text", where)
 
     def plain(match: re.Match[str]) -> str:
         target, label = match[1], match[2]
@@ -149,6 +159,6 @@ def _text(value: Any, names: Mapping[str, str], where: str) -> str:
             return label or target[1:].partition("^")[0] if target[0] == "!" else f"#{label or target[1:]}"
         return label or target
 
-    text = _MARKUP.sub(plain, value or "")
+    text = _MARKUP.sub(plain, content)
     # `&amp;` last, so that an escaped entity is not unescaped twice.
     return fold(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -8,6 +8,10 @@ from typing import Literal, Protocol
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
+from retrieval.settings.columns import ThreadColumns
+
+#: Most messages of a context in a chat whose channels never end.
+CHAT_BLOCK = 500
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,11 @@ class ReaderOptions:
     Attributes:
         missing_parents: what a reply to a missing post causes: "error" raises an error for the file, "drop"
             drops and counts the link.
-        block: maximum number of messages of one context, in formats whose channels never end.
+        columns: which columns are what, in a corpus of any format.
     """
 
     missing_parents: Literal["error", "drop"] = "error"
-    block: int = 500
+    columns: ThreadColumns | None = None
 
 
 class ThreadReader(Protocol):
@@ -30,7 +34,7 @@ class ThreadReader(Protocol):
     def __call__(
         self, files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
     ) -> Iterator[Thread]:
-        """Read the threads of all files, in file order.
+        """Read the threads of all files, in file order. Long ones are cut into blocks by the caller.
 
         Args:
             files: (split, file) pairs; the split is "" where the files themselves or the seed decide.

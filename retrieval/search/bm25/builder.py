@@ -31,7 +31,7 @@ from retrieval.search.bm25.weights import (
     okapi_idf,
     okapi_weights,
 )
-from retrieval.text.normalize import Tokenizer, tokenize
+from retrieval.text.normalize import Tokenizer
 
 #: A batch is sorted when it has this many tokens, or this many documents.
 BATCH_TOKENS = 1 << 20
@@ -148,7 +148,7 @@ class BM25Builder:
         """Add documents as texts, which the builder's tokenizer splits."""
         # Words are stemmed when they are numbered: each word of the vocabulary once instead of every
         # occurrence.
-        self._extend(map(tokenize, texts), are_stems=False)
+        self._extend(map(self.tokenizer.words, texts), are_stems=False)
 
     def add_tokens(self, documents: Iterable[Sequence[str]]) -> None:
         """Add documents as lists of words.

@@ -171,7 +171,7 @@ def load_index(folder: Path, verify: bool = False) -> BM25Index:
             raise _damaged(folder, f"the digest of its arrays is {found[:12]}…, not {about['digest'][:12]}…")
     arrays = {name: _open(folder, name, about["arrays"][name]) for name in ARRAYS}
     vocabulary = Vocabulary(*(arrays.pop(name) for name in WORD_ARRAYS))
-    tokenizer = Tokenizer(about["tokenizer"]["stemmer"])
+    tokenizer = _tokenizer(about)
     # A query that is split by other rules finds nothing or the wrong terms, without any error.
     if about["tokenizer"] != tokenizer.settings():
         raise InputError(f"{folder}: index made with another tokenizer, {about['tokenizer']}; build it anew")
@@ -209,7 +209,7 @@ def _problem(about: Mapping[str, Any]) -> str | None:
         sizes = {name: about["arrays"][name]["size"] for name in ARRAYS}
         dtypes = {name: np.dtype(about["arrays"][name]["dtype"]) for name in ARRAYS}
         terms, documents, postings = about["n_terms"], about["n_documents"], about["n_postings"]
-        Tokenizer(about["tokenizer"]["stemmer"])
+        _tokenizer(about)
         # Only evaluated so that a missing key is reported here, with the others.
         str(about["digest"])[:12]
     except (KeyError, TypeError, ValueError) as error:
@@ -224,6 +224,12 @@ def _problem(about: Mapping[str, Any]) -> str | None:
         if dtypes[name].kind not in "iuf":  # objects would have to be unpickled, which may run any code
             return f"array {name} has values of type {dtypes[name]}"
     return None
+
+
+def _tokenizer(about: Mapping[str, Any]) -> Tokenizer:
+    settings = about["tokenizer"]
+    # An index of before has no diacritics; it is refused for its rule of words.
+    return Tokenizer(settings["stemmer"], settings.get("diacritics", "keep"))
 
 
 def _open(folder: Path, name: str, about: Mapping[str, Any]) -> np.ndarray:

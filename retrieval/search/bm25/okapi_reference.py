@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from retrieval.search.bm25.ranker import search_one_by_one
-from retrieval.search.bm25.weights import EPSILON, K1, B
+from retrieval.search.bm25.weights import EPSILON, K1, SMALLEST, B, small_idf
 from retrieval.search.top_k import top_k
 from retrieval.text.normalize import Tokenizer
 
@@ -26,6 +27,9 @@ class RankBM25Index:
         # The library divides by the number of documents and by the number of terms, so either must not be
         # zero.
         self._okapi = BM25Okapi(documents, k1=K1, b=B, epsilon=EPSILON) if any(documents) else None
+        if self._okapi is not None and self.n_documents < SMALLEST:
+            found = Counter(term for document in documents for term in set(document))
+            self._okapi.idf = {term: small_idf(n, self.n_documents) for term, n in found.items()}
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Return float64[D]: the score of every document."""

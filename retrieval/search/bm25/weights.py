@@ -11,16 +11,23 @@ import numpy as np
 K1 = 1.5
 B = 0.75
 EPSILON = 0.25
+#: From this number of documents on, a term of one document has a positive IDF.
+SMALLEST = 3
 
 #: Postings that are computed at a time: large enough for numpy, small enough for memory.
 CHUNK = 1 << 20
+
+
+def small_idf(document_frequency: int, n_documents: int) -> float:
+    """Return the IDF of a term in a corpus of one or two documents: Lucene's, which is always positive."""
+    return math.log(1 + (n_documents - document_frequency + 0.5) / (document_frequency + 0.5))
 
 
 def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
     """Return float64[V]: rank_bm25's inverse document frequency (IDF) of each term.
 
     A term in more than half of the documents has a negative IDF, which is replaced by epsilon times the mean
-    IDF.
+    IDF. Of less than three documents, no term has a positive IDF; then `small_idf` is used.
 
     Args:
         document_frequencies: int64[V], number of documents that hold the term, V > 0. Terms stand in the
@@ -28,6 +35,8 @@ def okapi_idf(document_frequencies: np.ndarray, n_documents: int) -> np.ndarray:
             not associative.
         n_documents: number of all documents.
     """
+    if n_documents < SMALLEST:
+        return np.array([small_idf(n, n_documents) for n in document_frequencies.tolist()])
     # The logarithms are taken one by one, so each document frequency is computed once: many terms share one.
     counts, which = np.unique(document_frequencies, return_inverse=True)
     # math.log as the library does it; numpy's logarithm may differ in the last bit.

@@ -19,7 +19,7 @@ from retrieval.guards.splits import split_of, splits_by_time
 from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
-from retrieval.tasks.qa.inputs import document_files, question_files
+from retrieval.tasks.qa.inputs import document_survey, question_files
 from retrieval.tasks.task_index import counted
 from retrieval.text.labels import titled
 from retrieval.text.normalize import duplicate_key
@@ -89,14 +89,16 @@ def read_corpus(
     chunker = None
     if task.chunk_tokens is not None:
         chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
-    found = stream_documents(document_files(task), report.tally, chunker, task.format)
+    survey = document_survey(task)
+    report.tally.dropped.update(survey.left_out)
+    found = stream_documents(survey.files, report.tally, chunker, task.format)
     found = counted(found, "qa: read documents", progress)
     documents = write_items(folder / "documents.arrow", Document, found)
     # Ids of whole documents are looked up on disk: a dictionary of all chunks would hold the corpus in
     # memory.
     chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
     files = question_files(task)
-    read = stream_questions(files, chunks, report.tally, task.format)
+    read = stream_questions(files, chunks, report.tally, task.format, task.abstain)
     read = counted(read, "qa: read questions", progress)
     found_questions = with_chunk_oracles(read, chunks, report.tally)
     questions = write_items(folder / "questions.arrow", Question, found_questions)

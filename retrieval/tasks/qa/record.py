@@ -127,6 +127,8 @@ class QaBuilder:
         # In a held-out prompt, an oracle may not be retrieved, or be dropped for the budget.
         there = [place for place in ranked.oracles if place in context]
         enough = len(there) == len(ranked.oracles) if question.needs_all else bool(there)
+        # A question that its documents do not answer has no answer in any prompt.
+        enough = enough and bool(question.answers)
         shown = templates.qa_input([(p.title, p.text) for p in passages.values()], question.text)
         name = f"qa:{question.id}"
         taught = answer_styles.taught_answer(
@@ -135,7 +137,7 @@ class QaBuilder:
             record=name,
             question=question.text,
             answers=question.answers,
-            direct=question.answers[0],
+            direct=next(iter(question.answers), ""),
             passages=list(passages.values()),
             oracles=[passages[place] for place in there] if enough else [],
             abstain=templates.NO_DOCUMENT if task.abstain else None,

@@ -25,7 +25,7 @@ from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask
 from retrieval.tasks.tables.inputs import table_files
 from retrieval.tasks.task_protocol import Task
-from retrieval.text.normalize import Tokenizer, duplicate_key, seeded_hash, seeded_share
+from retrieval.text.normalize import duplicate_key, seeded_hash, seeded_share
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
         return task.max_context_tokens is not None and count(_block(table)) > task.max_context_tokens
 
     for split, root, tsv in table_files(task):
-        tables, questions = read_tables(root, tsv, tally, tsv.name)
+        tables, questions = read_tables(root, tsv, tally, tsv.name, task.abstain)
         for key in tables:
             splits[f"{split}:{key}"] = split or split_of(config.seed, key, config.test_share)
         for question in questions:
@@ -212,7 +212,7 @@ def _contexts(
         if task.n_contexts == 1:
             out.update({(split, t.id): _Context((t.id,), (b,)) for t, b in zip(tables, blocks, strict=True)})
             continue
-        tokenizer = Tokenizer(config.bm25_stemmer)
+        tokenizer = config.tokenizer_of_words
         tokens = [tokenizer(block) for block in blocks]
         index = build_ranker(tokens, config.bm25_backend, tokenizer)
         for place, table in enumerate(tables):
@@ -279,7 +279,8 @@ def _record(
         answers=question.answers,
         direct=templates.ANSWER_SEPARATOR.join(question.answers),
         passages=passages,
-        oracles=[passage for passage in passages if passage.id == item.table.id],
+        # A question that its table does not answer has no right table.
+        oracles=[p for p in passages if p.id == item.table.id and question.answers],
         abstain=abstention,
     )
     report.note(item.split, taught.counted)
@@ -299,7 +300,7 @@ def _record(
         "context_id": item.table.id,
         "context_ids": list(context.ids),
         "oracle_ids": [item.table.id],
-        "oracle_in_context": item.table.id in context.ids,
+        "oracle_in_context": item.table.id in context.ids and bool(question.answers),
         "gold": list(taught.gold),
         "choices": [],
         "source": question.source,

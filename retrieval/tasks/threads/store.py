@@ -16,6 +16,9 @@ from retrieval.readers.threads.registry import read_threads
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
 
+#: Posts of a thread that tell whether another one with its id is the same thread.
+_COMPARED = 16
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -133,6 +136,7 @@ def store_threads(
         InputError: a source is missing or broken, or holds no thread.
     """
     rows: dict[str, ThreadRow] = {}
+    known: dict[str, frozenset[int]] = {}
     read = 0
     with ItemSink(folder / "all-posts.arrow", Post) as posts:
         for thread in read_threads(task, tally):
@@ -144,6 +148,10 @@ def store_threads(
             read += 1
             if read % 500 == 0:
                 progress("threads: read", read, 0)
+            own = _own_id(thread, known)
+            if own != thread.id and own not in rows:
+                tally.read["threads_with_the_id_of_another"] += 1
+            thread = replace(thread, id=own)
             if thread.id in rows:
                 tally.dropped["thread_twice"] += 1
                 # A thread in both splits is held out: in training it would show the test split.
@@ -157,6 +165,23 @@ def store_threads(
     # A second pass drops the posts of threads that did not stay, so that the indexes do not see them.
     _write_threads(folder, list(rows.values()), _splits(config, task, list(rows.values())))
     return ThreadStore(folder)
+
+
+def _own_id(thread: Thread, known: dict[str, frozenset[int]]) -> str:
+    """Return the id of a thread, with the name of its file if another thread has the id.
+
+    Args:
+        thread: the thread.
+        known: hashes of the first posts of the threads before, by id; receives those of this thread.
+    """
+    # Hashes of Python differ between processes, which is harmless: they are compared in this one only.
+    posts = frozenset(hash((post.id, post.text)) for post in thread.posts[:_COMPARED] if post.text)
+    for name in (thread.id, f"{thread.source}/{thread.id}"):
+        first = known.setdefault(name, posts)
+        # One post in common is enough: crawls of a thread begin and end at different posts.
+        if first is posts or not first or not posts or first & posts:
+            return name
+    return f"{thread.source}:{thread.row}/{thread.id}"
 
 
 def _write_threads(folder: Path, rows: Sequence[ThreadRow], splits: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ import typer
 
 import flows.orchestration.run_pipeline
 from flows import cli
+from flows.children import devices
 from flows.children.run_child import ChildFailed
 from flows.commands import doctor, generate, merge, print_pipeline
 from flows.commands.app import COMMANDS, app
@@ -171,7 +172,7 @@ def test_run_with_nothing_to_do(jora: Jora, project: Project, monkeypatch: pytes
         (("run", "pipeline.yaml", "--set", "seed=x"), "--set: seed: expected a whole number, got 'x'"),
         (("run", "pipeline.yaml", "--only", "evalate"), "no stage evalate in this configuration"),
         (("plan", "pipeline.yaml", "--only", "export", "--from", "export"), "--only and --from exclude"),
-        (("run", "pipeline.yaml", "--only", "export"), "does not exist for this configuration; run `jora"),
+        (("run", "pipeline.yaml", "--only", "export"), "run `jora run pipeline.yaml --from build-context`"),
         (("evaluate", "pipeline.yaml"), "reads the artifact of build-context, which does not exist"),
         (("train", "pipeline.yaml", "--only", "export"), "expected a phase of the configuration"),
         (("plan", "pipeline.yaml", "--set", "context.threads.source=gone"), "gone does not exist"),
@@ -323,13 +324,13 @@ def test_doctor(jora: Jora, project: Project, monkeypatch: pytest.MonkeyPatch) -
     assert not (project.folder / "runs").exists()
     (project.folder / "threads.ndjson").unlink()
     said = jora("doctor", "pipeline.yaml")
-    assert said.status == 1 and "threads.ndjson does not exist" in " ".join(said.out.split())
+    assert said.status == 2 and "threads.ndjson does not exist" in " ".join(said.out.split())
 
 
 def test_doctor_sees_the_devices_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DEVICE_CODE", 'print(\'{"backend": "gpu", "devices": ["H100", "H100"]}\')')
+    monkeypatch.setattr(devices, "_CODE", 'print(\'{"backend": "gpu", "devices": ["H100", "H100"]}\')')
     assert doctor._devices().detail.startswith("2 × H100 (gpu)")
-    monkeypatch.setattr(doctor, "DEVICE_CODE", "raise RuntimeError('no driver')")
+    monkeypatch.setattr(devices, "_CODE", "raise RuntimeError('no driver')")
     assert doctor._devices() == doctor.Finding(
         "devices", "fail", "JAX does not start: RuntimeError: no driver"
     )

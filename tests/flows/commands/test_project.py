@@ -50,6 +50,7 @@ def test_sample_project_is_the_sample_elsewhere(tmp_path: Path, monkeypatch: pyt
     demo = tmp_path / "demo"
     mine = load_config(start_project(demo, sample=True)).model_dump(mode="json")
     ours = load_config(SAMPLE_CONFIG).model_dump(mode="json")
+    assert (mine.pop("project"), ours.pop("project")) == ("demo", "sample")
     assert yaml.safe_dump(mine).replace(str(demo), str(ROOT)) == yaml.safe_dump(ours)
     compared = filecmp.dircmp(demo / "data", sample_data())
     assert not compared.left_only and not compared.diff_files and compared.common_dirs

@@ -12,9 +12,11 @@ import yaml
 from pydantic import BaseModel
 
 from flows.configuration.load import load_config
+from flows.configuration.other_names import OTHER_NAMES
 from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
 from flows.configuration.yaml_file import apply_overrides, parse_yaml
+from jora_core.base.error_messages import known_keys, near_name
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project, configuration
 
@@ -170,14 +172,14 @@ def test_targets_are_names_or_a_pattern(project: Project) -> None:
         ("phases.1.max_steps=abc", "phases.1.max_steps: expected a whole number, got 'abc'"),
         ("phases.1.max_steps=1.5", "phases.1.max_steps: expected a whole number, got 1.5"),
         ("phases.0.optim.learning_rate=fast", "learning_rate: expected a number, got 'fast'"),
-        ("phases.0.optim.learning_rate=.nan", "learning_rate: input should be a finite number, got nan"),
+        ("phases.0.optim.learning_rate=.nan", "learning_rate: expected a finite number, got nan"),
         ("export.verify=perhaps", "export.verify: expected true or false, got 'perhaps'"),
         ("model=3", "model: expected a mapping of keys, got 3"),
         ("phases.0.tasks=tables", "phases.0.tasks: expected a list, got 'tables'"),
         ("phases.0.tasks=[chess]", "phases.0.tasks.0: expected 'tables', 'threads' or 'qa', got 'chess'"),
         ("model.dtype=int8", "model.dtype: expected 'float32' or 'bfloat16', got 'int8'"),
         ("model.path=3", "model.path: expected text, got 3"),
-        ("mesh.data=0", "mesh.data: input should be greater than or equal to 1, got 0"),
+        ("mesh.data=0", "mesh.data: expected at least 1, got 0"),
         ("phases.1.lora.r=8", "phases.1.lora must equal phases.0.lora"),
         ("phases.0.n_epochs=1", "phases.0: give exactly one of max_steps and n_epochs"),
         ("phases.0.max_seq_len=100000", "tokens_per_batch (128) must be at least max_seq_len (100000)"),
@@ -186,6 +188,14 @@ def test_targets_are_names_or_a_pattern(project: Project) -> None:
         ("phases.9.max_steps=1", "no item 9 in the list; there are 0, 1, finetune-structure, finetune-task"),
         ("seed.x=1", "seed is a plain value (0), it has no keys"),
         ("seed", "--set seed: expected key.path=value"),
+        ("context.near_duplicates=2", "context.near_duplicates: expected at most 1 or 'off', got 2"),
+        ("phases.0.tasks=[]", "phases.0.tasks: expected at least 1 item, got []"),
+        ("phases.1.max_steps=true", "--set: phases.1.max_steps: expected a whole number, got true"),
+        ("lora_rank=8", "--set: lora_rank: unknown key; its name here is phases.0.lora.r"),
+        ("phases.1.learning_rate=1", "belongs to another section: phases.1.optim.learning_rate"),
+        ("phases.1.gradient_checkpointing=1", "unknown key; its name here is phases.1.remat (none,"),
+        ("model.adapter=x", "model.adapter: unknown key; known keys are"),
+        ("phases.1.loss=x", "there is no such setting; the loss is always"),
         ("=1", "--set =1: expected key.path=value"),
         ("phases=[1", "--set phases, line 1, column 3: broken YAML"),
         ("model.path=${NOT_SET_ANYWHERE}/x", "model.path: environment variable NOT_SET_ANYWHERE is not set"),
@@ -205,6 +215,24 @@ def test_wrong_overrides(project: Project, override: str, words: str) -> None:
         ("", "expected a mapping of keys to values, got None"),
         ("model: {path: m}\nphases: []\n", "context: this key is missing (and 1 more)"),
         ("root: 3\n", "root: expected text, got 3"),
+        (
+            "schedule: {cron: */5 * * * *}\n",
+            "line 1, column 18: broken YAML: found undefined alias '/5'; the value needs quotes: cron: '*/5",
+        ),
+        ("model: {path: {{MODEL}}}\n", "the value needs quotes: path: '{{MODEL}}'"),
+        (
+            "model:\n  path: {{ MODEL }}\n",
+            "line 2, column 10: broken YAML: found unhashable key; the value needs quotes: path: '{{ MOD",
+        ),
+        ("a: %x\n", "the value needs quotes: a: '%x'"),
+        ("model:\n\tpath: x\n", "indent with spaces, not with tabs"),
+        ("seed: " + "9" * 5000, "a value cannot be read"),
+        ("1: 2\n", "1: unknown key; known keys are"),
+        (
+            "a: [&b [x, x]]\n"
+            + "".join(f"a{n}: [&b{n} [" + ", ".join([f"*b{n - 1 or ''}"] * 9) + "]]\n" for n in range(1, 9)),
+            "more than 100,000 values",
+        ),
         ("a: !!python/object/apply:os.system [ls]\n", "broken YAML: could not determine a constructor"),
     ],
 )
@@ -214,6 +242,26 @@ def test_wrong_files(tmp_path: Path, text: str, words: str) -> None:
     message = refusal(file=file)
     assert message.startswith(str(file))
     assert words in message
+
+
+def test_a_value_with_a_mark_of_yaml_is_a_text_on_the_command_line(project: Project) -> None:
+    assert project.config("schedule.cron=*/5 * * * *").schedule.cron == "*/5 * * * *"
+
+
+def test_every_other_name_has_a_setting() -> None:
+    """The table of other tools' names leads to settings that exist, and never from a name of ours."""
+    for name, ours in OTHER_NAMES.items():
+        *section, key = ours.key.replace("*", "0").split(".")
+        assert key in known_keys(PipelineConfig, section), (name, ours.key)
+        assert name not in known_keys(PipelineConfig, section), name
+
+
+def test_no_unrelated_key_is_proposed() -> None:
+    known = known_keys(PipelineConfig, ["phases", "0"])
+    for name in ("loss", "adapter", "gradient_checkpointing", "learning_rate", "packing", "lr", "b"):
+        assert near_name(name, known) is None
+    for name, meant in {"max_step": "max_steps", "remst": "remat", "n_epoch": "n_epochs"}.items():
+        assert near_name(name, known) == meant
 
 
 def test_error_names_the_file_or_the_override(project: Project) -> None:

@@ -206,7 +206,7 @@ def test_mastodon_contexts_and_packed_files_read_the_same(write: Write, tmp_path
     [
         ("utterances.jsonl", {"id": "a", "text": "x"}, r":1: field conversation_id \(or root\) is missing"),
         ("utterances.jsonl", {"conversation_id": "a"}, r":1: field id is missing"),
-        ("utterances.jsonl", utterance("a", "a", None, 5), r":1: field text is int"),
+        ("utterances.jsonl", utterance("a", "a", None, [5]), r":1: field text is empty or no text \(list"),
         ("utterances.jsonl", utterance("a", "a", None, "x", timestamp="noon"), r":1: field timestamp is 'no"),
         ("m.jsonl", status("a", None, "x", account=None), r":1: field account is NoneType"),
         ("m.jsonl", status("a", [1], "x"), r":1: field in_reply_to_id is empty"),

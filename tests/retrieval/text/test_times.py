@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ Write = Callable[[str, str], Path]
     [
         (None, None),
         ("", None),
+        (float("nan"), None),
+        (date(1970, 1, 2), 86_400.0),
+        (Decimal("1.5"), 1.5),
         (1_700_000_000, 1_700_000_000.0),
         (0.5, 0.5),
         ("1970-01-02", 86_400.0),
@@ -37,7 +42,7 @@ def test_times_are_numbers_or_iso_text(value: Any, seconds: float | None) -> Non
     assert parse_time(value, "time", "here") == seconds
 
 
-@pytest.mark.parametrize("value", ["yesterday", True, [1], float("nan"), {"a": 1}])
+@pytest.mark.parametrize("value", ["yesterday", True, [1], float("inf"), {"a": 1}])
 def test_other_times_are_refused_by_name(value: Any) -> None:
     with pytest.raises(InputError, match=r"f\.jsonl:3: field time is .*expected seconds since 1970"):
         parse_time(value, "time", "f.jsonl:3")

@@ -1,0 +1,224 @@
+"""What a run needs beyond valid settings: packages, an embedder, a mesh that fits, held-out records.
+
+Each check reads settings and small files only, so that `jora plan` can refuse at once what a run would refuse
+after hours. A check of devices is in :mod:`flows.children.devices`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flows.configuration.schema import PipelineConfig
+from jora_core.base.errors import InputError
+from retrieval.prompts.answer_styles import TEMPLATE_FIELDS
+from retrieval.readers.documents.documents import tells_instructions
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
+from retrieval.settings.tasks import QaTask, TaskSettings
+from retrieval.tasks.qa.inputs import document_files
+
+# Packages of the optional parts, by extra.
+_REPORTERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+_DASK = ("prefect_dask", "distributed")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that a run needs and does not have.
+
+    Attributes:
+        subject: what the problem is about, a short name for `jora doctor`.
+        message: one line with the dotted key, what is wrong, and how to fix it.
+        fatal: whether a run would be refused; else the results may be worse than expected.
+    """
+
+    subject: str
+    message: str
+    fatal: bool = True
+
+
+def problems(config: PipelineConfig) -> Iterator[Problem]:
+    """Yield everything that a run of a configuration would miss, the fatal problems first.
+
+    Args:
+        config: a checked configuration with absolute paths.
+    """
+    yield from _packages(config)
+    yield from _retrieval(config)
+    yield from _evaluation(config)
+    model = _model_config(Path(config.model.path))
+    if model:
+        yield from _mesh(config, model)
+        yield from _positions(config, model)
+
+
+def require(config: PipelineConfig, source: str, overridden: Collection[str] = ()) -> list[str]:
+    """Refuse a configuration that a run would refuse, and return warnings.
+
+    Args:
+        config: a checked configuration with absolute paths.
+        source: name of the configuration's file, for errors.
+        overridden: dotted keys that `--set` has changed. A problem of such a key names `--set`.
+
+    Returns:
+        One line for each problem that does not stop a run.
+
+    Raises:
+        InputError: the first fatal problem.
+    """
+    found = list(problems(config))
+    lines = [
+        f"{'--set' if problem.message.partition(':')[0] in overridden else source}: {problem.message}"
+        for problem in found
+    ]
+    for problem, line in zip(found, lines, strict=True):
+        if problem.fatal:
+            raise InputError(line)
+    return lines
+
+
+def _packages(config: PipelineConfig) -> Iterator[Problem]:
+    for number, phase in enumerate(config.phases):
+        for name in phase.report_to:
+            if find_spec(_REPORTERS[name]) is None:
+                yield Problem(
+                    name,
+                    f"phases.{number}.report_to: {name} needs the package {_REPORTERS[name]}; run "
+                    f"`pip install 'jora-raft[{name}]'`, or leave {name} out",
+                )
+    missing = [name for name in _DASK if find_spec(name) is None]
+    if config.context.backend == "dask" and missing:
+        yield Problem(
+            "dask",
+            f"context.backend: dask needs the package {missing[0]}; run `pip install 'jora-raft[scale]'`, or "
+            "set it to threads",
+        )
+
+
+def _retrieval(config: PipelineConfig) -> Iterator[Problem]:
+    for name, task in config.context.tasks.items():
+        if "dense" in task.fused_legs and not config.context.embedder and not _without_search(task):
+            rest = ", ".join(leg for leg in task.fused_legs if leg != "dense") or "bm25"
+            default = "" if "legs" in task.model_fields_set else " (a default leg)"
+            yield Problem(
+                "embedder",
+                f"context.{name}.legs: the leg dense{default} needs context.embedder; give a "
+                f"sentence-transformers model, or set context.{name}.legs to [{rest}]",
+            )
+        template = getattr(task, "answer_template", None)
+        if template is not None:
+            wrong = _template_error(template)
+            if wrong:
+                yield Problem("answer template", f"context.{name}.answer_template{wrong}")
+
+
+def _without_search(task: TaskSettings) -> bool:
+    """Whether a task reads instructions with answers, for which no document is searched."""
+    if not isinstance(task, QaTask):
+        return False
+    if task.format != "auto":
+        return DOCUMENT_LAYOUTS[task.format].instructions
+    if task.questions is not None:
+        return False
+    try:
+        return tells_instructions(document_files(task)[0])
+    except InputError:
+        return False  # the error about the file comes from the stage that reads it
+
+
+def _template_error(source: str) -> str | None:
+    """Return what is wrong with a Jinja template of answers, with its line; None for a usable template."""
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        tree = ImmutableSandboxedEnvironment().parse(source)
+        unknown = sorted(meta.find_undeclared_variables(tree) - set(TEMPLATE_FIELDS))
+        # Unknown filters and tests are found when the template is compiled.
+        ImmutableSandboxedEnvironment().from_string(source)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        return f"{f', line {line}' if line else ''}: {error.message}; correct the template"
+    if unknown:
+        return f": unknown field {unknown[0]}; known fields are {', '.join(TEMPLATE_FIELDS)}"
+    return None
+
+
+def _evaluation(config: PipelineConfig) -> Iterator[Problem]:
+    tasks = config.context.tasks
+    scored = [name for name in tasks if config.evaluate.most_records(name) != 0]
+    if not scored:
+        keys = [
+            f"evaluate.{name}_max_records"
+            if hasattr(config.evaluate, f"{name}_max_records")
+            else "evaluate.max_records"
+            for name in tasks
+        ]
+        yield Problem("evaluation", f"{keys[0]}: nothing would be scored; raise it above 0")
+    for name in scored:
+        # With a share of 0, only a test source gives held-out records.
+        if config.context.test_share == 0 and getattr(tasks[name], "test_source", None) is None:
+            yield Problem(
+                "held-out records",
+                f"context.test_share: with 0, {name} has no held-out records to score; raise it (such as 0.1)"
+                + (
+                    f", or give context.{name}.test_source"
+                    if "test_source" in type(tasks[name]).model_fields
+                    else ""
+                ),
+            )
+
+
+def _mesh(config: PipelineConfig, model: dict[str, Any]) -> Iterator[Problem]:
+    tensor = config.mesh.tensor
+    if tensor == 1:
+        return
+    for field in ("num_attention_heads", "intermediate_size"):
+        size = model.get(field)
+        if isinstance(size, int) and size % tensor:
+            yield Problem(
+                "mesh",
+                f"mesh.tensor: {tensor} does not divide {field}={size} of the model; choose a divisor of it",
+            )
+            return
+    heads = model.get("num_key_value_heads")
+    if isinstance(heads, int) and heads > 0 and heads % tensor and tensor % heads:
+        yield Problem(
+            "mesh",
+            f"mesh.tensor: {tensor} neither divides num_key_value_heads={heads} of the model nor is a "
+            "multiple of it; choose another number",
+        )
+
+
+def _positions(config: PipelineConfig, model: dict[str, Any]) -> Iterator[Problem]:
+    positions = model.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return
+    lengths = {f"phases.{number}": phase.max_seq_len for number, phase in enumerate(config.phases)}
+    lengths["evaluate"] = config.evaluate.max_seq_len
+    for where, length in lengths.items():
+        if length > positions:
+            yield Problem(
+                "length",
+                f"{where}.max_seq_len: {length:,} is more than the model's {positions:,} positions "
+                "(max_position_embeddings); longer examples give worse answers, so lower it",
+                fatal=False,
+            )
+
+
+def _model_config(folder: Path) -> dict[str, Any] | None:
+    """Return the fields of a model's `config.json`; None if it cannot be read, which the stages report."""
+    try:
+        # `utf-8-sig`: some editors write a byte order mark.
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    # A multimodal model has the fields of its language model in a section of their own.
+    nested = fields.get("text_config")
+    return {**fields, **nested} if isinstance(nested, dict) else fields

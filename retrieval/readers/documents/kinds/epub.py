@@ -1,0 +1,69 @@
+"""Read EPUB books: the pages of an archive, in the order of the book's spine."""
+
+from __future__ import annotations
+
+import posixpath
+import zipfile
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally
+from retrieval.readers.documents.kinds.html import html_text
+from retrieval.readers.documents.kinds.kind_reader import LARGEST_UNPACKED, FileText
+from retrieval.text.normalize import fold
+
+_CONTAINER = "META-INF/container.xml"
+
+
+def read_file(file: SourceFile, tally: Tally) -> FileText:
+    """Read an EPUB book. A file that is none is dropped and counted. Pages are counted as `pages`.
+
+    Raises:
+        InputError: the file cannot be read, or unpacks to too much.
+    """
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > LARGEST_UNPACKED:
+                raise InputError(
+                    f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the book"
+                )
+            title, pages = _book(archive)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
+    # A book that lacks a file or an attribute, encrypted pages, broken XML.
+    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError, StopIteration):
+        return FileText("", "", "document_not_an_epub")
+    tally.read["pages"] += len(pages)
+    found = [html_text(page, tally) for page in pages]
+    # A chapter's heading is part of the book's text.
+    texts = [f"# {page.title}\n\n{page.text}" if page.title else page.text for page in found if page.text]
+    return FileText(title, "\n\n".join(texts))
+
+
+def _book(archive: zipfile.ZipFile) -> tuple[str, list[str]]:
+    """Return the title of a book and its pages in reading order."""
+    container = ElementTree.fromstring(archive.read(_CONTAINER))
+    root = next(element for element in container.iter() if _name(element) == "rootfile")
+    package_path = root.attrib["full-path"]
+    package = ElementTree.fromstring(archive.read(package_path))
+    folder = posixpath.dirname(package_path)
+    items = {e.attrib["id"]: e.attrib["href"] for e in package.iter() if _name(e) == "item"}
+    title = next((e.text or "" for e in package.iter() if _name(e) == "title"), "")
+    pages = []
+    for reference in (e for e in package.iter() if _name(e) == "itemref"):
+        # `linear="no"` marks what lies beside the text, such as answers to exercises.
+        if reference.attrib.get("linear") == "no":
+            continue
+        path = posixpath.normpath(posixpath.join(folder, unquote(items[reference.attrib["idref"]])))
+        pages.append(archive.read(path).decode("utf-8-sig"))
+    return fold(title), pages
+
+
+def _name(element: ElementTree.Element) -> str:
+    """Return the name of an element without its namespace."""
+    return element.tag.rpartition("}")[2]

@@ -1,0 +1,67 @@
+"""What a reader of one kind of file returns, and the decoding of its bytes."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Tally
+
+#: Bytes that a packed document (DOCX, EPUB) may unpack to.
+LARGEST_UNPACKED = 1 << 28
+# A page names its encoding in its first bytes, which are ASCII up to there.
+_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
+
+
+class FileText(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        title: the title in the file; "" if it has none.
+        text: the text with its line breaks; "" if there is none, as in a scanned PDF.
+        dropped: why the file cannot be read, for the counts; "" for a readable file.
+    """
+
+    title: str
+    text: str
+    dropped: str = ""
+
+
+class KindReader(Protocol):
+    """The interface of a module of `TEXT_KINDS`."""
+
+    def read_file(self, file: SourceFile, tally: Tally) -> FileText:
+        """Read a file. `tally` counts what only this kind has, such as pages.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        ...
+
+
+def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
+    """Decode a file: UTF-8, or what its meta element names (in HTML).
+
+    Args:
+        raw: the bytes of the file.
+        file: the file, for errors.
+        html: whether the bytes are a page, which may name its encoding.
+
+    Raises:
+        InputError: the bytes have another encoding.
+    """
+    named = _CHARSET.search(raw[:2048]) if html else None
+    encoding = named[1].decode("ascii") if named else "utf-8"
+    try:
+        return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file.path}:{line}: not {_shown(encoding)}; save the file as UTF-8") from error
+    except LookupError as error:
+        raise InputError(f"{file.path}: unknown encoding {encoding!r}; save the file as UTF-8") from error
+
+
+def _shown(encoding: str) -> str:
+    return "UTF-8" if encoding.startswith("utf-8") else encoding.upper()

@@ -1,0 +1,213 @@
+"""Stream the rows of files of any kind: JSON, CSV, TSV, XLSX, Arrow and Parquet, as dictionaries.
+
+The dialect of a CSV file is named, or found from its first lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.reading_limits import reading_limits
+from retrieval.corpus.source_files import unpacked_name
+from retrieval.corpus.unpacking import open_binary
+from retrieval.readers.files.json_stream import holds_json_array, stream_items
+from retrieval.readers.files.packed_lines import json_objects, text_lines
+
+Row = tuple[str, int, dict[str, Any]]
+
+#: Endings of the tables that are read here.
+TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".arrow")
+_DELIMITERS = (",", ";", "\t", "|")
+_START = 1 << 16
+_BATCH = 1024
+# Excel names the delimiter on a first line of its own.
+_NAMED = re.compile(r"sep=(.)$")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a reader knows about the rows of a file.
+
+    Attributes:
+        expected: description of a row, for errors.
+        keys: names under which a JSON object holds its list of rows.
+        header: receives the fields of a JSON object that come before the list.
+        delimiter: sign between the cells of a CSV file; None finds it.
+        sheet: name of the sheet of an `.xlsx` file; None takes the first.
+    """
+
+    expected: str = "a row: an object with named fields"
+    keys: Sequence[str] = ()
+    header: dict[str, Any] | None = None
+    delimiter: str | None = None
+    sheet: str | None = None
+
+
+_ANYTHING = Contents()
+
+
+def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, int, Any]]:
+    """Read (place for errors, 1-based row, row) of each row of a table, of JSON lines or of a JSON value.
+
+    Args:
+        path: the file, plain or packed.
+        contents: what is known about its rows.
+
+    Raises:
+        InputError: the file is broken, a row has more cells than the header, or a library is missing.
+    """
+    name = unpacked_name(path)
+    if name.endswith(".xlsx"):
+        return _sheet_rows(path, contents.sheet)
+    if name.endswith((".parquet", ".arrow")):
+        return _arrow_rows(path, name.endswith(".parquet"))
+    if name.endswith(TABLES):
+        return _text_rows(path, contents.delimiter)
+    # JSON lines are often called `.json`, and lists `.jsonl`.
+    if name.endswith(".json") or holds_json_array(path):
+        return stream_items(path, contents.expected, contents.keys, contents.header)
+    return json_objects(path, contents.expected)
+
+
+def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
+    # The limit is one of the whole process; it never shrinks, because other readers raise it too.
+    csv.field_size_limit(max(csv.field_size_limit(), reading_limits().value_bytes))
+    lines = (f"{text}\n" for _, text in text_lines(path))
+    reader = csv.reader(lines, delimiter=delimiter or found_delimiter(path))
+    header: list[str] = []
+    number = 0
+    try:
+        for cells in reader:
+            where = f"{path}:{reader.line_num}"
+            if not header and reader.line_num == 1 and _NAMED.match("".join(cells)):
+                continue
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = _header(cells, where)
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise InputError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)}; mend the quotes or the "
+                    "header of the table, or name the delimiter"
+                )
+            number += 1
+            yield where, number, dict(zip(header, cells, strict=False))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: broken table ({error}); mend its quotes") from error
+
+
+def _header(cells: Sequence[Any], where: str) -> list[str]:
+    names = [str(cell).strip() if cell is not None else "" for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    names = [name or f"column {number}" for number, name in enumerate(names, start=1)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: column {twice!r} is twice in the header; rename one of them")
+    return names
+
+
+def found_delimiter(path: Path) -> str:
+    """Return the sign that parts the first lines of a table into the most equal rows.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with open_binary(path) as handle:
+        start = handle.read(_START).decode("utf-8-sig", "ignore")
+    lines = start.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if len(lines) > 1:
+        lines.pop()  # it may be cut
+    named = _NAMED.match(lines[0])
+    if named:
+        return named[1]
+    likely = ("\t", *_DELIMITERS) if unpacked_name(path).endswith(".tsv") else _DELIMITERS
+    # `max` keeps the first of equal ones.
+    return max(likely, key=lambda sign: _evenness(lines[:200], sign))
+
+
+def _evenness(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
+    """Return the share of rows that are as wide as the first, and the width; nothing for a single column."""
+    try:
+        widths = [
+            len(cells) for cells in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if cells
+        ]
+    except csv.Error:
+        return 0.0, 0
+    if not widths or widths[0] < 2:
+        return 0.0, 0
+    return sum(width == widths[0] for width in widths) / len(widths), widths[0]
+
+
+def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise InputError(
+            f"{path}: .xlsx needs a package that is not installed; pip install openpyxl, or save as CSV"
+        ) from error
+    limits = reading_limits()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > limits.unpacked_bytes(
+                path.stat().st_size
+            ):
+                raise limits.too_large(path)
+        book = load_workbook(path, read_only=True, data_only=True)
+        if sheet is not None and sheet not in book.sheetnames:
+            raise InputError(f"{path}: has no sheet {sheet!r}; it has {', '.join(book.sheetnames)[:300]}")
+        page = book[sheet] if sheet is not None else book.worksheets[0]
+        header: list[str] = []
+        for number, cells in enumerate(page.iter_rows(values_only=True), start=1):
+            if all(cell is None or cell == "" for cell in cells):
+                continue
+            where = f"{path}: row {number}"
+            if not header:
+                header = _header(cells, where)
+            else:
+                yield where, number, dict(zip(header, cells, strict=False))
+        book.close()
+    except InputError:
+        raise
+    except Exception as error:  # a broken workbook gives any exception, from deep within the library
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not a readable .xlsx file ({reason:.200}); save it again") from error
+
+
+def _arrow_rows(path: Path, parquet: bool) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_BATCH) if parquet else _batches(path):
+            for value in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", number, value
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        kind = "Parquet" if parquet else "Arrow"
+        raise InputError(f"{path}: not a readable {kind} file ({error}); write it again") from error
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Yield the batches of an Arrow file or stream; folders of the library `datasets` hold streams."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            source.seek(0)
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)

@@ -1,0 +1,1 @@
+"""Readers of what people can export from services: one file for each."""

@@ -1,0 +1,31 @@
+"""The limits of reading: how large a packed file or a single value may become in memory or on disk."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SettingsModel(BaseModel):
+    """Settings that never change and that refuse an unknown key."""
+
+    # Forbid: a mistyped key would otherwise be ignored. Frozen: the settings are part of a key that is
+    # computed once.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputLimits(SettingsModel):
+    """Limits that stop damaged and hostile input before it fills the memory or the disk."""
+
+    unpacked_ratio: int = Field(
+        default=200,
+        ge=1,
+        title="Unpacked ratio",
+        description="A packed file may unpack to at most so many times its size; 256 MB are always allowed.",
+    )
+    value_mb: int = Field(
+        default=64,
+        ge=1,
+        le=2000,
+        title="Largest value",
+        description="Megabytes of one line, one JSON value or one text file.",
+    )
