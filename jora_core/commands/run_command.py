@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from jora_core.base.errors import InputError
 from jora_core.base.spec_command import run_spec_command
-from jora_core.parallel.devices import refuse_unusable_platform, set_compilation_cache
+from jora_core.parallel.devices import refuse_unusable_platform
+from jora_core.parallel.program_cache import set_program_cache
 from jora_core.specs.read_spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -29,7 +30,7 @@ def run_command(
 
     def with_compilation_cache(spec: Spec) -> int | None:
         # Before the function: JAX opens its cache at the first compilation and then keeps the folder.
-        set_compilation_cache(getattr(spec, "compilation_cache_dir", None))
+        set_program_cache(getattr(spec, "compilation_cache_dir", None))
         try:
             return function(spec)
         except InputError:

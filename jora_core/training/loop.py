@@ -135,6 +135,8 @@ def run_loop(
         progress.say(line)
     if checkpoints.fresh_because:
         progress.say(f"checkpoints: starting anew in {spec.checkpoint_dir}, {checkpoints.fresh_because}")
+    for line in checkpoints.damage:
+        progress.say(f"warning: {line}; training continues from an earlier state, with the same result")
     if position.step:
         progress.say(f"checkpoints: resuming after step {position.step} of {run.steps}")
     meter = _Meter(log, progress)
@@ -155,7 +157,8 @@ def run_loop(
         checkpoints.close()
         log.close()
         progress.close()
-    return state, _result(run, log, position)
+    result = _result(run, log, position)
+    return state, result | ({"damaged_checkpoints": checkpoints.damage} if checkpoints.damage else {})
 
 
 def _steps(
