@@ -37,6 +37,7 @@ class Identity:
         upstream: name of an upstream stage to its key.
         reads: the upstream artifacts with the files that the stage reads; not part of the key.
         code: repository path of a source file to its SHA-256.
+        project: name of the project; not part of the key.
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Identity:
     upstream: Mapping[str, str]
     reads: tuple[Upstream, ...]
     code: Mapping[str, str]
+    project: str = ""
 
     @property
     def key(self) -> str:
@@ -114,6 +116,7 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
             upstream={item.stage: found[item.stage].key for item in reads},
             reads=reads,
             code={label: hashed[path] for label, path in sources.items()},
+            project=config.project,
         )
         # After the entry is added: the result includes the stage `until`.
         if stage.name == until:
