@@ -143,7 +143,7 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
         RunRecord(
             id=f"{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
             project=config.project,
-            config=str(Path(config.source.file).resolve()) if config.source and config.source.file else "",
+            config=_config_file(config),
             started=begun.isoformat(timespec="seconds"),
             keys=dict(keys),
         ),
@@ -165,6 +165,11 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
         raise
     finally:
         recorder.end(result, message)
+
+
+def _config_file(config: PipelineConfig) -> str:
+    file = config.source.file if config.source else ""
+    return str(Path(file).resolve()) if file else ""
 
 
 def read_records(store: Store) -> list[RunRecord]:

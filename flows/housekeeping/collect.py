@@ -133,9 +133,9 @@ def _remove(store: Store, stage: str, key: str) -> None:
         # A kill after the rename leaves a folder in `.tmp`, which the next run sweeps.
         store.path(stage, key).rename(waste)
     except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"cannot remove {store.path(stage, key)}: {(error.strerror or str(error)).lower()}; give this user "
-            "the right"
+            f"cannot remove {store.path(stage, key)}: {reason}; give this user the right"
         ) from None
     shutil.rmtree(waste, ignore_errors=True)
 

@@ -124,9 +124,8 @@ def why(
         }
         print_json(parts)
         return
-    print(
-        f"{name} {identity.key[:KEY_LENGTH]}: would {f'run, {reason}' if reason else 'be taken from the store'}\n"
-    )
+    outcome = f"would run: {reason}" if reason else "is up to date"
+    print(f"{name} {identity.key[:KEY_LENGTH]} {outcome}\n")
     print_table(("part of the key", "value"), _key_parts(identity))
     if last is None:
         print("nothing to compare with: the store has no artifact of this stage and project")
