@@ -115,7 +115,11 @@ def serve(
 
 
 def context(
-    config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
+    config: Config = None,
+    force: Force = False,
+    overrides: Set = None,
+    as_json: Json = False,
+    preview: Annotated[str | None, typer.Option("--preview", metavar="FILE")] = None,
 ) -> None:
     """Build the records (stage build-context).
 
@@ -127,7 +131,14 @@ def context(
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
+        preview: Build nothing; print the first rows of a corpus as they are read, and what to configure.
     """
+    if preview is not None:
+        # Here, because no other command reads a corpus in this process.
+        from retrieval.readers.preview import preview as lines_of
+
+        print("\n".join(lines_of(preview)))
+        return
     settings = load(config, overrides)
     references = _run_stages(["build-context"], settings, force, as_json)
     if not as_json and print_pipeline.print_records(references[0]):

@@ -13,6 +13,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.folder_walk import is_hidden, walk_folder
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
 from retrieval.corpus.unpacking import PACKED_ENDINGS, other_kind, unpacked_zip
+from retrieval.settings.columns import Columns
 from retrieval.settings.context import ContextConfig
 
 _GLOB = re.compile(r"[*?\[]")
@@ -23,11 +24,17 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 class SourceFile:
     """A file of a source.
 
-    `name` is the path of the file below the source, which stays the same when the corpus is moved.
+    Attributes:
+        path: where it is.
+        name: its path below the source, which stays the same when the corpus is moved.
+        columns: the mapping of its columns; None if they have the names that readers expect.
+        columns_field: the setting that holds the mapping, for errors.
     """
 
     path: Path
     name: str
+    columns: Columns | None = None
+    columns_field: str = ""
 
 
 def unpacked_name(path: Path) -> str:

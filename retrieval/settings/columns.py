@@ -68,7 +68,9 @@ class DocumentColumns(Columns):
 class QuestionColumns(Columns):
     """The columns of questions in any table."""
 
-    id: str = Field(title="Id", description=f"The question's id: {_FORMS}.")
+    id: str | None = Field(
+        default=None, title="Id", description=f"The question's id: {_FORMS}; empty: the number of its row."
+    )
     question: str = Field(title="Question", description="The question.")
     answers: str = Field(title="Answers", description="The accepted answer, or a list of them.")
     document_id: str = Field(title="Document", description="Id of the document that holds the answer.")

@@ -16,5 +16,7 @@ JSON_SUFFIXES = packed_too(".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*JSON_SUFFIXES, *packed_too(".csv", ".tsv"), ".xlsx", ".parquet", ".arrow")
 #: Rows with named fields.
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+#: What the library `datasets` writes beside the `.arrow` files of a data set.
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 #: Archives of JSON files.
 ARCHIVE_SUFFIXES = (*packed_too(".tar"), ".tgz")

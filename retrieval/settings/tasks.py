@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from retrieval.settings.answer_style import Style
 from retrieval.settings.choices import OneOf
-from retrieval.settings.columns import ThreadColumns
+from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
 from retrieval.settings.document_layouts import DocumentLayoutName
 from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
 from retrieval.settings.limits import SettingsModel
@@ -339,6 +339,16 @@ class QaTask(_Styled):
         description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
         "in SQuAD and HotpotQA.",
     )
+    columns: DocumentColumns | None = Field(
+        default=None,
+        title="Columns of the documents",
+        description="Which columns of the source are id, text, title and time, in a table of any format.",
+    )
+    question_columns: QuestionColumns | None = Field(
+        default=None,
+        title="Columns of the questions",
+        description="Which columns of the questions are id, question, answers and document_id.",
+    )
     format: DocumentLayoutName = Field(
         default="auto", title="Format", description="Layout of rows; auto: told by their fields."
     )
@@ -400,6 +410,14 @@ class QaTask(_Styled):
     @model_validator(mode="after")
     def _known_weights(self) -> QaTask:
         _check_weights(self.weights, self.legs)
+        return self
+
+    @model_validator(mode="after")
+    def _columns_of_their_files(self) -> QaTask:
+        if self.columns is not None and self.questions is None:
+            raise ValueError("columns needs questions: give the questions in a file of their own")
+        if self.question_columns is not None and self.questions is None:
+            raise ValueError("question_columns needs questions: give the file that has these columns")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 from retrieval.settings.choices import OneOf
-from retrieval.settings.file_suffixes import ARCHIVE_SUFFIXES, JSON_SUFFIXES, TABLE_SUFFIXES, packed_too
+from retrieval.settings.file_suffixes import (
+    ARCHIVE_SUFFIXES,
+    DATASET_FILES,
+    JSON_SUFFIXES,
+    TABLE_SUFFIXES,
+    packed_too,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
         accompanying=("actor.json", "likes.json", "bookmarks.json"),
     ),
     # Any corpus: `columns` says what its fields are.
-    "columns": ThreadFormat(f"{_EXPORTS}.mapped", TABLE_SUFFIXES),
+    "columns": ThreadFormat(f"{_EXPORTS}.mapped", TABLE_SUFFIXES, accompanying=DATASET_FILES),
     "convokit": ThreadFormat(
         "retrieval.readers.threads.convokit",
         packed_too("utterances.jsonl"),

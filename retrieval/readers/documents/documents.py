@@ -149,6 +149,12 @@ def tells_instructions(file: SourceFile) -> bool:
     return not _is_text(file) and _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values())).instructions
 
 
+def layout_of(file: SourceFile) -> str:
+    """Return the name of the layout that the fields of a file's first row belong to."""
+    found = _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values()))
+    return next(name for name, layout in DOCUMENT_LAYOUTS.items() if layout is found)
+
+
 def _reader(file: SourceFile, layout: str) -> LayoutReader:
     """Return the module that reads a file in the configured layout of rows."""
     if _is_text(file):

@@ -29,7 +29,7 @@ LIKELY_NAMES: dict[str, dict[str, str]] = {
         "id": "id qid questionid queryid uuid key number no",
         "question": "question query prompt utterance instruction ask",
         "answers": "answers answer response reply output completion target targetvalue label goldanswer",
-        "document_id": "documentid docid document contextid passageid source file pageid articleid url",
+        "document_id": "documentid docid document doc contextid passageid source file pageid articleid url",
         "time": "time timestamp date askedat createdat",
     },
 }
@@ -37,5 +37,5 @@ LIKELY_NAMES: dict[str, dict[str, str]] = {
 NEEDED = {
     "threads": ("id", "text", "parent"),
     "documents": ("id", "text"),
-    "questions": ("id", "question", "answers", "document_id"),
+    "questions": ("question", "answers", "document_id"),
 }

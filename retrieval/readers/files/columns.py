@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.readers.files.column_names import LIKELY_NAMES, NEEDED
-from retrieval.readers.files.rows import rows
-from retrieval.readers.files.tables import TABLES, Row, table_rows
+from retrieval.readers.files.tables import Contents, Row, any_rows
 from retrieval.settings.columns import Columns
 
 _EXPRESSION = "{{"
@@ -41,11 +40,11 @@ _NOWHERE = object()
 _LENGTHENING = frozenset({"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs"})
 
 
-def mapped_rows(file: SourceFile, columns: Columns, field: str, required: Sequence[str]) -> Iterator[Row]:
+def mapped_rows(path: Path, columns: Columns, field: str, required: Sequence[str]) -> Iterator[Row]:
     """Read (place for errors, 1-based row, value by field of the mapping) of each row of a file.
 
     Args:
-        file: the file: JSON lines, JSON, CSV, TSV, XLSX, Parquet or Arrow.
+        path: the file: JSON lines, JSON, CSV, TSV, XLSX, Parquet or Arrow.
         columns: the mapping.
         field: the setting that holds the mapping, for errors.
         required: fields that must have a value in each row.
@@ -56,10 +55,10 @@ def mapped_rows(file: SourceFile, columns: Columns, field: str, required: Sequen
     sources = {name: _compiled(source, f"{field}.{name}") for name, source in columns.fields.items()}
     unseen = dict(columns.fields)
     names: dict[str, None] = {}
-    for where, number, row in any_rows(file, columns.delimiter, columns.sheet):
+    for where, number, row in _rows(path, columns.delimiter, columns.sheet):
         if unseen:
             names.update(dict.fromkeys(_paths(row)))
-        mapped = {}
+        mapped: dict[str, Any] = {} if "id" in sources else {"id": f"{path.stem}-{number}"}
         for name, source in sources.items():
             value = source(row, where)
             if value is _NOWHERE:
@@ -77,26 +76,15 @@ def mapped_rows(file: SourceFile, columns: Columns, field: str, required: Sequen
     for name, source in unseen.items():
         if names:
             raise InputError(
-                f"{file.path}: {field}.{name} is {source!r}, which is in no row"
-                f"{_nearest(source, tuple(names))}"
+                f"{path}: {field}.{name} is {source!r}, which is in no row{_nearest(source, tuple(names))}"
             )
 
 
-def any_rows(file: SourceFile, delimiter: str | None = None, sheet: str | None = None) -> Iterator[Row]:
-    """Read (place for errors, 1-based row, row) of each row of a file of any kind.
-
-    Args:
-        file: the file.
-        delimiter: sign between the cells of a CSV file; None finds it.
-        sheet: name of the sheet of an XLSX file; None takes the first.
-
-    Raises:
-        InputError: the file is broken.
-    """
-    name = unpacked_name(file.path)
-    if name.endswith(TABLES):
-        return table_rows(file.path, delimiter, sheet)
-    return rows(file, (), (), "a row: an object with named fields", _LISTS)
+def _rows(path: Path, delimiter: str | None = None, sheet: str | None = None) -> Iterator[Row]:
+    """Read the rows of a file of any kind. A row that is no object has one field, `value`."""
+    contents = Contents(keys=_LISTS, delimiter=delimiter, sheet=sheet)
+    for where, number, row in any_rows(path, contents):
+        yield where, number, row if isinstance(row, dict) else {"value": row}
 
 
 def _nearest(source: str, names: Sequence[str]) -> str:
@@ -232,30 +220,45 @@ def kind_of(names: Sequence[str]) -> str:
     return "threads" if "parent" in guess(names, "threads") else "documents"
 
 
-def column_names(file: SourceFile, most: int = 20) -> list[str]:
+def column_names(path: Path, most: int = 20) -> list[str]:
     """Return the columns of a file and the paths one level deeper, as its first `most` rows have them.
 
     Raises:
         InputError: the file is broken.
     """
     found: dict[str, None] = {}
-    for _, _, row in islice(any_rows(file), most):
+    for _, _, row in islice(_rows(path), most):
         # An object is named by its parts.
         found.update(dict.fromkeys(path for path in _paths(row) if not isinstance(row.get(path), dict)))
     return list(found)
 
 
-def proposal(file: SourceFile, kind: str) -> str:
+def first_rows(path: Path, most: int, columns: Columns | None = None) -> list[dict[str, Any]]:
+    """Return the first rows of a file, as they are or as a mapping reads them.
+
+    Args:
+        path: the file.
+        most: number of rows.
+        columns: the mapping; None for the rows as they are.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    rows = _rows(path) if columns is None else mapped_rows(path, columns, "columns", ())
+    return [row for _, _, row in islice(rows, most)]
+
+
+def proposal(path: Path, kind: str) -> str:
     """Return the likely mapping of a file as YAML on one line; unknown columns are `NAME_OF_COLUMN`.
 
     Args:
-        file: the file.
+        path: the file.
         kind: "threads", "documents" or "questions".
 
     Raises:
         InputError: the file is broken.
     """
-    found = guess(column_names(file), kind)
+    found = guess(column_names(path), kind)
     mapping = dict.fromkeys(NEEDED[kind], "NAME_OF_COLUMN") | found
     return "{" + ", ".join(f"{name}: {_yaml(source)}" for name, source in mapping.items()) + "}"
 

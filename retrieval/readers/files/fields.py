@@ -33,9 +33,6 @@ def id_of(value: Any, field: str, where: str) -> str:
     Raises:
         InputError: the value is empty or no text.
     """
-    # Spreadsheets and data frames turn whole numbers into fractions.
-    if isinstance(value, float) and abs(value) < 2**53:
-        value = int(value) if value.is_integer() else str(value)
     return fold(text_of(value, field, where))
 
 

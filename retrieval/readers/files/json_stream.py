@@ -16,9 +16,11 @@ from typing import IO, Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.unpacking import open_binary
-from retrieval.readers.files.packed_lines import DECODER, advice, mend_surrogates, not_utf8
+from retrieval.readers.files.packed_lines import DECODER, advice, is_tar, mend_surrogates, not_utf8
 
 _READ = 1 << 16
+_START = 4096
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 _UNSURE = 64  # an error so near to the end of what was read may be because the rest is missing
 # With the byte order mark, which stands between the parts of a file that was joined from others.
 _SPACE = re.compile("[ \\t\\r\\n\ufeff]*")
@@ -83,6 +85,16 @@ def _array(reader: _Reader, path: Path, before: int) -> Iterator[tuple[str, Any]
         where = f"{path}: item {before} (line {reader.line()})"
         yield where, reader.value()
     reader.take("]")
+
+
+def holds_json_array(path: Path) -> bool:
+    """Return whether a file of any name is a JSON array or an indented JSON value, and no JSON lines."""
+    if is_tar(path):
+        return False
+    with open_binary(path) as handle:
+        start = handle.read(_START).lstrip(_BLANK)
+    # A line of JSON lines is an object. `{` alone on its line is the start of an indented object.
+    return start.startswith(b"[") or re.match(rb"\{[ \t]*\r?\n", start) is not None
 
 
 def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:

@@ -5,25 +5,21 @@ Each row comes with its place for errors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
-from retrieval.corpus.unpacking import open_binary
-from retrieval.readers.files.json_stream import first_fields, stream_items
-from retrieval.readers.files.packed_lines import is_tar, json_objects
-from retrieval.readers.files.tables import TABLES, table_rows
+from retrieval.readers.files.columns import mapped_rows
+from retrieval.readers.files.json_stream import first_fields
+from retrieval.readers.files.tables import TABLES, Contents, any_rows
 from retrieval.text.normalize import answer_text
 from retrieval.text.values import is_missing, printed, printed_id
 
 Row = tuple[str, int, dict[str, Any]]
 
 _BATCH = 1024
-_START = 4096
-_BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 def rows(
@@ -47,7 +43,7 @@ def rows(
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
     """
-    for where, row, value in _values(file.path, fields, optional, expected, keys, header):
+    for where, row, value in _values(file, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
         # A field with null counts as missing, because Parquet has no other way to leave one out.
@@ -58,32 +54,18 @@ def rows(
 
 
 def _values(
-    path: Path,
+    file: SourceFile,
     fields: Sequence[str],
     optional: Sequence[str],
     expected: str,
     keys: Sequence[str],
     header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
-    """Read the rows of a file in the form that its first bytes have."""
-    name = unpacked_name(path)
-    if name.endswith(".parquet"):
-        return parquet_rows(path, fields, optional)
-    if name.endswith(TABLES):
-        return table_rows(path)
-    if name.endswith(".json") or holds_json_array(path):
-        return stream_items(path, expected, keys, header)
-    return json_objects(path, expected)
-
-
-def holds_json_array(path: Path) -> bool:
-    """Return whether a file of any name is a JSON array or an indented JSON value, and no JSON lines."""
-    if is_tar(path):
-        return False
-    with open_binary(path) as handle:
-        start = handle.read(_START).lstrip(_BLANK)
-    # A line of JSON lines is an object. `{` alone on its line is the start of an indented object.
-    return start.startswith(b"[") or re.match(rb"\{[ \t]*\r?\n", start) is not None
+    if file.columns is not None:
+        return mapped_rows(file.path, file.columns, file.columns_field, ())
+    if unpacked_name(file.path).endswith(".parquet"):
+        return parquet_rows(file.path, fields, optional)
+    return any_rows(file.path, Contents(expected, keys, header))
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
@@ -130,7 +112,12 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
     Raises:
         InputError: the file cannot be read or does not begin with an object.
     """
-    if not unpacked_name(file.path).endswith(".parquet"):
+    if file.columns is not None:
+        return list(file.columns.fields)
+    name = unpacked_name(file.path)
+    if name.endswith(TABLES) and not name.endswith(".parquet"):
+        return next((list(row) for _, _, row in any_rows(file.path)), [])
+    if not name.endswith(".parquet"):
         return first_fields(file.path, decisive)
     import pyarrow as pa
     import pyarrow.parquet as pq

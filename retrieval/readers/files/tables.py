@@ -1,4 +1,4 @@
-"""Stream the rows of tables of any columns: CSV, TSV, XLSX, Arrow and Parquet, as dictionaries.
+"""Stream the rows of files of any kind: JSON, CSV, TSV, XLSX, Arrow and Parquet, as dictionaries.
 
 The dialect of a CSV file is named, or found from its first lines.
 """
@@ -9,6 +9,7 @@ import csv
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.source_files import unpacked_name
 from retrieval.corpus.unpacking import open_binary
-from retrieval.readers.files.packed_lines import text_lines
+from retrieval.readers.files.json_stream import holds_json_array, stream_items
+from retrieval.readers.files.packed_lines import json_objects, text_lines
 
 Row = tuple[str, int, dict[str, Any]]
 
@@ -29,23 +31,49 @@ _BATCH = 1024
 _NAMED = re.compile(r"sep=(.)$")
 
 
-def table_rows(path: Path, delimiter: str | None = None, sheet: str | None = None) -> Iterator[Row]:
-    """Read (place for errors, 1-based row, row by column) of each row of a table.
+@dataclass(frozen=True)
+class Contents:
+    """What a reader knows about the rows of a file.
+
+    Attributes:
+        expected: description of a row, for errors.
+        keys: names under which a JSON object holds its list of rows.
+        header: receives the fields of a JSON object that come before the list.
+        delimiter: sign between the cells of a CSV file; None finds it.
+        sheet: name of the sheet of an `.xlsx` file; None takes the first.
+    """
+
+    expected: str = "a row: an object with named fields"
+    keys: Sequence[str] = ()
+    header: dict[str, Any] | None = None
+    delimiter: str | None = None
+    sheet: str | None = None
+
+
+_ANYTHING = Contents()
+
+
+def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, int, Any]]:
+    """Read (place for errors, 1-based row, row) of each row of a table, of JSON lines or of a JSON value.
 
     Args:
-        path: the file; `.csv` and `.tsv` may be packed.
-        delimiter: sign between cells; None finds it.
-        sheet: name of the sheet of an `.xlsx` file; None takes the first.
+        path: the file, plain or packed.
+        contents: what is known about its rows.
 
     Raises:
         InputError: the file is broken, a row has more cells than the header, or a library is missing.
     """
     name = unpacked_name(path)
     if name.endswith(".xlsx"):
-        return _sheet_rows(path, sheet)
+        return _sheet_rows(path, contents.sheet)
     if name.endswith((".parquet", ".arrow")):
         return _arrow_rows(path, name.endswith(".parquet"))
-    return _text_rows(path, delimiter)
+    if name.endswith(TABLES):
+        return _text_rows(path, contents.delimiter)
+    # JSON lines are often called `.json`, and lists `.jsonl`.
+    if name.endswith(".json") or holds_json_array(path):
+        return stream_items(path, contents.expected, contents.keys, contents.header)
+    return json_objects(path, contents.expected)
 
 
 def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:

@@ -88,6 +88,6 @@ def refusal(file: SourceFile) -> InputError | None:
     if name.endswith(_TABLES):
         return InputError(
             f"{file.path}: is a table, whose columns are not known; set threads.columns, such as "
-            f"{proposal(file, 'threads')}"
+            f"{proposal(file.path, 'threads')}"
         )
     return None

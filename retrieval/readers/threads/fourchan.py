@@ -21,9 +21,8 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.fields import content_of, is_missing, moment_of
-from retrieval.readers.files.json_stream import stream_items
+from retrieval.readers.files.json_stream import holds_json_array, stream_items
 from retrieval.readers.files.packed_lines import json_objects
-from retrieval.readers.files.rows import holds_json_array
 from retrieval.readers.threads.message_text import visible
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
