@@ -208,10 +208,8 @@ def no_run_in_progress(store: Store) -> Iterator[None]:
             f"store {store.root}: a run is in progress{which}; try again when it has ended"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"cannot write to store {store.root}: {(error.strerror or str(error)).lower()}; give this user the "
-            "right"
-        ) from None
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot write to store {store.root}: {reason}; give this user the right") from None
     try:
         yield
     finally:

@@ -168,9 +168,9 @@ def gc(
     settings = load(config, overrides)
     age = parse_age(older_than) if older_than is not None else None
     store = Store(settings.store)
-    if not store.root.is_dir():
-        raise InputError(f"there is no store {store.root}; give the configuration of a project that has run")
-    removal = choose(read_contents(store), keep, age) if dry_run else collect(store, keep, age)
+    # A store that does not exist yet is not created for a clean-up.
+    looks = dry_run or not store.root.is_dir()
+    removal = choose(read_contents(store), keep, age) if looks else collect(store, keep, age)
     if as_json:
         print_json(_removal_as_json(removal, dry_run))
         return
@@ -178,8 +178,8 @@ def gc(
     for stage, key in removal.artifacts:
         print(f"{verb} {stage} {key[:KEY_LENGTH]}")
     print(
-        f"{verb} {len(removal.artifacts)} artifacts ({_bytes(removal.bytes)}) and {len(removal.runs)} runs; "
-        f"{len(removal.kept)} runs are kept"
+        f"{verb}: {len(removal.artifacts)} artifacts ({_bytes(removal.bytes)}), {len(removal.runs)} runs; "
+        f"kept: {len(removal.kept)} runs"
     )
 
 
