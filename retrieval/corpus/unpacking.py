@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
+from retrieval.corpus.folder_walk import is_hidden
 from retrieval.corpus.reading_limits import ReadingLimits, reading_limits
 
 #: Endings of names that say how a file is packed.
@@ -85,6 +86,20 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
     ) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
+
+
+def read_whole(path: Path) -> bytes:
+    """Return all bytes of a file, unpacked.
+
+    Raises:
+        InputError: the file cannot be read, or is larger than the limits allow.
+    """
+    limits = reading_limits()
+    with open_binary(path) as handle:
+        raw = handle.read(limits.value_bytes + 1)
+    if len(raw) > limits.value_bytes:
+        raise limits.value_too_large(str(path), "a text file")
+    return raw
 
 
 def _packing(path: Path, head: bytes) -> str | None:
@@ -159,7 +174,7 @@ def _opened(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> IO
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return any(is_hidden(part) for part in name.split("/") if part not in (".", ".."))
 
 
 class _Bounded(io.RawIOBase):

@@ -121,12 +121,14 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
             "author_association",
             "html_url user",
             "number comments",
+            "number title",
         ),
     ),
     "hackernews": ThreadFormat(
         f"{_EXPORTS}.hackernews",
         JSON_SUFFIXES,
         told_by=_sets(
+            "by id",
             "by type",
             "by parent",
             "by time",

@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from retrieval.readers.files.rows import text_of
+from retrieval.text.message_text import visible_line
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
 
@@ -53,6 +54,8 @@ def reference_of(value: Any, field: str, where: str) -> str:
 def content_of(value: Any, field: str, where: str) -> str:
     """Return the value of a text that may be missing, not folded. A number is its digits.
 
+    What a screen does not show, such as colours, is removed.
+
     Args:
         value: the value in the file.
         field: the field's name, for errors.
@@ -63,7 +66,7 @@ def content_of(value: Any, field: str, where: str) -> str:
     """
     if value is None or value == "" or (isinstance(value, float) and value != value):
         return ""
-    return value if isinstance(value, str) else id_of(value, field, where)
+    return visible_line(value) if isinstance(value, str) else id_of(value, field, where)
 
 
 def moment_of(value: Any, field: str, where: str) -> float | None:
@@ -84,7 +87,7 @@ def moment_of(value: Any, field: str, where: str) -> float | None:
     if isinstance(value, str):
         try:
             # Four digits are a year.
-            value = float(value) if len(value.strip()) > 4 else value
+            value = float(value) if len(value.strip()) != 4 else value
         except ValueError:
             value = _english_date(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 1e11 < abs(value) < 1e17:

@@ -79,14 +79,26 @@ def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, 
 def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
     # The limit is one of the whole process; it never shrinks, because other readers raise it too.
     csv.field_size_limit(max(csv.field_size_limit(), reading_limits().value_bytes))
-    lines = (f"{text}\n" for _, text in text_lines(path))
-    reader = csv.reader(lines, delimiter=delimiter or found_delimiter(path))
+    delimiter = delimiter or found_delimiter(path)
+    # The lines of the current row: a quote that is never closed makes all that follows one cell, silently.
+    current: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for _, text in text_lines(path):
+            current.append(text)
+            yield f"{text}\n"
+
+    reader = csv.reader(lines(), delimiter=delimiter)
     header: list[str] = []
     number = 0
     try:
         for cells in reader:
             where = f"{path}:{reader.line_num}"
-            if not header and reader.line_num == 1 and _NAMED.match("".join(cells)):
+            if len(current) > 1 and sum(line.count('"') for line in current) % 2:
+                first = reader.line_num - len(current) + 1
+                raise InputError(f"{path}:{first}: a quote is never closed; mend the quotes of the table")
+            current.clear()
+            if not header and reader.line_num == 1 and _NAMED.match(delimiter.join(cells)):
                 continue
             if not any(cell.strip() for cell in cells):
                 continue
@@ -99,7 +111,12 @@ def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
                     "header of the table, or name the delimiter"
                 )
             number += 1
-            yield where, number, dict(zip(header, cells, strict=False))
+            # Short rows lack their last cells.
+            yield (
+                where,
+                number,
+                dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=False)),
+            )
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: broken table ({error}); mend its quotes") from error
 

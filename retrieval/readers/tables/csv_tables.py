@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from jora_core.base.errors import InputError
+from retrieval.corpus.unpacking import read_whole
 
 #: Separators in the order of preference, with their names in counts and errors.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
@@ -28,10 +29,7 @@ def read_csv(path: Path) -> tuple[list[list[str]], str]:
     Raises:
         InputError: the file cannot be read, is not UTF-8, or has a quote that is never closed.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    raw = read_whole(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -23,9 +23,9 @@ from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.fields import content_of, is_missing, moment_of
 from retrieval.readers.files.json_stream import holds_json_array, stream_items
 from retrieval.readers.files.packed_lines import json_objects
-from retrieval.readers.threads.message_text import visible
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.message_text import visible
 from retrieval.text.normalize import fold
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
 from retrieval.readers.files.packed_lines import text_lines
-from retrieval.readers.threads.message_text import visible_line
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.settings.thread_formats import THREAD_FORMATS
+from retrieval.text.message_text import visible_line
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
 

@@ -18,7 +18,7 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Post, Tally, Thread
-from retrieval.readers.threads.message_text import visible
+from retrieval.text.message_text import visible
 
 # Neither journal nor syncing: the file is temporary, and a crash loses it anyway.
 _SCHEMA = """

@@ -69,7 +69,7 @@ class Embedder:
             the model.
 
         Raises:
-            InputError: the cache is damaged or cannot be written.
+            InputError: the cache cannot be written.
         """
         # Corpora repeat texts (signatures, boilerplate), and the model is far slower than a dictionary.
         places: dict[str, int] = {}

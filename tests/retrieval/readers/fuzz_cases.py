@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from retrieval.readers.documents.documents import stream_documents, stream_quest
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
+from retrieval.settings.columns import ThreadColumns
 from retrieval.settings.tasks import ThreadsTask
 
 from .fuzz_damage import as_text, lines, parquet, pdf, pretty, tar_zst
@@ -129,6 +131,117 @@ SLACK = [
     {"type": "message", "subtype": "channel_join", "user": "U1", "ts": "1714521609.000100", "text": "joined"}
 ]
 
+TELEGRAM = {
+    "name": "Kitchen",
+    "type": "private_group",
+    "id": 5,
+    "messages": [
+        {
+            "id": i,
+            "type": "message" if i else "service",
+            "date_unixtime": str(100 + i),
+            "from": f"Name {i % 2}",
+            "from_id": f"user{i % 2}",
+            "text": [f"said {i} ", {"type": "bold", "text": "x"}],
+            "reply_to_message_id": i - 1,
+        }
+        for i in range(5)
+    ],
+}
+REDDIT = [{"id": "s", "subreddit": "x", "author": "a", "title": "T", "selftext": "", "created_utc": 100}] + [
+    {
+        "id": f"c{i}",
+        "subreddit": "x",
+        "author": f"a{i}",
+        "body": f"&gt; quoted\n\nsaid {i}",
+        "link_id": "t3_s",
+        "parent_id": f"t1_c{i - 1}" if i else "t3_s",
+        "created_utc": str(101 + i),
+    }
+    for i in range(4)
+]
+ITEMS = [
+    {
+        "id": i,
+        "type": "comment" if i else "story",
+        "by": f"a{i}",
+        "text": f"<p>{i}",
+        "parent": i - 1,
+        "time": i,
+    }
+    for i in range(5)
+]
+OUTBOX = {
+    "@context": "https://www.w3.org/ns/activitystreams",
+    "type": "OrderedCollection",
+    "orderedItems": [
+        {
+            "id": f"https://x.org/{i}/activity",
+            "type": "Create" if i < 4 else "Announce",
+            "actor": "https://x.org/users/ann",
+            "object": {
+                "id": f"https://x.org/{i}",
+                "type": "Note",
+                "inReplyTo": f"https://x.org/{i - 1}" if i else None,
+                "published": f"2024-05-01T00:00:0{i}Z",
+                "content": f"<p>said {i}</p>",
+            },
+        }
+        for i in range(5)
+    ],
+}
+ARCHIVE = {
+    "570368": {
+        "op": {"num": "570368", "thread_num": "570368", "name": "Ann", "comment": "q", "timestamp": 1},
+        "posts": {
+            str(n): {"num": str(n), "thread_num": "570368", "trip": "!a", "comment": f">>{n - 1}\nsaid"}
+            for n in range(570369, 570372)
+        },
+    }
+}
+ISSUES = [
+    {
+        "number": 7,
+        "url": "https://api.github.com/repos/o/r/issues/7",
+        "title": "T",
+        "body": "b",
+        "user": {"login": "ann"},
+        "created_at": "2024-05-01T00:00:00Z",
+    }
+] + [
+    {
+        "id": i,
+        "issue_url": "https://api.github.com/repos/o/r/issues/7",
+        "body": f"> b\nsaid {i}",
+        "user": {"login": "bob"},
+        "created_at": f"2024-05-01T00:00:0{i}Z",
+    }
+    for i in range(1, 4)
+]
+POSTS_XML = [
+    "<posts>",
+    *(
+        f'<row Id="{i}" PostTypeId="{min(i, 2)}" ParentId="{1 if i > 1 else ""}" Body="&lt;p&gt;{i}" />'
+        for i in range(1, 5)
+    ),
+    "</posts>",
+]
+MAILS = [
+    line
+    for i in range(3)
+    for line in (
+        f"From a@x.org Wed May  1 00:00:0{i} 2024",
+        f"From: A{i} <a{i}@x.org>",
+        f"Message-ID: <{i}@x>",
+        *([f"In-Reply-To: <{i - 1}@x>"] if i else []),
+        "Content-Type: text/plain; charset=utf-8",
+        "",
+        f"> quoted\nsaid {i}",
+        "",
+    )
+]
+TABLE = ["id;who;text;reply_to", *(f'{i};a{i};"said; {i}";{i - 1 if i else ""}' for i in range(4))]
+
 LOG = [f"[03:4{i}] <nick{i}> line {i}" for i in range(5)] + ["=== joined", "[03:50] * nick1 waves"]
 NOTES = ["0 0 -", "0 1 -", "1 2 -", "4 3 -", "1 4 -", "4 6 -"]
 TSV = [
@@ -218,6 +331,15 @@ def count_threads(path: Path) -> tuple[Counts, list[Any]]:
     return (tally.read["lines"], given, tally.dropped["system_line"]), threads
 
 
+def count_mapped(path: Path) -> tuple[Counts, list[Any]]:
+    """(posts read, given, dropped) of a table with a mapping."""
+    tally = Tally()
+    columns = ThreadColumns(id="id", text="text", parent="reply_to", author="who")
+    threads = list(read_threads(ThreadsTask(source=str(path), columns=columns), tally))
+    given = sum(len(thread.posts) for thread in threads)
+    return (tally.read["posts"], given, _dropped(tally, "post_")), threads
+
+
 def count_documents(path: Path) -> tuple[Counts, list[Any]]:
     """(documents read, given, dropped) of a file."""
     tally = Tally()
@@ -281,6 +403,16 @@ FORMATS = [
     Format("export.json", EXPORT, pretty, count_threads, 140),
     Format("channel.jsonl", API, lines, count_threads, 100),
     Format("general/2024-05-01.json", SLACK, pretty, count_threads, 100),
+    Format("result.json", TELEGRAM, pretty, count_threads, 80),
+    Format("reddit.jsonl", REDDIT, lines, count_threads, 80),
+    Format("items.jsonl", ITEMS, lines, count_threads, 80),
+    Format("outbox.json", OUTBOX, pretty, count_threads, 80),
+    Format("archive.json", ARCHIVE, pretty, count_threads, 80),
+    Format("issues.json", ISSUES, pretty, count_threads, 80),
+    Format("Posts.xml", POSTS_XML, as_text, count_threads, 60),
+    Format("list.mbox", MAILS, as_text, count_threads, 60),
+    Format("table.csv", TABLE, as_text, count_mapped, 80),
+    Format("table.jsonl.xz", REDDIT, lambda rows: lzma.compress(lines(rows)), count_threads, 40),
     Format("log.ascii.txt", LOG, as_text, count_threads, 80, (("log.annotation.txt", as_text(NOTES)),)),
     Format(
         "log.annotation.txt",

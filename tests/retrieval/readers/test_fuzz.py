@@ -1,10 +1,12 @@
-"""Two thousand damaged files of every format: records, or one line that says what is wrong; nothing is lost
-uncounted.
+"""Damaged files of every format: records, or one line that says what is wrong; nothing is lost uncounted.
+
+By default about 500 cases of all formats together; `JORA_FUZZ_CASES=10000` sets another number.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +32,9 @@ CHANGES = st.lists(
 )
 
 
-def test_the_cases_are_two_thousand() -> None:
-    assert sum(kind.cases for kind in FORMATS) >= 2000
+#: Cases of all formats together; each has its share.
+CASES = int(os.environ.get("JORA_FUZZ_CASES", "500"))
+SHARE = CASES / sum(kind.cases for kind in FORMATS)
 
 
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
@@ -47,7 +50,7 @@ def test_damaged_files_give_records_or_one_line(kind: Format) -> None:
         folder = Path(name)
 
         @settings(
-            max_examples=kind.cases,
+            max_examples=max(8, round(kind.cases * SHARE)),
             derandomize=True,
             database=None,
             deadline=None,
@@ -70,7 +73,9 @@ def test_damaged_files_give_records_or_one_line(kind: Format) -> None:
             outcomes["read"] += 1
 
         check()
-    assert min(outcomes.values()) > 0, outcomes
+    assert sum(outcomes.values()) > 0
+    # With few cases, all may end in the same way.
+    assert CASES < 2000 or min(outcomes.values()) > 0, outcomes
 
 
 def put(kind: Format, data: bytes, folder: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.corpus.unpacking import open_binary
+from retrieval.corpus.unpacking import read_whole
 from retrieval.readers.documents.kinds.kind_reader import FileText, decoded
 from retrieval.text.normalize import fold
 
@@ -35,8 +35,7 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     Raises:
         InputError: the file cannot be read or has another encoding than it says.
     """
-    with open_binary(file.path) as handle:
-        return html_text(decoded(handle.read(), file, html=True), tally)
+    return html_text(decoded(read_whole(file.path), file, html=True), tally)
 
 
 def html_text(html: str, tally: Tally) -> FileText:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
-from retrieval.corpus.unpacking import open_binary
+from retrieval.corpus.unpacking import read_whole
 from retrieval.readers.documents.kinds.kind_reader import FileText, decoded
 from retrieval.text.normalize import fold
 
@@ -24,8 +24,7 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     Raises:
         InputError: the file cannot be read or is not UTF-8.
     """
-    with open_binary(file.path) as handle:
-        text = decoded(handle.read(), file)
+    text = decoded(read_whole(file.path), file)
     kind = PurePosixPath(file.name).suffix.lower()
     pattern, group = _HEADINGS.get(kind, (None, 0))
     heading = pattern.search(text) if pattern else None

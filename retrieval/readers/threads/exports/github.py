@@ -17,10 +17,10 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.fields import content_of, id_of, is_missing, moment_of, reference_of
 from retrieval.readers.files.rows import dicts_of, rows
-from retrieval.readers.threads.message_text import without_quotes
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.message_text import without_quotes
 from retrieval.text.normalize import fold
 
 EXPECTED = 'an issue ("number", "title", "body", "user") or a comment ("id", "issue_url", "body", "user")'

@@ -22,10 +22,10 @@ from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Tally, Thread
 from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.threads.fourchan import parse_comment
-from retrieval.readers.threads.message_text import without_quotes
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.message_text import without_quotes
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
 

@@ -8,11 +8,11 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.columns import mapped_rows
 from retrieval.readers.files.fields import content_of, id_of, moment_of, reference_of
-from retrieval.readers.threads.message_text import without_quotes
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.settings.columns import ThreadColumns
 from retrieval.text.labels import ANONYMOUS
+from retrieval.text.message_text import without_quotes
 from retrieval.text.normalize import fold
 
 
@@ -39,8 +39,8 @@ def read_threads(
 def _messages(files: list[SourceFile], columns: ThreadColumns) -> Iterator[Message]:
     for file in files:
         for where, row, value in mapped_rows(file.path, columns, "threads.columns", ("id",)):
-            key = id_of(value["id"], "id", where)
-            parent = reference_of(value.get("parent"), "parent", where)
+            key = _whole(id_of(value["id"], "id", where))
+            parent = _whole(reference_of(value.get("parent"), "parent", where))
             yield Message(
                 where,
                 key,
@@ -53,3 +53,8 @@ def _messages(files: list[SourceFile], columns: ThreadColumns) -> Iterator[Messa
                 reference_of(value.get("thread"), "thread", where) or ("" if columns.thread is None else key),
                 moment_of(value.get("time"), "time", where),
             )
+
+
+def _whole(key: str) -> str:
+    """Return an id without the fraction that data frames add to numbers, as in `7.0`."""
+    return key.removesuffix(".0") if key.removesuffix(".0").isdecimal() else key

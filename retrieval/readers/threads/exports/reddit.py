@@ -18,10 +18,10 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.fields import content_of, id_of, is_missing, moment_of, reference_of
 from retrieval.readers.files.rows import rows
-from retrieval.readers.threads.message_text import without_quotes
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
 from retrieval.text.labels import ANONYMOUS, titled
+from retrieval.text.message_text import without_quotes
 from retrieval.text.normalize import fold
 
 EXPECTED = 'a comment ("id", "parent_id", "link_id", "body") or a submission ("id", "title")'
