@@ -16,11 +16,17 @@ from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
 from flows.orchestration.serving.deployments import deployments
+from flows.orchestration.serving.lost_runs import watch_for_lost_runs
 from jora_core.base.errors import InputError
 
 # A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
 # worker's port, and the run would fail with "address already in use".
-RUN_ENVIRONMENT = {"PREFECT_CLIENT_METRICS_ENABLED": "false"}
+# Without heartbeats a killed run would count as running for ever.
+HEARTBEAT_SECONDS = 30
+RUN_ENVIRONMENT = {
+    "PREFECT_CLIENT_METRICS_ENABLED": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+}
 
 
 def register(
@@ -59,6 +65,7 @@ def register(
             raise InputError(
                 f"no work pool {pool!r}; create it with `prefect work-pool create {pool}`"
             ) from None
+        watch_for_lost_runs(client, HEARTBEAT_SECONDS)
     chosen = [item for name, item in found.items() if not only or name in only]
     for item in chosen:
         item.work_queue_name = queue

@@ -156,6 +156,17 @@ def test_wrong_names_are_refused(running: Running, config_file: Path) -> None:
         assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_runs_without_heartbeats_are_noticed(running: Running, config_file: Path) -> None:
+    """A second registration updates the automation, so there is one."""
+    for _ in range(2):
+        assert running.register(config_file, "jora-cpu", "--only", "evaluate").returncode == 0
+    with running.client() as client:
+        (automation,) = [item for item in client.read_automations() if "flow-run" in str(item.trigger)]
+        assert automation.enabled
+        deployment = client.read_deployment_by_name("evaluate/evaluate")
+        assert deployment.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+
+
 def test_data_are_in_postgres_and_redis(running: Running) -> None:
     assert not list((running.folder / "prefect").glob("*.db")), "a process fell back to SQLite"
     password = (running.folder / "secrets" / "redis_password").read_text()
