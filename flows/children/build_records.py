@@ -13,9 +13,8 @@ from typing import Any
 
 from flows.children.build_records_spec import BuildContextSpec
 from flows.engine.errors import one_line_os_errors
-from jora_core.base.memory_use import peak_process_bytes
 from jora_core.base.progress import ProgressBars
-from jora_core.base.spec_command import run_spec_command
+from jora_core.base.spec_command import peak_process_bytes, run_spec_command
 from jora_core.specs.read_spec import read_spec
 from retrieval.build.build import build_record_files, merge_prepared
 from retrieval.build.shards import build_numbered, prepare

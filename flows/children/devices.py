@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from flows.children.launcher import launcher_variable
 from jora_core.base.errors import InputError
 
 DEVICE_SECONDS = 120
@@ -61,8 +62,9 @@ def require_devices(wanted: int) -> None:
     Raises:
         InputError: there are fewer devices, or JAX does not start.
     """
-    # One device is always there, and the start of JAX takes seconds.
-    if wanted == 1:
+    # One device is always there, and the start of JAX takes seconds. A launcher starts training on another
+    # machine, whose devices nobody can see from here.
+    if wanted == 1 or launcher_variable("train"):
         return
     found = find_devices()
     if wanted > len(found.kinds):

@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from flows.children import supervised_process
+from flows.children.launcher import launch_command
 from jora_core.base.errors import InputError
 
 TAIL_LINES = 40
@@ -114,6 +115,7 @@ def run_child(
             checkpoint.
 
     Raises:
+        InputError: the launcher of the environment is not a program.
         ChildInputError: the child refused its input.
         ChildKilled: the child was ended from outside. A retry resumes from its checkpoint.
         ChildFailed: the child failed, or wrote no readable ``result.json``.
@@ -126,7 +128,7 @@ def run_child(
     spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     target = module if "." in module else f"jora_core.commands.{module}"
     status, tail = _supervised(
-        supervised_process.python_module(target, "--spec", str(spec_path)),
+        launch_command(module, supervised_process.python_module(target, "--spec", str(spec_path))),
         env=env or {},
         on_line=on_line or _log_line(),
         on_output=on_output,

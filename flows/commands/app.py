@@ -24,6 +24,7 @@ Examples:
   jora run my.yaml --from finetune-task        this stage and those after it
   jora run my.yaml --only evaluate --force     one stage, even if nothing changed
   jora serve my.yaml                           web UI, schedule, runs through the API
+  jora serve my.yaml --check                   is all of it up?
   jora memory my.yaml --card 80                bytes per device, before there is one
 
 \b

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from flows.engine.plan import make_plan
 from flows.engine.run_stage import run_stages
 from flows.orchestration import run_pipeline
 from flows.orchestration import serve as serve_pipeline
+from flows.orchestration.serving import status
 from flows.report.page import write_report
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
@@ -97,21 +100,37 @@ def plan(
 
 
 def serve(
-    config: Config = None,
+    configs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CONFIG]...", help="YAML files; without one, as in `jora run`."),
+    ] = None,
     overrides: Set = None,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535)] = None,
+    check: Annotated[bool, typer.Option("--check")] = False,
 ) -> None:
     """Start web UI, deployments and worker.
 
     Uses a Prefect server that answers, else starts one, and prints its URL. Ctrl-C ends the command. The
-    pipeline and every stage get a deployment. `schedule.cron` of CONFIG starts the pipeline on a schedule.
+    pipeline and every stage get a deployment, whose form offers all CONFIG. `schedule.cron` of a CONFIG runs
+    it on a schedule. Reports are served on this machine.
 
     Args:
-        config: configuration file.
+        configs: configuration files.
         overrides: changes of single values of the configuration.
         port: Port of the server on this machine; else PREFECT_API_URL, 4200.
+        check: Say what is up, what is not, and what to do; start nothing. Exit status 1 if a part is down.
     """
-    serve_pipeline.serve(load(config, overrides, ready=True), port, print_status)
+    settings = [load(path, overrides, ready=not check) for path in configs or [None]]
+    if not check:
+        serve_pipeline.serve(settings, port, print_status)
+        return
+    words = [str(path) for path in configs or []]
+    parts = status.check(settings, shlex.join(["jora", "serve", *words]))
+    print_pipeline.print_findings(
+        [print_pipeline.Finding(part.name, part.state, part.detail) for part in parts]
+    )
+    if any(part.state == "fail" for part in parts):
+        raise typer.Exit(1)
 
 
 def context(

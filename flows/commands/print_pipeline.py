@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
+from retrieval.evaluation.build_messages import left_out_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +155,13 @@ def print_records(reference: ArtifactRef) -> bool:
     console.print(f"{said}\n", style="dim")
     console.print(guarded)
     console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
+    for name, task in metrics["tasks"].items():
+        lines = [
+            left_out_line(name, task.get("dropped", {})),
+            *(f"{name}: {w}" for w in task.get("warnings", ())),
+        ]
+        for line in filter(None, lines):
+            console.print(line, soft_wrap=True, markup=False)
     return True
 
 

@@ -55,13 +55,44 @@ def reachable_sources(
     Raises:
         FileNotFoundError: no module has the name of an entry.
     """
+    question = (tuple(entries), packages, root)
+    # A run asks once for each stage and part. The walk opens hundreds of files, the stamps only look at them.
+    known = _walks.get(question)
+    if known is not None and known[0] == _stamps(known[1]):
+        return dict(known[1])
+    found = _walk(*question)
+    _walks[question] = (_stamps(found), found)
+    return dict(found)
+
+
+_walks: dict[
+    tuple[tuple[str, ...], tuple[str, ...], Path], tuple[list[tuple[int, int]], dict[str, Path]]
+] = {}
+
+
+def _stamps(files: Mapping[str, Path]) -> list[tuple[int, int]]:
+    """Return time and size of each file, and zeros for a file that is gone."""
+    stamps = []
+    for path in files.values():
+        try:
+            state = path.stat()
+        except OSError:
+            stamps.append((0, 0))
+        else:
+            stamps.append((state.st_mtime_ns, state.st_size))
+    return stamps
+
+
+def _walk(entries: tuple[str, ...], packages: tuple[str, ...], root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     # A list, not recursion: import chains can be circular, and `found` ends the walk.
     waiting = [(name, True) for name in entries]
+    seen: set[str] = set()  # most names are imported by many modules
     while waiting:
         name, is_entry = waiting.pop()
-        if not is_entry and name.partition(".")[0] not in packages:
+        if not is_entry and (name in seen or name.partition(".")[0] not in packages):
             continue
+        seen.add(name)
         files = _files_of(name, root)
         # A misspelled entry would otherwise leave its code out of the key without an error.
         if is_entry and (not files or files[-1][0] != name):

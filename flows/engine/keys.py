@@ -1,7 +1,9 @@
 """The key of an artifact, which is a digest of everything that decides the content of the artifact.
 
 A key is the SHA-256 of canonical JSON. The JSON holds the name and version of the stage, the settings that
-the stage reads, the digests of its input files and of its code, and the *keys* of its upstream stages.
+the stage reads, the digests of its input files and of its code, and the *keys* of its upstream stages. Where
+a stage reads only a part of an upstream artifact, such as the records of some tasks, its key has the keys of
+these parts instead. The key of a part covers the settings, inputs and code of that part alone.
 
 With the keys of the upstream stages, not the digests of their outputs, every key is known before a stage has
 run, so `jora plan` can say for each stage what a run would do. This is safe only if a stage that runs again
@@ -12,7 +14,7 @@ were read. An artifact whose upstream files have changed is not current (:mod:`f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,12 @@ class Identity:
         inputs: name of an input file to its SHA-256.
         paths: name of an input file to its path, relative to the configuration's root for a file below the
             root; not part of the key.
-        upstream: name of an upstream stage to its key.
+        upstream: name of an upstream stage to its key, which names its artifact. In the key only where the
+            whole artifact is read.
         reads: the upstream artifacts with the files that the stage reads; not part of the key.
         code: repository path of a source file to its SHA-256.
+        upstream_parts: name of an upstream stage to the keys of the parts that are read, by part.
+        parts: name of a part of this stage's output to its key; not part of the key.
     """
 
     stage: str
@@ -47,6 +52,8 @@ class Identity:
     upstream: Mapping[str, str]
     reads: tuple[Upstream, ...]
     code: Mapping[str, str]
+    upstream_parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -57,25 +64,27 @@ class Identity:
                 "version": self.version,
                 "config": self.config,
                 "inputs": self.inputs,
-                "upstream": self.upstream,
+                "upstream": {**self.upstream, **self.upstream_parts},
                 "code": self.code,
             }
         )
 
 
-def digest_reads(outputs: Mapping[str, Mapping[str, Any]], reads: Sequence[str]) -> str:
-    """Return a digest of some files of an artifact.
+def digest_reads(manifest: Mapping[str, Any], reads: Sequence[str]) -> str:
+    """Return a digest of some files, or parts of files, of an artifact.
 
     Args:
-        outputs: path of each file of the artifact to {sha256, size}.
-        reads: glob patterns of the files to include.
+        manifest: manifest of the artifact, with its `outputs` and the digests of its `parts`.
+        reads: glob patterns of the files and parts to include.
     """
+    contents = {name: item["sha256"] for name, item in manifest["outputs"].items()}
+    contents |= manifest.get("parts", {})
     return json_digest(
         [
-            [path, outputs[path]["sha256"]]
-            # The list has the paths, too: two files that exchange their contents are a change.
-            for path in sorted(outputs)
-            if any(fnmatchcase(path, pattern) for pattern in reads)
+            [name, contents[name]]
+            # The list has the names, too: two files that exchange their contents are a change.
+            for name in sorted(contents)
+            if any(fnmatchcase(name, pattern) for pattern in reads)
         ]
     )
 
@@ -98,13 +107,16 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
     found: dict[str, Identity] = {}
     hashed: dict[Path, str] = {}  # several stages share most of their code
     root = Path(config.root)
-    for stage in stages_of(config, registry):
-        reads = stage.upstream(config)
-        sources = stage.sources()
+
+    def code_of(sources: Mapping[str, Path]) -> dict[str, str]:
         fresh = [path for path in sources.values() if path not in hashed]
         hashed.update(zip(fresh, file_digests(fresh), strict=True))
+        return {label: hashed[path] for label, path in sources.items()}
+
+    for stage in stages_of(config, registry):
+        reads = stage.upstream(config)
         inputs = stage.inputs(config)
-        found[stage.name] = Identity(
+        whole = Identity(
             stage=stage.name,
             version=stage.version,
             config=stage.settings(config),
@@ -113,8 +125,23 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
             # `stages_of` is in the order of the run, so the upstream stages are identified already.
             upstream={item.stage: found[item.stage].key for item in reads},
             reads=reads,
-            code={label: hashed[path] for label, path in sources.items()},
+            code=code_of(stage.sources()),
+            upstream_parts={
+                item.stage: {part: found[item.stage].parts[part] for part in item.parts}
+                for item in reads
+                if item.parts
+            },
         )
+        parts = {
+            name: replace(
+                whole,
+                config={"part": name, **part.settings},
+                inputs={label: whole.inputs[label] for label in part.inputs},
+                code=code_of(part.sources),
+            ).key
+            for name, part in stage.parts(config).items()
+        }
+        found[stage.name] = replace(whole, parts=parts)
         # After the entry is added: the result includes the stage `until`.
         if stage.name == until:
             break

@@ -44,6 +44,7 @@ def make_plan(
     *,
     only: str | None = None,
     start: str | None = None,
+    names: Sequence[str] | None = None,
     force: bool = False,
 ) -> list[PlannedStage]:
     """Plan a run: find for each selected stage whether it would run, and why. Write nothing.
@@ -54,6 +55,7 @@ def make_plan(
         registry: name to stage.
         only: see `select`.
         start: see `select`.
+        names: the stages to run, in their order, in place of `only` and `start`.
         force: plan to run the selected stages even where their artifacts are current.
 
     Returns:
@@ -64,7 +66,7 @@ def make_plan(
             whole artifact.
     """
     identities = identify(config, registry)
-    selected = select(config, registry, only=only, start=start)
+    selected = list(names) if names else select(config, registry, only=only, start=start)
     # Once for all stages: a check reads every byte of the artifact, and most artifacts are read by
     # several stages.
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
@@ -72,19 +74,20 @@ def make_plan(
     plan: list[PlannedStage] = []
     for name in selected:
         identity = identities[name]
-        for upstream in identity.upstream:
-            # Refuse now, before an earlier stage of the selection has worked for hours.
-            if upstream not in selected and not checks[upstream].whole:
-                raise missing_upstream(name, upstream, checks, config)
         reason = assess(identity, checks, store, running)
         if force and reason is None:
             reason = "forced"
         if reason is not None:
             running.add(name)
-        # Forced or damaged artifacts upstream run again under the same key; see the module's docstring.
-        remade = [upstream for upstream in identity.upstream if upstream in running]
-        cached = f"up to date, as {remade[0]} makes the same files again" if remade else "up to date"
-        plan.append(PlannedStage(name, "run" if reason else "cached", reason or cached, identity.key))
+        for upstream in identity.upstream if reason else ():
+            # Refuse now, before an earlier stage of the selection has worked for hours.
+            if upstream not in selected and not checks[upstream].whole:
+                raise missing_upstream(name, upstream, checks, config)
+        plan.append(
+            PlannedStage(
+                name, "run" if reason else "cached", reason or _why_current(identity, running), identity.key
+            )
+        )
     return plan
 
 
@@ -137,9 +140,25 @@ def assess(
         # The key says what the upstream files should be, and this digest what they were. Other hardware can
         # change the last bits of numbers under the same key.
         recorded = check.manifest["upstream"][upstream.stage]["digest"]
-        if digest_reads(present["outputs"], upstream.reads) != recorded:
+        if digest_reads(present, upstream.reads) != recorded:
             return f"upstream {upstream.stage} made other files than this was made from"
     return None
+
+
+def _why_current(identity: Identity, running: set[str]) -> str:
+    """Say why a stage does not run, although a stage that it reads from may run."""
+    for name in identity.upstream:
+        if name in running:
+            parts = identity.upstream_parts.get(name)
+            # A whole artifact upstream runs again under the same key only, forced or damaged; see the
+            # module's docstring.
+            what = (
+                f"{name} changes nothing of {' and '.join(parts)}"
+                if parts
+                else f"{name} makes the same files again"
+            )
+            return f"up to date, as {what}"
+    return "up to date"
 
 
 def missing_upstream(
@@ -185,15 +204,30 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
     if changed_code:
         # One reason for any number of files: after an update of this package nearly all files differ.
         reasons.append(f"code changed: {_some_of(changed_code)}")
-    for name, key in identity.upstream.items():
-        if name in running:
-            reasons.append(f"upstream {name} runs")
-        elif last["upstream"].get(name, {}).get("key") != key:
-            reasons.append(f"upstream {name} changed")
+    reasons += _changed_upstream(last["upstream"], identity, running)
     if not reasons:
         return "no artifact"
     more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
     return "; ".join(reasons[:MOST_REASONS]) + more
+
+
+def _changed_upstream(
+    before: Mapping[str, Any], identity: Identity, running: set[str] | frozenset[str]
+) -> list[str]:
+    """Return the upstream stages whose artifact, or whose part that this stage reads, is another one."""
+    lines = []
+    for name, key in identity.upstream.items():
+        last = before.get(name, {})
+        parts = identity.upstream_parts.get(name, {})
+        old = last.get("parts", {})
+        changed = [part for part, made in parts.items() if old.get(part) != made]
+        if name in running:
+            # Of a stage with parts, the parts decide: the others may be the reason why it runs.
+            if changed or not parts:
+                lines.append(f"upstream {name} runs" + (f" ({', '.join(changed)})" if changed else ""))
+        elif changed or (not parts and last.get("key") != key):
+            lines.append(f"upstream {name} changed" + (f" ({', '.join(changed)})" if changed else ""))
+    return lines
 
 
 def _some_of(files: Sequence[str]) -> str:

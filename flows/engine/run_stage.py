@@ -98,6 +98,7 @@ def execute_stage(
                     # From the check under the lock, so that manifest and files belong together.
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
+                    fresh=force,
                 )
                 _run(stage, identity, context, store)
     return ArtifactRef(
@@ -181,6 +182,7 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
                 for name, digest in identity.inputs.items()
             },
             "upstream": _upstream(identity, context.manifests),
+            "parts": dict(stage.part_digests(metrics)),
             "code": dict(identity.code),
             "metrics": metrics,
             "started": begun.isoformat(),
@@ -201,8 +203,9 @@ def _upstream(identity: Identity, manifests: Mapping[str, Mapping[str, Any]]) ->
     return {
         item.stage: {
             "key": identity.upstream[item.stage],
-            "digest": digest_reads(manifests[item.stage]["outputs"], item.reads),
+            "digest": digest_reads(manifests[item.stage], item.reads),
             "reads": list(item.reads),
+            **({"parts": dict(parts)} if (parts := identity.upstream_parts.get(item.stage)) else {}),
         }
         for item in identity.reads
     }

@@ -23,6 +23,8 @@ from retrieval.settings.context import ContextConfig
 BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
+# File of the adapter in the artifact of a phase, named as in PEFT.
+ADAPTER = "adapter_model.safetensors"
 # Folder inside a stage's work folder. A run continues from its checkpoints after a kill or a stop.
 CHECKPOINTS = "checkpoints"
 
@@ -33,15 +35,37 @@ BuildRecords = Callable[[ContextConfig, Path, Path, RetryConfig], dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Upstream:
-    """An upstream stage, and glob patterns of the files in its artifact that a stage reads.
+class Part:
+    """A part of a stage's output that depends on a part of what the stage reads, as the records of a task do.
 
-    Only these files decide whether a finished artifact is still current. Other files, such as the log of the
+    Attributes:
+        settings: the settings that decide the part, as `Stage.settings` returns them.
+        inputs: names of the stage's input files that decide the part.
+        sources: the source files that decide the part, by repository path.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    sources: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """An upstream stage, and what a stage reads of its artifact.
+
+    Only this decides whether a finished artifact is still current. Other files, such as the log of the
     upstream stage, may differ.
+
+    Attributes:
+        stage: name of the upstream stage.
+        reads: glob patterns of files in its artifact, or of the digests of its parts (`Stage.part_digests`).
+        parts: names of the parts that are read; empty for the whole artifact. With parts, the key of the
+            reading stage has the keys of these parts and not the key of the artifact.
     """
 
     stage: str
     reads: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,7 @@ class StageContext:
         manifests: name of an upstream stage to the manifest of its artifact.
         build_records: function that builds the records in Prefect tasks; None outside of a flow run. The
             stage cannot import the function, because orchestration is the layer above.
+        fresh: whether the run is forced, so that the stage computes again what a cache holds.
     """
 
     config: PipelineConfig
@@ -69,6 +94,7 @@ class StageContext:
     upstream: Mapping[str, Path]
     manifests: Mapping[str, Mapping[str, Any]]
     build_records: BuildRecords | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,8 @@ class Stage:
         sources: returns the source files by repository path.
         run: fills `output_dir` and returns metrics (JSON values).
         applies: returns whether a configuration has this stage.
+        parts: returns the parts of the output by name; none by default.
+        part_digests: returns digests of the content of the parts, by any name, from the stage's metrics.
     """
 
     name: str
@@ -97,6 +125,8 @@ class Stage:
     sources: Callable[[], Mapping[str, Path]]
     run: Callable[[StageContext], dict[str, Any]]
     applies: Callable[[PipelineConfig], bool] = lambda config: True
+    parts: Callable[[PipelineConfig], Mapping[str, Part]] = lambda config: {}
+    part_digests: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda metrics: {}
 
 
 Registry = Mapping[str, Stage]

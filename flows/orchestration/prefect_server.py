@@ -39,6 +39,8 @@ QUIET = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+# Variable with the folder that paths count from, for workers that have another working directory.
+FOLDER = "JORA_FOLDER"
 # Without any progress. A fresh database takes 8 s of migrations, and minutes on a machine that is busy
 # training; Prefect gives up after 20 s.
 STARTUP_SECONDS = 300

@@ -28,7 +28,7 @@ from flows.children.build_records_spec import BuildContextSpec, Step
 from flows.children.run_child import run_child, stopping
 from flows.configuration.schema import RetryConfig
 from jora_core.base.errors import InputError
-from jora_core.base.memory_use import peak_process_bytes
+from jora_core.base.spec_command import peak_process_bytes
 from retrieval.settings.context import ContextConfig
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
-from flows.orchestration.prefect_server import answers, known_urls, prepare_environment
-from flows.orchestration.serve import deployments
+from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
+from flows.orchestration.serving.deployments import deployments
 from jora_core.base.errors import InputError
 
 # A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
@@ -68,7 +68,8 @@ def register(
 
 
 def _environment(job_variables: dict[str, Any]) -> dict[str, str]:
-    return {**RUN_ENVIRONMENT, **job_variables.get("env", {})}
+    # A worker of a pool starts its runs in a temporary folder.
+    return {**RUN_ENVIRONMENT, FOLDER: str(Path.cwd()), **job_variables.get("env", {})}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

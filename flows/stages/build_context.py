@@ -5,7 +5,7 @@ The records are built in a child process, and written to `records.parquet` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,76 @@ from flows.children.build_records_spec import BuildContextSpec
 from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import Stage, StageContext
+from flows.engine.stage import Part, Stage, StageContext
 from retrieval.build.inputs import input_files
 from retrieval.search.sentence_models import model_folder, models
-from retrieval.settings.task_registry import build_modules
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.task_registry import LOADERS, build_modules, task_modules
 
 NAME = "build-context"
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
 
 
-def _settings(config: PipelineConfig) -> dict[str, Any]:
+def _settings(context: ContextConfig) -> dict[str, Any]:
     """Return the `context` section without paths, with each model that has a public name.
 
     The files of a model that is a local folder are inputs instead.
     """
-    settings = config.context.fingerprint()
+    settings = context.fingerprint()
     # The fingerprint leaves both models out. The files of a model folder are inputs with digests. For a
     # public name, only the name is known without a download.
-    for field, model in models(config.context).items():
+    for field, model in models(context).items():
         if model_folder(model, field) is None:
             settings[field] = model
     return {"context": settings}
 
 
-def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
-    return dict(input_files(config.context))
+def _parts(config: PipelineConfig) -> dict[str, Part]:
+    """Return one part for each task, because a task's records do not depend on the other tasks."""
+    found = {}
+    for task in config.context.tasks:
+        context = config.context.of_task(task)
+        found[task] = Part(
+            settings=_settings(context),
+            inputs=tuple(dict(input_files(context))),
+            sources=_task_sources(task),
+        )
+    return found
+
+
+def _task_sources(task: str) -> Mapping[str, Path]:
+    """Return the code of one task: what is imported, and what the imported modules load by name."""
+    entries = ["retrieval.build.build", *task_modules(task)]
+    waiting = dict(LOADERS)
+    while True:
+        found = stage_sources(__file__, *entries)
+        reached = [loader for loader in waiting if f"{loader.replace('.', '/')}.py" in found]
+        if not reached:
+            return found
+        for loader in reached:
+            entries += waiting.pop(loader)
+
+
+def part_names(tasks: Iterable[str], split: str, *files: str) -> tuple[str, ...]:
+    """Return the names of the digests of some tasks' rows, as in the manifest of the artifact.
+
+    Args:
+        tasks: names of the tasks.
+        split: "train" or "test".
+        files: "records", "rankings" or both.
+    """
+    return tuple(f"{file}/{task}/{split}" for file in files for task in tasks)
+
+
+def _part_digests(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each task's rows by `part_names`, from the metrics of the build."""
+    return {
+        f"{file}/{task}/{split}": digest
+        for file, tasks in metrics.get("digests", {}).items()
+        for task, splits in tasks.items()
+        for split, digest in splits.items()
+    }
 
 
 def _run(context: StageContext) -> dict[str, Any]:
@@ -63,11 +107,13 @@ BUILD_CONTEXT = Stage(
     name=NAME,
     description="Read the corpora, retrieve, and write the training and held-out records.",
     version=1,
-    settings=_settings,
-    inputs=_inputs,
+    settings=lambda config: _settings(config.context),
+    inputs=lambda config: dict(input_files(config.context)),
     upstream=lambda config: (),
     # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
     # scanner of imports cannot reach them.
     sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),
     run=_run,
+    parts=_parts,
+    part_digests=_part_digests,
 )

@@ -17,9 +17,9 @@ from typing import Any
 from flows.children.run_child import run_child
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
-from flows.stages.finetune import ADAPTER
+from flows.stages.answer_cache import AnswerCache, answer_schema
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
@@ -122,7 +122,11 @@ def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list
 def _predict(
     context: StageContext, part: _Part, chosen: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer the chosen records with all systems in a child process; return its rows and its result."""
+    """Answer the chosen records with all systems; return the rows of answers and the metrics.
+
+    Answers that an earlier evaluation computed from the same records, model and adapter are read from the
+    cache. A child process computes the others.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -152,8 +156,22 @@ def _predict(
         output_dir=folder,
         compilation_cache_dir=context.cache_dir / "jax",
     )
-    result = run_child("predict", spec, folder)
-    return pq.read_table(folder / PREDICTIONS).to_pylist(), result
+    cache = AnswerCache(
+        context.cache_dir / "answers", str(context.manifests[convert_model.NAME]["key"]), spec, chosen
+    )
+    known = {} if context.fresh else cache.read()
+    missing = {name: adapter for name, adapter in spec.systems.items() if name not in known}
+    result: dict[str, Any] = {"records": len(chosen)}
+    if missing:
+        result = run_child("predict", spec.model_copy(update={"systems": missing}), folder)
+        computed = pq.read_table(folder / PREDICTIONS).to_pylist()
+        for name in missing:
+            known[name] = [row for row in computed if row["system"] == name]
+            cache.write(name, known[name])
+    # The scores show the systems in this order, whichever were computed.
+    rows = [row for name in spec.systems for row in known[name]]
+    cached = [name for name in spec.systems if name not in missing]
+    return rows, {**result, "systems": list(spec.systems), "cached_systems": cached}
 
 
 def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
@@ -182,19 +200,24 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("task", pa.string()),
-            ("system", pa.string()),
-            ("choice", pa.string()),
-            ("choice_logprob", pa.float64()),
-            ("text", pa.string()),
-        ]
-    )
     # A choice has no text and a written answer no log-probability; the file has all columns for both.
+    schema = answer_schema("task")
     kept = [{name: row.get(name) for name in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), path)
+
+
+def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
+    # Only the held-out records of the tasks that are scored.
+    tasks = tuple(part.task for part in _parts(config))
+    return (
+        Upstream(
+            build_context.NAME,
+            build_context.part_names(tasks, "test", "records", "rankings"),
+            parts=tasks,
+        ),
+        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
+        *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
+    )
 
 
 EVALUATE = Stage(
@@ -203,11 +226,7 @@ EVALUATE = Stage(
     version=1,
     settings=_settings,
     inputs=lambda config: {},
-    upstream=lambda config: (
-        Upstream(build_context.NAME, (build_context.RECORDS, build_context.RANKINGS)),
-        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
-        *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
-    ),
+    upstream=_upstream,
     sources=lambda: stage_sources(
         __file__,
         "jora_core.commands.predict",

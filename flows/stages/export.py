@@ -15,9 +15,8 @@ from flows.children.run_child import run_child
 from flows.children.verify_export import VerifySpec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
-from flows.stages.finetune import ADAPTER
 from jora_core.base.digests import json_digest
 from jora_core.specs.model_files import ExportSpec
 

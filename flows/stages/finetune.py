@@ -17,14 +17,13 @@ from typing import Any
 from flows.children.run_child import ChildFailed, run_child
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import CHECKPOINTS, Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from jora_core.base.atomic_files import write_bytes
 from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
 from jora_core.specs.train import TrainingSettings, TrainSpec
 
-ADAPTER = "adapter_model.safetensors"
 TOKENS = "tokens"  # folder of token ids in the cache
 # Settings that are not in the key. The first two do not change the trained weights. The file of general
 # instructions is an input, by its content.
@@ -68,11 +67,16 @@ def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
 
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
-    index, _ = _phase(config, stage)
+    index, phase = _phase(config, stage)
     # Only the weights: the first phase's log and times differ from run to run and do not change the training.
     earlier = tuple(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases[:index])
     return (
-        Upstream(build_context.NAME, (build_context.RECORDS,)),
+        # Only the training records of its own tasks: records of other tasks change nothing of the training.
+        Upstream(
+            build_context.NAME,
+            build_context.part_names(phase.tasks, "train", "records"),
+            parts=tuple(phase.tasks),
+        ),
         Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
         *earlier,
     )

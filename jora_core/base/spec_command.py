@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,3 +84,9 @@ def check_writable(folder: Path) -> None:
 def _refuse(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def peak_process_bytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 from pydantic import BaseModel
 
 from jora_core.base.spec_command import run_spec_command
-from jora_core.parallel.devices import set_compilation_cache
+from jora_core.parallel.program_cache import set_program_cache
 from jora_core.specs.read_spec import read_spec
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -28,7 +28,7 @@ def run_command(
 
     def with_compilation_cache(spec: Spec) -> int | None:
         # Before the function: JAX opens its cache at the first compilation and then keeps the folder.
-        set_compilation_cache(getattr(spec, "compilation_cache_dir", None))
+        set_program_cache(getattr(spec, "compilation_cache_dir", None))
         return function(spec)
 
     # Run with -m, the command's module is __main__: the first line of its docstring is the help text.

@@ -23,7 +23,7 @@ import numpy as np
 from jora_core.base.errors import InputError
 from jora_core.data.instruction_files import mixed_records
 from jora_core.data.prompts import fill_template, shorten_prompt
-from jora_core.data.records import columns_to_read, read_rows
+from jora_core.data.records import columns_to_read, read_rows, selection_digest
 from jora_core.data.row_packing import ROW_STEP
 from jora_core.data.shared_context import (
     Branch,
@@ -143,7 +143,8 @@ def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> 
         "tasks": spec.tasks,
         "max_records": spec.max_records,
     }
-    return cache_key(spec.records, tokenizer, selection)
+    # Of the rows and not of the file: rows of other tasks in the file change nothing.
+    return cache_key(selection_digest(spec), tokenizer, selection)
 
 
 def cached(spec: DataSpec, tokenizer: TextTokenizer) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jora_core.base.digests import file_digest
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import TRAINING_COLUMNS, TRAINING_OPTIONAL_COLUMNS
+from jora_core.base.row_digests import RowDigest, select_rows
 from jora_core.data.token_cache import Row
 from jora_core.specs.data import DataSpec
 
@@ -114,6 +117,53 @@ def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
     for name in texts:
         if row[name] is None:
             raise InputError(f"{path}, row {number}: {name} is null; every record needs one")
+
+
+def selection_digest(spec: DataSpec) -> str:
+    """Return a digest of the rows that a spec selects, in the columns that training reads.
+
+    Rows of other tasks and splits in the same file are no part of it, unless the file has no ids.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    columns = columns_to_read(spec)
+    if "id" not in columns:
+        # The number of a row in the file is then its id, so every row before it counts.
+        return file_digest(spec.records)
+    # The file may be written again under the same name while this process runs.
+    state = spec.records.stat() if spec.records.is_file() else None
+    stamp = (state.st_mtime_ns, state.st_size, state.st_ino) if state else ()
+    tasks = None if spec.tasks is None else tuple(spec.tasks)
+    return _selection_digest(spec.records, stamp, spec.split, tasks, spec.max_records, tuple(columns))
+
+
+@lru_cache(maxsize=8)
+def _selection_digest(
+    path: Path,
+    stamp: tuple[int, ...],
+    split: str,
+    tasks: tuple[str, ...] | None,
+    most: int | None,
+    columns: tuple[str, ...],
+) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted: dict[str, tuple[str, ...]] = {"split": (split,)} if "split" in columns else {}
+    if tasks is not None and "task" in columns:
+        wanted["task"] = tasks
+    digest = RowDigest()
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_READ_ROWS, columns=list(columns)):
+                batch = select_rows(batch, **wanted)
+                if most is not None:
+                    batch = batch.slice(0, most - digest.rows)
+                digest.add(batch)
+    except (OSError, pa.ArrowInvalid) as err:
+        raise InputError(f"cannot read {path}: {str(err).splitlines()[0]}") from None
+    return digest.hexdigest()
 
 
 def selected_records(spec: DataSpec) -> int:

@@ -17,7 +17,6 @@ import numpy as np
 
 from jora_core.base.atomic_files import atomic_path, write_bytes
 from jora_core.base.digests import file_digest, json_digest
-from jora_core.base.errors import read_error
 from jora_core.base.progress import progress
 from jora_core.data.tokenizer import TextTokenizer
 
@@ -86,25 +85,18 @@ def cached_tokens(
     yield from zip(rows(), _read(path), strict=True)
 
 
-def cache_key(records: Path, tokenizer: TextTokenizer, selection: dict[str, Any]) -> str:
-    """Return the cache key: the SHA-256 of the records' content, the tokenizer's digest, and the selection.
+def cache_key(rows: str, tokenizer: TextTokenizer, selection: dict[str, Any]) -> str:
+    """Return the cache key: the SHA-256 of the rows' digest, the tokenizer's digest, and the selection.
 
     Args:
-        records: the Parquet file.
+        rows: digest of the selected rows.
         tokenizer: the model's.
         selection: the selected rows and texts, as JSON values.
-
-    Raises:
-        InputError: the records cannot be read.
     """
     import tokenizers
 
-    try:
-        content = file_digest(records)
-    except OSError as error:
-        raise read_error(records, error) from None
     # Another version of the library may cut a text into other tokens.
-    parts = [FORMAT, content, tokenizer.digest, tokenizers.__version__, selection]
+    parts = [FORMAT, rows, tokenizer.digest, tokenizers.__version__, selection]
     return json_digest(parts)
 
 

@@ -7,6 +7,7 @@ The first process alone writes metrics and outputs and owns the checkpoint folde
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,17 +29,19 @@ _VARIABLES = {
 def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
     """Join the processes of a mesh, as set by a spec or the environment; do nothing without either.
 
-    This must be called before any use of a device, since JAX fixes its devices at the first use.
+    In a step of several Slurm tasks, Slurm's own variables are enough. This must be called before any use of
+    a device, since JAX fixes its devices at the first use.
 
     Args:
         spec: coordinator, number of processes, and this process's number; None uses the environment.
-        environment: variables, of which JORA_COORDINATOR, JORA_NUM_PROCESSES and JORA_PROCESS_ID are read.
+        environment: variables, of which JORA_COORDINATOR, JORA_NUM_PROCESSES, JORA_PROCESS_ID and those of a
+            Slurm step are read.
 
     Raises:
         InputError: some but not all variables are set, a value is wrong, or the others cannot be reached.
     """
     # The spec has priority over this process's environment, because its writer has chosen the processes.
-    spec = spec or _from_environment(environment)
+    spec = spec or _from_environment(environment) or _from_slurm(environment)
     if spec is None or jax.distributed.is_initialized():
         return
     # Virtual and real CPU devices of several processes need a transport; accelerators bring their own.
@@ -70,6 +73,27 @@ def _from_environment(environment: Mapping[str, str]) -> DistributedSpec | None:
         return DistributedSpec.model_validate(found)
     except ValueError as err:
         raise InputError(f"{', '.join(_VARIABLES.values())}: {' '.join(str(err).split())}") from None
+
+
+def _from_slurm(environment: Mapping[str, str]) -> DistributedSpec | None:
+    """Return the place of this process among the tasks of its Slurm step; None outside of a step of several.
+
+    JAX can read these variables itself, but then gives each process one GPU. One task per node has all GPUs.
+    """
+    count = int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
+    if count == 1:
+        return None
+    # Task 0 is on the first host: node3 in `node3,node7`, `node[3,7-9]` and, with its end, `node[3-4]-ib`.
+    hosts = environment["SLURM_STEP_NODELIST"]
+    found = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\]([^,\[]*))?", hosts)
+    host = "".join(part or "" for part in found.groups()) if found else hosts
+    # From the job's number, so that two jobs on one host have different ports; within the last 4,096.
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+    return DistributedSpec(
+        coordinator_address=f"{host}:{port}",
+        num_processes=count,
+        process_id=int(environment["SLURM_PROCID"]),
+    )
 
 
 def is_first() -> bool:

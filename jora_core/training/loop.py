@@ -29,6 +29,7 @@ from jora_core.parallel.processes import is_first, preempted
 from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.metrics_log import MetricsLog, StepProgress
+from jora_core.training.prometheus import open_endpoint
 from jora_core.training.reporters import open_reporters
 from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
 from jora_core.training.training_checkpoints import Checkpoints, Position, run_digest
@@ -113,18 +114,20 @@ def run_loop(
     # The checkpoint is restored before the log is opened, since the log drops later rows.
     resumed = checkpoints.restore(state)
     state, position = resumed or (state, Position())
+    # All processes have the same metrics; one of them reports.
+    writers = open_endpoint(digest, run.steps, lines.append) if is_first() else []
+    writers += open_reporters(
+        spec.report_to if is_first() else [],
+        spec.report_dir or spec.output_dir / "reports",
+        digest,
+        position.step,
+        spec.model_dump(mode="json"),
+    )
     log = MetricsLog(
         spec.output_dir / "metrics.jsonl",
         spec.checkpoint_dir / "metrics.jsonl",
         position.step,
-        open_reporters(
-            # All processes have the same metrics; one of them reports.
-            spec.report_to if is_first() else [],
-            spec.report_dir or spec.output_dir / "reports",
-            digest,
-            position.step,
-            spec.model_dump(mode="json"),
-        ),
+        writers,
         writes=is_first(),
     )
     progress = StepProgress(run.steps, position.step, verbose)
@@ -132,6 +135,8 @@ def run_loop(
         progress.say(line)
     if checkpoints.fresh_because:
         progress.say(f"checkpoints: starting anew in {spec.checkpoint_dir}, {checkpoints.fresh_because}")
+    for line in checkpoints.damage:
+        progress.say(f"warning: {line}; training continues from an earlier state, with the same result")
     if position.step:
         progress.say(f"checkpoints: resuming after step {position.step} of {run.steps}")
     meter = _Meter(log, progress)
@@ -152,7 +157,8 @@ def run_loop(
         checkpoints.close()
         log.close()
         progress.close()
-    return state, _result(run, log, position)
+    result = _result(run, log, position)
+    return state, result | ({"damaged_checkpoints": checkpoints.damage} if checkpoints.damage else {})
 
 
 def _steps(

@@ -16,7 +16,6 @@ from jora_core.base.errors import InputError
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
-from jora_core.parallel.devices import set_compilation_cache
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
 from jora_core.parallel.processes import (
@@ -28,6 +27,7 @@ from jora_core.parallel.processes import (
     wait_for_all,
     whole_on_host,
 )
+from jora_core.parallel.program_cache import set_program_cache
 from jora_core.parameters.initialize import init_adapter, init_params
 from jora_core.parameters.quantization import quantize_params
 from jora_core.parameters.trees import Adapter, Params
@@ -63,7 +63,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     """
     began = time.perf_counter()
     require_reporters(spec.report_to)
-    set_compilation_cache(spec.compilation_cache_dir)
+    set_program_cache(spec.compilation_cache_dir)
     # Before anything starts a JAX backend: processes cannot join afterwards.
     join_processes(spec.distributed)
     verbose = verbose and is_first()

@@ -3,6 +3,11 @@
 Orbax writes a checkpoint under a temporary name and renames it, so an incomplete checkpoint is never read.
 The newest checkpoints are kept, and optionally the best one. The folder holds a digest of the spec and of its
 input files, so that the state of another spec is never resumed.
+
+Orbax does not notice a changed bit of an array. So each checkpoint also holds the SHA-256 of all its files
+and of the metrics log up to its step (:mod:`jora_core.training.checkpoint_digests`). They are checked before
+the checkpoint is read. A damaged checkpoint is removed, and the one before it takes its place. Training from
+there gives the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +16,10 @@ import dataclasses
 import hashlib
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +32,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import InputError
+from jora_core.data.records import selection_digest
 from jora_core.parallel.processes import is_first, wait_for_all
 from jora_core.specs.train import TrainSpec
+from jora_core.training.checkpoint_digests import (
+    CheckpointNeeds,
+    damage_of,
+    remove_damaged,
+    write_digests,
+)
 from jora_core.training.early_stopping import EarlyStopping
 from jora_core.training.train_step import TrainState
 
@@ -44,6 +59,9 @@ _NOT_COMPUTED = {
 _BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir"}}
 # Names of the early-stopping state in checkpoints of earlier versions.
 _EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
+
+_RENAME_SECONDS = 60.0  # longest wait for a rename that follows at once
+LOG = "metrics.jsonl"  # the copy of the metrics log beside the checkpoints
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,9 @@ class Checkpoints:
         # Orbax logs each of its phases; the loop reports what a person needs to know.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.fresh_because: str | None = None
+        self.damage: list[str] = []
+        self._saving: tuple[int, CheckpointNeeds] | None = None
+        self._sealing: threading.Thread | None = None
         self._folder = Path(folder).absolute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -117,17 +138,44 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                # Called before the rename that makes the checkpoint visible.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._follow_rename),
             ),
         )
 
     def _take_over(self, digest: str) -> None:
-        """Write the digest into the folder, and remove checkpoints of another digest."""
-        owner = self._folder / "digest"
-        if owner.exists() and owner.read_text().strip() != digest:
+        """Write the digest into the folder; remove checkpoints of another digest, and damaged ones."""
+        owner, steps, log = self._folder / "digest", self._folder / "steps", self._folder / LOG
+        # As bytes: a damaged file need not be text.
+        if owner.exists() and owner.read_bytes().strip() != digest.encode():
             self.fresh_because = "its checkpoints belong to another spec or to other input files"
-            shutil.rmtree(self._folder / "steps", ignore_errors=True)
-            (self._folder / "metrics.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(steps, ignore_errors=True)
+            log.unlink(missing_ok=True)
+        elif steps.is_dir():
+            self.damage = remove_damaged(steps, log)
         write_bytes(owner, f"{digest}\n".encode())
+
+    def _follow_rename(self) -> None:
+        """Start to wait for the rename of the checkpoint that Orbax has just written."""
+        if is_first() and self._saving is not None:
+            self._sealing = threading.Thread(target=self._write_digests, args=self._saving, daemon=True)
+            self._sealing.start()
+
+    def _write_digests(self, step: int, needs: CheckpointNeeds) -> None:
+        # Orbax changes its metadata until the rename, and has no callback after it.
+        folder = self._folder / "steps" / str(step)
+        deadline = time.monotonic() + _RENAME_SECONDS
+        while not folder.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        # A folder that is already replaced by later checkpoints, or never appears, needs no digests.
+        with suppress(OSError):
+            write_digests(folder, needs)
+
+    def _settle(self) -> None:
+        """Wait until the last save and its digests are on disk."""
+        self._manager.wait_until_finished()
+        if self._sealing is not None:
+            self._sealing.join()
 
     def save(self, state: TrainState, position: Position) -> None:
         """Save a checkpoint; return as soon as the state is copied, and write in the background."""
@@ -138,8 +186,12 @@ class Checkpoints:
             # On the CPU backend, what Orbax writes in the background may be a view of the buffers that are
             # donated to the next step, which overwrites them.
             leaves = jax.tree.map(jnp.copy, leaves)
+        # The save before must be finished, since its digests are written with its own step.
+        self._settle()
+        best = position.early_stopping.best_step if self._keep_best else None
         if self._keep_best:
-            self._policy.best_step = position.early_stopping.best_step
+            self._policy.best_step = best
+        self._saving = (position.step, CheckpointNeeds.of(self._folder / LOG, best))
         self._manager.save(
             position.step,
             args=ocp.args.Composite(
@@ -157,8 +209,14 @@ class Checkpoints:
 
         Returns:
             State and position, or None if there is no checkpoint.
+
+        Raises:
+            RuntimeError: the checkpoint of the given step is damaged. Another start of the run notices it and
+                continues from an earlier checkpoint.
         """
-        self._manager.wait_until_finished()
+        self._settle()
+        if step is not None and (found := damage_of(self._folder / "steps" / str(step))):
+            raise RuntimeError(f"checkpoint of step {step}: {found}; start the run again")
         step = self._manager.latest_step() if step is None else step
         if step is None:
             return None
@@ -179,7 +237,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all saved checkpoints are on disk."""
-        self._manager.wait_until_finished()
+        self._settle()
         self._manager.close()
 
 
@@ -194,7 +252,10 @@ def run_digest(spec: TrainSpec) -> str:
         excluded["evaluate_every"] = True  # then the validation loss decides nothing
     fields = spec.model_dump(mode="json", exclude=excluded)
     parts: dict[str, Any] = {"spec": fields | {"adapter": spec.adapter is not None}}
-    files = {"records": spec.data.records}
+    if spec.data.records.is_file():
+        # The rows that are trained on, not the whole file: rows of other tasks may change meanwhile.
+        parts["records"] = selection_digest(spec.data)
+    files: dict[str, Path] = {}
     if spec.data.alpaca_path is not None:
         files["alpaca"] = spec.data.alpaca_path
     files |= {name: spec.model / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from jora_core.base.atomic_files import write_json
 from jora_core.base.digests import canonical_json
 from jora_core.base.errors import InputError, write_error
 from jora_core.base.record_columns import RECORD_COLUMNS
+from jora_core.base.row_digests import RowDigest, select_rows
 from retrieval.build.executors import run_shards
 from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.build.shards import (
@@ -43,6 +45,7 @@ RANKINGS = "rankings.parquet"
 METRICS = "metrics.json"
 # Hidden, because it is no result.
 WORK = ".build"
+SPLITS = ("train", "test")
 
 
 def build_record_files(
@@ -135,8 +138,9 @@ def merge(
         # the metrics.
         rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
         records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
-        rankings.append_batches(_batches(work, prepared.shards, "rankings"))
-        records.append_batches(_batches(work, prepared.shards, "records"))
+        digests = {name: _TaskDigests() for name in ("records", "rankings")}
+        rankings.append_batches(digests["rankings"].noting(_batches(work, prepared.shards, "rankings")))
+        records.append_batches(digests["records"].noting(_batches(work, prepared.shards, "records")))
         # From here on until they are written again, the missing metrics mark the folder as incomplete.
         (output_dir / METRICS).unlink(missing_ok=True)
     metrics = {
@@ -145,6 +149,8 @@ def merge(
         "inputs": prepared.inputs,
         "records": records.rows,
         "tasks": {task: task_report(work, task, prepared.shards).summary() for task in prepared.examples},
+        # Of the rows of a task and split. Who reads these rows alone need not look at the rest of the file.
+        "digests": {name: found.by_task(prepared.examples) for name, found in digests.items()},
     }
     # Written last: a folder with this file holds all three files of one build.
     write_json(output_dir / METRICS, metrics)
@@ -171,6 +177,25 @@ def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[
     metrics = merge(config, work, prepared, output_dir, _silent)
     shutil.rmtree(work, ignore_errors=True)
     return metrics
+
+
+class _TaskDigests:
+    """Digests of the rows of each task and split, noted while the rows are written."""
+
+    def __init__(self) -> None:
+        self._found: defaultdict[tuple[str, str], RowDigest] = defaultdict(RowDigest)
+
+    def noting(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches unchanged."""
+        for batch in batches:
+            for task in batch.column("task").unique().to_pylist():
+                for split in SPLITS:
+                    self._found[task, split].add(select_rows(batch, task=(task,), split=(split,)))
+            yield batch
+
+    def by_task(self, tasks: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Return the digests by task and split, also of a task without rows."""
+        return {task: {split: self._found[task, split].hexdigest() for split in SPLITS} for task in tasks}
 
 
 def _batches(work: Path, shards: list[Shard], kind: str) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import read_error
 from retrieval.corpus.reading_limits import ReadingLimits, limited_to
-from retrieval.corpus.source_files import tokenizer_folder
+from retrieval.corpus.tokenizer_folder import tokenizer_folder
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
 from retrieval.tasks.task_protocol import task_input_files

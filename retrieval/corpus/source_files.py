@@ -14,7 +14,6 @@ from retrieval.corpus.folder_walk import is_hidden, walk_folder
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
 from retrieval.corpus.unpacking import PACKED_ENDINGS, other_kind, unpacked_zip
 from retrieval.settings.columns import Columns
-from retrieval.settings.context import ContextConfig
 
 _GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -185,14 +184,3 @@ def _fixed_root(pattern: Path) -> Path:
             break
         parts.append(part)
     return Path(*parts) if parts else Path()
-
-
-def tokenizer_folder(config: ContextConfig) -> Path:
-    """Return the folder of the tokenizer that counts tokens.
-
-    Raises:
-        InputError: none is configured.
-    """
-    if not config.tokenizer:
-        raise InputError("context.tokenizer is empty, but tokens are to be counted; give the model's folder")
-    return Path(expand_path(config.tokenizer, "context.tokenizer"))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from retrieval.corpus.source_files import tokenizer_folder
+from retrieval.corpus.tokenizer_folder import tokenizer_folder
 from retrieval.settings.context import ContextConfig
 from retrieval.text.sentences import sentence_spans
 from retrieval.text.token_counter import load_counter

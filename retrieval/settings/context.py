@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
@@ -164,6 +164,17 @@ class _ContextSettings(SettingsModel):
         budgets = any(task.max_context_tokens is not None for task in tasks)
         needed = any(task.measures_tokens for task in tasks)
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
+
+    def of_task(self, name: str) -> Self:
+        """Return the settings that decide the records of one task: without the sections of other tasks."""
+        task = self.tasks[name]
+        unused: dict[str, Any] = {other: None for other in TASKS if other != name}
+        # Models that another task alone uses.
+        if "dense" not in task.fused_legs:
+            unused["embedder"] = None
+        if not task.reranks:
+            unused["reranker"] = None
+        return self.model_copy(update=unused)
 
     @property
     def tokenizer_of_words(self) -> Tokenizer:

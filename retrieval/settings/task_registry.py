@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Annotated
 
 from retrieval.settings.choices import OneOf
-from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES, TEXT_KINDS
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TABLE_FORMATS, TEXT_FILES, TEXT_KINDS
 from retrieval.settings.legs import leg_modules
 from retrieval.settings.tasks import TaskFacts, TaskSettings
 from retrieval.settings.thread_formats import THREAD_FORMATS
@@ -57,15 +57,30 @@ TASKS: dict[str, TaskEntry] = {
 TaskName = Annotated[str, OneOf(tuple(TASKS))]
 
 
+def task_modules(task: str) -> list[str]:
+    """Return the modules that a build of one task imports by name, without readers and legs."""
+    return [f"{TASKS[task].package}.{part}" for part in ("task", "inputs")]
+
+
+#: Modules that import others by name, and what they import.
+LOADERS: dict[str, tuple[str, ...]] = {
+    "retrieval.search.legs.rank_legs": leg_modules(),
+    "retrieval.readers.threads.registry": tuple(format.module for format in THREAD_FORMATS.values()),
+    "retrieval.readers.documents.documents": tuple(
+        layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)
+    ),
+    "retrieval.tasks.tables.task": tuple(TABLE_FORMATS.values()),
+    "retrieval.readers.documents.text_files": tuple(dict.fromkeys(TEXT_KINDS.values())),
+}
+
+
 def build_modules() -> list[str]:
     """Return the modules that a build imports by name: tasks, legs and readers.
 
     A search along imports for the code of a build must also start from these modules.
     """
-    tasks = [f"{entry.package}.{part}" for entry in TASKS.values() for part in ("task", "inputs")]
-    layouts = [layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)]
-    layouts += dict.fromkeys(TEXT_KINDS.values())
-    return [*tasks, *leg_modules(), *(format.module for format in THREAD_FORMATS.values()), *layouts]
+    tasks = [module for name in TASKS for module in task_modules(name)]
+    return [*tasks, *(module for modules in LOADERS.values() for module in modules)]
 
 
 def scoring_modules() -> list[str]:

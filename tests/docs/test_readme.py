@@ -55,6 +55,22 @@ NOT_RUN_ELSEWHERE = {
     "printf ": "tests/docs/test_data_page.py runs this block",
     "cat > mine/": "tests/docs/test_data_page.py runs this block",
     "python -c": "tests/docs/test_data_page.py runs this block",
+    "sudo ": "tests/deploy/test_files.py checks the units with systemd",
+    "printf 'operator": "writes a secret of this machine",
+    "cat deploy/systemd/server.env": "writes settings of this machine",
+    "cd deploy/compose": "changes the folder of a shell",
+    "sh make_secrets.sh": "tests/deploy/test_files.py",
+    "sh deploy/compose/make_secrets.sh": "tests/deploy/test_files.py",
+    "docker compose": "tests/deploy/test_files.py checks the file; its processes run in test_native_stack.py",
+    "kubectl ": "needs a cluster; tests/deploy/test_files.py builds and validates the manifests",
+    "python deploy/native/stack.py": "tests/deploy/test_native_stack.py",
+    "export PREFECT_API": "changes a shell",
+    "export JORA_LAUNCHER": "changes a shell; tests/deploy/test_slurm.py",
+    "python -m flows.orchestration.work_pool": "tests/deploy/test_native_stack.py",
+    "prefect deployment run": "tests/deploy/test_native_stack.py submits runs",
+    "prefect worker start": "tests/deploy/test_native_stack.py",
+    "python -m flows.monitoring.store_metrics": "tests/flows/monitoring",
+    "rsync ": "tests/deploy/test_backup.py copies a store",
 }
 # Lines inside the quotes of a printed command.
 CONTINUED = ("{", "END", "folder = ", "for row in ", "print(", "import ", '"')

@@ -1,4 +1,7 @@
-"""Kinds of change between two runs, what must run after each, and what the plan must say about it."""
+"""Kinds of change between two runs, what must run after each, and what the plan must say about it.
+
+`python -m tests.flows.changes` prints the table of docs/reliability.md.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ ALL = ["build-context", "convert-model", "finetune-structure", "finetune-task", 
 TRAINING_ON = ALL[2:]
 # What runs after a change of the records, of the base model, and of the second phase.
 RECORDS_ON = ["build-context", *TRAINING_ON]
+# After a change of the threads alone: the first phase reads tables and documents.
+THREADS_ON = ["build-context", "finetune-task", "evaluate", "export"]
 MODEL_ON = ["convert-model", *TRAINING_ON]
 SECOND_PHASE_ON = ALL[3:]
 
@@ -94,9 +99,24 @@ CHANGES = [
     Change(
         "a thread edited",
         append("threads.ndjson", "\n"),
-        RECORDS_ON,
+        THREADS_ON,
         "build-context",
         "input changed: threads.ndjson",
+    ),
+    Change(
+        "one thread added",
+        append("threads.ndjson", '{"posts": [{"no": 9, "resto": 0, "time": 3, "com": "Salt?"}]}\n'),
+        THREADS_ON,
+        "finetune-structure",
+        "up to date, as build-context changes nothing of tables and qa",
+    ),
+    Change(
+        "a document edited",
+        append("documents.jsonl", "\n"),
+        # The document records are not scored, so the evaluation runs because of the adapters.
+        RECORDS_ON,
+        "finetune-task",
+        "upstream finetune-structure runs",
     ),
     Change(
         "a table's cell edited",
@@ -150,7 +170,7 @@ CHANGES = [
     Change(
         "retrieval's setting",
         set("context", "threads", "n_contexts", value=5),
-        RECORDS_ON,
+        THREADS_ON,
         "build-context",
         "config changed: context.threads.n_contexts 10 → 5",
     ),
@@ -185,6 +205,13 @@ CHANGES = [
         RECORDS_ON,
         "build-context",
         "code changed: retrieval/search/bm25/index.py",
+    ),
+    Change(
+        "code of a reader of threads",
+        append("code/retrieval/readers/threads/irc.py", "\n# changed\n"),
+        THREADS_ON,
+        "finetune-task",
+        "upstream build-context runs (threads)",
     ),
     Change(
         "code of the training",
@@ -258,3 +285,24 @@ CHANGES = [
         {"only": "evaluate"},
     ),
 ]
+
+
+def table() -> str:
+    """The changes as a Markdown table, with the stages that run after each."""
+    lines = ["| Change | Runs again |", "|---|---|"]
+    for change in CHANGES:
+        if change.options:
+            continue
+        runs = ", ".join(change.runs) or "nothing"
+        after = change.runs[1:]
+        # "from … on" instead of a list of all later stages.
+        if len(change.runs) > 2 and after == ALL[ALL.index(after[0]) :]:
+            runs = f"{change.runs[0]}, and from {after[0]} on"
+            if change.runs == ALL[ALL.index(change.runs[0]) :]:
+                runs = f"from {change.runs[0]} on"
+        lines.append(f"| {change.name} | {runs} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

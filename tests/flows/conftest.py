@@ -19,7 +19,7 @@ import yaml
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
-from flows.engine.stage import Stage, StageContext
+from flows.engine.stage import Part, Stage, StageContext, Upstream
 from flows.stages import STAGES
 from jora_core.base.digests import file_digest, json_digest
 
@@ -119,10 +119,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
     made = Project(tmp_path, configuration())
     for stage in STAGES.values():
+        code = tmp_path / "code"
         made.registry[stage.name] = replace(
-            stage, run=_stand_in(stage, made.runs), sources=_copied_sources(stage, tmp_path / "code")
+            stage,
+            run=_stand_in(stage, made.runs),
+            sources=_copied_sources(stage, code),
+            parts=_parts_of_copies(stage, code),
         )
     return made
+
+
+def _parts_of_copies(stage: Stage, folder: Path) -> Callable[[PipelineConfig], dict[str, Part]]:
+    return lambda config: {
+        name: replace(part, sources={label: folder / label for label in part.sources})
+        for name, part in stage.parts(config).items()
+    }
 
 
 def _copied_sources(stage: Stage, folder: Path) -> Callable[[], Mapping[str, Path]]:
@@ -134,22 +145,31 @@ def _copied_sources(stage: Stage, folder: Path) -> Callable[[], Mapping[str, Pat
 
 
 def _stand_in(stage: Stage, runs: list[str]) -> Callable[[StageContext], dict[str, Any]]:
+    def read_of(item: Upstream, context: StageContext) -> list[str]:
+        if item.parts:
+            return [context.manifests[item.stage]["parts"][name] for name in item.reads]
+        return [file_digest(context.upstream[item.stage] / name) for name in item.reads]
+
     def run(context: StageContext) -> dict[str, Any]:
         runs.append(stage.name)
+        inputs = {name: file_digest(path) for name, path in stage.inputs(context.config).items()}
         read = {
             "settings": stage.settings(context.config),
-            "inputs": {name: file_digest(path) for name, path in stage.inputs(context.config).items()},
-            "upstream": {
-                item.stage: [file_digest(context.upstream[item.stage] / name) for name in item.reads]
-                for item in stage.upstream(context.config)
-            },
+            "inputs": inputs,
+            "upstream": {item.stage: read_of(item, context) for item in stage.upstream(context.config)},
         }
         for name in OUTPUTS[stage.name]:
             path = context.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{name} {json_digest(read)}\n")
         (context.output_dir / "result.json").write_text(json.dumps({"at": time.time_ns()}))
-        return {"loss": 1.0}
+        # As the real stage, which notes the digests of a task's rows.
+        parts = {
+            name: json_digest([part.settings, [inputs[label] for label in part.inputs]])
+            for name, part in stage.parts(context.config).items()
+        }
+        digests = {name: {"train": f"train {made}", "test": f"test {made}"} for name, made in parts.items()}
+        return {"loss": 1.0} | ({"digests": {"records": digests, "rankings": digests}} if parts else {})
 
     return run
 

@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.corpus.chunking import load_chunker, with_chunk_oracles
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
-from retrieval.corpus.source_files import tokenizer_folder
+from retrieval.corpus.tokenizer_folder import tokenizer_folder
 from retrieval.corpus.types import Document, Question
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.near_duplicates import NearDuplicates

@@ -29,7 +29,8 @@ def test_key_is_the_digest_of_the_canonical_parts(project: Project) -> None:
         "config": stage.settings(config),
         "inputs": {},
         "upstream": {
-            name: identities[name].key for name in ("build-context", "convert-model", "finetune-structure")
+            "build-context": {"threads": identities["build-context"].parts["threads"]},
+            **{name: identities[name].key for name in ("convert-model", "finetune-structure")},
         },
         "code": {
             name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in stage.sources().items()
@@ -56,8 +57,10 @@ def test_canonical_json() -> None:
 def test_reads_select_outputs() -> None:
     outputs = {name: {"sha256": name, "size": 1} for name in ("a.parquet", "b.parquet", "log.json")}
     changed = {**outputs, "log.json": {"sha256": "other", "size": 1}}
-    assert digest_reads(outputs, ("*.parquet",)) == digest_reads(changed, ("*.parquet",))
-    assert digest_reads(outputs, ("*",)) != digest_reads(changed, ("*",))
+    assert digest_reads({"outputs": outputs}, ("*.parquet",)) == digest_reads(
+        {"outputs": changed}, ("*.parquet",)
+    )
+    assert digest_reads({"outputs": outputs}, ("*",)) != digest_reads({"outputs": changed}, ("*",))
 
 
 def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
@@ -105,6 +108,17 @@ def test_entry_that_is_no_module(tmp_path: Path) -> None:
 
 def _file(module: str) -> str:
     return f"{module.replace('.', '/')}.py"
+
+
+def test_parts_of_the_records_cover_their_code_and_inputs(project: Project) -> None:
+    """Each file and module of the build belongs to the part of a task; a reader of threads to one only."""
+    stage, config = STAGES["build-context"], project.config()
+    parts = stage.parts(config)
+    assert list(parts) == ["tables", "threads", "qa"]
+    assert {name for part in parts.values() for name in part.sources} == set(stage.sources())
+    assert {name for part in parts.values() for name in part.inputs} == set(stage.inputs(config))
+    with_irc = [name for name, part in parts.items() if "retrieval/readers/threads/irc.py" in part.sources]
+    assert with_irc == ["threads"]
 
 
 def test_stages_know_their_code() -> None:

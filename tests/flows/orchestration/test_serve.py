@@ -52,6 +52,17 @@ class Served:
     def output(self) -> str:
         return (self.folder / "output.txt").read_text()
 
+    @property
+    def configuration(self) -> str:
+        """Name of the configuration in the forms."""
+        with self.client() as client:
+            return client.read_deployment_by_name("raft-pipeline/raft-pipeline").parameters["configuration"]
+
+    def artifacts(self) -> set[tuple[str, str]]:
+        """Key and text of each artifact of a flow run."""
+        with self.client() as client:
+            return {(item.key, str(item.data)) for item in client.read_artifacts() if item.key}
+
     def run(self, deployment: str, **parameters: Any) -> Any:
         """Submit a run through the API and wait for its end; return its state."""
         with self.client() as client:
@@ -68,15 +79,16 @@ def wait_for(condition: Callable[[], Any], seconds: float, explain: Callable[[],
         time.sleep(0.1)
 
 
-def processes_with(mark: str) -> list[str]:
-    """Command lines of the living processes whose environment holds ``mark``."""
+def processes_with(mark: str, pids: bool = False) -> list[str]:
+    """Command lines of the living processes whose environment holds ``mark``, after their ids if ``pids``."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
                 alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
                 if alive and mark.encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+                    words = (folder / "cmdline").read_text().replace("\0", " ")
+                    found.append(f"{folder.name} {words}" if pids else words)
             except OSError:
                 continue
     return found
@@ -138,24 +150,30 @@ def served(
 def test_deployments_and_run_form(served: Served) -> None:
     with served.client() as client:
         found = {item.name: item for item in client.read_deployments()}
-    assert set(found) == {"raft-pipeline", *TOY_STAGES}
+    assert set(found) == {"raft-pipeline", "advanced", *TOY_STAGES}
     pipeline = found["raft-pipeline"]
     assert pipeline.entrypoint == "flows.orchestration.pipeline_flow.raft_pipeline"
     (schedule,) = pipeline.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
     assert all(not item.schedules for name, item in found.items() if name != "raft-pipeline")
-
     form = pipeline.parameter_openapi_schema
-    assert list(form["properties"]) == ["only", "from_stage", "force", "config"]
-    assert form["required"] == ["config"] and pipeline.parameters["config"]["seed"] == 0
+    assert list(form["properties"]) == ["configuration", "stages", "force", "dry_run", "changes"]
+    assert form["required"] == ["configuration"] and form["definitions"] == {}
+    address = f"{served.api_url.removesuffix('/api')}/v2/deployments/deployment/{pipeline.id}/run"
+    assert address in served.output
+
+    advanced = found["advanced"].parameter_openapi_schema
+    assert advanced["required"] == ["config"] and found["advanced"].parameters["config"]["seed"] == 0
+    # A schedule in the form of a run would do nothing.
+    assert "schedule" not in advanced["definitions"]["PipelineConfig"]["properties"]
+    assert "schedule" not in found["advanced"].parameters["config"]
     untitled = [
         f"{model}.{name}"
-        for model, schema in form["definitions"].items()
+        for model, schema in advanced["definitions"].items()
         for name, field in schema["properties"].items()
         if "title" not in field
     ]
     assert untitled == []
-    assert f"{served.api_url.removesuffix('/api')}/deployments/deployment/{pipeline.id}/run" in served.output
 
 
 def test_schedule_fires(served: Served) -> None:
@@ -178,9 +196,53 @@ def test_runs_through_the_api(served: Served) -> None:
     assert sorted(log(config)) == sorted(TOY_STAGES)
     assert served.run("evaluate", force=True).name == "Completed", served.output
     assert log(config)[4:] == ["evaluate"]
-    # What the form sends is checked before anything runs.
-    with pytest.raises(Exception, match="seed"):
-        served.run("evaluate", config={**config.model_dump(mode="json"), "seed": "seven"})
+    # What the form sends is checked before anything runs, and the message says what to write.
+    for change, expected in (("seed=seven", "seed=a whole number"), ("sed=7", "key.path=value")):
+        with pytest.raises(Exception, match=rf"changes\[0\].*{expected}"):
+            served.run("evaluate", changes=[change])
+    # A change that only the whole configuration can refuse is the message of the failed run.
+    state = served.run("raft-pipeline", changes=["phases.0.tasks=[tables]"])
+    assert state.name == "Failed" and "phases.0.tasks names tables" in state.message
+
+
+def test_dry_run_and_unchanged_data(served: Served) -> None:
+    """A dry run publishes the plan; a run without work publishes nothing."""
+    before = served.artifacts()
+    state = served.run("raft-pipeline")
+    assert (state.name, state.message) == ("Completed", "nothing to run: 4 stages verified")
+    assert served.artifacts() == before
+    config = toy_config(served.folder)
+    state = served.run("raft-pipeline", dry_run=True, changes=["seed=9"])
+    assert state.message == "dry run: 4 of 4 stages would run" and len(log(config)) == 5
+    (plan,) = served.artifacts() - before
+    assert plan[0] == "01-plan" and "config changed: seed 0 → 9" in plan[1]
+
+
+def test_one_stage_says_what_is_missing_and_makes_it(served: Served) -> None:
+    state = served.run("evaluate", changes=["seed=5"])
+    assert state.name == "Failed"
+    assert "missing: build-context, convert-model, finetune-structure" in state.message
+    assert f"jora run {served.configuration} --set seed=5 --from build-context" in state.message
+    state = served.run("evaluate", changes=["seed=5"], stages="this stage and what it needs")
+    assert state.name == "Completed", served.output
+    assert served.run("raft-pipeline", changes=["seed=5"], stages="from evaluate on").name == "Completed"
+
+
+def test_dead_worker_is_replaced_and_its_run_goes_on(served: Served) -> None:
+    submit_hanging_run(served.api_url, served.folder, lambda: served.output)
+    (served.folder / "finetune-structure").unlink()  # the next start of the stage goes well
+    worker = [line for line in processes_with(str(served.folder), pids=True) if "serving.worker" in line]
+    os.kill(int(worker[-1].split()[0]), signal.SIGKILL)
+    wait_for(lambda: "starting another" in served.output, 60, lambda: served.output)
+    with served.client() as client:
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        def newest() -> Any:
+            return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0].state
+
+        wait_for(lambda: newest().name == "Completed", 200, lambda: f"{newest()} {served.output}")
+    assert "goes on from its checkpoints" in served.output
+    (served.folder / "pids").unlink()
 
 
 def test_jora_run_finds_the_served_server(served: Served) -> None:

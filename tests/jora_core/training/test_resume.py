@@ -181,3 +181,29 @@ def test_sigterm_between_checkpoints_goes_on_with_the_same_bits(order, tmp_path,
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
     train(TrainSpec.model_validate(order))
     assert outcome(order) == outcome(whole)
+
+
+def test_rows_of_other_tasks_change_nothing(order, alpaca_rows, write_rows, tmp_path):
+    """A changed task leaves the training of the others alone: the same bits, tokens and checkpoints."""
+    mine = [{**row, "task": "tables"} for row in alpaca_rows(contexts=8)]
+    other = [
+        {**row, "task": "threads", "id": f"t-{row['id']}", "context_id": f"t-{row['context_id']}"}
+        for row in alpaca_rows(contexts=9, seed=3)
+    ]
+    outcomes, tokens = [], []
+    for name, rows in (("alone", mine), ("between", [*other[:9], *mine, *other[9:]])):
+        records = write_rows(tmp_path / "records.parquet", rows)
+        data = {
+            **order["data"],
+            "records": str(records),
+            "tasks": ["tables"],
+            "cache_dir": str(tmp_path / "tokens"),
+            "validation_share": 0.2,
+        }
+        changed = {**order, "data": data, "max_steps": 3, "output_dir": str(tmp_path / name)}
+        spec = TrainSpec.model_validate(changed)
+        train(spec, verbose=False)
+        outcomes.append((outcome(changed), (Path(spec.checkpoint_dir) / "digest").read_text()))
+        tokens.append(sorted(path.name for path in (tmp_path / "tokens").glob("*.arrow")))
+    assert outcomes[0] == outcomes[1]
+    assert tokens[0] == tokens[1] and len(tokens[0]) == 1

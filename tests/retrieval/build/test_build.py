@@ -154,6 +154,32 @@ def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embe
 
 
 @pytest.mark.usefixtures("threads_file", "tables_folder", "qa_files")
+def test_records_of_a_task_do_not_depend_on_the_other_tasks(tmp_path: Path, tiny_embedder: Path) -> None:
+    """The keys of the stages rest on this: the settings and inputs of one task give its rows."""
+    config = full_config(tmp_path, tiny_embedder)
+    together = build_record_files(config, tmp_path / "together")["digests"]
+    for task in config.tasks:
+        alone = build_record_files(config.of_task(task), tmp_path / task)["digests"]
+        assert alone == {file: {task: found[task]} for file, found in together.items()}
+        assert len({*alone["records"][task].values()}) == 2
+    append_thread(tmp_path / "threads.ndjson")
+    later = build_record_files(config, tmp_path / "later")["digests"]
+    same = {task: later["records"][task] == together["records"][task] for task in config.tasks}
+    assert same == {"tables": True, "threads": False, "qa": True}
+
+
+def append_thread(path: Path) -> None:
+    """Add a copy of the first thread under other ids and with other words."""
+    first = json.loads(path.read_text().splitlines()[0])
+    for item in first["posts"]:
+        item["no"] += 10**6
+        item["resto"] += 10**6 if item["resto"] else 0
+        item["com"] = item.get("com", "").replace("#p", "#p100").replace("&gt;&gt;", "&gt;&gt;100") + " anew"
+    with path.open("a") as file:
+        file.write(json.dumps(first) + "\n")
+
+
+@pytest.mark.usefixtures("threads_file", "tables_folder", "qa_files")
 def test_tables_and_documents_follow_the_contract(tmp_path: Path, tiny_embedder: Path) -> None:
     metrics = build_record_files(full_config(tmp_path, tiny_embedder), tmp_path / "out")
     records = read_records(tmp_path / "out" / "records.parquet")

@@ -1,0 +1,1 @@
+"""Metrics of a store for a monitoring system."""

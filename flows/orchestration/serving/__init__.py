@@ -1,0 +1,1 @@
+"""The parts of `jora serve`: run form, deployments, worker, report server and check."""

@@ -1,0 +1,127 @@
+"""What `jora serve --check` says: what is up, what is not, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from flows.configuration.schema import PipelineConfig
+from flows.orchestration.prefect_server import answers, check_access, known_urls, prepare_environment
+from flows.orchestration.serving.deployments import PIPELINE, Served, served
+from flows.orchestration.serving.lost_runs import AUTOMATION
+from jora_core.base.errors import InputError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+WORKER_SILENCE = timedelta(minutes=1)  # a worker asks for runs every ten seconds
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a served pipeline: whether it is up, and what to do if not."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+def check(configs: Sequence[PipelineConfig], command: str) -> list[Part]:
+    """Return the state of server, deployments, worker, schedules and runs.
+
+    Args:
+        configs: the configurations that should be served.
+        command: the command that serves them, which the advice names.
+    """
+    prepare_environment()
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    urls = known_urls()
+    url = next(filter(answers, urls), None)
+    if url is None:
+        tried = f"at {', '.join(urls)}" if urls else "(no address is known)"
+        return [Part("server", "fail", f"none answers {tried}; run `{command}`")]
+    try:
+        check_access(url)
+    except InputError as error:
+        return [Part("server", "fail", str(error))]
+    found = [Part("server", "ok", f"answers at {url}")]
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        found += _deployments(client, served(configs), command)
+        watched = bool(client.read_automations_by_name(AUTOMATION))
+    advice = "runs of a killed machine are marked as crashed" if watched else f"missing; run `{command}`"
+    return [*found, Part("watch for lost runs", "ok" if watched else "warn", advice)]
+
+
+def _deployments(client: SyncPrefectClient, items: Sequence[Served], command: str) -> list[Part]:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        pipeline = client.read_deployment_by_name(f"{PIPELINE}/{PIPELINE}")
+    except ObjectNotFound:
+        return [Part("deployments", "fail", f"{PIPELINE} is not registered; run `{command}`")]
+    offered = (
+        (pipeline.parameter_openapi_schema or {})
+        .get("properties", {})
+        .get("configuration", {})
+        .get("enum", [])
+    )
+    missing = [item.name for item in items if item.name not in offered]
+    found = [
+        Part("deployments", "fail", f"{', '.join(missing)} is not served; run `{command}`")
+        if missing
+        else Part("deployments", "ok", f"{PIPELINE} offers {', '.join(offered)}")
+    ]
+    polled = pipeline.last_polled
+    now = datetime.now(UTC)
+    if polled is None or now - polled > WORKER_SILENCE:
+        since = f"since {polled:%Y-%m-%d %H:%M} UTC" if polled else "yet"
+        found.append(Part("worker", "fail", f"none has asked for runs {since}; run `{command}`"))
+    else:
+        found.append(Part("worker", "ok", f"asked for runs {(now - polled).seconds} s ago"))
+    return [*found, *_schedules(pipeline, items, command), *_runs(client, pipeline)]
+
+
+def _schedules(pipeline: Any, items: Sequence[Served], command: str) -> list[Part]:
+    known = {
+        entry.parameters.get("configuration"): entry
+        for entry in pipeline.schedules
+        if entry.schedule is not None
+    }
+    found = []
+    for item in items:
+        wanted, entry = item.config.schedule, known.get(item.name)
+        name = f"schedule of {item.name}"
+        if wanted.cron is None and entry is None:
+            found.append(Part(name, "ok", "none; schedule.cron of the configuration sets one"))
+        elif entry is None or (entry.schedule.cron, entry.schedule.timezone) != (
+            wanted.cron,
+            wanted.timezone,
+        ):
+            found.append(
+                Part(name, "fail", f"the server has another one than the file; start `{command}` again")
+            )
+        elif pipeline.paused or not entry.active:
+            found.append(Part(name, "warn", "paused; resume it on the page of the deployment"))
+        else:
+            found.append(Part(name, "ok", f"{wanted.cron} ({wanted.timezone})"))
+    return found
+
+
+def _runs(client: SyncPrefectClient, pipeline: Any) -> list[Part]:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[pipeline.id])),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=1,
+    )
+    state = runs[0].state if runs and runs[0].start_time is not None else None
+    if state is None:
+        return [Part("last run", "ok", "none so far")]
+    text = f"{runs[0].name}: {state.name}" + (f", {state.message}" if state.message else "")
+    return [Part("last run", "warn" if state.name in ("Failed", "Crashed") else "ok", text)]
