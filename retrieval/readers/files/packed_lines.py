@@ -21,7 +21,7 @@ _LINE_FILES = (".ndjson", ".jsonl", ".json")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PEEK = 1 << 16
 #: A packed file of nothing but line ends would otherwise be read for minutes.
-_EMPTY_LINES = 5_000_000
+_EMPTY_LINES = 1_000_000
 _BOM = "\ufeff"
 
 
