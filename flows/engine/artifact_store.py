@@ -121,15 +121,25 @@ class Store:
                 return Check(damage=name)
         return Check(manifest=manifest)
 
-    def newest_manifest(self, stage: str) -> Manifest | None:
-        """Return the newest readable manifest of a stage; None if there is none."""
+    def manifests(self, stage: str) -> Iterator[Manifest]:
+        """Yield the readable manifests of a stage, the newest first, without a check of their seals."""
         folder = self.root / stage
         if not folder.is_dir():
-            return None
-        found = [read_manifest(path / MANIFEST) for path in folder.iterdir() if path.is_dir()]
+            return
+        found = []
+        for path in folder.iterdir():
+            try:
+                found.append(json.loads((path / MANIFEST).read_bytes()))
+            except (OSError, ValueError):
+                continue
         # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
         # own time of change is lost when a store is copied.
-        return max((item for item in found if item), key=lambda item: item["ended"], default=None)
+        whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
+        yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
+
+    def newest_manifest(self, stage: str) -> Manifest | None:
+        """Return the newest valid manifest of a stage; None if there is none."""
+        return next((item for item in self.manifests(stage) if is_sealed(item)), None)
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -293,6 +303,11 @@ def read_manifest(path: Path) -> Manifest | None:
         return manifest if render_manifest(manifest) == data else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def is_sealed(manifest: Manifest) -> bool:
+    """Return whether the digest in a manifest is that of its content."""
+    return manifest.get("seal") == json_digest({k: v for k, v in manifest.items() if k != "seal"})
 
 
 def _files(folder: Path) -> set[str]:

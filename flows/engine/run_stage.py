@@ -176,6 +176,7 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "stage": stage.name,
             "key": key,
             "version": identity.version,
+            "project": identity.project,
             "config": identity.config,
             "inputs": {
                 name: {"path": identity.paths[name], "sha256": digest}
