@@ -28,6 +28,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.children.run_child import children_end_with_block, stopping
 from flows.configuration.load import load_config
+from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import StageFailed
@@ -222,8 +223,16 @@ class _Request:
         folder = Path(os.environ.get(FOLDER, "."))
         if not folder.is_dir():
             raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
+        changes = self.changes or []
         with contextlib.chdir(folder):
-            return load_config(self.configuration, self.changes or [])
+            found = load_config(self.configuration, changes)
+            # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,
+            # such as a mesh that the model cannot be split over.
+            known = {problem.message for problem in problems(load_config(self.configuration))}
+        for problem in problems(found):
+            if problem.fatal and problem.message not in known:
+                raise InputError(f"changes: {problem.message}")
+        return found
 
 
 def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) -> Any:
