@@ -137,10 +137,6 @@ class Store:
         whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
         yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
 
-    def newest_manifest(self, stage: str) -> Manifest | None:
-        """Return the newest valid manifest of a stage; None if there is none."""
-        return next((item for item in self.manifests(stage) if is_sealed(item)), None)
-
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold the lock of a key during the block; wait first if another process holds the lock.

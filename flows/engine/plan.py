@@ -130,7 +130,7 @@ def assess(
     if check.damage:
         return f"artifact damaged: {check.damage}"
     if check.manifest is None:
-        return _why_absent(identity, _nearest(identity, store), running)
+        return _why_absent(identity, nearest(identity, store), running)
     for upstream in identity.reads:
         # The files of an upstream stage that will run are not written yet. The run compares them later.
         present = checks[upstream.stage].manifest
@@ -188,18 +188,35 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
     """Say what has changed since the newest artifact of the stage."""
     if last is None:
         return "no artifact"
+    return "; ".join(changes(identity, last, running)) or "no artifact"
+
+
+def changes(
+    identity: Identity,
+    last: Manifest,
+    running: set[str] | frozenset[str] = frozenset(),
+    most: int = MOST_NAMED,
+) -> list[str]:
+    """Return what differs between a stage and an artifact, one line for each kind of difference.
+
+    Args:
+        identity: parts of the stage's key.
+        last: manifest of the artifact.
+        running: names of the stages that will run before this stage.
+        most: number of changes of one kind that a line names; the others are counted.
+    """
     # Most specific first: settings, then input files, then code, and last the changes of upstream stages.
-    # One reason for any number of changes of a kind, so that each kind is seen.
-    reasons = _counted("config changed: ", _changed_values(last["config"], identity.config), "settings")
-    reasons += _counted("input changed: ", _changed_inputs(last["inputs"], identity), "files")
+    # One line for any number of changes of a kind, so that each kind is seen.
+    values = _changed_values(last["config"], identity.config)
+    lines = _counted("config changed: ", values, "settings", most)
+    lines += _counted("input changed: ", _changed_inputs(last["inputs"], identity), "files", most)
     if last["version"] != identity.version:
-        reasons.append(f"stage version {last['version']} → {identity.version}")
-    reasons += _counted("code changed: ", _changed_code(last["code"], identity.code), "files")
-    reasons += _changed_upstream(last["upstream"], identity, running)
-    return "; ".join(reasons) or "no artifact"
+        lines.append(f"stage version {last['version']} → {identity.version}")
+    lines += _counted("code changed: ", _changed_code(last["code"], identity.code), "files", most)
+    return lines + _changed_upstream(last["upstream"], identity, running)
 
 
-def _nearest(identity: Identity, store: Store) -> Manifest | None:
+def nearest(identity: Identity, store: Store) -> Manifest | None:
     """Return the manifest of the stage and project with the fewest differences; of several the newest.
 
     The artifact of another project may share the stage alone, and its differences explain nothing.
@@ -230,9 +247,9 @@ def _differences(manifest: Manifest, identity: Identity, most: int | None) -> in
     return found + len(_changed_inputs(manifest["inputs"], identity))
 
 
-def _counted(kind: str, changes: Sequence[str], noun: str) -> list[str]:
-    """Return one reason that names the first changes of a kind and counts the others, or none."""
-    return [kind + _some_of(changes, noun)] if changes else []
+def _counted(kind: str, changed: Sequence[str], noun: str, most: int) -> list[str]:
+    """Return one line that names the first changes of a kind and counts the others, or none."""
+    return [kind + _some_of(changed, noun, most)] if changed else []
 
 
 def _changed_code(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -259,24 +276,42 @@ def _changed_upstream(
     return lines
 
 
-def _some_of(names: Sequence[str], noun: str) -> str:
+def _some_of(names: Sequence[str], noun: str, most: int) -> str:
     """Name the first few and count the others, as in `a.py, b.py and 81 more files`."""
-    rest = len(names) - MOST_NAMED
+    rest = len(names) - most
     # Naming the last one takes no more room than `1 more file`.
     if rest <= 1:
         return ", ".join(names)
-    return f"{', '.join(names[:MOST_NAMED])} and {rest} more {noun}"
+    return f"{', '.join(names[:most])} and {rest} more {noun}"
 
 
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return changed settings as lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
-    old, new = dict(_flatten(before)), dict(_flatten(after))
-    return [
+    old, new = dict(flatten(before)), dict(flatten(after))
+    # A section that is given now and was not, or the reverse, is one change, not one for each of its values.
+    whole = _sections(old, new, "is given now") | _sections(new, old, "is not given any more")
+    for section in whole:
+        old = {key: value for key, value in old.items() if key != section and not _below(key, section)}
+        new = {key: value for key, value in new.items() if key != section and not _below(key, section)}
+    return [f"{section} {text}" for section, text in sorted(whole.items())] + [
         f"{key} {_show(old, key)} → {_show(new, key)}"
         for key in sorted({*old, *new})
         # Presence is compared too: a removed key differs from a key whose value is None.
         if (key in old, old.get(key)) != (key in new, new.get(key))
     ]
+
+
+def _sections(one: Mapping[str, Any], other: Mapping[str, Any], text: str) -> dict[str, str]:
+    """Return the keys that are None in one and a whole section in the other, each with a text."""
+    return {
+        key: text
+        for key, value in one.items()
+        if value is None and any(_below(candidate, key) for candidate in other)
+    }
+
+
+def _below(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
 
 
 def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -292,13 +327,14 @@ def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
     ]
 
 
-def _flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+    """Return the values of nested mappings by dotted key."""
     # An empty mapping is a value of its own; flattened it would vanish, and with it the change.
     if isinstance(value, Mapping) and value:
         return [
             pair
             for name, child in value.items()
-            for pair in _flatten(child, f"{prefix}.{name}" if prefix else name)
+            for pair in flatten(child, f"{prefix}.{name}" if prefix else name)
         ]
     return [(prefix, value)]
 
