@@ -293,12 +293,17 @@ def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     for section in whole:
         old = {key: value for key, value in old.items() if key != section and not _below(key, section)}
         new = {key: value for key, value in new.items() if key != section and not _below(key, section)}
-    return [f"{section} {text}" for section, text in sorted(whole.items())] + [
+    # An older artifact lacks the settings that were added since: one change, and none where they are empty.
+    added = sorted(key for key, value in new.items() if key not in old and value is not None)
+    lines = [f"{section} {text}" for section, text in sorted(whole.items())]
+    lines += [
         f"{key} {_show(old, key)} → {_show(new, key)}"
-        for key in sorted({*old, *new})
-        # Presence is compared too: a removed key differs from a key whose value is None.
-        if (key in old, old.get(key)) != (key in new, new.get(key))
+        for key in sorted({*old, *new} - set(added))
+        if old.get(key) != new.get(key)
     ]
+    if len(added) == 1:
+        return [*lines, f"{added[0]} (none) → {_show(new, added[0])}"]
+    return [*lines, f"{_some_of(added, 'settings', MOST_NAMED)} are new"] if added else lines
 
 
 def _sections(one: Mapping[str, Any], other: Mapping[str, Any], text: str) -> dict[str, str]:

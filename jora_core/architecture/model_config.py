@@ -279,9 +279,9 @@ class ModelConfig(DecoderParts):
                 )
 
 
-def _biases(where: str, data: dict[str, Any], family: Family) -> dict[str, bool]:
+def _biases(where: str, data: dict[str, Any], family: Family) -> dict[str, Any]:
     """Return the parts of a family that fields of its ``config.json`` turn on."""
-    parts = {}
+    parts: dict[str, Any] = {}
     if "attention_bias" in family.defaults and read_flag(where, data, "attention_bias"):
         parts |= {"qkv_bias": True, "output_bias": True}
     if "mlp_bias" in family.defaults:

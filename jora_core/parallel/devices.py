@@ -1,4 +1,4 @@
-"""Peak memory of this process's devices."""
+"""Peak memory of this process's devices, and the error for a platform that JAX cannot use."""
 
 from __future__ import annotations
 
