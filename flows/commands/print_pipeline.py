@@ -184,6 +184,14 @@ def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> d
     }
 
 
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of plain texts."""
+    table = _grid(*headers)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    _console().print(table)
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print one line for each check of `jora doctor`."""
     styles = {"ok": "green", "warn": "yellow", "fail": "red"}

@@ -121,15 +121,22 @@ class Store:
                 return Check(damage=name)
         return Check(manifest=manifest)
 
-    def newest_manifest(self, stage: str) -> Manifest | None:
-        """Return the newest readable manifest of a stage; None if there is none."""
+    def newest_manifest(self, stage: str, project: str = "") -> Manifest | None:
+        """Return the newest readable manifest of a stage and project; None if there is none.
+
+        Args:
+            stage: name of the stage.
+            project: name of the project that computed the artifact; empty for any project. Manifests of
+                older versions name no project, and belong to any.
+        """
         folder = self.root / stage
         if not folder.is_dir():
             return None
         found = [read_manifest(path / MANIFEST) for path in folder.iterdir() if path.is_dir()]
         # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
         # own time of change is lost when a store is copied.
-        return max((item for item in found if item), key=lambda item: item["ended"], default=None)
+        own = (item for item in found if item and (not project or item.get("project") in (None, project)))
+        return max(own, key=lambda item: item["ended"], default=None)
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:

@@ -42,6 +42,7 @@ class Identity:
         code: repository path of a source file to its SHA-256.
         upstream_parts: name of an upstream stage to the keys of the parts that are read, by part.
         parts: name of a part of this stage's output to its key; not part of the key.
+        project: name of the project; not part of the key.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class Identity:
     code: Mapping[str, str]
     upstream_parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    project: str = ""
 
     @property
     def key(self) -> str:
@@ -131,6 +133,7 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
                 for item in reads
                 if item.parts
             },
+            project=config.project,
         )
         parts = {
             name: replace(

@@ -48,13 +48,15 @@ def _all_but_every_nth(layer: int, fields: Fields) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderParts:
-    """The parts of the decoder that a family fixes and no field of its ``config.json`` changes.
+    """The parts of the decoder that a family fixes. Only biases follow from fields of ``config.json``.
 
     `ModelConfig` holds a copy of these parts. The decoder and the table of tensors read that copy.
 
     Attributes:
         activation: activation function of the MLP's gate.
         qkv_bias: q, k and v have biases.
+        output_bias: the output projection of attention has a bias.
+        mlp_bias: the projections of the MLP have biases.
         qk_norm: q and k are normalized over each head.
         wide_qk_norm: q and k are normalized over all heads together.
         norm_offset: norms multiply by 1 + weight.
@@ -66,6 +68,8 @@ class DecoderParts:
 
     activation: Activation = "silu"
     qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     wide_qk_norm: bool = False
     norm_offset: bool = False
@@ -217,9 +221,8 @@ _FAMILIES = (
         "llama",
         "LlamaForCausalLM",
         "Llama",
-        defaults={"max_position_embeddings": 2048},
-        # Some Llama derivatives have biases in attention or MLP; this decoder has them in q, k and v alone.
-        accepted={"hidden_act": ("silu",), "mlp_bias": (False, None)},
+        defaults={"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+        accepted={"hidden_act": ("silu",)},
     ),
     Family(
         "mistral",
@@ -255,6 +258,7 @@ _FAMILIES = (
             "num_key_value_heads": 32,
             "head_dim": 128,
             "max_position_embeddings": 32768,
+            "attention_bias": False,
             **_QWEN_WINDOWS,
         },
         accepted={"hidden_act": ("silu",), "use_sliding_window": (False, True)},
@@ -351,7 +355,13 @@ _FAMILIES = (
         "Phi-3",
         fused_projections=True,
         has_window=_every_layer,
-        defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
+        defaults={
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 1.0,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+        },
         # Dropout of the base model. Training would need it; the published models have it off.
         accepted={"hidden_act": ("silu",), "resid_pdrop": (0.0, None), "embd_pdrop": (0.0, None)},
     ),

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_core.architecture.families import FAMILIES, DecoderParts, find_family, refuse_quantized
+from jora_core.architecture.families import (
+    FAMILIES,
+    DecoderParts,
+    Family,
+    find_family,
+    refuse_quantized,
+)
 from jora_core.architecture.layer_windows import read_windows, write_windows
 from jora_core.architecture.rope_config import RopeScaling, read_rope, write_rope_scaling
 from jora_core.architecture.text_part import decoder_fields, has_text_part
@@ -40,6 +46,7 @@ class ModelConfig(DecoderParts):
         windows: attention window of each layer in tokens, the query's own token included; 0 for a layer
             without a window, () if no layer has one.
         local_rope_theta: rotary base of the layers with a window, whose frequencies are not scaled.
+        partial_rotary: share of each head's dimensions that is rotated.
     """
 
     # Hashable throughout (tuples, no lists): a config is a static argument of compiled functions.
@@ -67,6 +74,7 @@ class ModelConfig(DecoderParts):
     logit_softcap: float | None = None
     windows: tuple[int, ...] = ()
     local_rope_theta: float | None = None
+    partial_rotary: float = 1.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -109,6 +117,11 @@ class ModelConfig(DecoderParts):
             raise InputError(
                 f"model config: {len(self.windows)} windows, {self.num_layers} layers; expected one a layer"
             )
+
+    @property
+    def rotary_width(self) -> int:
+        """Number of dimensions of a head that are rotated."""
+        return int(self.head_dim * self.partial_rotary)
 
     @classmethod
     def from_hf(cls, folder: Path | str) -> ModelConfig:
@@ -160,7 +173,8 @@ class ModelConfig(DecoderParts):
             raise InputError(
                 f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
             )
-        theta, scaling, local_theta = read_rope(where, data, family)
+        head_dim = read_number(where, data, "head_dim", int, hidden // max(heads, 1))
+        rope = read_rope(where, data, family, head_dim)
         # Gemma's: the attention scale is its inverse square root.
         query_scalar = read_optional(where, data, "query_pre_attn_scalar", int)
         if query_scalar is not None and query_scalar < 1:
@@ -172,10 +186,10 @@ class ModelConfig(DecoderParts):
             num_layers=layers,
             num_heads=heads,
             num_kv_heads=read_number(where, data, "num_key_value_heads", int, heads),
-            head_dim=read_number(where, data, "head_dim", int, hidden // max(heads, 1)),
+            head_dim=head_dim,
             max_positions=read_number(where, data, "max_position_embeddings", int),
-            rope_theta=theta,
-            rope_scaling=scaling,
+            rope_theta=rope.theta,
+            rope_scaling=rope.scaling,
             norm_eps=float(read_number(where, data, "rms_norm_eps", float)),
             tie_embeddings=read_flag(where, data, "tie_word_embeddings"),
             initializer_range=float(read_number(where, data, "initializer_range", float)),
@@ -189,8 +203,9 @@ class ModelConfig(DecoderParts):
             attention_softcap=read_optional(where, data, "attn_logit_softcapping", float),
             logit_softcap=read_optional(where, data, "final_logit_softcapping", float),
             windows=read_windows(family, data, layers, where),
-            local_rope_theta=local_theta,
-            **family.parts(),
+            local_rope_theta=rope.local_theta,
+            partial_rotary=rope.partial,
+            **(family.parts() | _biases(where, data, family)),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -226,6 +241,15 @@ class ModelConfig(DecoderParts):
             "pad_token_id": self.pad_token_id,
             **write_windows(family, self.windows, self.num_layers),
         }
+        if "partial_rotary_factor" in family.defaults:
+            fields["partial_rotary_factor"] = self.partial_rotary
+        if self.rope_scaling is not None and "original_max_position_embeddings" in family.defaults:
+            # transformers reads this field of Phi-3 beside the object too, and prefers it.
+            fields["original_max_position_embeddings"] = self.rope_scaling.original_max_positions
+        if "attention_bias" in family.defaults:
+            fields["attention_bias"] = self.output_bias
+        if "mlp_bias" in family.defaults:
+            fields["mlp_bias"] = self.mlp_bias
         if family.local_rope:
             fields["rope_local_base_freq"] = self.local_rope_theta
         if self.attention_scale is not None:
@@ -253,6 +277,16 @@ class ModelConfig(DecoderParts):
                     f"model config: a config.json of family {self.family} cannot say {each.name}={ours!r}; "
                     f"it would be read as {theirs!r}"
                 )
+
+
+def _biases(where: str, data: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Return the parts of a family that fields of its ``config.json`` turn on."""
+    parts: dict[str, Any] = {}
+    if "attention_bias" in family.defaults and read_flag(where, data, "attention_bias"):
+        parts |= {"qkv_bias": True, "output_bias": True}
+    if "mlp_bias" in family.defaults:
+        parts["mlp_bias"] = read_flag(where, data, "mlp_bias")
+    return parts
 
 
 def _token_ids(where: str, value: Any) -> tuple[int, ...]:

@@ -61,10 +61,11 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("k_proj", "self_attn.k_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("v_proj", "self_attn.v_proj", ("KH", "D"), unless="fused_projections"),
     TensorRow("o_proj", "self_attn.o_proj", ("D", "NH")),
-    # Qwen2 has biases in q, k and v only; a bias of o_proj or of the MLP is refused with the config.
+    # Qwen2 has biases in q, k and v only, Llama and Qwen3 with attention_bias in o too.
     TensorRow("q_bias", "self_attn.q_proj", ("NH",), kind="bias", when="qkv_bias"),
     TensorRow("k_bias", "self_attn.k_proj", ("KH",), kind="bias", when="qkv_bias"),
     TensorRow("v_bias", "self_attn.v_proj", ("KH",), kind="bias", when="qkv_bias"),
+    TensorRow("o_bias", "self_attn.o_proj", ("D",), kind="bias", when="output_bias"),
     # Two rows may fill one field; `when` and `unless` let at most one of them belong to a model.
     TensorRow("q_norm", "self_attn.q_norm", ("H",), when="qk_norm"),
     TensorRow("k_norm", "self_attn.k_norm", ("H",), when="qk_norm"),
@@ -80,6 +81,9 @@ TENSORS: tuple[TensorRow, ...] = (
     TensorRow("gate_proj", "mlp.gate_proj", ("F", "D"), unless="fused_projections"),
     TensorRow("up_proj", "mlp.up_proj", ("F", "D"), unless="fused_projections"),
     TensorRow("down_proj", "mlp.down_proj", ("D", "F")),
+    TensorRow("gate_bias", "mlp.gate_proj", ("F",), kind="bias", when="mlp_bias"),
+    TensorRow("up_bias", "mlp.up_proj", ("F",), kind="bias", when="mlp_bias"),
+    TensorRow("down_bias", "mlp.down_proj", ("D",), kind="bias", when="mlp_bias"),
     # New projections come after these: the position of a projection seeds its dropout, see `projector`.
     TensorRow("qkv_proj", "self_attn.qkv_proj", ("NH+KH+KH", "D"), when="fused_projections"),
     TensorRow("gate_up_proj", "mlp.gate_up_proj", ("F+F", "D"), when="fused_projections"),

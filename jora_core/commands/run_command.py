@@ -8,7 +8,9 @@ from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from jora_core.base.errors import InputError
 from jora_core.base.spec_command import run_spec_command
+from jora_core.parallel.devices import refuse_unusable_platform
 from jora_core.parallel.program_cache import set_program_cache
 from jora_core.specs.read_spec import read_spec
 
@@ -29,7 +31,13 @@ def run_command(
     def with_compilation_cache(spec: Spec) -> int | None:
         # Before the function: JAX opens its cache at the first compilation and then keeps the folder.
         set_program_cache(getattr(spec, "compilation_cache_dir", None))
-        return function(spec)
+        try:
+            return function(spec)
+        except InputError:
+            raise
+        except Exception:
+            refuse_unusable_platform()
+            raise
 
     # Run with -m, the command's module is __main__: the first line of its docstring is the help text.
     summary = (sys.modules[function.__module__].__doc__ or "").split("\n")[0]

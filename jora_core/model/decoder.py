@@ -228,8 +228,9 @@ def projector(
             low = low.reshape(-1, low.shape[-1])
             over_inputs = sum_over_tensor if row else _same
             out = adapted(out, low, weight, pair, adapter.scale, dense=dense, sum_over_inputs=over_inputs)
-        # Only some families have biases, such as Qwen 2 on q, k and v.
-        bias = getattr(layer.weights, name.replace("_proj", "_bias"), None)
+        # Only some families have biases, such as Qwen 2 on q, k and v. A partial sum gets none here: the
+        # caller first adds up the parts of all devices.
+        bias = None if splits_inputs(name) else getattr(layer.weights, name.replace("_proj", "_bias"), None)
         out = out if bias is None else out + bias
         return out.reshape(*x.shape[:-1], -1)
 
@@ -282,7 +283,7 @@ def decoder_layer(
     mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
     # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
     # its result are one collective.
-    out = add_up(project("o_proj", mixed), split)
+    out = _with_bias(add_up(project("o_proj", mixed), split), weights.o_bias)
     out = _norm_if_any(out, weights.attention_post_norm, config)
     x = checkpoint_name(x + out, KEPT_RESIDUAL)
     own = _norm_if_any(x, weights.mlp_norm, config)
@@ -294,7 +295,7 @@ def decoder_layer(
     gate, up = (checkpoint_name(part, KEPT_MLP) for part in flat)
     # Gemma's gate is the tanh approximation of GELU; the exact one gives other logits.
     gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
-    out = add_up(project("down_proj", gated), split)
+    out = _with_bias(add_up(project("down_proj", gated), split), weights.down_bias)
     return x + _norm_if_any(out, weights.mlp_post_norm, config)
 
 
@@ -375,6 +376,11 @@ def _normed(x: jax.Array, mean_square: jax.Array, weight: jax.Array, config: Mod
     if config.wide_norm:
         return (normed * weight.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * weight
+
+
+def _with_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Add a bias, or return x unchanged where the model has none."""
+    return x if bias is None else x + bias
 
 
 def _norm_if_any(x: jax.Array, weight: jax.Array | None, config: ModelConfig) -> jax.Array:

@@ -55,6 +55,10 @@ class LayerParams:
     mlp_post_norm: jax.Array | None = None  # [L, D]
     qkv_proj: jax.Array | None = None  # [L, N*H + 2*K*H, D], rows of q, then k, then v
     gate_up_proj: jax.Array | None = None  # [L, 2*F, D], rows of gate, then up
+    o_bias: jax.Array | None = None  # [L, D]
+    gate_bias: jax.Array | None = None  # [L, F]
+    up_bias: jax.Array | None = None  # [L, F]
+    down_bias: jax.Array | None = None  # [L, D]
 
 
 @flax.struct.dataclass

@@ -7,15 +7,17 @@ arithmetic.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.model_tensors import projection_shape
+from jora_core.architecture.model_tensors import model_projections, projection_shape
 from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
@@ -23,10 +25,15 @@ from jora_core.parallel.placements import adapter_shardings
 from jora_core.parameters.trees import Adapter, LoraWeights
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
-from jora_core.weights.peft_config import CONFIG_FILE, read_peft_config, write_peft_config
+from jora_core.weights.peft_config import CONFIG_FILE, Ranks, read_peft_config, read_ranks, write_peft_config
 from jora_core.weights.tensor_store import TensorStore, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Names that peft writes for models of other classes, and with the adapter's own name left in.
+_TENSOR_NAME = re.compile(
+    r"(?:(?:base_model|model|language_model)\.)*layers\.(?P<layer>\d+)\.(?P<module>\w+\.\w+)\."
+    r"(?:lora_(?P<part>[AB])(?:\.\w+)?\.weight|lora_magnitude_vector(?:\.\w+)?)"
+)
 
 
 def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name: str) -> None:
@@ -72,19 +79,65 @@ def load_adapter(
         raise InputError(f"adapter folder {folder} does not exist; give a folder in PEFT layout")
     spec = read_peft_config(folder, config)
     # The config is checked first: its errors are clearer than those about names and shapes.
-    source = TensorStore.of_file(folder / WEIGHTS_FILE)
+    source = _open_weights(folder, config)
     targets = resolve_targets(spec.target_modules, config)
-    shapes = {target: _shapes(config, spec, target) for target in targets}
-    _check_fits(source, folder, config, spec, shapes)
+    ranks = read_ranks(folder, spec, config, targets)
+    _check_fits(source, folder, config, spec, ranks)
+    # Other ranks and scales than the config's become those of one adapter: zeros fill the missing rows of A,
+    # and B takes up the quotient of the scales. The product is the same.
+    widest = max(rank for each in ranks.values() for rank, _ in each)
+    if widest != spec.r:
+        root = spec.use_rslora
+        spec = spec.model_copy(
+            update={"r": widest, "lora_alpha": spec.scale * (widest**0.5 if root else widest)}
+        )
     weights = {}
     # Layers are stacked as they are read: an adapter is small, so it needs no slices of the file.
     for target in targets:
-        parts = {}
-        for part in shapes[target]:
-            names = [lora_tensor_name(layer, target, part) for layer in range(config.num_layers)]
-            parts[part] = jnp.stack([jnp.asarray(source.read(name), dtype) for name in names])
-        weights[target] = LoraWeights(a=parts["A"], b=parts["B"], magnitude=parts.get("magnitude"))
+        parts: dict[str, list[Any]] = {}
+        for layer, (rank, scale) in enumerate(ranks[target]):
+            for part in _shapes(config, spec, target, rank):
+                value = source.read(lora_tensor_name(layer, target, part)).astype(np.float32)
+                # The same bits where nothing differs from the config, which is nearly always so.
+                if part != "magnitude" and rank != widest:
+                    missing = [(0, widest - rank), (0, 0)]
+                    value = np.pad(value, missing if part == "A" else missing[::-1])
+                if part == "B" and scale != spec.scale:
+                    value = value * np.float32(scale / spec.scale)
+                parts.setdefault(part, []).append(jnp.asarray(value, dtype))
+        stacked = {part: jnp.stack(values) for part, values in parts.items()}
+        weights[target] = LoraWeights(a=stacked["A"], b=stacked["B"], magnitude=stacked.get("magnitude"))
     return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout), spec
+
+
+def _open_weights(folder: Path, config: ModelConfig) -> TensorStore:
+    """Open the tensors of an adapter under the names that this core expects.
+
+    Raises:
+        InputError: the file is missing or cannot be read, or has two tensors of one meaning.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.exists() and (pickled := folder / "adapter_model.bin").exists():
+        raise InputError(
+            f"{folder} has no {WEIGHTS_FILE}, but {pickled.name}, a pickle file; load it with peft and save "
+            "it with save_pretrained, which writes safetensors"
+        )
+    source = TensorStore.of_file(path)
+    projections = {module: name for name, module in model_projections(config).items()}
+    names: dict[str, str] = {}
+    for name in source.names():
+        found = _TENSOR_NAME.fullmatch(name)
+        if found is None or found["module"] not in projections:
+            continue
+        part = found["part"] or "magnitude"
+        # A layer number of many digits is no layer; it stays, and is named as unexpected.
+        if len(found["layer"]) < 6:
+            names[name] = lora_tensor_name(int(found["layer"]), projections[found["module"]], part)
+    for ours in names.values():
+        twice = [name for name, other in names.items() if other == ours]
+        if len(twice) > 1:
+            raise InputError(f"{path}: tensors {twice[0]} and {twice[1]} are of one module; remove one")
+    return source.renamed(names)
 
 
 def _parts(lora: LoraWeights) -> dict[str, jax.Array]:
@@ -92,10 +145,10 @@ def _parts(lora: LoraWeights) -> dict[str, jax.Array]:
     return parts if lora.magnitude is None else parts | {"magnitude": lora.magnitude}
 
 
-def _shapes(config: ModelConfig, spec: LoraSpec, target: str) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ModelConfig, spec: LoraSpec, target: str, rank: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of each part of one layer's adapter."""
     out_width, in_width = projection_shape(config, target)
-    shapes: dict[str, tuple[int, ...]] = {"A": (spec.r, in_width), "B": (out_width, spec.r)}
+    shapes: dict[str, tuple[int, ...]] = {"A": (rank, in_width), "B": (out_width, rank)}
     return shapes | ({"magnitude": (out_width,)} if spec.use_dora else {})
 
 
@@ -104,11 +157,18 @@ def _check_fits(
     folder: Path,
     config: ModelConfig,
     spec: LoraSpec,
-    shapes: dict[str, dict[str, tuple[int, ...]]],
+    ranks: Ranks,
 ) -> None:
     """Compare the tensors of an adapter with its config and with the base, and name the one that differs.
 
     This check comes before the plain comparison of names and shapes, whose message would be less clear.
+
+    Args:
+        source: the tensors, under the names that this core expects.
+        folder: the PEFT folder.
+        config: the base model's.
+        spec: the adapter's settings.
+        ranks: rank and scale of each layer, by target.
 
     Raises:
         InputError: naming the tensor.
@@ -116,20 +176,22 @@ def _check_fits(
     path, names = folder / WEIGHTS_FILE, set(source.names())
     another_base = "the adapter was made for another base model"
     expected: dict[str, tuple[int, ...]] = {}
-    for target, parts in shapes.items():
-        for part, shape in parts.items():
+    for target, each in ranks.items():
+        for part in _shapes(config, spec, target, spec.r):
             # One layer more than the model has: an adapter of a deeper base is recognized by it.
             of_layer = [lora_tensor_name(layer, target, part) for layer in range(config.num_layers + 1)]
-            expected |= dict.fromkeys(of_layer[:-1], shape)
-            for name in filter(names.__contains__, of_layer[:-1]):
+            for name, (wanted, _) in zip(of_layer[:-1], each, strict=True):
+                shape = expected[name] = _shapes(config, spec, target, wanted)[part]
+                if name not in names:
+                    continue
                 found = source.shape(name)
                 # The rank is A's first axis and B's second; a magnitude has none.
                 rank = {"A": found[:1], "B": found[1:]}.get(part, ())
                 # Compared before the whole shape: a wrong r in the config is no sign of another base model.
-                if len(rank) == 1 and rank != (spec.r,):
+                if len(rank) == 1 and rank != (wanted,):
                     raise InputError(
                         f"{path}: tensor {name} has shape {found}, of rank {rank[0]}, but {CONFIG_FILE} says "
-                        f"r={spec.r}; write the rank that the adapter was trained with"
+                        f"r={wanted}; write the rank that the adapter was trained with"
                     )
                 if found != shape:
                     raise InputError(
@@ -140,6 +202,12 @@ def _check_fits(
                     f"{path}: tensor {of_layer[-1]} is for layer {config.num_layers}, the model's last is "
                     f"{config.num_layers - 1}; {another_base}"
                 )
+    missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
+    if missing and extra:
+        raise InputError(
+            f"{path}: tensor {missing[0]} is missing; the file has {extra[0]} instead. {CONFIG_FILE} or the "
+            "names are of another model"
+        )
     # Last: missing and unexpected tensors, and tensors that hold no floats.
     source.check(expected)
 

@@ -7,6 +7,7 @@ releases of ``peft``: an unknown field is accepted only with a value that turns 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
-from jora_core.base.json_fields import read_json_object
+from jora_core.base.json_fields import read_json_object, read_number, read_object
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
@@ -52,8 +54,12 @@ _READ = frozenset(
         "use_rslora",
         "use_dora",
         "init_lora_weights",
+        "rank_pattern",
+        "alpha_pattern",
     }
 )
+# Rank and scale of each layer's adapter, by target.
+Ranks = dict[str, list[tuple[int, float]]]
 # Values that turn a field off.
 _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
 # Initializations of A and B that keep the base weights. The others (PiSSA, OLoRA, LoftQ, ...) subtract the
@@ -87,12 +93,64 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
     for name in sorted(data.keys() - _READ - _SILENT):
         if data[name] not in _OFF:
             raise InputError(
-                f"{path}: {name}={json.dumps(data[name])} is not supported; expected it to be off"
+                f"{path}: {name}={json.dumps(data[name])} is not supported; expected it to be off. "
+                "Merge the adapter with peft's merge_and_unload, and use the result as the base model"
             )
     for name in ("r", "lora_alpha", "target_modules"):
         if data.get(name) is None:
             raise InputError(f"{path}: {name} is missing; write the value that the adapter was trained with")
     return _spec(path, data, config)
+
+
+def read_ranks(folder: Path, spec: LoraSpec, config: ModelConfig, targets: Sequence[str]) -> Ranks:
+    """Return rank and scale of each layer's adapters, after rank_pattern and alpha_pattern.
+
+    Args:
+        folder: PEFT folder with ``adapter_config.json``.
+        spec: the adapter's settings.
+        config: the base model's.
+        targets: the projections that have an adapter.
+
+    Raises:
+        InputError: a pattern that is no object of numbers, or no regular expression.
+    """
+    path = folder / CONFIG_FILE
+    data = read_json_object(path, f"adapter folder {folder}")
+    where = str(path)
+    rank_pattern, alpha_pattern = (_pattern(where, data, *each) for each in _PATTERNS)
+    projections = model_projections(config)
+    ranks: Ranks = {}
+    for target in targets:
+        for layer in range(config.num_layers):
+            module = f"model.layers.{layer}.{projections[target]}"
+            rank = int(_first(where, rank_pattern, module, spec.r))
+            alpha = float(_first(where, alpha_pattern, module, spec.lora_alpha))
+            scale = alpha / (rank**0.5 if spec.use_rslora else rank)
+            ranks.setdefault(target, []).append((rank, scale))
+    return ranks
+
+
+_PATTERNS = (("rank_pattern", int), ("alpha_pattern", float))
+
+
+def _pattern(where: str, data: dict[str, Any], name: str, kind: type) -> dict[str, Any]:
+    values = read_object(where, data, name)
+    for key in values:
+        number = read_number(f"{where}: {name}", values, key, kind)
+        if number <= 0:
+            raise InputError(f"{where}: {name}: {key} must be positive, found {number}")
+    return values
+
+
+def _first(where: str, pattern: dict[str, Any], module: str, default: float) -> float:
+    """Return the value of the first key that matches the end of a module's name, as peft does."""
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as err:
+            raise InputError(f"{where}: pattern {key!r} is no regular expression: {err}") from None
+    return default
 
 
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:

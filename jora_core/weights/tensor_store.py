@@ -69,6 +69,16 @@ class TensorStore:
         file = _open(Path(path))
         return cls(dict.fromkeys(file.tensors, file))
 
+    def renamed(self, names: Mapping[str, str]) -> TensorStore:
+        """Return a store of the same tensors under other names.
+
+        Args:
+            names: the new name of each tensor that gets one, by its present name.
+        """
+        files = {names.get(name, name): file for name, file in self._files.items()}
+        stored = {names.get(name, name): self._stored.get(name, name) for name in self._files}
+        return TensorStore(files, stored)
+
     @classmethod
     def of_model(cls, folder: Path | str) -> TensorStore:
         """Open ``model.safetensors`` of a model folder, or all shards that its index names."""

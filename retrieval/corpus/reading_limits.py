@@ -15,7 +15,7 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 
 #: A packed file may always unpack to so many bytes, because small files of one letter pack very well.
-ALWAYS_ALLOWED = 1 << 28
+ALWAYS_ALLOWED = 1 << 26
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
             if kind is None:
                 yield raw
             else:
-                yield io.BufferedReader(_Bounded(_unpacker(kind, raw, path), path), _BUFFER)
+                yield io.BufferedReader(_Bounded(_unpacker(kind, raw, path), raw, path), _BUFFER)
     # Also around the `yield`: a damaged file often shows only while its lines are read.
     except (
         *(OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
@@ -178,12 +178,15 @@ def _hidden(name: str) -> bool:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends with an error when it has given more bytes than the limits allow."""
+    """A stream that ends with an error when it has given more bytes than the limits allow.
 
-    def __init__(self, inner: Any, path: Path) -> None:
-        self._inner, self._path, self._given = inner, path, 0
+    They are compared with the packed bytes that were read so far, so that a bomb is noticed at its start.
+    """
+
+    def __init__(self, inner: Any, raw: IO[bytes], path: Path) -> None:
+        self._inner, self._raw, self._path, self._given = inner, raw, path, 0
         self._limits = reading_limits()
-        self._most = self._limits.unpacked_bytes(path.stat().st_size)
+        self._most = self._limits.unpacked_bytes(0)
 
     def readable(self) -> bool:
         """Return True, because the stream can only be read."""
@@ -194,7 +197,9 @@ class _Bounded(io.RawIOBase):
         data = self._inner.read(len(buffer))
         self._given += len(data)
         if self._given > self._most:
-            raise self._limits.too_large(self._path)
+            self._most = self._limits.unpacked_bytes(self._raw.tell())
+            if self._given > self._most:
+                raise self._limits.too_large(self._path)
         buffer[: len(data)] = data
         return len(data)
 

@@ -20,7 +20,7 @@ class InputLimits(SettingsModel):
         default=200,
         ge=1,
         title="Unpacked ratio",
-        description="A packed file may unpack to at most so many times its size; 256 MB are always allowed.",
+        description="A packed file may unpack to at most so many times its size; 64 MB are always allowed.",
     )
     value_mb: int = Field(
         default=64,

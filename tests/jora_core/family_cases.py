@@ -33,6 +33,25 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+# One divisor for each of the 12 frequencies of a head.
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(12)],
+    "long_factor": [1.5 + 0.5 * i for i in range(12)],
+}
+# Phi-4-mini rotates three quarters of a head; heads of Phi-3 have the width / heads, here 16.
+PHI3_128K = {
+    "tie_word_embeddings": True,
+    "head_dim": 16,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0 + 0.1 * i for i in range(6)],
+        "long_factor": [2.0 + 0.5 * i for i in range(6)],
+    },
+}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -53,6 +72,17 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-linear-rope": _case(
         "llama", "LlamaForCausalLM", rope_scaling={"type": "linear", "factor": 3.0}, rope_theta=100.0
     ),
+    "llama-dynamic-rope": _case(
+        "llama",
+        "LlamaForCausalLM",
+        max_position_embeddings=30,
+        rope_scaling={"rope_type": "dynamic", "factor": 4.0},
+    ),
+    "llama-longrope": _case(
+        "llama", "LlamaForCausalLM", rope_scaling=LONGROPE | {"original_max_position_embeddings": 40}
+    ),
+    "llama-biases": _case("llama", "LlamaForCausalLM", attention_bias=True, mlp_bias=True),
+    "mistral-yarn": _case("mistral", "MistralForCausalLM", sliding_window=WINDOW, rope_scaling=YARN),
     "mistral": _case("mistral", "MistralForCausalLM", sliding_window=WINDOW),
     "mistral-no-window": _case("mistral", "MistralForCausalLM", sliding_window=None),
     "qwen2": _case("qwen2", "Qwen2ForCausalLM", tie_word_embeddings=True),
@@ -60,6 +90,20 @@ CASES: dict[str, dict[str, Any]] = {
         "qwen2", "Qwen2ForCausalLM", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
     ),
     "qwen3": _case("qwen3", "Qwen3ForCausalLM", tie_word_embeddings=True, rope_theta=1000.0),
+    "qwen3-yarn-biases": _case(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        attention_bias=True,
+        rope_parameters={
+            **YARN,
+            "rope_theta": 500.0,
+            "beta_fast": 8.0,
+            "beta_slow": 0.5,
+            "truncate": False,
+            "mscale": 1.2,
+            "mscale_all_dim": 0.7,
+        },
+    ),
     "qwen3-windows": _case(
         "qwen3",
         "Qwen3ForCausalLM",
@@ -100,6 +144,8 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "olmo2": _case("olmo2", "Olmo2ForCausalLM", tie_word_embeddings=False, rope_theta=500.0),
     "phi3": _case("phi3", "Phi3ForCausalLM", tie_word_embeddings=False),
+    "phi3-short": _case("phi3", "Phi3ForCausalLM", **PHI3_128K, original_max_position_embeddings=64),
+    "phi3-long": _case("phi3", "Phi3ForCausalLM", **PHI3_128K, original_max_position_embeddings=16),
     "phi3-windows": _case("phi3", "Phi3ForCausalLM", tie_word_embeddings=False, sliding_window=WINDOW),
 }
 # One case of each family.

@@ -50,6 +50,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
     },
 }
+# Variants of families: biases, and scaled rotary frequencies beyond the positions of pre-training.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-biases": {
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+        "max_position_embeddings": 16,
+    },
+    "qwen3-yarn": {
+        "model_type": "qwen3",
+        "attention_bias": True,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
+    "phi3-longrope": {
+        "model_type": "phi3",
+        "tie_word_embeddings": False,
+        "head_dim": 8,
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.2], "long_factor": [2.0, 5.0]},
+    },
+}
 DEFAULT = ["q_proj", "v_proj"]
 # The seven projections of Llama and most families.
 LLAMA_TARGETS = list(model_projections(ModelConfig(VOCAB, 32, 48, 2, 4, 2, 12)))
@@ -82,9 +106,8 @@ def make_bases(tmp_path_factory: Any) -> Callable[[str], Base]:
         if family not in made:
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp(family)
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family]})
-            )
+            fields = {"model_type": family, **SHAPE, **(FAMILIES | VARIANTS)[family]}
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
             with torch.no_grad():  # norms and biases start at constants, which would hide a mistake in them
                 for value in model.parameters():
                     if value.ndim == 1:

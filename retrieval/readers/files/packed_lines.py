@@ -20,6 +20,8 @@ _TAR = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zs
 _LINE_FILES = (".ndjson", ".jsonl", ".json")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PEEK = 1 << 16
+#: A packed file of nothing but line ends would otherwise be read for minutes.
+_EMPTY_LINES = 1_000_000
 _BOM = "\ufeff"
 
 
@@ -61,10 +63,14 @@ def _raw_lines(handle: IO[bytes], label: str) -> Iterator[bytes]:
     if _ends_by_return(handle):
         yield from _lines_by_return(handle, most, label)
         return
-    number = 0
+    number = empty = 0
     while raw := handle.readline(most + 1):
         number += 1
-        if len(raw) > most:
+        if len(raw) < 3:  # at most `\r\n`
+            empty += 1
+            if empty > _EMPTY_LINES:
+                raise InputError(f"{label}:{number}: more than {_EMPTY_LINES} empty lines; remove them")
+        elif len(raw) > most:
             raise limits.value_too_large(f"{label}:{number}", "a line")
         yield raw
 

@@ -162,6 +162,18 @@ def test_packed_examples_under_windows(saved: Any, tokens: np.ndarray, case: str
     assert_close(together[1, :19], apart[1, :19])
 
 
+def test_a_packed_example_keeps_the_frequencies_of_its_own_length(saved: Any, tokens: np.ndarray) -> None:
+    folder, _ = saved("llama-longrope")
+    config = ModelConfig.from_hf(folder)
+    params = load_params(folder, config)
+    long, short = tokens[0, :42], tokens[1, :6]
+    packed = np.concatenate([plain(long), plain(short, segment=2)])
+    together = np.asarray(logits_of_slots(params, config, rows(packed, plain(long))))
+    apart = np.asarray(logits_of_slots(params, config, rows(plain(long), plain(short))))
+    assert_close(together[0, :42], apart[0, :42])
+    assert_close(together[0, 42:], apart[1, :6])
+
+
 @pytest.mark.parametrize("case", ["mistral", "gemma3"])
 def test_suffixes_of_a_prefix_under_windows(saved: Any, tokens: np.ndarray, case: str) -> None:
     """A window counts positions, not slots: the last suffix lies far from its prefix in the row."""

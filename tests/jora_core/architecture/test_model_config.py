@@ -58,6 +58,26 @@ def test_both_spellings_of_rope(tmp_path: Path) -> None:
     assert linear.rope_scaling == RopeScaling("linear", 2.0)
 
 
+def test_rope_theta_in_one_of_two_objects(tmp_path: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    expected = read(tmp_path, rope_theta=5e5, rope_scaling=linear)
+    both = {"rope_scaling": linear, "rope_parameters": {"rope_theta": 5e5}}
+    assert read(tmp_path, rope_theta="absent", **both) == expected
+    nulls = linear | {"attention_factor": None, "beta_fast": None}
+    assert read(tmp_path, rope_theta=5e5, rope_scaling=nulls, rope_parameters=None) == expected
+
+
+def test_old_names_of_longrope() -> None:
+    factors = {"short_factor": [1.0], "long_factor": [2.0]}
+    for name in ("su", "yarn", "longrope"):
+        config = ModelConfig.from_fields(
+            minimal("phi3", max_position_embeddings=131072, rope_scaling={"type": name, **factors})
+        )
+        assert config.rope_scaling is not None
+        assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("longrope", 32.0)
+        assert config.rope_scaling.attention_factor == pytest.approx(1.1902380714238083)
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"rope_scaling": LLAMA3}, {"eos_token_id": 2}, {"eos_token_id": None}]
 )
@@ -85,8 +105,8 @@ def test_to_hf_reads_back(tmp_path: Path, changes: dict[str, Any]) -> None:
         ),
         ({"model_type": "qwen2"}, "architecture qwen2 (LlamaForCausalLM)"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"attention_bias": True}, "attention_bias=true"),
-        ({"mlp_bias": True}, "mlp_bias=true"),
+        ({"attention_bias": "yes"}, 'attention_bias must be true or false, found "yes"'),
+        ({"mlp_bias": 1}, "mlp_bias must be true or false, found 1"),
         ({"hidden_act": "gelu"}, 'hidden_act="gelu"'),
         ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantized"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized (fp8), and an adapter needs"),
@@ -96,9 +116,25 @@ def test_to_hf_reads_back(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"pad_token_id": 64}, "pad_token_id is 64"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number"),
         ({"sliding_window": 128}, "sliding_window=128"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope type yarn"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope type dynamic"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope type longrope"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2}}, 'rope type "ntk" is not supported'),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, 'rope type ["yarn"] is not supported'),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": -2}}, "positive factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_slow": 64}}, "beta_fast (32.0) from"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": 1}}, "truncate must be true or"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "field factor is missing"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "short_factor must list 4 numbers, found null"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1] * 4, "long_factor": [0] * 4}},
+            "long_factor must list positive numbers, found 0.0",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": LLAMA3},
+            "rope_scaling and rope_parameters name two values of rope type, linear and llama3",
+        ),
+        (
+            {"rope_scaling": {"rope_theta": 5.0}, "rope_parameters": {"rope_theta": 6.0}},
+            "two values of rope_theta, 5.0 and 6.0",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "field factor is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "positive factor"),
         ({"rope_scaling": {"mrope_section": [2, 2]}}, "field mrope_section of rope type default"),
@@ -308,7 +344,7 @@ def test_scaling_of_gemma3_is_for_global_layers_only(tmp_path: Path) -> None:
         ("qwen2", {"use_sliding_window": "no"}, 'use_sliding_window="no"'),
         ("qwen2", {"layer_types": ["sliding_attention"] * 7}, "7 layers attend within a window"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers must be an"),
-        ("qwen3", {"attention_bias": True}, "attention_bias=true is not supported for Qwen3"),
+        ("olmo2", {"attention_bias": True}, "attention_bias=true is not supported for OLMo 2"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types must list 7 layers"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 7}, 'entry "chunked_attention" is not supported'),
         ("gemma", {"hidden_act": "relu"}, 'hidden_act="relu"'),
@@ -327,12 +363,13 @@ def test_scaling_of_gemma3_is_for_global_layers_only(tmp_path: Path) -> None:
         ),
         ("gemma3_text", {"vision_config": {}}, "vision_config={}"),
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0 is not supported for OLMo 2"),
-        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor=0.75 is not supported for Phi-3"),
-        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ("phi3", {"partial_rotary_factor": 0.3, "head_dim": 10}, "gives 3 of 10 dimensions of a head"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 2}}, "partial_rotary_factor=2.0 gives"),
+        ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         (
             "phi3",
-            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
-            "rope type longrope is not supported; known are default, linear, llama3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0]}},
+            "short_factor must list 1 numbers, found 2",
         ),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 is not supported for Phi-3"),
     ],

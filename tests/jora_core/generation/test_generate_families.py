@@ -51,7 +51,8 @@ def by_transformers(model: object, prompt: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "case", ["llama-3", "mistral", "qwen3-windows", "gemma2", "gemma3", "olmo2", "phi3-windows"]
+    "case",
+    ["llama-3", "mistral", "qwen3-windows", "gemma2", "gemma3", "olmo2", "phi3-windows", "qwen3-yarn-biases"],
 )
 def test_same_tokens_without_a_cache_and_by_transformers(case: str, tmp_path: Path) -> None:
     # A random tied head says the last token again and again.
@@ -61,7 +62,21 @@ def test_same_tokens_without_a_cache_and_by_transformers(case: str, tmp_path: Pa
     params = load_params(tmp_path, config)
     expected = [without_cache(params, config, prompt) for prompt in PROMPTS]
     assert any(len(set(answer)) > 2 for answer in expected), "something to get wrong"
-    assert case in ("llama-3", "olmo2") or WINDOW in config.windows
+    assert case in ("llama-3", "olmo2", "qwen3-yarn-biases") or WINDOW in config.windows
     assert [by_transformers(theirs, prompt) for prompt in PROMPTS] == expected
     together = generate(params, config, PROMPTS, GenerationSettings(eos_ids=(), max_new_tokens=NEW))
     assert [answer.tolist() for answer in together] == expected
+
+
+@pytest.mark.parametrize("case", ["phi3-long", "llama-dynamic-rope"])
+def test_frequencies_by_length(case: str, tmp_path: Path) -> None:
+    """Prompts beyond the positions of pre-training."""
+    theirs = make_model(tmp_path, CASES[case] | {"tie_word_embeddings": False})
+    theirs.save_pretrained(tmp_path)
+    config = ModelConfig.from_hf(tmp_path)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, VOCAB, length, dtype=np.int32) for length in (40, 33)]
+    found = generate(
+        load_params(tmp_path, config), config, prompts, GenerationSettings(eos_ids=(), max_new_tokens=NEW)
+    )
+    assert [answer.tolist() for answer in found] == [by_transformers(theirs, prompt) for prompt in prompts]

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[ModelConfig, tuple[tuple[int, int], ...], dict[str, Any]]
     ),
     **{
         name: (ModelConfig.from_fields(FAMILIES[name] | {"initializer_range": 0.2}), (TENSOR4,), {})
-        for name in ("qwen2", "gemma2", "gemma3", "olmo2")
+        for name in ("qwen2", "gemma2", "gemma3", "olmo2", "llama-biases")
     },
 }
 

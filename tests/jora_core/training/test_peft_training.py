@@ -28,6 +28,7 @@ from tests.jora_core.peft_cases import (
     FAMILIES,
     KINDS,
     LENGTH,
+    VARIANTS,
     VOCAB,
     busy_adapter,
     read_by_peft,
@@ -112,6 +113,11 @@ def test_gradients_equal_pefts(bases: Any, tmp_path: Path, family: str, kind: st
                 assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max(), name
                 compared += 1
     assert compared == len(wanted)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_gradients_of_variants(bases: Any, tmp_path: Path, variant: str) -> None:
+    test_gradients_equal_pefts(bases, tmp_path, variant, "lora", "all")
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

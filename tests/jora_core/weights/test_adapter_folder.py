@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from jora_core.architecture.tensor_names import lora_tensor_name
+from jora_core.base.errors import InputError
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.lora_math import merge_adapters
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
+from jora_core.weights.tensor_store import TensorStore, write_tensors
 from tests.jora_core.peft_cases import (
     DEFAULT,
     KINDS,
@@ -49,6 +51,13 @@ def test_peft_reads_ours(bases: Any, tmp_path: Path, kind: str, targets: list[st
     assert jax.tree.all(jax.tree.map(np.array_equal, again, adapter))
 
 
+# The first key that matches counts, and a key may be of one layer.
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {"q_proj": 5, r"layers\.1\.self_attn\.v_proj": 2},
+    "alpha_pattern": {r"layers\.0\..*": 7, "v_proj": 2},
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
@@ -61,8 +70,22 @@ def test_peft_reads_ours(bases: Any, tmp_path: Path, kind: str, targets: list[st
         ({"task_type": "CAUSAL_LM", "lora_dropout": 0.3}, torch.bfloat16),
         ({"use_dora": True, "use_rslora": True}, torch.bfloat16),
         ({"target_modules": ["o_proj"]}, torch.float16),
+        (PATTERNS, torch.float32),
+        ({**PATTERNS, "use_dora": True, "use_rslora": True}, torch.float32),
     ],
-    ids=["lora", "all", "rslora", "dora-all-linear", "pattern", "exclude", "bf16", "rsdora-bf16", "fp16"],
+    ids=[
+        "lora",
+        "all",
+        "rslora",
+        "dora-all-linear",
+        "pattern",
+        "exclude",
+        "bf16",
+        "rsdora-bf16",
+        "fp16",
+        "ranks",
+        "rsdora-ranks",
+    ],
 )
 def test_ours_reads_pefts(bases: Any, tmp_path: Path, settings: dict[str, Any], dtype: Any) -> None:
     base = bases("llama")
@@ -73,6 +96,49 @@ def test_ours_reads_pefts(bases: Any, tmp_path: Path, settings: dict[str, Any], 
     assert np.abs(ours(base, None) - expected).max() > 0.1
     assert_same_logits(ours(base, adapter), expected)
     assert_same_logits(ours(base, None, merge_adapters(base.params, [adapter])), expected)
+
+
+@pytest.mark.parametrize("case", ["lora", "rsdora"])
+def test_an_adapter_with_patterns_is_saved_as_one_without(bases: Any, tmp_path: Path, case: str) -> None:
+    base = bases("llama")
+    expected = theirs(made_by_peft(base, tmp_path / "theirs", **PATTERNS, **KINDS[case]))
+    adapter, spec = load_adapter(tmp_path / "theirs", base.config)
+    assert spec.r == 5
+    save_adapter(adapter, tmp_path / "ours", spec, "base")
+    assert_same_logits(theirs(read_by_peft(base, tmp_path / "ours")), expected)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("base_model.model.layers", "weight"),
+        ("base_model.model.model.language_model.layers", "weight"),
+        ("base_model.model.language_model.model.layers", "default.weight"),
+        ("model.layers", "default.weight"),
+        ("layers", "weight"),
+    ],
+)
+def test_other_names_of_the_same_tensors(bases: Any, tmp_path: Path, prefix: str, suffix: str) -> None:
+    base, spec = bases("llama"), spec_of(use_dora=True)
+    adapter = busy_adapter(base, spec)
+    save_adapter(adapter, tmp_path, spec, "base")
+    store = TensorStore.of_file(tmp_path / "adapter_model.safetensors")
+    values = {name: store.read(name) for name in store.names()}
+    other = {
+        name.replace("base_model.model.model.layers", prefix).replace("weight", suffix): value
+        for name, value in values.items()
+    }
+    assert other.keys().isdisjoint(values)
+    write_tensors(tmp_path / "adapter_model.safetensors", other)
+    found, _ = load_adapter(tmp_path, base.config)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, adapter))
+    write_tensors(tmp_path / "adapter_model.safetensors", other | values)
+    with pytest.raises(InputError, match=r"tensors .* and .* are of one module"):
+        load_adapter(tmp_path, base.config)
+    strange = {name.replace("self_attn", "attention"): value for name, value in values.items()}
+    write_tensors(tmp_path / "adapter_model.safetensors", strange)
+    with pytest.raises(InputError, match=r"is missing; the file has .*attention\.q_proj.* instead"):
+        load_adapter(tmp_path, base.config)
 
 
 def test_a_pefts_adapter_is_saved_again_without_loss(bases: Any, tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ ROWS: list[dict[str, Any]] = [
 MAPPING = {"id": "nr", "text": "what", "parent": "to", "author": "who", "time": "at"}
 
 
-def csv_of(sign: str, start: str = "") -> Callable[[Path], None]:
+def csv_of(sign: str, start: str = "") -> Callable[[Path], Any]:
     cells = [["nr", "who", "what", "to", "at"]]
     cells += [[str(row[name]) if row[name] is not None else "" for name in cells[0]] for row in ROWS]
     text = "\r\n".join(sign.join(f'"{cell}"' if len(cell) > 6 else cell for cell in row) for row in cells)
-    return lambda path: path.write_text(start + text, encoding="utf-8-sig", newline="") and None
+    return lambda path: path.write_text(start + text, encoding="utf-8-sig", newline="")
 
 
 def workbook(path: Path) -> None:
