@@ -12,9 +12,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from flows.configuration.path_fields import resolve_paths
 from jora_core.specs.answers import EvaluationSettings, Mode
@@ -147,6 +147,20 @@ class ConfigSource:
     overrides: tuple[str, ...] = ()
 
 
+def _block_names(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and not all(name.partition("/")):
+            raise ValueError(
+                f"expected the name of a Prefect block, such as slack-webhook/NAME, got {name!r}"
+            )
+    return names
+
+
+# One name, or a list of names.
+Blocks = Annotated[list[str], BeforeValidator(_block_names)]
+
+
 class PipelineConfig(SpecModel):
     """The configuration of a whole pipeline, from raw corpora to an exported model."""
 
@@ -183,6 +197,11 @@ class PipelineConfig(SpecModel):
         default_factory=RetryConfig,
         title="Retries",
         description="Of a failed stage",
+    )
+    notify: Blocks = Field(
+        default=[],
+        title="Notify",
+        description="Prefect blocks that tell of finished and failed runs, such as slack-webhook/NAME",
     )
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig,

@@ -38,6 +38,7 @@ from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage, stages_of
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
+from flows.orchestration.notifications import notified
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.orchestration.serving.catch_up import NAME as SKIPPED
@@ -292,7 +293,8 @@ def _stages_around(name: str, scope: StageScope, config: PipelineConfig) -> list
 
 def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> dict[str, Any]:
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
-    references = _run_stages(config, names, force)
+    with notified(config):
+        references = _run_stages(config, names, force)
     store = Store(config.store)
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
