@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
+from retrieval.evaluation.build_messages import left_out_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +155,13 @@ def print_records(reference: ArtifactRef) -> bool:
     console.print(f"{said}\n", style="dim")
     console.print(guarded)
     console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
+    for name, task in metrics["tasks"].items():
+        lines = [
+            left_out_line(name, task.get("dropped", {})),
+            *(f"{name}: {w}" for w in task.get("warnings", ())),
+        ]
+        for line in filter(None, lines):
+            console.print(line, soft_wrap=True, markup=False)
     return True
 
 
@@ -174,6 +182,14 @@ def outcome_as_json(references: Sequence[ArtifactRef], report: Path | None) -> d
         "model": exported[0] if exported else None,
         "report": str(report) if report else None,
     }
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of plain texts."""
+    table = _grid(*headers)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    _console().print(table)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -138,9 +138,18 @@ class Store:
         whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
         yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
 
-    def newest_manifest(self, stage: str) -> Manifest | None:
-        """Return the newest valid manifest of a stage; None if there is none."""
-        return next((item for item in self.manifests(stage) if is_sealed(item)), None)
+    def newest_manifest(self, stage: str, project: str = "") -> Manifest | None:
+        """Return the newest valid manifest of a stage and project; None if there is none.
+
+        Args:
+            stage: name of the stage.
+            project: name of the project that computed the artifact; empty for any project. Manifests of
+                older versions name no project, and belong to any.
+        """
+        for item in self.manifests(stage):
+            if (not project or item.get("project") in (None, project)) and is_sealed(item):
+                return item
+        return None
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:

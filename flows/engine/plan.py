@@ -207,7 +207,7 @@ def _nearest(identity: Identity, store: Store) -> Manifest | None:
     best: tuple[int, Manifest] | None = None
     for manifest in store.manifests(identity.stage):
         # Manifests of earlier versions name no project.
-        if manifest.get("project", identity.project) != identity.project:
+        if identity.project and manifest.get("project") not in (None, identity.project):
             continue
         try:
             differences = _differences(manifest, identity, best[0] if best else None)
@@ -240,6 +240,27 @@ def _changed_code(before: Mapping[str, str], after: Mapping[str, str]) -> list[s
     return sorted(label for label in {*before, *after} if before.get(label) != after.get(label))
 
 
+def changes(
+    identity: Identity, last: Manifest, running: set[str] | frozenset[str] = frozenset()
+) -> list[str]:
+    """Return what differs between a stage and an artifact, one line for each difference.
+
+    Args:
+        identity: parts of the stage's key.
+        last: manifest of the artifact.
+        running: names of the stages that will run before this stage.
+    """
+    # Most specific first: settings, then input files, then code, and last the changes of upstream stages.
+    reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
+    reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
+    if last["version"] != identity.version:
+        reasons.append(f"stage version {last['version']} → {identity.version}")
+    if changed_code := _changed_code(last["code"], identity.code):
+        # One reason for any number of files: after an update of this package nearly all files differ.
+        reasons.append(f"code changed: {_some_of(changed_code, 'files')}")
+    return reasons + _changed_upstream(last["upstream"], identity, running)
+
+
 def _changed_upstream(
     before: Mapping[str, Any], identity: Identity, running: set[str] | frozenset[str]
 ) -> list[str]:
@@ -270,13 +291,36 @@ def _some_of(names: Sequence[str], noun: str) -> str:
 
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return changed settings as lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
-    old, new = dict(_flatten(before)), dict(_flatten(after))
-    return [
+    old, new = dict(flatten(before)), dict(flatten(after))
+    # A section that is given now and was not, or the reverse, is one change, not one for each of its values.
+    whole = _sections(old, new, "is given now") | _sections(new, old, "is not given any more")
+    for section in whole:
+        old = {key: value for key, value in old.items() if key != section and not _below(key, section)}
+        new = {key: value for key, value in new.items() if key != section and not _below(key, section)}
+    # An older artifact lacks the settings that were added since: one change, and none where they are empty.
+    added = sorted(key for key, value in new.items() if key not in old and value is not None)
+    lines = [f"{section} {text}" for section, text in sorted(whole.items())]
+    lines += [
         f"{key} {_show(old, key)} → {_show(new, key)}"
-        for key in sorted({*old, *new})
-        # Presence is compared too: a removed key differs from a key whose value is None.
-        if (key in old, old.get(key)) != (key in new, new.get(key))
+        for key in sorted({*old, *new} - set(added))
+        if old.get(key) != new.get(key)
     ]
+    if len(added) == 1:
+        return [*lines, f"{added[0]} (none) → {_show(new, added[0])}"]
+    return [*lines, f"{_some_of(added, 'settings')} are new"] if added else lines
+
+
+def _sections(one: Mapping[str, Any], other: Mapping[str, Any], text: str) -> dict[str, str]:
+    """Return the keys that are None in one and a whole section in the other, each with a text."""
+    return {
+        key: text
+        for key, value in one.items()
+        if value is None and any(_below(candidate, key) for candidate in other)
+    }
+
+
+def _below(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
 
 
 def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -292,13 +336,14 @@ def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
     ]
 
 
-def _flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
+    """Return the values of nested mappings by dotted key."""
     # An empty mapping is a value of its own; flattened it would vanish, and with it the change.
     if isinstance(value, Mapping) and value:
         return [
             pair
             for name, child in value.items()
-            for pair in _flatten(child, f"{prefix}.{name}" if prefix else name)
+            for pair in flatten(child, f"{prefix}.{name}" if prefix else name)
         ]
     return [(prefix, value)]
 

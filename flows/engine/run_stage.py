@@ -19,6 +19,7 @@ from flows.engine.artifact_store import ArtifactRef, Check, Store
 from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
 from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
 from flows.engine.plan import assess, missing_upstream
+from flows.engine.run_records import recorded_run
 from flows.engine.stage import CHECKPOINTS, BuildRecords, Registry, Stage, StageContext, stage_named
 from jora_core.base.errors import InputError
 
@@ -138,12 +139,19 @@ def run_stages(
     """
     store.sweep()
     done: list[ArtifactRef] = []
-    for name in names:
-        # The default argument binds the name of this round; a plain closure would see the last one.
-        report = (lambda line, name=name: on_stage(name, line)) if on_stage else None
-        done.append(execute_stage(name, config, store, registry, force=force, on_start=report))
-        if on_done:
-            on_done(done[-1])
+    with recorded_run(store, config, {}) as run:
+        for name in names:
+
+            def start(line: str, name: str = name) -> None:
+                # The default argument binds the name of this round; a plain closure would see the last one.
+                run.begin()
+                if on_stage:
+                    on_stage(name, line)
+
+            done.append(execute_stage(name, config, store, registry, force=force, on_start=start))
+            run.finished(done[-1])
+            if on_done:
+                on_done(done[-1])
     return done
 
 
@@ -176,7 +184,6 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "stage": stage.name,
             "key": key,
             "version": identity.version,
-            "project": identity.project,
             "config": identity.config,
             "inputs": {
                 name: {"path": identity.paths[name], "sha256": digest}
@@ -194,6 +201,8 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             # For a user who compares two artifacts. In the key, the versions would make all stages run again
             # after each update of a package.
             "environment": _environment(),
+            # The plan compares with artifacts of the same project.
+            "project": config.project,
         },
     )
     store.finish_work(stage.name, key)

@@ -33,6 +33,7 @@ from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.plan import PlannedStage, make_plan, select
+from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage, stages_of
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
@@ -323,7 +324,9 @@ def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[A
     first = [name for name in names if not identities[name].upstream]
     rest = [name for name in names if name not in first]
     states: dict[str, State[dict[str, Any]]] = {}
-    with children_end_with_block():
+    keys = {name: identities[name].key for name in names}
+    with recorded_run(store, config, keys) as record, children_end_with_block():
+        record.begin()
         if len(first) > 1:
             calls = {name: _task(name, config, store, identities, force) for name in first}
             # On Prefect's threads. Each thread only waits for a child process, so two threads are no load.
@@ -344,7 +347,10 @@ def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[A
             states[name] = cast(
                 "State[dict[str, Any]]", call(*arguments, wait_for=upstream, return_state=True)
             )
-        return [_reference(states[name], store) for name in names]
+        references = [_reference(states[name], store) for name in names]
+        for reference in references:
+            record.finished(reference)
+        return references
 
 
 def _task(

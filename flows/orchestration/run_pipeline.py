@@ -18,6 +18,7 @@ from typing import cast
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan
+from flows.engine.run_records import recorded_run
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.stages import STAGES
@@ -60,6 +61,9 @@ def run(
     # The plan has verified every byte, so no check of the flow is skipped.
     if all(stage.action == "cached" for stage in plan):
         references = [verified_reference(stage.name, stage.key, store) for stage in plan]
+        with recorded_run(store, config, {}) as record:
+            for reference in references:
+                record.finished(reference)
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
     prepare_environment()

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
 from flows.orchestration.serving.deployments import deployments
+from flows.orchestration.serving.lost_runs import watch_for_lost_runs
 from jora_core.base.errors import InputError
 
 # A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
 # worker's port, and the run would fail with "address already in use".
-RUN_ENVIRONMENT = {"PREFECT_CLIENT_METRICS_ENABLED": "false"}
+# Without heartbeats a killed run would count as running for ever.
+HEARTBEAT_SECONDS = 30
+RUN_ENVIRONMENT = {
+    "PREFECT_CLIENT_METRICS_ENABLED": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+}
 
 
 def register(
-    config: PipelineConfig, pool: str, queue: str | None = None, only: Sequence[str] = ()
+    config: PipelineConfig,
+    pool: str,
+    queue: str | None = None,
+    only: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Create or update the deployments of a configuration in a work pool of the configured server.
 
@@ -34,6 +45,8 @@ def register(
         pool: name of the work pool.
         queue: name of the work queue; None uses the pool's default queue.
         only: names of the deployments to register; empty for all.
+        environment: variables of the runs. The server stores them, so a secret is a reference to a block,
+            such as ``{{ prefect.blocks.secret.NAME }}``, which the worker replaces when it starts a run.
 
     Returns:
         The names of the deployments.
@@ -59,10 +72,14 @@ def register(
             raise InputError(
                 f"no work pool {pool!r}; create it with `prefect work-pool create {pool}`"
             ) from None
+        watch_for_lost_runs(client, HEARTBEAT_SECONDS)
     chosen = [item for name, item in found.items() if not only or name in only]
     for item in chosen:
         item.work_queue_name = queue
-        item.job_variables = {**item.job_variables, "env": _environment(item.job_variables)}
+        item.job_variables = {
+            **item.job_variables,
+            "env": {**_environment(item.job_variables), **environment},
+        }
         item.apply(work_pool_name=pool)
     return [item.name for item in chosen]
 
@@ -70,6 +87,12 @@ def register(
 def _environment(job_variables: dict[str, Any]) -> dict[str, str]:
     # A worker of a pool starts its runs in a temporary folder.
     return {**RUN_ENVIRONMENT, FOLDER: str(Path.cwd()), **job_variables.get("env", {})}
+
+
+def _variables(lines: Sequence[str]) -> dict[str, str]:
+    if wrong := [line for line in lines if not line.partition("=")[0] or "=" not in line]:
+        raise InputError(f"--env {wrong[0]!r}: expected NAME=VALUE")
+    return dict(line.split("=", 1) for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,9 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one value; repeatable"
     )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the runs; repeatable"
+    )
     options = parser.parse_args(argv)
     try:
-        names = register(load_config(options.config, options.set), options.pool, options.queue, options.only)
+        config = load_config(options.config, options.set)
+        names = register(config, options.pool, options.queue, options.only, _variables(options.env))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

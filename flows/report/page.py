@@ -6,6 +6,7 @@ The content comes from `flows.report.sections`. The page needs no script, no net
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def write_report(
     store: Store, config: PipelineConfig, references: Sequence[ArtifactRef], latest: bool = True
 ) -> Path:
     """Write the HTML page `<store>/reports/<digest of the keys>.html` and its copy `<store>/report.html`.
+
+    The copy of another project than the store's first is `report-<project>.html`.
 
     Args:
         store: the artifact store, which also contains the report.
@@ -57,8 +60,27 @@ def write_report(
     if not latest:
         return page_path
     # Atomic: a browser that reloads during a run sees a whole page.
-    write_bytes(store.root / LATEST, page)
-    return store.root / LATEST
+    newest = latest_path(store, config.project)
+    write_bytes(newest, page)
+    return newest
+
+
+def latest_path(store: Store, project: str) -> Path:
+    """Return the path of a project's newest report.
+
+    The first project of a store has `report.html`, each other one `report-<project>.html`.
+
+    Raises:
+        InputError: the store cannot be written.
+    """
+    owner = store.root / REPORTS / "project.txt"
+    if not owner.is_file():
+        write_bytes(owner, f"{project}\n".encode())
+    if owner.read_text(encoding="utf-8").strip() == project:
+        return store.root / LATEST
+    # A name may come from a folder, with any characters.
+    name = re.sub(r"[^\w.-]+", "-", project)
+    return store.root / f"report-{name}.html"
 
 
 def _stamp(facts: RunFacts, page: bytes) -> bytes:

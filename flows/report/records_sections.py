@@ -161,7 +161,10 @@ def corpora(facts: RunFacts) -> list[Block]:
         for split, found in metrics.get("notes", {}).items()
         for what, count in found.items()
     ]
+    warned = [(TASK_NAMES[name], text) for name, task in tasks.items() for text in task.get("warnings", ())]
     tables = []
+    if warned:
+        tables.append(Table("Warnings", ("Task", "What"), tuple(warned), text_columns=(1,)))
     if left_out:
         tables.append(Table("Left out", ("Task", "Why", "Count"), tuple(left_out), text_columns=(1,)))
     if built:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.corpus.types import Tally
+from retrieval.evaluation.build_messages import warnings
 from retrieval.evaluation.retriever_intervals import QuestionFacts, grouped, leg_summary
 from retrieval.evaluation.retriever_ranks import RankTally
 from retrieval.guards.leaks import LEAKS
@@ -48,6 +49,7 @@ class TaskReport:
     words: list[int] = field(default_factory=list)
     index: dict[str, Any] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
+    terms: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     def add_record(self, record: dict[str, Any], tokens: int | None = None) -> None:
@@ -106,6 +108,17 @@ class TaskReport:
         """
         self.ranks.setdefault(split, {}).setdefault(leg, RankTally()).add(ranking, gold, absent)
 
+    def add_terms(self, terms: Sequence[str], known: int) -> None:
+        """Count the terms of one question.
+
+        Args:
+            terms: the terms, as the index splits them.
+            known: number of them that the index knows.
+        """
+        self.terms["query"] += len(terms)
+        self.terms["unknown"] += len(terms) - known
+        self.terms["single"] += sum(len(term) == 1 for term in terms)
+
     def note(self, split: str, what: str, count: int = 1) -> None:
         """Count an event in the building of a record, such as a quotation that was not found.
 
@@ -138,6 +151,9 @@ class TaskReport:
             "prompt_words": lengths(self.words),
             "examples": self._examples(),
         }
+        if self.terms:
+            out["query_terms"] = dict(sorted(self.terms.items()))
+        out["warnings"] = warnings(self.terms, self.tally.read)
         if self.index:
             out["dense_index"] = self.index
         if self.tokens:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from retrieval.guards.splits import has_link
-from retrieval.text.words import tokenize
+from retrieval.text.words import tokenize, unspaced_share
 
 QUOTELINK = "leak_quotelink"
 QUOTED_PARENT = "leak_quoted_parent"
@@ -28,8 +28,10 @@ WHOLE_PARENT_WORDS = 6
 def quotes(comment: str, parent: str) -> bool:
     """Return whether a comment repeats its whole parent (six or more words) or twelve words in a row."""
     said, words = tokenize(comment), tokenize(parent)
-    width = min(QUOTE_WORDS, len(words))
-    if width < WHOLE_PARENT_WORDS or len(said) < width:
+    # Of scripts without blanks, a word has about two of the characters that are counted here.
+    scale = 2 if unspaced_share(words) > 0.5 else 1
+    width = min(QUOTE_WORDS * scale, len(words))
+    if width < WHOLE_PARENT_WORDS * scale or len(said) < width:
         return False
     # A set of runs makes the search linear in the length of both texts.
     runs = {tuple(said[i : i + width]) for i in range(len(said) - width + 1)}

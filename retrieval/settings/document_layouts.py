@@ -38,6 +38,9 @@ def _sets(*fields: str) -> tuple[frozenset[str], ...]:
 
 #: Rows that no other layout claims.
 DEFAULT_LAYOUT = "documents"
+#: Instructions that no other layout claims.
+INSTRUCTION_LAYOUT = "alpaca"
+_PASSAGES = "retrieval.readers.documents.passages"
 #: The last row is checked first: a new layout with fields of its own is found before the general ones.
 DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     DEFAULT_LAYOUT: DocumentLayout("retrieval.readers.documents.plain_rows"),
@@ -49,8 +52,18 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     "hotpotqa": DocumentLayout(
         "retrieval.readers.documents.hotpotqa", _sets("supporting_facts", "_id question context")
     ),
-    "alpaca": DocumentLayout(
-        "retrieval.readers.documents.instructions", _sets("instruction"), instructions=True
+    # A data set of passages alone, so it comes before the layouts whose rows also have `text`.
+    "beir": DocumentLayout(f"{_PASSAGES}.beir", _sets("_id text")),
+    "dpr": DocumentLayout(f"{_PASSAGES}.dpr", _sets("positive_ctxs")),
+    "ms_marco": DocumentLayout(f"{_PASSAGES}.ms_marco", _sets("query passages")),
+    "natural_questions": DocumentLayout(f"{_PASSAGES}.natural_questions", _sets("long_answer_candidates")),
+    "chat": DocumentLayout(
+        "retrieval.readers.documents.chats",
+        _sets("messages", "conversations", "prompt completion", "prompt response"),
+        instructions=True,
+    ),
+    INSTRUCTION_LAYOUT: DocumentLayout(
+        "retrieval.readers.documents.alpaca", _sets("instruction"), instructions=True
     ),
     # RAFT's rows also have `instruction`, as Alpaca's do, so this row comes after that one.
     "raft": DocumentLayout("retrieval.readers.documents.raft", _sets("oracle_context", "cot_answer")),
@@ -76,4 +89,10 @@ TEXT_KINDS: dict[str, str] = {
 #: Endings of files that are one document each.
 TEXT_SUFFIXES = tuple(TEXT_KINDS)
 
+#: The modules that read tables with questions.
+TABLE_FORMATS: dict[str, str] = {
+    "wikitables": "retrieval.readers.tables.wikitables",
+    "rows": "retrieval.readers.tables.table_rows",
+}
+TableFormatName = Annotated[str, OneOf(("auto", *TABLE_FORMATS))]
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

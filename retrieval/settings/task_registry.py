@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Annotated
 
 from retrieval.settings.choices import OneOf
-from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_FILES, TEXT_KINDS
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TABLE_FORMATS, TEXT_FILES, TEXT_KINDS
 from retrieval.settings.legs import leg_modules
 from retrieval.settings.tasks import TaskFacts, TaskSettings
 from retrieval.settings.thread_formats import THREAD_FORMATS
@@ -69,6 +69,7 @@ LOADERS: dict[str, tuple[str, ...]] = {
     "retrieval.readers.documents.documents": tuple(
         layout.module for layout in (*DOCUMENT_LAYOUTS.values(), TEXT_FILES)
     ),
+    "retrieval.tasks.tables.task": tuple(TABLE_FORMATS.values()),
     "retrieval.readers.documents.text_files": tuple(dict.fromkeys(TEXT_KINDS.values())),
 }
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from retrieval.settings.answer_style import Style
 from retrieval.settings.choices import OneOf
 from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
-from retrieval.settings.document_layouts import DocumentLayoutName
+from retrieval.settings.document_layouts import DocumentLayoutName, TableFormatName
 from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
 from retrieval.settings.limits import SettingsModel
 from retrieval.settings.thread_formats import ThreadFormatName
@@ -150,15 +150,20 @@ class TablesTask(_Styled):
     )
 
     source: str = Field(
-        title="Tables", description="Folder in WikiTableQuestions' layout, or one of its .tsv files."
+        title="Tables",
+        description="Folder in WikiTableQuestions' layout, one of its .tsv files, or a .jsonl, .json or "
+        ".parquet file of questions with their tables.",
     )
     test_source: str | None = Field(
         default=None,
         title="Test tables",
         description="A second .tsv or folder that is the test split; empty: by seed.",
     )
-    format: Literal["wikitables"] = Field(
-        default="wikitables", title="Format", description="Layout of the source."
+    format: TableFormatName = Field(
+        default="auto",
+        title="Format",
+        description="Layout of the source: wikitables, or rows that bring their table along; auto: by the "
+        "ending of the file.",
     )
     n_contexts: int = Field(
         default=1, ge=1, title="Tables a prompt", description="1 is the right table alone."

@@ -165,7 +165,8 @@ def is_unspaced(character: str) -> bool:
 
 def unspaced_share(words: list[str]) -> float:
     """Return the share of words of `tokenize` that are single characters of scripts without blanks."""
-    if not words:
+    other = [word for word in words if not word.isascii()]
+    if not other:
         return 0.0
     unspaced = _patterns()[2]
-    return sum(unspaced.match(word) is not None for word in words if not word.isascii()) / len(words)
+    return sum(unspaced.match(word) is not None for word in other) / len(words)

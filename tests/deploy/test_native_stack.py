@@ -138,9 +138,16 @@ def test_cron_fires_and_completes(running: Running, config_file: Path) -> None:
 
 
 def test_the_other_worker_runs_a_submitted_stage(running: Running, config_file: Path) -> None:
-    assert running.register(config_file, "jora-cpu", "--only", "build-context").returncode == 0
+    # A secret from a block: without its value the run would not find the toy stages.
+    code = "import sys; from prefect.blocks.system import Secret\n"
+    code += "Secret(value=sys.argv[1]).save('toy-root', overwrite=True)"
+    subprocess.run([sys.executable, "-c", code, str(ROOT)], env=running.environment, check=True)
+    reference = "TOY_ROOT={{ prefect.blocks.secret.toy-root }}"
+    done = running.register(config_file, "jora-cpu", "--only", "build-context", "--env", reference)
+    assert done.returncode == 0, done.stderr
     with running.client() as client:
         deployment = client.read_deployment_by_name("build-context/build-context")
+        assert str(ROOT) != deployment.job_variables["env"]["TOY_ROOT"] == reference.partition("=")[2]
         run = client.create_flow_run_from_deployment(deployment.id)
         wait_for(lambda: client.read_flow_run(run.id).state.is_final(), 300, running.logs)
         assert client.read_flow_run(run.id).state.name == "Completed", running.logs()
@@ -151,9 +158,21 @@ def test_wrong_names_are_refused(running: Running, config_file: Path) -> None:
     for options, expected in (
         (("nowhere",), "no work pool 'nowhere'; create it with `prefect work-pool create nowhere`"),
         (("jora-cpu", "--only", "evaluat"), "no deployment 'evaluat'; there are raft-pipeline"),
+        (("jora-cpu", "--env", "SECRET"), "--env 'SECRET': expected NAME=VALUE"),
     ):
         done = running.register(config_file, *options)
         assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_runs_without_heartbeats_are_noticed(running: Running, config_file: Path) -> None:
+    """A second registration updates the automation, so there is one."""
+    for _ in range(2):
+        assert running.register(config_file, "jora-cpu", "--only", "evaluate").returncode == 0
+    with running.client() as client:
+        (automation,) = [item for item in client.read_automations() if "flow-run" in str(item.trigger)]
+        assert automation.enabled
+        deployment = client.read_deployment_by_name("evaluate/evaluate")
+        assert deployment.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
 
 
 def test_data_are_in_postgres_and_redis(running: Running) -> None:

@@ -17,13 +17,15 @@ from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
 from retrieval.corpus.types import Tally
 from retrieval.readers.documents.instructions import read_triples
+from retrieval.readers.tables import table_rows
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
-from retrieval.settings.tasks import QaTask, ThreadsTask
+from retrieval.settings.tasks import QaTask, TablesTask, ThreadsTask
 from retrieval.settings.thread_formats import THREAD_FORMATS
 from retrieval.tasks.qa.inputs import document_files, question_files
 from retrieval.tasks.qa.task import holds_instructions
+from retrieval.tasks.tables.inputs import table_files
 from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,39 @@ def test_alpaca(examples: Path) -> None:
     task = QaTask(source=str(examples / "alpaca"))
     assert holds_instructions(task)
     assert [t.output for t in read_triples(document_files(task), Tally())] == ["Oslo", "bonjour"]
+
+
+@pytest.mark.parametrize("kind", ["chat", "sharegpt", "prompts"])
+def test_chats(examples: Path, kind: str) -> None:
+    task = QaTask(source=str(examples / kind))
+    assert holds_instructions(task)
+    first, *rest = read_triples(document_files(task), Tally())
+    assert (first.instruction, first.input, first.output) == ("Name the capital of Norway.", "", "Oslo")
+    assert [(t.instruction, t.input, t.output) for t in rest] in (
+        [],
+        [("Translate.", "good morning", "bonjour")],
+    )
+
+
+@pytest.mark.parametrize("kind", ["dpr", "ms_marco", "natural_questions"])
+def test_passages(examples: Path, kind: str) -> None:
+    documents, (question,), tally = qa(QaTask(source=str(examples / kind)))
+    assert question.answers == ("Oslo",) and documents[question.context_id].text.startswith(
+        "Oslo is the capital"
+    )
+    assert tally.dropped["question_unanswerable"] == (kind == "ms_marco")
+
+
+def test_beir(examples: Path) -> None:
+    documents = read_documents(document_files(QaTask(source=str(examples / "beir"))), Tally())
+    assert documents["d1"].title == "Oslo"
+
+
+@pytest.mark.parametrize(("kind", "answers"), [("table-rows", ("Oslo", "Bergen")), ("wikisql", ("2",))])
+def test_tables_within_rows(examples: Path, kind: str, answers: tuple[str, ...]) -> None:
+    ((_, root, path),) = table_files(TablesTask(source=str(examples / kind)))
+    _, (question,) = table_rows.read_tables(root, path, Tally(), path.name)
+    assert question.answers == answers
 
 
 def test_tables(examples: Path) -> None:

@@ -21,6 +21,7 @@ from retrieval.readers.files.rows import field_names
 from retrieval.settings.document_layouts import (
     DEFAULT_LAYOUT,
     DOCUMENT_LAYOUTS,
+    INSTRUCTION_LAYOUT,
     TEXT_FILES,
     TEXT_SUFFIXES,
     DocumentLayout,
@@ -147,6 +148,15 @@ def no_questions(files: Sequence[SourceFile]) -> InputError:
 def tells_instructions(file: SourceFile) -> bool:
     """Return whether the fields of a file's first row belong to a layout of instructions with answers."""
     return not _is_text(file) and _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values())).instructions
+
+
+def instruction_layout(file: SourceFile, layout: str) -> DocumentLayout:
+    """Return the layout of a file of instructions, by the configuration or by the fields of its first row."""
+    if layout != "auto":
+        return DOCUMENT_LAYOUTS[layout]
+    found = _layout_by_fields(file, list(DOCUMENT_LAYOUTS.values()))
+    # A file without rows that tell it is read in the plainest layout, whose errors name its fields.
+    return found if found.instructions else DOCUMENT_LAYOUTS[INSTRUCTION_LAYOUT]
 
 
 def layout_of(file: SourceFile) -> str:

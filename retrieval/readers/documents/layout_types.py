@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
@@ -42,6 +42,40 @@ class FoundQuestion(NamedTuple):
     where: str
     question: Question
     dropped: str = ""
+
+
+class FoundInstruction(NamedTuple):
+    """An instruction with its answer that a reader found in a file.
+
+    Attributes:
+        where: file and row, for errors.
+        row: 1-based row in the file.
+        key: the value of the row's id; None if it has none.
+        instruction: the instruction.
+        input: what the instruction is about; "" for nothing.
+        output: the answer.
+        dropped: why the row cannot be taught, for the counts; "" for a row that can.
+    """
+
+    where: str
+    row: int
+    key: Any
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    dropped: str = ""
+
+
+class InstructionReader(Protocol):
+    """The interface of a reader: a module of `DOCUMENT_LAYOUTS` that has instructions."""
+
+    def read_instructions(self, file: SourceFile) -> Iterator[FoundInstruction]:
+        """Read a file's instructions.
+
+        Raises:
+            InputError: the file cannot be read, or a row is broken.
+        """
+        ...
 
 
 class LayoutReader(Protocol):

@@ -54,6 +54,10 @@ class BM25Index:
         """Number of documents, D."""
         return len(self.postings.signatures)
 
+    def known(self, query: Sequence[str]) -> int:
+        """Return how many words of a query are in a document, with repeats."""
+        return len(known_ids(self.vocabulary, query))
+
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Return float64[D]: the score of every document."""
         indptr, docs, weights = self.postings[:3]

@@ -31,6 +31,10 @@ class RankBM25Index:
             found = Counter(term for document in documents for term in set(document))
             self._okapi.idf = {term: small_idf(n, self.n_documents) for term, n in found.items()}
 
+    def known(self, query: Sequence[str]) -> int:
+        """Return how many words of a query are in a document, with repeats."""
+        return sum(term in self._okapi.idf for term in query) if self._okapi else 0
+
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Return float64[D]: the score of every document."""
         return self._okapi.get_scores(list(query)) if self._okapi else np.zeros(self.n_documents)

@@ -28,6 +28,10 @@ class Ranker(Protocol):
         """The tokenizer that splits documents and queries into words."""
         ...
 
+    def known(self, query: Sequence[str]) -> int:
+        """Return how many words of a query are in a document, with repeats."""
+        ...
+
     def scores(self, query: Sequence[str]) -> np.ndarray:
         """Return float64[D]: the score of every document."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,20 @@ class Embedder:
         out = np.zeros((len(unique), self.width), dtype=np.float32)
         self._fill(unique, out, progress or _no_progress, role)
         return out if len(unique) == len(texts) else out[which]
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """Return how many texts are longer than the model reads. It ignores the rest of such a text."""
+        limit = getattr(self.model, "max_seq_length", None)
+        # Models of single words have no limit.
+        if not limit or not math.isfinite(limit):
+            return 0
+        # A token has at least one character, so shorter texts need not be counted.
+        long = [text for text in texts if len(text) > limit]
+        cut = 0
+        for start in range(0, len(long), CHUNK):
+            part = self.model.tokenizer(long[start : start + CHUNK], truncation=False, verbose=False)
+            cut += sum(len(ids) > limit for ids in part["input_ids"])
+        return cut
 
     def _fill(
         self, unique: list[str], out: np.ndarray, progress: Callable[[int, int], None], role: Role

@@ -40,7 +40,9 @@ def prepare(config: ContextConfig, folder: Path, report: TaskReport, progress: P
     task = config.qa
     assert task is not None
     progress("qa: read", 0, 0)
-    triples = write_items(folder / TRIPLES, Triple, read_triples(document_files(task), report.tally))
+    triples = write_items(
+        folder / TRIPLES, Triple, read_triples(document_files(task), report.tally, task.format)
+    )
     prompts = zip(triples.column("instruction"), triples.column("input"), strict=True)
     # By content, so that an instruction that comes twice is on one side of the split.
     splits = [split_of(config.seed, duplicate_key(*pair).hex(), config.test_share) for pair in prompts]

@@ -17,6 +17,7 @@ import numpy as np
 
 from retrieval.corpus.mapped_items import Items, load_array, save_array
 from retrieval.corpus.types import Question
+from retrieval.evaluation.build_messages import CUT_BY_EMBEDDER
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.splits import cap, require_training
 from retrieval.prompts.answer_styles import AnswerTemplate
@@ -112,6 +113,7 @@ def prepare(
             lambda done, total: progress("qa: embed questions", done, total),
             "query",
         )
+        report.tally.read[CUT_BY_EMBEDDER] += embedder.count_cut(texts)
         index = DenseIndex.build(vectors, kind_for(config.dense_index, len(texts)), config.seed)
         # A flat index is exact, so there is nothing to measure.
         if index.kind != "flat":
@@ -211,6 +213,8 @@ class QaWork:
             if record is None:
                 continue
             report.add_question(one.split, one.question.context_id, one.question.text)
+            terms = self.bm25.tokenizer(one.question.text)
+            report.add_terms(terms, self.bm25.known(terms))
             for leg, ranking in rankings[at].items():
                 report.add_ranking(one.split, leg, ranking, np.array(one.oracles))
             yield record, _ranking(self.corpus, record, rankings[at])

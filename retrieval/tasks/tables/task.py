@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from retrieval.prompts import templates
 from retrieval.prompts.answer_styles import AnswerTemplate, Passage, false_quotes, taught_answer
 from retrieval.prompts.distractors import CopyTest, pick
 from retrieval.prompts.token_budget import Count, fit, token_count
-from retrieval.readers.tables.wikitables import read_tables
 from retrieval.search.bm25.builder import build_ranker
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
+from retrieval.settings.document_layouts import TABLE_FORMATS
 from retrieval.settings.tasks import TablesTask
-from retrieval.tasks.tables.inputs import table_files
+from retrieval.tasks.tables.inputs import table_files, table_format
 from retrieval.tasks.task_protocol import Task
 from retrieval.text.normalize import duplicate_key, seeded_hash, seeded_share
 
@@ -167,6 +168,7 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
         return task.max_context_tokens is not None and count(_block(table)) > task.max_context_tokens
 
     for split, root, tsv in table_files(task):
+        read_tables = import_module(TABLE_FORMATS[table_format(task, tsv)]).read_tables
         tables, questions = read_tables(root, tsv, tally, tsv.name, task.abstain)
         for key in tables:
             splits[f"{split}:{key}"] = split or split_of(config.seed, key, config.test_share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from retrieval.corpus.source_files import SourceFile
@@ -111,7 +112,7 @@ def _around(tag: str, node: LexborNode) -> tuple[str, str]:
     if tag == "pre":
         return "\n\n```\n", "\n```\n\n"
     if tag in ("ul", "ol") and node.parent is not None and node.parent.tag == "li":
-        return "\n", "\n"
+        return "", ""
     if tag in _BLOCKS:
         return "\n\n", "\n\n"
     return "", ""
@@ -126,7 +127,8 @@ def _follows_cell(node: LexborNode) -> bool:
 
 def _tidied(text: str) -> str:
     """Return a text without blanks around its line breaks, but for preformatted lines."""
-    parts = text.split("\n```\n")
     # Every second part is preformatted.
-    parts[::2] = [re.sub(r"\n{3,}", "\n\n", _LINE_SPACE.sub("\n", part)) for part in parts[::2]]
-    return "\n```\n".join(parts).strip("\n ")
+    parts = text.split("\n```\n")
+    prose = [re.sub(r"\n{3,}", "\n\n", _LINE_SPACE.sub("\n", part)).strip("\n ") for part in parts[::2]]
+    blocks = [f"```\n{part}\n```" for part in parts[1::2]]
+    return "\n\n".join(part for pair in zip_longest(prose, blocks) for part in pair if part)

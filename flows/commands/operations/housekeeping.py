@@ -1,0 +1,256 @@
+"""The commands `jora runs`, `jora why`, `jora gc` and `jora pin`, which look after a store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.common_options import Config, Json, Set, load, print_json
+from flows.commands.print_pipeline import KEY_LENGTH, print_table
+from flows.engine.artifact_store import Store
+from flows.engine.keys import Identity, identify
+from flows.engine.plan import assess, changes, flatten
+from flows.engine.stage import stage_named
+from flows.housekeeping.collect import Removal, choose, collect, parse_age
+from flows.housekeeping.stored_runs import StoredRun, find_run, read_contents, unpin
+from flows.housekeeping.stored_runs import pin as pin_run
+from flows.stages import STAGES
+from jora_core.base.errors import InputError
+
+SHOWN_RUNS = 20
+
+
+def runs(
+    config: Config = None,
+    all_runs: Annotated[bool, typer.Option("--all")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs of a store, with their sizes.
+
+    Shows when each run began, how it ended, which stages it computed and which it found in the store. Below
+    are the sizes of the store by stage. `gc` removes what no kept run needs, `pin` keeps a run.
+
+    Args:
+        config: configuration file, whose store is listed.
+        all_runs: List all runs, not only the newest 20.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    store = Store(load(config, overrides).store)
+    contents = read_contents(store)
+    shown = contents.runs if all_runs or as_json else contents.runs[:SHOWN_RUNS]
+    sizes = contents.sizes_by_stage()
+    if as_json:
+        rows = [{**_run_as_json(run), "bytes": contents.size(run.artifacts)} for run in shown]
+        stages = {stage: {"artifacts": count, "bytes": size} for stage, (count, size) in sizes.items()}
+        print_json({"store": str(store.root), "runs": rows, "stages": stages})
+        return
+    if not contents.runs:
+        print(f"no runs in {store.root}")
+        return
+    print_table(
+        ("run", "project", "took", "result", "computed", "cached", "size", ""),
+        [
+            (
+                run.record.id,
+                run.record.project or "-",
+                _duration(run),
+                run.record.result,
+                ", ".join(run.computed) or "-",
+                str(len(run.cached)),
+                _bytes(contents.size(run.artifacts)),
+                "pinned" if run.pinned else "",
+            )
+            for run in shown
+        ],
+    )
+    if len(shown) < len(contents.runs):
+        print(f"{len(contents.runs) - len(shown)} older runs; --all lists them")
+    for run in shown:
+        if run.record.message:
+            print(f"{run.record.id}: {run.record.message}")
+    print()
+    print_table(
+        ("stage", "artifacts", "size"),
+        [(stage, f"{count:,}", _bytes(size)) for stage, (count, size) in sizes.items()],
+    )
+    print(f"all artifacts: {_bytes(contents.size(contents.artifacts))} in {store.root}")
+
+
+def why(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Name of the stage, as in `jora plan`.")],
+    config: Config = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a stage's key is made of, and what has changed.
+
+    Compares with the newest artifact of the stage and project. Writes nothing.
+
+    Args:
+        stage: name of the stage.
+        config: configuration file.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    settings = load(config, overrides)
+    name = stage_named(stage, settings, STAGES).name
+    store = Store(settings.store)
+    identities = identify(settings, STAGES, until=name)
+    identity = identities[name]
+    checks = {one: store.check(one, identities[one].key) for one in (*identity.upstream, name)}
+    reason = assess(identity, checks, store)
+    last = store.newest_manifest(name, identity.project)
+    # An artifact under this key is the last one, whatever was computed for other settings after it.
+    last = checks[name].manifest or last
+    changed = changes(identity, last) if last else []
+    if as_json:
+        parts: dict[str, Any] = {
+            "stage": name,
+            "key": identity.key,
+            "version": identity.version,
+            "settings": dict(flatten(identity.config)),
+            "inputs": dict(identity.inputs),
+            "upstream": dict(identity.upstream),
+            "code": dict(identity.code),
+            "action": "run" if reason else "cached",
+            "because": reason or "up to date",
+            "last": last["key"] if last else None,
+            "changed": changed,
+        }
+        print_json(parts)
+        return
+    outcome = f"would run: {reason}" if reason else "is up to date"
+    print(f"{name} {identity.key[:KEY_LENGTH]} {outcome}\n")
+    print_table(("part of the key", "value"), _key_parts(identity))
+    if last is None:
+        print("nothing to compare with: the store has no artifact of this stage and project")
+    elif not changed:
+        print(f"no difference from {last['key'][:KEY_LENGTH]} of {last['ended'][:16].replace('T', ' ')} UTC")
+    else:
+        print(f"changed since {last['key'][:KEY_LENGTH]} of {last['ended'][:16].replace('T', ' ')} UTC:")
+        for line in changed:
+            print(f"  {line}")
+
+
+def gc(
+    config: Config = None,
+    keep: Annotated[int | None, typer.Option("--keep", metavar="N", min=0)] = None,
+    older_than: Annotated[str | None, typer.Option("--older-than", metavar="AGE")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Remove artifacts that no kept run needs.
+
+    Without an option, the newest 5 runs of each project are kept. With both options, a run is removed only if
+    both allow it. A run that is pinned or in progress is always kept, with all artifacts that its own were
+    made from. Refuses while a run is in progress.
+
+    \b
+    Examples:
+      jora gc --dry-run
+      jora gc --keep 3
+      jora gc --older-than 30d
+
+    Args:
+        config: configuration file, whose store is cleaned up.
+        keep: Keep this many of the newest runs of each project.
+        older_than: Remove only what is older than this, such as 30d, 12h or 2w.
+        dry_run: Say what would be removed, and remove nothing.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    settings = load(config, overrides)
+    age = parse_age(older_than) if older_than is not None else None
+    store = Store(settings.store)
+    # A store that does not exist yet is not created for a clean-up.
+    looks = dry_run or not store.root.is_dir()
+    removal = choose(read_contents(store), keep, age) if looks else collect(store, keep, age)
+    if as_json:
+        print_json(_removal_as_json(removal, dry_run))
+        return
+    verb = "would remove" if dry_run else "removed"
+    for stage, key in removal.artifacts:
+        print(f"{verb} {stage} {key[:KEY_LENGTH]}")
+    print(
+        f"{verb}: {len(removal.artifacts)} artifacts ({_bytes(removal.bytes)}), {len(removal.runs)} runs; "
+        f"kept: {len(removal.kept)} runs"
+    )
+
+
+def pin(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Beginning of a run's id, or `latest`.")],
+    config: Config = None,
+    remove: Annotated[bool, typer.Option("--remove")] = False,
+    overrides: Set = None,
+) -> None:
+    """Keep a run from removal.
+
+    `jora gc` then keeps the run and everything that its artifacts were made from.
+
+    Args:
+        run: beginning of the run's id.
+        config: configuration file, whose store has the run.
+        remove: Remove the pin.
+        overrides: changes of single values of the configuration.
+    """
+    store = Store(load(config, overrides).store)
+    found = find_run(read_contents(store), run).record.id
+    if not remove:
+        pin_run(store, found)
+        print(f"pinned {found}")
+    elif unpin(store, found):
+        print(f"pin of {found} removed")
+    else:
+        raise InputError(f"run {found} is not pinned; `jora runs` shows the pins")
+
+
+def _key_parts(identity: Identity) -> list[tuple[str, str]]:
+    rows = [("version", str(identity.version))]
+    rows += [(key, str(value)) for key, value in flatten(identity.config)]
+    rows += [(f"input {name}", digest[:KEY_LENGTH]) for name, digest in sorted(identity.inputs.items())]
+    rows += [(f"upstream {name}", key[:KEY_LENGTH]) for name, key in identity.upstream.items()]
+    # One row: a stage has about a hundred files of code.
+    return [*rows, ("code", f"{len(identity.code)} files")]
+
+
+def _run_as_json(run: StoredRun) -> dict[str, Any]:
+    return {
+        **asdict(run.record),
+        "computed": list(run.computed),
+        "cached": list(run.cached),
+        "pinned": run.pinned,
+    }
+
+
+def _removal_as_json(removal: Removal, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "artifacts": [{"stage": stage, "key": key} for stage, key in removal.artifacts],
+        "bytes": removal.bytes,
+        "runs": [run.record.id for run in removal.runs],
+        "kept": [run.record.id for run in removal.kept],
+    }
+
+
+def _duration(run: StoredRun) -> str:
+    if not run.record.ended:
+        return "-"
+    begun, ended = (datetime.fromisoformat(text) for text in (run.record.started, run.record.ended))
+    seconds = int((ended - begun).total_seconds())
+    minutes, hours = seconds // 60, seconds // 3600
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,1 @@
+"""List the runs and artifacts of a store, pin runs, and remove what no kept run needs."""

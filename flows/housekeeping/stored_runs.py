@@ -1,0 +1,208 @@
+"""The artifacts of a store, and the runs that made or used them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.engine.artifact_store import MANIFEST, Store
+from flows.engine.run_records import RunRecord, read_records
+from jora_core.base.atomic_files import write_json
+from jora_core.base.errors import InputError
+
+PINS = ".pins"
+
+Name = tuple[str, str]  # stage and key of an artifact
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """An artifact as its manifest describes it; the files are not verified.
+
+    Attributes:
+        stage: name of the stage.
+        key: key of the artifact.
+        project: name of the project that computed it.
+        started: ISO 8601, in UTC.
+        ended: ISO 8601, in UTC.
+        seconds: time that the stage took.
+        size: bytes of all files.
+        upstream: the artifacts that it was made from.
+    """
+
+    stage: str
+    key: str
+    project: str
+    started: str
+    ended: str
+    seconds: float
+    size: int
+    upstream: tuple[Name, ...]
+
+    @property
+    def name(self) -> Name:
+        """Stage and key."""
+        return self.stage, self.key
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run with the artifacts that it selected and what they need.
+
+    Attributes:
+        record: when, of which project, and how it ended.
+        artifacts: the artifacts of the run that exist, and those that they were made from.
+        computed: names of the stages that the run computed.
+        cached: names of the stages that it found in the store.
+        pinned: whether a pin keeps it.
+    """
+
+    record: RunRecord
+    artifacts: frozenset[Name]
+    computed: tuple[str, ...]
+    cached: tuple[str, ...]
+    pinned: bool
+
+    @property
+    def ended(self) -> str:
+        """When the run ended or began, in ISO 8601."""
+        return self.record.ended or self.record.started
+
+
+@dataclass(frozen=True)
+class StoreContents:
+    """All artifacts of a store by stage and key, and its runs, the newest first."""
+
+    artifacts: Mapping[Name, StoredArtifact] = field(default_factory=dict)
+    runs: tuple[StoredRun, ...] = ()
+
+    def size(self, names: Iterable[Name]) -> int:
+        """Return the bytes of some artifacts."""
+        return sum(self.artifacts[name].size for name in names if name in self.artifacts)
+
+    def sizes_by_stage(self) -> dict[str, tuple[int, int]]:
+        """Return the number of artifacts and their bytes by stage."""
+        found: dict[str, tuple[int, int]] = {}
+        for item in self.artifacts.values():
+            count, size = found.get(item.stage, (0, 0))
+            found[item.stage] = (count + 1, size + item.size)
+        return found
+
+
+def read_contents(store: Store) -> StoreContents:
+    """Read all manifests and run records of a store.
+
+    An artifact that no record and no other artifact names stands for a run of its own, as in a store of an
+    older version.
+    """
+    artifacts = {item.name: item for item in _artifacts(store)}
+    records = read_records(store)
+    pins = _pins(store)
+    runs = [_stored_run(record, artifacts, record.id in pins) for record in records]
+    named = {name for run in runs for name in run.artifacts}
+    used = {upstream for item in artifacts.values() for upstream in item.upstream}
+    for item in artifacts.values():
+        if item.name not in named and item.name not in used:
+            run = f"{item.ended[:19].replace('-', '').replace(':', '').replace('T', '-')}-{item.key[:4]}"
+            record = RunRecord(
+                id=run,
+                project=item.project,
+                config="",
+                started=item.started,
+                ended=item.ended,
+                result="completed",
+                keys={item.stage: item.key},
+                stages=[{"stage": item.stage, "cached": False, "seconds": item.seconds}],
+            )
+            runs.append(_stored_run(record, artifacts, run in pins))
+    return StoreContents(artifacts, tuple(sorted(runs, key=lambda run: run.ended, reverse=True)))
+
+
+def find_run(contents: StoreContents, text: str) -> StoredRun:
+    """Return the run whose id begins with `text`; `latest` is the newest run.
+
+    Raises:
+        InputError: there is no such run, or more than one.
+    """
+    if text == "latest" and contents.runs:
+        return contents.runs[0]
+    found = [run for run in contents.runs if text and run.record.id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"run {text!r} is not unique; it begins {', '.join(run.record.id for run in found[:4])}"
+        )
+    raise InputError(f"there is no run {text!r} in this store; `jora runs` lists them")
+
+
+def pin(store: Store, run: str) -> None:
+    """Keep a run from removal.
+
+    Raises:
+        InputError: the store cannot be written.
+    """
+    write_json(store.root / PINS / f"{run}.json", {"run": run})
+
+
+def unpin(store: Store, run: str) -> bool:
+    """Remove the pin of a run; return whether there was one."""
+    path = store.root / PINS / f"{run}.json"
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _pins(store: Store) -> set[str]:
+    folder = store.root / PINS
+    return {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
+
+
+def _artifacts(store: Store) -> Iterable[StoredArtifact]:
+    stages = sorted(store.root.iterdir()) if store.root.is_dir() else []
+    for stage in stages:
+        # The store's own folders begin with a dot.
+        if stage.name.startswith(".") or not stage.is_dir():
+            continue
+        for folder in stage.iterdir():
+            # A broken manifest is damage, which `jora plan` reports.
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                yield _artifact(folder)
+
+
+def _artifact(folder: Path) -> StoredArtifact:
+    # Without the check of the seal: for thousands of artifacts it would take longer than all the rest.
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    return StoredArtifact(
+        stage=manifest["stage"],
+        key=folder.name,
+        project=manifest.get("project") or "",
+        started=manifest["started"],
+        ended=manifest["ended"],
+        seconds=manifest["seconds"],
+        size=sum(file["size"] for file in manifest["outputs"].values()),
+        upstream=tuple((name, item["key"]) for name, item in manifest["upstream"].items()),
+    )
+
+
+def _stored_run(record: RunRecord, artifacts: Mapping[Name, StoredArtifact], pinned: bool) -> StoredRun:
+    needed: set[Name] = set()
+    waiting = [name for name in record.keys.items() if name in artifacts]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += [upstream for upstream in artifacts[name].upstream if upstream in artifacts]
+    return StoredRun(
+        record=record,
+        artifacts=frozenset(needed),
+        computed=tuple(row["stage"] for row in record.stages if not row["cached"]),
+        cached=tuple(row["stage"] for row in record.stages if row["cached"]),
+        pinned=pinned,
+    )

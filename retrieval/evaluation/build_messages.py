@@ -1,0 +1,65 @@
+"""Say in short lines what a build left out, and what looks wrong with its corpus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+#: Query terms from which on their shares say something about the language.
+ENOUGH_TERMS = 50
+#: Shares of query terms above which a warning is given. English questions have 0.02 to 0.2, and 0.05.
+MOST_UNKNOWN = 0.5
+MOST_SINGLE = 0.3
+#: The count of documents that the embedder reads in part, among what was read.
+CUT_BY_EMBEDDER = "documents_longer_than_the_embedder_reads"
+_OTHER_KIND = "file_of_other_kind"
+
+
+def left_out_line(task: str, dropped: Mapping[str, int]) -> str:
+    """Return one line about everything that a task left out, by reason; "" if that is nothing.
+
+    Files of other kinds are one item, with their endings: `12 files of other kinds (7 .docx, 5 .csv)`.
+    """
+    kinds: dict[str, int] = {}
+    items: list[tuple[int, str]] = []
+    for reason, count in dropped.items():
+        if reason.startswith(_OTHER_KIND):
+            kinds[reason.removeprefix(_OTHER_KIND)] = count
+        else:
+            items.append((count, reason.replace("_", " ")))
+    said = [f"{count:,} {reason}" for count, reason in sorted(items, key=lambda item: (-item[0], item[1]))]
+    if kinds:
+        endings = ", ".join(f"{n:,} {ending.strip()}" for ending, n in Counter(kinds).most_common())
+        said.insert(0, f"{sum(kinds.values()):,} files of other kinds ({endings})")
+    return f"{task}: left out: {', '.join(said)}" if said else ""
+
+
+def warnings(terms: Mapping[str, int], read: Mapping[str, int]) -> list[str]:
+    """Return warnings about a corpus that its retriever does not fit.
+
+    Args:
+        terms: counts of the terms of all questions: `query`, and of these `unknown` to the index and `single`
+            characters.
+        read: counts of what was read.
+    """
+    out = []
+    if cut := read.get(CUT_BY_EMBEDDER, 0):
+        out.append(
+            f"{cut:,} documents are longer than the embedder reads, which ignores their rest; chunk_tokens "
+            "cuts documents"
+        )
+    total = terms.get("query", 0)
+    if total < ENOUGH_TERMS:
+        return out
+    unknown, single = terms.get("unknown", 0) / total, terms.get("single", 0) / total
+    if unknown > MOST_UNKNOWN:
+        out.append(
+            f"{unknown:.0%} of the questions' words are in no document: are both in one language? "
+            "(context.bm25_stemmer finds other forms of a word, a dense leg finds by meaning)"
+        )
+    if single > MOST_SINGLE:
+        out.append(
+            f"{single:.0%} of the questions' words are single characters: the text is split in a way that "
+            "BM25 does not know"
+        )
+    return out

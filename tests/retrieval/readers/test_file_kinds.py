@@ -1,0 +1,154 @@
+"""Files that are one document each: HTML, DOCX, EPUB, PDF, source code; what they leave out is counted."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
+from retrieval.corpus.types import Document, Tally
+from retrieval.readers.documents.kinds.html import html_text
+from retrieval.readers.documents.kinds.pdf import whole_words
+from tests.retrieval.read_all import read_documents
+
+Write = Callable[[str, str], Path]
+
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+PARTS = "http://schemas.openxmlformats.org/package/2006"
+
+
+def read(path: Path) -> tuple[Document, Tally]:
+    tally = Tally()
+    (document,) = read_documents([SourceFile(path, path.name)], tally).values()
+    return document, tally
+
+
+def test_html_keeps_structure_and_leaves_menus_out() -> None:
+    tally = Tally()
+    page = html_text(
+        "<title>Shop</title><nav>Home</nav><h1>The  lamp</h1><p>It takes <b>a bulb</b>\nof 40 &lt; 60 W."
+        "<br>Next"
+        "<ul><li>one<li>two<ul><li>in</ul></ul><h2>Prices</h2><table><tr><th>Item<th>Euro<tr><td>a<p>b</p><td>2"
+        "</table><pre>def f():\n    return 1</pre><script>x()</script><footer>end</footer>",
+        tally,
+    )
+    assert page.title == "The lamp"
+    assert page.text == (
+        "It takes a bulb of 40 < 60 W.\nNext\n\n- one\n- two\n- in\n\n## Prices\n\nItem | Euro\na b | 2\n\n"
+        "```\ndef f():\n    return 1\n```"
+    )
+    assert tally.read["html_elements_left_out"] == 3
+
+
+@pytest.mark.parametrize(
+    ("html", "title", "text"),
+    [
+        ("", "", ""),
+        ("<p>only</p>", "", "only"),
+        ("<title> A  b </title>x", "A b", "x"),
+        ("<main><p>in</p></main><p>out</p>", "", "in"),
+        ("<div>" * 5000 + "deep", "", "deep"),
+        ("no markup & all", "", "no markup & all"),
+    ],
+)
+def test_any_html_is_read(html: str, title: str, text: str) -> None:
+    found = html_text(html, Tally())
+    assert (found.title, found.text) == (title, text)
+
+
+def test_html_names_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.HTML"
+    path.write_bytes('<meta charset="iso-8859-1"><p>Käse</p>'.encode("latin-1"))
+    assert read(path)[0].text == "Käse"
+    path.write_bytes("<p>Käse</p>".encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.HTML:1: not UTF-8; save the file as UTF-8"):
+        read(path)
+
+
+def docx(path: Path, body: str) -> Path:
+    types = (
+        f'<Types xmlns="{PARTS}/content-types"><Default Extension="rels" ContentType="application/vnd.openxml'
+        'formats-package.relationships+xml"/><Override PartName="/word/document.xml" ContentType="'
+        'application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"/></Types>'
+    )
+    relations = (
+        f'<Relationships xmlns="{PARTS}/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats'
+        '.org/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>'
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("[Content_Types].xml", types)
+        archive.writestr("_rels/.rels", relations)
+        archive.writestr(
+            "word/document.xml", f'<w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>'
+        )
+    return path
+
+
+def paragraph(text: str) -> str:
+    return f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>"
+
+
+def test_docx_has_paragraphs_and_tables(tmp_path: Path) -> None:
+    cells = "".join(f"<w:tc>{paragraph(text)}</w:tc>" for text in ("Item", "Euro"))
+    path = docx(tmp_path / "lamp.docx", paragraph("The lamp.") + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>")
+    document, tally = read(path)
+    assert (document.title, document.text) == ("lamp", "The lamp.\n\nItem | Euro")
+    assert not tally.dropped
+
+
+def test_epub_pages_come_in_reading_order(tmp_path: Path) -> None:
+    path = tmp_path / "book.epub"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml", '<c><rootfiles><rootfile full-path="in/b.opf"/></rootfiles></c>'
+        )
+        items = "".join(f'<item id="{name}" href="{name}%20page.xhtml"/>' for name in "abc")
+        spine = '<itemref idref="b"/><itemref idref="a"/><itemref idref="c" linear="no"/>'
+        archive.writestr(
+            "in/b.opf",
+            '<package xmlns:dc="d"><metadata><dc:title>The book</dc:title></metadata>'
+            f"<manifest>{items}</manifest><spine>{spine}</spine></package>",
+        )
+        for name in "abc":
+            archive.writestr(
+                f"in/{name} page.xhtml", f"<html><body><h1>Ch {name}</h1><p>Text {name}.</p></body></html>"
+            )
+    document, tally = read(path)
+    assert (document.title, document.text) == ("The book", "# Ch b\n\nText b.\n\n# Ch a\n\nText a.")
+    assert tally.read["pages"] == 2
+
+
+@pytest.mark.parametrize("name", ["a.docx", "a.epub"])
+def test_files_that_are_no_archive_are_counted(write: Write, name: str) -> None:
+    good = write("b.md", "# B\nText.")
+    tally = Tally()
+    files = [SourceFile(write(name, "no archive"), name), SourceFile(good, "b.md")]
+    assert list(read_documents(files, tally)) == ["b.md"]
+    assert sum(tally.dropped.values()) == 1 and tally.read["documents"] == 2
+
+
+def test_source_code_and_rst(write: Write) -> None:
+    code = "def f(x):\n    return x\n"
+    document, _ = read(write("f.py", code))
+    assert (document.title, document.text) == ("f.py", code.strip())
+    document, _ = read(write("d.rst", "The stove\n=========\n\nIt costs 200 euro.\n"))
+    assert (document.title, document.text) == ("The stove", "It costs 200 euro.")
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a com-\nputer", "a computer"),
+        ("well-\nknown and well-known", "well-known and well-known"),
+        ("co-\noperate, cooperate", "cooperate, cooperate"),
+        ("Anna-\nMaria", "Anna-Maria"),
+        ("of\ufb01ce \ufb02ow so\u00ad\nft", "office flow soft"),
+        ("1990-\n2000 and - \nb", "1990-\n2000 and - \nb"),
+    ],
+)
+def test_words_of_pdfs_become_whole(text: str, whole: str) -> None:
+    assert whole_words(text)[0] == whole
