@@ -29,6 +29,7 @@ from flows.engine.errors import StageFailed, one_line_os_errors
 from jora_core.base.atomic_files import fsync, fsync_tree
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # age at which the checkpoints of an unfinished key are removed
@@ -204,7 +205,9 @@ class Store:
                     name: {"sha256": digest, "size": (folder / name).stat().st_size}
                     for name, digest in zip(names, digests, strict=True)
                 }
-                (folder / MANIFEST).write_bytes(render_manifest({**manifest, "outputs": outputs}))
+                # Metrics may have a path or URL with a value from the environment.
+                public = json.loads(mask(json.dumps(manifest, ensure_ascii=False)))
+                (folder / MANIFEST).write_bytes(render_manifest({**public, "outputs": outputs}))
                 # Before the rename: file systems may write a rename to disk before the data of the
                 # renamed files, and a power failure would leave an artifact of empty files.
                 fsync_tree(folder)

@@ -224,7 +224,7 @@ def nearest(identity: Identity, store: Store) -> Manifest | None:
     best: tuple[int, Manifest] | None = None
     for manifest in store.manifests(identity.stage):
         # Manifests of earlier versions name no project.
-        if manifest.get("project", identity.project) != identity.project:
+        if identity.project and manifest.get("project") not in (None, identity.project):
             continue
         try:
             differences = _differences(manifest, identity, best[0] if best else None)
