@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from flows.configuration.path_fields import resolve_paths
+from flows.configuration.path_fields import resolve_paths, with_references
 from jora_core.specs.answers import EvaluationSettings, Mode
 from jora_core.specs.common import ComputeSettings, MeshSpec, SpecModel
 from jora_core.specs.data import BatchingSettings
@@ -239,6 +247,14 @@ class PipelineConfig(SpecModel):
         given += [word for change in source.overrides for word in ("--set", change)]
         return shlex.join(["jora", *words[:1], *given, *words[1:]])
 
+    @model_serializer(mode="wrap")
+    def _with_references(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Keep `${NAME}` in what leaves the process: deployments, parameters of flow runs, files."""
+        dumped = dump(self)
+        return with_references(dumped) if info.mode == "json" else dumped
+
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
@@ -291,7 +307,7 @@ class PipelineConfig(SpecModel):
         Raises:
             InputError: a path names an environment variable that is not set.
         """
-        root = Path(self.root).resolve()
+        root = Path(resolve_paths(self.root, Path(), "config", at=("root",))).resolve()
         # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
         return PipelineConfig.model_validate(raw).loaded_from(self._source)
