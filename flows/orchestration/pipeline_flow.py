@@ -37,6 +37,7 @@ from flows.engine.plan import PlannedStage, make_plan, select
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage, stages_of
+from flows.housekeeping.disk_space import require_space
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
 from flows.orchestration.notifications import notified
 from flows.orchestration.records_flow import build_records
@@ -259,6 +260,7 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
             return Completed(message=f"dry run: {work} of {len(plan)} stages would run")
         if not work:
             return _nothing_to_run(settings, plan)
+        require_space(settings, Store(settings.store), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
