@@ -48,8 +48,8 @@ def require_space(config: PipelineConfig, store: Store, stages: Collection[str])
         missing = (needed - free) / 1e9
         raise InputError(
             f"store {store.root}: the run needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-            f"free {missing:.2f} GB more (`jora gc` removes what no run needs), or choose another folder with "
-            "--set store=FOLDER"
+            f"free {missing:.2f} GB more (`jora gc` removes what no run needs), or choose another folder "
+            "with --set store=FOLDER"
         )
 
 
