@@ -266,7 +266,9 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
         return _run_and_report(settings, names, request.force)
     except InputError as error:
         # In a form the changes are lines of a field, not options of a command.
-        line = mask(str(error)).replace("--set", "changes")
+        line = mask(str(error))
+        if line.startswith("--set"):
+            line = f"changes{line.removeprefix('--set')}"
         get_run_logger().error(line)
         return Failed(message=line)
 
