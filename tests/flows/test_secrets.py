@@ -75,3 +75,9 @@ def test_typed_credentials_become_references(planted: Project) -> None:
     dumped = json.dumps(config.model_dump(mode="json"))
     assert SECRET not in dumped.replace("${PLANTED}", "") and "JORA_SECRET_" in dumped
     assert Path(config.store).is_absolute()
+
+
+def test_context_alone_keeps_references_too(planted: Project) -> None:
+    """It is a parameter of the flow that builds the records, and part of a child's spec."""
+    context = planted.config().context
+    assert SECRET not in context.model_dump_json() and SECRET in str(context.qa)
