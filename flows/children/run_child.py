@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from flows.children import supervised_process
 from flows.children.launcher import launch_command
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import child_environment, mask, references
 
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
@@ -62,7 +63,7 @@ class ChildError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int = 1, tail: str = "") -> None:
-        super().__init__(message)
+        super().__init__(mask(message))
         self.status = status
         self.tail = tail
 
@@ -125,11 +126,12 @@ def run_child(
     workdir.mkdir(parents=True, exist_ok=True)
     spec_path = workdir / f"{module}.spec.json"
     # The file is kept, so that a user can start the same command by hand.
-    spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    # With references in place of values from the environment, which the child fills in again.
+    spec_path.write_text(references(spec.model_dump_json(indent=2)), encoding="utf-8")
     target = module if "." in module else f"jora_core.commands.{module}"
     status, tail = _supervised(
         launch_command(module, supervised_process.python_module(target, "--spec", str(spec_path))),
-        env=env or {},
+        env={**child_environment(), **(env or {})},
         on_line=on_line or _log_line(),
         on_output=on_output,
         grace_seconds=grace_seconds,
@@ -258,7 +260,8 @@ def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str
     while chunk := _read(source):
         if terminal:
             # Without Python's buffer, because the control sequences of the bars must not be delayed.
-            os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
+            shown = mask(_ERROR_LINE.sub(b"", chunk).decode("utf-8", "surrogateescape"))
+            os.write(sys.stderr.fileno(), shown.encode("utf-8", "surrogateescape"))
         # A bar redrawn over itself with "\r" is one line for the log: its last state.
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
@@ -268,7 +271,7 @@ def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str
 
 
 def _take(line: bytes, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
-    text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip()
+    text = mask(line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip())
     if text:
         tail.append(text)
         if not terminal and not text.startswith(ERROR_MARK):
@@ -283,12 +286,16 @@ def _read(source: int) -> bytes:
 
 
 def _log_line() -> Callable[[str], None]:
-    """Return the ``info`` method of the logger for the child's lines."""
-    if inside_flow_run():
-        from prefect.logging import get_run_logger
+    """Return a function that logs a line of the child, in a Prefect task with the name of the task."""
+    if not inside_flow_run():
+        return logger.info
+    from prefect.context import TaskRunContext
+    from prefect.logging import get_run_logger
 
-        return get_run_logger().info
-    return logger.info
+    context, run_logger = TaskRunContext.get(), get_run_logger()
+    # Stage and key: the UI shows the lines of all tasks in one list, without their tasks.
+    name = f"{context.task_run.name}: " if context is not None else ""
+    return lambda line: run_logger.info("%s%s", name, line)
 
 
 def inside_flow_run() -> bool:

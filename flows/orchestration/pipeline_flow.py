@@ -28,6 +28,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.children.run_child import children_end_with_block, stopping
 from flows.configuration.load import load_config
+from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import StageFailed
@@ -36,7 +37,9 @@ from flows.engine.plan import PlannedStage, make_plan, select
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage, stages_of
+from flows.housekeeping.disk_space import require_space
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
+from flows.orchestration.notifications import notified
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.orchestration.serving.catch_up import NAME as SKIPPED
@@ -223,8 +226,16 @@ class _Request:
         folder = Path(os.environ.get(FOLDER, "."))
         if not folder.is_dir():
             raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
+        changes = self.changes or []
         with contextlib.chdir(folder):
-            return load_config(self.configuration, self.changes or [])
+            found = load_config(self.configuration, changes)
+            # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,
+            # such as a mesh that the model cannot be split over.
+            known = {problem.message for problem in problems(load_config(self.configuration))}
+        for problem in problems(found):
+            if problem.fatal and problem.message not in known:
+                raise InputError(f"changes: {problem.message}")
+        return found
 
 
 def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) -> Any:
@@ -249,6 +260,7 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
             return Completed(message=f"dry run: {work} of {len(plan)} stages would run")
         if not work:
             return _nothing_to_run(settings, plan)
+        require_space(settings, Store(settings.store), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
@@ -283,7 +295,8 @@ def _stages_around(name: str, scope: StageScope, config: PipelineConfig) -> list
 
 def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> dict[str, Any]:
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
-    references = _run_stages(config, names, force)
+    with notified(config):
+        references = _run_stages(config, names, force)
     store = Store(config.store)
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.

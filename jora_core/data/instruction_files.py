@@ -7,6 +7,7 @@ file. Without this file, a small built-in set of word and number tasks is used.
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 from collections.abc import Iterator
@@ -163,28 +164,40 @@ def _rows(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             # The content decides, not the name: JSON lines are often called `.json`. "PAR1" begins every
             # Parquet file.
-            start = file.read(64).lstrip()
+            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
         if start[:4] == b"PAR1":
             yield from _parquet_rows(path)
             return
-        text = path.read_text(encoding="utf-8")
+        # Also `\r\n` and `\r` become `\n`.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror or err}") from None
     except UnicodeDecodeError as err:
         raise InputError(f"{path} is not UTF-8 text: {err.reason} at byte {err.start}") from None
     if start[:1] == b"[":
-        try:
-            yield from json.loads(text)
-        except json.JSONDecodeError as err:
-            raise InputError(f"{path}, line {err.lineno}: broken JSON ({err.msg})") from None
+        yield from _parsed(text, path, 1)
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as err:
-            raise InputError(f"{path}, line {number}: broken JSON ({err.msg})") from None
+    # Not `splitlines`: it also cuts at U+2028, U+0085 and others, which occur in texts.
+    for number, line in enumerate(text.split("\n"), 1):
+        # A file that was joined from several others has a byte order mark at the start of each part.
+        line = line.removeprefix("\ufeff")
+        if line.strip():
+            yield _parsed(line, path, number)
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    """Return a JSON value that begins on a line of a file.
+
+    Raises:
+        InputError: the text is no JSON, or its brackets nest too deep.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as err:
+        raise InputError(f"{path}, line {line + err.lineno - 1}: broken JSON ({err.msg})") from None
+    # ValueError: an integer of more than 4,300 digits. RecursionError: thousands of nested brackets.
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"{path}, line {line}: unusable JSON ({err})") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -193,13 +193,14 @@ def cap(
     return [item for i, item in enumerate(items) if i in kept]
 
 
-def require_training(splits: Iterable[str], task: str, what: str) -> None:
+def require_training(splits: Iterable[str], task: str, what: str, instead: str = "") -> None:
     """Raise an error if all contexts of a corpus are in the test split.
 
     Args:
         splits: split of each context.
         task: name of the task, for errors.
         what: noun for its contexts, for errors.
+        instead: what else the user can do, with a comma before it.
 
     Raises:
         InputError: the training split is empty.
@@ -208,8 +209,8 @@ def require_training(splits: Iterable[str], task: str, what: str) -> None:
     if "train" not in seen:
         n = len(seen)
         raise InputError(
-            f"{task}: none of the {n} {what} is in the training split; add data, lower test_share or change "
-            "the seed"
+            f"{task}: none of the {n} {what} is in the training split; add data, lower test_share{instead} "
+            "or change the seed"
         )
 
 

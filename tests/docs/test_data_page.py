@@ -78,6 +78,15 @@ def test_documents_and_questions(examples: Path) -> None:
     assert questions[1].oracle_ids == ("d1", "d2")
 
 
+def test_documents_and_questions_by_columns(examples: Path) -> None:
+    (mapping,) = re.findall(r"<!-- mapping: qa-columns -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+    section = yaml.safe_load(mapping)["qa"]
+    files = {name: str(examples / "qa-columns" / section[name]) for name in ("source", "questions")}
+    documents, (question,), _ = qa(QaTask.model_validate(section | files))
+    assert (documents["p1"].title, documents["p1"].text) == ("The lamp", "It takes a bulb of 40 watts.")
+    assert (question.id, question.answers, question.context_id) == ("faq-1", ("40 watts",), "p1")
+
+
 def test_squad(examples: Path) -> None:
     documents, (question,), tally = qa(QaTask(source=str(examples / "squad")))
     (document,) = documents.values()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
 PIPELINE = "raft-pipeline"
+FLOWS = "flows.orchestration.pipeline_flow"
 ADVANCED = "advanced"
 TAG = "jora-raft"
 TITLES = {
@@ -82,8 +84,8 @@ def deployments(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Runn
         InputError: a schedule is not valid.
     """
     prepare_environment()
-    from flows.orchestration import pipeline_flow
-
+    # By name, as a worker finds it: the module imports Prefect, which takes seconds.
+    pipeline_flow = import_module(FLOWS)
     items = served(configs)
     wanted = {stage.name for item in items for stage in stages_of(item.config, STAGES)}
     pipeline = pipeline_flow.raft_pipeline

@@ -15,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 HOST = "127.0.0.1"
-_ADDRESS = re.compile(r"/(?P<store>[0-9a-f]{12})/(?P<page>report\.html|reports/[0-9a-f]{16}\.html)")
+_ADDRESS = re.compile(
+    r"/(?P<store>[0-9a-f]{12})/(?P<page>report(-[\w.-]{1,99})?\.html|reports/[0-9a-f]{16}\.html)"
+)
 # A report needs neither scripts nor other hosts. Corpora hold markup of strangers.
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",

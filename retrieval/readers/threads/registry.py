@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 
 from jora_core.base.errors import InputError
@@ -14,6 +14,9 @@ from retrieval.readers.threads.message_tree import blocks
 from retrieval.readers.threads.thread_reader import CHAT_BLOCK, ReaderOptions, ThreadReader
 from retrieval.settings.tasks import ThreadsTask
 from retrieval.settings.thread_formats import CONTAINERS, FALLBACK_FORMAT, THREAD_FORMATS, ThreadFormat
+
+#: Files of a source that are looked at for its format.
+_TRIED = 8
 
 
 def read_threads(task: ThreadsTask, tally: Tally) -> Iterator[Thread]:
@@ -62,6 +65,11 @@ def thread_format(task: ThreadsTask) -> str:
     by_suffix = [name for name, format in formats.items() if first.name.lower().endswith(format.suffixes)]
     if len(by_suffix) == 1:  # such as an archive, which only one format has
         return by_suffix[0]
+    # An export may begin with a file that tells nothing, such as an empty one.
+    for file in files[:_TRIED]:
+        found = _told_by_fields(file)
+        if found:
+            return found
     return _format_by_fields(first)
 
 
@@ -88,6 +96,25 @@ def _format_by_fields(file: SourceFile) -> str:
         fields = field_names(file, CONTAINERS)
     except InputError:
         return FALLBACK_FORMAT  # its reader raises an error that describes the fault
+    if fields and not (found := _told_by(fields)):
+        raise InputError(
+            f"{file.path}: the format cannot be told from the fields {', '.join(fields)[:80]}; set "
+            f"threads.format to one of {', '.join(THREAD_FORMATS)}, or name the fields by threads.columns "
+            f"(`jora context --preview {file.path}` proposes them)"
+        )
+    return found if fields else FALLBACK_FORMAT
+
+
+def _told_by_fields(file: SourceFile) -> str:
+    """Return the format of a file, or "" if the file does not tell it."""
+    try:
+        return "" if refusal(file) else _told_by(field_names(file, CONTAINERS))
+    except InputError:
+        return ""
+
+
+def _told_by(fields: Sequence[str]) -> str:
+    """Return the format that the fields of a first object belong to, or ""."""
     if fields and all(field.isdecimal() for field in fields):
         return next(name for name, format in THREAD_FORMATS.items() if format.told_by_numbers)
     matches = [
@@ -96,14 +123,8 @@ def _format_by_fields(file: SourceFile) -> str:
         for one in format.told_by
         if one <= set(fields)
     ]
-    if not matches and fields:
-        raise InputError(
-            f"{file.path}: the format cannot be told from the fields {', '.join(fields)[:80]}; set "
-            f"threads.format to one of {', '.join(THREAD_FORMATS)}, or name the fields by threads.columns "
-            f"(`jora context --preview {file.path}` proposes them)"
-        )
     # The largest set decides; of equal ones, that which begins first in the file.
-    return max(matches)[2] if matches else FALLBACK_FORMAT
+    return max(matches)[2] if matches else ""
 
 
 def thread_files(task: ThreadsTask) -> list[tuple[str, SourceFile]]:

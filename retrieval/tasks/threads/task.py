@@ -55,7 +55,8 @@ def prepare(
     # From here on `format` is never "auto": the leak checks depend on it.
     task = task.model_copy(update={"format": thread_format(task)})
     threads = store_threads(config, task, folder, report.tally, progress)
-    require_training(threads.rows.column("split"), "threads", "threads")
+    shorter = ", cut long conversations by threads.block"
+    require_training(threads.rows.column("split"), "threads", "threads", shorter)
     content: list[bytes] = []
     with ItemSink(folder / "all-replies.arrow", ReplyRow) as sink:
         for row in _stored_replies(threads, task, report.tally):

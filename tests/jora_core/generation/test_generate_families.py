@@ -70,12 +70,12 @@ def test_same_tokens_without_a_cache_and_by_transformers(case: str, tmp_path: Pa
 
 @pytest.mark.parametrize("case", ["phi3-long", "llama-dynamic-rope"])
 def test_frequencies_by_length(case: str, tmp_path: Path) -> None:
-    """Prompts beyond the positions of pre-training."""
+    """A prompt beyond the positions of pre-training."""
     theirs = make_model(tmp_path, CASES[case] | {"tie_word_embeddings": False})
     theirs.save_pretrained(tmp_path)
     config = ModelConfig.from_hf(tmp_path)
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(3, VOCAB, length, dtype=np.int32) for length in (40, 33)]
+    # One prompt: a model of transformers remembers the longest row, and would scale a second prompt by it.
+    prompts = [np.random.default_rng(1).integers(3, VOCAB, 40, dtype=np.int32)]
     found = generate(
         load_params(tmp_path, config), config, prompts, GenerationSettings(eos_ids=(), max_new_tokens=NEW)
     )

@@ -266,3 +266,12 @@ def test_the_format_is_told_by_the_first_file_of_messages(write: Write) -> None:
     assert thread_format(ThreadsTask(source=str(path.parent))) == "activitypub"
     discord = {"guild": {}, "channel": {"id": "5", "name": "n", "type": "t"}, "messages": []}
     assert thread_format(ThreadsTask(source=str(write("d.json", json.dumps(discord))))) == "discord"
+
+
+def test_a_file_that_tells_nothing_hides_no_format(write: Write) -> None:
+    write("d/0.json", "")
+    write("d/1.json", "[]")
+    path = write("d/2.json", json.dumps([status("1", None, "ann", "x")]))
+    assert thread_format(ThreadsTask(source=str(path.parent))) == "mastodon"
+    with pytest.raises(InputError, match=r"0\.json:1: broken JSON.*the file is empty"):
+        read(path.parent)

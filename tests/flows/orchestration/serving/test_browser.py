@@ -1,0 +1,121 @@
+"""The web UI of `jora serve` in Debian's Chromium: form, run, report, one stage, and a cancelled run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.orchestration.serving.small_project import SmallProject, serving
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 900_000  # milliseconds; a busy machine takes minutes
+# A folder for new pictures of docs/images.
+PICTURES = os.environ.get("JORA_SCREENSHOTS")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
+    with serving(tmp_path_factory.mktemp("browser") / "project") as found:
+        yield found
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install")
+    with playwright.sync_playwright() as driver:
+        # Without the sandbox, because containers often run as root.
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1280, "height": 1000})
+        view.set_default_timeout(PATIENCE)
+        yield view
+        browser.close()
+
+
+def picture(page: Any, name: str) -> None:
+    """Take a picture for the documentation, if a folder is given."""
+    if PICTURES:
+        page.wait_for_timeout(3000)  # the page draws its graph a moment later
+        page.screenshot(path=str(Path(PICTURES) / name))
+
+
+def submit(page: Any) -> None:
+    """Submit the form and open the page of the new run."""
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="View run").click()
+    page.wait_for_url(re.compile(r"/runs/flow-run/"))
+
+
+def wait_for_state(page: Any, *states: str) -> None:
+    """Wait until the page of a run shows one of the states."""
+    page.get_by_text(re.compile(f"^({'|'.join(states)})$")).first.wait_for()
+
+
+def add_change(page: Any, text: str) -> None:
+    page.get_by_role("button", name="Add item").click()
+    page.locator("textarea").last.fill(text)
+
+
+def test_form_run_and_report(project: SmallProject, page: Any) -> None:
+    page.goto(project.form)
+    page.get_by_role("button", name="Add item").wait_for()
+    picture(page, "run-form.png")
+    # One screen: the form is not much taller than the window.
+    assert page.evaluate("document.documentElement.scrollHeight") <= 1100
+    add_change(page, "seed=seven")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("'seed=a whole number' was expected", exact=True).wait_for()
+    assert "/run" in page.url
+    page.locator("textarea").last.fill("seed=7")
+    submit(page)
+    wait_for_state(page, "Completed")
+    picture(page, "run-page.png")
+
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("05-evaluation").first.wait_for()
+    shown = set(re.findall(r"\b0\d-[a-z-]+", page.inner_text("body")))
+    assert {"00-report", "01-plan", "04-retrieval", "05-evaluation", "06-lineage"} <= shown
+    assert {"02-progress-finetune-structure", "03-loss-finetune-structure"} <= shown
+    picture(page, "run-artifacts.png")
+    page.get_by_text("00-report").first.click()
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
+    link = page.get_by_role("link", name="Open the HTML report")
+    address = link.get_attribute("href")
+    page.goto(address)
+    assert page.title() and "Evaluation" in page.inner_text("body")
+
+
+def test_only_evaluate_again(project: SmallProject, page: Any) -> None:
+    page.goto(project.form)
+    page.get_by_role("button", name="Add item").wait_for()
+    page.get_by_text("all stages", exact=True).first.click()
+    page.get_by_role("option", name="only evaluate").click()
+    page.get_by_role("switch").first.click()  # force
+    add_change(page, "seed=7")
+    submit(page)
+    wait_for_state(page, "Completed")
+    assert "1 Task run" in page.inner_text("body")
+
+
+def test_cancel_in_training(project: SmallProject, page: Any) -> None:
+    page.goto(project.form)
+    page.get_by_role("button", name="Add item").wait_for()
+    add_change(page, "phases.0.max_steps=1000000")
+    submit(page)
+    page.get_by_text(re.compile(r"step \d+/1000000")).first.wait_for()
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Cancel").click()
+    page.get_by_role("button", name="Cancel Flow Run").click()
+    wait_for_state(page, "Cancelled")
+    assert not list((project.folder / "runs" / ".tmp").glob("finetune-structure-*/metrics.jsonl"))
