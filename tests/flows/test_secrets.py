@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ SECRET = "pl4nted-s3cret"
 
 
 @pytest.fixture
-def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """The project with its threads and documents in a folder whose name is the secret."""
     monkeypatch.setattr(secrets, "_shown", {})
     factory = logging.getLogRecordFactory()
@@ -30,7 +31,7 @@ def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     context = project.raw["context"]
     context["threads"]["source"] = "${PLANTED}/threads.ndjson"
     context["qa"] = {"source": "${PLANTED}/documents.jsonl", "questions": "${PLANTED}/questions.jsonl"}
-    yield project  # type: ignore[misc]
+    yield project
     logging.setLogRecordFactory(factory)
 
 
