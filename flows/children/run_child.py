@@ -318,12 +318,16 @@ def _read(source: int) -> bytes:
 
 
 def _log_line() -> Callable[[str], None]:
-    """Return the ``info`` method of the logger for the child's lines."""
-    if inside_flow_run():
-        from prefect.logging import get_run_logger
+    """Return a function that logs a line of the child, in a Prefect task with the name of the task."""
+    if not inside_flow_run():
+        return logger.info
+    from prefect.context import TaskRunContext
+    from prefect.logging import get_run_logger
 
-        return get_run_logger().info
-    return logger.info
+    context, run_logger = TaskRunContext.get(), get_run_logger()
+    # Stage and key: the UI shows the lines of all tasks in one list, without their tasks.
+    name = f"{context.task_run.name}: " if context is not None else ""
+    return lambda line: run_logger.info("%s%s", name, line)
 
 
 def inside_flow_run() -> bool:

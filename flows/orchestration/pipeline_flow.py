@@ -49,6 +49,7 @@ from flows.orchestration.serving.lost_runs import note_process
 from flows.orchestration.serving.stage_choice import ALL_STAGES, selection_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
 from flows.stages import STAGES
+from jora_core.base.secrets import mask
 
 if TYPE_CHECKING:
     from prefect import Flow, Task
@@ -265,7 +266,7 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
         return _run_and_report(settings, names, request.force)
     except InputError as error:
         # In a form the changes are lines of a field, not options of a command.
-        line = str(error).replace("--set", "changes")
+        line = mask(str(error)).replace("--set", "changes")
         get_run_logger().error(line)
         return Failed(message=line)
 
