@@ -40,12 +40,12 @@ def _merge(spec: BuildContextSpec) -> dict[str, Any]:
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics for the manifest, without examples, settings and digests."""
+    """Return the metrics for the manifest, without examples, settings and the digests of inputs."""
     tasks = {
         name: {key: value for key, value in task.items() if key != "examples"}
         for name, task in metrics["tasks"].items()
     }
-    return {"records": metrics["records"], "tasks": tasks}
+    return {"records": metrics["records"], "tasks": tasks, "digests": metrics["digests"]}
 
 
 def main(spec: BuildContextSpec) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from flows.children import supervised_process
 from flows.children.launcher import launch_command
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import child_environment, mask, references
 
 TAIL_LINES = 40
 GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
@@ -41,6 +42,8 @@ logger = logging.getLogger("jora.child")
 # State of the process, not of one call: a signal ends the child processes of all threads.
 _stop_all = threading.Event()
 _running: list[supervised_process.Supervised] = []
+# Seconds without output after which a child is ended; one setting for all children of this process.
+_most_silence: list[float] = [0.0]
 
 
 class Spec(Protocol):
@@ -62,7 +65,7 @@ class ChildError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int = 1, tail: str = "") -> None:
-        super().__init__(message)
+        super().__init__(mask(message))
         self.status = status
         self.tail = tail
 
@@ -125,11 +128,12 @@ def run_child(
     workdir.mkdir(parents=True, exist_ok=True)
     spec_path = workdir / f"{module}.spec.json"
     # The file is kept, so that a user can start the same command by hand.
-    spec_path.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    # With references in place of values from the environment, which the child fills in again.
+    spec_path.write_text(references(spec.model_dump_json(indent=2)), encoding="utf-8")
     target = module if "." in module else f"jora_core.commands.{module}"
     status, tail = _supervised(
         launch_command(module, supervised_process.python_module(target, "--spec", str(spec_path))),
-        env=env or {},
+        env={**child_environment(), **(env or {})},
         on_line=on_line or _log_line(),
         on_output=on_output,
         grace_seconds=grace_seconds,
@@ -146,6 +150,14 @@ def run_child(
         hint = "lower data.tokens_per_batch and raise gradient_accumulation_steps by the same factor"
         failure = ChildFailed(f"{target} ran out of memory ({hint})\n{tail}", status, tail)
     raise failure
+
+
+def limit_silence(seconds: float) -> None:
+    """End each child of this process that says nothing for so many seconds; 0 waits without end.
+
+    The child gets SIGTERM and the time for a checkpoint, so a retry goes on from there.
+    """
+    _most_silence[0] = seconds
 
 
 def stopping() -> bool:
@@ -182,14 +194,23 @@ def _supervised(
     # Bounded: a training of days writes more lines than an exception can hold.
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     said: SimpleQueue[str] = SimpleQueue()
+    heard = [time.monotonic()]  # when the child last wrote something
+
+    def hear(line: str) -> None:
+        heard[0] = time.monotonic()
+        said.put(line)
+
     # Read in threads, because a read would block this thread, which watches the child and the stop event.
     output_read, output_write, terminal = _output_channel()
-    threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
+    threads = [
+        threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line, heard), daemon=True)
+    ]
     own, stdout = [output_read], None
     if on_output:
         stdout_read, stdout = os.pipe()
         own.append(stdout_read)
-        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, said.put), daemon=True))
+        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, hear), daemon=True))
+    silent = False
     try:
         try:
             child = supervised_process.start(command, env, output_write, stdout)
@@ -203,6 +224,9 @@ def _supervised(
                 thread.start()
             while not child.ended() and not _stop_all.wait(supervised_process.POLL_SECONDS):
                 _hand_over(said, on_output)
+                silent = 0 < _most_silence[0] < time.monotonic() - heard[0]
+                if silent:
+                    break
         finally:
             status = child.end(grace_seconds)
             _running.remove(child)
@@ -213,6 +237,13 @@ def _supervised(
     finally:
         for end in own:
             os.close(end)
+    if silent:
+        raise ChildKilled(
+            f"{command[3]} made no progress for {_most_silence[0]:g} s and was ended; a retry goes on from "
+            "its checkpoint, and retries.no_progress_seconds sets the time",
+            status,
+            "\n".join(tail),
+        )
     return status, "\n".join(tail)
 
 
@@ -249,16 +280,20 @@ def _output_channel() -> tuple[int, int, bool]:
     return master, slave, True
 
 
-def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
+def _relay(
+    source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None], heard: list[float]
+) -> None:
     """Copy the child's output, as raw bytes to a terminal or else line by line to ``on_line``.
 
     The ``error: …`` line of the child is not copied. It becomes the message of the exception.
     """
     rest = b""
     while chunk := _read(source):
+        heard[0] = time.monotonic()
         if terminal:
             # Without Python's buffer, because the control sequences of the bars must not be delayed.
-            os.write(sys.stderr.fileno(), _ERROR_LINE.sub(b"", chunk))
+            shown = mask(_ERROR_LINE.sub(b"", chunk).decode("utf-8", "surrogateescape"))
+            os.write(sys.stderr.fileno(), shown.encode("utf-8", "surrogateescape"))
         # A bar redrawn over itself with "\r" is one line for the log: its last state.
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
@@ -268,7 +303,7 @@ def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str
 
 
 def _take(line: bytes, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
-    text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip()
+    text = mask(line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].rstrip())
     if text:
         tail.append(text)
         if not terminal and not text.startswith(ERROR_MARK):
@@ -283,12 +318,16 @@ def _read(source: int) -> bytes:
 
 
 def _log_line() -> Callable[[str], None]:
-    """Return the ``info`` method of the logger for the child's lines."""
-    if inside_flow_run():
-        from prefect.logging import get_run_logger
+    """Return a function that logs a line of the child, in a Prefect task with the name of the task."""
+    if not inside_flow_run():
+        return logger.info
+    from prefect.context import TaskRunContext
+    from prefect.logging import get_run_logger
 
-        return get_run_logger().info
-    return logger.info
+    context, run_logger = TaskRunContext.get(), get_run_logger()
+    # Stage and key: the UI shows the lines of all tasks in one list, without their tasks.
+    name = f"{context.task_run.name}: " if context is not None else ""
+    return lambda line: run_logger.info("%s%s", name, line)
 
 
 def inside_flow_run() -> bool:

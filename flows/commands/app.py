@@ -67,6 +67,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("why", "operations.housekeeping", "Say what a stage's key is made of, and what has changed."),
         ("gc", "operations.housekeeping", "Remove artifacts that no kept run needs."),
         ("pin", "operations.housekeeping", "Keep a run from removal."),
+        ("watch", "operations.watch", "Wait for changed data."),
         ("doctor", "doctor", "Check this machine."),
         ("generate", "generate", "Answer one prompt."),
         ("merge", "merge", "Merge an adapter, or several in order, into its base model."),

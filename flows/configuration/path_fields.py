@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import expand_variables, hide_credentials, references
 from retrieval.corpus.remote_sources import is_url
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
@@ -23,10 +23,8 @@ PATH_KEYS = (
 )
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
-# $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
 MOST_PATH_BYTES = 4095
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
 
 def resolve_paths(
@@ -60,15 +58,16 @@ def resolve_paths(
         if key in (("store",), ("root",)):
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             _check_length(value, f"{source}: {dotted}")
-            return _absolute(base / Path(expand_variables(value, f"{source}: {dotted}")).expanduser())
+            return _absolute(base / Path(_expanded(value, f"{source}: {dotted}")).expanduser())
         if _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS)):
             _check_length(value, f"{source}: {dotted}")
         if _is_one_of(key, PATH_KEYS):
-            value = expand_variables(value, f"{source}: {dotted}")
-            # `s3://bucket/a` would become a path below `root`.
-            return value if is_url(value) else _absolute(root / Path(value).expanduser())
+            filled = _expanded(value, f"{source}: {dotted}")
+            # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
+            # its credentials: they are filled in where it is opened.
+            return hide_credentials(value) if is_url(filled) else _absolute(root / Path(filled).expanduser())
         if _is_one_of(key, PATH_OR_NAME_KEYS):
-            value = expand_variables(value, f"{source}: {dotted}")
+            value = _expanded(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
             # `owner/name` can be a path or a model name, and an existing folder has priority. A text that
             # starts like a path stays a path even without such a folder, so that the error names the path.
@@ -78,25 +77,30 @@ def resolve_paths(
     return visit(raw, at)
 
 
-def expand_variables(text: str, where: str) -> str:
-    """Replace `$NAME`, `${NAME}` and `${NAME:-default}` in `text` by values from the environment.
+def _expanded(text: str, where: str) -> str:
+    def missing(name: str) -> InputError:
+        return InputError(
+            f"{where}: environment variable {name} is not set; run `export {name}=FOLDER` first"
+        )
 
-    An error names the place of the text, which is `where`.
+    return expand_variables(text, missing)
 
-    Raises:
-        InputError: a variable without default is not set.
+
+def with_references(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a dumped configuration with `${NAME}` in its paths, where the value was filled in.
+
+    Who reads it fills in the value again, so the value itself is in no database and no file.
     """
 
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        found = os.environ.get(name, match[3])
-        if found is None:
-            raise InputError(
-                f"{where}: environment variable {name} is not set; run `export {name}=FOLDER` first"
-            )
-        return found
+    def visit(value: Any, key: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {name: visit(child, (*key, str(name))) for name, child in value.items()}
+        if isinstance(value, list):
+            return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
+        is_path = key in (("store",), ("root",)) or _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS))
+        return references(value) if isinstance(value, str) and is_path else value
 
-    return _VARIABLE.sub(value, text)
+    return visit(config, ())
 
 
 def _check_length(text: str, where: str) -> None:

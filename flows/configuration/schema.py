@@ -12,11 +12,19 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from flows.configuration.path_fields import resolve_paths
+from flows.configuration.path_fields import resolve_paths, with_references
 from jora_core.specs.answers import EvaluationSettings, Mode
 from jora_core.specs.common import ComputeSettings, MeshSpec, SpecModel
 from jora_core.specs.data import BatchingSettings
@@ -118,6 +126,12 @@ class RetryConfig(SpecModel):
     delay_seconds: float = Field(
         default=10, ge=0, title="Delay", description="Before the first retry; doubles each time"
     )
+    no_progress_seconds: float = Field(
+        default=14400,
+        ge=0,
+        title="Longest silence",
+        description="A stage that reports nothing for so many seconds is ended and tried again; 0: never",
+    )
     jitter: float = Field(default=0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 
@@ -145,6 +159,20 @@ class ConfigSource:
     argument: str | None
     file: str
     overrides: tuple[str, ...] = ()
+
+
+def _block_names(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and not all(name.partition("/")):
+            raise ValueError(
+                f"expected the name of a Prefect block, such as slack-webhook/NAME, got {name!r}"
+            )
+    return names
+
+
+# One name, or a list of names.
+Blocks = Annotated[list[str], BeforeValidator(_block_names)]
 
 
 class PipelineConfig(SpecModel):
@@ -184,6 +212,11 @@ class PipelineConfig(SpecModel):
         title="Retries",
         description="Of a failed stage",
     )
+    notify: Blocks = Field(
+        default=[],
+        title="Notify",
+        description="Prefect blocks that tell of finished and failed runs, such as slack-webhook/NAME",
+    )
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig,
         title="Schedule",
@@ -219,6 +252,14 @@ class PipelineConfig(SpecModel):
         given = [source.argument] if source.argument else []
         given += [word for change in source.overrides for word in ("--set", change)]
         return shlex.join(["jora", *words[:1], *given, *words[1:]])
+
+    @model_serializer(mode="wrap")
+    def _with_references(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Keep `${NAME}` in what leaves the process: deployments, parameters of flow runs, files."""
+        dumped = dump(self)
+        return with_references(dumped) if info.mode == "json" else dumped
 
     @model_validator(mode="before")
     @classmethod
@@ -272,7 +313,7 @@ class PipelineConfig(SpecModel):
         Raises:
             InputError: a path names an environment variable that is not set.
         """
-        root = Path(self.root).resolve()
+        root = Path(resolve_paths(self.root, Path(), "config", at=("root",))).resolve()
         # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
         return PipelineConfig.model_validate(raw).loaded_from(self._source)

@@ -29,6 +29,7 @@ from flows.engine.errors import StageFailed, one_line_os_errors
 from jora_core.base.atomic_files import fsync, fsync_tree
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # age at which the checkpoints of an unfinished key are removed
@@ -121,22 +122,21 @@ class Store:
                 return Check(damage=name)
         return Check(manifest=manifest)
 
-    def newest_manifest(self, stage: str, project: str = "") -> Manifest | None:
-        """Return the newest readable manifest of a stage and project; None if there is none.
-
-        Args:
-            stage: name of the stage.
-            project: name of the project that computed the artifact; empty for any project. Manifests of
-                older versions name no project, and belong to any.
-        """
+    def manifests(self, stage: str) -> Iterator[Manifest]:
+        """Yield the readable manifests of a stage, the newest first, without a check of their seals."""
         folder = self.root / stage
         if not folder.is_dir():
-            return None
-        found = [read_manifest(path / MANIFEST) for path in folder.iterdir() if path.is_dir()]
+            return
+        found = []
+        for path in folder.iterdir():
+            try:
+                found.append(json.loads((path / MANIFEST).read_bytes()))
+            except (OSError, ValueError):
+                continue
         # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
         # own time of change is lost when a store is copied.
-        own = (item for item in found if item and (not project or item.get("project") in (None, project)))
-        return max(own, key=lambda item: item["ended"], default=None)
+        whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
+        yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -205,7 +205,9 @@ class Store:
                     name: {"sha256": digest, "size": (folder / name).stat().st_size}
                     for name, digest in zip(names, digests, strict=True)
                 }
-                (folder / MANIFEST).write_bytes(render_manifest({**manifest, "outputs": outputs}))
+                # Metrics may have a path or URL with a value from the environment.
+                public = json.loads(mask(json.dumps(manifest, ensure_ascii=False)))
+                (folder / MANIFEST).write_bytes(render_manifest({**public, "outputs": outputs}))
                 # Before the rename: file systems may write a rename to disk before the data of the
                 # renamed files, and a power failure would leave an artifact of empty files.
                 fsync_tree(folder)
@@ -300,6 +302,11 @@ def read_manifest(path: Path) -> Manifest | None:
         return manifest if render_manifest(manifest) == data else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def is_sealed(manifest: Manifest) -> bool:
+    """Return whether the digest in a manifest is that of its content."""
+    return manifest.get("seal") == json_digest({k: v for k, v in manifest.items() if k != "seal"})
 
 
 def _files(folder: Path) -> set[str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 # What the user can fix: space, rights, a wrong path. Any other error is a failure.
 _MENDABLE = {
@@ -28,6 +29,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 class StageFailed(RuntimeError):
     """A stage failed for a reason other than its input. Another run may succeed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 @contextmanager

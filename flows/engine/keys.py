@@ -23,6 +23,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.stage import Registry, Upstream, stages_of
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 
 @dataclass(frozen=True)
@@ -181,4 +182,6 @@ def _has_other_bytes(text: str) -> bool:
 
 
 def _shown(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    shown = mask(str(path))
+    # Not relative to the root if a part of it comes from the environment: that part could remain.
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) and shown == str(path) else shown

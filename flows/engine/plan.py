@@ -17,14 +17,13 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import Check, Manifest, Store
+from flows.engine.artifact_store import Check, Manifest, Store, is_sealed
 from flows.engine.keys import Identity, digest_reads, identify
 from flows.engine.stage import Registry, stage_named, stages_of
 from jora_core.base.errors import InputError
 
 Action = Literal["cached", "run"]
-MOST_REASONS = 3
-MOST_FILES = 2  # of changed code; their paths are long
+MOST_NAMED = 2  # changes of a kind; paths are long
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def assess(
     if check.damage:
         return f"artifact damaged: {check.damage}"
     if check.manifest is None:
-        return _why_absent(identity, store.newest_manifest(identity.stage, identity.project), running)
+        return _why_absent(identity, nearest(identity, store), running)
     for upstream in identity.reads:
         # The files of an upstream stage that will run are not written yet. The run compares them later.
         present = checks[upstream.stage].manifest
@@ -189,39 +188,73 @@ def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | f
     """Say what has changed since the newest artifact of the stage."""
     if last is None:
         return "no artifact"
-    reasons = changes(identity, last, running)
-    if not reasons:
-        return "no artifact"
-    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
-    return "; ".join(reasons[:MOST_REASONS]) + more
+    return "; ".join(changes(identity, last, running)) or "no artifact"
 
 
 def changes(
-    identity: Identity, last: Manifest, running: set[str] | frozenset[str] = frozenset()
+    identity: Identity,
+    last: Manifest,
+    running: set[str] | frozenset[str] = frozenset(),
+    most: int = MOST_NAMED,
 ) -> list[str]:
-    """Return what differs between a stage and an artifact, one line for each difference.
+    """Return what differs between a stage and an artifact, one line for each kind of difference.
 
     Args:
         identity: parts of the stage's key.
         last: manifest of the artifact.
         running: names of the stages that will run before this stage.
+        most: number of changes of one kind that a line names; the others are counted.
     """
-    # Most specific first, because only the first few are shown: settings, then input files, then code, and
-    # last the changes of upstream stages.
-    reasons = [f"config changed: {line}" for line in _changed_values(last["config"], identity.config)]
-    reasons += [f"input changed: {name}" for name in _changed_inputs(last["inputs"], identity)]
+    # Most specific first: settings, then input files, then code, and last the changes of upstream stages.
+    # One line for any number of changes of a kind, so that each kind is seen.
+    values = _changed_values(last["config"], identity.config)
+    lines = _counted("config changed: ", values, "settings", most)
+    lines += _counted("input changed: ", _changed_inputs(last["inputs"], identity), "files", most)
     if last["version"] != identity.version:
-        reasons.append(f"stage version {last['version']} → {identity.version}")
-    changed_code = sorted(
-        label
-        # Old and new files: a removed module changes the key, just as a new one does.
-        for label in {*last["code"], *identity.code}
-        if last["code"].get(label) != identity.code.get(label)
-    )
-    if changed_code:
-        # One reason for any number of files: after an update of this package nearly all files differ.
-        reasons.append(f"code changed: {_some_of(changed_code)}")
-    return reasons + _changed_upstream(last["upstream"], identity, running)
+        lines.append(f"stage version {last['version']} → {identity.version}")
+    lines += _counted("code changed: ", _changed_code(last["code"], identity.code), "files", most)
+    return lines + _changed_upstream(last["upstream"], identity, running)
+
+
+def nearest(identity: Identity, store: Store) -> Manifest | None:
+    """Return the manifest of the stage and project with the fewest differences; of several the newest.
+
+    The artifact of another project may share the stage alone, and its differences explain nothing.
+    """
+    best: tuple[int, Manifest] | None = None
+    for manifest in store.manifests(identity.stage):
+        # Manifests of earlier versions name no project.
+        if identity.project and manifest.get("project") not in (None, identity.project):
+            continue
+        try:
+            differences = _differences(manifest, identity, best[0] if best else None)
+        except (KeyError, TypeError, AttributeError):
+            continue  # of another format, or damaged
+        if (best is None or differences < best[0]) and is_sealed(manifest):
+            best = differences, manifest
+    return best[1] if best else None
+
+
+def _differences(manifest: Manifest, identity: Identity, most: int | None) -> int:
+    """Count the differences between a manifest and an identity, up to about `most`."""
+    found = len(_changed_values(manifest["config"], identity.config))
+    # All of the code counts as one difference: an update of this package changes most files.
+    found += manifest["version"] != identity.version
+    found += manifest["code"] != dict(identity.code)
+    found += len(_changed_upstream(manifest["upstream"], identity, frozenset()))
+    if most is not None and found >= most:
+        return found
+    return found + len(_changed_inputs(manifest["inputs"], identity))
+
+
+def _counted(kind: str, changed: Sequence[str], noun: str, most: int) -> list[str]:
+    """Return one line that names the first changes of a kind and counts the others, or none."""
+    return [kind + _some_of(changed, noun, most)] if changed else []
+
+
+def _changed_code(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    # Old and new files: a removed module changes the key, just as a new one does.
+    return sorted(label for label in {*before, *after} if before.get(label) != after.get(label))
 
 
 def _changed_upstream(
@@ -243,13 +276,13 @@ def _changed_upstream(
     return lines
 
 
-def _some_of(files: Sequence[str], what: str = "files") -> str:
-    """Name the first files and count the others, as in `a.py, b.py and 81 more files`."""
-    rest = len(files) - MOST_FILES
+def _some_of(names: Sequence[str], noun: str, most: int) -> str:
+    """Name the first few and count the others, as in `a.py, b.py and 81 more files`."""
+    rest = len(names) - most
     # Naming the last one takes no more room than `1 more file`.
     if rest <= 1:
-        return ", ".join(files)
-    return f"{', '.join(files[:MOST_FILES])} and {rest} more {what}"
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {rest} more {noun}"
 
 
 def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -270,7 +303,7 @@ def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     ]
     if len(added) == 1:
         return [*lines, f"{added[0]} (none) → {_show(new, added[0])}"]
-    return [*lines, f"{_some_of(added, 'settings')} are new"] if added else lines
+    return [*lines, f"{_some_of(added, 'settings', MOST_NAMED)} are new"] if added else lines
 
 
 def _sections(one: Mapping[str, Any], other: Mapping[str, Any], text: str) -> dict[str, str]:

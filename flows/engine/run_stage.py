@@ -184,6 +184,8 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             "stage": stage.name,
             "key": key,
             "version": identity.version,
+            # The plan compares with artifacts of the same project.
+            "project": identity.project,
             "config": identity.config,
             "inputs": {
                 name: {"path": identity.paths[name], "sha256": digest}
@@ -201,8 +203,6 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
             # For a user who compares two artifacts. In the key, the versions would make all stages run again
             # after each update of a package.
             "environment": _environment(),
-            # The plan compares with artifacts of the same project.
-            "project": config.project,
         },
     )
     store.finish_work(stage.name, key)

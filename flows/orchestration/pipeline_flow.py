@@ -26,7 +26,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.children.run_child import children_end_with_block, stopping
+from flows.children.run_child import children_end_with_block, limit_silence, stopping
 from flows.configuration.load import load_config
 from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
@@ -37,7 +37,9 @@ from flows.engine.plan import PlannedStage, make_plan, select
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import Stage, stages_of
+from flows.housekeeping.disk_space import require_space
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
+from flows.orchestration.notifications import notified
 from flows.orchestration.records_flow import build_records
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.orchestration.serving.catch_up import NAME as SKIPPED
@@ -47,6 +49,7 @@ from flows.orchestration.serving.lost_runs import note_process
 from flows.orchestration.serving.stage_choice import ALL_STAGES, selection_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
 from flows.stages import STAGES
+from jora_core.base.secrets import mask
 
 if TYPE_CHECKING:
     from prefect import Flow, Task
@@ -258,11 +261,12 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
             return Completed(message=f"dry run: {work} of {len(plan)} stages would run")
         if not work:
             return _nothing_to_run(settings, plan)
+        require_space(settings, Store(settings.store), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
         # In a form the changes are lines of a field, not options of a command.
-        line = str(error).replace("--set", "changes")
+        line = mask(str(error)).replace("--set", "changes")
         get_run_logger().error(line)
         return Failed(message=line)
 
@@ -292,7 +296,8 @@ def _stages_around(name: str, scope: StageScope, config: PipelineConfig) -> list
 
 def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> dict[str, Any]:
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
-    references = _run_stages(config, names, force)
+    with notified(config):
+        references = _run_stages(config, names, force)
     store = Store(config.store)
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
@@ -334,6 +339,7 @@ def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[A
     rest = [name for name in names if name not in first]
     states: dict[str, State[dict[str, Any]]] = {}
     keys = {name: identities[name].key for name in names}
+    limit_silence(config.retries.no_progress_seconds)
     with recorded_run(store, config, keys) as record, children_end_with_block():
         record.begin()
         if len(first) > 1:

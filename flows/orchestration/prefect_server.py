@@ -134,12 +134,12 @@ def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
     for url in known_urls():
         if answers(url):
             check_access(url)
-            with _use(url):
+            with use_api(url):
                 yield url
             return
         say(f"no Prefect server answers at {url}")
     # Without a UI there is no page that Prefect's "View at …" lines could name.
-    with temporary_server(say) as url, _use(url, ui_url=""):
+    with temporary_server(say) as url, use_api(url, ui_url=""):
         yield url
 
 
@@ -304,7 +304,7 @@ def known_urls() -> list[str]:
 
 
 @contextmanager
-def _use(api_url: str, ui_url: str | None = None) -> Iterator[None]:
+def use_api(api_url: str, ui_url: str | None = None) -> Iterator[None]:
     """Set ``api_url`` as Prefect's API for this process, its threads and its child processes."""
     from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings

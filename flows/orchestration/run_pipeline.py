@@ -19,6 +19,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan
 from flows.engine.run_records import recorded_run
+from flows.housekeeping.disk_space import require_space
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.stages import STAGES
@@ -66,6 +67,7 @@ def run(
                 record.finished(reference)
         say(f"nothing to run: {len(plan)} stages verified in {time.monotonic() - begun:.1f} s")
         return Outcome(references, report_of(config, store, pipeline_references(config, store, references)))
+    require_space(config, store, [line.name for line in plan if line.action == "run"])
     prepare_environment()
     with prefect_api(say):
         # Imported after the address of the server is set, and only if a flow runs: the import of Prefect is

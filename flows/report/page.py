@@ -18,6 +18,7 @@ from flows.report.sections import sections
 from flows.report.svg_charts import STYLE
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.digests import file_digests, json_digest, text_digest
+from jora_core.base.secrets import mask
 
 REPORTS = "reports"
 LATEST = "report.html"
@@ -93,7 +94,7 @@ def _stamp(facts: RunFacts, page: bytes) -> bytes:
 def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef]) -> dict[str, str]:
     """Return the report's sections as markdown by section name, with charts as embedded images."""
     facts = RunFacts.read(config, references)
-    return {section.name: to_markdown(section) for section in sections(facts)}
+    return {section.name: mask(to_markdown(section)) for section in sections(facts)}
 
 
 def render_html(facts: RunFacts) -> str:
@@ -105,9 +106,10 @@ def render_html(facts: RunFacts) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     parts: list[Section] = sections(facts)
-    return template.render(
+    page = template.render(
         title=TITLE, subtitle=_subtitle(facts), sections=parts, chart_style=STYLE, footer=_footer(facts)
     )
+    return mask(page)
 
 
 def _subtitle(facts: RunFacts) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.engine.cached_files import seal, whole
 from flows.engine.code_files import reachable_sources
 from jora_core.base.atomic_files import atomic_path
-from jora_core.base.cached_files import seal, whole
 from jora_core.base.digests import file_digest, file_digests, json_digest
 from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
 from jora_core.specs.answers import PredictSpec

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jora_core.base.secrets import mask
+
 _LONGEST_MESSAGE = 1000  # characters
 
 
@@ -16,7 +18,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        text = " ".join(message.split())
+        text = " ".join(mask(message).split())
         if len(text) > _LONGEST_MESSAGE:  # the content of a broken file may be part of it
             text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 3 :]}"
         super().__init__(text)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import expand_references
 
 AnySpec = TypeVar("AnySpec", bound=BaseModel)
 
@@ -32,7 +33,7 @@ def read_spec(path: Path, model: type[AnySpec]) -> AnySpec:
     except UnicodeDecodeError as err:
         raise InputError(f"spec {path} is not UTF-8 text: {err.reason} at byte {err.start}") from None
     try:
-        data = json.loads(text)
+        data = expand_references(json.loads(text))
     except json.JSONDecodeError as err:
         raise InputError(f"spec {path}, line {err.lineno}: broken JSON ({err.msg})") from None
     try:

@@ -19,6 +19,7 @@ from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object, read_number, read_object
+from jora_core.base.secrets import references
 from jora_core.specs.adapter_targets import resolve_targets
 from jora_core.specs.lora import LoraSpec
 
@@ -166,7 +167,8 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        # With `${NAME}` in place of a value from the environment, since adapters are given to others.
+        "base_model_name_or_path": references(base_name),
         "r": spec.r,
         "lora_alpha": int(spec.lora_alpha) if whole else spec.lora_alpha,
         "lora_dropout": spec.lora_dropout,

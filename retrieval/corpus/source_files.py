@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import expand_variables
 from retrieval.corpus.folder_walk import is_hidden, walk_folder
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
 from retrieval.corpus.unpacking import PACKED_ENDINGS, other_kind, unpacked_zip
 from retrieval.settings.columns import Columns
 
 _GLOB = re.compile(r"[*?\[]")
-_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,13 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
     Raises:
         InputError: the text is empty, a variable is not set, or the URL cannot be read.
     """
-    expanded = os.path.expandvars(text.strip())
-    # `expandvars` leaves an unknown variable as it is, which would then be looked for as a folder of that
-    # name.
-    left = _VARIABLE.search(expanded)
-    if left:
-        name = left[1].strip("{}")
-        raise InputError(
+
+    def missing(name: str) -> InputError:
+        return InputError(
             f"{field}: environment variable {name} in {text!r} is not set; set it or write the path"
         )
+
+    expanded = expand_variables(text.strip(), missing)
     if not expanded:
         raise InputError(f"{field}: the path is empty; give a file, folder or glob")
     return local_copy(expanded, field, suffixes) if is_url(expanded) else str(Path(expanded).expanduser())

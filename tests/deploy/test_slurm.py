@@ -19,12 +19,16 @@ from typing import Any
 import pytest
 
 from flows.children.run_child import ChildInputError, ChildKilled, run_child
+from flows.configuration.load import load_config
+from flows.engine.artifact_store import Store
+from flows.engine.run_stage import run_stages
+from flows.stages import STAGES
 from jora_core.specs.train import TrainSpec
 from tests.deploy.slurm_node import CannotStart, slurm_node
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "deploy" / "slurm" / "srun_child.sh"
-pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -212,15 +216,11 @@ def test_a_cancelled_job_counts_as_killed(
 
 
 def test_the_sample_trains_through_slurm(launched: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`jora run` with the launcher in its environment: records here, training in a job."""
-    launched.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    options = ["--set", f"store={tmp_path / 'runs'}", "--set", "phases.finetune-structure.max_steps=8"]
-    config = str(ROOT / "flows" / "configs" / "sample.yaml")
+    """Stages of the sample with the launcher in the environment: records here, training in a job."""
+    changes = (f"store={tmp_path / 'runs'}", "phases.finetune-structure.max_steps=8")
+    config = load_config(ROOT / "flows" / "configs" / "sample.yaml", changes)
     before = len(re.findall(r"JobName=jora-\d+", jobs()))
-    for stage in ("build-context", "convert-model", "finetune-structure"):
-        command = [sys.executable, "-m", "flows.cli", "run", config, "--only", stage, *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (tmp_path / "runs" / "finetune-structure").iterdir()
-    assert (folder / "adapter_model.safetensors").exists()
-    assert len(re.findall(r"JobName=jora-\d+", jobs())) > before, jobs()
+    names = ("build-context", "convert-model", "finetune-structure")
+    references = run_stages(names, config, Store(config.store), STAGES)
+    assert (Path(references[-1].path) / "adapter_model.safetensors").exists()
+    assert len(re.findall(r"JobName=jora-\d+", jobs())) == before + 1, jobs()

@@ -37,6 +37,7 @@ NOT_RUN = {
     "make docs": "CI runs it after that",
     "jora run": "tests/flows runs pipelines",
     "jora doctor": "tests/flows/commands/test_cli.py",
+    "jora watch": "tests/flows/housekeeping tests it; runs until Ctrl-C",
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",

@@ -12,7 +12,7 @@ from flows.commands.common_options import Config, Json, Set, load, print_json
 from flows.commands.print_pipeline import KEY_LENGTH, print_table
 from flows.engine.artifact_store import Store
 from flows.engine.keys import Identity, identify
-from flows.engine.plan import assess, changes, flatten
+from flows.engine.plan import assess, changes, flatten, nearest
 from flows.engine.stage import stage_named
 from flows.housekeeping.collect import Removal, choose, collect, parse_age
 from flows.housekeeping.stored_runs import StoredRun, find_run, read_contents, unpin
@@ -21,6 +21,7 @@ from flows.stages import STAGES
 from jora_core.base.errors import InputError
 
 SHOWN_RUNS = 20
+MOST_NAMED = 20  # changes of a kind, of `why`
 
 
 def runs(
@@ -89,7 +90,7 @@ def why(
 ) -> None:
     """Say what a stage's key is made of, and what has changed.
 
-    Compares with the newest artifact of the stage and project. Writes nothing.
+    Compares with the artifact of the stage and project that has the fewest differences. Writes nothing.
 
     Args:
         stage: name of the stage.
@@ -104,10 +105,8 @@ def why(
     identity = identities[name]
     checks = {one: store.check(one, identities[one].key) for one in (*identity.upstream, name)}
     reason = assess(identity, checks, store)
-    last = store.newest_manifest(name, identity.project)
-    # An artifact under this key is the last one, whatever was computed for other settings after it.
-    last = checks[name].manifest or last
-    changed = changes(identity, last) if last else []
+    last = checks[name].manifest or nearest(identity, store)
+    changed = changes(identity, last, most=MOST_NAMED) if last else []
     if as_json:
         parts: dict[str, Any] = {
             "stage": name,

@@ -121,7 +121,6 @@ def _deployment(
     from prefect.utilities.callables import ParameterSchema, parameter_schema
 
     first = items[0]
-    # Only parameters that the form shows: with others, Prefect's older UI shows JSON in place of the form.
     if "config" in form:
         parameters: dict[str, Any] = {"config": first.config.model_dump(mode="json", exclude={"schedule"})}
     else:

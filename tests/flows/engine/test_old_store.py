@@ -52,8 +52,8 @@ def test_newest_manifest_of_an_old_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert set(OLD) == set(STAGES)
     for stage, manifest in OLD.items():
-        found = store.newest_manifest(stage)
-        assert found is not None and {name: found[name] for name in manifest} == manifest
+        (found,) = store.manifests(stage)
+        assert {name: found[name] for name in manifest} == manifest
 
 
 def test_plan_over_an_old_store_says_that_the_code_changed(tmp_path: Path) -> None:

@@ -176,3 +176,28 @@ def test_paths_of_this_machine_are_in_no_key(
     moved = Project(other, project.raw, project.registry)
     assert {name: line.key for name, line in _plan(moved).items()} == here
     assert isinstance(other, Path)
+
+
+def test_reasons_compare_with_the_nearest_artifact_of_the_project(project: Project) -> None:
+    """Not with the last one, and never with another project's."""
+    _run(project)
+    project.raw["evaluate"] = {"max_records": 7, "bootstrap_samples": 20, "max_new_tokens": 5}
+    _run(project)
+    project.raw["evaluate"] = {"bootstrap_samples": 500}
+    reason = _plan(project)["evaluate"].reason
+    assert reason == "config changed: evaluate.bootstrap_samples 1000 → 500"
+    project.raw["project"] = "another"
+    assert _plan(project)["evaluate"].reason == "no artifact"
+
+
+def test_many_changes_are_counted_by_kind(project: Project) -> None:
+    _run(project)
+    for number in range(2, 40):
+        (project.folder / "tables/csv/200-csv" / f"{number}.csv").write_text('"a"\n"b"\n')
+    project.raw["context"]["threads"] |= {"n_contexts": 5, "window": 30, "block": 7, "rrf_k": 9}
+    reason = _plan(project)["build-context"].reason
+    settings, inputs = reason.split("; ")
+    assert settings.startswith("config changed: context.threads.block ") and settings.endswith(
+        "and 2 more settings"
+    )
+    assert inputs.startswith("input changed: ") and inputs.endswith("and 36 more files")

@@ -197,7 +197,8 @@ def _evaluation(
     project: Project, monkeypatch: pytest.MonkeyPatch, *overrides: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[PredictSpec]]:
     """Run the stage with a child whose base answers wrongly, phase 1 half rightly, both phases rightly."""
-    config = project.config(*overrides)
+    # The threads alone, unless a test says otherwise.
+    config = project.config("evaluate.tables_max_records=0", "evaluate.qa_max_records=0", *overrides)
     context = context_for(project, "evaluate", config)
     records, rankings = records_and_rankings()
     for name, columns, rows in (

@@ -15,6 +15,7 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
 from retrieval.readers.documents.documents import stream_documents, stream_questions
 from retrieval.readers.documents.instructions import read_triples
+from retrieval.readers.tables import table_rows
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
 from retrieval.settings.columns import ThreadColumns
@@ -313,6 +314,64 @@ RAFT = [
     for i in range(3)
 ]
 
+DPR = [
+    {
+        "question": "Which?",
+        "answers": [f"a{i}"],
+        "positive_ctxs": [{"title": "T", "text": f"Text {i}."}],
+        "negative_ctxs": [],
+        "hard_negative_ctxs": [{"title": "", "text": "Other."}],
+    }
+    for i in range(3)
+]
+MS_MARCO = [
+    {
+        "query": "which?",
+        "query_id": i,
+        "answers": [f"a{i}"] if i else ["No Answer Present."],
+        "passages": {"passage_text": [f"Text {i}.", "Other."], "is_selected": [1, 0]},
+    }
+    for i in range(3)
+]
+NATURAL_QUESTIONS = [
+    {
+        "example_id": i,
+        "question_text": "which?",
+        "document_text": f"<P> Text {i} . </P> <P> Other . </P>",
+        "long_answer_candidates": [
+            {"start_token": 0, "end_token": 5, "top_level": True},
+            {"start_token": 5, "end_token": 9, "top_level": True},
+        ],
+        "annotations": [
+            {
+                "long_answer": {"start_token": 0, "end_token": 5},
+                "short_answers": [{"start_token": 2, "end_token": 3}],
+                "yes_no_answer": "NONE",
+            }
+        ],
+    }
+    for i in range(3)
+]
+CORPUS = [{"_id": f"d{i}", "title": "T", "text": f"Text {i}."} for i in range(4)]
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}"}]}
+    for i in range(4)
+]
+TABLE_ROWS = [
+    {
+        "id": f"t{i}",
+        "question": "which?",
+        "answers": [f"a{i}"],
+        "table": {"header": ["A", "B"], "rows": [["a0", "1"], ["a1", ""]], "name": f"csv/{i}.csv"},
+    }
+    for i in range(3)
+]
+PAGE = [
+    "<title>T</title><h1>Lamp</h1>",
+    "<p>Some <b>text</b>.<table><tr><td>a<td>b</table>",
+    "<pre>x\n  y</pre>",
+]
+
 TRIPLES = [{"id": i, "instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(4)]
 
 Counts = tuple[int, int, int]
@@ -373,7 +432,20 @@ def count_tables(path: Path) -> tuple[Counts, list[Any]]:
     tally = Tally()
     tsv = path if path.suffix == ".tsv" else path.parent.parent / "data" / "training.tsv"
     tables, questions = read_tables(tsv.parent.parent, tsv, tally, tsv.name)
-    return (tally.read["questions"], len(questions), 0), [*tables.values(), *questions]
+    return (tally.read["questions"], len(questions), _dropped(tally, "question_")), [
+        *tables.values(),
+        *questions,
+    ]
+
+
+def count_rows_with_tables(path: Path) -> tuple[Counts, list[Any]]:
+    """(questions read, given, dropped) of a file whose rows bring their table along."""
+    tally = Tally()
+    tables, questions = table_rows.read_tables(path.parent, path, tally, path.name)
+    return (tally.read["questions"], len(questions), _dropped(tally, "question_")), [
+        *tables.values(),
+        *questions,
+    ]
 
 
 def _dropped(tally: Tally, kind: str) -> int:
@@ -436,6 +508,17 @@ FORMATS = [
     Format("raft.jsonl", RAFT, lines, count_documents, 60),
     Format("raft.parquet", RAFT, parquet, count_questions, 40),
     Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
+    Format("dpr.json", DPR, pretty, count_documents, 40),
+    Format("dpr-questions.jsonl", DPR, lines, count_questions, 60),
+    Format("ms_marco.jsonl", MS_MARCO, lines, count_documents, 40),
+    Format("ms_marco-questions.parquet", MS_MARCO, parquet, count_questions, 40),
+    Format("nq.jsonl", NATURAL_QUESTIONS, lines, count_documents, 40),
+    Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60),
+    Format("corpus.jsonl", CORPUS, lines, count_documents, 40),
+    Format("chats.jsonl", CHATS, lines, count_triples, 60),
+    Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60),
+    Format("tables.parquet", TABLE_ROWS, parquet, count_rows_with_tables, 40),
+    Format("page.html", PAGE, as_text, count_documents, 40),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
 ]
