@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         remove("adapter", "adapter_model.safetensors"),
         "adapter_model.safetensors does not exist",
     ),
-    "adapter pickled": (pickled, "holds weights in pickle files only"),
+    "adapter pickled": (pickled, "but adapter_model.bin, a pickle file; load it with peft"),
     "NaN in the base": (
         tensors("base", fill("model.layers.1.mlp.up_proj.weight", np.inf)),
         "tensor model.layers.1.mlp.up_proj.weight holds NaN or infinite values",
