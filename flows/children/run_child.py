@@ -42,6 +42,8 @@ logger = logging.getLogger("jora.child")
 # State of the process, not of one call: a signal ends the child processes of all threads.
 _stop_all = threading.Event()
 _running: list[supervised_process.Supervised] = []
+# Seconds without output after which a child is ended; one setting for all children of this process.
+_most_silence: list[float] = [0.0]
 
 
 class Spec(Protocol):
@@ -150,6 +152,14 @@ def run_child(
     raise failure
 
 
+def limit_silence(seconds: float) -> None:
+    """End each child of this process that says nothing for so many seconds; 0 waits without end.
+
+    The child gets SIGTERM and the time for a checkpoint, so a retry goes on from there.
+    """
+    _most_silence[0] = seconds
+
+
 def stopping() -> bool:
     """Whether the pipeline is ending its child processes, so that no retry is useful."""
     return _stop_all.is_set()
@@ -184,14 +194,23 @@ def _supervised(
     # Bounded: a training of days writes more lines than an exception can hold.
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     said: SimpleQueue[str] = SimpleQueue()
+    heard = [time.monotonic()]  # when the child last wrote something
+
+    def hear(line: str) -> None:
+        heard[0] = time.monotonic()
+        said.put(line)
+
     # Read in threads, because a read would block this thread, which watches the child and the stop event.
     output_read, output_write, terminal = _output_channel()
-    threads = [threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line), daemon=True)]
+    threads = [
+        threading.Thread(target=_relay, args=(output_read, terminal, tail, on_line, heard), daemon=True)
+    ]
     own, stdout = [output_read], None
     if on_output:
         stdout_read, stdout = os.pipe()
         own.append(stdout_read)
-        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, said.put), daemon=True))
+        threads.append(threading.Thread(target=_read_lines, args=(stdout_read, hear), daemon=True))
+    silent = False
     try:
         try:
             child = supervised_process.start(command, env, output_write, stdout)
@@ -205,6 +224,9 @@ def _supervised(
                 thread.start()
             while not child.ended() and not _stop_all.wait(supervised_process.POLL_SECONDS):
                 _hand_over(said, on_output)
+                silent = 0 < _most_silence[0] < time.monotonic() - heard[0]
+                if silent:
+                    break
         finally:
             status = child.end(grace_seconds)
             _running.remove(child)
@@ -215,6 +237,13 @@ def _supervised(
     finally:
         for end in own:
             os.close(end)
+    if silent:
+        raise ChildKilled(
+            f"{command[3]} made no progress for {_most_silence[0]:g} s and was ended; a retry goes on from "
+            "its checkpoint, and retries.no_progress_seconds sets the time",
+            status,
+            "\n".join(tail),
+        )
     return status, "\n".join(tail)
 
 
@@ -251,13 +280,16 @@ def _output_channel() -> tuple[int, int, bool]:
     return master, slave, True
 
 
-def _relay(source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None]) -> None:
+def _relay(
+    source: int, terminal: bool, tail: deque[str], on_line: Callable[[str], None], heard: list[float]
+) -> None:
     """Copy the child's output, as raw bytes to a terminal or else line by line to ``on_line``.
 
     The ``error: …`` line of the child is not copied. It becomes the message of the exception.
     """
     rest = b""
     while chunk := _read(source):
+        heard[0] = time.monotonic()
         if terminal:
             # Without Python's buffer, because the control sequences of the bars must not be delayed.
             shown = mask(_ERROR_LINE.sub(b"", chunk).decode("utf-8", "surrogateescape"))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.children.run_child import limit_silence
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
 from flows.commands.memory_plan import memory_of_phases
@@ -240,6 +241,7 @@ def export(config: Config = None, force: Force = False, overrides: Set = None, a
 def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:
     """Run stages one after the other in this process; print and return their artifacts."""
     _log_to_stderr()
+    limit_silence(config.retries.no_progress_seconds)
     references = run_stages(
         names,
         config,

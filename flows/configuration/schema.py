@@ -126,6 +126,12 @@ class RetryConfig(SpecModel):
     delay_seconds: float = Field(
         default=10, ge=0, title="Delay", description="Before the first retry; doubles each time"
     )
+    no_progress_seconds: float = Field(
+        default=14400,
+        ge=0,
+        title="Longest silence",
+        description="A stage that reports nothing for so many seconds is ended and tried again; 0: never",
+    )
     jitter: float = Field(default=0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 

@@ -26,7 +26,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.children.run_child import children_end_with_block, stopping
+from flows.children.run_child import children_end_with_block, limit_silence, stopping
 from flows.configuration.load import load_config
 from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
@@ -341,6 +341,7 @@ def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[A
     rest = [name for name in names if name not in first]
     states: dict[str, State[dict[str, Any]]] = {}
     keys = {name: identities[name].key for name in names}
+    limit_silence(config.retries.no_progress_seconds)
     with recorded_run(store, config, keys) as record, children_end_with_block():
         record.begin()
         if len(first) > 1:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from jora_core.base.secrets import mask
-
 _LONGEST_MESSAGE = 1000  # characters
+
+
+# What every message passes, see `jora_core.base.secrets`; the last one counts.
+_masks: list[Callable[[str], str]] = [str]
+
+
+def mask_errors_with(mask: Callable[[str], str]) -> None:
+    """Let all later messages of `InputError` pass a function that hides secrets."""
+    if _masks[-1] is not mask:
+        _masks.append(mask)
 
 
 class InputError(ValueError):
@@ -18,7 +27,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        text = " ".join(mask(message).split())
+        text = " ".join(_masks[-1](message).split())
         if len(text) > _LONGEST_MESSAGE:  # the content of a broken file may be part of it
             text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 3 :]}"
         super().__init__(text)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from jora_core.base.errors import mask_errors_with
+
 # $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 # Environment variables with the credentials that a configuration has in its URLs.
@@ -43,6 +45,8 @@ def expand_variables(text: str, missing: Callable[[str], Exception]) -> str:
         text: the path or URL.
         missing: makes the error for a variable that is not set, from its name.
     """
+    # Here, because every path and URL comes by, and before an error can name it.
+    mask_errors_with(mask)
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

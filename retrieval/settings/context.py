@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
+from jora_core.base.secrets import references
 from retrieval.settings.limits import InputLimits
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
@@ -130,6 +139,14 @@ class _ContextSettings(SettingsModel):
         description="Follow links in the folder of a source that lead out of that folder.",
     )
 
+    @model_serializer(mode="wrap")
+    def _with_references(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Keep `${NAME}` in paths that leave the process, such as specs and parameters of flow runs."""
+        dumped = dump(self)
+        return _referring(dumped) if info.mode == "json" else dumped
+
     @model_validator(mode="after")
     def _reranked(self) -> _ContextSettings:
         deep = [name for name, task in self.tasks.items() if task.reranks]
@@ -212,6 +229,17 @@ else:
             for name, entry in TASKS.items()
         },
     )
+
+
+def _referring(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _referring(child)
+        if isinstance(child, dict)
+        else references(child)
+        if name in PATH_FIELDS and isinstance(child, str)
+        else child
+        for name, child in value.items()
+    }
 
 
 def _without(value: Any, names: frozenset[str]) -> Any:

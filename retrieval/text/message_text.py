@@ -20,14 +20,17 @@ _UNSEEN = re.compile(
 
 def visible(text: str) -> str:
     """Return a text without colours and invisible characters; a text without them is unchanged."""
-    if _UNSEEN.search(text) is None:
+    # `isprintable` is much faster than the search, and true of nearly all messages.
+    if text.isprintable() or _UNSEEN.search(text) is None:
         return text
     return fold(visible_line(text))
 
 
 def visible_line(line: str) -> str:
     """Return a line of a log without colours and invisible characters; its spaces stay."""
-    return _UNSEEN.sub("", _COLOURS.sub("", line)) if _UNSEEN.search(line) else line
+    if line.isprintable() or _UNSEEN.search(line) is None:
+        return line
+    return _UNSEEN.sub("", _COLOURS.sub("", line))
 
 
 def without_quotes(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ SECRET = "pl4nted-s3cret"
 
 
 @pytest.fixture
-def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """The project with its threads and documents in a folder whose name is the secret."""
     monkeypatch.setattr(secrets, "_shown", {})
     factory = logging.getLogRecordFactory()
@@ -30,7 +31,7 @@ def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     context = project.raw["context"]
     context["threads"]["source"] = "${PLANTED}/threads.ndjson"
     context["qa"] = {"source": "${PLANTED}/documents.jsonl", "questions": "${PLANTED}/questions.jsonl"}
-    yield project  # type: ignore[misc]
+    yield project
     logging.setLogRecordFactory(factory)
 
 
@@ -75,3 +76,9 @@ def test_typed_credentials_become_references(planted: Project) -> None:
     dumped = json.dumps(config.model_dump(mode="json"))
     assert SECRET not in dumped.replace("${PLANTED}", "") and "JORA_SECRET_" in dumped
     assert Path(config.store).is_absolute()
+
+
+def test_context_alone_keeps_references_too(planted: Project) -> None:
+    """It is a parameter of the flow that builds the records, and part of a child's spec."""
+    context = planted.config().context
+    assert SECRET not in context.model_dump_json() and SECRET in str(context.qa)

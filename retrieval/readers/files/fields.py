@@ -13,12 +13,14 @@ from retrieval.text.times import parse_time
 
 # What programs write for a missing value: str(None), JSON's null, pandas' NaN and NA, SQL's \N.
 _MISSING = frozenset({"", "none", "null", "nan", "<na>", "nat", "nil", "undefined", "\\n"})
+_LONGEST_MISSING = 16
 
 
 def is_missing(value: Any) -> bool:
     """Return whether a value stands for "no value"."""
     if isinstance(value, str):
-        return value.strip().lower() in _MISSING
+        # Longer texts need no copy in small letters.
+        return (len(value) < _LONGEST_MISSING and value.strip().lower() in _MISSING) or value.isspace()
     # NaN is the only value that differs from itself.
     return value is None or value is False or (isinstance(value, float) and value != value)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from flows.children.run_child import ChildFailed, ChildInputError, ChildKilled, run_child
+from flows.children.run_child import ChildFailed, ChildInputError, ChildKilled, limit_silence, run_child
 
 ROOT = Path(__file__).resolve().parents[3]
 TOY = "tests.flows.toy_child"
@@ -126,6 +126,15 @@ def test_killed_child_is_worth_a_retry(tmp_path: Path) -> None:
     with pytest.raises(ChildKilled) as killed:
         run(tmp_path, "suicide")
     assert killed.value.status == 128 + signal.SIGKILL
+
+
+def test_a_silent_child_is_ended_and_worth_a_retry(tmp_path: Path) -> None:
+    limit_silence(2)
+    try:
+        with pytest.raises(ChildKilled, match=r"tests.flows.toy_child made no progress for 2 s"):
+            run(tmp_path, "long")
+    finally:
+        limit_silence(0)
 
 
 def test_helpers_end_with_the_child(tmp_path: Path) -> None:

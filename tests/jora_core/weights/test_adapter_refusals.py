@@ -111,10 +111,10 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         f"tensor {Q}.lora_A.weight has shape (2, 32), of rank 2, but adapter_config.json says r=3",
     ),
     "r missing": (config(r=...), "r is missing"),
-    "r is text": (config(r="8"), "r: Input should be a valid integer"),
-    "r is 0": (config(r=0), "r: Input should be greater than or equal to 1"),
+    "r is text": (config(r="8"), "r: expected a whole number, got '8'"),
+    "r is 0": (config(r=0), "r: expected at least 1, got 0"),
     "alpha missing": (config(lora_alpha=...), "lora_alpha is missing; write the value"),
-    "alpha is 0": (config(lora_alpha=0), "lora_alpha: Input should be greater than 0"),
+    "alpha is 0": (config(lora_alpha=0), "lora_alpha: expected more than 0, got 0"),
     "targets missing": (config(target_modules=None), "target_modules is missing"),
     "targets of another family": (
         config(target_modules=["query_key_value"]),
@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         remove("adapter", "adapter_model.safetensors"),
         "adapter_model.safetensors does not exist",
     ),
-    "adapter pickled": (pickled, "holds weights in pickle files only"),
+    "adapter pickled": (pickled, "but adapter_model.bin, a pickle file; load it with peft"),
     "NaN in the base": (
         tensors("base", fill("model.layers.1.mlp.up_proj.weight", np.inf)),
         "tensor model.layers.1.mlp.up_proj.weight holds NaN or infinite values",
