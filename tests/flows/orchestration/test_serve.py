@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -283,10 +283,11 @@ def test_kill_9_leaves_no_orphan(tmp_path: Path, prefect_url: str) -> None:
 
 
 def submit_hanging_run(api_url: str, folder: Path, explain: Callable[[], str]) -> UUID:
-    """Submit a run of the pipeline, wait until it hangs in a child process of its third stage; return its id."""
+    """Submit a run, wait until it hangs in a child process of its third stage; return its id."""
     from prefect.client.orchestration import SyncPrefectClient
 
-    (folder / "corpus.txt").write_text("the last corpus\n")
+    # A corpus that no earlier run has read, so that the stage has work.
+    (folder / "corpus.txt").write_text(f"corpus {uuid4()}\n")
     (folder / "finetune-structure").write_text("hang")
     with SyncPrefectClient(api_url) as client:
         chosen = client.read_deployment_by_name("raft-pipeline/raft-pipeline")
