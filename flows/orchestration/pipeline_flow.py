@@ -10,6 +10,7 @@ Work that needs JAX runs in child processes, which end with the run.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 PIPELINE = "raft-pipeline"
+UNEXPECTED = "exited with unexpected exception"  # of Prefect, when a flow has failed
 # The form of Prefect's UI offers the names of a `Literal` as a list to choose from. A type checker cannot
 # read a `Literal` that is made at run time, so it sees a plain string.
 if TYPE_CHECKING:
@@ -270,6 +272,9 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
         if line.startswith("--set"):
             line = f"changes{line.removeprefix('--set')}"
         get_run_logger().error(line)
+        # The line says it all. Prefect would add a traceback of its own engine when the process ends.
+        for name in ("prefect.flow_runs", "prefect.engine"):
+            logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
         return Failed(message=line)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -231,18 +232,15 @@ def test_one_stage_says_what_is_missing_and_makes_it(served: Served) -> None:
 
 
 def test_dead_worker_is_replaced_and_its_run_goes_on(served: Served) -> None:
-    submit_hanging_run(served.api_url, served.folder, lambda: served.output)
+    submitted = submit_hanging_run(served.api_url, served.folder, lambda: served.output)
     (served.folder / "finetune-structure").unlink()  # the next start of the stage goes well
     worker = [line for line in processes_with(str(served.folder), pids=True) if "serving.worker" in line]
     os.kill(int(worker[-1].split()[0]), signal.SIGKILL)
     wait_for(lambda: "starting another" in served.output, 300, lambda: served.output)
     with served.client() as client:
-        from prefect.client.schemas.sorting import FlowRunSort
-
-        def newest() -> Any:
-            return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0].state
-
-        wait_for(lambda: newest().name == "Completed", 900, lambda: f"{newest()} {served.output}")
+        wait_for(
+            lambda: client.read_flow_run(submitted).state.name == "Completed", 600, lambda: served.output
+        )
     assert "goes on from its checkpoints" in served.output
     (served.folder / "pids").unlink()
 
@@ -284,16 +282,18 @@ def test_kill_9_leaves_no_orphan(tmp_path: Path, prefect_url: str) -> None:
     assert answers(prefect_url)
 
 
-def submit_hanging_run(api_url: str, folder: Path, explain: Callable[[], str]) -> None:
-    """Submit a run of the pipeline and wait until it hangs in a child process of its third stage."""
+def submit_hanging_run(api_url: str, folder: Path, explain: Callable[[], str]) -> UUID:
+    """Submit a run, wait until it hangs in a child process of its third stage; return its id."""
     from prefect.client.orchestration import SyncPrefectClient
 
-    (folder / "corpus.txt").write_text("the last corpus\n")
+    # A corpus that no earlier run has read, so that the stage has work.
+    (folder / "corpus.txt").write_text(f"corpus {uuid4()}\n")
     (folder / "finetune-structure").write_text("hang")
     with SyncPrefectClient(api_url) as client:
         chosen = client.read_deployment_by_name("raft-pipeline/raft-pipeline")
-        client.create_flow_run_from_deployment(chosen.id)
+        made = client.create_flow_run_from_deployment(chosen.id)
     wait_for((folder / "pids").exists, 600, explain)
+    return made.id
 
 
 def test_bad_schedule_is_refused(tmp_path: Path) -> None:
