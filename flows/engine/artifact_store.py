@@ -205,8 +205,10 @@ class Store:
                     name: {"sha256": digest, "size": (folder / name).stat().st_size}
                     for name, digest in zip(names, digests, strict=True)
                 }
-                # Metrics may have a path or URL with a value from the environment.
+                # Metrics may have a path or URL with a value from the environment. Names of our own source
+                # files have none, and must stay: `/data` may be such a value, and `jora_core/data` exists.
                 public = json.loads(mask(json.dumps(manifest, ensure_ascii=False)))
+                public |= {"code": dict(manifest["code"])} if "code" in manifest else {}
                 (folder / MANIFEST).write_bytes(render_manifest({**public, "outputs": outputs}))
                 # Before the rename: file systems may write a rename to disk before the data of the
                 # renamed files, and a power failure would leave an artifact of empty files.

@@ -31,6 +31,7 @@ _PARAMETER = re.compile(
 )
 # A shorter value, such as a number, stands in many texts that have nothing to do with it.
 _SHORTEST = 4
+_LONG = 12
 MASK = "***"
 # Variable of a child process with the names of the variables that its spec refers to.
 REFERENCES = "JORA_REFERENCES"
@@ -89,8 +90,21 @@ def references(text: str) -> str:
     """Return a text with `${NAME}` in place of each value that was filled in; the opposite of expanding."""
     # Longest first: one value may be the beginning of another.
     for value in sorted(_shown, key=len, reverse=True):
-        text = text.replace(value, _shown[value])
+        if value in text:
+            text = _pattern(value).sub(lambda _, shown=_shown[value]: shown, text)
     return text
+
+
+def _pattern(value: str) -> re.Pattern[str]:
+    """Return a pattern of a value that leaves longer words alone: `/data` is not in `x/database`."""
+    found = re.escape(value)
+    # A long value with a digit and without a slash may be a secret, which is masked wherever it stands.
+    if len(value) >= _LONG and "/" not in value and any(map(str.isdigit, value)):
+        return re.compile(found)
+    # In JSON, a line break before a word is two characters of which the second is a letter.
+    begin = r"(?:(?<!\w)|(?<=\\[nrt]))" if re.match(r"\w", value) else ""
+    end = r"(?!\w)" if re.search(r"\w\Z", value) else ""
+    return re.compile(begin + found + end)
 
 
 def expand_references(value: Any) -> Any:

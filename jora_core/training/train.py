@@ -67,7 +67,8 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     # Before anything starts a JAX backend: processes cannot join afterwards.
     join_processes(spec.distributed)
     verbose = verbose and is_first()
-    config = read_model(spec.model)
+    # Random weights need no weights on disk.
+    config = ModelConfig.from_hf(spec.model) if spec.init == "random" else read_model(spec.model)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_whole(mesh)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)

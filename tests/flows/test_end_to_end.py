@@ -53,6 +53,7 @@ def finished(
         ],
         "evaluate": {
             "max_records": 12,
+            "tables_max_records": 0,
             "bootstrap_samples": 50,
             "max_seq_len": 512,
             "tokens_per_batch": 2048,

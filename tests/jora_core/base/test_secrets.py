@@ -99,3 +99,19 @@ def test_child_fills_in_what_its_parent_filled_in() -> None:
         check=True,
     )
     assert done.stdout.strip() == f"{len(SECRET)} costs ${{HOME}} ${{PLANTED}}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "shown"),
+    [
+        ("/data/shared", "jora_core/data/shared_context.py", "jora_core/data/shared_context.py"),
+        ("/data/shared", "cannot read /data/shared/a.txt", "cannot read ${PLANTED}/a.txt"),
+        ("token", "tokenizer and tokens", "tokenizer and tokens"),
+        ("token", 'https://host?k=token&x "a\\ntoken"', 'https://host?k=${PLANTED}&x "a\\n${PLANTED}"'),
+        ("hf_0123456789", "Bearerhf_0123456789x", "Bearer${PLANTED}x"),
+    ],
+)
+def test_longer_words_are_left(value: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED", value)
+    filled("$PLANTED")
+    assert references(text) == shown
