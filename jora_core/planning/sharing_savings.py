@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from jora_core.architecture.model_config import ModelConfig
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import cached, load_groups
 from jora_core.data.records import selected_records
 from jora_core.data.row_packing import batch_rows
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.specs.planning import SharingSpec
-from jora_core.weights.model_folder import read_model
 
 
 def count_sharing(spec: SharingSpec) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def count_sharing(spec: SharingSpec) -> dict[str, Any]:
     Raises:
         InputError: the records or the tokenizer cannot be used, or nothing is selected.
     """
-    config = read_model(spec.model)
+    config = ModelConfig.from_hf(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     data = spec.data
     selected = selected_records(data)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from jora_core.base.atomic_files import write_bytes
 from jora_core.base.digests import file_digests
 
 DIGESTS = "jora-digests.json"
+# What reading a damaged file of digests raises.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ def write_digests(folder: Path, needs: CheckpointNeeds) -> None:
     digests = file_digests([folder / name for name in names])
     found = {"files": dict(zip(names, digests, strict=True)), "needs": asdict(needs)}
     write_bytes(folder / DIGESTS, json.dumps(found, sort_keys=True, indent=1).encode())
+
+
+def best_steps(steps: Path) -> dict[int, int | None]:
+    """Return the step of the best checkpoint as of each checkpoint whose digests can be read, by step."""
+    found: dict[int, int | None] = {}
+    for path in steps.glob(f"*/{DIGESTS}"):
+        with suppress(*_UNREADABLE):
+            found[int(path.parent.name)] = _read(path)[1].best_step
+    return found
 
 
 def damage_of(folder: Path) -> str | None:
@@ -86,11 +98,10 @@ def remove_damaged(steps: Path, log: Path) -> list[str]:
 def _checked(folder: Path) -> tuple[str | None, CheckpointNeeds | None]:
     """Return (damage, needs); needs is None where the digests cannot be read."""
     try:
-        found = json.loads((folder / DIGESTS).read_bytes())
-        digests, needs = dict(found["files"]), CheckpointNeeds(**found["needs"])
+        digests, needs = _read(folder / DIGESTS)
     except FileNotFoundError:
         return ("it has no digests" if folder.is_dir() else "it is gone"), None
-    except (OSError, ValueError, KeyError, TypeError):
+    except _UNREADABLE:
         return DIGESTS, None
     names = _names(folder)
     for name in sorted({*digests, *names}):
@@ -102,6 +113,11 @@ def _checked(folder: Path) -> tuple[str | None, CheckpointNeeds | None]:
         return f"{Path(error.filename or folder).name} cannot be read", needs
     changed = [name for name, digest in zip(names, present, strict=True) if digests[name] != digest]
     return (changed[0] if changed else None), needs
+
+
+def _read(path: Path) -> tuple[dict[str, str], CheckpointNeeds]:
+    found = json.loads(path.read_bytes())
+    return dict(found["files"]), CheckpointNeeds(**found["needs"])
 
 
 def _names(folder: Path) -> list[str]:

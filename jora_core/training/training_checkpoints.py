@@ -37,6 +37,7 @@ from jora_core.parallel.processes import is_first, wait_for_all
 from jora_core.specs.train import TrainSpec
 from jora_core.training.checkpoint_digests import (
     CheckpointNeeds,
+    best_steps,
     damage_of,
     remove_damaged,
     write_digests,
@@ -88,17 +89,25 @@ class Position:
 
 
 class _PreservationPolicy(policies.PreservationPolicy):
-    """Orbax policy that keeps the newest checkpoints and the one of the best step."""
+    """Orbax policy that keeps the newest checkpoints and the best one as of each of them.
 
-    def __init__(self, newest: int) -> None:
+    The best as of an older checkpoint is kept too: without it, a run could not continue from there when the
+    newest checkpoint is damaged.
+
+    Attributes:
+        best_of: step of the best checkpoint as of each checkpoint, by step.
+    """
+
+    def __init__(self, newest: int, best_of: dict[int, int | None]) -> None:
         self._newest = newest
-        self.best_step: int | None = None
+        self.best_of = best_of
 
     def should_preserve(
         self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
     ) -> list[bool]:
-        oldest = len(checkpoints) - self._newest
-        return [i >= oldest or found.step == self.best_step for i, found in enumerate(checkpoints)]
+        newest = {found.step for found in checkpoints[-self._newest :]}
+        kept = newest | {self.best_of.get(step) for step in newest}
+        return [found.step in kept for found in checkpoints]
 
 
 class Checkpoints:
@@ -111,7 +120,7 @@ class Checkpoints:
             folder: checkpoint folder, used by one run at a time.
             digest: `run_digest` of the spec.
             keep: number of newest checkpoints to keep.
-            keep_best: whether the checkpoint of the best step is kept as well.
+            keep_best: whether the best checkpoint as of each of them is kept as well.
 
         Raises:
             InputError: the folder cannot be written.
@@ -130,7 +139,7 @@ class Checkpoints:
         except OSError as err:
             raise InputError(f"cannot write checkpoint_dir {folder}: {err.strerror or err}") from None
         wait_for_all("checkpoint folder")
-        self._policy = _PreservationPolicy(keep)
+        self._policy = _PreservationPolicy(keep, best_steps(self._folder / "steps") if keep_best else {})
         self._keep_best = keep_best
         self._manager = ocp.CheckpointManager(
             self._folder / "steps",
@@ -189,8 +198,7 @@ class Checkpoints:
         # The save before must be finished, since its digests are written with its own step.
         self._settle()
         best = position.early_stopping.best_step if self._keep_best else None
-        if self._keep_best:
-            self._policy.best_step = best
+        self._policy.best_of[position.step] = best
         self._saving = (position.step, CheckpointNeeds.of(self._folder / LOG, best))
         self._manager.save(
             position.step,
@@ -230,10 +238,7 @@ class Checkpoints:
         )
         leaves = [found["state"][name] for name in sorted(found["state"])]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        position = Position.from_json(found["position"])
-        if self._keep_best:
-            self._policy.best_step = position.early_stopping.best_step
-        return state, position
+        return state, Position.from_json(found["position"])
 
     def close(self) -> None:
         """Wait until all saved checkpoints are on disk."""

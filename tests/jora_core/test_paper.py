@@ -218,10 +218,10 @@ def test_gemma_pair_trains_a_gemma(alpaca_json, tiny_model, tmp_path):
 def test_gemma_pair_says_what_is_wrong(alpaca_json, tmp_path):
     folder = tmp_path / "gemma"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "hidden_size": 8}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3n", "hidden_size": 8}))
     config = jora_core.ParagemmaConfig(GEMMA_MODEL_PATH=folder)
     dataset = jora_core.generate_alpaca_dataset_gemma(alpaca_json, "train", config, alpaca_mix=0.0)
-    with pytest.raises(InputError, match="architecture gemma3"):
+    with pytest.raises(InputError, match="architecture gemma3n"):
         jora_core.train_lora_gemma(config, dataset, tmp_path / "out")
     with pytest.raises(InputError, match="set GEMMA_MODEL_PATH"):
         jora_core.train_lora_gemma(jora_core.ParagemmaConfig(), dataset, tmp_path / "out")
