@@ -8,6 +8,7 @@ grouping or the train/validation split, is no part of the cache key.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ FORMAT = 1
 _CHUNK_ROWS = 2048
 # Smaller files are tokenised before a progress bar could be read.
 _BAR_ROWS = 20_000
+
+logger = logging.getLogger("jora.cache")
 
 Row = dict[str, Any]
 Pieces = list[np.ndarray]
@@ -80,6 +83,8 @@ def cached_tokens(
     """
     path = folder / f"{key}.arrow"
     if not _whole(path):
+        if path.exists() or _digest_file(path).exists():
+            logger.warning("%s: damaged, or without a digest, so it is written again", path)
         _build(path, tokenised(rows(), texts_of, tokenizer, total))
     # The file holds ids alone; the rows are read again from the records beside it.
     yield from zip(rows(), _read(path), strict=True)

@@ -13,13 +13,14 @@ shards again, as long as configuration, inputs and code are the same.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
-from jora_core.base.digests import canonical_json, file_digest, text_digest
+from jora_core.base.digests import canonical_json, file_digest, file_digests, json_digest, text_digest
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from retrieval.build.inputs import input_digests, limits_of
 from retrieval.build.record_files import RANKING_COLUMNS
@@ -43,6 +44,8 @@ MOST_SHARDS = 64
 #: Records between two reports of progress.
 PROGRESS_STEP = 500
 
+logger = logging.getLogger("jora.cache")
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -65,12 +68,14 @@ class Prepared:
         key: digest of configuration, inputs and code, under which the work folder is found again.
         inputs: SHA-256 of every input by label.
         examples: number of examples by task, in the order of the records.
+        files: SHA-256 of every prepared file by its path in the work folder.
         shards: all shards, in the order of the records.
     """
 
     key: str
     inputs: dict[str, str]
     examples: dict[str, int]
+    files: dict[str, str]
     shards: list[Shard]
 
 
@@ -91,6 +96,9 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
 def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     """Prepare the work folder, or reuse a folder that was prepared with the same configuration and inputs.
 
+    A prepared folder is compared with the digests of its files before it is used again. A damaged one is
+    prepared anew, with a warning.
+
     Args:
         config: the configuration of the build.
         work: the work folder.
@@ -108,7 +116,12 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     if found is not None and found.key == key:
         # Left by a process that was killed while it wrote.
         remove_temporaries(work)
-        return found
+        damaged = _damaged(work, found.files)
+        if damaged is None:
+            return found
+        logger.warning("%s: damaged, so the corpora are prepared again", work / damaged)
+    elif found is None and (work / PREPARED).exists():
+        logger.warning("%s: damaged, so the corpora are prepared again", work / PREPARED)
     shutil.rmtree(work, ignore_errors=True)
     embedder = _embedder(config)
     if config.reranker:
@@ -120,17 +133,24 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
         with limited_to(limits_of(config)):
             examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
-    about = {"key": key, "inputs": inputs, "examples": examples}
+    # Of what the shards will read. Nothing else would notice a changed bit of a mapped array.
+    paths = [path for task in examples for path in sorted((work / task).rglob("*")) if path.is_file()]
+    names = [path.relative_to(work).as_posix() for path in paths]
+    files = dict(zip(names, file_digests(paths), strict=True))
+    about = {"key": key, "inputs": inputs, "examples": examples, "files": files}
     # Last: without this file the folder counts as unprepared, and is filled anew.
-    write_bytes(work / PREPARED, json.dumps(about).encode())
-    return Prepared(key, inputs, examples, cut(examples, config.shard_records))
+    write_bytes(work / PREPARED, json.dumps({**about, "digest": json_digest(about)}).encode())
+    return Prepared(**about, shards=cut(examples, config.shard_records))
 
 
 def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
     """Return the description of a prepared work folder, or None if `prepare` did not finish there."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        digest = about.pop("digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if json_digest(about) != digest:
         return None
     return Prepared(**about, shards=cut(about["examples"], config.shard_records))
 
@@ -221,13 +241,19 @@ def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
 def shard_done(work: Path, shard: Shard) -> bool:
     """Return whether the files of a shard are complete and unchanged since they were written."""
     paths = shard_paths(work, shard)
+    done = paths.pop("done")
     try:
-        digests = json.loads(paths["done"].read_text(encoding="utf-8"))
-        return all(
-            paths[name].is_file() and file_digest(paths[name]) == digest for name, digest in digests.items()
-        )
+        digests = json.loads(done.read_text(encoding="utf-8"))
+        if digests == {name: file_digest(path) for name, path in paths.items()}:
+            return True
+    except FileNotFoundError:
+        # Without its last file a shard was not finished.
+        if not done.exists():
+            return False
     except (OSError, ValueError):
-        return False
+        pass
+    logger.warning("%s: a file of this shard is damaged, so it is built again", done)
+    return False
 
 
 def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
@@ -246,6 +272,18 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
                 report, merge_reports.load(TaskReport, shard_paths(work, shard)["report"].read_bytes())
             )
     return report
+
+
+def _damaged(work: Path, files: Mapping[str, str]) -> str | None:
+    """Return the first prepared file that is missing or not as it was written; None if all are whole."""
+    for name in files:
+        if not (work / name).is_file():
+            return name
+    try:
+        digests = file_digests([work / name for name in files])
+    except OSError as error:
+        return Path(error.filename or work).relative_to(work).as_posix()
+    return next((name for name, found in zip(files, digests, strict=True) if found != files[name]), None)
 
 
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from retrieval.evaluation import merge_reports
 from retrieval.evaluation.task_report import TaskReport
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, TablesTask, ThreadsTask
+from tests.flows.damage import KINDS, damage
 
 FILES = ("records.parquet", "rankings.parquet", "metrics.json")
 
@@ -320,3 +322,39 @@ def test_reports_join_in_parts_as_in_one() -> None:
     report = TaskReport()
     report.add_ranking("test", "bm25", np.array([2, 1]), np.array([1]))
     assert merge_reports.load(TaskReport, merge_reports.dump(report)) == report
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_prepared_files_are_prepared_again(
+    light: ContextConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Also of those that only a shard reads, such as the arrays of the index."""
+    build_record_files(light, tmp_path / "one")
+    kept, work = tmp_path / "kept", tmp_path / "work"
+    prepare(light, kept, lambda *_: None)
+    build_numbered(light, kept, 0)
+    names = [path.relative_to(kept) for path in kept.rglob("*") if path.is_file()]
+    arrays = [name for name in names if "bm25" in name.parts and name.suffix == ".npy"]
+    for name in (arrays[0], Path("qa") / "report.json", Path("prepared.json")):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(kept, work)
+        damage(work / name, kind, seed=1)
+        caplog.clear()
+        build_record_files(light, tmp_path / "again", work_dir=work)
+        # Without this file a folder counts as not prepared, as a kill leaves it.
+        told = name.name != "prepared.json" or kind != "delete"
+        assert (str(work / name) in caplog.text) == told, caplog.text
+        assert contents(tmp_path / "again") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"records": 1}', "7", "\xff"])
+def test_a_shard_with_broken_digests_is_built_again(
+    light: ContextConfig, tmp_path: Path, content: str
+) -> None:
+    prepared = prepare(light, tmp_path, lambda *_: None)
+    build_numbered(light, tmp_path, 0)
+    assert shard_done(tmp_path, prepared.shards[0])
+    shard_paths(tmp_path, prepared.shards[0])["done"].write_bytes(content.encode("latin-1"))
+    assert not shard_done(tmp_path, prepared.shards[0])
+    build_numbered(light, tmp_path, 0)
+    assert shard_done(tmp_path, prepared.shards[0])
