@@ -324,9 +324,8 @@ def test_reports_join_in_parts_as_in_one() -> None:
     assert merge_reports.load(TaskReport, merge_reports.dump(report)) == report
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_prepared_files_are_prepared_again(
-    light: ContextConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+    light: ContextConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also of those that only a shard reads, such as the arrays of the index."""
     build_record_files(light, tmp_path / "one")
@@ -335,7 +334,7 @@ def test_damaged_prepared_files_are_prepared_again(
     build_numbered(light, kept, 0)
     names = [path.relative_to(kept) for path in kept.rglob("*") if path.is_file()]
     arrays = [name for name in names if "bm25" in name.parts and name.suffix == ".npy"]
-    for name in (arrays[0], Path("qa") / "report.json", Path("prepared.json")):
+    for name, kind in zip((arrays[0], Path("qa/report.json"), Path("prepared.json")), KINDS, strict=True):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(kept, work)
         damage(work / name, kind, seed=1)
@@ -343,7 +342,7 @@ def test_damaged_prepared_files_are_prepared_again(
         build_record_files(light, tmp_path / "again", work_dir=work)
         # Without this file a folder counts as not prepared, as a kill leaves it.
         told = name.name != "prepared.json" or kind != "delete"
-        assert (str(work / name) in caplog.text) == told, caplog.text
+        assert (str(work / name) in caplog.text) == told, f"{kind} of {name}: {caplog.text}"
         assert contents(tmp_path / "again") == contents(tmp_path / "one")
 
 
@@ -351,10 +350,11 @@ def test_damaged_prepared_files_are_prepared_again(
 def test_a_shard_with_broken_digests_is_built_again(
     light: ContextConfig, tmp_path: Path, content: str
 ) -> None:
-    prepared = prepare(light, tmp_path, lambda *_: None)
-    build_numbered(light, tmp_path, 0)
-    assert shard_done(tmp_path, prepared.shards[0])
-    shard_paths(tmp_path, prepared.shards[0])["done"].write_bytes(content.encode("latin-1"))
-    assert not shard_done(tmp_path, prepared.shards[0])
-    build_numbered(light, tmp_path, 0)
-    assert shard_done(tmp_path, prepared.shards[0])
+    work = tmp_path / "work"
+    prepared = prepare(light, work, lambda *_: None)
+    build_numbered(light, work, 0)
+    assert shard_done(work, prepared.shards[0])
+    shard_paths(work, prepared.shards[0])["done"].write_bytes(content.encode("latin-1"))
+    assert not shard_done(work, prepared.shards[0])
+    build_numbered(light, work, 0)
+    assert shard_done(work, prepared.shards[0])
