@@ -2,8 +2,8 @@
 `python -m tests.flows.submissions [--runs 50] [--busy 2] [--folder build/submissions]`.
 
 Each run changes the seed, so every stage but `convert-model` has work to do. All runs are submitted at once,
-as many users would. The ends stand in `ends.json` of the folder, so a script that was stopped goes on where it
-was; `--again` starts anew. Ends with 1 unless all runs are Completed.
+as many users would. The ends stand in `ends.json` of the folder, so a script that was stopped goes on where
+it was; `--again` starts anew. Ends with 1 unless all runs are Completed.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def main(runs: int, busy: int, folder: Path) -> int:
     states = Counter(end["state"] for end in ends.values())
     seconds = sorted(end["seconds"] for end in ends.values())
     print(
-        f"{dict(states)}; {seconds[0]:.0f} to {seconds[-1]:.0f} s a run, median {seconds[len(seconds) // 2]:.0f} s; "
-        f"{busy} busy processes on {os.cpu_count()} cores"
+        f"{dict(states)}; {seconds[0]:.0f} to {seconds[-1]:.0f} s a run, "
+        f"median {seconds[len(seconds) // 2]:.0f} s; {busy} busy processes on {os.cpu_count()} cores"
     )
     return 0 if states == {"Completed": runs} else 1
 
