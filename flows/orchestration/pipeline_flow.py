@@ -225,20 +225,32 @@ class _Request:
             return self.config.resolved()
         if self.configuration is None:
             raise InputError("configuration: this parameter is missing; give the path of a YAML file")
-        # Relative paths mean the same as on the command line that registered the deployment.
-        folder = Path(os.environ.get(FOLDER, "."))
-        if not folder.is_dir():
-            raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
-        changes = self.changes or []
-        with contextlib.chdir(folder):
-            found = load_config(self.configuration, changes)
-            # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,
-            # such as a mesh that the model cannot be split over.
-            known = {problem.message for problem in problems(load_config(self.configuration))}
-        for problem in problems(found):
-            if problem.fatal and problem.message not in known:
-                raise InputError(f"changes: {problem.message}")
-        return found
+        return named_config(self.configuration, self.changes or [])
+
+
+def named_config(name: str, changes: Sequence[str]) -> PipelineConfig:
+    """Load the configuration that a parameter of a flow run names.
+
+    Args:
+        name: path of its file, as on the command line that registered the deployment.
+        changes: lines such as `seed=1`.
+
+    Raises:
+        InputError: the file or a change is wrong.
+    """
+    # Relative paths mean the same as on that command line.
+    folder = Path(os.environ.get(FOLDER, "."))
+    if not folder.is_dir():
+        raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
+    with contextlib.chdir(folder):
+        found = load_config(name, changes)
+        # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,
+        # such as a mesh that the model cannot be split over.
+        known = {problem.message for problem in problems(load_config(name))}
+    for problem in problems(found):
+        if problem.fatal and problem.message not in known:
+            raise InputError(f"changes: {problem.message}")
+    return found
 
 
 def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) -> Any:
@@ -246,7 +258,7 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
 
     In a run of a deployment, a wrong input is the state `Failed` with one line, not an exception.
     """
-    flow_run = _deployed_run()
+    flow_run = deployed_run()
     if flow_run is None:
         settings = request.settings()
         return _run_and_report(settings, chosen(settings), request.force)
@@ -278,7 +290,7 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
         return Failed(message=line)
 
 
-def _deployed_run() -> FlowRun | None:
+def deployed_run() -> FlowRun | None:
     """Return the flow run of a deployment that this is; None for a run that a program has started."""
     context = FlowRunContext.get()
     found = context.flow_run if context else None

@@ -104,7 +104,7 @@ def points(count: int, seed: int) -> list[Point]:
             DATABASES[number // (2 * len(TARGETS)) % len(DATABASES)],
             TARGETS[number % len(TARGETS)],
             round(rng.uniform(0.02, 0.95), 3),
-            rng.random() < 0.5,
+            rng.random() < 0.3,
         )
         for number in range(count)
     ]
@@ -146,7 +146,7 @@ def find(target: str, serve: int) -> int | None:
         return serve
     alive = processes()
     words = {
-        "flow": "flow-run execute",
+        "flow": "prefect.engine",
         "trainer": "jora_core.commands.train",
         "worker": "flows.orchestration.serving.worker",
         "server": "prefect server start",
@@ -274,7 +274,14 @@ def adapter(store: Store) -> str | None:
 
 @dataclass(frozen=True)
 class Alone:
-    """A run left alone: seconds of the whole run, of one from the training on, of the training; its adapter."""
+    """Runs left alone.
+
+    Attributes:
+        whole: seconds of a run from the corpora on.
+        later: seconds of a run from the training on.
+        training: seconds of the training.
+        adapter: digest of the adapter.
+    """
 
     whole: float
     later: float
@@ -301,7 +308,11 @@ def run_alone(served: Served) -> Alone:
 
 
 def kill_once(served: Served, point: Point, alone: Alone) -> Outcome | None:
-    """Submit a run, kill the target at its moment, and wait for the end; None if the run ended before."""
+    """Submit a run, kill the target at its moment, and wait for the end; None if the run ended before.
+
+    Raises:
+        RuntimeError: the process to kill was not found, although the run goes on.
+    """
     outcome = Outcome(point)
     served.clear(point.whole)
     run = served.submit()
@@ -318,8 +329,13 @@ def kill_once(served: Served, point: Point, alone: Alone) -> Outcome | None:
     else:
         time.sleep(point.share * (alone.whole if point.whole else alone.later))
     victim = find(point.target, served.pid)
-    if victim is None or served.state(run).is_final():
+    state = served.state(run)
+    if state is not None and state.is_final():
         return None
+    if victim is None:
+        if point.target == "trainer":
+            return None  # the training ended before
+        raise RuntimeError(f"{point}: no such process")
     # The server's own death ends all of `jora serve`.
     belong = tree(victim) if point.target != "server" else tree(served.pid)
     for pid in belong if point.target == "whole tree" else [victim]:
@@ -386,7 +402,8 @@ def half_artifacts(store: Store) -> list[str]:
 def table(outcomes: list[Outcome]) -> str:
     """Return the Markdown table of docs/reliability.md."""
     lines = [
-        "| Database | Killed | Kills | Completed | by itself | orphans | slots | half artifacts | other adapter |",
+        "| Database | Killed | Kills | Completed | by itself | orphans | slots | half artifacts "
+        "| other adapter |",
         "|---|---|" + "---:|" * 7,
     ]
 
@@ -411,8 +428,8 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 @contextmanager
-def serving(name: str, folder: Path) -> Iterator[tuple[Served, Alone]]:
-    """Serve the project over one database during the block; yield what serves it, and its run left alone."""
+def serving(name: str, folder: Path) -> Iterator[Served]:
+    """Serve the project over one database during the block."""
     with ExitStack() as stack:
         url = stack.enter_context(database(folder / "postgres")) if name == "Postgres" else None
         served = Served(folder / name.lower(), url)
@@ -420,7 +437,7 @@ def serving(name: str, folder: Path) -> Iterator[tuple[Served, Alone]]:
         shutil.rmtree(served.folder / "home", ignore_errors=True)
         try:
             served.start()
-            yield served, run_alone(served)
+            yield served
         finally:
             served.stop()
 
@@ -441,14 +458,13 @@ def main(count: int, folder: Path, seed: int) -> list[Outcome]:
     waiting = [point for point in points(count, seed) if point.number not in done]
     while waiting:
         name = waiting[0].database
-        with serving(name, folder) as (served, alone):
+        with serving(name, folder) as served:
+            # Once for both databases and all starts of the script: the adapter must be the same.
+            noted = folder / "alone.json"
+            if not noted.exists():
+                noted.write_text(json.dumps(asdict(run_alone(served))))
+            alone = Alone(**json.loads(noted.read_text()))
             print(f"{name}: left alone {alone}", flush=True)
-            # The same over both databases and at every start of the script.
-            expected = folder / "adapter.sha256"
-            if not expected.exists():
-                expected.write_text(alone.adapter)
-            if alone.adapter != expected.read_text():
-                raise RuntimeError(f"the adapter of the run left alone is not that of {expected}")
             while waiting and waiting[0].database == name:
                 point = waiting.pop(0)
                 outcome = kill_once(served, point, alone)
@@ -470,6 +486,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="only print the table of the points so far")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all servers end with the script
     try:
         found = main(0 if args.table else args.points, args.folder.resolve(), args.seed)
     except CannotStart as error:

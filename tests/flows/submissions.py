@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,4 +82,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.again:
         shutil.rmtree(args.folder, ignore_errors=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all servers end with the script
     sys.exit(main(args.runs, args.busy, args.folder.resolve()))
