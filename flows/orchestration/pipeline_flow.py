@@ -25,6 +25,7 @@ prepare_environment()
 from prefect import flow, task
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.children.run_child import children_end_with_block, limit_silence, stopping
@@ -47,6 +48,7 @@ from flows.orchestration.serving.catch_up import NAME as SKIPPED
 from flows.orchestration.serving.catch_up import message as superseded_message
 from flows.orchestration.serving.catch_up_runs import newer_due_run
 from flows.orchestration.serving.lost_runs import note_process
+from flows.orchestration.serving.server_outage import outages_told
 from flows.orchestration.serving.stage_choice import ALL_STAGES, selection_of
 from flows.orchestration.task_cache import result_folder, stage_key_policy, why_stale
 from flows.stages import STAGES
@@ -359,7 +361,11 @@ def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[A
     states: dict[str, State[dict[str, Any]]] = {}
     keys = {name: identities[name].key for name in names}
     limit_silence(config.retries.no_progress_seconds)
-    with recorded_run(store, config, keys) as record, children_end_with_block():
+    with (
+        recorded_run(store, config, keys) as record,
+        children_end_with_block(),
+        outages_told(PREFECT_API_URL.value(), get_run_logger()),
+    ):
         record.begin()
         if len(first) > 1:
             calls = {name: _task(name, config, store, identities, force) for name in first}

@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
-from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
+from flows.orchestration.prefect_server import FOLDER, PATIENCE, answers, known_urls, prepare_environment
 from flows.orchestration.serving.data_triggers import run_on_changed_data
 from flows.orchestration.serving.deployments import PIPELINE, deployments, served
 from flows.orchestration.serving.lost_runs import watch_for_lost_runs
@@ -28,6 +28,7 @@ HEARTBEAT_SECONDS = 30
 RUN_ENVIRONMENT = {
     "PREFECT_CLIENT_METRICS_ENABLED": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    **PATIENCE,
 }
 
 

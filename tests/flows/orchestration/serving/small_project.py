@@ -67,13 +67,22 @@ def write_project(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[SmallProject]:
-    """Serve a small project in a folder during the block."""
-    write_project(folder)
+def serving(folder: Path, *arguments: str) -> Iterator[SmallProject]:
+    """Serve a project during the block.
+
+    Args:
+        folder: folder of the project, or of its store; made here.
+        arguments: configuration and options of `jora serve`; none serve the small project.
+    """
+    if arguments:
+        folder.mkdir(parents=True)
+    else:
+        write_project(folder)
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "flows.cli", "serve", "small.yaml", "--port", str(port)]
+    given = arguments or ("small.yaml",)
+    command = [sys.executable, "-m", "flows.cli", "serve", *given, "--port", str(port)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     project = SmallProject(folder, f"http://127.0.0.1:{port}/api")
