@@ -46,7 +46,12 @@ def run_on_changed_data(client: SyncPrefectClient, items: Sequence[Served], pipe
             ),
             # pyright takes the union of all actions as invariant.
             actions=[  # type: ignore[reportArgumentType]
-                RunDeployment(source="selected", deployment_id=pipeline, parameters=item.parameters)
+                RunDeployment(
+                    source="selected",
+                    deployment_id=pipeline,
+                    parameters=item.parameters,
+                    job_variables=None,
+                )
             ],
         )
         known = client.read_automations_by_name(name)
