@@ -1,9 +1,9 @@
-"""Measure what Prefect adds to a full run: `jora run` against a running server, and the same stages without it:
+"""Measure what Prefect adds to a full run: `jora run` against a running server, and the same without it:
 `python -m tests.flows.orchestration.measure_overhead [--pairs 3] [--folder build/overhead]`.
 
-The two take turns (A B A B) on a small project, each with a store of its own and a seed that is new to both. A
-first pair fills the caches and is not counted. Prints wall time and processor time of each run, with all its
-child processes, and the medians of the differences.
+The two take turns (A B A B) on a small project, each with a store of its own, and force all stages. The first
+pair fills the caches and is not counted. Prints wall time and processor time of each run, with all its child
+processes, and the medians of the differences.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
 def without_prefect(config: Path, changes: list[str]) -> None:
     """Run all stages one after the other in this process."""
     settings = load_config(config, changes)
-    run_stages([stage.name for stage in stages_of(settings, STAGES)], settings, Store(settings.store), STAGES)
+    names = [stage.name for stage in stages_of(settings, STAGES)]
+    run_stages(names, settings, Store(settings.store), STAGES, force=True)
 
 
 def main(pairs: int, folder: Path) -> None:
@@ -63,11 +64,10 @@ def main(pairs: int, folder: Path) -> None:
             found = []
             for name, words in (
                 ("without", ["-m", "tests.flows.orchestration.measure_overhead", "--alone"]),
-                ("with", ["-m", "flows.cli", "run", "small.yaml"]),
+                ("with", ["-m", "flows.cli", "run", "small.yaml", "--force"]),
             ):
-                changes = [f"seed={100 + pair}", f"store={folder / name}"]
-                options = [word for change in changes for word in ("--set", change)]
-                found.append(timed([sys.executable, *words, *options], folder, environment))
+                store = ["--set", f"store={folder / name}"]
+                found.append(timed([sys.executable, *words, *store], folder, environment))
             note = " (fills the caches)" if pair == 0 else ""
             print(
                 f"without Prefect {found[0][0]:.1f} s, {found[0][1]:.1f} s of processor; "
