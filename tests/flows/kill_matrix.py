@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -223,23 +224,22 @@ class Served:
             finally:
                 self.process.kill()
 
+    @cached_property
     def client(self) -> Any:
-        """Return a client of the server."""
+        """A client of the server; one for all calls, because each new one reads the certificates."""
         from prefect.client.orchestration import SyncPrefectClient
 
-        return SyncPrefectClient(f"http://127.0.0.1:{self.port}/api")
+        return SyncPrefectClient(f"http://127.0.0.1:{self.port}/api").__enter__()
 
     def submit(self) -> Any:
         """Submit a run of all stages; return its id."""
-        with self.client() as client:
-            deployment = client.read_deployment_by_name("raft-pipeline/raft-pipeline")
-            return client.create_flow_run_from_deployment(deployment.id).id
+        deployment = self.client.read_deployment_by_name("raft-pipeline/raft-pipeline")
+        return self.client.create_flow_run_from_deployment(deployment.id).id
 
     def state(self, run: Any) -> Any:
         """Return the state of a run; None while the server does not answer."""
         try:
-            with self.client() as client:
-                return client.read_flow_run(run).state
+            return self.client.read_flow_run(run).state
         # Of httpx, of Prefect, of a server that has just begun: all of them mean that it is asked too early.
         except Exception:
             return None
@@ -262,7 +262,7 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
     while not (found := condition()):
         if time.monotonic() > deadline:
             return None
-        time.sleep(0.2)
+        time.sleep(0.5)
     return found
 
 
@@ -383,9 +383,8 @@ def slots(served: Served) -> int:
 
     busy = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=busy)))
-    with served.client() as client:
-        limits = client.read_global_concurrency_limits(limit=200, offset=0)
-        parents = [run for run in client.read_flow_runs(flow_run_filter=chosen) if run.deployment_id]
+    limits = served.client.read_global_concurrency_limits(limit=200, offset=0)
+    parents = [run for run in served.client.read_flow_runs(flow_run_filter=chosen) if run.deployment_id]
     return sum(limit.active_slots for limit in limits) + len(parents)
 
 
