@@ -1,7 +1,7 @@
 """SHA-256 of files, texts and JSON values, as hexadecimal text; cache files with a digest beside them.
 
-The digest of the cache file `NAME` is in `NAME.sha256`. So a damaged file is never read, and its owner writes it
-again.
+The digest of the cache file `NAME` is in `NAME.sha256`. So a damaged file is never read, and its owner
+writes it again.
 """
 
 from __future__ import annotations
