@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ Row = tuple[str, int, dict[str, Any]]
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".arrow")
 _DELIMITERS = (",", ";", "\t", "|")
 _START = 1 << 16
-_BATCH = 1024
+#: Rows that are read at once: a row group of Parquet may have millions.
+BATCH_ROWS = 1024
 # Excel names the delimiter on a first line of its own.
 _NAMED = re.compile(r"sep=(.)$")
 
@@ -67,7 +68,8 @@ def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, 
     if name.endswith(".xlsx"):
         return _sheet_rows(path, contents.sheet)
     if name.endswith((".parquet", ".arrow")):
-        return _arrow_rows(path, name.endswith(".parquet"))
+        parquet = name.endswith(".parquet")
+        return numbered_rows(path, _batches(path, parquet), "Parquet" if parquet else "Arrow")
     if name.endswith(TABLES):
         return _text_rows(path, contents.delimiter)
     # JSON lines are often called `.json`, and lists `.jsonl`.
@@ -199,27 +201,42 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
         raise InputError(f"{path}: not a readable .xlsx file ({reason:.200}); save it again") from error
 
 
-def _arrow_rows(path: Path, parquet: bool) -> Iterator[Row]:
+def numbered_rows(path: Path, batches: Iterable[Any], kind: str) -> Iterator[Row]:
+    """Yield (place for errors, 1-based row, row) of each row of Arrow's batches.
+
+    Args:
+        path: the file, for errors.
+        batches: record batches, read while this function runs.
+        kind: what the file is, for errors.
+
+    Raises:
+        InputError: the file is broken.
+    """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_BATCH) if parquet else _batches(path):
+        for batch in batches:
             for value in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", number, value
+    # An InputError is a ValueError, which the next clause would report as a broken file.
+    except InputError:
+        raise
+    # Values out of Python's range are ValueErrors, such as dates beyond the year 9999.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        kind = "Parquet" if parquet else "Arrow"
         raise InputError(f"{path}: not a readable {kind} file ({error}); write it again") from error
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    """Yield the batches of an Arrow file or stream; folders of the library `datasets` hold streams."""
+def _batches(path: Path, parquet: bool) -> Iterator[Any]:
+    """Yield the batches of a Parquet file, or of an Arrow file or stream; `datasets` saves streams."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    if parquet:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH_ROWS)
+        return
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             source.seek(0)
