@@ -15,7 +15,7 @@ from retrieval.readers.files.columns import mapped_rows
 from retrieval.readers.files.json_stream import first_fields
 from retrieval.readers.files.tables import BATCH_ROWS, TABLES, Contents, Row, any_rows, numbered_rows
 from retrieval.text.normalize import answer_text
-from retrieval.text.values import is_missing, printed, printed_id
+from retrieval.text.values import is_empty, printed, printed_id
 
 
 def rows(
@@ -149,7 +149,7 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
         InputError: the value, or an item of the list, is something else, such as an object.
     """
     items = value if isinstance(value, list) else [value]
-    texts = [printed(item) for item in items if not is_missing(item)]
+    texts = [printed(item) for item in items if not is_empty(item)]
     found = [text for text in texts if text is not None]
     if len(found) != len(texts):
         raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")
