@@ -12,9 +12,7 @@ import gzip
 import io
 import lzma
 import re
-import shutil
 import tarfile
-import uuid
 import zipfile
 import zlib
 from collections import Counter
@@ -23,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 from retrieval.corpus.folder_walk import is_hidden
@@ -309,10 +308,8 @@ def _extract(
     bounds: tuple[Path, ReadingLimits, int],
 ) -> None:
     path, limits, left = bounds
-    # Built under a temporary name and renamed, so that no other process sees half of a folder.
-    making = folder.parent.with_name(f".{uuid.uuid4().hex}")
-    try:
-        (making / folder.name).mkdir(parents=True)
+    with atomic_folder(folder.parent) as making:
+        (making / folder.name).mkdir()
         for member in members:
             # Names that would lead out of the folder lose those parts.
             parts = [part for part in re.split(r"[/\\]", member.filename) if part not in ("", ".", "..")]
@@ -325,10 +322,3 @@ def _extract(
                     if left < 0:
                         raise limits.too_large(path)
                     sink.write(piece)
-        try:
-            making.rename(folder.parent)
-        except OSError:
-            if not folder.is_dir():  # else another process has just made it
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
