@@ -101,17 +101,21 @@ def read_whole(path: Path) -> bytes:
     return raw
 
 
+def packing_of(head: bytes) -> str | None:
+    """Return how a file is packed whose first bytes are `head`, such as `gzip`; None if it is not."""
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    return "zstd" if kind is None and _SKIPPABLE.match(head) else kind
+
+
 def _packing(path: Path, head: bytes) -> str | None:
     """Return how a file is packed, or None for a plain file.
 
     Raises:
         InputError: the bytes belong to a kind of file that holds no text, or contradict the name.
     """
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
-    if _SKIPPABLE.match(head):
-        return "zstd"
+    kind = packing_of(head)
+    if kind is not None:
+        return kind
     named = next((kind for ending, kind in _NAMED.items() if path.name.lower().endswith(ending)), None)
     # A file that was unpacked and kept its name is read; other bytes are a damaged file.
     if named is not None and head and not _plain_text(head):
