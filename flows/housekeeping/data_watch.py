@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.engine.cached_files import seal, whole
-from jora_core.base.atomic_files import write_bytes
-from jora_core.base.digests import file_digests
+from jora_core.base.digests import file_digests, sealed_path, whole
 from jora_core.base.errors import InputError
 
 Files = Mapping[str, Path]
@@ -51,8 +49,8 @@ def write_known(path: Path, known: KnownFiles) -> None:
         InputError: the file cannot be written.
     """
     content = {"stamps": known.stamps, "digests": known.digests}
-    write_bytes(path, json.dumps(content, sort_keys=True, indent=1).encode())
-    seal(path)
+    with sealed_path(path) as temporary:
+        temporary.write_text(json.dumps(content, sort_keys=True, indent=1))
 
 
 @dataclass(frozen=True)

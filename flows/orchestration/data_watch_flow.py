@@ -25,12 +25,13 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.housekeeping.data_watch import Watch, read_known, write_known
+from flows.orchestration.flow_runs import deployed_run
 from flows.orchestration.notifications import emit_data_changed
-from flows.orchestration.pipeline_flow import deployed_run, named_config
 from flows.orchestration.serving.catch_up import NAME as SKIPPED
 from flows.orchestration.serving.catch_up import message as superseded_message
 from flows.orchestration.serving.catch_up_runs import newer_due_run
 from flows.orchestration.serving.lost_runs import note_process
+from flows.orchestration.serving.run_request import RunRequest
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import mask
 from retrieval.build.inputs import input_files
@@ -54,9 +55,8 @@ def data_watch(*, configuration: str | None = None, changes: list[str] | None = 
         if newer := newer_due_run(flow_run):
             return Cancelled(name=SKIPPED, message=superseded_message(newer))
     try:
-        if configuration is None:
-            raise InputError("configuration: this parameter is missing; give the path of a YAML file")
-        message = look(named_config(configuration, changes or []))
+        request = RunRequest(configuration, changes, config=None, force=False, dry_run=False)
+        message = look(request.settings())
     except InputError as error:
         line = mask(str(error))
         get_run_logger().error(line)

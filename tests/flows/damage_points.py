@@ -29,7 +29,6 @@ from unittest import mock
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
-from flows.engine.cached_files import SUFFIX
 from flows.engine.keys import identify
 from flows.engine.plan import make_plan
 from flows.engine.run_stage import run_stages
@@ -37,6 +36,7 @@ from flows.engine.stage import StageContext, stages_of
 from flows.stages import STAGES
 from flows.stages.finetune import train_spec
 from jora_core.base.digests import file_digest
+from jora_core.base.digests import whole as is_whole
 from jora_core.parallel.program_cache import unsealed
 from jora_core.specs.train import TrainSpec
 from jora_core.training.metrics_log import MetricsLog
@@ -210,10 +210,10 @@ def damage_artifacts(
             stage.name: damages.strike("artifacts", files_of(store.root / stage.name))
             for stage in stages_of(mine, STAGES)
         }
-        answers = [path for path in files_of(store.cache_dir / "answers") if path.suffix != SUFFIX]
+        answers = sorted((store.cache_dir / "answers").glob("*.parquet"))
         cached = []
         for path in answers:
-            victim, kind = damages.strike("cached answers", [path, path.with_name(path.name + SUFFIX)])
+            victim, kind = damages.strike("cached answers", [path, path.with_name(f"{path.name}.sha256")])
             cached.append((victim, kind, path))
         # The plan says it before anything runs.
         reasons = {line.name: line.reason for line in make_plan(mine, store, STAGES)}
@@ -224,10 +224,8 @@ def damage_artifacts(
         with warnings() as said:
             ran = run(mine, store)
         for path, kind, answer in cached:
-            again = answer.is_file() and file_digest(answer) == (
-                answer.with_name(answer.name + SUFFIX).read_text().strip()
-            )
-            tally.add("cached answers", kind, path, said.name(answer) and again)
+            noticed = (kind == "delete" or said.name(answer)) and is_whole(answer)
+            tally.add("cached answers", kind, path, noticed)
         after = results(store)
         for name in sorted({*whole, *after}):
             tally.compare("artifacts", store.root / name, whole.get(name) == after.get(name))
@@ -296,9 +294,9 @@ def damage_checkpoints(
             program.is_file() and unsealed(program.read_bytes()) is not None,
         )
         if tokens:
-            path = tokens[0].with_suffix(".arrow")
-            again = file_digest(path) == path.with_suffix(".sha256").read_text().strip()
-            tally.add("token ids", tokens[1], tokens[0], said.name(path) and again)
+            path = tokens[0].with_name(tokens[0].name.removesuffix(".sha256"))
+            noticed = (tokens[1] == "delete" or said.name(path)) and is_whole(path)
+            tally.add("token ids", tokens[1], tokens[0], noticed)
         adapter = spec.output_dir / "adapter_model.safetensors"
         tally.compare("checkpoints", adapter, file_digest(adapter) == whole)
 
