@@ -68,8 +68,9 @@ def was_marked(state: Any, now: datetime) -> bool:
         state: state of the run.
         now: the present time.
     """
-    message = state.message or "" if state is not None else ""
-    return message.startswith(NO_HEARTBEAT) and now - state.timestamp < RESUME_AGE
+    if state is None or not state.message:
+        return False
+    return state.message.startswith(NO_HEARTBEAT) and now - state.timestamp < RESUME_AGE
 
 
 def _alive(pid: int) -> bool:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -63,7 +64,8 @@ def test_a_run_that_the_automation_has_marked_goes_on(prefect_url: str) -> None:
     with SyncPrefectClient(prefect_url) as client:
         watch_for_lost_runs(client, 30)
         (automation,) = client.read_automations_by_name(AUTOMATION)
-        message = automation.actions[0].message
+        action: Any = automation.actions[0]
+        message = action.message
         deployment = client.create_deployment(client.create_flow(nothing), "of-a-lost-run")
 
         def crashed(pid: str, message: str) -> UUID:
