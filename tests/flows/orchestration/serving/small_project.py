@@ -19,6 +19,7 @@ from flows.orchestration.prefect_server import free_port
 ROOT = Path(__file__).resolve().parents[4]
 START_SECONDS = 900  # of a machine that also runs other work
 PRICES = {"lamp": 12, "kettle": 30, "radio": 45, "chair": 60, "clock": 25, "carpet": 90}
+TEST_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def write_project(folder: Path) -> Path:
     config = {
         "model": {"path": str(ROOT / "data" / "tiny-llama")},
         "context": {
-            "test_share": 0.3,
+            "test_share": TEST_SHARE,
             "near_duplicates": "off",
             "qa": {"source": "docs", "questions": "questions.jsonl", "legs": ["bm25"], "n_contexts": 2},
         },
