@@ -26,12 +26,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.engine.errors import StageFailed, one_line_os_errors
+from flows.engine.manifest_index import MANIFEST, StageIndex, read_index
 from jora_core.base.atomic_files import fsync, fsync_tree
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import mask
 
-MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # age at which the checkpoints of an unfinished key are removed
 
 Manifest = dict[str, Any]
@@ -122,21 +122,9 @@ class Store:
                 return Check(damage=name)
         return Check(manifest=manifest)
 
-    def manifests(self, stage: str) -> Iterator[Manifest]:
-        """Yield the readable manifests of a stage, the newest first, without a check of their seals."""
-        folder = self.root / stage
-        if not folder.is_dir():
-            return
-        found = []
-        for path in folder.iterdir():
-            try:
-                found.append(json.loads((path / MANIFEST).read_bytes()))
-            except (OSError, ValueError):
-                continue
-        # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
-        # own time of change is lost when a store is copied.
-        whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
-        yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
+    def indexes(self, stage: str) -> list[StageIndex]:
+        """Return what is known of the artifacts of a stage, without a check of seals and files."""
+        return [read_index(self.root / stage, self.cache_dir / "manifests" / f"{stage}.json")]
 
     @contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:

@@ -100,7 +100,7 @@ class RunRecorder:
 
     def end(self, result: Result, message: str = "") -> None:
         """Write how the run ended, and free its locks."""
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        ended = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.record = replace(self.record, ended=ended, result=result, message=message[:_MOST_MESSAGE])
         # A run that was refused before it began leaves nothing.
         if self._locks:
@@ -144,7 +144,7 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             id=f"{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
             project=config.project,
             config=_config_file(config),
-            started=begun.isoformat(timespec="seconds"),
+            started=begun.isoformat(timespec="milliseconds"),
             keys=dict(keys),
         ),
     )
@@ -182,7 +182,7 @@ def read_records(store: Store) -> list[RunRecord]:
             if record.result == "running" and not _is_locked(store.root / ".locks" / f"run-{record.id}"):
                 record = replace(record, result="killed")
             found.append(record)
-    return sorted(found, key=lambda record: record.id, reverse=True)
+    return sorted(found, key=lambda record: (record.started, record.id), reverse=True)
 
 
 def remove_record(store: Store, run: str) -> None:

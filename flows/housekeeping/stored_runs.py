@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from flows.engine.artifact_store import MANIFEST, Store
+from flows.engine.artifact_store import Store
 from flows.engine.run_records import RunRecord, read_records
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
@@ -170,25 +166,20 @@ def _artifacts(store: Store) -> Iterable[StoredArtifact]:
         # The store's own folders begin with a dot.
         if stage.name.startswith(".") or not stage.is_dir():
             continue
-        for folder in stage.iterdir():
-            # A broken manifest is damage, which `jora plan` reports.
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                yield _artifact(folder)
-
-
-def _artifact(folder: Path) -> StoredArtifact:
-    # Without the check of the seal: for thousands of artifacts it would take longer than all the rest.
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    return StoredArtifact(
-        stage=manifest["stage"],
-        key=folder.name,
-        project=manifest.get("project") or "",
-        started=manifest["started"],
-        ended=manifest["ended"],
-        seconds=manifest["seconds"],
-        size=sum(file["size"] for file in manifest["outputs"].values()),
-        upstream=tuple((name, item["key"]) for name, item in manifest["upstream"].items()),
-    )
+        for index in store.indexes(stage.name):
+            for row in index.rows:
+                # A broken manifest is damage, which `jora plan` reports.
+                if row.regular:
+                    yield StoredArtifact(
+                        stage=row.stage,
+                        key=row.key,
+                        project=row.project or "",
+                        started=row.started,
+                        ended=row.ended,
+                        seconds=row.seconds,
+                        size=row.size,
+                        upstream=tuple((name, item["key"]) for name, item in row.upstream.items()),
+                    )
 
 
 def _stored_run(record: RunRecord, artifacts: Mapping[Name, StoredArtifact], pinned: bool) -> StoredRun:

@@ -12,7 +12,8 @@ from flows.commands.common_options import Config, Json, Set, load, print_json
 from flows.commands.print_pipeline import KEY_LENGTH, print_table
 from flows.engine.artifact_store import Store
 from flows.engine.keys import Identity, identify
-from flows.engine.plan import assess, changes, flatten, nearest
+from flows.engine.manifest_index import flatten
+from flows.engine.plan import assess, changes, nearest
 from flows.engine.stage import stage_named
 from flows.housekeeping.collect import Removal, choose, collect, parse_age
 from flows.housekeeping.stored_runs import StoredRun, find_run, read_contents, unpin
