@@ -47,8 +47,11 @@ def make_plan(
     start: str | None = None,
     names: Sequence[str] | None = None,
     force: bool = False,
+    fetch: bool = False,
 ) -> list[PlannedStage]:
-    """Plan a run: find for each selected stage whether it would run, and why. Write nothing.
+    """Plan a run: find for each selected stage whether it would run, and why.
+
+    Without `fetch` it writes nothing but an index of manifests in the store's cache.
 
     Args:
         config: configuration of the pipeline.
@@ -58,6 +61,7 @@ def make_plan(
         start: see `select`.
         names: the stages to run, in their order, in place of `only` and `start`.
         force: plan to run the selected stages even where their artifacts are current.
+        fetch: first bring the artifacts of a shared store here.
 
     Returns:
         One line for each selected stage, in the order in which they run.
@@ -68,6 +72,8 @@ def make_plan(
     """
     identities = identify(config, registry)
     selected = list(names) if names else select(config, registry, only=only, start=start)
+    for name, identity in identities.items() if fetch else ():
+        store.fetch(name, identity.key)
     # Once for all stages: a check reads every byte of the artifact, and most artifacts are read by
     # several stages.
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flows.engine.artifact_store import Store
 from flows.engine.run_records import RunRecord, read_records
-from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 
 PINS = ".pins"
@@ -142,31 +142,21 @@ def pin(store: Store, run: str) -> None:
     Raises:
         InputError: the store cannot be written.
     """
-    write_json(store.root / PINS / f"{run}.json", {"run": run})
+    store.write_document(PINS, f"{run}.json", json.dumps({"run": run}).encode())
 
 
 def unpin(store: Store, run: str) -> bool:
     """Remove the pin of a run; return whether there was one."""
-    path = store.root / PINS / f"{run}.json"
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    return store.remove_document(PINS, f"{run}.json")
 
 
 def _pins(store: Store) -> set[str]:
-    folder = store.root / PINS
-    return {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
+    return {name.removesuffix(".json") for name in store.documents(PINS)}
 
 
 def _artifacts(store: Store) -> Iterable[StoredArtifact]:
-    stages = sorted(store.root.iterdir()) if store.root.is_dir() else []
-    for stage in stages:
-        # The store's own folders begin with a dot.
-        if stage.name.startswith(".") or not stage.is_dir():
-            continue
-        for index in store.indexes(stage.name):
+    for stage in store.stages():
+        for index in store.indexes(stage):
             for row in index.rows:
                 # A broken manifest is damage, which `jora plan` reports.
                 if row.regular:

@@ -37,6 +37,7 @@ from flows.engine.keys import Identity, identify
 from flows.engine.plan import PlannedStage, make_plan, select
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import Stage, stages_of
 from flows.housekeeping.disk_space import require_space
 from flows.orchestration.live_view import progress_shown, publish_plan, publish_report
@@ -101,7 +102,7 @@ def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[
         InputsChanged: an input has changed since ``key`` was computed.
     """
     changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
-    store, logger = Store(config.store), get_run_logger()
+    store, logger = open_store(config), get_run_logger()
     try:
         with progress_shown(config, store, name, key):
             reference = execute_stage(
@@ -256,14 +257,21 @@ def _answer(request: _Request, chosen: Callable[[PipelineConfig], list[str]]) ->
     try:
         settings = request.settings()
         names = chosen(settings)
-        plan = make_plan(settings, Store(settings.store), STAGES, names=names, force=request.force)
+        plan = make_plan(
+            settings,
+            open_store(settings),
+            STAGES,
+            names=names,
+            force=request.force,
+            fetch=not request.dry_run,
+        )
         work = sum(line.action == "run" for line in plan)
         if request.dry_run:
             publish_plan(plan)
             return Completed(message=f"dry run: {work} of {len(plan)} stages would run")
         if not work:
             return _nothing_to_run(settings, plan)
-        require_space(settings, Store(settings.store), [line.name for line in plan if line.action == "run"])
+        require_space(settings, open_store(settings), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
@@ -305,7 +313,7 @@ def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> di
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
     with notified(config):
         references = _run_stages(config, names, force)
-    store = Store(config.store)
+    store = open_store(config)
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
     whole = pipeline_references(config, store, references)
@@ -317,7 +325,7 @@ def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> di
 
 def _nothing_to_run(config: PipelineConfig, plan: Sequence[PlannedStage]) -> State[Any]:
     """Return the state of a run whose stages are all current. It publishes nothing."""
-    store = Store(config.store)
+    store = open_store(config)
     # The plan has verified every byte a moment ago.
     references = [verified_reference(line.name, line.key, store) for line in plan]
     message = f"nothing to run: {len(plan)} stages verified"
@@ -336,7 +344,7 @@ def _outcome(references: Sequence[ArtifactRef], report: Path | None) -> dict[str
 
 def _run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[ArtifactRef]:
     """Run stages as tasks of the current flow run; return their references in order."""
-    store = Store(config.store)
+    store = open_store(config)
     # Before the first lock is taken, so that nothing of this run can be swept.
     store.sweep()
     identities = identify(config, STAGES)
@@ -390,7 +398,8 @@ def _task(
         retry_delay_seconds=[retries.delay_seconds * 2**attempt for attempt in range(retries.max_retries)],
         retry_jitter_factor=retries.jitter,
         # Prefect must not use its cache if the artifact itself is not current.
-        refresh_cache=force or stale is not None,
+        # Neither if it is in a shared store only, from which the run brings it.
+        refresh_cache=force or stale is not None or not store.path(name, key).is_dir(),
         result_storage=result_folder(store),
     )
     return call, (name, key, config, force)

@@ -208,7 +208,7 @@ def test_lock_keeps_others_out_until_the_holder_dies(store: Store) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with store.lock(STAGE, KEY, on_wait=lambda: waited.append(time.monotonic())):
+        with store.lock(STAGE, KEY, on_wait=lambda who: waited.append(time.monotonic())):
             entered.set()
 
     thread = threading.Thread(target=enter)
