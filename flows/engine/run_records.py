@@ -153,7 +153,7 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             place=store.place,
         ),
     )
-    if store.root.exists():
+    if store.exists:
         recorder.begin()
     result: Result = "completed"
     message = ""

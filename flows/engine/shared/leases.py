@@ -44,6 +44,8 @@ class Lease:
         self._generation = 0
         self._beat = 0
         self._ended = threading.Event()
+        # A renewal in progress would write the file again behind its removal.
+        self._writing = threading.Lock()
         self._token = secrets.token_hex(8)
         self._renewed = time.monotonic()
 
@@ -88,7 +90,7 @@ class Lease:
         self._ended.set()
         if self.lost:
             return
-        with suppress(StageFailed, InputError):
+        with self._writing, suppress(StageFailed, InputError):
             # The lower ones first: while the own file is there, nobody takes a lower one for the highest.
             names = sorted(
                 int(name) for name in self._remote.stamps(f"{FOLDER}/{self._name}") if name.isdigit()
@@ -112,17 +114,24 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._term / 4):
-            try:
-                # A taken-over owner writes nothing any more.
-                if _top(self._remote, self._name) != self._generation:
-                    self.lost = True
-                    logger.warning("%s: another machine has taken the lease over", self._name)
+            with self._writing:
+                if self._ended.is_set() or not self._renewed_once():
                     return
-                self._beat += 1
-                self._remote.write(_path(self._name, self._generation), self._content())
-                self._renewed = time.monotonic()
-            except (StageFailed, InputError) as error:
-                logger.warning("%s: lease not renewed: %s", self._name, error)
+
+    def _renewed_once(self) -> bool:
+        """Write the lease anew; return False if another machine has it."""
+        try:
+            # A taken-over owner writes nothing any more.
+            if _top(self._remote, self._name) != self._generation:
+                self.lost = True
+                logger.warning("%s: another machine has taken the lease over", self._name)
+                return False
+            self._beat += 1
+            self._remote.write(_path(self._name, self._generation), self._content())
+            self._renewed = time.monotonic()
+        except (StageFailed, InputError) as error:
+            logger.warning("%s: lease not renewed: %s", self._name, error)
+        return True
 
     def _content(self) -> bytes:
         told = {

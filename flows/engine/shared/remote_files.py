@@ -14,6 +14,7 @@ from jora_core.base.secrets import expand_variables, mask
 
 # Names what a file system without conditional writes needs between a claim and the look at who else claims.
 SETTLE_SECONDS = 2.0
+PROBES = "probes"
 _MARKER = "store.json"
 _MARKER_TEXT = b'{"format": 1, "kind": "jora store"}\n'
 _EXTRAS = {"s3": "pip install 'jora-raft[s3]'", "s3a": "pip install 'jora-raft[s3]'"}

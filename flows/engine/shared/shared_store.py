@@ -94,6 +94,7 @@ class SharedStore(Store):
 
     def stages(self) -> list[str]:
         """Return the names of the stages that have artifacts, here or in the shared store."""
+        self._listed = -_LISTING_SECONDS  # once for all that the caller then asks for
         self._update_mirror()
         there = [path.name for path in self._mirror.iterdir()] if self._mirror.is_dir() else []
         return sorted({*super().stages(), *(name for name in there if not name.startswith("."))})
@@ -206,7 +207,8 @@ class SharedStore(Store):
         """Remove a small file here and in the shared store; return whether there was one."""
         there = self.remote.read(f"{_DOCUMENTS[folder]}/{name}") is not None
         self.remote.remove(f"{_DOCUMENTS[folder]}/{name}")
-        return super().remove_document(folder, name) or there
+        super().remove_document(folder, name)
+        return there
 
     @contextmanager
     def run_in_progress(self, run: str) -> Iterator[None]:
@@ -269,6 +271,7 @@ class SharedStore(Store):
 
     def incomplete(self) -> list[str]:
         """Return the files of the shared store that are missing or have another size than written."""
+        self._listed = -_LISTING_SECONDS
         self._update_mirror()
         sizes = self.remote.sizes("files")
         found = []

@@ -1,4 +1,4 @@
-"""Two machines with one store on an S3 server (moto): nothing is computed twice, and no half artifact is used."""
+"""Two machines with one store on an S3 server (moto): nothing is computed twice, nothing half is used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.engine.artifact_store import Store
+from flows.engine.artifact_store import MANIFEST, Store
 from flows.engine.shared.shared_store import SharedStore
 from tests.flows.engine.shared.shared_stores import machine, moto_server
 from tests.flows.toy_pipeline import TOY_STAGES, log, toy_config
 
-pytest.importorskip("moto")
+pytestmark = pytest.mark.service
 URL = "s3://bucket/team/store"
 
 
@@ -85,7 +85,10 @@ def test_both_at_once_compute_each_stage_once(url: str, s3: dict[str, str], tmp_
     assert not store.incomplete()
 
 
-@pytest.mark.parametrize("before", ["manifests/convert-model", "manifests/finetune-structure"])
+@pytest.mark.parametrize(
+    "before",
+    ["manifests/convert-model", pytest.param("manifests/finetune-structure", marks=pytest.mark.slow)],
+)
 def test_killed_in_mid_upload_the_other_goes_on(
     url: str, s3: dict[str, str], tmp_path: Path, before: str
 ) -> None:
@@ -100,11 +103,17 @@ def test_killed_in_mid_upload_the_other_goes_on(
     done, rest = end(other)
     assert "no sign of life" in said + rest
     # What was not whole in the shared store was made again, the rest was not.
-    assert done == {name: list(TOY_STAGES).index(name) < list(TOY_STAGES).index(stage) for name in TOY_STAGES}
+    order = list(TOY_STAGES)
+    assert done == {name: order.index(name) < order.index(stage) for name in order}
     assert log(config).count(stage) == 2
     store = SharedStore(tmp_path / "three", url)
     assert not store.incomplete()
     # The killed machine comes back: its artifact is there already, and nothing runs.
     back, _ = end(machine(tmp_path, "one", url, environment=s3))
-    assert all(back.values()) and tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert all(back.values())
+    # Its own manifest of the stage has other times than that of the other machine, and the same outputs.
+    one, two = (tree(tmp_path / name) for name in ("one", "two"))
+    assert {path for path in one if one[path] != two[path]} <= {
+        path for path in one if path.startswith(stage) and path.endswith(MANIFEST)
+    }
     assert Store(tmp_path / "one").check(stage, next((tmp_path / "one" / stage).iterdir()).name).whole
