@@ -87,8 +87,10 @@ class RemoteFiles:
             from fsspec.spec import AbstractFileSystem
 
             system, _ = self._system()
-            # fsspec's own version looks first and writes then; memory is one process.
-            plain = type(system).pipe_file is AbstractFileSystem.pipe_file and not self._local
+            # fsspec's own version looks first and writes then. Asynchronous file systems have another, and
+            # memory is one process.
+            plain = type(system).pipe_file is AbstractFileSystem.pipe_file
+            plain = plain and not (self._local or system.async_impl)
             self._exclusive = not plain and not (
                 self.create(_MARKER, _MARKER_TEXT) and self.create(_MARKER, _MARKER_TEXT)
             )
