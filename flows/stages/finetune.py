@@ -16,6 +16,7 @@ from typing import Any
 
 from flows.children.run_child import ChildFailed, run_child
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
+from flows.engine.cached_files import seal, whole
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
@@ -158,7 +159,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
     spec = train_spec(context, stage)
     # Without the remembered size, each retry of the stage would first run out of memory again.
     remembered = context.work_dir / MICROBATCH
-    if remembered.is_file():
+    if whole(remembered):
         spec = _with_microbatch(spec, json.loads(remembered.read_text()))
     while True:
         try:
@@ -171,6 +172,7 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
         logger.warning("%s: out of memory; continuing with %s", stage, _microbatch(spec))
         # Atomic, and before the attempt: after a kill, the next attempt begins with the smaller size.
         write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
+        seal(remembered)
 
 
 def _stage(name: PhaseStage) -> Stage:
