@@ -60,6 +60,8 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         return _run_and_report(settings, chosen(settings), request.force)
     note_process(flow_run)
     if newer := newer_due_run(flow_run):
+        get_run_logger().info(superseded_message(newer))
+        _no_traceback_at_the_end()
         return Cancelled(name=SKIPPED, message=superseded_message(newer))
     try:
         settings = request.settings()
@@ -87,10 +89,14 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         if line.startswith("--set"):
             line = f"changes{line.removeprefix('--set')}"
         get_run_logger().error(line)
-        # The line says it all. Prefect would add a traceback of its own engine when the process ends.
-        for name in ("prefect.flow_runs", "prefect.engine"):
-            logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
+        _no_traceback_at_the_end()
         return Failed(message=line)
+
+
+def _no_traceback_at_the_end() -> None:
+    """Keep Prefect from adding a traceback of its engine to the line that has said all, when a run ends."""
+    for name in ("prefect.flow_runs", "prefect.engine"):
+        logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
 
 
 def _deployed_run() -> FlowRun | None:
