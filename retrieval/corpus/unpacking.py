@@ -58,6 +58,7 @@ _PACKED_READ = 1 << 13
 _SMALL_READ = 1 << 9
 _MAX_WINDOW = 2**31  # long-distance windows of `zstd --ultra --long=31`
 _BUFFER = 1 << 20
+_PIECE = 1 << 16
 
 
 @contextmanager
@@ -95,11 +96,15 @@ def read_whole(path: Path) -> bytes:
         InputError: the file cannot be read, or is larger than the limits allow.
     """
     limits = reading_limits()
+    raw = bytearray()
     with open_binary(path) as handle:
-        raw = handle.read(limits.value_bytes + 1)
-    if len(raw) > limits.value_bytes:
-        raise limits.value_too_large(str(path), "a text file")
-    return raw
+        # Piece by piece: `read` first takes as much memory as it may give, which costs more than to read a
+        # small file.
+        while piece := handle.read(_PIECE):
+            raw += piece
+            if len(raw) > limits.value_bytes:
+                raise limits.value_too_large(str(path), "a text file")
+    return bytes(raw)
 
 
 def _packing(path: Path, head: bytes) -> str | None:

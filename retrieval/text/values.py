@@ -41,6 +41,6 @@ def printed_id(value: Any) -> str | None:
 
 def is_missing(value: Any) -> bool:
     """Return whether a value is null, not a number, or a text without anything but white space."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, float) and math.isnan(value))

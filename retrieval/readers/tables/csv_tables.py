@@ -38,6 +38,13 @@ def read_csv(path: Path) -> tuple[list[list[str]], str]:
     named = _NAMED.match(text)
     if named is not None:
         return _rows(path, text[named.end() :], named[1]), named[1]
+    # Most tables are separated by commas, and their rows are of one length: they are parsed once.
+    try:
+        rows = [row for row in _parsed(text, ",", strict=True) if row]
+    except csv.Error:
+        rows = []
+    if rows and len(rows[0]) > 1 and len(set(map(len, rows))) == 1:
+        return rows, ","
     separator = find_separator(text)
     return _rows(path, text, separator), separator
 
