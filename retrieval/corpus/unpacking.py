@@ -61,6 +61,18 @@ _BUFFER = 1 << 20
 _PIECE = 1 << 16
 
 
+class UnreadableFile(InputError):
+    """The error for the contents of a file, as opposed to its place, its permissions and the limits.
+
+    Where each file is one document, such a file is counted by `reason`, and the others are read.
+    """
+
+    def __init__(self, message: str, reason: str = "damaged") -> None:
+        """Keep the message, and the reason as part of the name of a count, such as `not_utf8`."""
+        super().__init__(message)
+        self.reason = reason
+
+
 @contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
     """Open the unpacked bytes of a file as a stream.
@@ -86,7 +98,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         *(zstandard.ZstdError, tarfile.TarError),
     ) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
+        # A damaged gzip file is an OSError too, but none of the system.
+        kind = InputError if getattr(error, "errno", None) is not None else UnreadableFile
+        raise kind(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
 
 
 def read_whole(path: Path) -> bytes:
@@ -121,10 +135,10 @@ def _packing(path: Path, head: bytes) -> str | None:
     named = next((kind for ending, kind in _NAMED.items() if path.name.lower().endswith(ending)), None)
     # A file that was unpacked and kept its name is read; other bytes are a damaged file.
     if named is not None and head and not _plain_text(head):
-        raise InputError(f"{path}: cannot be read (not a {named} file); check the file")
+        raise UnreadableFile(f"{path}: cannot be read (not a {named} file); check the file")
     for magic, what in _FOREIGN:
         if head.startswith(magic):
-            raise InputError(f"{path}: is {what}")
+            raise UnreadableFile(f"{path}: is {what}", "of_another_kind_than_its_name")
     return None
 
 
@@ -157,13 +171,15 @@ def _only_member(raw: IO[bytes], path: Path) -> IO[bytes]:
     names = {member.filename for member in files}
     for part, what in (("xl/", ".xlsx"), ("word/", ".docx"), ("ppt/", ".pptx"), ("META-INF/", ".epub")):
         if any(name.startswith(part) for name in names):
-            raise InputError(
+            raise UnreadableFile(
                 f"{path}: is a zip archive that looks like {what}; give the file its ending {what}, or save "
-                "it as CSV or text"
+                "it as CSV or text",
+                "of_another_kind_than_its_name",
             )
     if len(files) != 1:
-        raise InputError(
-            f"{path}: is a zip archive of {len(files)} files; give it the ending .zip, or unpack it"
+        raise UnreadableFile(
+            f"{path}: is a zip archive of {len(files)} files; give it the ending .zip, or unpack it",
+            "of_another_kind_than_its_name",
         )
     return _opened(archive, files[0], path)
 
@@ -173,7 +189,7 @@ def _opened(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> IO
         return archive.open(member)
     # RuntimeError: a password is needed. NotImplementedError: a rare method of packing.
     except (RuntimeError, NotImplementedError) as error:
-        raise InputError(
+        raise UnreadableFile(
             f"{path}: {member.filename} cannot be unpacked ({error}); unpack it by hand"
         ) from error
 

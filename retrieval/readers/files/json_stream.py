@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.json_fields import repeated_field
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.unpacking import open_binary
 from retrieval.readers.files.packed_lines import (
@@ -164,7 +165,10 @@ def _enter_field(
                 return None
             header[name] = found
             continue
-        header[name] = reader.value()
+        value = reader.value()
+        if header.get(name, value) != value:
+            raise reader.error(repeated_field(name))
+        header[name] = value
     # Made here, because the error names this place.
     missing = reader.error(f"no list {' or '.join(keys)} in the object")
     reader.take("}")
@@ -227,11 +231,8 @@ class _Reader:
                 found, end = DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or not self._more():  # a number may go on
                     start, self._at = self._at, end
-                    return (
-                        found
-                        if HALF_ESCAPE.search(self._text, start, end) is None
-                        else mend_surrogates(found)
-                    )
+                    halves = HALF_ESCAPE.search(self._text, start, end)
+                    return found if halves is None else mend_surrogates(found)
             except json.JSONDecodeError as error:
                 # A string that the window cuts is reported at its start ("Unterminated string"), which may be
                 # far from the end. Every other cut shows near the end: in a literal, a number, an escape.

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.json_fields import unique_fields
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.unpacking import open_binary
 
@@ -139,8 +140,8 @@ def _constant(name: str) -> float | None:
     return None if name == "NaN" else float(name)
 
 
-#: Reads NaN as null.
-DECODER = json.JSONDecoder(parse_constant=_constant)
+#: Reads NaN as null, and refuses objects in which a name has two values.
+DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=unique_fields)
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import zipfile
 
-from jora_core.base.errors import InputError
+from jora_core.base.errors import InputError, read_error
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.html import html_text
 from retrieval.readers.documents.kinds.kind_reader import LARGEST_UNPACKED, FileText
 
 
 def read_file(file: SourceFile, tally: Tally) -> FileText:
-    """Read a DOCX file. A file that is none is dropped and counted.
+    """Read a DOCX file.
 
     Raises:
-        InputError: the file cannot be read, or unpacks to too much.
+        UnreadableFile: the file is no DOCX.
+        InputError: the file cannot be opened, or unpacks to too much.
     """
     import mammoth
 
@@ -33,7 +35,10 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
-    except Exception:  # a broken file gives any exception, from the archive, the XML or the library
-        return FileText("", "", "document_not_a_docx")
+        raise read_error(file.path, error) from error
+    except Exception as error:  # a broken file gives any exception, from the archive, the XML or the library
+        reason = f"{type(error).__name__}: {error}"
+        raise UnreadableFile(
+            f"{file.path}: not a readable DOCX file ({reason:.200}); save it again", "not_a_docx"
+        ) from error
     return html_text(html, tally)

@@ -7,9 +7,10 @@ import zipfile
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from jora_core.base.errors import InputError
+from jora_core.base.errors import InputError, read_error
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.html import html_text
 from retrieval.readers.documents.kinds.kind_reader import LARGEST_UNPACKED, FileText
 from retrieval.text.normalize import fold
@@ -18,10 +19,11 @@ _CONTAINER = "META-INF/container.xml"
 
 
 def read_file(file: SourceFile, tally: Tally) -> FileText:
-    """Read an EPUB book. A file that is none is dropped and counted. Pages are counted as `pages`.
+    """Read an EPUB book. Pages are counted as `pages`.
 
     Raises:
-        InputError: the file cannot be read, or unpacks to too much.
+        UnreadableFile: the file is no EPUB.
+        InputError: the file cannot be opened, or unpacks to too much.
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -34,10 +36,13 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
-    # A book that lacks a file or an attribute, encrypted pages, broken XML.
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError, StopIteration):
-        return FileText("", "", "document_not_an_epub")
+        raise read_error(file.path, error) from error
+    # A book that lacks a file or an attribute, encrypted pages, broken XML, damaged data.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UnreadableFile(
+            f"{file.path}: not a readable EPUB book ({reason:.200}); save it again", "not_an_epub"
+        ) from error
     tally.read["pages"] += len(pages)
     found = [html_text(page, tally) for page in pages]
     # A chapter's heading is part of the book's text.

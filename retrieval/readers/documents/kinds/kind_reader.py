@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Protocol
 
-from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 
 #: Bytes that a packed document (DOCX, EPUB) may unpack to.
 LARGEST_UNPACKED = 1 << 28
@@ -21,12 +21,10 @@ class FileText(NamedTuple):
     Attributes:
         title: the title in the file; "" if it has none.
         text: the text with its line breaks; "" if there is none, as in a scanned PDF.
-        dropped: why the file cannot be read, for the counts; "" for a readable file.
     """
 
     title: str
     text: str
-    dropped: str = ""
 
 
 class KindReader(Protocol):
@@ -36,7 +34,8 @@ class KindReader(Protocol):
         """Read a file. `tally` counts what only this kind has, such as pages.
 
         Raises:
-            InputError: the file cannot be read.
+            UnreadableFile: the file is no document of its kind.
+            InputError: the file cannot be opened, or is larger than the limits allow.
         """
         ...
 
@@ -50,7 +49,7 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
         html: whether the bytes are a page, which may name its encoding.
 
     Raises:
-        InputError: the bytes have another encoding.
+        UnreadableFile: the bytes have another encoding.
     """
     named = _CHARSET.search(raw[:2048]) if html else None
     encoding = named[1].decode("ascii") if named else "utf-8"
@@ -58,9 +57,13 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
         return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file.path}:{line}: not {_shown(encoding)}; save the file as UTF-8") from error
+        raise UnreadableFile(
+            f"{file.path}:{line}: not {_shown(encoding)}; save the file as UTF-8", "of_another_encoding"
+        ) from error
     except LookupError as error:
-        raise InputError(f"{file.path}: unknown encoding {encoding!r}; save the file as UTF-8") from error
+        raise UnreadableFile(
+            f"{file.path}: unknown encoding {encoding!r}; save the file as UTF-8", "of_another_encoding"
+        ) from error
 
 
 def _shown(encoding: str) -> str:
