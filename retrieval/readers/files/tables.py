@@ -206,9 +206,13 @@ def _arrow_rows(path: Path, parquet: bool) -> Iterator[Row]:
     number = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(_BATCH) if parquet else _batches(path):
-            for value in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", number, value
+            # Offsets of a damaged file lead out of it, and reading there would end the process.
+            batch.validate(full=True)
+            # A batch of an Arrow file may be the whole table.
+            for start in range(0, batch.num_rows, _BATCH):
+                for value in batch.slice(start, _BATCH).to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", number, value
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
