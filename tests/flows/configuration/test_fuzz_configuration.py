@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -45,7 +46,8 @@ CHANGES = st.lists(
 )
 KEYS = st.sampled_from(
     ["model.path", "context.qa.source", "context.qa.columns", "phases.finetune-task.max_steps",
-     "phases.0.lora.r", "phases", "schedule.cron", "context", "seed", "store", "evaluate.mode", "model..path", "", "mesh.data"]
+     "phases.0.lora.r", "phases", "schedule.cron", "context", "seed", "store", "evaluate.mode", "model..path",
+     "", "mesh.data"]
 )  # fmt: skip
 VALUES = st.sampled_from(TEXTS) | st.sampled_from(JUNK).map(str) | st.text(max_size=6)
 OVERRIDES = st.lists(st.tuples(KEYS, VALUES), max_size=2)
@@ -56,6 +58,7 @@ def as_yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
+@pytest.mark.timeout(max(300, CASES))
 def test_damaged_configurations_are_read_or_refused_in_one_line() -> None:
     outcomes = {"read": 0, "refused": 0}
     with tempfile.TemporaryDirectory() as name:

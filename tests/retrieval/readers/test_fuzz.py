@@ -46,6 +46,7 @@ def test_whole_files_are_read_whole(kind: Format, tmp_path: Path, monkeypatch: p
     assert kind.present is None or kind.present(data) == read
 
 
+@pytest.mark.timeout(max(300, CASES // 5))
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
 def test_damaged_files_give_records_or_one_line(
     kind: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
