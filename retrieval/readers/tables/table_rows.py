@@ -20,7 +20,7 @@ from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Question, Table, Tally
 from retrieval.readers.files.rows import rows, text_of, texts_of
 from retrieval.text.normalize import fold
-from retrieval.text.values import is_missing, printed, printed_id
+from retrieval.text.values import is_empty, printed, printed_id
 
 EXPECTED = "a row with question, table (header, rows) or table_id, and answers or sql"
 _OPTIONAL = ("id", "answers", "answer", "sql", "table", "table_id")
@@ -63,7 +63,7 @@ def read_tables(
             tally.dropped["question_of_table_without_rows"] += 1
             continue
         given = value.get("id")
-        name = f"{path.name}:{row}" if is_missing(given) else fold(text_of(given, "id", where))
+        name = f"{path.name}:{row}" if is_empty(given) else fold(text_of(given, "id", where))
         if name in seen:
             raise InputError(f"{where}: id {name!r} is already used in row {seen[name]}; ids are unique")
         seen[name] = row
@@ -123,7 +123,7 @@ def _table(key: str, value: Mapping[str, Any], where: str, tally: Tally) -> Tabl
 
 
 def _cell(value: Any, where: str) -> str:
-    text = "" if is_missing(value) else printed_id(value)
+    text = "" if is_empty(value) else printed_id(value)
     if text is None:
         raise InputError(f"{where}: field table has a cell that is no text ({type(value).__name__})")
     return fold(text)

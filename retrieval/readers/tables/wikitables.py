@@ -12,8 +12,9 @@ from pathlib import Path
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.types import Question, Table, Tally
+from retrieval.readers.files.csv_dialect import SEPARATORS
 from retrieval.readers.files.packed_lines import text_lines
-from retrieval.readers.tables.csv_tables import SEPARATORS, read_csv
+from retrieval.readers.tables.csv_tables import read_csv
 from retrieval.text.normalize import fold
 
 COLUMNS = ("id", "utterance", "context", "targetValue")

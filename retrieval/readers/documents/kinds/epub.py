@@ -7,12 +7,12 @@ import zipfile
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from jora_core.base.errors import InputError, read_error
+from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
 from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.html import html_text
-from retrieval.readers.documents.kinds.kind_reader import LARGEST_UNPACKED, FileText
+from retrieval.readers.documents.kinds.kind_reader import FileText, packed_document
 from retrieval.text.normalize import fold
 
 _CONTAINER = "META-INF/container.xml"
@@ -26,17 +26,10 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
         InputError: the file cannot be opened, or unpacks to too much.
     """
     try:
-        with zipfile.ZipFile(file.path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > LARGEST_UNPACKED:
-                raise InputError(
-                    f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the book"
-                )
+        with packed_document(file) as archive:
             title, pages = _book(archive)
     except InputError:
         raise
-    except OSError as error:
-        raise read_error(file.path, error) from error
     # A book that lacks a file or an attribute, encrypted pages, broken XML, damaged data.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

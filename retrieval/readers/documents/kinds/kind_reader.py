@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+from jora_core.base.errors import InputError, read_error
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
 from retrieval.corpus.unpacking import UnreadableFile
@@ -38,6 +42,28 @@ class KindReader(Protocol):
             InputError: the file cannot be opened, or is larger than the limits allow.
         """
         ...
+
+
+@contextmanager
+def packed_document(file: SourceFile) -> Iterator[zipfile.ZipFile]:
+    """Open a document that is a zip archive, after checking how large it becomes.
+
+    Raises:
+        InputError: the file cannot be opened, or unpacks to too much.
+        zipfile.BadZipFile: the file is no zip archive.
+    """
+    # Opened here: a damaged archive may raise an OSError, too, such as for a place before its start.
+    try:
+        opened = file.path.open("rb")
+    except OSError as error:
+        raise read_error(file.path, error) from error
+    with opened, zipfile.ZipFile(opened) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > LARGEST_UNPACKED:
+            raise InputError(
+                f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the document"
+            )
+        yield archive
 
 
 def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
