@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flows.configuration.load import load_config
@@ -50,6 +50,8 @@ KEYS = st.sampled_from(
      "", "mesh.data"]
 )  # fmt: skip
 VALUES = st.sampled_from(TEXTS) | st.sampled_from(JUNK).map(str) | st.text(max_size=6)
+#: A text with half of a surrogate pair.
+HALF = JUNK.index("half \ud83d")
 OVERRIDES = st.lists(st.tuples(KEYS, VALUES), max_size=2)
 
 
@@ -72,6 +74,9 @@ def test_damaged_configurations_are_read_or_refused_in_one_line() -> None:
             suppress_health_check=list(HealthCheck),
         )
         @given(CHANGES, OVERRIDES)
+        @example([("replace", 0.5625, HALF)], [])
+        @example([("replace", 0.0, HALF)], [])
+        @example([], [("model.path", "caf\udce9")])
         def check(changes: list[tuple[str, float, int]], overrides: list[tuple[str, str]]) -> None:
             file.write_bytes(damage(RECIPE, as_yaml, changes))
             try:
