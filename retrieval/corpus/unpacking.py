@@ -25,6 +25,7 @@ from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 from retrieval.corpus.folder_walk import is_hidden
+from retrieval.corpus.left_out import other_kind
 from retrieval.corpus.reading_limits import ReadingLimits, reading_limits
 
 #: Endings of names that say how a file is packed.
@@ -50,6 +51,7 @@ _FOREIGN = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.xls, .doc); save it as .xlsx, .csv or .docx"),
     (b"\x89PNG", "a picture; only text can be read"),
     (b"\xff\xd8\xff", "a picture; only text can be read"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text, not UTF-8; save the file as UTF-8"),
     (b"\xff\xfe", "UTF-16 text, not UTF-8; save the file as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, not UTF-8; save the file as UTF-8"),
 )
@@ -298,11 +300,6 @@ def _members(archive: zipfile.ZipFile, suffixes: Sequence[str]) -> tuple[list[zi
         else:
             wanted.append(member)
     return wanted, left_out
-
-
-def other_kind(path: Path) -> str:
-    """Return the reason under which a file of another kind is counted, such as `file_of_other_kind.docx`."""
-    return f"file_of_other_kind{path.suffix.lower() or '.(no ending)'}"
 
 
 def _extract(
