@@ -158,9 +158,10 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
     spec = train_spec(context, stage)
     # Without the remembered size, each retry of the stage would first run out of memory again.
     remembered = context.work_dir / MICROBATCH
-    # A changed digit would train other steps under the same key.
     if whole(remembered):
         spec = _with_microbatch(spec, json.loads(remembered.read_text()))
+    else:
+        remembered.unlink(missing_ok=True)  # a damaged one, which is told once
     while True:
         try:
             return run_child("train", spec, context.work_dir) | {"microbatch": _microbatch(spec)}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ MOST_SHARDS = 64
 #: Records between two reports of progress.
 PROGRESS_STEP = 500
 
-logger = logging.getLogger("jora.cache")
+
+logger = logging.getLogger("jora.build")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Prepared:
         key: digest of configuration, inputs and code, under which the work folder is found again.
         inputs: SHA-256 of every input by label.
         examples: number of examples by task, in the order of the records.
-        files: SHA-256 of every prepared file by its path in the work folder.
+        files: SHA-256 of every prepared file by its path in the folder. `prepare` compares them before it
+            reuses the folder, because the shards map the files into memory without a check.
         shards: all shards, in the order of the records.
     """
 
@@ -96,9 +98,6 @@ def cut(examples: dict[str, int], shard_records: int) -> list[Shard]:
 def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     """Prepare the work folder, or reuse a folder that was prepared with the same configuration and inputs.
 
-    A prepared folder is compared with the digests of its files before it is used again. A damaged one is
-    prepared anew, with a warning.
-
     Args:
         config: the configuration of the build.
         work: the work folder.
@@ -114,11 +113,12 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     key = _key(config, inputs)
     found = read_prepared(config, work)
     if found is not None and found.key == key:
-        # Left by a process that was killed while it wrote.
-        remove_temporaries(work)
-        damaged = _damaged(work, found.files)
+        damaged = _damaged(found, work)
         if damaged is None:
+            # Left by a process that was killed while it wrote.
+            remove_temporaries(work)
             return found
+        # The shards go too: nobody knows whether they were built before the damage.
         logger.warning("%s: damaged, so the corpora are prepared again", work / damaged)
     elif found is None and (work / PREPARED).exists():
         logger.warning("%s: damaged, so the corpora are prepared again", work / PREPARED)
@@ -133,13 +133,9 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
         with limited_to(limits_of(config)):
             examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
-    # Of what the shards will read. Nothing else would notice a changed bit of a mapped array.
-    paths = [path for task in examples for path in sorted((work / task).rglob("*")) if path.is_file()]
-    names = [path.relative_to(work).as_posix() for path in paths]
-    files = dict(zip(names, file_digests(paths), strict=True))
-    about = {"key": key, "inputs": inputs, "examples": examples, "files": files}
+    about = {"key": key, "inputs": inputs, "examples": examples, "files": _digests(work)}
     # Last: without this file the folder counts as unprepared, and is filled anew.
-    write_bytes(work / PREPARED, json.dumps({**about, "digest": json_digest(about)}).encode())
+    write_bytes(work / PREPARED, json.dumps({**about, "seal": json_digest(about)}).encode())
     return Prepared(**about, shards=cut(examples, config.shard_records))
 
 
@@ -147,12 +143,33 @@ def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
     """Return the description of a prepared work folder, or None if `prepare` did not finish there."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
-        digest = about.pop("digest")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if json_digest(about) != digest:
+        if about.pop("seal") != json_digest(about):
+            raise ValueError
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
     return Prepared(**about, shards=cut(about["examples"], config.shard_records))
+
+
+def _digests(work: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a prepared folder, by path in it."""
+    paths = sorted(path for path in work.rglob("*") if path.is_file())
+    names = [path.relative_to(work).as_posix() for path in paths]
+    return dict(zip(names, file_digests(paths), strict=True))
+
+
+def _damaged(found: Prepared, work: Path) -> str | None:
+    """Return a prepared file that is missing or was changed; None if all are as they were written."""
+    names = list(found.files)
+    for name in names:
+        if not (work / name).is_file():
+            return name
+    try:
+        digests = file_digests([work / name for name in names])
+    except OSError as error:
+        return Path(error.filename or work).name
+    return next(
+        (name for name, digest in zip(names, digests, strict=True) if digest != found.files[name]), None
+    )
 
 
 def build_shard(
@@ -272,18 +289,6 @@ def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:
                 report, merge_reports.load(TaskReport, shard_paths(work, shard)["report"].read_bytes())
             )
     return report
-
-
-def _damaged(work: Path, files: Mapping[str, str]) -> str | None:
-    """Return the first prepared file that is missing or not as it was written; None if all are whole."""
-    for name in files:
-        if not (work / name).is_file():
-            return name
-    try:
-        digests = file_digests([work / name for name in files])
-    except OSError as error:
-        return Path(error.filename or work).relative_to(work).as_posix()
-    return next((name for name, found in zip(files, digests, strict=True) if found != files[name]), None)
 
 
 def _key(config: ContextConfig, inputs: dict[str, str]) -> str:

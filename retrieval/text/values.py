@@ -32,7 +32,7 @@ def printed(value: Any) -> str | None:
 
 
 def printed_id(value: Any) -> str | None:
-    """Return an id as text, or None. A whole number is the same id as integer and as decimal fraction."""
+    """Return an id as text, or None. The ids `7` and `7.0` are the same."""
     # Data frames turn a column of integers with a gap into fractions.
     if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
         return printed(int(value))
@@ -45,6 +45,6 @@ def is_empty(value: Any) -> bool:
     A text such as `none` is not empty, because it may be an answer. For fields where it stands for a missing
     value, there is :func:`retrieval.readers.files.fields.is_missing`.
     """
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and (not value or value.isspace()))
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, float) and math.isnan(value))

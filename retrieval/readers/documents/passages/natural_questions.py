@@ -2,7 +2,8 @@
 
 Rows of `question_text`, `document_text` (tokens with blanks between them, HTML tags among them),
 `long_answer_candidates` and `annotations`. The outermost candidates of a page are its documents, without
-tags. The answers are the short answers, or yes or no. A page without a long answer does not answer.
+tags. The answers are the short answers, or yes or no. A page without a long answer does not answer its
+question.
 
 Format: https://ai.google.com/research/NaturalQuestions/download
 """
@@ -36,7 +37,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read each row as a question. Of a question with a long answer alone, the long answer is not taught.
+    """Read each row as a question. One with a long answer only comes with the reason to drop it.
 
     Raises:
         InputError: a row is broken.
