@@ -38,7 +38,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
     raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
-    raw = resolve_paths(raw, folder / root, str(file), root_from=folder)
+    # First, because the other paths count from it and it may hold `~` and variables.
+    resolved = resolve_paths(root, folder, str(file), root_from=folder, at=("root",))
+    raw = resolve_paths(raw, Path(resolved), str(file), root_from=folder)
     try:
         config = PipelineConfig.model_validate(raw)
         _refuse_truth_values(raw, config, "")

@@ -12,6 +12,7 @@ from retrieval.corpus.source_files import SourceFile, expand_path, find_files
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.documents.documents import layout_of
 from retrieval.readers.files.columns import NEEDED, column_names, first_rows, guess, kind_of, proposal
+from retrieval.readers.tables.table_preview import table_settings
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
 from retrieval.settings.document_layouts import TEXT_SUFFIXES
@@ -75,6 +76,11 @@ def _table(path: Path, file: SourceFile, refused: InputError | None) -> list[str
     names = column_names(file.path)
     if not names:
         raise refused or InputError(f"{file.path}: has no rows; expected at least one")
+    about = table_settings(file, names)
+    if about is not None:
+        what, lines, settings = about
+        lines = [f"{file.path}: {what}", *(f"  {line}" for line in lines), "", "context:", "  tables:"]
+        return [*lines, *(f"    {line}" for line in settings)]
     layout = layout_of(file)
     if layout != "documents" or ({"id", "text"} <= set(names) and kind_of(names) != "threads"):
         lines = [f"{file.path}: documents and questions in the layout {layout}"]

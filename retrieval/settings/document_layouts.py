@@ -94,5 +94,5 @@ TABLE_FORMATS: dict[str, str] = {
     "wikitables": "retrieval.readers.tables.wikitables",
     "rows": "retrieval.readers.tables.table_rows",
 }
-TableFormatName = Annotated[str, OneOf(("auto", *TABLE_FORMATS))]
+TableFormatName = Annotated[str, OneOf(("auto", *TABLE_FORMATS, "columns"))]
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]
