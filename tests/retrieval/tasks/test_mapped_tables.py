@@ -307,6 +307,6 @@ def test_a_refusal_prints_the_mapping(tmp_path: Path) -> None:
     path.write_text(json.dumps({"query": "Which?", "answer": "Oslo", "cells": CELLS}) + "\n")
     with pytest.raises(
         InputError,
-        match=r"tables\.columns: \{cells: cells\} and tables\.question_columns: \{question: query, answers: answer",
+        match=r"tables\.columns: \{cells: cells\} and .*columns: \{question: query, answers: answer",
     ):
         table_rows.read_tables(tmp_path, path, Tally(), path.name)
