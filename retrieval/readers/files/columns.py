@@ -205,7 +205,8 @@ def guess(names: Sequence[str], kind: str) -> dict[str, str]:
     """
     plain: dict[str, str] = {}
     for name in names:
-        plain.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+        # The rows of a data set's viewer are objects `row`.
+        plain.setdefault(re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("row.")), name)
     # `user.name` is also found as what its last part says, after all whole names.
     for name in names:
         head, _, last = name.rpartition(".")

@@ -30,6 +30,8 @@ def table_settings(file: SourceFile, names: Sequence[str]) -> tuple[str, list[st
     if set(COLUMNS) <= set(names):
         return "questions about tables in WikiTableQuestions' layout", [], [f"source: {source}"]
     rows = first_rows(file.path, _SHOWN)
+    if {"question", "table_id", "sql.sel"} <= set(names):
+        return "questions about tables in WikiSQL's layout", [], [f"source: {source}"]
     asked = guess(names, "table_questions")
     if not rows or not {"question", "answers"} <= asked.keys():
         return None
