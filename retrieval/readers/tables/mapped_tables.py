@@ -65,7 +65,7 @@ def tables_with_questions(
                     tables[key] = table_of(key, lines, _title(cells), where, tally)
                 yield where, row, value, file, key
 
-    questions = _questions(found(), tables, tally, keep_unanswerable)
+    questions = _questions(found(), tables, tally, keep_unanswerable, files)
     return {key: table for key, table in tables.items() if table is not None}, questions
 
 
@@ -118,7 +118,7 @@ def tables_and_questions(
                 named.add(key)
                 yield where, row, value, file, key
 
-    questions = _questions(found(), tables, tally, keep_unanswerable)
+    questions = _questions(found(), tables, tally, keep_unanswerable, question_files)
     tally.dropped["table_without_a_question"] += len((whole or tables).keys() - named)
     return {key: table for key, table in tables.items() if table is not None and key in named}, questions
 
@@ -132,6 +132,7 @@ def _questions(
     tables: Mapping[str, Table | None],
     tally: Tally,
     keep_unanswerable: bool,
+    files: Sequence[SourceFile],
 ) -> list[Question]:
     questions: list[Question] = []
     seen: dict[str, str] = {}
@@ -154,8 +155,9 @@ def _questions(
             tally.dropped["question_unanswerable"] += 1
     if not questions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items() if count)
+        named = ", ".join(str(file.path) for file in files[:3])
         raise InputError(
-            f"tables: no question is left{f' ({reasons})' if reasons else ''}; expected one a row"
+            f"{named}: no question is left{f' ({reasons})' if reasons else ''}; expected one a row"
         )
     return questions
 

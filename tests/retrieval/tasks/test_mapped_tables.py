@@ -210,7 +210,7 @@ def test_tables_in_rows_of_their_own_make_records(tmp_path: Path) -> None:
         ({"grid": [1, 2]}, r"q\.jsonl:1: the rows of the table are neither lists nor objects"),
         ({"grid": None}, r"q\.jsonl:1: grid is empty, but tables\.columns\.cells needs it"),
         ({"grid": CELLS, "ask": ""}, r"ask is empty, but tables\.question_columns\.question needs it"),
-        ({"grid": CELLS, "right": []}, r"tables: no question is left \(1 question_unanswerable\)"),
+        ({"grid": CELLS, "right": []}, r"q\.jsonl: no question is left \(1 question_unanswerable\)"),
     ],
 )
 def test_broken_rows_are_named(row: dict[str, Any], said: str, tmp_path: Path) -> None:
