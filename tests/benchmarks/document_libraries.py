@@ -182,9 +182,9 @@ def samples() -> list[Sample]:
 
 def _others() -> dict[str, tuple[tuple[str, ...], Callable[[Path], str]]]:
     """Return (endings, reader) of each library of the other environment, which must have all of them."""
-    from markitdown import MarkItDown
-    from pypdfium2 import PdfDocument
-    from trafilatura import extract
+    from markitdown import MarkItDown  # pyright: ignore[reportMissingImports]
+    from pypdfium2 import PdfDocument  # pyright: ignore[reportMissingImports]
+    from trafilatura import extract  # pyright: ignore[reportMissingImports]
 
     def markitdown(path: Path) -> str:
         return MarkItDown().convert(path).text_content
