@@ -2,8 +2,8 @@
 
 The stage `build-context` starts this module as a child process. The child's end frees the memory of the
 embedder and the corpus, and a crash of their libraries fails only this stage. The child does the whole build,
-or one step of it for :mod:`flows.orchestration.records_flow`. The exit status is that of the commands of the
-training core.
+or one step of it for :mod:`flows.orchestration.tasks.records_flow`. The exit status is that of the commands
+of the training core.
 """
 
 from __future__ import annotations

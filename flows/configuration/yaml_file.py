@@ -11,7 +11,7 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from flows.configuration.other_names import hint_for
 from flows.configuration.path_fields import resolve_paths
-from jora_core.base.error_messages import first_problem, known_keys, near_name
+from jora_core.base.error_messages import field_annotation, first_problem, known_keys, near_name
 from jora_core.base.error_messages import short as _short
 from jora_core.base.errors import InputError
 
@@ -183,7 +183,7 @@ def _override_value(text: str, dotted: str, model: type[BaseModel] | None) -> An
 
 def _is_text_field(model: type[BaseModel], keys: Sequence[str]) -> bool:
     """Whether the field at `keys` holds text, or text or nothing."""
-    current = _field_annotation(model, keys)
+    current = field_annotation(model, keys)
     return current is str or (bool(get_args(current)) and set(get_args(current)) <= {str, type(None)})
 
 
@@ -214,26 +214,6 @@ def describe_error(
             message = f"unknown key; {hint}{more[0] if more else ''}"
     where = ".".join(place)
     return f"{source}: {where}: {message}" if where else f"{source}: {message}"
-
-
-def _field_annotation(model: type[BaseModel], location: Sequence[str]) -> Any:
-    """Return the type of the field at `location`, through lists and optional fields; None for no field."""
-    current: Any = model
-    for part in location:
-        models = _models_in(current)
-        # A number or the stage of a phase names an item of a list. The type of the items is known already.
-        in_list = get_origin(current) is list and (not models or part not in models[0].model_fields)
-        if part.isdigit() or not models or in_list:
-            continue
-        field = models[0].model_fields.get(part)
-        current = field.annotation if field else None
-    return current
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _assign(target: Any, keys: Sequence[str], value: Any, override: str) -> tuple[str, ...]:

@@ -20,11 +20,11 @@ from flows.orchestration.serving.deployments import deployments
 from flows.orchestration.serving.lost_runs import watch_for_lost_runs
 from jora_core.base.errors import InputError
 
-# A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on the
-# worker's port, and the run would fail with "address already in use".
 # Without heartbeats a killed run would count as running for ever.
 HEARTBEAT_SECONDS = 30
 RUN_ENVIRONMENT = {
+    # A run is a child of the worker and inherits its environment. Prefect would start a second endpoint on
+    # the worker's port, and the run would fail with "address already in use".
     "PREFECT_CLIENT_METRICS_ENABLED": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
 }

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.engine.cached_files import seal, whole
 from flows.engine.code_files import reachable_sources
-from jora_core.base.atomic_files import atomic_path
-from jora_core.base.digests import file_digest, file_digests, json_digest
+from jora_core.base.digests import file_digest, file_digests, json_digest, sealed_path, whole
 from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
 from jora_core.specs.answers import PredictSpec
 
@@ -60,7 +58,7 @@ class AnswerCache:
         }
 
     def read(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the answers of each system whose file is there and whole; remove damaged files."""
+        """Return the answers of each system whose file is there and whole."""
         import pyarrow.parquet as pq
 
         paths = {name: self._path(name) for name in self._systems}
@@ -81,10 +79,8 @@ class AnswerCache:
 
         schema = answer_schema()
         kept = [{name: row.get(name) for name in schema.names} for row in rows]
-        path = self._path(system)
-        with atomic_path(path) as temporary:
+        with sealed_path(self._path(system)) as temporary:
             pq.write_table(pa.Table.from_pylist(kept, schema=schema), temporary)
-        seal(path)
 
     def _path(self, system: str) -> Path:
         adapter = self._systems[system]

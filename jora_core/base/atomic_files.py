@@ -1,9 +1,11 @@
-"""Atomic file writes: each file is written under a temporary name, forced to disk, then renamed."""
+"""Atomic writes: each file is written under a temporary name, forced to disk, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +34,30 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # there may be none
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `folder`, and rename it to `folder` when the block succeeds.
+
+    If another process has made `folder` in the meantime, its folder stays, so all must write the same. The
+    files are not forced to disk: this is for caches.
+
+    Raises:
+        OSError: the folder cannot be made. The caller knows its purpose and reports the error.
+    """
+    # Not named by the process id, because threads of one process may make the same folder.
+    temporary = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

@@ -1,15 +1,25 @@
-"""SHA-256 of files, texts and JSON values, as hexadecimal text."""
+"""SHA-256 of files, texts and JSON values, as hexadecimal text; cache files with a digest beside them.
+
+The digest of the cache file `NAME` is in `NAME.sha256`. So a damaged file is never read, and its owner
+writes it again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jora_core.base.atomic_files import atomic_path, write_bytes
+
 HASH_THREADS = 4  # hashing releases the interpreter's lock
+
+logger = logging.getLogger("jora.cache")
 
 
 def canonical_json(value: Any) -> str:
@@ -48,3 +58,38 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
         return [file_digest(path) for path in paths]
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         return list(pool.map(file_digest, paths))
+
+
+@contextmanager
+def sealed_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. When the block succeeds, publish the file and its digest.
+
+    Raises:
+        InputError: the folder cannot be made or written to, or the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        yield temporary
+        digest = file_digest(temporary)
+    # Last: until then the file counts as damaged, also for a process that reads it at this moment.
+    write_bytes(_digest_file(path), f"{digest}\n".encode())
+
+
+def whole(path: Path) -> bool:
+    """Return whether a cache file has the content that `sealed_path` has written.
+
+    A damaged file is logged as a warning: the work of the cache is done again, and the disk may be failing.
+    """
+    try:
+        if file_digest(path) == _digest_file(path).read_text(encoding="ascii").strip():
+            return True
+    # A digest that is no text is a ValueError.
+    except (OSError, ValueError):
+        pass
+    # Not removed: another process may be writing its digest. The owner replaces it.
+    if path.exists():
+        logger.warning("%s: damaged, or without its digest, so it is written again", path)
+    return False
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

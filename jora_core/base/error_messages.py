@@ -73,7 +73,6 @@ def _expected(item: Mapping[str, Any]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        words, name = _BOUNDS[kind]
         return f"{words} {context[name]:g}"
     match kind:
         case "literal_error":
@@ -123,17 +122,24 @@ def place_of(location: Sequence[int | str], model: type[BaseModel]) -> tuple[str
 
 def known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Return the field names of the nested model at `location`, through lists and optional fields."""
+    models = _models_in(field_annotation(model, location))
+    return list(models[0].model_fields) if models else []
+
+
+def field_annotation(model: type[BaseModel], location: Sequence[str]) -> Any:
+    """Return the type of the field at `location`, through lists and optional fields; None for no field.
+
+    A number, or the stage of a phase, names an item of a list, whose type is already found.
+    """
     current: Any = model
     for part in location:
         models = _models_in(current)
-        # A number, or the stage of a phase, names an item of a list, whose annotation is already found.
         in_list = get_origin(current) is list and (not models or part not in models[0].model_fields)
         if part.isdigit() or not models or in_list:
             continue
         field = models[0].model_fields.get(part)
         current = field.annotation if field else None
-    models = _models_in(current)
-    return list(models[0].model_fields) if models else []
+    return current
 
 
 def known_keys_text(known: Sequence[str]) -> str:

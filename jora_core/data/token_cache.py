@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jora_core.base.atomic_files import atomic_path, write_bytes
-from jora_core.base.digests import file_digest, json_digest
+from jora_core.base.digests import json_digest, sealed_path, whole
 from jora_core.base.progress import progress
 from jora_core.data.tokenizer import TextTokenizer
 
@@ -79,7 +77,8 @@ def cached_tokens(
         InputError: the cache's folder cannot be written.
     """
     path = folder / f"{key}.arrow"
-    if not _whole(path):
+    # Training would not notice a changed bit.
+    if not whole(path):
         _build(path, tokenised(rows(), texts_of, tokenizer, total))
     # The file holds ids alone; the rows are read again from the records beside it.
     yield from zip(rows(), _read(path), strict=True)
@@ -102,19 +101,7 @@ def cache_key(rows: str, tokenizer: TextTokenizer, selection: dict[str, Any]) ->
 
 def has_tokens(folder: Path, key: str) -> bool:
     """Return whether the cache has an undamaged file of this key."""
-    return _whole(folder / f"{key}.arrow")
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _whole(path: Path) -> bool:
-    """Return whether a file has the content that was written. Training would not notice a changed bit."""
-    try:
-        return file_digest(path) == _digest_file(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return False
+    return whole(folder / f"{key}.arrow")
 
 
 def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
@@ -122,15 +109,14 @@ def _build(path: Path, rows: Iterator[tuple[Row, Pieces]]) -> None:
 
     kind = pa.list_(pa.list_(pa.int32()))
     schema = pa.schema([("pieces", kind)], {"format": str(FORMAT)})
-    with suppress(OSError):
-        _digest_file(path).unlink()
-    with atomic_path(path) as temporary:
-        # Arrow's own file object: writing through Python's would copy each buffer and hold the lock.
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            while chunk := [pieces for _, pieces in itertools.islice(rows, _CHUNK_ROWS)]:
-                writer.write_batch(pa.record_batch([_nested(chunk)], schema=schema))
-        digest = file_digest(temporary)
-    write_bytes(_digest_file(path), f"{digest}\n".encode())
+    # Arrow's own file object: writing through Python's would copy each buffer and hold the lock.
+    with (
+        sealed_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        while chunk := [pieces for _, pieces in itertools.islice(rows, _CHUNK_ROWS)]:
+            writer.write_batch(pa.record_batch([_nested(chunk)], schema=schema))
 
 
 def _nested(chunk: list[Pieces]) -> Any:

@@ -9,27 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 
 from jora_core.base.errors import InputError
+from retrieval.settings.limits import InputLimits
 
 #: A packed file may always unpack to so many bytes, because small files of one letter pack very well.
 ALWAYS_ALLOWED = 1 << 26
 
 
-@dataclass(frozen=True)
-class ReadingLimits:
-    """What reading may do.
+class ReadingLimits(InputLimits):
+    """What reading may do: the limits of the configuration, and whether links may lead out of a source."""
 
-    Attributes:
-        unpacked_ratio: how many times its own size a packed file may become.
-        value_mb: megabytes of one line, one JSON value or one text file.
-        allow_links_outside: whether links may lead out of the folder of a source.
-    """
-
-    unpacked_ratio: int = 200
-    value_mb: int = 64
     allow_links_outside: bool = False
 
     @property

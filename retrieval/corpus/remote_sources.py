@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 
@@ -181,21 +182,11 @@ def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -
     tree = text_digest(repr(sorted(stamps.items())))[:16]
     folder = cache / "trees" / tree / (_safe(root.rpartition("/")[2]) or "root")
     if not folder.is_dir():
-        # Built under a temporary name and renamed, so that no other process sees half of a folder.
-        making = cache / "trees" / f".{uuid.uuid4().hex}"
-        try:
+        with atomic_folder(folder.parent) as making:
             for name, remote in found.items():
                 target = making / folder.name / _safe(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(_blob(system, cache, remote, stamps[name]), target)
-            folder.parent.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                making.rename(folder.parent)
-            except OSError:
-                if not folder.is_dir():  # else another process has just made it
-                    raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
     return str(folder / _safe(rest)) if rest else str(folder)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables
 from retrieval.corpus.folder_walk import is_hidden, walk_folder
+from retrieval.corpus.left_out import counted_reasons, other_kind
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
-from retrieval.corpus.unpacking import PACKED_ENDINGS, other_kind, unpacked_zip
+from retrieval.corpus.unpacking import PACKED_ENDINGS, unpacked_zip
 from retrieval.settings.columns import Columns
 from retrieval.settings.file_suffixes import DATASET_FILES
 
@@ -144,9 +145,9 @@ def survey_files(source: str, suffixes: Sequence[str], field: str, beside: Seque
         elif not p.name.lower().endswith(tuple(beside) or ("\0",)):
             left_out[other_kind(p)] += 1
     if not files:
-        kinds = ", ".join(suffixes)
         raise InputError(
-            f"{field}: no file found in {text}; expected files ending in {kinds}{_instead(left_out)}"
+            f"{field}: no file found in {text}; expected files ending in {_endings(suffixes)}"
+            + (f"; found instead: {counted_reasons(left_out)}" if left_out else "")
         )
     # By name below the source: the order of the file system differs between machines.
     return Survey(sorted(files, key=lambda file: file.name), left_out)
@@ -164,10 +165,11 @@ def mapped_files(files: Sequence[SourceFile], columns: Columns, field: str) -> l
     return [replace(file, columns=columns, columns_field=field) for file in kept or files]
 
 
-def _instead(left_out: Counter[str]) -> str:
-    """Return what a source without files holds, for its error."""
-    found = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.most_common(4))
-    return f"; found instead: {found}" if found else ""
+def _endings(suffixes: Sequence[str]) -> str:
+    """Return the endings of files that are read, for an error; those of packed files are one remark."""
+    plain = [suffix for suffix in suffixes if not suffix.endswith(PACKED_ENDINGS)]
+    packed = f" (also packed: {', '.join(PACKED_ENDINGS)})" if len(plain) < len(suffixes) else ""
+    return f"{', '.join(plain)}{packed}"
 
 
 def _is_zip(path: Path) -> bool:

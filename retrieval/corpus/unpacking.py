@@ -12,9 +12,7 @@ import gzip
 import io
 import lzma
 import re
-import shutil
 import tarfile
-import uuid
 import zipfile
 import zlib
 from collections import Counter
@@ -23,9 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 from retrieval.corpus.folder_walk import is_hidden
+from retrieval.corpus.left_out import other_kind
 from retrieval.corpus.reading_limits import ReadingLimits, reading_limits
 
 #: Endings of names that say how a file is packed.
@@ -51,6 +51,7 @@ _FOREIGN = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.xls, .doc); save it as .xlsx, .csv or .docx"),
     (b"\x89PNG", "a picture; only text can be read"),
     (b"\xff\xd8\xff", "a picture; only text can be read"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text, not UTF-8; save the file as UTF-8"),
     (b"\xff\xfe", "UTF-16 text, not UTF-8; save the file as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, not UTF-8; save the file as UTF-8"),
 )
@@ -102,17 +103,21 @@ def read_whole(path: Path) -> bytes:
     return raw
 
 
+def packing_of(head: bytes) -> str | None:
+    """Return how a file is packed whose first bytes are `head`, such as `gzip`; None if it is not."""
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    return "zstd" if kind is None and _SKIPPABLE.match(head) else kind
+
+
 def _packing(path: Path, head: bytes) -> str | None:
     """Return how a file is packed, or None for a plain file.
 
     Raises:
         InputError: the bytes belong to a kind of file that holds no text, or contradict the name.
     """
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
-    if _SKIPPABLE.match(head):
-        return "zstd"
+    kind = packing_of(head)
+    if kind is not None:
+        return kind
     named = next((kind for ending, kind in _NAMED.items() if path.name.lower().endswith(ending)), None)
     # A file that was unpacked and kept its name is read; other bytes are a damaged file.
     if named is not None and head and not _plain_text(head):
@@ -297,11 +302,6 @@ def _members(archive: zipfile.ZipFile, suffixes: Sequence[str]) -> tuple[list[zi
     return wanted, left_out
 
 
-def other_kind(path: Path) -> str:
-    """Return the reason under which a file of another kind is counted, such as `file_of_other_kind.docx`."""
-    return f"file_of_other_kind{path.suffix.lower() or '.(no ending)'}"
-
-
 def _extract(
     archive: zipfile.ZipFile,
     members: Sequence[zipfile.ZipInfo],
@@ -309,10 +309,8 @@ def _extract(
     bounds: tuple[Path, ReadingLimits, int],
 ) -> None:
     path, limits, left = bounds
-    # Built under a temporary name and renamed, so that no other process sees half of a folder.
-    making = folder.parent.with_name(f".{uuid.uuid4().hex}")
-    try:
-        (making / folder.name).mkdir(parents=True)
+    with atomic_folder(folder.parent) as making:
+        (making / folder.name).mkdir()
         for member in members:
             # Names that would lead out of the folder lose those parts.
             parts = [part for part in re.split(r"[/\\]", member.filename) if part not in ("", ".", "..")]
@@ -325,10 +323,3 @@ def _extract(
                     if left < 0:
                         raise limits.too_large(path)
                     sink.write(piece)
-        try:
-            making.rename(folder.parent)
-        except OSError:
-            if not folder.is_dir():  # else another process has just made it
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+
+from retrieval.corpus.left_out import counted_reasons
 
 #: Query terms from which on their shares say something about the language.
 ENOUGH_TERMS = 50
@@ -12,37 +13,34 @@ MOST_UNKNOWN = 0.5
 MOST_SINGLE = 0.3
 #: The count of documents that the embedder reads in part, among what was read.
 CUT_BY_EMBEDDER = "documents_longer_than_the_embedder_reads"
-_OTHER_KIND = "file_of_other_kind"
 
 
 def left_out_line(task: str, dropped: Mapping[str, int]) -> str:
-    """Return one line about everything that a task left out, by reason; "" if that is nothing.
-
-    Files of other kinds are one item, with their endings: `12 files of other kinds (7 .docx, 5 .csv)`.
-    """
-    kinds: dict[str, int] = {}
-    items: list[tuple[int, str]] = []
-    for reason, count in dropped.items():
-        if reason.startswith(_OTHER_KIND):
-            kinds[reason.removeprefix(_OTHER_KIND)] = count
-        else:
-            items.append((count, reason.replace("_", " ")))
-    said = [f"{count:,} {reason}" for count, reason in sorted(items, key=lambda item: (-item[0], item[1]))]
-    if kinds:
-        endings = ", ".join(f"{n:,} {ending.strip()}" for ending, n in Counter(kinds).most_common())
-        said.insert(0, f"{sum(kinds.values()):,} files of other kinds ({endings})")
-    return f"{task}: left out: {', '.join(said)}" if said else ""
+    """Return one line about everything that a task left out, by reason; "" if that is nothing."""
+    said = counted_reasons(dropped)
+    return f"{task}: left out: {said}" if said else ""
 
 
-def warnings(terms: Mapping[str, int], read: Mapping[str, int]) -> list[str]:
-    """Return warnings about a corpus that its retriever does not fit.
+def warnings(
+    terms: Mapping[str, int], read: Mapping[str, int], records: Mapping[str, int], contexts: int
+) -> list[str]:
+    """Return warnings about a corpus that its retriever does not fit, or of which nothing is held out.
 
     Args:
         terms: counts of the terms of all questions: `query`, and of these `unknown` to the index and `single`
             characters.
         read: counts of what was read.
+        records: number of records by split.
+        contexts: number of contexts of the training split.
     """
     out = []
+    # Said here, because evaluation refuses it only after the training.
+    if records.get("train", 0) and not records.get("test", 0):
+        out.append(
+            f"no records are held out ({contexts:,} context{'s' * (contexts != 1)} in all), so evaluation "
+            f"would "
+            "have nothing to score; raise test_share, or cut long conversations by block"
+        )
     if cut := read.get(CUT_BY_EMBEDDER, 0):
         out.append(
             f"{cut:,} documents are longer than the embedder reads, which ignores their rest; chunk_tokens "

@@ -78,7 +78,7 @@ THREAD_FORMATS: dict[str, ThreadFormat] = {
     "4chan": ThreadFormat(
         "retrieval.readers.threads.fourchan",
         (*JSON_SUFFIXES, *ARCHIVE_SUFFIXES),
-        told_by=_sets("posts"),
+        told_by=_sets("posts", "threads"),
         quotelinks=True,
         chat=False,
     ),

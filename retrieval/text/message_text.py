@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 
-from retrieval.text.normalize import fold
+from retrieval.text.normalize import NOISE, fold
 
 # The colours and styles of terminals (ECMA-48) and of IRC (https://modern.ircdocs.horse/formatting).
 _COLOURS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"
     r"|\x03(?:\d{1,2}(?:,\d{1,2})?)?|\x04(?:[0-9A-Fa-f]{6})?"
 )
-# Control characters, zero-width spaces, soft hyphens and marks of direction. The joiners U+200C and U+200D
-# stay, because Persian, Hindi and emoji need them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]"
-)
+# Noise, and what a chat does not show: controls that count as white space, zero-width spaces, and marks of
+# direction. Documents keep these, because a zero-width space parts the words of Thai and Khmer. The joiners
+# U+200C and U+200D stay everywhere, because Persian, Hindi and emoji need them.
+_UNSEEN = re.compile(f"[{NOISE}\x0b\x0c\x1c-\x1f\u200b\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:

@@ -24,9 +24,10 @@ STEMMERS: tuple[Stemmer, ...] = get_args(Stemmer)
 
 Diacritics = Literal["keep", "fold"]
 
-#: Characters without a meaning in a text: controls other than white space, byte order marks, soft hyphens,
-#: and code points that are no characters.
-_NOISE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufffe\uffff]")
+#: Characters without a meaning in a text, as a part of a regular expression: controls other than white space,
+#: byte order marks, soft hyphens, and code points that are no characters.
+NOISE = "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufffe\uffff"
+_NOISE = re.compile(f"[{NOISE}]")
 _BREAK = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 

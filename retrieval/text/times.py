@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from jora_core.base.errors import InputError
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 #: The comparison with it also refuses NaN, and whole numbers too large for a float.
 _LATEST = 1e15
@@ -25,7 +25,7 @@ def parse_time(value: Any, field: str, where: str) -> float | None:
     Raises:
         InputError: the value is none of these.
     """
-    if is_missing(value):
+    if is_empty(value):
         return None
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and abs(value) < _LATEST:
         return float(value)

@@ -39,8 +39,12 @@ def printed_id(value: Any) -> str | None:
     return printed(value)
 
 
-def is_missing(value: Any) -> bool:
-    """Return whether a value is null, not a number, or a text without anything but white space."""
+def is_empty(value: Any) -> bool:
+    """Return whether a value is null, not a number, or a text without anything but white space.
+
+    A text such as `none` is not empty, because it may be an answer. For fields where it stands for a missing
+    value, there is :func:`retrieval.readers.files.fields.is_missing`.
+    """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and (not value or value.isspace()))

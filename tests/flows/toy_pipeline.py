@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,26 @@ TOY_STAGES = {
 }
 
 
+def use_toy_stages(put: Callable[[Any, str, Any], object]) -> None:
+    """Let the flows run the toy stages, of which there is no report.
+
+    Args:
+        put: sets an attribute of a module, such as `setattr` or that of pytest's `monkeypatch`.
+    """
+    from flows.orchestration import flow_runs, pipeline_flow, run_pipeline
+    from flows.orchestration.tasks import stage_tasks
+
+    for module in (flow_runs, pipeline_flow, run_pipeline, stage_tasks):
+        put(module, "STAGES", TOY_STAGES)
+    for module in (flow_runs, run_pipeline):
+        put(module, "pipeline_references", lambda *_: None)
+
+
 def main(folder: str) -> None:
     """Run the toy pipeline over `folder` as `jora run` does."""
-    from flows.orchestration import pipeline_flow, run_pipeline
+    from flows.orchestration import run_pipeline
 
-    pipeline_flow.STAGES = run_pipeline.STAGES = TOY_STAGES
-    pipeline_flow.pipeline_references = run_pipeline.pipeline_references = lambda *_: None
+    use_toy_stages(setattr)
     outcome = run_pipeline.run(toy_config(Path(folder)), say=lambda line: print(line, file=sys.stderr))
     print(" ".join(f"{item.stage}:{'cached' if item.cached else 'run'}" for item in outcome.references))
     print("heavy:", sorted({"jax", "torch", "faiss", "transformers"} & set(sys.modules)))

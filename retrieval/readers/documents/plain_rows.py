@@ -17,7 +17,7 @@ from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument
 from retrieval.readers.files.rows import rows, text_of, texts_of
 from retrieval.text.normalize import fold, keep_lines, one_paragraph
 from retrieval.text.times import parse_time
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 DOCUMENT_FIELDS = ("id", "text")
 QUESTION_FIELDS = ("id", "document_id", "question", "answers")
@@ -36,7 +36,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     for where, row, value in found:
         title = value.get("title")
         # A numeric title (a year) is common where rows were exported from a table.
-        title = "" if is_missing(title) else text_of(title, "title", where)
+        title = "" if is_empty(title) else text_of(title, "title", where)
         text = text_of(value["text"], "text", where)
         key = fold(text_of(value["id"], "id", where))
         since = parse_time(value.get("time"), "time", where)

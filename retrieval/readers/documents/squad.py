@@ -18,7 +18,7 @@ from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument
 from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, texts_of
 from retrieval.readers.files.tables import Contents, any_rows
 from retrieval.text.normalize import fold, one_paragraph
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 NESTED = 'an article: {"title": …, "paragraphs": [{"context": …, "qas": […]}]}'
 FLAT = "a row with id, context, question, answers"
@@ -97,7 +97,7 @@ def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: Sou
         raise InputError(f"{where}: field answers is missing; expected a list, empty if there is no answer")
     found = value.get("answers")
     if found is None or isinstance(found, (str, int, float)):
-        found = [] if is_missing(found) else [found]
+        found = [] if is_empty(found) else [found]
     if isinstance(found, list):
         found = [item if isinstance(item, dict) else {"text": item} for item in found]
     if isinstance(found, dict):  # columns instead of rows
@@ -106,7 +106,7 @@ def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: Sou
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             raise InputError(f"{where}: field answers has no lists text and answer_start of equal length")
         found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
-    answers = [a for a in dicts_of(found, "answers", where) if not is_missing(a.get("text"))]
+    answers = [a for a in dicts_of(found, "answers", where) if not is_empty(a.get("text"))]
     # The same answer from several annotators is kept once.
     accepted = texts_of([answer.get("text") for answer in answers], "answers", where)
     # SQuAD 2.0 has questions that the paragraph does not answer. Some copies give them an empty answer, or

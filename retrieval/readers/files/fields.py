@@ -10,19 +10,18 @@ from retrieval.readers.files.rows import text_of
 from retrieval.text.message_text import visible_line
 from retrieval.text.normalize import fold
 from retrieval.text.times import parse_time
+from retrieval.text.values import is_empty
 
 # What programs write for a missing value: str(None), JSON's null, pandas' NaN and NA, SQL's \N.
-_MISSING = frozenset({"", "none", "null", "nan", "<na>", "nat", "nil", "undefined", "\\n"})
+_MISSING = frozenset({"none", "null", "nan", "<na>", "nat", "nil", "undefined", "\\n"})
 _LONGEST_MISSING = 16
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for "no value"."""
-    if isinstance(value, str):
-        # Longer texts need no copy in small letters.
-        return (len(value) < _LONGEST_MISSING and value.strip().lower() in _MISSING) or value.isspace()
-    # NaN is the only value that differs from itself.
-    return value is None or value is False or (isinstance(value, float) and value != value)
+    """Return whether an id, a reference or a time is empty, false, or a word that stands for "no value"."""
+    if isinstance(value, str) and len(value) < _LONGEST_MISSING and value.strip().lower() in _MISSING:
+        return True  # longer texts need no copy in small letters
+    return value is False or is_empty(value)
 
 
 def id_of(value: Any, field: str, where: str) -> str:
@@ -66,7 +65,8 @@ def content_of(value: Any, field: str, where: str) -> str:
     Raises:
         InputError: the value is a list, an object or another thing that is no text.
     """
-    if value is None or value == "" or (isinstance(value, float) and value != value):
+    # Not `is_missing`: a person may write `none`.
+    if is_empty(value):
         return ""
     return visible_line(value) if isinstance(value, str) else id_of(value, field, where)
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.reading_limits import reading_limits
-from retrieval.corpus.unpacking import open_binary
+from retrieval.corpus.unpacking import open_binary, packing_of
 
 _TAR = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zst")))
 _LINE_FILES = (".ndjson", ".jsonl", ".json")
@@ -103,7 +103,7 @@ def not_utf8(where: str, raw: bytes, place: str) -> InputError:
         raw: the bytes.
         place: where in the bytes the first wrong one is.
     """
-    if raw.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
+    if packing_of(raw) is not None:
         return InputError(f"{where}: the file is packed twice; unpack it once")
     if raw.count(0) > len(raw) // 4:
         return InputError(f"{where}: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8")

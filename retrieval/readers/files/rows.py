@@ -13,13 +13,9 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.readers.files.columns import advice, column_names, mapped_rows
 from retrieval.readers.files.json_stream import first_fields
-from retrieval.readers.files.tables import TABLES, Contents, any_rows
+from retrieval.readers.files.tables import BATCH_ROWS, TABLES, Contents, Row, any_rows, numbered_rows
 from retrieval.text.normalize import answer_text
-from retrieval.text.values import is_missing, printed, printed_id
-
-Row = tuple[str, int, dict[str, Any]]
-
-_BATCH = 1024
+from retrieval.text.values import is_empty, printed, printed_id
 
 
 def rows(
@@ -97,29 +93,21 @@ def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> 
     Raises:
         InputError: the file is no readable Parquet or lacks a column.
     """
-    import pyarrow as pa
+    return numbered_rows(path, _column_batches(path, fields, optional), "Parquet")
+
+
+def _column_batches(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Any]:
+    """Yield the batches of the wanted columns of a Parquet file; see `parquet_rows`."""
     import pyarrow.parquet as pq
 
-    row = 0
-    # Values out of Python's range are ValueErrors, such as dates beyond the year 9999.
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            missing = [name for name in fields if name not in present]
-            if missing:
-                have, want = ", ".join(present) or "none", ", ".join(missing)
-                raise InputError(f"{path}: column {want} is missing; the file has {have}; add or rename it")
-            wanted = [*fields, *(name for name in optional if name in present)]
-            # Batch by batch and only the wanted columns: a row group may have millions of rows.
-            for batch in file.iter_batches(_BATCH, columns=wanted):
-                for value in batch.to_pylist():
-                    row += 1
-                    yield f"{path}:{row}", row, value
-    # An InputError is a ValueError, which the next clause would report as a broken file.
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    with pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        missing = [name for name in fields if name not in present]
+        if missing:
+            have, want = ", ".join(present) or "none", ", ".join(missing)
+            raise InputError(f"{path}: column {want} is missing; the file has {have}; add or rename it")
+        wanted = [*fields, *(name for name in optional if name in present)]
+        yield from file.iter_batches(BATCH_ROWS, columns=wanted)
 
 
 def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
@@ -179,7 +167,7 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
         InputError: the value, or an item of the list, is something else, such as an object.
     """
     items = value if isinstance(value, list) else [value]
-    texts = [printed(item) for item in items if not is_missing(item)]
+    texts = [printed(item) for item in items if not is_empty(item)]
     found = [text for text in texts if text is not None]
     if len(found) != len(texts):
         raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")

@@ -6,9 +6,9 @@ The dialect of a CSV file is named, or found from its first lines.
 from __future__ import annotations
 
 import csv
-import re
+import itertools
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.source_files import unpacked_name
-from retrieval.corpus.unpacking import open_binary
+from retrieval.readers.files.csv_dialect import find_separator, named_separator
 from retrieval.readers.files.json_stream import holds_json_array, stream_items
 from retrieval.readers.files.packed_lines import json_objects, text_lines
 
@@ -24,11 +24,8 @@ Row = tuple[str, int, dict[str, Any]]
 
 #: Endings of the tables that are read here.
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".arrow")
-_DELIMITERS = (",", ";", "\t", "|")
-_START = 1 << 16
-_BATCH = 1024
-# Excel names the delimiter on a first line of its own.
-_NAMED = re.compile(r"sep=(.)$")
+#: Rows that are read at once: a row group of Parquet may have millions.
+BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, 
     if name.endswith(".xlsx"):
         return _sheet_rows(path, contents.sheet)
     if name.endswith((".parquet", ".arrow")):
-        return _arrow_rows(path, name.endswith(".parquet"))
+        parquet = name.endswith(".parquet")
+        return numbered_rows(path, _batches(path, parquet), "Parquet" if parquet else "Arrow")
     if name.endswith(TABLES):
         return _text_rows(path, contents.delimiter)
     # JSON lines are often called `.json`, and lists `.jsonl`.
@@ -79,7 +77,10 @@ def any_rows(path: Path, contents: Contents = _ANYTHING) -> Iterator[tuple[str, 
 def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
     # The limit is one of the whole process; it never shrinks, because other readers raise it too.
     csv.field_size_limit(max(csv.field_size_limit(), reading_limits().value_bytes))
-    delimiter = delimiter or found_delimiter(path)
+    if delimiter is None:
+        first, others = itertools.tee(text for _, text in text_lines(path))
+        likely = "\t" if unpacked_name(path).endswith(".tsv") else ","
+        delimiter = named_separator(next(first, "")) or find_separator(others, likely)
     # The lines of the current row: a quote that is never closed makes all that follows one cell, silently.
     current: list[str] = []
 
@@ -98,7 +99,7 @@ def _text_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
                 first = reader.line_num - len(current) + 1
                 raise InputError(f"{path}:{first}: a quote is never closed; mend the quotes of the table")
             current.clear()
-            if not header and reader.line_num == 1 and _NAMED.match(delimiter.join(cells)):
+            if not header and reader.line_num == 1 and named_separator(delimiter.join(cells)):
                 continue
             if not any(cell.strip() for cell in cells):
                 continue
@@ -130,38 +131,6 @@ def _header(cells: Sequence[Any], where: str) -> list[str]:
     if twice is not None:
         raise InputError(f"{where}: column {twice!r} is twice in the header; rename one of them")
     return names
-
-
-def found_delimiter(path: Path) -> str:
-    """Return the sign that parts the first lines of a table into the most equal rows.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    with open_binary(path) as handle:
-        start = handle.read(_START).decode("utf-8-sig", "ignore")
-    lines = start.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if len(lines) > 1:
-        lines.pop()  # it may be cut
-    named = _NAMED.match(lines[0])
-    if named:
-        return named[1]
-    likely = ("\t", *_DELIMITERS) if unpacked_name(path).endswith(".tsv") else _DELIMITERS
-    # `max` keeps the first of equal ones.
-    return max(likely, key=lambda sign: _evenness(lines[:200], sign))
-
-
-def _evenness(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
-    """Return the share of rows that are as wide as the first, and the width; nothing for a single column."""
-    try:
-        widths = [
-            len(cells) for cells in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if cells
-        ]
-    except csv.Error:
-        return 0.0, 0
-    if not widths or widths[0] < 2:
-        return 0.0, 0
-    return sum(width == widths[0] for width in widths) / len(widths), widths[0]
 
 
 def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
@@ -199,27 +168,42 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
         raise InputError(f"{path}: not a readable .xlsx file ({reason:.200}); save it again") from error
 
 
-def _arrow_rows(path: Path, parquet: bool) -> Iterator[Row]:
+def numbered_rows(path: Path, batches: Iterable[Any], kind: str) -> Iterator[Row]:
+    """Yield (place for errors, 1-based row, row) of each row of Arrow's batches.
+
+    Args:
+        path: the file, for errors.
+        batches: record batches, read while this function runs.
+        kind: what the file is, for errors.
+
+    Raises:
+        InputError: the file is broken.
+    """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_BATCH) if parquet else _batches(path):
+        for batch in batches:
             for value in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", number, value
+    # An InputError is a ValueError, which the next clause would report as a broken file.
+    except InputError:
+        raise
+    # Values out of Python's range are ValueErrors, such as dates beyond the year 9999.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        kind = "Parquet" if parquet else "Arrow"
         raise InputError(f"{path}: not a readable {kind} file ({error}); write it again") from error
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    """Yield the batches of an Arrow file or stream; folders of the library `datasets` hold streams."""
+def _batches(path: Path, parquet: bool) -> Iterator[Any]:
+    """Yield the batches of a Parquet file, or of an Arrow file or stream; `datasets` saves streams."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    if parquet:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH_ROWS)
+        return
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             source.seek(0)

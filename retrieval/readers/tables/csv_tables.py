@@ -13,14 +13,11 @@ from pathlib import Path
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.unpacking import read_whole
+from retrieval.readers.files.csv_dialect import find_separator, named_separator
 
-#: Separators in the order of preference, with their names in counts and errors.
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 #: Characters of one cell. The library's own limit is 131,072.
 _LARGEST_CELL = 1 << 28
 _ESCAPED = re.compile(r'\\([\\"])')
-#: Excel writes the separator into a first line of its own.
-_NAMED = re.compile(r"^sep=(.)\r?\n", re.IGNORECASE)
 
 
 def read_csv(path: Path) -> tuple[list[list[str]], str]:
@@ -48,30 +45,16 @@ def parse_csv(text: str, where: str) -> tuple[list[list[str]], str]:
     Raises:
         InputError: the text has a quote that is never closed.
     """
-    named = _NAMED.match(text)
-    if named is not None:
-        return _rows(where, text[named.end() :], named[1]), named[1]
-    separator = find_separator(text)
+    # The library's limit is a global of its process; every table is read through this function.
+    csv.field_size_limit(_LARGEST_CELL)
+    first = text.partition("\n")[0]
+    separator = named_separator(first)
+    if separator is not None:
+        text = text[len(first) + 1 :]
+    else:
+        # A file of the first Macintosh ends its lines by `\r` alone.
+        separator = find_separator(line.rstrip("\n") for line in io.StringIO(text, newline=None))
     return _rows(where, text, separator), separator
-
-
-def find_separator(text: str) -> str:
-    """Return the separator of a table: the first one that gives each row equally many cells, at least two.
-
-    If none does, commas separate, because a table may have one column or rows of different lengths.
-    """
-    for separator in SEPARATORS:
-        try:
-            widths = {len(row) for row in _parsed(text, separator, strict=False) if row}
-        except csv.Error:
-            continue
-        if len(widths) == 1 and widths != {1}:
-            return separator
-    # Rows of different lengths: what separates the header.
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    counts = {separator: header.count(separator) for separator in SEPARATORS if '"' not in header}
-    best = max(counts, key=counts.__getitem__, default=",")
-    return best if counts.get(best) and not counts.get(",") else ","
 
 
 def _rows(where: str, text: str, separator: str) -> list[list[str]]:
@@ -97,7 +80,5 @@ def _rows(where: str, text: str, separator: str) -> list[list[str]]:
 
 
 def _parsed(text: str, separator: str, strict: bool) -> list[list[str]]:
-    # The library's limit is a global of its process; every table is read through this function.
-    csv.field_size_limit(_LARGEST_CELL)
     lines = io.StringIO(text, newline="")
     return list(csv.reader(lines, delimiter=separator, doublequote=True, strict=strict))

@@ -20,7 +20,7 @@ from retrieval.readers.files.rows import text_of, texts_of
 from retrieval.readers.tables.table_cells import rows_of, table_in_file, table_of
 from retrieval.settings.columns import TableColumns, TableQuestionColumns
 from retrieval.text.normalize import fold
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 _TABLE = "tables.columns"
 _QUESTION = "tables.question_columns"
@@ -173,7 +173,7 @@ def _identified(value: Mapping[str, Any], named: bool, where: str) -> tuple[str,
 
 def _title(value: Mapping[str, Any]) -> str:
     title = value.get("title")
-    return "" if is_missing(title) else str(title)
+    return "" if is_empty(title) else str(title)
 
 
 def _nearest(key: str, known: Collection[str]) -> str:

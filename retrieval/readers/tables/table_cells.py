@@ -12,10 +12,11 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import unpacked_name
 from retrieval.corpus.types import Table, Tally
+from retrieval.readers.files.csv_dialect import SEPARATORS
 from retrieval.readers.files.tables import Contents, any_rows
-from retrieval.readers.tables.csv_tables import SEPARATORS, parse_csv, read_csv
+from retrieval.readers.tables.csv_tables import parse_csv, read_csv
 from retrieval.text.normalize import fold
-from retrieval.text.values import is_missing, printed_id
+from retrieval.text.values import is_empty, printed_id
 
 _FORMS = (
     "expected a list of rows (lists or objects), an object with header and rows, lists by column, or the "
@@ -64,7 +65,7 @@ def cell_text(value: Any, where: str) -> str:
     Raises:
         InputError: the value is a list or an object.
     """
-    text = "" if is_missing(value) else printed_id(value)
+    text = "" if is_empty(value) else printed_id(value)
     if text is None:
         raise InputError(f"{where}: a cell of the table is no text ({type(value).__name__}); make it one")
     return fold(text)
@@ -81,7 +82,7 @@ def rows_of(value: Any, header: Any, where: str) -> list[list[Any]]:
     Raises:
         InputError: the value is in none of the forms.
     """
-    names = None if is_missing(header) else _header(header, where)
+    names = None if is_empty(header) else _header(header, where)
     if isinstance(value, str):
         value = _parsed(value, where)
     if isinstance(value, Mapping):

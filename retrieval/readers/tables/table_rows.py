@@ -22,7 +22,7 @@ from retrieval.readers.files.columns import advice
 from retrieval.readers.files.rows import rows, text_of, texts_of
 from retrieval.readers.tables.table_cells import table_of
 from retrieval.text.normalize import fold
-from retrieval.text.values import is_missing, printed
+from retrieval.text.values import is_empty, printed
 
 EXPECTED = "a row with question, table (header, rows) or table_id, and answers or sql"
 _OPTIONAL = ("id", "answers", "answer", "sql", "table", "table_id")
@@ -55,7 +55,7 @@ def read_tables(
         tally.read["questions"] += 1
         found = value.get("table")
         if found is None:
-            if row == 1 and is_missing(value.get("table_id")):
+            if row == 1 and is_empty(value.get("table_id")):
                 how = advice(path, settings)
                 raise InputError(f"{where}: the question has no table; expected {EXPECTED}{how}")
             beside = _tables_beside(path) if beside is None else beside
@@ -70,7 +70,7 @@ def read_tables(
             tally.dropped["question_of_table_without_rows"] += 1
             continue
         given = value.get("id")
-        name = f"{path.name}:{row}" if is_missing(given) else fold(text_of(given, "id", where))
+        name = f"{path.name}:{row}" if is_empty(given) else fold(text_of(given, "id", where))
         if name in seen:
             raise InputError(f"{where}: id {name!r} is already used in row {seen[name]}; ids are unique")
         seen[name] = row

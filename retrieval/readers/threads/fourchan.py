@@ -1,9 +1,9 @@
 """Threads in 4chan's API form: `{"posts": [{"no", "resto", "now", "time", "name", "com", "sub"?}, …]}`.
 
-A file has one thread on each line (`.ndjson`, `.jsonl`), or one thread or a list of threads (`.json`). It may
-be packed by `.gz` or `.zst`, or be a dump (`.tar.zst`, `.tar.gz`, `.tar`) of such files. `com` is HTML, in
-which quotelinks mark the posts of the thread that a post replies to. Format:
-https://github.com/4chan/4chan-API
+A file has one thread on each line (`.ndjson`, `.jsonl`), or one thread, a list of threads, or a page of a
+board's index, `{"threads": […]}` (`.json`). It may be packed by `.gz` or `.zst`, or be a dump (`.tar.zst`,
+`.tar.gz`, `.tar`) of such files. `com` is HTML, in which quotelinks mark the posts of the thread that a post
+replies to. Format: https://github.com/4chan/4chan-API
 
 The labelled dump of /pol/ (Papasavva et al., ICWSM 2020, arXiv:2001.07487) adds keys to each post:
 `extracted_poster_id` names a nameless post's author, as the API's own `id` does; `entities` (named entities)
@@ -169,6 +169,21 @@ def read_threads(
 
 
 def _objects(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for where, position, value in _values(file):
+        threads = value.get("threads")
+        if "posts" in value or not isinstance(threads, list):
+            yield where, position, value
+            continue
+        # A page of a board's index, as `/BOARD/1.json` of the API gives it.
+        for number, thread in enumerate(threads):
+            if not isinstance(thread, dict):
+                raise InputError(
+                    f'{where}: thread {number} is {type(thread).__name__}; expected {{"posts": [...]}}'
+                )
+            yield f"{where}, thread {number}", position, thread
+
+
+def _values(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
     if not unpacked_name(file.path).endswith(".json") and not holds_json_array(file.path):
         yield from json_objects(file.path, EXPECTED)
         return

@@ -16,7 +16,7 @@ import pytest
 
 from flows.orchestration import pipeline_flow, run_pipeline
 from jora_core.base.errors import InputError
-from tests.flows.toy_pipeline import TOY_STAGES, log, toy_config
+from tests.flows.toy_pipeline import TOY_STAGES, log, toy_config, use_toy_stages
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = list(TOY_STAGES)
@@ -27,9 +27,7 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipeline_flow, run_pipeline):
-        monkeypatch.setattr(module, "STAGES", TOY_STAGES)
-        monkeypatch.setattr(module, "pipeline_references", lambda *_: None)
+    use_toy_stages(monkeypatch.setattr)
 
 
 def silent(_: str) -> None:

@@ -52,7 +52,7 @@ def test_mapped_tasks_write_the_same_bytes(
 ) -> None:
     if backend == "dask" and importlib.util.find_spec("prefect_dask") is None:
         pytest.skip("prefect-dask (extra scale) is not installed")
-    from flows.orchestration.records_flow import build_records
+    from flows.orchestration.tasks.records_flow import build_records
 
     build_record_files(context, tmp_path / "plain")
     changed = context.model_copy(update={"backend": backend})
@@ -87,7 +87,7 @@ def shard_runs(url: str) -> int:
 def test_wrong_input_is_one_line_and_not_retried(
     context: ContextConfig, tmp_path: Path, prefect_url: str
 ) -> None:
-    from flows.orchestration.records_flow import build_records
+    from flows.orchestration.tasks.records_flow import build_records
 
     assert context.threads is not None
     Path(context.threads.source).write_text("{broken\n")
@@ -99,7 +99,7 @@ def test_wrong_input_is_one_line_and_not_retried(
 def test_dask_that_is_not_installed_is_one_line(
     context: ContextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.orchestration.records_flow import build_records
+    from flows.orchestration.tasks.records_flow import build_records
 
     monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
     changed = context.model_copy(update={"backend": "dask"})

@@ -93,7 +93,7 @@ def test_weighted_text_comes_back_in_its_pieces(tiny_model, write_rows, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "digest", "no digest"])
-def test_a_damaged_file_is_made_again(tiny_model, spec, damage):
+def test_a_damaged_file_is_made_again(tiny_model, spec, damage, caplog):
     tokenizer = load_tokenizer(tiny_model)
     good = flat(load_groups(spec, tokenizer))
     data, digest = files(spec)
@@ -111,6 +111,7 @@ def test_a_damaged_file_is_made_again(tiny_model, spec, damage):
     asked: list[str] = []
     assert flat(load_groups(spec, counting(tokenizer, asked))) == good
     assert asked and data.read_bytes() == content and len(files(spec)) == 2
+    assert f"{data}: damaged, or without its digest" in caplog.text
 
 
 def test_what_decides_the_tokens_decides_the_key(tiny_model, spec, alpaca_rows, write_rows):

@@ -73,7 +73,9 @@ def test_links_out_of_the_source_need_permission(tmp_path: Path) -> None:
 
 def test_a_source_without_files_says_what_is_there(tmp_path: Path) -> None:
     make(tmp_path, "a.docx", "b.docx", "c.csv")
-    with pytest.raises(InputError, match=r"no file found.*found instead: 2 file of other kind\.docx"):
+    with pytest.raises(
+        InputError, match=r"no file found.*found instead: 3 files of other kinds \(2 \.docx, 1 \.csv\)"
+    ):
         survey(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         survey(tmp_path / ("x" * 300))

@@ -16,7 +16,7 @@ from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.readers.documents.instructions import Triple, read_triples
-from retrieval.readers.tables.csv_tables import find_separator, read_csv
+from retrieval.readers.tables.csv_tables import read_csv
 from retrieval.readers.tables.table_rows import read_tables
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, TablesTask
@@ -204,24 +204,6 @@ def test_wikisql_queries_are_executed(
     path = write("dev.jsonl", lines([{"question": "?", "table_id": "1-1", "sql": sql}]))
     _, (question,) = read_tables(tmp_path, path, Tally(), path.name)
     assert question.answers == answers
-
-
-@pytest.mark.parametrize(
-    ("text", "separator"),
-    [
-        ("a,b\n1,2\n", ","),
-        ("a;b\n1,5;2\n", ";"),
-        ("a\tb\n1\t2\n", "\t"),
-        ("a|b\n1|2\n", "|"),
-        ('"a;b","c"\n"1","2"\n', ","),
-        ("only\none; column\n", ","),
-        ("a,b,c\n1,2\n", ","),
-        ("a;b;c\n1;2\n", ";"),
-        ("", ","),
-    ],
-)
-def test_the_separator_is_found(text: str, separator: str) -> None:
-    assert find_separator(text) == separator
 
 
 @pytest.mark.parametrize(

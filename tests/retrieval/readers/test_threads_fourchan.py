@@ -217,6 +217,17 @@ def test_gzip_and_single_json_read_the_same(write: Write, tmp_path: Path) -> Non
         read(zipped)
 
 
+def test_a_page_of_a_boards_index_holds_threads(write: Write) -> None:
+    page = {"threads": [{"posts": [{"no": 1, "com": "a"}, {"no": 2, "com": "b"}]}, {"posts": [{"no": 9}]}]}
+    threads, tally = read(write("1.json", json.dumps(page)))
+    assert [[post.id for post in thread.posts] for thread in threads] == [["1", "2"], ["9"]]
+    assert tally.read["threads"] == 2
+    with pytest.raises(InputError, match="thread 1 is int; expected"):
+        read(write("2.json", json.dumps({"threads": [page["threads"][0], 7]})))
+    with pytest.raises(InputError, match="thread 0: thread without posts"):
+        read(write("3.json", json.dumps({"threads": [{"no": 1, "last_replies": []}]})))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

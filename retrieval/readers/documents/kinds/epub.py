@@ -11,7 +11,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
 from retrieval.readers.documents.kinds.html import html_text
-from retrieval.readers.documents.kinds.kind_reader import LARGEST_UNPACKED, FileText
+from retrieval.readers.documents.kinds.kind_reader import FileText, packed_document
 from retrieval.text.normalize import fold
 
 _CONTAINER = "META-INF/container.xml"
@@ -24,17 +24,10 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
         InputError: the file cannot be read, or unpacks to too much.
     """
     try:
-        with zipfile.ZipFile(file.path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > LARGEST_UNPACKED:
-                raise InputError(
-                    f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the book"
-                )
+        with packed_document(file) as archive:
             title, pages = _book(archive)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
     # A book that lacks a file or an attribute, encrypted pages, broken XML.
     except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError, StopIteration):
         return FileText("", "", "document_not_an_epub")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from jora_core.base.errors import InputError
@@ -39,6 +42,27 @@ class KindReader(Protocol):
             InputError: the file cannot be read.
         """
         ...
+
+
+@contextmanager
+def packed_document(file: SourceFile) -> Iterator[zipfile.ZipFile]:
+    """Open a document that is a zip archive, after checking how large it becomes.
+
+    Raises:
+        InputError: the file cannot be read, or unpacks to too much.
+        zipfile.BadZipFile: the file is no zip archive.
+    """
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > LARGEST_UNPACKED:
+                raise InputError(
+                    f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the "
+                    "document"
+                )
+            yield archive
+    except OSError as error:
+        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
 
 
 def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:

@@ -13,7 +13,7 @@ from retrieval.corpus.types import Document, Tally
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
 from retrieval.readers.files.rows import rows, text_of
 from retrieval.text.normalize import fold, keep_lines
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 EXPECTED = "an object with _id, title, text"
 
@@ -27,9 +27,9 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     for where, row, value in rows(file, ("_id", "text"), ("title",), EXPECTED):
         if "title" not in value and file.path.name.startswith("queries"):
             raise _no_answers(file)
-        title = "" if is_missing(value.get("title")) else text_of(value["title"], "title", where)
+        title = "" if is_empty(value.get("title")) else text_of(value["title"], "title", where)
         # Some corpora have documents of a title alone.
-        text = "" if is_missing(value["text"]) else text_of(value["text"], "text", where)
+        text = "" if is_empty(value["text"]) else text_of(value["text"], "text", where)
         document = Document(
             fold(text_of(value["_id"], "_id", where)), fold(title), keep_lines(text), file.name, row
         )

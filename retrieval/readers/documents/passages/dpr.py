@@ -16,7 +16,7 @@ from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import dicts_of, rows, text_of, texts_of
 from retrieval.text.normalize import fold, one_paragraph
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 EXPECTED = "a row with question, answers, positive_ctxs"
 _PASSAGES = ("positive_ctxs", "negative_ctxs", "hard_negative_ctxs")
@@ -44,7 +44,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         positive = [passage.id for passage in _passages(value, _PASSAGES[0], where, row)]
         key = value.get("id")
         question = Question(
-            f"{file.name}:{row}" if is_missing(key) else fold(text_of(key, "id", where)),
+            f"{file.name}:{row}" if is_empty(key) else fold(text_of(key, "id", where)),
             next(iter(positive), ""),
             one_paragraph(text_of(value["question"], "question", where)),
             texts_of(value.get("answers"), "answers", where),
@@ -65,7 +65,7 @@ def _passages(value: dict[str, Any], field: str, where: str, row: int) -> Iterat
     for passage in dicts_of(value.get(field) or [], field, where):
         title = passage.get("title")
         # A passage without text keeps its place, so that it is counted as such.
-        text = "" if is_missing(passage.get("text")) else text_of(passage["text"], f"{field}.text", where)
-        name = "" if is_missing(title) else fold(text_of(title, f"{field}.title", where))
+        text = "" if is_empty(passage.get("text")) else text_of(passage["text"], f"{field}.text", where)
+        name = "" if is_empty(title) else fold(text_of(title, f"{field}.title", where))
         if text or field != _PASSAGES[0]:
             yield Paragraph.identified(where, row, name, text)

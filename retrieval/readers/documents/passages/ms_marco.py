@@ -18,7 +18,7 @@ from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import rows, text_of, texts_of
 from retrieval.text.normalize import fold, one_paragraph
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 EXPECTED = "a row with query, passages (passage_text, is_selected), answers"
 NO_ANSWER = "No Answer Present."
@@ -49,7 +49,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         about = selected if answers else [passage.id for passage, _ in passages[:1]]
         key = value.get("query_id")
         question = Question(
-            f"{file.name}:{row}" if is_missing(key) else fold(text_of(key, "query_id", where)),
+            f"{file.name}:{row}" if is_empty(key) else fold(text_of(key, "query_id", where)),
             next(iter(about), ""),
             one_paragraph(text_of(value["query"], "query", where)),
             answers,

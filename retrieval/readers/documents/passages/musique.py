@@ -17,7 +17,7 @@ from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import dicts_of, rows, text_of, texts_of
 from retrieval.text.normalize import fold, one_paragraph
-from retrieval.text.values import is_missing
+from retrieval.text.values import is_empty
 
 EXPECTED = "a row with id, question, answer, paragraphs (title, paragraph_text, is_supporting)"
 
@@ -69,8 +69,8 @@ def _rows(
         paragraphs = []
         for given in dicts_of(value["paragraphs"], "paragraphs", where):
             title, text = given.get("title"), given.get("paragraph_text", given.get("text"))
-            text = "" if is_missing(text) else text_of(text, "paragraphs.paragraph_text", where)
-            name = "" if is_missing(title) else fold(text_of(title, "paragraphs.title", where))
+            text = "" if is_empty(text) else text_of(text, "paragraphs.paragraph_text", where)
+            name = "" if is_empty(title) else fold(text_of(title, "paragraphs.title", where))
             paragraph = Paragraph.identified(where, row, name, text)
             paragraphs.append((paragraph, bool(given.get("is_supporting")) and bool(text)))
         yield where, row, value, paragraphs
