@@ -8,23 +8,15 @@ The folder has the commit in its name, so a configuration that goes to a worker 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.remote_sources import cached_snapshot, hub_cache
+from retrieval.corpus.remote_sources import HUB_NAME, cached_snapshot, hub_cache
 
-#: `OWNER/NAME`, or `OWNER/NAME@REVISION`. A path with more parts, or that begins like a path, is none.
-_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?$")
 #: What the pipeline reads of a model.
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "additional_chat_templates/*")
-
-
-def is_hub_name(text: str) -> bool:
-    """Return whether a text may name a model of the hub."""
-    return _NAME.match(text) is not None
 
 
 def with_hub_models(raw: dict[str, Any], source: str) -> dict[str, Any]:
@@ -57,7 +49,7 @@ def missing_model(folder: Path, root: Path) -> InputError:
     """
     what = "is not a folder" if folder.exists() else "there is no folder"
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else ""
-    if not is_hub_name(name):
+    if HUB_NAME.match(name) is None:
         return InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
     return InputError(
         f"model.path: {what} {folder}, and no model {name} in the Hugging Face cache {hub_cache()}; correct "
@@ -73,7 +65,7 @@ def _command(name: str) -> str:
 
 def _folder(name: str, root: Path, where: str, download: bool) -> str:
     """Return the folder of a model by name; without one, the path below `root`, which its reader reports."""
-    match = _NAME.match(name)
+    match = HUB_NAME.match(name)
     if match is None:
         return name
     repository, revision = match[1], match[2]

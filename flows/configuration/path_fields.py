@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.configuration.hub_models import is_hub_name
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
-from retrieval.corpus.remote_sources import is_url
+from retrieval.corpus.remote_sources import HUB_NAME, is_url
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
@@ -70,7 +69,7 @@ def resolve_paths(
         if _is_one_of(key, PATH_OR_HUB_KEYS):
             value = _expanded(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
-            return value if is_hub_name(value) and not folder.exists() else _absolute(folder)
+            return value if HUB_NAME.match(value) and not folder.exists() else _absolute(folder)
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = _expanded(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()

@@ -24,6 +24,10 @@ from jora_core.base.errors import InputError
 # systems, as in `zip::https://…`.
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
 _GLOB = re.compile(r"[*?\[]")
+#: The name of a model of the Hugging Face hub: `OWNER/NAME`, or `OWNER/NAME@REVISION`. A path with more
+# parts, or
+#: that begins like a path, is none.
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?$")
 # OWNER/NAME, revision, path within the data set.
 _HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?(/.*)?$")
 #: Packages of the most common file systems; for others the error of fsspec names the package.
