@@ -20,5 +20,5 @@ def test_our_readers_are_scored(tmp_path: Path) -> None:
     assert sum(row["of"]["facts"] for row in results.values()) == 16
     for kind in (".html", ".docx", ".epub"):
         assert results[kind]["counts"] == {**results[kind]["of"], "noise": 0}
-    # Columns that a PDF draws line by line stay mixed (docs/dependencies.md).
+    # Columns that a PDF draws line by line stay mixed (docs/data.md).
     assert results[".pdf"]["counts"] == {"facts": 4, "lines": 2, "noise": 0}
