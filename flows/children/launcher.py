@@ -37,7 +37,7 @@ def launch_command(module: str, command: list[str], environment: Mapping[str, st
         environment: variables, of which JORA_LAUNCHER and JORA_TRAIN_LAUNCHER are read.
 
     Raises:
-        InputError: the launcher is not a program, or its quotation is not closed.
+        InputError: the launcher is not a program, or a quote in it is not closed.
     """
     name = launcher_variable(module, environment)
     if name is None:

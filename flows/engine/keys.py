@@ -74,7 +74,7 @@ class Identity:
 
 
 def digest_reads(manifest: Mapping[str, Any], reads: Sequence[str]) -> str:
-    """Return a digest of some files, or parts of files, of an artifact.
+    """Return one digest for the files of an artifact that a stage reads, or for the parts of files it reads.
 
     Args:
         manifest: manifest of the artifact, with its `outputs` and the digests of its `parts`.

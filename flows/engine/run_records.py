@@ -192,7 +192,7 @@ def remove_record(store: Store, run: str) -> None:
 
 @contextmanager
 def no_run_in_progress(store: Store) -> Iterator[None]:
-    """Hold the store alone during the block: no run begins, and no run is in progress.
+    """Take the store's lock alone for the block, so that no run begins in it.
 
     Raises:
         InputError: a run is in progress, or the store cannot be written.

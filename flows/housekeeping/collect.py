@@ -65,7 +65,8 @@ def choose(
 
     Args:
         contents: the store's artifacts and runs.
-        keep: number of the newest runs of each project that are kept; None with `older_than` keeps none.
+        keep: number of the newest runs of each project that are kept. With None, `older_than` alone decides,
+            or 5 runs are kept if that is None too.
         older_than: runs that ended within this time are kept.
         needed: further artifacts to keep, with what they were made from.
         now: time of the clean-up; None takes the clock.

@@ -96,8 +96,8 @@ class StoreContents:
 def read_contents(store: Store) -> StoreContents:
     """Read all manifests and run records of a store.
 
-    An artifact that no record and no other artifact names stands for a run of its own, as in a store of an
-    older version.
+    An artifact counts as a run of its own if no record and no other artifact names it. Stores of older
+    versions have such artifacts.
     """
     artifacts = {item.name: item for item in _artifacts(store)}
     records = read_records(store)

@@ -53,7 +53,7 @@ def write_digests(folder: Path, needs: CheckpointNeeds) -> None:
 
 
 def best_steps(steps: Path) -> dict[int, int | None]:
-    """Return the step of the best checkpoint as of each checkpoint whose digests can be read, by step."""
+    """Return, for the step of each checkpoint with readable digests, the step of the best one until then."""
     found: dict[int, int | None] = {}
     for path in steps.glob(f"*/{DIGESTS}"):
         with suppress(*_UNREADABLE):
@@ -67,7 +67,7 @@ def damage_of(folder: Path) -> str | None:
 
 
 def remove_damaged(steps: Path, log: Path) -> list[str]:
-    """Remove damaged checkpoints from the newest on, up to the first whole one, and later rows of the log.
+    """Remove damaged checkpoints, from the newest back to the first whole one, and the log's rows after it.
 
     Args:
         steps: folder with one folder for each checkpoint, named by its step.

@@ -28,8 +28,8 @@ def is_hidden(name: str) -> bool:
 def walk_folder(root: Path, field: str, left_out: Counter[str]) -> Iterator[Path]:
     """Yield the files below a folder, in an order that does not depend on the file system.
 
-    A linked folder is followed if it was not visited before, after all that are no links. A linked file is
-    yielded unless the file itself is.
+    Links come last. A linked folder is walked unless it was walked before, and a linked file is yielded
+    unless the file itself was.
 
     Args:
         root: the folder.

@@ -11,11 +11,11 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables
 from retrieval.corpus.folder_walk import is_hidden, walk_folder
-from retrieval.corpus.left_out import counted_reasons, other_kind
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
 from retrieval.corpus.unpacking import PACKED_ENDINGS, unpacked_zip
 from retrieval.settings.columns import Columns
 from retrieval.settings.file_suffixes import DATASET_FILES
+from retrieval.text.left_out import counted_reasons, other_kind
 
 _GLOB = re.compile(r"[*?\[]")
 

@@ -53,7 +53,14 @@ class Thread:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The cells of `header` and `rows` are single lines. Every row is as wide as the header."""
+    """A table of a question corpus.
+
+    Attributes:
+        id: unique in the corpus.
+        header: the names of the columns, each one line of text.
+        rows: the cells, each one line of text. Every row is as wide as the header.
+        title: the caption, which may be empty.
+    """
 
     id: str
     header: tuple[str, ...]

@@ -25,8 +25,8 @@ from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
 from jora_core.base.errors import InputError
 from retrieval.corpus.folder_walk import is_hidden
-from retrieval.corpus.left_out import other_kind
 from retrieval.corpus.reading_limits import ReadingLimits, reading_limits
+from retrieval.text.left_out import other_kind
 
 #: Endings of names that say how a file is packed.
 PACKED_ENDINGS = (".gz", ".bz2", ".xz", ".zst")

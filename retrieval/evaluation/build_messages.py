@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from retrieval.corpus.left_out import counted_reasons
+from retrieval.text.left_out import counted_reasons
 
 #: Query terms from which on their shares say something about the language.
 ENOUGH_TERMS = 50

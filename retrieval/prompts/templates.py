@@ -47,8 +47,8 @@ def post_label(author: str, number: int) -> str:
 def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -> str:
     """Return the prompt body of a thread example.
 
-    A post's label is below its text, where causal attention has seen the whole post. To name a post, the
-    model then needs only to look from the answer to the labels.
+    A post's label stands below its text, because causal attention then lets the label depend on the whole
+    post. To name a post, the answer needs to attend to the labels only.
 
     Args:
         posts: (author, text) in thread order.

@@ -10,7 +10,7 @@ _FORMS = "a column, a path such as user.name, or a Jinja expression such as {{ u
 
 
 class Columns(SettingsModel):
-    """What all mappings share: how tables are parted into cells."""
+    """What all mappings share: how tables are split into cells."""
 
     delimiter: str | None = Field(
         default=None,

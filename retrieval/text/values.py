@@ -32,7 +32,7 @@ def printed(value: Any) -> str | None:
 
 
 def printed_id(value: Any) -> str | None:
-    """Return an id as text, or None. A whole number is the same id as integer and as decimal fraction."""
+    """Return an id as text, or None. The ids `7` and `7.0` are the same."""
     # Data frames turn a column of integers with a gap into fractions.
     if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
         return printed(int(value))

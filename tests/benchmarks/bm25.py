@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bm25_side import QUERY, SIDES, VOCABULARY, K, write_corpus
 from harness import Worker, at_least_one, machine, print_table, write_result
+from sides.bm25_side import QUERY, SIDES, VOCABULARY, K, write_corpus
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {"rank_bm25": "rank-bm25", "bm25s": "bm25s", "bm25s_numba": "bm25s", "tantivy": "tantivy"}
@@ -87,7 +87,7 @@ def measure(documents: int, options: argparse.Namespace) -> list[dict[str, Any]]
             settings = {"folder": folder, "seed": options.seed, "turn": options.turn}
             results = []
             for side in sides:  # one after the other: a build is measured alone
-                worker = Worker(side, HERE / "bm25_side.py", {"side": side, **settings}, {})
+                worker = Worker(side, HERE / "sides" / "bm25_side.py", {"side": side, **settings}, {})
                 workers.append(worker)
                 worker.answer()
                 results.append(

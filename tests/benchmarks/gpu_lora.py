@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Worker, at_least_one, check_losses, machine, median, print_table, take_turns, write_result
-from workload import LLAMA_2_7B, TARGETS, TINY, first_supervised, supervised_tokens, write_config
+from sides.workload import LLAMA_2_7B, TARGETS, TINY, first_supervised, supervised_tokens, write_config
 
 HERE = Path(__file__).resolve().parent
 GIB = 2**30
@@ -101,7 +101,7 @@ def devices(folder: str) -> dict[str, dict[str, Any]]:
     """What each side finds when it may choose: platform ("gpu" or not) and name."""
     found = {}
     for side, script in (("ours", "ours.py"), ("peft", "theirs.py")):
-        worker = Worker(side, HERE / script, {"probe": True, "folder": folder}, SHARED_GPU)
+        worker = Worker(side, HERE / "sides" / script, {"probe": True, "folder": folder}, SHARED_GPU)
         try:
             worker.answer()
             found[side] = worker.ask("device")
@@ -123,7 +123,7 @@ def run_pair(
     workers: list[Worker] = []
     try:
         for side in sides:
-            workers.append(Worker(side, HERE / chosen[side][0], chosen[side][1], env))
+            workers.append(Worker(side, HERE / "sides" / chosen[side][0], chosen[side][1], env))
         failed = {worker.name for worker in workers if "error" in worker.answer()}
         alive = [worker for worker in workers if worker.name not in failed]
         before = take_turns(alive, args.warmup)

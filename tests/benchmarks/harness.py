@@ -46,7 +46,9 @@ class Worker:
         """
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
-        paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        # A side lies in a folder of its own, and imports this module and its neighbours as a benchmark does.
+        own = (str(ROOT), str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", ""))
+        paths = os.pathsep.join(filter(None, own))
         self._process = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,

@@ -26,7 +26,7 @@ from harness import (
     take_turns,
     write_result,
 )
-from workload import supervised_tokens, write_config
+from sides.workload import supervised_tokens, write_config
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of the losses, relative, before anything is timed
@@ -120,7 +120,7 @@ def run(plan: dict[str, tuple[str, dict[str, Any]]], args: argparse.Namespace) -
     workers: list[Worker] = []
     try:
         for name, (script, settings) in plan.items():
-            workers.append(Worker(name, HERE / script, settings, CPU_ONLY))
+            workers.append(Worker(name, HERE / "sides" / script, settings, CPU_ONLY))
         return measure(workers, args.warmup, args.steps)
     finally:
         for worker in workers:

@@ -35,8 +35,8 @@ from harness import (
     take_turns,
     write_result,
 )
-from raft_records import Context, chat_contexts, growing_contexts, table_contexts, take
-from workload import LLAMA_2_7B, TINY, Tokenised, write_config, write_examples
+from sides.raft_records import Context, chat_contexts, growing_contexts, table_contexts, take
+from sides.workload import LLAMA_2_7B, TINY, Tokenised, write_config, write_examples
 
 HERE = Path(__file__).resolve().parent
 MIB = 2**20
@@ -159,7 +159,7 @@ def measure(
     workers: list[Worker] = []
     try:
         for side, (script, settings) in sides.items():
-            workers.append(Worker(side, HERE / script, settings, env))
+            workers.append(Worker(side, HERE / "sides" / script, settings, env))
             workers[-1].answer()
         losses = {worker.name: worker.ask("check", ids=ids) for worker in workers}
         assert {found["records"] for found in losses.values()} == {len(ids)}, losses
@@ -304,7 +304,7 @@ def on_cpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, fl
 
 def has_gpu() -> bool:
     """Whether our side finds a GPU; asked in a process of its own."""
-    probe = Worker("probe", HERE / "raft_ours.py", {"probe": True}, GPU_ENV)
+    probe = Worker("probe", HERE / "sides" / "raft_ours.py", {"probe": True}, GPU_ENV)
     try:
         probe.answer()
         return probe.ask("device")["platform"] == "gpu"

@@ -147,8 +147,8 @@ def gc(
     """Remove artifacts that no kept run needs.
 
     Without an option, the newest 5 runs of each project are kept. With both options, a run is removed only if
-    both allow it. A run that is pinned or in progress is always kept, with all artifacts that its own were
-    made from. Refuses while a run is in progress.
+    both allow it. A run that is pinned or in progress is always kept, with its artifacts and those that
+    they were made from. Refuses while a run is in progress.
 
     \b
     Examples:

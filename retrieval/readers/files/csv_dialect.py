@@ -22,10 +22,10 @@ def named_separator(line: str) -> str | None:
 
 
 def find_separator(lines: Iterable[str], first: str = ",") -> str:
-    """Return the sign that parts the first lines of a table into the most equal rows.
+    """Return the separator that splits the first lines into rows of the same length.
 
-    Of signs that part them equally well, it is the one that gives more cells, then the more common one. A
-    table of one column has a sign that occurs in no row.
+    If several do so equally well, the one that gives more cells wins, then the one that comes first in
+    `SEPARATORS`. For a table of one column, the result is a sign that splits no row.
 
     Args:
         lines: the lines of the table, without line ends.
@@ -50,7 +50,7 @@ def find_separator(lines: Iterable[str], first: str = ",") -> str:
 
 
 def _widths(lines: Sequence[str], separator: str) -> list[int]:
-    """Return the number of cells of each row that is not blank; none if the lines cannot be parted."""
+    """Return the number of cells of each row that is not blank; none if the lines cannot be split."""
     try:
         rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator)
         return [len(row) for row in rows if any(cell.strip() for cell in row)]

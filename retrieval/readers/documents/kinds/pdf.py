@@ -1,4 +1,4 @@
-"""Read the text of PDF files. Ligatures become letters, and words that a line break parts become whole."""
+"""Read the text of PDF files. Ligatures become letters, and words that a line break cuts are joined."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
 
 
 def whole_words(text: str) -> tuple[str, int]:
-    """Return a text whose words are not parted by line breaks, and how many were.
+    """Join the words that line breaks cut; return the text and the number of joined words.
 
     `com-` and `puter` on two lines are `computer`. If the text has the word with its hyphen elsewhere
     (`well-known`), and not without, the hyphen stays.

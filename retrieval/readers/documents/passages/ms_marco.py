@@ -36,7 +36,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read each row as a question. A question without a selected passage has a reason to be dropped.
+    """Read each row as a question. One without a selected passage comes with the reason to drop it.
 
     Raises:
         InputError: a row is broken.

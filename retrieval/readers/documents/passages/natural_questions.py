@@ -2,8 +2,8 @@
 
 Rows of `question_text`, `document_text` (tokens with blanks between them, HTML tags among them),
 `long_answer_candidates` and `annotations`. The outermost candidates of a page are its documents, without
-tags. The answers are the short answers, or yes or no. A page without a long answer does not answer. Rows of
-the data set hub have `question.text`, `document.tokens` and lists as columns.
+tags. The answers are the short answers, or yes or no. A page without a long answer does not answer its
+question. Rows of the data set hub have `question.text`, `document.tokens` and lists as columns.
 
 Format: https://ai.google.com/research/NaturalQuestions/download
 """
@@ -38,7 +38,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
-    """Read each row as a question. Of a question with a long answer alone, the long answer is not taught.
+    """Read each row as a question. One with a long answer only comes with the reason to drop it.
 
     Raises:
         InputError: a row is broken.

@@ -19,7 +19,7 @@ from retrieval.text.normalize import fold
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
 ) -> Iterator[Thread]:
-    """Read each conversation as a thread: that which a column names, else the messages that replies connect.
+    """Read each conversation as a thread. A column names the conversation, or replies connect its messages.
 
     Args:
         files: (split, file) pairs; the split is "" where the seed decides it.

@@ -12,8 +12,7 @@ from typing import Any
 import peft
 import torch
 from harness import HostMemory, cores, serve
-from transformers import AutoConfig, AutoModelForCausalLM
-from workload import (
+from sides.workload import (
     ADAPTER_B_BOUND,
     TARGETS,
     WEIGHT_BOUND,
@@ -22,6 +21,7 @@ from workload import (
     random_values,
     token_ids,
 )
+from transformers import AutoConfig, AutoModelForCausalLM
 
 _FIELDS = {"embed_tokens": "embedding", "lm_head": "head"}
 

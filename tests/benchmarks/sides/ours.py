@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import HostMemory, serve
-from workload import (
+from sides.workload import (
     ADAPTER_B_BOUND,
     WEIGHT_BOUND,
     first_supervised,

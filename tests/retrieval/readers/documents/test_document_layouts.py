@@ -20,7 +20,7 @@ from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa.inputs import document_files, question_files
 from tests.retrieval.read_all import read_documents, read_questions
 
-from .fuzz_damage import pdf
+from ..fuzz_damage import pdf
 
 Write = Callable[[str, str], Path]
 

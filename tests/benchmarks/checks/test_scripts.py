@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
 TINY = ["--hidden", "64", "--heads", "4", "--kv-heads", "2", "--layers", "2", "--feed-forward", "128",
         "--vocab", "256"]  # fmt: skip
@@ -91,7 +91,7 @@ def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> N
 
 def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
     monkeypatch.syspath_prepend(str(HERE))
-    records = importlib.import_module("raft_records")
+    records = importlib.import_module("sides.raft_records")
     (rows,) = records.take(records.growing_contexts(shared, 0), 20, lambda context: True)
     shown = [row["input"].rsplit("\n\nComment by ", 1)[0] for row in rows]
     assert len(set(shown)) == len(rows) == 20
@@ -125,8 +125,8 @@ def test_needed_operations_are_those_that_torch_counts(
     monkeypatch.syspath_prepend(str(HERE))
     torch = importlib.import_module("torch")
     counter = importlib.import_module("torch.utils.flop_counter")
-    gpu_lora, theirs = importlib.import_module("gpu_lora"), importlib.import_module("theirs")
-    workload = importlib.import_module("workload")
+    gpu_lora, theirs = importlib.import_module("gpu_lora"), importlib.import_module("sides.theirs")
+    workload = importlib.import_module("sides.workload")
     settings = {"folder": str(tmp_path), "shape": workload.TINY, "batch": 2, "sequence": 32, "supervised": 0,
                 "rank": 4, "alpha": 4, "dtype": "float32", "checkpointing": False, "seed": 0}  # fmt: skip
     workload.write_config(tmp_path, workload.TINY, 32)

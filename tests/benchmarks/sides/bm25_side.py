@@ -9,7 +9,6 @@ tantivy       Lucene's algorithms in Rust
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -235,5 +234,4 @@ def build(settings: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     serve(build)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from harness import HostMemory, cores, serve
-from theirs import make_model
-from workload import Tokenised, read_examples, systematic
+from sides.theirs import make_model
+from sides.workload import Tokenised, read_examples, systematic
 
 IGNORED = -100
 

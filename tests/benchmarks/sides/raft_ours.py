@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 from harness import HostMemory, serve
-from ours import make_adapter, make_weights, order
-from workload import Tokenised, read_examples, systematic
+from sides.ours import make_adapter, make_weights, order
+from sides.workload import Tokenised, read_examples, systematic
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.data.batches import Batch, BatchStream
