@@ -160,6 +160,9 @@ def apply_overrides(
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected key.path=value, for example --set seed=1")
+        # Bytes of the command line that are not UTF-8, such as a name in Latin-1.
+        if not _is_utf8(override):
+            raise InputError(f"--set {override!a}: is not UTF-8; rename what it names")
         # As YAML, so that `--set a=[1, 2]`, `null` and `1e-4` mean the same as in the file.
         value = _override_value(text, dotted, model)
         # A relative path of the command line counts from the working directory, not from the file's folder.
@@ -270,6 +273,7 @@ def _plain(value: Any, left: list[int]) -> Any:
 
     Raises:
         OverflowError: there are more values.
+        ValueError: a text cannot be written as UTF-8.
     """
     left[0] -= 1
     if left[0] < 0:
@@ -279,6 +283,8 @@ def _plain(value: Any, left: list[int]) -> Any:
         return {_key_text(name): _plain(child, left) for name, child in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_plain(child, left) for child in value]
+    if isinstance(value, str) and not _is_utf8(value):
+        raise ValueError(f"{value!a:.60} has half of a surrogate pair, which no text may have")
     # YAML has dates, our settings have none: `2024-01-01` is a text, such as the name of a folder.
     return str(value) if isinstance(value, datetime.date) else value
 
@@ -286,4 +292,14 @@ def _plain(value: Any, left: list[int]) -> Any:
 def _key_text(name: Any) -> str:
     if name is None:
         return "null"
-    return str(name).lower() if isinstance(name, bool) else str(name)
+    text = str(name).lower() if isinstance(name, bool) else str(name)
+    return text if _is_utf8(text) else ascii(text)
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8. An escape in YAML can make half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -27,7 +27,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        text = " ".join(_masks[-1](message).split())
+        # A name of bytes that are not UTF-8 cannot be printed; its escapes can.
+        plain = message.encode("utf-8", "backslashreplace").decode()
+        text = " ".join(_masks[-1](plain).split())
         if len(text) > _LONGEST_MESSAGE:  # the content of a broken file may be part of it
             text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 3 :]}"
         super().__init__(text)

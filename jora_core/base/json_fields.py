@@ -29,6 +29,28 @@ def refuse_lfs_pointer(path: Path, head: bytes) -> None:
         )
 
 
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of JSON that has these fields, for `object_pairs_hook`.
+
+    Python's parser keeps the last value of a repeated name, silently. A name may be repeated with the same
+    value only.
+
+    Raises:
+        ValueError: a name has two values.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise ValueError(repeated_field(name))
+    return found
+
+
+def repeated_field(name: str) -> str:
+    """Return what is wrong with an object that has a field of this name twice."""
+    return f"field {name!r:.60} is twice in one object, with different values; remove one of them"
+
+
 def read_json_object(path: Path, owner: str) -> dict[str, Any]:
     """Read a JSON file that must hold an object. A byte order mark at its start is allowed.
 
@@ -48,8 +70,8 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
     refuse_lfs_pointer(path, raw)
     try:
         # utf-8-sig: editors on Windows write a byte order mark, which a JSON parser refuses.
-        data = json.loads(raw.decode("utf-8-sig"))
-    # ValueError: bytes that are not UTF-8, broken JSON, a number of too many digits.
+        data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique_fields)
+    # ValueError: bytes that are not UTF-8, broken JSON, a number of too many digits, a field with two values.
     except (ValueError, RecursionError) as err:
         raise InputError(f"{path} is not valid JSON: {err}") from None
     if not isinstance(data, dict):

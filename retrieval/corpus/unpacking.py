@@ -59,6 +59,19 @@ _PACKED_READ = 1 << 13
 _SMALL_READ = 1 << 9
 _MAX_WINDOW = 2**31  # long-distance windows of `zstd --ultra --long=31`
 _BUFFER = 1 << 20
+_PIECE = 1 << 16
+
+
+class UnreadableFile(InputError):
+    """The error for the contents of a file, as opposed to its place, its permissions and the limits.
+
+    Where each file is one document, such a file is counted by `reason`, and the others are read.
+    """
+
+    def __init__(self, message: str, reason: str = "damaged") -> None:
+        """Keep the message, and the reason as part of the name of a count, such as `not_utf8`."""
+        super().__init__(message)
+        self.reason = reason
 
 
 @contextmanager
@@ -86,7 +99,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         *(zstandard.ZstdError, tarfile.TarError),
     ) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
+        # A damaged gzip file is an OSError too, but none of the system.
+        kind = InputError if getattr(error, "errno", None) is not None else UnreadableFile
+        raise kind(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
 
 
 def read_whole(path: Path) -> bytes:
@@ -96,11 +111,15 @@ def read_whole(path: Path) -> bytes:
         InputError: the file cannot be read, or is larger than the limits allow.
     """
     limits = reading_limits()
+    raw = bytearray()
     with open_binary(path) as handle:
-        raw = handle.read(limits.value_bytes + 1)
-    if len(raw) > limits.value_bytes:
-        raise limits.value_too_large(str(path), "a text file")
-    return raw
+        # Piece by piece: `read` first takes as much memory as it may give, which costs more than to read a
+        # small file.
+        while piece := handle.read(_PIECE):
+            raw += piece
+            if len(raw) > limits.value_bytes:
+                raise limits.value_too_large(str(path), "a text file")
+    return bytes(raw)
 
 
 def packing_of(head: bytes) -> str | None:
@@ -121,10 +140,10 @@ def _packing(path: Path, head: bytes) -> str | None:
     named = next((kind for ending, kind in _NAMED.items() if path.name.lower().endswith(ending)), None)
     # A file that was unpacked and kept its name is read; other bytes are a damaged file.
     if named is not None and head and not _plain_text(head):
-        raise InputError(f"{path}: cannot be read (not a {named} file); check the file")
+        raise UnreadableFile(f"{path}: cannot be read (not a {named} file); check the file")
     for magic, what in _FOREIGN:
         if head.startswith(magic):
-            raise InputError(f"{path}: is {what}")
+            raise UnreadableFile(f"{path}: is {what}", "of_another_kind_than_its_name")
     return None
 
 
@@ -157,13 +176,15 @@ def _only_member(raw: IO[bytes], path: Path) -> IO[bytes]:
     names = {member.filename for member in files}
     for part, what in (("xl/", ".xlsx"), ("word/", ".docx"), ("ppt/", ".pptx"), ("META-INF/", ".epub")):
         if any(name.startswith(part) for name in names):
-            raise InputError(
+            raise UnreadableFile(
                 f"{path}: is a zip archive that looks like {what}; give the file its ending {what}, or save "
-                "it as CSV or text"
+                "it as CSV or text",
+                "of_another_kind_than_its_name",
             )
     if len(files) != 1:
-        raise InputError(
-            f"{path}: is a zip archive of {len(files)} files; give it the ending .zip, or unpack it"
+        raise UnreadableFile(
+            f"{path}: is a zip archive of {len(files)} files; give it the ending .zip, or unpack it",
+            "of_another_kind_than_its_name",
         )
     return _opened(archive, files[0], path)
 
@@ -173,7 +194,7 @@ def _opened(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> IO
         return archive.open(member)
     # RuntimeError: a password is needed. NotImplementedError: a rare method of packing.
     except (RuntimeError, NotImplementedError) as error:
-        raise InputError(
+        raise UnreadableFile(
             f"{path}: {member.filename} cannot be unpacked ({error}); unpack it by hand"
         ) from error
 

@@ -45,6 +45,6 @@ def is_empty(value: Any) -> bool:
     A text such as `none` is not empty, because it may be an answer. For fields where it stands for a missing
     value, there is :func:`retrieval.readers.files.fields.is_missing`.
     """
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and (not value or value.isspace()))
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -22,6 +22,11 @@ from typing import Any
 RULE = "uax29 nfkc casefold bigrams 1"
 
 _WORD = re.compile(r"\w+")
+# Other than Latin and Cyrillic letters, dashes, quotation marks and the like, which need no more than NFKC
+# and case folding.
+_UNUSUAL = re.compile(
+    "[^\0-\u00ac\u00ae-\u0130\u0132-\u02ff\u0400-\u0450\u0452-\u0482\u048a-\u052f\u2010-\u2027]"
+)
 #: Languages with a dotted and a dotless i, which are two letters there.
 DOTLESS = frozenset({"turkish", "azerbaijani"})
 _TURKISH_CASE = str.maketrans({"I": "ı", "İ": "i"})
@@ -89,7 +94,10 @@ def tokenize(text: str) -> list[str]:
     """Return the words of a text, for comparisons: of scripts without blanks, each character is a word."""
     if text.isascii():  # ASCII needs no normalising, and the check is much faster
         return _WORD.findall(text.casefold())
-    return [piece for run in _runs(text, "", False) for piece in run]
+    text = _normal(text, "", False)
+    if _is_plain(text):
+        return _WORD.findall(text)
+    return [piece for run in _runs(text, "") for piece in run]
 
 
 def index_terms(text: str, language: str = "", fold_diacritics: bool = False) -> list[str]:
@@ -102,7 +110,10 @@ def index_terms(text: str, language: str = "", fold_diacritics: bool = False) ->
     """
     if text.isascii() and language not in DOTLESS:
         return _WORD.findall(text.casefold())
-    return [term for run in _runs(text, language, fold_diacritics) for term in _pairs(run)]
+    text = _normal(text, language, fold_diacritics)
+    if _is_plain(text):
+        return _WORD.findall(text)
+    return [term for run in _runs(text, language) for term in _pairs(run)]
 
 
 def _pairs(run: list[str]) -> Iterator[str]:
@@ -122,18 +133,26 @@ def _pairs(run: list[str]) -> Iterator[str]:
             yield piece
 
 
-def _runs(text: str, language: str, fold_diacritics: bool) -> Iterator[list[str]]:
-    """Yield the words of a text, as lists of pieces: one piece, or characters of unspaced scripts."""
+def _normal(text: str, language: str, fold_diacritics: bool) -> str:
+    """Return a text after NFKC, case folding, and the removal of diacritics if it is asked for."""
     text = unicodedata.normalize("NFKC", text)
     if language in DOTLESS:
         text = text.translate(_TURKISH_CASE)
     text = text.casefold()
     if fold_diacritics:
         text = _without_diacritics(text)
-    rare, word, unspaced, pieces = _patterns()
-    if rare.search(text) is None:
-        yield from ([found] for found in _WORD.findall(text))
-        return
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether every run of letters, digits and `_` of a text is a word as it is."""
+    # The first search is several times as fast, and tells nearly all texts in Latin script.
+    return _UNUSUAL.search(text) is None or _patterns()[0].search(text) is None
+
+
+def _runs(text: str, language: str) -> Iterator[list[str]]:
+    """Yield the words of a text that is not plain, as lists of pieces, such as unspaced characters."""
+    _, word, unspaced, pieces = _patterns()
     text = _respelt(text, language)
     for found in word.findall(text):
         yield pieces.findall(found) if unspaced.search(found) else [found]

@@ -48,12 +48,14 @@ def stream_documents(
     """
     # File number and row instead of the file's name: this dictionary has an entry for each document.
     seen: dict[str, tuple[int, int]] = {}
+    unusable = ""
     for number, file in enumerate(files):
         for found in _reader(file, layout).read_documents(file, tally):
-            where, document, raw_text, id_from_content, dropped = found
+            where, document, raw_text, id_from_content, dropped, why = found
             tally.read["documents"] += 1
             if dropped:
                 tally.dropped[dropped] += 1
+                unusable = unusable or why
                 continue
             if document.id in seen:
                 if id_from_content:
@@ -74,6 +76,10 @@ def stream_documents(
             chunks = chunk_document(document, raw_text, chunker)
             tally.read["chunks"] += len(chunks)
             yield from chunks
+    if not seen and unusable:
+        raise InputError(
+            unusable if len(files) == 1 else f"{unusable} (none of {len(files)} files can be read)"
+        )
     if not seen:
         names = ", ".join(str(file.path) for file in files[:3])
         raise InputError(f"{names}: no documents; expected a document a row")

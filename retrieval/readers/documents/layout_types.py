@@ -24,6 +24,7 @@ class FoundDocument(NamedTuple):
         id_from_content: whether the id is made of the content. If so, the same id means the same document and
             may be repeated. Otherwise a repeated id is an error.
         dropped: why the document cannot be used, for the counts; "" for a usable one.
+        why: the same as a line for errors.
     """
 
     where: str
@@ -31,6 +32,7 @@ class FoundDocument(NamedTuple):
     raw_text: str
     id_from_content: bool = False
     dropped: str = ""
+    why: str = ""
 
 
 class FoundQuestion(NamedTuple):

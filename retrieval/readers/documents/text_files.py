@@ -13,6 +13,7 @@ from typing import cast
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.kind_reader import FileText, KindReader
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
 from retrieval.settings.document_layouts import CODE_SUFFIXES, TEXT_KINDS
@@ -20,14 +21,19 @@ from retrieval.text.normalize import keep_lines
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read a file as one document.
+    """Read a file as one document. A file that is no document of its kind is dropped, whatever its kind.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
+        InputError: the file cannot be opened, or is larger than the limits allow.
     """
-    found = read_text_file(file, tally)
+    try:
+        found = read_text_file(file, tally)
+    except UnreadableFile as error:
+        nothing = Document(file.name, "", "", file.name, 1)
+        yield FoundDocument(str(file.path), nothing, "", dropped=f"document_{error.reason}", why=str(error))
+        return
     document = Document(file.name, found.title, keep_lines(found.text), file.name, 1)
-    yield FoundDocument(str(file.path), document, found.text, dropped=found.dropped)
+    yield FoundDocument(str(file.path), document, found.text)
 
 
 def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
@@ -45,7 +51,8 @@ def read_text_file(file: SourceFile, tally: Tally) -> FileText:
     The title is that of the file's content, such as its first heading, or the name of the file.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8, or is an encrypted or broken PDF.
+        UnreadableFile: the file is no document of its kind.
+        InputError: the file cannot be opened, or is larger than the limits allow.
     """
     name = PurePosixPath(file.name)
     kind = name.suffix.lower()

@@ -13,14 +13,17 @@ from retrieval.text.times import parse_time
 from retrieval.text.values import is_empty
 
 # What programs write for a missing value: str(None), JSON's null, pandas' NaN and NA, SQL's \N.
-_MISSING = frozenset({"none", "null", "nan", "<na>", "nat", "nil", "undefined", "\\n"})
+_MISSING = frozenset({"", "none", "null", "nan", "<na>", "nat", "nil", "undefined", "\\n"})
 _LONGEST_MISSING = 16
+#: Larger times, beyond the year 5000, are not in seconds.
+_MILLISECONDS = 1e11
 
 
 def is_missing(value: Any) -> bool:
     """Return whether an id, a reference or a time is empty, false, or a word that stands for "no value"."""
-    if isinstance(value, str) and len(value) < _LONGEST_MISSING and value.strip().lower() in _MISSING:
-        return True  # longer texts need no copy in small letters
+    if isinstance(value, str):
+        # Longer texts need no copy in small letters.
+        return value.strip().lower() in _MISSING if len(value) < _LONGEST_MISSING else value.isspace()
     return value is False or is_empty(value)
 
 
@@ -84,15 +87,19 @@ def moment_of(value: Any, field: str, where: str) -> float | None:
     Raises:
         InputError: the value is no time.
     """
+    # Seconds, as in most files. The type is compared because truth values are integers too.
+    if type(value) in (int, float) and -_MILLISECONDS < value < _MILLISECONDS:
+        return float(value)
     if is_missing(value):
         return None
-    if isinstance(value, str):
+    # Of a date such as 2024-05-01, it is known that it is no number.
+    if isinstance(value, str) and not (value[4:5] == "-" and value[:4].isdecimal()):
         try:
             # Four digits are a year.
             value = float(value) if len(value.strip()) != 4 else value
         except ValueError:
             value = _english_date(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 1e11 < abs(value) < 1e17:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and _MILLISECONDS < abs(value) < 1e17:
         value = value / (1e3 if abs(value) < 1e14 else 1e6)
     return parse_time(value, field, where)
 

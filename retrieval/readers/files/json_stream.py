@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.json_fields import repeated_field
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.unpacking import open_binary
-from retrieval.readers.files.packed_lines import DECODER, advice, is_tar, mend_surrogates, not_utf8
+from retrieval.readers.files.packed_lines import (
+    DECODER,
+    HALF_ESCAPE,
+    advice,
+    is_tar,
+    mend_surrogates,
+    not_utf8,
+)
 
 _READ = 1 << 16
 _START = 4096
@@ -24,7 +32,6 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 _UNSURE = 64  # an error so near to the end of what was read may be because the rest is missing
 # With the byte order mark, which stands between the parts of a file that was joined from others.
 _SPACE = re.compile("[ \\t\\r\\n\ufeff]*")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def stream_items(
@@ -134,8 +141,7 @@ class _Walk:
     """The walk through an object to the items of its arrays, all of which are read.
 
     Archives have more than one: Telegram's list the chats that one has left apart, and some of Mastodon's
-    name
-    `orderedItems` twice, the first time with an empty array.
+    name `orderedItems` twice, the first time with an empty array.
 
     Attributes:
         position: items of the file that were read.
@@ -176,6 +182,8 @@ class _Walk:
             else:
                 value = reader.value()
                 if not self.found:
+                    if header.get(name, value) != value:
+                        raise reader.error(repeated_field(name))
                     header[name] = value
         # Made here, because the error names this place.
         self.missing = reader.error(f"no list {' or '.join(keys)} in the object")
@@ -235,8 +243,9 @@ class _Reader:
                 # event loop.
                 found, end = DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or not self._more():  # a number may go on
-                    self._at = end
-                    return _mended(found)
+                    start, self._at = self._at, end
+                    halves = HALF_ESCAPE.search(self._text, start, end)
+                    return found if halves is None else mend_surrogates(found)
             except json.JSONDecodeError as error:
                 # A string that the window cuts is reported at its start ("Unterminated string"), which may be
                 # far from the end. Every other cut shows near the end: in a literal, a number, an escape.
@@ -290,19 +299,3 @@ class _Reader:
             row = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
             raise not_utf8(f"{self._path}:{row}", error.object, f"byte {error.start + 1}") from error
         return True
-
-
-def _mended(value: Any) -> Any:
-    """Return a JSON value whose texts can be encoded as UTF-8, copied only if a text needs a change."""
-    return mend_surrogates(value) if _has_surrogate(value) else value
-
-
-def _has_surrogate(value: Any) -> bool:
-    if isinstance(value, str):
-        # `isascii` is a flag of the string, so nearly all texts need no search.
-        return not value.isascii() and _SURROGATES.search(value) is not None
-    if isinstance(value, list):
-        return any(map(_has_surrogate, value))
-    if isinstance(value, dict):
-        return any(_has_surrogate(key) or _has_surrogate(item) for key, item in value.items())
-    return False

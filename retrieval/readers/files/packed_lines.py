@@ -13,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.json_fields import unique_fields
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.unpacking import open_binary, packing_of
 
 _TAR = (".tar", ".tgz", *(f".tar.{packed}" for packed in ("gz", "bz2", "xz", "zst")))
 _LINE_FILES = (".ndjson", ".jsonl", ".json")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: The escape of half a surrogate pair, which raw UTF-8 cannot hold. Two that belong together match too.
+HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _PEEK = 1 << 16
 #: A packed file of nothing but line ends would otherwise be read for minutes.
 _EMPTY_LINES = 1_000_000
@@ -111,7 +113,7 @@ def not_utf8(where: str, raw: bytes, place: str) -> InputError:
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield (place, line number, line) of each line of the JSON-lines files in an archive, in its order."""
+    """Yield (file for errors, line number, line) of the JSON-lines files in an archive, in its order."""
     found = False
     # `r|` reads the archive as a stream, without seeking, which an unpacked `.zst` cannot do.
     with open_binary(path) as handle, tarfile.open(fileobj=handle, mode="r|") as archive:
@@ -123,8 +125,9 @@ def _archived(path: Path) -> Iterator[tuple[str, int, str]]:
             found = True
             unpacked = archive.extractfile(member)
             assert unpacked is not None  # it is a file
-            for number, text in _decoded(unpacked, f"{path}/{member.name}"):
-                yield f"{path}/{member.name}:{number}", number, text
+            name = f"{path}/{member.name}"
+            for number, text in _decoded(unpacked, name):
+                yield name, number, text
     if not found:
         raise InputError(
             f"{path}: no {', '.join(_LINE_FILES)} file in the archive; expected JSON lines in it"
@@ -137,8 +140,8 @@ def _constant(name: str) -> float | None:
     return None if name == "NaN" else float(name)
 
 
-#: Reads NaN as null.
-DECODER = json.JSONDecoder(parse_constant=_constant)
+#: Reads NaN as null, and refuses objects in which a name has two values.
+DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=unique_fields)
 
 
 def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
@@ -155,8 +158,8 @@ def parse_json(text: str, path: Path | str, line: int, expected: str) -> Any:
     """
     try:
         value = DECODER.decode(text)
-        # Only an escape such as `\ud83d` can make half a pair: raw UTF-8 cannot hold one.
-        return mend_surrogates(value) if _SURROGATE.search(text) else value
+        # The search for `\u` is faster than that of the expression.
+        return mend_surrogates(value) if "\\u" in text and HALF_ESCAPE.search(text) else value
     except json.JSONDecodeError as error:
         row, column = line + error.lineno - 1, error.colno
         raise InputError(
@@ -207,14 +210,14 @@ def json_objects(path: Path, expected: str) -> Iterator[tuple[str, int, dict[str
     Raises:
         InputError: a line is broken or holds no object.
     """
-    lines = _archived(path) if is_tar(path) else ((f"{path}:{n}", n, text) for n, text in text_lines(path))
-    for where, number, text in lines:
+    plain = str(path)
+    lines = _archived(path) if is_tar(path) else ((plain, n, text) for n, text in text_lines(path))
+    for name, number, text in lines:
         # A file that was joined from several others has a byte order mark at the start of each part.
         text = text.removeprefix(_BOM)
         if not text or text.isspace():
             continue
-        # `where` is `path:line`; `parse_json` adds the line itself, because the error may be on a later line.
-        value = parse_json(text, where.rsplit(":", 1)[0], number, expected)
+        value = parse_json(text, name, number, expected)
         if not isinstance(value, dict):
-            raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
-        yield where, number, value
+            raise InputError(f"{name}:{number}: found {type(value).__name__}, expected {expected}")
+        yield f"{name}:{number}", number, value

@@ -166,12 +166,16 @@ def texts_of(value: Any, field: str, where: str) -> tuple[str, ...]:
     Raises:
         InputError: the value, or an item of the list, is something else, such as an object.
     """
-    items = value if isinstance(value, list) else [value]
-    texts = [printed(item) for item in items if not is_empty(item)]
-    found = [text for text in texts if text is not None]
-    if len(found) != len(texts):
-        raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")
-    return tuple(dict.fromkeys(filter(None, map(answer_text, found))))
+    found: dict[str, None] = {}  # a dict instead of a set: the first answer is taught
+    for item in value if isinstance(value, list) else (value,):
+        if is_empty(item):
+            continue
+        text = printed(item)
+        if text is None:
+            raise InputError(f"{where}: field {field} is no text and no list of texts; give texts or numbers")
+        found[answer_text(text)] = None
+    found.pop("", None)
+    return tuple(found)
 
 
 def dicts_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:

@@ -184,9 +184,13 @@ def numbered_rows(path: Path, batches: Iterable[Any], kind: str) -> Iterator[Row
     number = 0
     try:
         for batch in batches:
-            for value in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", number, value
+            # Offsets of a damaged file lead out of it, and reading there would end the process.
+            batch.validate(full=True)
+            # A batch of an Arrow file may be the whole table.
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                for value in batch.slice(start, BATCH_ROWS).to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", number, value
     # An InputError is a ValueError, which the next clause would report as a broken file.
     except InputError:
         raise

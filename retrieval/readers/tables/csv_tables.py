@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.unpacking import read_whole
-from retrieval.readers.files.csv_dialect import find_separator, named_separator
+from retrieval.readers.files.csv_dialect import SEPARATORS, find_separator, named_separator
 
 #: Characters of one cell. The library's own limit is 131,072.
 _LARGEST_CELL = 1 << 28
@@ -52,12 +52,34 @@ def parse_csv(text: str, where: str) -> tuple[list[list[str]], str]:
     if separator is not None:
         text = text[len(first) + 1 :]
     else:
+        rows = _separated_by_commas(text)
+        if rows is not None:
+            return rows, ","
         # A file of the first Macintosh ends its lines by `\r` alone.
         separator = find_separator(line.rstrip("\n") for line in io.StringIO(text, newline=None))
     return _rows(where, text, separator), separator
 
 
+<<<<<<< HEAD
 def _rows(where: str, text: str, separator: str) -> list[list[str]]:
+=======
+def _separated_by_commas(text: str) -> list[list[str]] | None:
+    """Return the rows of a table that can only be separated by commas, as most are; None for another one.
+
+    It is parsed once, without looking for a separator first.
+    """
+    if any(sign in text for sign in SEPARATORS if sign != ","):
+        return None
+    try:
+        rows = [row for row in _parsed(text, ",", strict=True) if row]
+    except csv.Error:
+        return None
+    header = next((row for row in rows if any(cell.strip() for cell in row)), [])
+    return rows if len(header) > 1 else None
+
+
+def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
+>>>>>>> main
     try:
         return [row for row in _parsed(text, separator, strict=True) if row]
     except csv.Error:

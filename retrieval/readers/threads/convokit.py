@@ -43,11 +43,12 @@ def read_threads(
 
 def _messages(files: list[SourceFile]) -> Iterator[Message]:
     for file in files:
+        # A corpus is a folder, whose ids are unique in that corpus only.
+        scope = PurePosixPath(file.name).parent.as_posix()
         for where, row, value in rows(file, ("id",), (), EXPECTED):
             thread = _first(value, ("conversation_id", "root"))
             if thread is None:
                 raise InputError(f"{where}: field conversation_id (or root) is missing; expected {EXPECTED}")
-            parent = _first(value, ("reply-to", "reply_to"))
             yield Message(
                 where,
                 id_of(value["id"], "id", where),
@@ -55,16 +56,20 @@ def _messages(files: list[SourceFile]) -> Iterator[Message]:
                 fold(content_of(value.get("text"), "text", where)),
                 file.name,
                 row,
-                reference_of(parent, "reply-to", where),
+                reference_of(value.get("reply-to"), "reply-to", where)
+                or reference_of(value.get("reply_to"), "reply_to", where),
                 id_of(thread, "conversation_id", where),
                 moment_of(value.get("timestamp"), "timestamp", where),
-                # A corpus is a folder, whose ids are unique in that corpus only.
-                scope=PurePosixPath(file.name).parent.as_posix(),
+                scope=scope,
             )
 
 
 def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((value[name] for name in names if not is_missing(value.get(name))), None)
+    for name in names:
+        found = value.get(name)
+        if not is_missing(found):
+            return found
+    return None
 
 
 def _speaker(value: Any, where: str) -> str:

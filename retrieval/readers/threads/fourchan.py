@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jora_core.base.errors import InputError
@@ -42,8 +41,7 @@ _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "block
 _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
 
 
-@dataclass(frozen=True)
-class Comment:
+class Comment(NamedTuple):
     """The content of a post's HTML: its text and its links.
 
     Attributes:

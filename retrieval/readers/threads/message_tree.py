@@ -11,9 +11,8 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
@@ -65,8 +64,7 @@ _FIELDS = "id, parent, thread, author, text, time, source, row, place, seq, othe
 _BETWEEN = "\x1f"
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One message of a conversation, before it is grouped into a thread.
 
     Attributes:
@@ -162,8 +160,8 @@ def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) 
     """Store the messages. Return the name of each scope, and whether it is a corpus of several files."""
     scopes: dict[tuple[str, bool], int] = {}
     store.execute("BEGIN")
+    read = twice = 0
     for read, m in enumerate(messages, start=1):
-        tally.read["posts"] += 1
         scope = scopes.setdefault((m.scope or m.source, bool(m.scope)), len(scopes))
         if m.dropped:
             tally.dropped[m.dropped] += 1
@@ -172,7 +170,9 @@ def _fill(store: sqlite3.Connection, messages: Iterable[Message], tally: Tally) 
         about = (m.thread, visible(m.author), visible(m.text), m.time, m.source, m.row, m.where)
         links = (scope, _BETWEEN.join(m.others), m.has_known_parents, m.mark)
         kept = store.execute(_INSERT, (read, m.id, m.parent or None, *about, *links)).rowcount
-        tally.dropped["post_twice"] += not kept
+        twice += not kept
+    tally.read["posts"] += read
+    tally.dropped["post_twice"] += twice
     store.execute("COMMIT")
     store.execute("CREATE INDEX by_gone ON gone (id)")
     return list(scopes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ def test_a_planted_leak_is_caught_in_the_finished_record(
 
         def overlook(html: str, thread_no: str) -> fourchan.Comment:
             found = parse(html, thread_no)
-            return replace(found, text=f">>11 {found.text}") if "see above" in html else found
+            return found._replace(text=f">>11 {found.text}") if "see above" in html else found
 
         monkeypatch.setattr(fourchan, "parse_comment", overlook)
     source = write_threads(write, "t.ndjson", leaking(reply, **fields))

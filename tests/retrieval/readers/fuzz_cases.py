@@ -19,10 +19,29 @@ from retrieval.readers.tables import table_rows
 from retrieval.readers.tables.mapped_tables import tables_with_questions
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
+<<<<<<< HEAD
 from retrieval.settings.columns import TableColumns, TableQuestionColumns, ThreadColumns
+=======
+from retrieval.settings.columns import Columns, DocumentColumns, QuestionColumns, ThreadColumns
+>>>>>>> main
 from retrieval.settings.tasks import ThreadsTask
 
-from .fuzz_damage import as_text, lines, parquet, pdf, pretty, tar_zst
+from .fuzz_damage import (
+    arrow,
+    as_text,
+    docx,
+    epub,
+    lines,
+    parquet,
+    pdf,
+    pretty,
+    rows_in_lines,
+    rows_in_list,
+    rows_in_parquet,
+    sheet,
+    tar_zst,
+    zipped,
+)
 
 POSTS = [
     {
@@ -244,6 +263,27 @@ MAILS = [
 ]
 TABLE = ["id;who;text;reply_to", *(f'{i};a{i};"said; {i}";{i - 1 if i else ""}' for i in range(4))]
 
+TABLE_OBJECTS = [
+    {"id": f"{i}", "who": f"a{i}", "text": f"said {i}", "reply_to": f"{i - 1}" if i else None}
+    for i in range(4)
+]
+HITS = [
+    {
+        "objectID": str(i),
+        "author": f"a{i}",
+        "comment_text": f"<p>{i}",
+        "parent_id": i - 1 if i else None,
+        "story_id": 0,
+        "created_at_i": i,
+    }
+    for i in range(4)
+]
+LISTING = {
+    "kind": "Listing",
+    "data": {"children": [{"kind": "t3" if "title" in row else "t1", "data": row} for row in REDDIT]},
+}
+PARAGRAPHS = ["Some text.", "More of it.", "The end."]
+
 LOG = [f"[03:4{i}] <nick{i}> line {i}" for i in range(5)] + ["=== joined", "[03:50] * nick1 waves"]
 NOTES = ["0 0 -", "0 1 -", "1 2 -", "4 3 -", "1 4 -", "4 6 -"]
 TSV = [
@@ -399,6 +439,16 @@ TABLE_ROWS = [
     }
     for i in range(3)
 ]
+WIKISQL = [
+    {
+        "phase": 1,
+        "question": "which?",
+        "table_id": "1-1",
+        "sql": {"sel": 0, "agg": 0, "conds": [[1, 0, f"{i}"]]},
+    }
+    for i in range(3)
+]
+WIKISQL_TABLES = [{"id": "1-1", "header": ["A", "B"], "rows": [[f"a{i}", i] for i in range(3)]}]
 PAGE = [
     "<title>T</title><h1>Lamp</h1>",
     "<p>Some <b>text</b>.<table><tr><td>a<td>b</table>",
@@ -437,6 +487,27 @@ def count_documents(path: Path) -> tuple[Counts, list[Any]]:
     tally = Tally()
     found = list(stream_documents([SourceFile(path, path.name)], tally))
     return (tally.read["documents"], len(found), _dropped(tally, "document_")), found
+
+
+def mapped_file(path: Path, columns: Columns) -> SourceFile:
+    """A file that is read by a mapping."""
+    return SourceFile(path, path.name, columns, "qa.columns")
+
+
+def count_mapped_documents(path: Path) -> tuple[Counts, list[Any]]:
+    """(documents read, given, dropped) of a table with a mapping."""
+    tally = Tally()
+    columns = DocumentColumns(id="id", text="text", title="{{ who }}")
+    found = list(stream_documents([mapped_file(path, columns)], tally, layout="documents"))
+    return (tally.read["documents"], len(found), _dropped(tally, "document_")), found
+
+
+def count_mapped_questions(path: Path) -> tuple[Counts, list[Any]]:
+    """(questions read, given, dropped) of a table with a mapping."""
+    tally = Tally()
+    columns = QuestionColumns(id="id", question="text", answers="who", document_id="id")
+    found = list(stream_questions([mapped_file(path, columns)], _Any(), tally, layout="documents"))
+    return (tally.read["questions"], len(found), _dropped(tally, "question_")), found
 
 
 class _Any:
@@ -499,7 +570,10 @@ def _dropped(tally: Tally, kind: str) -> int:
 
 @dataclass(frozen=True)
 class Format:
-    """A valid file, how it is written, and who reads it; `beside` are further files, by name."""
+    """A valid file, how it is written, and who reads it; `beside` are further files, by name.
+
+    `present` counts the rows of a file without the readers, for formats in which each row is one item.
+    """
 
     name: str
     rows: Any
@@ -507,6 +581,7 @@ class Format:
     read: Callable[[Path], tuple[Counts, list[Any]]]
     cases: int
     beside: tuple[tuple[str, bytes], ...] = ()
+    present: Callable[[bytes], int | None] | None = None
 
 
 FORMATS = [
@@ -515,17 +590,17 @@ FORMATS = [
     Format("threads.ndjson.gz", POSTS, lambda rows: gzip.compress(lines(rows), mtime=0), count_threads, 60),
     Format("threads.jsonl.zst", POSTS, lambda rows: zstandard.compress(lines(rows)), count_threads, 60),
     Format("dump.tar.zst", POSTS, tar_zst, count_threads, 60),
-    Format("utterances.jsonl", UTTERANCES, lines, count_threads, 160),
-    Format("statuses.jsonl", STATUSES, lines, count_threads, 160),
+    Format("utterances.jsonl", UTTERANCES, lines, count_threads, 160, present=rows_in_lines),
+    Format("statuses.jsonl", STATUSES, lines, count_threads, 160, present=rows_in_lines),
     Format("export.json", EXPORT, pretty, count_threads, 140),
-    Format("channel.jsonl", API, lines, count_threads, 100),
-    Format("general/2024-05-01.json", SLACK, pretty, count_threads, 100),
+    Format("channel.jsonl", API, lines, count_threads, 100, present=rows_in_lines),
+    Format("general/2024-05-01.json", SLACK, pretty, count_threads, 100, present=rows_in_list),
     Format("result.json", TELEGRAM, pretty, count_threads, 80),
-    Format("reddit.jsonl", REDDIT, lines, count_threads, 80),
-    Format("items.jsonl", ITEMS, lines, count_threads, 80),
+    Format("reddit.jsonl", REDDIT, lines, count_threads, 80, present=rows_in_lines),
+    Format("items.jsonl", ITEMS, lines, count_threads, 80, present=rows_in_lines),
     Format("outbox.json", OUTBOX, pretty, count_threads, 80),
     Format("archive.json", ARCHIVE, pretty, count_threads, 80),
-    Format("issues.json", ISSUES, pretty, count_threads, 80),
+    Format("issues.json", ISSUES, pretty, count_threads, 80, present=rows_in_list),
     Format("Posts.xml", POSTS_XML, as_text, count_threads, 60),
     Format("list.mbox", MAILS, as_text, count_threads, 60),
     Format("table.csv", TABLE, as_text, count_mapped, 80),
@@ -541,23 +616,24 @@ FORMATS = [
     ),
     Format("data/training.tsv", TSV, as_text, count_tables, 80, (("csv/1.csv", as_text(CSV)),)),
     Format("csv/1.csv", CSV, as_text, count_tables, 60, (("data/training.tsv", as_text(TSV)),)),
-    Format("documents.jsonl", DOCUMENTS, lines, count_documents, 80),
-    Format("documents.parquet", DOCUMENTS, parquet, count_documents, 80),
-    Format("questions.jsonl", QUESTIONS, lines, count_questions, 80),
-    Format("questions.parquet", QUESTIONS, parquet, count_questions, 60),
+    Format("documents.jsonl", DOCUMENTS, lines, count_documents, 80, present=rows_in_lines),
+    Format("documents.parquet", DOCUMENTS, parquet, count_documents, 80, present=rows_in_parquet),
+    Format("questions.jsonl", QUESTIONS, lines, count_questions, 80, present=rows_in_lines),
+    Format("questions.parquet", QUESTIONS, parquet, count_questions, 60, present=rows_in_parquet),
     Format("squad.json", SQUAD, pretty, count_documents, 60),
     Format("squad-questions.json", SQUAD, pretty, count_questions, 80),
-    Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40),
+    Format("squad.parquet", SQUAD_ROWS, parquet, count_questions, 40, present=rows_in_parquet),
     Format("hotpot.json", HOTPOT, pretty, count_documents, 60),
-    Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80),
+    Format("hotpot-questions.json", HOTPOT, pretty, count_questions, 80, present=rows_in_list),
     Format("raft.jsonl", RAFT, lines, count_documents, 60),
-    Format("raft.parquet", RAFT, parquet, count_questions, 40),
-    Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60),
+    Format("raft.parquet", RAFT, parquet, count_questions, 40, present=rows_in_parquet),
+    Format("alpaca.jsonl", TRIPLES, lines, count_triples, 60, present=rows_in_lines),
     Format("dpr.json", DPR, pretty, count_documents, 40),
-    Format("dpr-questions.jsonl", DPR, lines, count_questions, 60),
+    Format("dpr-questions.jsonl", DPR, lines, count_questions, 60, present=rows_in_lines),
     Format("ms_marco.jsonl", MS_MARCO, lines, count_documents, 40),
-    Format("ms_marco-questions.parquet", MS_MARCO, parquet, count_questions, 40),
+    Format("ms_marco-questions.parquet", MS_MARCO, parquet, count_questions, 40, present=rows_in_parquet),
     Format("nq.jsonl", NATURAL_QUESTIONS, lines, count_documents, 40),
+<<<<<<< HEAD
     Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60),
     Format("musique.jsonl", MUSIQUE, lines, count_documents, 40),
     Format("musique-questions.jsonl", MUSIQUE, lines, count_questions, 40),
@@ -567,7 +643,45 @@ FORMATS = [
     Format("chats.jsonl", CHATS, lines, count_triples, 60),
     Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60),
     Format("tables.parquet", TABLE_ROWS, parquet, count_rows_with_tables, 40),
+=======
+    Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60, present=rows_in_lines),
+    Format("corpus.jsonl", CORPUS, lines, count_documents, 40, present=rows_in_lines),
+    Format("chats.jsonl", CHATS, lines, count_triples, 60, present=rows_in_lines),
+    Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60, present=rows_in_lines),
+    Format("tables.parquet", TABLE_ROWS, parquet, count_rows_with_tables, 40, present=rows_in_parquet),
+>>>>>>> main
     Format("page.html", PAGE, as_text, count_documents, 40),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
+    Format("page.docx", PARAGRAPHS, docx, count_documents, 30),
+    Format("page.epub", PARAGRAPHS, epub, count_documents, 30),
+    Format("code.py", ["def f():", "    return 1"], as_text, count_documents, 20),
+    Format("table.xlsx", TABLE, sheet, count_mapped, 30),
+    Format("table.arrow", TABLE_OBJECTS, arrow, count_mapped, 30),
+    Format("documents.csv", TABLE, as_text, count_mapped_documents, 40),
+    Format("questions.tsv", [row.replace(";", "\t") for row in TABLE], as_text, count_mapped_questions, 40),
+    Format("slack.zip", SLACK, zipped("general/2024-05-01.json"), count_threads, 30),
+    Format("mails/1.eml", MAILS[1:8], as_text, count_threads, 30),
+    Format("hits.json", {"hits": HITS}, pretty, count_threads, 40),
+    Format(
+        "context.json", {"ancestors": STATUSES[:1], "descendants": STATUSES[1:]}, pretty, count_threads, 40
+    ),
+    Format("listing.json", LISTING, pretty, count_threads, 40),
+    Format(
+        "wikisql.jsonl",
+        WIKISQL,
+        lines,
+        count_rows_with_tables,
+        40,
+        (("wikisql.tables.jsonl", lines(WIKISQL_TABLES)),),
+        rows_in_lines,
+    ),
+    Format(
+        "wikisql.tables.jsonl",
+        WIKISQL_TABLES,
+        lines,
+        lambda path: count_rows_with_tables(path.with_name("wikisql.jsonl")),
+        30,
+        (("wikisql.jsonl", lines(WIKISQL)),),
+    ),
 ]

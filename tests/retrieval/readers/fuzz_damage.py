@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import csv
+import html
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -169,3 +172,100 @@ def pdf(rows: Any) -> bytes:
     size = len(objects) + 1
     trailer = b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(out))
     return out + b"xref\n0 %d\n0000000000 65535 f \n%s%s" % (size, table, trailer)
+
+
+def zipped(name: str) -> Callable[[Any], bytes]:
+    """A zip archive of one JSON file of this name."""
+
+    def pack(rows: Any) -> bytes:
+        return _archive([(name, pretty(rows))])
+
+    return pack
+
+
+def _archive(files: list[tuple[str, bytes]]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files:
+            # A fixed time, so that the same cases are run every time.
+            archive.writestr(zipfile.ZipInfo(name, (2024, 5, 1, 0, 0, 0)), data)
+    return out.getvalue()
+
+
+def arrow(rows: Any) -> bytes:
+    """The table of `parquet`, as Arrow writes it to a file."""
+    table, out = pq.read_table(io.BytesIO(parquet(rows))), io.BytesIO()
+    with pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
+def sheet(rows: Any) -> bytes:
+    """An Excel workbook of lines that semicolons part into cells."""
+    from openpyxl import Workbook
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    book, out = Workbook(), io.BytesIO()
+    page = book.worksheets[0]
+    for cells in csv.reader(as_text(rows).decode("utf-8", "replace").splitlines(), delimiter=";"):
+        page.append([ILLEGAL_CHARACTERS_RE.sub("", cell) for cell in cells])
+    book.save(out)
+    return out.getvalue()
+
+
+def _paragraphs(rows: Any) -> list[str]:
+    items = rows if isinstance(rows, list) else [rows]
+    texts = (_plain(row).encode("utf-16", "surrogatepass").decode("utf-16", "replace") for row in items)
+    return [html.escape("".join(sign for sign in text if sign.isprintable())) for text in texts]
+
+
+def docx(rows: Any) -> bytes:
+    """A Word document with a paragraph a row."""
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    body = "".join(f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in _paragraphs(rows))
+    files = {
+        "[Content_Types].xml": f'<Types xmlns="{package}/content-types"><Default Extension="rels" '
+        'ContentType="application/vnd.openxmlformats-package.relationships+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
+        f'Type="{office}" Target="word/document.xml"/></Relationships>',
+        "word/document.xml": f'<w:document xmlns:w="{word}"><w:body>{body}</w:body></w:document>',
+    }
+    return _archive([(name, text.encode()) for name, text in files.items()])
+
+
+def epub(rows: Any) -> bytes:
+    """A book of one page with a paragraph a row."""
+    body = "".join(f"<p>{text}</p>" for text in _paragraphs(rows))
+    files = {
+        "META-INF/container.xml": '<c><rootfiles><rootfile full-path="b.opf"/></rootfiles></c>',
+        "b.opf": '<package><manifest><item id="a" href="a.xhtml"/></manifest>'
+        '<spine><itemref idref="a"/></spine></package>',
+        "a.xhtml": f"<html><body>{body}</body></html>",
+    }
+    return _archive([(name, text.encode()) for name, text in files.items()])
+
+
+def rows_in_lines(data: bytes) -> int | None:
+    """How many rows a file of JSON lines has, by its line ends alone; None if it is no such file."""
+    if b"\n" not in data or data.lstrip().startswith(b"[") or data.startswith((b"{\n", b"{\r")):
+        return None
+    return sum(1 for line in data.split(b"\n") if line.strip())
+
+
+def rows_in_list(data: bytes) -> int | None:
+    """How many items a JSON list has, by the parser of the standard library; None if it is none."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return len(found) if isinstance(found, list) else None
+
+
+def rows_in_parquet(data: bytes) -> int | None:
+    """How many rows a Parquet file has, by its footer; None if it is none."""
+    try:
+        return pq.read_metadata(io.BytesIO(data)).num_rows
+    except (pa.ArrowException, OSError):
+        return None

@@ -13,6 +13,7 @@ from retrieval.guards.leaks import quotes
 from retrieval.prompts.answer_matching import exact_match, token_f1
 from retrieval.prompts.answer_styles import supporting_sentence
 from retrieval.search.bm25.builder import BM25Builder
+from retrieval.text import words as words_of_text
 from retrieval.text.normalize import Tokenizer
 from retrieval.text.words import index_terms, tokenize
 
@@ -110,3 +111,18 @@ def test_quotations_and_leaks_without_blanks() -> None:
     parent = "東京は日本の首都であり、とても大きい町です"
     assert quotes(f"あなたは{parent}と言った", parent)
     assert not quotes("東京は大きい町だ", parent)
+
+
+def test_texts_that_are_not_searched_for_marks_have_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"x{chr(code)}y {chr(code)}z 1{chr(code)}" for code in (*range(0x530), *range(0x2000, 0x2100))]
+
+    def found() -> list[list[str]]:
+        return [
+            *map(tokenize, texts),
+            *(index_terms(text) for text in texts),
+            *(index_terms(text, "turkish", fold_diacritics=True) for text in texts),
+        ]
+
+    fast = found()
+    monkeypatch.setattr(words_of_text, "_UNUSUAL", re.compile(""))  # now every text is searched
+    assert found() == fast

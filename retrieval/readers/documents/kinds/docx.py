@@ -5,15 +5,17 @@ from __future__ import annotations
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.html import html_text
 from retrieval.readers.documents.kinds.kind_reader import FileText, packed_document
 
 
 def read_file(file: SourceFile, tally: Tally) -> FileText:
-    """Read a DOCX file. A file that is none is dropped and counted.
+    """Read a DOCX file.
 
     Raises:
-        InputError: the file cannot be read, or unpacks to too much.
+        UnreadableFile: the file is no DOCX.
+        InputError: the file cannot be opened, or unpacks to too much.
     """
     import mammoth
 
@@ -24,6 +26,9 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
             html = mammoth.convert_to_html(handle, convert_image=none).value
     except InputError:
         raise
-    except Exception:  # a broken file gives any exception, from the archive, the XML or the library
-        return FileText("", "", "document_not_a_docx")
+    except Exception as error:  # a broken file gives any exception, from the archive, the XML or the library
+        reason = f"{type(error).__name__}: {error}"
+        raise UnreadableFile(
+            f"{file.path}: not a readable DOCX file ({reason:.200}); save it again", "not_a_docx"
+        ) from error
     return html_text(html, tally)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.html import html_text
 from retrieval.readers.documents.kinds.kind_reader import FileText, packed_document
 from retrieval.text.normalize import fold
@@ -18,19 +19,23 @@ _CONTAINER = "META-INF/container.xml"
 
 
 def read_file(file: SourceFile, tally: Tally) -> FileText:
-    """Read an EPUB book. A file that is none is dropped and counted. Pages are counted as `pages`.
+    """Read an EPUB book. Pages are counted as `pages`.
 
     Raises:
-        InputError: the file cannot be read, or unpacks to too much.
+        UnreadableFile: the file is no EPUB.
+        InputError: the file cannot be opened, or unpacks to too much.
     """
     try:
         with packed_document(file) as archive:
             title, pages = _book(archive)
     except InputError:
         raise
-    # A book that lacks a file or an attribute, encrypted pages, broken XML.
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError, StopIteration):
-        return FileText("", "", "document_not_an_epub")
+    # A book that lacks a file or an attribute, encrypted pages, broken XML, damaged data.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UnreadableFile(
+            f"{file.path}: not a readable EPUB book ({reason:.200}); save it again", "not_an_epub"
+        ) from error
     tally.read["pages"] += len(pages)
     found = [html_text(page, tally) for page in pages]
     # A chapter's heading is part of the book's text.

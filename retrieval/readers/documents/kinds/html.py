@@ -34,7 +34,8 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     """Read an HTML page. Its title is its first heading, else its title element.
 
     Raises:
-        InputError: the file cannot be read or has another encoding than it says.
+        UnreadableFile: the file has another encoding than it says, or is no text.
+        InputError: the file cannot be opened, or is larger than the limits allow.
     """
     return html_text(decoded(read_whole(file.path), file, html=True), tally)
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from jora_core.base.errors import InputError
+from jora_core.base.errors import InputError, read_error
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 
 #: Bytes that a packed document (DOCX, EPUB) may unpack to.
 LARGEST_UNPACKED = 1 << 28
@@ -24,12 +25,10 @@ class FileText(NamedTuple):
     Attributes:
         title: the title in the file; "" if it has none.
         text: the text with its line breaks; "" if there is none, as in a scanned PDF.
-        dropped: why the file cannot be read, for the counts; "" for a readable file.
     """
 
     title: str
     text: str
-    dropped: str = ""
 
 
 class KindReader(Protocol):
@@ -39,7 +38,8 @@ class KindReader(Protocol):
         """Read a file. `tally` counts what only this kind has, such as pages.
 
         Raises:
-            InputError: the file cannot be read.
+            UnreadableFile: the file is no document of its kind.
+            InputError: the file cannot be opened, or is larger than the limits allow.
         """
         ...
 
@@ -49,20 +49,21 @@ def packed_document(file: SourceFile) -> Iterator[zipfile.ZipFile]:
     """Open a document that is a zip archive, after checking how large it becomes.
 
     Raises:
-        InputError: the file cannot be read, or unpacks to too much.
+        InputError: the file cannot be opened, or unpacks to too much.
         zipfile.BadZipFile: the file is no zip archive.
     """
+    # Opened here: a damaged archive may raise an OSError, too, such as for a place before its start.
     try:
-        with zipfile.ZipFile(file.path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > LARGEST_UNPACKED:
-                raise InputError(
-                    f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the "
-                    "document"
-                )
-            yield archive
+        opened = file.path.open("rb")
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from error
+        raise read_error(file.path, error) from error
+    with opened, zipfile.ZipFile(opened) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > LARGEST_UNPACKED:
+            raise InputError(
+                f"{file.path}: unpacks to {unpacked} bytes, more than {LARGEST_UNPACKED}; split the document"
+            )
+        yield archive
 
 
 def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
@@ -74,7 +75,7 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
         html: whether the bytes are a page, which may name its encoding.
 
     Raises:
-        InputError: the bytes have another encoding.
+        UnreadableFile: the bytes have another encoding.
     """
     named = _CHARSET.search(raw[:2048]) if html else None
     encoding = named[1].decode("ascii") if named else "utf-8"
@@ -82,9 +83,13 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
         return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file.path}:{line}: not {_shown(encoding)}; save the file as UTF-8") from error
+        raise UnreadableFile(
+            f"{file.path}:{line}: not {_shown(encoding)}; save the file as UTF-8", "of_another_encoding"
+        ) from error
     except LookupError as error:
-        raise InputError(f"{file.path}: unknown encoding {encoding!r}; save the file as UTF-8") from error
+        raise UnreadableFile(
+            f"{file.path}: unknown encoding {encoding!r}; save the file as UTF-8", "of_another_encoding"
+        ) from error
 
 
 def _shown(encoding: str) -> str:

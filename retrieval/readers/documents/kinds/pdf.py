@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 
-from jora_core.base.errors import InputError
+from jora_core.base.errors import InputError, read_error
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.kind_reader import FileText
 from retrieval.text.normalize import fold
 
@@ -24,18 +25,25 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     """Read the title of a PDF, and the texts of its pages with blank lines between them.
 
     Raises:
-        InputError: the file is an encrypted or broken PDF.
+        UnreadableFile: the file is encrypted, or no PDF.
+        InputError: the file cannot be opened.
     """
     from pypdf import PdfReader
 
     # pypdf logs a line for every harmless flaw of a file.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
-        with file.path.open("rb") as handle:
+        opened = file.path.open("rb")
+    except OSError as error:
+        raise read_error(file.path, error) from error
+    try:
+        with opened as handle:
             reader = PdfReader(handle)
             # Many PDFs are encrypted with an empty user password, only to forbid printing; those can be read.
             if reader.is_encrypted and not reader.decrypt(""):
-                raise InputError(f"{file.path}: the PDF is encrypted; save it without a password")
+                raise UnreadableFile(
+                    f"{file.path}: the PDF is encrypted; save it without a password", "encrypted"
+                )
             pages = [_utf8(page.extract_text()) for page in reader.pages]
             meta = reader.metadata
             title = _utf8(str(meta.title)) if meta is not None and meta.title else ""
@@ -43,7 +51,9 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
         raise
     except Exception as error:  # a broken PDF gives any exception there is, from deep within the library
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{file.path}: not a readable PDF ({reason:.200}); print it to a new one") from error
+        raise UnreadableFile(
+            f"{file.path}: not a readable PDF ({reason:.200}); print it to a new one", "not_a_pdf"
+        ) from error
     tally.read["pages"] += len(pages)
     tally.read["pages_without_text"] += sum(not page.strip() for page in pages)
     text, joined = whole_words("\n\n".join(pages))

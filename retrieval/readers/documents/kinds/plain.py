@@ -22,7 +22,8 @@ def read_file(file: SourceFile, tally: Tally) -> FileText:
     """Read a text file. Its title is its first heading.
 
     Raises:
-        InputError: the file cannot be read or is not UTF-8.
+        UnreadableFile: the file is not UTF-8, or no text.
+        InputError: the file cannot be opened, or is larger than the limits allow.
     """
     text = decoded(read_whole(file.path), file)
     kind = PurePosixPath(file.name).suffix.lower()

@@ -67,7 +67,10 @@ def _message(where: str, row: int, value: dict[str, Any], file: SourceFile) -> M
     key = id_of(note.get("id", value.get("id")), "id", where)
     if value.get("type") == "Announce":
         return Message(where, key, "", "", file.name, row, dropped="post_is_a_boost")
-    if note.get("type") not in _WRITTEN:
+    # JSON-LD allows a list of types.
+    kinds = note.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if not any(isinstance(kind, str) and kind in _WRITTEN for kind in kinds):
         # Likes, follows, deletions; and activities that name their note by address only.
         return Message(where, key, "", "", file.name, row, dropped="post_of_the_system")
     parent = note.get("inReplyTo")

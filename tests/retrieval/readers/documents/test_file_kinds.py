@@ -122,13 +122,45 @@ def test_epub_pages_come_in_reading_order(tmp_path: Path) -> None:
     assert tally.read["pages"] == 2
 
 
-@pytest.mark.parametrize("name", ["a.docx", "a.epub"])
-def test_files_that_are_no_archive_are_counted(write: Write, name: str) -> None:
-    good = write("b.md", "# B\nText.")
+BROKEN = [
+    ("a.docx", b"no archive", "document_not_a_docx"),
+    ("a.docx", b"PK\x03\x04 cut", "document_not_a_docx"),
+    ("a.epub", b"no archive", "document_not_an_epub"),
+    ("a.pdf", b"no PDF", "document_not_a_pdf"),
+    ("a.pdf", b"%PDF-1.4\n1 0 obj\n<< /Type", "document_not_a_pdf"),
+    ("a.txt", b"Caf\xe9", "document_of_another_encoding"),
+    ("a.txt", "Café".encode("utf-16"), "document_of_another_kind_than_its_name"),
+    ("a.py", b"\x89PNG\r\n", "document_of_another_kind_than_its_name"),
+    ("a.md", b"\x1f\x8bcut", "document_damaged"),
+    ("a.md", b"PK\x03\x04cut", "document_damaged"),
+    ("a.html", b'<meta charset="klingon"><p>x', "document_of_another_encoding"),
+    ("a.html", b"<p>Caf\xe9", "document_of_another_encoding"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "reason"), BROKEN)
+def test_files_that_cannot_be_read_are_counted_beside_others(
+    write: Write, name: str, data: bytes, reason: str
+) -> None:
+    good, bad = write("b.md", "# B\nText."), write(name, "")
+    bad.write_bytes(data)
     tally = Tally()
-    files = [SourceFile(write(name, "no archive"), name), SourceFile(good, "b.md")]
+    files = [SourceFile(bad, name), SourceFile(good, "b.md")]
     assert list(read_documents(files, tally)) == ["b.md"]
-    assert sum(tally.dropped.values()) == 1 and tally.read["documents"] == 2
+    assert tally.as_dict() == {"read": {"documents": 2}, "dropped": {reason: 1}}
+
+
+@pytest.mark.parametrize(("name", "data", "reason"), BROKEN)
+def test_files_that_cannot_be_read_end_a_build_that_has_no_others(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    files = [SourceFile(tmp_path / one, one) for one in (name, f"b{name}")]
+    for file in files:
+        file.path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}.*\(none of 2 files can be read\)"):
+        read_documents(files, Tally())
+    with pytest.raises(InputError, match=rf"{name}\b.*; \w+|{name}.* is "):
+        read_documents(files[:1], Tally())
 
 
 def test_source_code_and_rst(write: Write) -> None:

@@ -20,6 +20,7 @@ from retrieval.corpus.reading_limits import ReadingLimits, limited_to
 from retrieval.corpus.source_files import SourceFile, survey_files
 from retrieval.corpus.unpacking import open_binary, read_whole
 from retrieval.readers.files.rows import rows
+from retrieval.readers.files.tables import Contents, any_rows
 
 ROWS = [{"id": f"d{i}", "text": f"a\u2028b\u0085c {i}"} for i in range(3)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -174,3 +175,27 @@ def test_zstd_frames_in_a_row(tmp_path: Path) -> None:
     data = zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:])
     with open_binary(save(tmp_path, "two.zst", data)) as handle:
         assert handle.read() == LINES
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "place"),
+    [
+        ("a.jsonl", '{"id": 1, "text": "a"}\n{"id": 2, "text": "b", "text": "c"}\n', "a.jsonl:2"),
+        ("a.json", '[\n{"id": 1},\n{"id": 2, "deep": [{"x": 1, "x": 2}]}\n]', "a.json:3"),
+        ("a.json", '{\n"data": 1,\n"data": 2,\n"rows": [{"id": 1}]}', "a.json:3"),
+        ("a.json", '{"id": 1}\n{"id": 2, "id": 3}', "a.json:2"),
+    ],
+)
+def test_a_field_with_two_values_is_refused_with_its_line(
+    name: str, data: str, place: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(data)
+    with pytest.raises(InputError, match=rf"{place}: .* is twice in one object, with different values"):
+        list(any_rows(path, Contents(keys=("rows", "")) if '"rows"' in data else Contents()))
+
+
+def test_a_field_that_is_repeated_with_its_value_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "x": [NaN], "x": [null], "id": 1}\n')
+    assert [value for _, _, value in any_rows(path)] == [{"id": 1, "x": [None]}]

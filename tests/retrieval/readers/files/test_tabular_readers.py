@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.readers.files.csv_dialect import find_separator
+from retrieval.readers.tables.csv_tables import read_csv
 from retrieval.readers.tables.wikitables import read_tables, unescape
 from tests.retrieval.read_all import read_documents, read_questions
 
@@ -139,3 +146,28 @@ def test_parquet_without_a_needed_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "n.parquet").write_text("no parquet")
     with pytest.raises(InputError, match=r"n\.parquet: not a readable Parquet file"):
         read_documents(files(tmp_path / "n.parquet"), Tally())
+
+
+@settings(max_examples=200, database=None, deadline=None)
+@given(st.text(st.sampled_from('ab,;\t|"\\\n '), max_size=40))
+@example('a;b\n"1";2\n')
+@example("a,b\n1,2\n3\n")
+@example('a,"b\\"c"\nd,e\n')
+def test_a_table_parsed_once_equals_the_one_whose_separator_was_found_first(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        path.write_text(text, newline="")
+        separator = find_separator(line.rstrip("\n") for line in io.StringIO(text, newline=None))
+        try:
+            found = read_csv(path)
+        except InputError as error:
+            assert str(path) in str(error)
+            return
+        assert found[1] == separator
+        try:
+            strict = [
+                row for row in csv.reader(io.StringIO(text, ""), delimiter=separator, strict=True) if row
+            ]
+        except csv.Error:
+            return  # the escapes of WikiTableQuestions, or quotes of no rule: no fast path
+        assert found[0] == strict

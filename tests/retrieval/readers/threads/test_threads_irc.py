@@ -103,3 +103,52 @@ def test_a_log_without_messages_is_refused(write: Write) -> None:
     write("one.annotation.txt", "")
     with pytest.raises(InputError, match="log without messages"):
         read(log)
+
+
+#: Lines as clients write them, with the nick and text that they say; None for lines of the system.
+SPOKEN = [
+    ("[03:41] < ann> hi", ("ann", "hi")),  # irssi: a space where an operator has a sign
+    ("[03:41] <@ann> hi", ("ann", "hi")),
+    ("[03:41] <+ann> hi", ("ann", "hi")),
+    ("[03:41] <~ann> hi", ("ann", "hi")),
+    ("[03:41] <%ann> hi", ("ann", "hi")),
+    ("03:41 <&ann> hi", ("ann", "hi")),
+    ("[03:41:07] <ann> hi", ("ann", "hi")),
+    ("2004-11-15 03:41:07 <ann> hi", ("ann", "hi")),
+    ("[2004-11-15 03:41] <ann> hi", ("ann", "hi")),
+    ("2004-11-15T03:41:07 <ann> hi", ("ann", "hi")),
+    ("[03:41] * @ann waves", ("ann", "waves")),
+    ("2004-11-15 03:41:07\t@ann\thi", ("ann", "hi")),  # WeeChat
+    ("2004-11-15 03:41:07\t *\tann waves", ("ann", "waves")),
+    ("[03:41] <ann> \x0304,01red\x03 lamp", ("ann", "red lamp")),
+    ("[03:41] <\x0303ann\x03> hi", ("ann", "hi")),
+    ("[03:41] <ann> \x02bold\x02 \x1funder\x1f \x16turned\x0f", ("ann", "bold under turned")),
+    ("[03:41] <ann> \x1b[31mred\x1b[0m", ("ann", "red")),
+    ("[03:41] *** ann has joined", None),
+    ("[03:41] -!- ann has quit", None),
+    ("2004-11-15 03:41:07\t-->\tann has joined", None),
+]
+
+
+@pytest.mark.parametrize(("line", "spoken"), SPOKEN)
+def test_nicks_and_texts_as_clients_write_them(
+    write: Write, line: str, spoken: tuple[str, str] | None
+) -> None:
+    log = write("day.ascii.txt", f"[03:40] <bob> first\n{line}\n")
+    write("day.annotation.txt", "0 1 -\n")
+    (thread,), tally = read(log)
+    assert [(post.author, post.text) for post in thread.posts[1:]] == ([spoken] if spoken else [])
+    assert tally.dropped["system_line"] == (spoken is None)
+
+
+@pytest.mark.parametrize("text", ["café", "naïve – so", "Größe", "Привет"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "koi8-r", "utf-16"])
+def test_a_log_of_another_encoding_is_named(write: Write, text: str, encoding: str) -> None:
+    log = write("day.ascii.txt", "")
+    log.write_bytes(f"[03:40] <bob> {text}\n".encode(encoding, "replace"))
+    write("day.annotation.txt", "0 0 -\n")
+    if log.read_bytes().isascii():
+        assert read(log)[1].read["posts"] == 1  # what the encoding lacks became a question mark
+        return
+    with pytest.raises(InputError, match=r"day\.ascii\.txt.*save the file as UTF-8"):
+        read(log)

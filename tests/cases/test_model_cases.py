@@ -1,0 +1,15 @@
+"""Cases of model folders, adapters, scores and surroundings; a file of its own, for a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .shared_cases import LIMIT_S, names, run_case
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
+@pytest.mark.parametrize("name", names("ABFJKLMNOPQRSTUVWXYZ"))
+def test_case(name: str, shared: Path) -> None:
+    run_case(name)
