@@ -60,9 +60,6 @@ def parse_csv(text: str, where: str) -> tuple[list[list[str]], str]:
     return _rows(where, text, separator), separator
 
 
-<<<<<<< HEAD
-def _rows(where: str, text: str, separator: str) -> list[list[str]]:
-=======
 def _separated_by_commas(text: str) -> list[list[str]] | None:
     """Return the rows of a table that can only be separated by commas, as most are; None for another one.
 
@@ -78,8 +75,7 @@ def _separated_by_commas(text: str) -> list[list[str]] | None:
     return rows if len(header) > 1 else None
 
 
-def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
->>>>>>> main
+def _rows(where: str, text: str, separator: str) -> list[list[str]]:
     try:
         return [row for row in _parsed(text, separator, strict=True) if row]
     except csv.Error:

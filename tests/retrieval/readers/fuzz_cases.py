@@ -19,11 +19,14 @@ from retrieval.readers.tables import table_rows
 from retrieval.readers.tables.mapped_tables import tables_with_questions
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
-<<<<<<< HEAD
-from retrieval.settings.columns import TableColumns, TableQuestionColumns, ThreadColumns
-=======
-from retrieval.settings.columns import Columns, DocumentColumns, QuestionColumns, ThreadColumns
->>>>>>> main
+from retrieval.settings.columns import (
+    Columns,
+    DocumentColumns,
+    QuestionColumns,
+    TableColumns,
+    TableQuestionColumns,
+    ThreadColumns,
+)
 from retrieval.settings.tasks import ThreadsTask
 
 from .fuzz_damage import (
@@ -633,23 +636,15 @@ FORMATS = [
     Format("ms_marco.jsonl", MS_MARCO, lines, count_documents, 40),
     Format("ms_marco-questions.parquet", MS_MARCO, parquet, count_questions, 40, present=rows_in_parquet),
     Format("nq.jsonl", NATURAL_QUESTIONS, lines, count_documents, 40),
-<<<<<<< HEAD
-    Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60),
-    Format("musique.jsonl", MUSIQUE, lines, count_documents, 40),
-    Format("musique-questions.jsonl", MUSIQUE, lines, count_questions, 40),
-    Format("nq-hub.jsonl", NATURAL_QUESTIONS_OF_THE_HUB, lines, count_questions, 60),
-    Format("mapped-tables.jsonl", TABLE_ROWS, lines, count_mapped_tables, 60),
-    Format("corpus.jsonl", CORPUS, lines, count_documents, 40),
-    Format("chats.jsonl", CHATS, lines, count_triples, 60),
-    Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60),
-    Format("tables.parquet", TABLE_ROWS, parquet, count_rows_with_tables, 40),
-=======
     Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60, present=rows_in_lines),
+    Format("musique.jsonl", MUSIQUE, lines, count_documents, 40),
+    Format("musique-questions.jsonl", MUSIQUE, lines, count_questions, 40, present=rows_in_lines),
+    Format("nq-hub.jsonl", NATURAL_QUESTIONS_OF_THE_HUB, lines, count_questions, 60, present=rows_in_lines),
+    Format("mapped-tables.jsonl", TABLE_ROWS, lines, count_mapped_tables, 60, present=rows_in_lines),
     Format("corpus.jsonl", CORPUS, lines, count_documents, 40, present=rows_in_lines),
     Format("chats.jsonl", CHATS, lines, count_triples, 60, present=rows_in_lines),
     Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60, present=rows_in_lines),
     Format("tables.parquet", TABLE_ROWS, parquet, count_rows_with_tables, 40, present=rows_in_parquet),
->>>>>>> main
     Format("page.html", PAGE, as_text, count_documents, 40),
     Format("page.md", ["# Title", "Some text.", "More."], as_text, count_documents, 20),
     Format("page.pdf", ["Some text.", "More of it."], pdf, count_documents, 60),
