@@ -38,6 +38,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     root = raw.setdefault("root", ".")
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
+    # Likewise: a worker has another working directory.
+    raw.setdefault("store_cache", PipelineConfig.model_fields["store_cache"].default)
     raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
     if isinstance(raw.get("model"), str):
         raw["model"] = {"path": raw["model"]}

@@ -34,7 +34,8 @@ def resolve_paths(
 
     Args:
         raw: a configuration as nested mappings and lists, or one value of a configuration.
-        root: folder that relative paths count from. `store` always counts from the working directory.
+        root: folder that relative paths count from. `store` and `store_cache` always count from the working
+            directory.
         source: name of the origin of `raw`, for errors.
         root_from: folder that the key `root` itself counts from; None takes the working directory.
         at: key of `raw` in the configuration; empty for a whole configuration.
@@ -55,10 +56,13 @@ def resolve_paths(
             return value
         dotted = ".".join(key)
         # Two keys count from other folders; see the module `schema`.
-        if key in (("store",), ("root",)):
+        if key in (("store",), ("store_cache",), ("root",)):
+            filled = _expanded(value, f"{source}: {dotted}")
+            if key == ("store",) and is_url(filled):
+                return hide_credentials(value)  # as a URL of a source, below
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             _check_length(value, f"{source}: {dotted}")
-            return _absolute(base / Path(_expanded(value, f"{source}: {dotted}")).expanduser())
+            return _absolute(base / Path(filled).expanduser())
         if _is_one_of(key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)):
             _check_length(value, f"{source}: {dotted}")
         if _is_one_of(key, PATH_KEYS):
@@ -101,7 +105,7 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
             return {name: visit(child, (*key, str(name))) for name, child in value.items()}
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
-        is_path = key in (("store",), ("root",)) or _is_one_of(
+        is_path = key in (("store",), ("store_cache",), ("root",)) or _is_one_of(
             key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)
         )
         return references(value) if isinstance(value, str) and is_path else value

@@ -142,6 +142,12 @@ class RetryConfig(SpecModel):
         title="Longest silence",
         description="A stage that reports nothing for so many seconds is ended and tried again; 0: never",
     )
+    lease_seconds: float = Field(
+        default=60,
+        gt=0,
+        title="Lease",
+        description="In a shared store, a machine without a sign of life for so many seconds counts as dead",
+    )
     jitter: float = Field(default=0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 
@@ -195,7 +201,14 @@ class PipelineConfig(SpecModel):
     )
     root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
-        default="runs", title="Store", description="Folder of the artifacts, from the working directory"
+        default="runs",
+        title="Store",
+        description="Folder of the artifacts, from the working directory; or a URL that machines share",
+    )
+    store_cache: str = Field(
+        default="runs",
+        title="Store cache",
+        description="Local folder before a store that is a URL, from the working directory",
     )
     seed: int = Field(
         default=0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters"
