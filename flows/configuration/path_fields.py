@@ -9,18 +9,18 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
-from retrieval.corpus.remote_sources import is_url
+from retrieval.corpus.remote_sources import HUB_NAME, is_url
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
-    "model.path",
     "context.*.source",
     "context.*.test_source",
     "context.*.questions",
-    "context.tokenizer",
     "context.embedding_cache",
     "phases.*.alpaca_path",
 )
+# A path, unless it is no folder and looks like the name of a model on the hub.
+PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
@@ -63,13 +63,17 @@ def resolve_paths(
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             _check_length(value, f"{source}: {dotted}")
             return _absolute(base / Path(filled).expanduser())
-        if _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS)):
+        if _is_one_of(key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)):
             _check_length(value, f"{source}: {dotted}")
         if _is_one_of(key, PATH_KEYS):
             filled = _expanded(value, f"{source}: {dotted}")
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
             # its credentials: they are filled in where it is opened.
             return hide_credentials(value) if is_url(filled) else _absolute(root / Path(filled).expanduser())
+        if _is_one_of(key, PATH_OR_HUB_KEYS):
+            value = _expanded(value, f"{source}: {dotted}")
+            folder = root / Path(value).expanduser()
+            return value if HUB_NAME.match(value) and not folder.exists() else _absolute(folder)
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = _expanded(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
@@ -102,7 +106,7 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         is_path = key in (("store",), ("store_cache",), ("root",)) or _is_one_of(
-            key, (*PATH_KEYS, *PATH_OR_NAME_KEYS)
+            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)
         )
         return references(value) if isinstance(value, str) and is_path else value
 
