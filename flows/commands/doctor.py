@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,10 @@ from flows.commands.print_pipeline import Finding, print_findings
 from flows.configuration.load import load_config
 from flows.configuration.requirements import problems
 from flows.configuration.sample import default_config
+from flows.engine.errors import StageFailed
 from flows.engine.keys import identify
+from flows.engine.shared.remote_files import PROBES, SETTLE_SECONDS
+from flows.engine.shared.shared_store import SharedStore, open_store
 from flows.orchestration.prefect_server import answers, served_url_file
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
@@ -158,8 +162,44 @@ def examine_configuration(path: Path | None, overrides: Sequence[str]) -> list[F
         findings.append(Finding("input files", "ok", f"{count} files"))
     except ValueError as error:
         findings.append(_refused("input files", error))
-    findings.append(_writable(Path(config.store)))
+    store = open_store(config)
+    findings.append(_writable(store.root))
+    if isinstance(store, SharedStore):
+        findings += _shared(store)
     return findings
+
+
+def _shared(store: SharedStore) -> list[Finding]:
+    """Check whether a shared store can be written, whether its leases are exclusive, and its files' sizes."""
+    try:
+        probe = f"{PROBES}/{secrets.token_hex(8)}"
+        store.remote.write(probe, b"{}")
+        store.remote.remove(probe)
+        exclusive = store.remote.exclusive
+        lost = store.incomplete()
+    except (InputError, StageFailed) as error:
+        return [Finding("shared store", "fail", str(error))]
+    detail = f"{store.remote.url} can be written, {store.root} is the folder before it"
+    found = [Finding("shared store", "ok", detail)]
+    if not exclusive:
+        found.append(
+            Finding(
+                "shared store",
+                "warn",
+                "it has no conditional writes: a machine that takes a lease waits "
+                f"{SETTLE_SECONDS:g} s, and a slower write can let two machines compute one stage",
+            )
+        )
+    if lost:
+        found.append(
+            Finding(
+                "shared store",
+                "warn",
+                f"{len(lost)} files are missing or have another size, such as {lost[0]}; the next run that "
+                "needs one replaces it, on a machine without a whole copy it computes the stage again",
+            )
+        )
+    return found
 
 
 def _refused(name: str, error: ValueError) -> Finding:

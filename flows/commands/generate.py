@@ -19,6 +19,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
+from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
@@ -162,7 +163,7 @@ def generate_answer(
     """
     if prompt.adapter and not prompt.model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
-    store = Store(config.store)
+    store = open_store(config)
     base, adapter = (prompt.model, prompt.adapter) if prompt.model else _trained(config, store)
     with tempfile.TemporaryDirectory(prefix="jora-generate-") as name:
         folder = Path(name)
@@ -199,6 +200,7 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     stage = config.phases[-1].stage
     # Under the current key, because an adapter of older settings or data must not answer unnoticed.
     key = identify(config, STAGES, until=stage)[stage].key
+    store.fetch(stage, key)
     check = store.check(stage, key)
     if not check.whole:
         raise missing_upstream("generate", stage, {stage: check}, config)

@@ -18,9 +18,10 @@ from flows.commands.memory_plan import memory_of_phases
 from flows.commands.print_memory import print_phases
 from flows.commands.sharing_counts import sharing_of_phases
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import ArtifactRef, Store
+from flows.engine.artifact_store import ArtifactRef
 from flows.engine.plan import make_plan
 from flows.engine.run_stage import run_stages
+from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
 from flows.orchestration import serve as serve_pipeline
 from flows.orchestration.serving import status
@@ -83,7 +84,7 @@ def plan(
         as_json: print JSON instead of text.
     """
     settings = load(config, overrides, ready=True)
-    store = Store(settings.store)
+    store = open_store(settings)
     lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
     # Also without --memory, because the counts come from artifacts and caches, if those exist.
     sharing = sharing_of_phases(settings, store, STAGES, lines, print_status)
@@ -162,7 +163,7 @@ def context(
     settings = load(config, overrides)
     references = _run_stages(["build-context"], settings, force, as_json)
     if not as_json and print_pipeline.print_records(references[0]):
-        print(f"report: {write_report(Store(settings.store), settings, references, latest=False)}")
+        print(f"report: {write_report(open_store(settings), settings, references, latest=False)}")
 
 
 def convert(
@@ -245,7 +246,7 @@ def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: 
     references = run_stages(
         names,
         config,
-        Store(config.store),
+        open_store(config),
         STAGES,
         force=force,
         on_stage=lambda name, line: print_status(f"{name}: {line}"),

@@ -41,7 +41,9 @@ def print_memory(plan: dict[str, Any]) -> None:
             print(f"  {line}")
     if settings["find_longest"]:
         longest = plan["longest_row"]
-        print(f"\nlongest row on {plan['card']} GB: {f'{longest:,} tokens' if longest else 'none fits'}")
+        ends = longest == plan["most_positions"]
+        why = " (the model has no more positions)" if ends else ""
+        print(f"\nlongest row on {plan['card']} GB: {f'{longest:,} tokens{why}' if longest else 'none fits'}")
     _print_collectives(plan["collectives"])
     flops = plan["flops_per_token"]
     print(

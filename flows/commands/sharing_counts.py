@@ -75,7 +75,8 @@ def _finished_records(
         if planned
         else identify(config, registry, until=build_context.NAME)[build_context.NAME].key
     )
-    if not store.check(build_context.NAME, key).whole:
+    # In a shared store alone, it is fetched by the run.
+    if not store.path(build_context.NAME, key).is_dir() or not store.check(build_context.NAME, key).whole:
         return None
     return store.path(build_context.NAME, key) / build_context.RECORDS
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from flows.configuration.hub_models import with_hub_models
 from flows.configuration.path_fields import resolve_paths
 from flows.configuration.sample import CONFIG_NAME, default_config
 from flows.configuration.schedule import check_schedule
@@ -37,8 +38,15 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     root = raw.setdefault("root", ".")
     if not isinstance(root, str):
         raise InputError(f"{file}: root: expected text, got {root!r}")
+    # Likewise: a worker has another working directory.
+    raw.setdefault("store_cache", PipelineConfig.model_fields["store_cache"].default)
     raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
-    raw = resolve_paths(raw, folder / root, str(file), root_from=folder)
+    if isinstance(raw.get("model"), str):
+        raw["model"] = {"path": raw["model"]}
+    # First, because the other paths count from it and it may hold `~` and variables.
+    resolved = resolve_paths(root, folder, str(file), root_from=folder, at=("root",))
+    raw = resolve_paths(raw, Path(resolved), str(file), root_from=folder)
+    raw = with_hub_models(raw, str(file))
     try:
         config = PipelineConfig.model_validate(raw)
         _refuse_truth_values(raw, config, "")

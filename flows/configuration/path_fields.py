@@ -9,18 +9,18 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
-from retrieval.corpus.remote_sources import is_url
+from retrieval.corpus.remote_sources import HUB_NAME, is_url
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
-    "model.path",
     "context.*.source",
     "context.*.test_source",
     "context.*.questions",
-    "context.tokenizer",
     "context.embedding_cache",
     "phases.*.alpaca_path",
 )
+# A path, unless it is no folder and looks like the name of a model on the hub.
+PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
@@ -34,7 +34,8 @@ def resolve_paths(
 
     Args:
         raw: a configuration as nested mappings and lists, or one value of a configuration.
-        root: folder that relative paths count from. `store` always counts from the working directory.
+        root: folder that relative paths count from. `store` and `store_cache` always count from the working
+            directory.
         source: name of the origin of `raw`, for errors.
         root_from: folder that the key `root` itself counts from; None takes the working directory.
         at: key of `raw` in the configuration; empty for a whole configuration.
@@ -55,17 +56,24 @@ def resolve_paths(
             return value
         dotted = ".".join(key)
         # Two keys count from other folders; see the module `schema`.
-        if key in (("store",), ("root",)):
+        if key in (("store",), ("store_cache",), ("root",)):
+            filled = _expanded(value, f"{source}: {dotted}")
+            if key == ("store",) and is_url(filled):
+                return hide_credentials(value)  # as a URL of a source, below
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
             _check_length(value, f"{source}: {dotted}")
-            return _absolute(base / Path(_expanded(value, f"{source}: {dotted}")).expanduser())
-        if _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS)):
+            return _absolute(base / Path(filled).expanduser())
+        if _is_one_of(key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)):
             _check_length(value, f"{source}: {dotted}")
         if _is_one_of(key, PATH_KEYS):
             filled = _expanded(value, f"{source}: {dotted}")
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
             # its credentials: they are filled in where it is opened.
             return hide_credentials(value) if is_url(filled) else _absolute(root / Path(filled).expanduser())
+        if _is_one_of(key, PATH_OR_HUB_KEYS):
+            value = _expanded(value, f"{source}: {dotted}")
+            folder = root / Path(value).expanduser()
+            return value if HUB_NAME.match(value) and not folder.exists() else _absolute(folder)
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = _expanded(value, f"{source}: {dotted}")
             folder = root / Path(value).expanduser()
@@ -97,7 +105,9 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
             return {name: visit(child, (*key, str(name))) for name, child in value.items()}
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
-        is_path = key in (("store",), ("root",)) or _is_one_of(key, (*PATH_KEYS, *PATH_OR_NAME_KEYS))
+        is_path = key in (("store",), ("store_cache",), ("root",)) or _is_one_of(
+            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)
+        )
         return references(value) if isinstance(value, str) and is_path else value
 
     return visit(config, ())

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from flows.configuration.hub_models import with_hub_models
 from flows.configuration.path_fields import resolve_paths, with_references
 from jora_core.specs.answers import EvaluationSettings, Mode
 from jora_core.specs.common import ComputeSettings, MeshSpec, SpecModel
@@ -49,7 +50,16 @@ class ModelFolder(SpecModel):
     """The folder of the base model."""
 
     path: str = Field(
-        title="Model folder", description="Hugging Face layout: config.json, safetensors, tokenizer"
+        title="Model folder",
+        description="Hugging Face layout (config.json, safetensors, tokenizer), or the name OWNER/NAME of a "
+        "model "
+        "in the Hugging Face cache",
+    )
+    download: bool = Field(
+        default=False,
+        title="Download",
+        description="Fetch a model that is given by name from the Hugging Face hub; else it must be in the "
+        "cache",
     )
 
 
@@ -132,6 +142,12 @@ class RetryConfig(SpecModel):
         title="Longest silence",
         description="A stage that reports nothing for so many seconds is ended and tried again; 0: never",
     )
+    lease_seconds: float = Field(
+        default=60,
+        gt=0,
+        title="Lease",
+        description="In a shared store, a machine without a sign of life for so many seconds counts as dead",
+    )
     jitter: float = Field(default=0.5, ge=0, title="Jitter", description="Random share added to each delay")
 
 
@@ -185,7 +201,14 @@ class PipelineConfig(SpecModel):
     )
     root: str = Field(default=".", title="Root", description="Folder that relative paths count from")
     store: str = Field(
-        default="runs", title="Store", description="Folder of the artifacts, from the working directory"
+        default="runs",
+        title="Store",
+        description="Folder of the artifacts, from the working directory; or a URL that machines share",
+    )
+    store_cache: str = Field(
+        default="runs",
+        title="Store cache",
+        description="Local folder before a store that is a URL, from the working directory",
     )
     seed: int = Field(
         default=0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters"
@@ -316,4 +339,4 @@ class PipelineConfig(SpecModel):
         root = Path(resolve_paths(self.root, Path(), "config", at=("root",))).resolve()
         # As plain values, because `resolve_paths` finds paths by their dotted keys, as in the file.
         raw = resolve_paths({**self.model_dump(mode="json"), "root": str(root)}, root, "config")
-        return PipelineConfig.model_validate(raw).loaded_from(self._source)
+        return PipelineConfig.model_validate(with_hub_models(raw, "config")).loaded_from(self._source)

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.engine.errors import StageFailed, one_line_os_errors
-from jora_core.base.atomic_files import fsync, fsync_tree
+from flows.engine.manifest_index import MANIFEST, StageIndex, read_index
+from jora_core.base.atomic_files import fsync, fsync_tree, write_bytes
 from jora_core.base.digests import file_digests, json_digest
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import mask
 
-MANIFEST = "manifest.json"
 ABANDONED_SECONDS = 14 * 24 * 3600  # age at which the checkpoints of an unfinished key are removed
 
 Manifest = dict[str, Any]
@@ -81,6 +81,16 @@ class Store:
             raise InputError(f"store {self.root} is a file; choose a folder with --set store=FOLDER")
 
     @property
+    def place(self) -> str:
+        """Name of this folder among those of a shared store; empty for a store of one folder."""
+        return ""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store already."""
+        return self.root.is_dir()
+
+    @property
     def cache_dir(self) -> Path:
         """Folder of compiled programs, token ids and embeddings for all runs; safe to delete."""
         return self.root / ".cache"
@@ -122,30 +132,101 @@ class Store:
                 return Check(damage=name)
         return Check(manifest=manifest)
 
-    def manifests(self, stage: str) -> Iterator[Manifest]:
-        """Yield the readable manifests of a stage, the newest first, without a check of their seals."""
-        folder = self.root / stage
-        if not folder.is_dir():
-            return
-        found = []
-        for path in folder.iterdir():
-            try:
-                found.append(json.loads((path / MANIFEST).read_bytes()))
-            except (OSError, ValueError):
-                continue
-        # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's
-        # own time of change is lost when a store is copied.
-        whole = [item for item in found if isinstance(item, dict) and isinstance(item.get("ended"), str)]
-        yield from sorted(whole, key=lambda item: item["ended"], reverse=True)
+    def indexes(self, stage: str) -> list[StageIndex]:
+        """Return what is known of the artifacts of a stage, without a check of seals and files."""
+        return [read_index(self.root / stage, self.cache_dir / "manifests" / f"{stage}.json")]
+
+    def stages(self) -> list[str]:
+        """Return the names of the stages that have artifacts."""
+        # The store's own folders begin with a dot.
+        return [path.name for path in self._folders("") if not path.name.startswith(".")]
+
+    def fetch(self, stage: str, key: str) -> None:
+        """Bring the artifact of a shared store into this folder, if that store has it."""
+
+    def share(self, stage: str, key: str, *, computed: bool) -> None:
+        """Bring an artifact of this folder into the shared store, if that store lacks it.
+
+        Args:
+            stage: name of the stage.
+            key: key of the artifact.
+            computed: whether this process has just made it and holds its lock.
+        """
+
+    def documents(self, folder: str) -> dict[str, bytes]:
+        """Return the small files of one of the store's own folders, by name."""
+        found: dict[str, bytes] = {}
+        place = self.root / folder
+        for path in place.iterdir() if place.is_dir() else ():
+            with suppress(OSError):
+                # Temporary files begin with a dot.
+                if not path.name.startswith("."):
+                    found[path.name] = path.read_bytes()
+        return found
+
+    def write_document(self, folder: str, name: str, data: bytes) -> None:
+        """Write a small file into one of the store's own folders.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        write_bytes(self.root / folder / name, data)
+
+    def remove_document(self, folder: str, name: str) -> bool:
+        """Remove a small file of one of the store's own folders; return whether there was one."""
+        try:
+            (self.root / folder / name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def run_in_progress(self, run: str) -> AbstractContextManager[None]:
+        """Tell the machines of a shared store during the block that a run is in progress."""
+        return nullcontext()
+
+    def runs_elsewhere(self) -> set[str]:
+        """Return the runs that other machines of a shared store have in progress."""
+        return set()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the machines of a shared store from beginning a run during the block.
+
+        Raises:
+            InputError: a run is in progress on another machine.
+        """
+        return nullcontext()
+
+    def remove(self, stage: str, key: str) -> None:
+        """Remove an artifact so that at any moment it is whole or gone.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        waste = self.root / ".tmp" / f"{stage}-{key}.old"
+        waste.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(waste, ignore_errors=True)
+        try:
+            # A kill after the rename leaves a folder in `.tmp`, which the next run sweeps.
+            self.path(stage, key).rename(waste)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(
+                f"cannot remove {self.path(stage, key)}: {reason}; give this user the right"
+            ) from None
+        shutil.rmtree(waste, ignore_errors=True)
+
+    def remove_leftovers(self) -> int:
+        """Remove the files of a shared store that belong to no artifact; return their number."""
+        return 0
 
     @contextmanager
-    def lock(self, stage: str, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    def lock(self, stage: str, key: str, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the lock of a key during the block; wait first if another process holds the lock.
 
         Args:
             stage: name of the stage.
             key: key of the artifact.
-            on_wait: called once if the lock is not free.
+            on_wait: called once with who holds the lock, if it is not free.
 
         Raises:
             InputError: the store cannot be written.
@@ -160,7 +241,7 @@ class Store:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait:
-                    on_wait()
+                    on_wait("another run")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -210,28 +291,33 @@ class Store:
                 public = json.loads(mask(json.dumps(manifest, ensure_ascii=False)))
                 public |= {"code": dict(manifest["code"])} if "code" in manifest else {}
                 (folder / MANIFEST).write_bytes(render_manifest({**public, "outputs": outputs}))
-                # Before the rename: file systems may write a rename to disk before the data of the
-                # renamed files, and a power failure would leave an artifact of empty files.
-                fsync_tree(folder)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                if final.exists():
-                    # `rename` replaces empty folders only, so the old artifact moves away first. A kill
-                    # between the two renames leaves no artifact, which the next run makes again, and
-                    # never half of one.
-                    old = folder.with_name(f"{folder.name}.old")
-                    _remove(old)
-                    final.rename(old)
-                    folder.rename(final)
-                    _remove(old)
-                else:
-                    folder.rename(final)
-                # The rename itself is an entry of the parent folder.
-                fsync(final.parent)
+                self._install(folder, final)
         # Also for KeyboardInterrupt: a stopped run leaves no half artifact.
         except BaseException:
             self.abandon(stage, key)
             raise
         return final
+
+    @staticmethod
+    def _install(folder: Path, final: Path) -> None:
+        """Turn a filled folder with its manifest into an artifact."""
+        # Before the rename: file systems may write a rename to disk before the data of the
+        # renamed files, and a power failure would leave an artifact of empty files.
+        fsync_tree(folder)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            # `rename` replaces empty folders only, so the old artifact moves away first. A kill
+            # between the two renames leaves no artifact, which the next run makes again, and
+            # never half of one.
+            old = folder.with_name(f"{folder.name}.old")
+            _remove(old)
+            final.rename(old)
+            folder.rename(final)
+            _remove(old)
+        else:
+            folder.rename(final)
+        # The rename itself is an entry of the parent folder.
+        fsync(final.parent)
 
     def abandon(self, stage: str, key: str) -> None:
         """Remove the temporary folder of a key; never raises."""

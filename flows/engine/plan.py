@@ -19,7 +19,9 @@ from typing import Any, Literal
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Check, Manifest, Store, is_sealed
 from flows.engine.keys import Identity, digest_reads, identify
+from flows.engine.manifest_index import IndexRow, StageIndex, flatten
 from flows.engine.stage import Registry, stage_named, stages_of
+from jora_core.base.digests import json_digest
 from jora_core.base.errors import InputError
 
 Action = Literal["cached", "run"]
@@ -45,8 +47,11 @@ def make_plan(
     start: str | None = None,
     names: Sequence[str] | None = None,
     force: bool = False,
+    fetch: bool = False,
 ) -> list[PlannedStage]:
-    """Plan a run: find for each selected stage whether it would run, and why. Write nothing.
+    """Plan a run: find for each selected stage whether it would run, and why.
+
+    Without `fetch` it writes nothing but an index of manifests in the store's cache.
 
     Args:
         config: configuration of the pipeline.
@@ -56,6 +61,7 @@ def make_plan(
         start: see `select`.
         names: the stages to run, in their order, in place of `only` and `start`.
         force: plan to run the selected stages even where their artifacts are current.
+        fetch: first bring the artifacts of a shared store here.
 
     Returns:
         One line for each selected stage, in the order in which they run.
@@ -66,6 +72,8 @@ def make_plan(
     """
     identities = identify(config, registry)
     selected = list(names) if names else select(config, registry, only=only, start=start)
+    for name, identity in identities.items() if fetch else ():
+        store.fetch(name, identity.key)
     # Once for all stages: a check reads every byte of the artifact, and most artifacts are read by
     # several stages.
     checks = {name: store.check(name, identity.key) for name, identity in identities.items()}
@@ -207,7 +215,7 @@ def changes(
     """
     # Most specific first: settings, then input files, then code, and last the changes of upstream stages.
     # One line for any number of changes of a kind, so that each kind is seen.
-    values = _changed_values(last["config"], identity.config)
+    values = _changed_values(dict(flatten(last["config"])), dict(flatten(identity.config)))
     lines = _counted("config changed: ", values, "settings", most)
     lines += _counted("input changed: ", _changed_inputs(last["inputs"], identity), "files", most)
     if last["version"] != identity.version:
@@ -221,30 +229,81 @@ def nearest(identity: Identity, store: Store) -> Manifest | None:
 
     The artifact of another project may share the stage alone, and its differences explain nothing.
     """
-    best: tuple[int, Manifest] | None = None
-    for manifest in store.manifests(identity.stage):
-        # Manifests of earlier versions name no project.
-        if identity.project and manifest.get("project") not in (None, identity.project):
-            continue
-        try:
-            differences = _differences(manifest, identity, best[0] if best else None)
-        except (KeyError, TypeError, AttributeError):
-            continue  # of another format, or damaged
-        if (best is None or differences < best[0]) and is_sealed(manifest):
-            best = differences, manifest
-    return best[1] if best else None
+    found: list[tuple[StageIndex, IndexRow, int]] = []
+    for index in store.indexes(identity.stage):
+        compare = _Comparison(identity, index)
+        for row in index.rows:
+            # Manifests of earlier versions name no project.
+            if row.regular and identity.project and row.project not in (None, identity.project):
+                continue
+            differences = compare.count(row)
+            if differences is not None:
+                found.append((index, row, differences))
+    # `ended` is ISO 8601 in UTC, so the order of the texts is the order of the times. The folder's own time
+    # of change is lost when a store is copied.
+    found.sort(key=lambda item: item[1].ended, reverse=True)
+    for index, row, _ in sorted(found, key=lambda item: item[2]):
+        manifest = index.read(row)
+        # A damaged manifest explains nothing; the next one may.
+        if manifest is not None and is_sealed(manifest):
+            return manifest
+    return None
 
 
-def _differences(manifest: Manifest, identity: Identity, most: int | None) -> int:
-    """Count the differences between a manifest and an identity, up to about `most`."""
-    found = len(_changed_values(manifest["config"], identity.config))
-    # All of the code counts as one difference: an update of this package changes most files.
-    found += manifest["version"] != identity.version
-    found += manifest["code"] != dict(identity.code)
-    found += len(_changed_upstream(manifest["upstream"], identity, frozenset()))
-    if most is not None and found >= most:
-        return found
-    return found + len(_changed_inputs(manifest["inputs"], identity))
+def count_differences(manifest: Manifest, identity: Identity) -> int | None:
+    """Return the number of differences between a manifest and an identity.
+
+    None for a manifest of another project, of another format, or a damaged one. `nearest` counts the same
+    from the index of the manifests.
+    """
+    if identity.project and manifest.get("project") not in (None, identity.project):
+        return None
+    try:
+        found = len(_changed_values(dict(flatten(manifest["config"])), dict(flatten(identity.config))))
+        # All of the code counts as one difference: an update of this package changes most files.
+        found += manifest["version"] != identity.version
+        found += manifest["code"] != dict(identity.code)
+        found += len(_changed_upstream(manifest["upstream"], identity, frozenset()))
+        return found + len(_changed_inputs(manifest["inputs"], identity))
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+class _Comparison:
+    """Counts the differences between an identity and many manifests from their index."""
+
+    def __init__(self, identity: Identity, index: StageIndex) -> None:
+        self._identity = identity
+        self._index = index
+        self._code = json_digest(dict(identity.code))
+        self._config = dict(flatten(identity.config))
+        self._same = {
+            place
+            for place, (name, value) in enumerate(index.settings)
+            if name in self._config and self._config[name] == value
+        }
+        self._same_files = {
+            place for place, (name, digest) in enumerate(index.files) if identity.inputs.get(name) == digest
+        }
+        self._gone = {place for place, (name, _) in enumerate(index.files) if name not in identity.inputs}
+
+    def count(self, row: IndexRow) -> int | None:
+        """Return what `count_differences` returns for the manifest of the row."""
+        if not row.regular:
+            manifest = self._index.read(row)
+            return None if manifest is None else count_differences(manifest, self._identity)
+        # A setting that both have with one value changes nothing in what `_changed_values` finds for the
+        # others, so only the others are compared.
+        settings = self._index.settings
+        kept = {settings[place][0] for place in row.config if place in self._same}
+        before = dict(settings[place] for place in row.config if place not in self._same)
+        after = {name: value for name, value in self._config.items() if name not in kept}
+        found = len(_changed_values(before, after))
+        found += row.version != self._identity.version
+        found += row.code != self._code
+        found += len(_changed_upstream(row.upstream, self._identity, frozenset()))
+        found += len(self._identity.inputs) - len(self._same_files.intersection(row.inputs))
+        return found + len(self._gone.intersection(row.inputs))
 
 
 def _counted(kind: str, changed: Sequence[str], noun: str, most: int) -> list[str]:
@@ -285,9 +344,8 @@ def _some_of(names: Sequence[str], noun: str, most: int) -> str:
     return f"{', '.join(names[:most])} and {rest} more {noun}"
 
 
-def _changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return changed settings as lines like `phases.1.optim.learning_rate 0.0001 → 0.0002`."""
-    old, new = dict(flatten(before)), dict(flatten(after))
+def _changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return changed settings, given flattened, as lines like `optim.learning_rate 0.0001 → 0.0002`."""
     # A section that is given now and was not, or the reverse, is one change, not one for each of its values.
     whole = _sections(old, new, "is given now") | _sections(new, old, "is not given any more")
     for section in whole:
@@ -330,18 +388,6 @@ def _changed_inputs(before: Mapping[str, Any], identity: Identity) -> list[str]:
     return names + [
         f"{before[name]['path']} is gone" for name in sorted(before) if name not in identity.inputs
     ]
-
-
-def flatten(value: Any, prefix: str = "") -> Sequence[tuple[str, Any]]:
-    """Return the values of nested mappings by dotted key."""
-    # An empty mapping is a value of its own; flattened it would vanish, and with it the change.
-    if isinstance(value, Mapping) and value:
-        return [
-            pair
-            for name, child in value.items()
-            for pair in flatten(child, f"{prefix}.{name}" if prefix else name)
-        ]
-    return [(prefix, value)]
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
-from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
 
 RECORDS = ".runs"
@@ -42,6 +41,7 @@ class RunRecord:
         message: first line of the error of a failed run.
         keys: stage name to key, of all stages that the run selected.
         stages: for each finished stage `stage`, `cached` and `seconds`.
+        place: which folder of a shared store the run worked in; empty for a store of one folder.
     """
 
     id: str
@@ -53,6 +53,7 @@ class RunRecord:
     message: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Mapping[str, Any]] = ()
+    place: str = ""
 
 
 class RunRecorder:
@@ -66,6 +67,7 @@ class RunRecorder:
         self.record = record
         self._store = store
         self._locks: list[int] = []
+        self._told = ExitStack()
         self._withdrawn = False
 
     def begin(self) -> None:
@@ -87,6 +89,7 @@ class RunRecorder:
                     f"store {self._store.root}: `jora gc` is removing artifacts; run again when it has ended"
                 ) from None
             self._locks.append(_locked(self._lock, fcntl.LOCK_EX))
+            self._told.enter_context(self._store.run_in_progress(self.record.id))
             _write(self._store, self.record)
 
     def finished(self, reference: ArtifactRef) -> None:
@@ -100,13 +103,14 @@ class RunRecorder:
 
     def end(self, result: Result, message: str = "") -> None:
         """Write how the run ended, and free its locks."""
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        ended = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.record = replace(self.record, ended=ended, result=result, message=message[:_MOST_MESSAGE])
         # A run that was refused before it began leaves nothing.
         if self._locks:
             if not self._withdrawn:
                 _write(self._store, self.record)
             self._lock.unlink(missing_ok=True)
+        self._told.close()
         for descriptor in self._locks:
             os.close(descriptor)  # frees the lock
         self._locks = []
@@ -144,11 +148,12 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             id=f"{begun:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
             project=config.project,
             config=_config_file(config),
-            started=begun.isoformat(timespec="seconds"),
+            started=begun.isoformat(timespec="milliseconds"),
             keys=dict(keys),
+            place=store.place,
         ),
     )
-    if store.root.exists():
+    if store.exists:
         recorder.begin()
     result: Result = "completed"
     message = ""
@@ -175,19 +180,24 @@ def _config_file(config: PipelineConfig) -> str:
 def read_records(store: Store) -> list[RunRecord]:
     """Return the records of a store, the newest first. A file that is not a record is left out."""
     found: list[RunRecord] = []
-    folder = store.root / RECORDS
-    for path in folder.glob("*.json") if folder.is_dir() else ():
-        with suppress(OSError, ValueError, TypeError):
-            record = RunRecord(**json.loads(path.read_bytes()))
-            if record.result == "running" and not _is_locked(store.root / ".locks" / f"run-{record.id}"):
-                record = replace(record, result="killed")
+    elsewhere: set[str] | None = None
+    for data in store.documents(RECORDS).values():
+        with suppress(ValueError, TypeError):
+            record = RunRecord(**json.loads(data))
+            if record.result == "running":
+                if record.place == store.place:
+                    running = _is_locked(store.root / ".locks" / f"run-{record.id}")
+                else:
+                    elsewhere = store.runs_elsewhere() if elsewhere is None else elsewhere
+                    running = record.id in elsewhere
+                record = record if running else replace(record, result="killed")
             found.append(record)
-    return sorted(found, key=lambda record: record.id, reverse=True)
+    return sorted(found, key=lambda record: (record.started, record.id), reverse=True)
 
 
 def remove_record(store: Store, run: str) -> None:
     """Remove the record of a run."""
-    (store.root / RECORDS / f"{run}.json").unlink(missing_ok=True)
+    store.remove_document(RECORDS, f"{run}.json")
 
 
 @contextmanager
@@ -211,7 +221,8 @@ def no_run_in_progress(store: Store) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"cannot write to store {store.root}: {reason}; give this user the right") from None
     try:
-        yield
+        with store.alone():
+            yield
     finally:
         os.close(descriptor)
 
@@ -245,7 +256,5 @@ def _is_locked(path: Path) -> bool:
 def _write(store: Store, record: RunRecord) -> None:
     # A record is for information: a full disk must not end a run whose artifacts are complete.
     with suppress(OSError, InputError):
-        folder = store.root / RECORDS
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-        write_bytes(folder / f"{record.id}.json", f"{text}\n".encode())
+        store.write_document(RECORDS, f"{record.id}.json", f"{text}\n".encode())

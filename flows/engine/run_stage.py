@@ -73,6 +73,8 @@ def execute_stage(
     key = identity.key
 
     def look() -> tuple[dict[str, Check], str]:
+        for other in (*identity.upstream, *(() if force else (name,))):
+            store.fetch(other, identities[other].key)
         checks = {other: store.check(other, identities[other].key) for other in (*identity.upstream, name)}
         reason = assess(identity, checks, store) or ("forced" if force else "")
         for upstream in identity.upstream if reason else ():
@@ -83,7 +85,7 @@ def execute_stage(
     _, reason = look()  # needs neither a lock nor the right to write
     if reason:
         with store.lock(
-            name, key, on_wait=lambda: say("waiting for another run that makes the same artifact")
+            name, key, on_wait=lambda who: say(f"waiting for {who} that makes the same artifact")
         ):
             # Again under the lock: another run may have made the artifact while this one waited.
             checks, reason = look()
@@ -102,6 +104,9 @@ def execute_stage(
                     fresh=force,
                 )
                 _run(stage, identity, context, store)
+                store.share(name, key, computed=True)
+    if not reason:
+        store.share(name, key, computed=False)
     return ArtifactRef(
         stage=name,
         key=key,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -115,30 +114,15 @@ def collect(
         contents = read_contents(store)
         removal = choose(contents, keep, older_than, needed)
         for stage, key in removal.artifacts:
-            _remove(store, stage, key)
+            store.remove(stage, key)
         kept = {name for run in removal.kept for name in run.record.keys.items()}
         for run in removal.runs:
             for name in set(run.record.keys.items()) - kept:
                 # Checkpoints of an unfinished stage of this run.
                 store.finish_work(*name)
             remove_record(store, run.record.id)
+        store.remove_leftovers()
     return removal
-
-
-def _remove(store: Store, stage: str, key: str) -> None:
-    """Remove an artifact so that at any moment it is whole or gone."""
-    waste = store.root / ".tmp" / f"{stage}-{key}.old"
-    waste.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(waste, ignore_errors=True)
-    try:
-        # A kill after the rename leaves a folder in `.tmp`, which the next run sweeps.
-        store.path(stage, key).rename(waste)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(
-            f"cannot remove {store.path(stage, key)}: {reason}; give this user the right"
-        ) from None
-    shutil.rmtree(waste, ignore_errors=True)
 
 
 def _with_upstream(contents: StoreContents, names: Collection[Name]) -> set[Name]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from flows.engine.artifact_store import MANIFEST, Store
+from flows.engine.artifact_store import Store
 from flows.engine.run_records import RunRecord, read_records
-from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 
 PINS = ".pins"
@@ -146,49 +142,34 @@ def pin(store: Store, run: str) -> None:
     Raises:
         InputError: the store cannot be written.
     """
-    write_json(store.root / PINS / f"{run}.json", {"run": run})
+    store.write_document(PINS, f"{run}.json", json.dumps({"run": run}).encode())
 
 
 def unpin(store: Store, run: str) -> bool:
     """Remove the pin of a run; return whether there was one."""
-    path = store.root / PINS / f"{run}.json"
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    return store.remove_document(PINS, f"{run}.json")
 
 
 def _pins(store: Store) -> set[str]:
-    folder = store.root / PINS
-    return {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
+    return {name.removesuffix(".json") for name in store.documents(PINS)}
 
 
 def _artifacts(store: Store) -> Iterable[StoredArtifact]:
-    stages = sorted(store.root.iterdir()) if store.root.is_dir() else []
-    for stage in stages:
-        # The store's own folders begin with a dot.
-        if stage.name.startswith(".") or not stage.is_dir():
-            continue
-        for folder in stage.iterdir():
-            # A broken manifest is damage, which `jora plan` reports.
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                yield _artifact(folder)
-
-
-def _artifact(folder: Path) -> StoredArtifact:
-    # Without the check of the seal: for thousands of artifacts it would take longer than all the rest.
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    return StoredArtifact(
-        stage=manifest["stage"],
-        key=folder.name,
-        project=manifest.get("project") or "",
-        started=manifest["started"],
-        ended=manifest["ended"],
-        seconds=manifest["seconds"],
-        size=sum(file["size"] for file in manifest["outputs"].values()),
-        upstream=tuple((name, item["key"]) for name, item in manifest["upstream"].items()),
-    )
+    for stage in store.stages():
+        for index in store.indexes(stage):
+            for row in index.rows:
+                # A broken manifest is damage, which `jora plan` reports.
+                if row.regular:
+                    yield StoredArtifact(
+                        stage=row.stage,
+                        key=row.key,
+                        project=row.project or "",
+                        started=row.started,
+                        ended=row.ended,
+                        seconds=row.seconds,
+                        size=row.size,
+                        upstream=tuple((name, item["key"]) for name, item in row.upstream.items()),
+                    )
 
 
 def _stored_run(record: RunRecord, artifacts: Mapping[Name, StoredArtifact], pinned: bool) -> StoredRun:

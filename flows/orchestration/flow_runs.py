@@ -18,8 +18,9 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import ArtifactRef, Store
+from flows.engine.artifact_store import ArtifactRef
 from flows.engine.plan import PlannedStage, make_plan
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stages_of
 from flows.housekeeping.disk_space import require_space
 from flows.orchestration.live_view import publish_plan, publish_report
@@ -59,18 +60,27 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         return _run_and_report(settings, chosen(settings), request.force)
     note_process(flow_run)
     if newer := newer_due_run(flow_run):
+        get_run_logger().info(superseded_message(newer))
+        _no_traceback_at_the_end()
         return Cancelled(name=SKIPPED, message=superseded_message(newer))
     try:
         settings = request.settings()
         names = chosen(settings)
-        plan = make_plan(settings, Store(settings.store), STAGES, names=names, force=request.force)
+        plan = make_plan(
+            settings,
+            open_store(settings),
+            STAGES,
+            names=names,
+            force=request.force,
+            fetch=not request.dry_run,
+        )
         work = sum(line.action == "run" for line in plan)
         if request.dry_run:
             publish_plan(plan)
             return Completed(message=f"dry run: {work} of {len(plan)} stages would run")
         if not work:
             return _nothing_to_run(settings, plan)
-        require_space(settings, Store(settings.store), [line.name for line in plan if line.action == "run"])
+        require_space(settings, open_store(settings), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
@@ -79,10 +89,14 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         if line.startswith("--set"):
             line = f"changes{line.removeprefix('--set')}"
         get_run_logger().error(line)
-        # The line says it all. Prefect would add a traceback of its own engine when the process ends.
-        for name in ("prefect.flow_runs", "prefect.engine"):
-            logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
+        _no_traceback_at_the_end()
         return Failed(message=line)
+
+
+def _no_traceback_at_the_end() -> None:
+    """Keep Prefect from adding a traceback of its engine to the line that has said all, when a run ends."""
+    for name in ("prefect.flow_runs", "prefect.engine"):
+        logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
 
 
 def _deployed_run() -> FlowRun | None:
@@ -96,7 +110,7 @@ def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> di
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
     with notified(config):
         references = run_stages(config, names, force)
-    store = Store(config.store)
+    store = open_store(config)
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
     whole = pipeline_references(config, store, references)
@@ -108,7 +122,7 @@ def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> di
 
 def _nothing_to_run(config: PipelineConfig, plan: Sequence[PlannedStage]) -> State[Any]:
     """Return the state of a run whose stages are all current. It publishes nothing."""
-    store = Store(config.store)
+    store = open_store(config)
     # The plan has verified every byte a moment ago.
     references = [verified_reference(line.name, line.key, store) for line in plan]
     message = f"nothing to run: {len(plan)} stages verified"

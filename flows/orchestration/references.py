@@ -44,8 +44,10 @@ def pipeline_references(
     known = {item.stage: item for item in references}
     whole: list[ArtifactRef] = []
     for name, identity in identify(config, STAGES).items():
-        if name not in known and not store.check(name, identity.key).whole:
-            return None
+        if name not in known:
+            store.fetch(name, identity.key)
+            if not store.check(name, identity.key).whole:
+                return None
         # The known reference comes first, because it says whether the stage ran now, and for how long.
         whole.append(known.get(name) or verified_reference(name, identity.key, store))
     return whole

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import cast
 
 from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import ArtifactRef, Store
+from flows.engine.artifact_store import ArtifactRef
 from flows.engine.plan import make_plan
 from flows.engine.run_records import recorded_run
+from flows.engine.shared.shared_store import open_store
 from flows.housekeeping.disk_space import require_space
 from flows.orchestration.prefect_server import prefect_api, prepare_environment
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
@@ -57,8 +58,8 @@ def run(
             unchanged.
     """
     begun = time.monotonic()
-    store = Store(config.store)
-    plan = make_plan(config, store, STAGES, only=only, start=start, force=force)
+    store = open_store(config)
+    plan = make_plan(config, store, STAGES, only=only, start=start, force=force, fetch=True)
     # The plan has verified every byte, so no check of the flow is skipped.
     if all(stage.action == "cached" for stage in plan):
         references = [verified_reference(stage.name, stage.key, store) for stage in plan]

@@ -21,6 +21,7 @@ from flows.children import supervised_process
 from flows.configuration.schedule import check_schedule
 from flows.configuration.schema import PipelineConfig
 from flows.engine.errors import StageFailed
+from flows.engine.shared.shared_store import open_store
 from flows.orchestration.prefect_server import (
     answers,
     check_access,
@@ -76,7 +77,7 @@ def serve(
             _server(port or DEFAULT_PORT, explicit=port is not None, say=say)
         )
         stack.enter_context(_noted(api_url))
-        stores = [Path(config.store).resolve() for config in many]
+        stores = [open_store(config).root for config in many]
         reports = stack.enter_context(report_server(stores, (port or DEFAULT_PORT) + 1))
         say("starting the worker …")
         worker = stack.enter_context(_worker(WorkerOrder(many, reports), api_url, say))

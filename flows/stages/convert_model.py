@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
+from flows.configuration.hub_models import missing_model
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.errors import one_line_os_errors
 from flows.engine.stage import Stage, StageContext
-from jora_core.base.errors import InputError
 from jora_core.specs.model_files import ConvertSpec
 
 NAME = "convert-model"
@@ -34,8 +34,7 @@ def _inputs(config: PipelineConfig) -> Mapping[str, Path]:
     folder = Path(config.model.path)
     # Checked here because the plan calls `inputs`: the error comes before the records are built.
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "there is no folder"
-        raise InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
+        raise missing_model(folder, Path(config.root))
     with one_line_os_errors("read", folder):
         # Only the folder itself: hubs keep copies in other formats (`original/`, `onnx/`) in subfolders,
         # which no stage reads.

@@ -96,6 +96,7 @@ def _run(context: StageContext) -> dict[str, Any]:
             raise InputError(
                 f"evaluate: {part.task} has no held-out records; raise context.test_share, or give "
                 f"context.{part.task}.test_source where the task has one"
+                + (", or lower context.threads.block" if part.task == "threads" else "")
             )
         rows, results[part.task] = _predict(context, part, chosen)
         answered += [{"task": part.task, **row} for row in rows]

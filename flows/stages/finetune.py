@@ -19,7 +19,7 @@ from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, Pi
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
-from jora_core.base.atomic_files import write_bytes
+from jora_core.base.digests import sealed_path, whole
 from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
 from jora_core.specs.train import TrainingSettings, TrainSpec
@@ -158,8 +158,10 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
     spec = train_spec(context, stage)
     # Without the remembered size, each retry of the stage would first run out of memory again.
     remembered = context.work_dir / MICROBATCH
-    if remembered.is_file():
+    if whole(remembered):
         spec = _with_microbatch(spec, json.loads(remembered.read_text()))
+    else:
+        remembered.unlink(missing_ok=True)  # a damaged one, which is told once
     while True:
         try:
             return run_child("train", spec, context.work_dir) | {"microbatch": _microbatch(spec)}
@@ -170,7 +172,8 @@ def train_phase(context: StageContext, stage: PhaseStage) -> dict[str, Any]:
         spec = smaller
         logger.warning("%s: out of memory; continuing with %s", stage, _microbatch(spec))
         # Atomic, and before the attempt: after a kill, the next attempt begins with the smaller size.
-        write_bytes(remembered, json.dumps(_microbatch(spec)).encode())
+        with sealed_path(remembered) as temporary:
+            temporary.write_text(json.dumps(_microbatch(spec)))
 
 
 def _stage(name: PhaseStage) -> Stage:

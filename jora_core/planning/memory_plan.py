@@ -22,8 +22,6 @@ from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
 
 CARDS: tuple[int, ...] = get_args(Card)
-# Limit of the search, longer than the rows of any supported model.
-LONGEST_ROW = 1 << 20
 # Compilations that the search for the longest row may take.
 _SEARCH_STEPS = 4
 # The search ends at a row that fills this share of the card.
@@ -74,9 +72,11 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
     fitting = [card for card in CARDS if step.total <= card_bytes(card)]
     card = spec.card or (fitting[0] if fitting else CARDS[-1])
     points = {spec.seq_len: step.total}
+    # Beyond the model's positions there may be memory, but the answers are wrong.
+    most = max(config.max_positions // ROW_STEP * ROW_STEP, ROW_STEP)
     longest = None
     if spec.find_longest:
-        longest = longest_row(card_bytes(card), points, lambda length: compile_at(length).total)
+        longest = longest_row(card_bytes(card), points, lambda length: compile_at(length).total, most)
     answers = min(spec.answer_tokens or max(spec.seq_len // 8, 1), spec.seq_len)
     lora = spec.lora if spec.trainable == "lora" else None
     flops = step_flops(config, lora, spec.remat, spec.seq_len, answers / spec.seq_len)
@@ -92,6 +92,7 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
         ],
         "card": card,
         "longest_row": longest,
+        "most_positions": most,
         "row_bytes": {str(length): total for length, total in sorted(points.items())},
         "change": [] if card in fitting else what_to_change(spec, config, step, card, longest),
         "collectives": collective_rows(step, config),
@@ -100,8 +101,8 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], int]) -> int | None:
-    """Find the longest row, in steps of 64 slots, whose compiled step fits into `budget` bytes.
+def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], int], most: int) -> int | None:
+    """Find the longest row up to a limit, in steps of 64 slots, whose compiled step fits into `budget` bytes.
 
     Memory is nearly linear in the length, so two known lengths give the next one to try.
 
@@ -109,28 +110,34 @@ def longest_row(budget: int, points: dict[int, int], total_at: Callable[[int], i
         budget: bytes of the card.
         points: known bytes by length, at least one. The search adds its results to this dict.
         total_at: compiles the step for a length and returns the bytes.
+        most: slots of the longest row that is of use.
 
     Returns:
         The length in slots; None where not even the shortest row that was tried fits.
     """
     first = min(points)
+    if points[first] <= budget and first >= most:
+        return most
     if len(points) == 1:
         # Towards the budget, so that the two lengths are likely to lie on both sides of it.
-        second = max(first // 2, ROW_STEP) if points[first] > budget else first * 2
+        second = max(first // 2, ROW_STEP) if points[first] > budget else min(first * 2, most)
         points[second] = total_at(second)
     for _ in range(_SEARCH_STEPS):
         below = max((n for n, total in points.items() if total <= budget), default=None)
         above = min((n for n, total in points.items() if total > budget), default=None)
         if below is not None and points[below] > _CLOSE * budget:
             break
-        guess = _next_length(points, budget, below, above)
+        guess = _next_length(points, budget, below, above, most)
         if guess is None:
             break
         points[guess] = total_at(guess)
-    return max((n for n, total in points.items() if total <= budget), default=None)
+    found = max((n for n, total in points.items() if total <= budget), default=None)
+    return None if found is None else min(found, most)
 
 
-def _next_length(points: dict[int, int], budget: int, below: int | None, above: int | None) -> int | None:
+def _next_length(
+    points: dict[int, int], budget: int, below: int | None, above: int | None, most: int
+) -> int | None:
     """Return the length to try next, None if its memory is known already.
 
     Between the longest length that fits (`below`) and the shortest that does not (`above`), memory is
@@ -149,7 +156,7 @@ def _next_length(points: dict[int, int], budget: int, below: int | None, above: 
         # The slope has a lower bound, since a flat line never meets the budget.
         slope = max((points[b] - points[a]) / (b - a), 1.0)
         guess = a + (budget * _AIM - points[a]) / slope
-    length = max(int(min(guess, LONGEST_ROW)) // ROW_STEP * ROW_STEP, ROW_STEP)
+    length = max(int(min(guess, most)) // ROW_STEP * ROW_STEP, ROW_STEP)
     return None if length in points else length
 
 

@@ -13,13 +13,14 @@ shards again, as long as configuration, inputs and code are the same.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
-from jora_core.base.digests import canonical_json, file_digest, text_digest
+from jora_core.base.digests import canonical_json, file_digest, file_digests, json_digest, text_digest
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from retrieval.build.inputs import input_digests, limits_of
 from retrieval.build.record_files import RANKING_COLUMNS
@@ -44,6 +45,9 @@ MOST_SHARDS = 64
 PROGRESS_STEP = 500
 
 
+logger = logging.getLogger("jora.build")
+
+
 @dataclass(frozen=True)
 class Shard:
     """A run of consecutive examples of one task, which one process builds.
@@ -65,12 +69,15 @@ class Prepared:
         key: digest of configuration, inputs and code, under which the work folder is found again.
         inputs: SHA-256 of every input by label.
         examples: number of examples by task, in the order of the records.
+        files: SHA-256 of every prepared file by its path in the folder. `prepare` compares them before it
+            reuses the folder, because the shards map the files into memory without a check.
         shards: all shards, in the order of the records.
     """
 
     key: str
     inputs: dict[str, str]
     examples: dict[str, int]
+    files: dict[str, str]
     shards: list[Shard]
 
 
@@ -106,9 +113,13 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
     key = _key(config, inputs)
     found = read_prepared(config, work)
     if found is not None and found.key == key:
-        # Left by a process that was killed while it wrote.
-        remove_temporaries(work)
-        return found
+        damaged = _damaged(found, work)
+        if damaged is None:
+            # Left by a process that was killed while it wrote.
+            remove_temporaries(work)
+            return found
+        # The shards go too: nobody knows whether they were built before the damage.
+        logger.warning("%s: damaged, so the corpora are prepared again", work / damaged)
     shutil.rmtree(work, ignore_errors=True)
     embedder = _embedder(config)
     if config.reranker:
@@ -120,19 +131,43 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
         with limited_to(limits_of(config)):
             examples[task] = load_task(task).prepare(config, embedder, folder, report, progress)
         write_bytes(folder / "report.json", merge_reports.dump(report))
-    about = {"key": key, "inputs": inputs, "examples": examples}
+    about = {"key": key, "inputs": inputs, "examples": examples, "files": _digests(work)}
     # Last: without this file the folder counts as unprepared, and is filled anew.
-    write_bytes(work / PREPARED, json.dumps(about).encode())
-    return Prepared(key, inputs, examples, cut(examples, config.shard_records))
+    write_bytes(work / PREPARED, json.dumps({**about, "seal": json_digest(about)}).encode())
+    return Prepared(**about, shards=cut(examples, config.shard_records))
 
 
 def read_prepared(config: ContextConfig, work: Path) -> Prepared | None:
     """Return the description of a prepared work folder, or None if `prepare` did not finish there."""
     try:
         about = json.loads((work / PREPARED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if about.pop("seal") != json_digest(about):
+            raise ValueError
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
     return Prepared(**about, shards=cut(about["examples"], config.shard_records))
+
+
+def _digests(work: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a prepared folder, by path in it."""
+    paths = sorted(path for path in work.rglob("*") if path.is_file())
+    names = [path.relative_to(work).as_posix() for path in paths]
+    return dict(zip(names, file_digests(paths), strict=True))
+
+
+def _damaged(found: Prepared, work: Path) -> str | None:
+    """Return a prepared file that is missing or was changed; None if all are as they were written."""
+    names = list(found.files)
+    for name in names:
+        if not (work / name).is_file():
+            return name
+    try:
+        digests = file_digests([work / name for name in names])
+    except OSError as error:
+        return Path(error.filename or work).name
+    return next(
+        (name for name, digest in zip(names, digests, strict=True) if digest != found.files[name]), None
+    )
 
 
 def build_shard(

@@ -24,6 +24,12 @@ from jora_core.base.errors import InputError
 # systems, as in `zip::https://…`.
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
 _GLOB = re.compile(r"[*?\[]")
+#: The name of a model of the Hugging Face hub: `OWNER/NAME`, or `OWNER/NAME@REVISION`. A path with more
+# parts, or
+#: that begins like a path, is none.
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?$")
+# OWNER/NAME, revision, path within the data set.
+_HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?(/.*)?$")
 #: Packages of the most common file systems; for others the error of fsspec names the package.
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
@@ -60,6 +66,11 @@ def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
         InputError: there is no such file system, its package is missing, nothing is there, or the transfer
             failed.
     """
+    hub = _HUB_DATA.match(url)
+    if hub:
+        cached = _cached_data(hub, field)
+        if cached is not None:
+            return cached
     # Here, because most sources are local and need no fsspec.
     from fsspec.core import url_to_fs
 
@@ -80,10 +91,68 @@ def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
         how = f"pip install {package}" if package else str(error)
         raise InputError(f"{field}: {url} needs a package that is not installed; {how}") from error
     except Exception as error:  # every file system has errors of its own (credentials, network, addresses)
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        how = "correct the address or the access rights"
+        if hub:
+            how = (
+                f"fetch it with `hf download --repo-type dataset {hub[1]}` where there is a network, or {how}"
+            )
+        raise InputError(f"{field}: {url} cannot be read ({reason:.300}); {how}") from error
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the libraries of Hugging Face keep what they fetched.
+
+    It is `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    """
+    # Read at each call: the library itself reads the variables once, when it is imported.
+    own = os.environ.get("HF_HUB_CACHE")
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return (Path(own) if own else Path(home) / "hub").expanduser()
+
+
+def cached_snapshot(name: str, kind: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a repository of the Hugging Face hub in the local cache; None if it is not there.
+
+    Args:
+        name: `OWNER/NAME`.
+        kind: "model" or "dataset".
+        revision: branch, tag or commit; None for the main branch as it was when it was fetched.
+    """
+    folder = hub_cache() / f"{kind}s--{name.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    found = folder / "snapshots" / commit if commit else None
+    return found if found is not None and found.is_dir() else None
+
+
+def _cached_data(hub: re.Match[str], field: str) -> str | None:
+    """Return the path of a data set's files in the hub's cache, as an own tree; None if it is not there.
+
+    The cache links into a folder beside, and links out of a source are not followed, so the tree is one of
+    copies
+    (hard links where the file system has them).
+    """
+    name, revision, rest = hub[1], hub[2], (hub[3] or "").strip("/")
+    snapshot = cached_snapshot(name, "dataset", revision)
+    if snapshot is None:
+        return None
+    folder = cache_folder() / "trees" / f"hub-{snapshot.name[:40]}" / _safe(name).replace("/", "--")
+    for path in sorted(snapshot.rglob("*")):
+        target = folder / path.relative_to(snapshot)
+        if not path.is_file() or target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        making = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        _link(path.resolve(), making)
+        making.replace(target)
+    if rest and not _GLOB.search(rest) and not (folder / rest).exists():
         raise InputError(
-            f"{field}: {url} cannot be read ({reason:.300}); correct the address or the access rights"
-        ) from error
+            f"{field}: {rest} is not in the cached copy of {name}; fetch it with `hf download --repo-type "
+            f"dataset "
+            f"{name} {rest}`"
+        )
+    return str(folder / rest) if rest else str(folder)
 
 
 def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[str, str], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jora_core.base.errors import InputError
@@ -14,6 +14,7 @@ from retrieval.corpus.folder_walk import is_hidden, walk_folder
 from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
 from retrieval.corpus.unpacking import PACKED_ENDINGS, unpacked_zip
 from retrieval.settings.columns import Columns
+from retrieval.settings.file_suffixes import DATASET_FILES
 from retrieval.text.left_out import counted_reasons, other_kind
 
 _GLOB = re.compile(r"[*?\[]")
@@ -150,6 +151,18 @@ def survey_files(source: str, suffixes: Sequence[str], field: str, beside: Seque
         )
     # By name below the source: the order of the file system differs between machines.
     return Survey(sorted(files, key=lambda file: file.name), left_out)
+
+
+def mapped_files(files: Sequence[SourceFile], columns: Columns, field: str) -> list[SourceFile]:
+    """Return files with a mapping of their columns, without what the library `datasets` writes beside them.
+
+    Args:
+        files: the files of a source.
+        columns: the mapping.
+        field: the setting that holds the mapping, for errors.
+    """
+    kept = [file for file in files if file.path.name not in DATASET_FILES]
+    return [replace(file, columns=columns, columns_field=field) for file in kept or files]
 
 
 def _endings(suffixes: Sequence[str]) -> str:

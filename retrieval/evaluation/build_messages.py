@@ -21,15 +21,26 @@ def left_out_line(task: str, dropped: Mapping[str, int]) -> str:
     return f"{task}: left out: {said}" if said else ""
 
 
-def warnings(terms: Mapping[str, int], read: Mapping[str, int]) -> list[str]:
-    """Return warnings about a corpus that its retriever does not fit.
+def warnings(
+    terms: Mapping[str, int], read: Mapping[str, int], records: Mapping[str, int], contexts: int
+) -> list[str]:
+    """Return warnings about a corpus that its retriever does not fit, or of which nothing is held out.
 
     Args:
         terms: counts of the terms of all questions: `query`, and of these `unknown` to the index and `single`
             characters.
         read: counts of what was read.
+        records: number of records by split.
+        contexts: number of contexts of the training split.
     """
     out = []
+    # Said here, because evaluation refuses it only after the training.
+    if records.get("train", 0) and not records.get("test", 0):
+        out.append(
+            f"no records are held out ({contexts:,} context{'s' * (contexts != 1)} in all), so evaluation "
+            f"would "
+            "have nothing to score; raise test_share, or cut long conversations by block"
+        )
     if cut := read.get(CUT_BY_EMBEDDER, 0):
         out.append(
             f"{cut:,} documents are longer than the embedder reads, which ignores their rest; chunk_tokens "

@@ -153,7 +153,9 @@ class TaskReport:
         }
         if self.terms:
             out["query_terms"] = dict(sorted(self.terms.items()))
-        out["warnings"] = warnings(self.terms, self.tally.read)
+        out["warnings"] = warnings(
+            self.terms, self.tally.read, self.records, len(self.contexts.get("train", ()))
+        )
         if self.index:
             out["dense_index"] = self.index
         if self.tokens:

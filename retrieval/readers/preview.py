@@ -12,9 +12,10 @@ from retrieval.corpus.source_files import SourceFile, expand_path, find_files
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.documents.documents import layout_of
 from retrieval.readers.files.columns import NEEDED, column_names, first_rows, guess, kind_of, proposal
+from retrieval.readers.tables.table_preview import table_settings
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
-from retrieval.settings.document_layouts import TEXT_SUFFIXES
+from retrieval.settings.document_layouts import DEFAULT_LAYOUT, TEXT_SUFFIXES
 from retrieval.settings.file_suffixes import TABLE_SUFFIXES
 from retrieval.settings.tasks import ThreadsTask
 
@@ -76,7 +77,13 @@ def _table(path: Path, file: SourceFile, refused: InputError | None) -> list[str
     if not names:
         raise refused or InputError(f"{file.path}: has no rows; expected at least one")
     layout = layout_of(file)
-    if layout != "documents" or ({"id", "text"} <= set(names) and kind_of(names) != "threads"):
+    # A file of a known layout may have columns that look like tables.
+    about = table_settings(file, names) if layout == DEFAULT_LAYOUT else None
+    if about is not None:
+        what, lines, settings = about
+        lines = [f"{file.path}: {what}", *(f"  {line}" for line in lines), "", "context:", "  tables:"]
+        return [*lines, *(f"    {line}" for line in settings)]
+    if layout != DEFAULT_LAYOUT or ({"id", "text"} <= set(names) and kind_of(names) != "threads"):
         lines = [f"{file.path}: documents and questions in the layout {layout}"]
         return _configured("documents", str(path), [*lines, *_shown(first_rows(file.path, _ROWS))])
     kind = kind_of(names)

@@ -75,3 +75,39 @@ class QuestionColumns(Columns):
     answers: str = Field(title="Answers", description="The accepted answer, or a list of them.")
     document_id: str = Field(title="Document", description="Id of the document that holds the answer.")
     time: str | None = Field(default=None, title="Time", description="When it was asked.")
+
+
+class TableColumns(Columns):
+    """The columns of a corpus whose rows are whole tables."""
+
+    id: str | None = Field(
+        default=None,
+        title="Id",
+        description=f"The table's id: {_FORMS}; empty: a digest of its cells.",
+    )
+    cells: str = Field(
+        title="Cells",
+        description="The table: a list of rows (lists or objects), lists by column, or a text in JSON, "
+        "Markdown or CSV.",
+    )
+    header: str | None = Field(
+        default=None,
+        title="Header",
+        description="Names of its columns; empty: the first row of the cells, or the names of their fields.",
+    )
+    title: str | None = Field(default=None, title="Title", description="Its title.")
+
+
+class TableQuestionColumns(Columns):
+    """The columns of questions about tables."""
+
+    id: str | None = Field(
+        default=None, title="Id", description=f"The question's id: {_FORMS}; empty: the number of its row."
+    )
+    question: str = Field(title="Question", description="The question.")
+    answers: str = Field(title="Answers", description="The accepted answer, or a list of them.")
+    table_id: str | None = Field(
+        default=None,
+        title="Table",
+        description="Id of the table, or name of its file; empty where the row brings its table.",
+    )

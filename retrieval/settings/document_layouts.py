@@ -56,6 +56,8 @@ DOCUMENT_LAYOUTS: dict[str, DocumentLayout] = {
     "beir": DocumentLayout(f"{_PASSAGES}.beir", _sets("_id text")),
     "dpr": DocumentLayout(f"{_PASSAGES}.dpr", _sets("positive_ctxs")),
     "ms_marco": DocumentLayout(f"{_PASSAGES}.ms_marco", _sets("query passages")),
+    # Reading for the layout ends at `paragraphs`, so only what comes before it tells the layout from SQuAD's.
+    "musique": DocumentLayout(f"{_PASSAGES}.musique", _sets("id paragraphs")),
     "natural_questions": DocumentLayout(f"{_PASSAGES}.natural_questions", _sets("long_answer_candidates")),
     "chat": DocumentLayout(
         "retrieval.readers.documents.chats",
@@ -94,5 +96,5 @@ TABLE_FORMATS: dict[str, str] = {
     "wikitables": "retrieval.readers.tables.wikitables",
     "rows": "retrieval.readers.tables.table_rows",
 }
-TableFormatName = Annotated[str, OneOf(("auto", *TABLE_FORMATS))]
+TableFormatName = Annotated[str, OneOf(("auto", *TABLE_FORMATS, "columns"))]
 DocumentLayoutName = Annotated[str, OneOf(("auto", *DOCUMENT_LAYOUTS))]

@@ -10,7 +10,13 @@ from pydantic import Field, model_validator
 
 from retrieval.settings.answer_style import Style
 from retrieval.settings.choices import OneOf
-from retrieval.settings.columns import DocumentColumns, QuestionColumns, ThreadColumns
+from retrieval.settings.columns import (
+    DocumentColumns,
+    QuestionColumns,
+    TableColumns,
+    TableQuestionColumns,
+    ThreadColumns,
+)
 from retrieval.settings.document_layouts import DocumentLayoutName, TableFormatName
 from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
 from retrieval.settings.limits import SettingsModel
@@ -152,7 +158,22 @@ class TablesTask(_Styled):
     source: str = Field(
         title="Tables",
         description="Folder in WikiTableQuestions' layout, one of its .tsv files, or a .jsonl, .json or "
-        ".parquet file of questions with their tables.",
+        ".parquet file of questions with their tables; with question_columns tables of any kind.",
+    )
+    columns: TableColumns | None = Field(
+        default=None,
+        title="Columns of the tables",
+        description="Which columns of the source are cells, header, id and title, where rows hold tables.",
+    )
+    questions: str | None = Field(
+        default=None,
+        title="Questions",
+        description="File, folder or glob of questions that name their tables; empty: in the source's rows.",
+    )
+    question_columns: TableQuestionColumns | None = Field(
+        default=None,
+        title="Columns of the questions",
+        description="Which columns of the questions are question, answers, table_id and id.",
     )
     test_source: str | None = Field(
         default=None,
@@ -187,6 +208,53 @@ class TablesTask(_Styled):
         title="Most rows",
         description="Longer tables are dropped and counted; empty: no limit.",
     )
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether mappings of columns say what the files hold."""
+        return self.question_columns is not None
+
+    @model_validator(mode="after")
+    def _whole_mappings(self) -> TablesTask:
+        asked = self.question_columns
+        if asked is None:
+            for name, given in (("columns", self.columns), ("questions", self.questions)):
+                if given is not None:
+                    raise ValueError(
+                        f"{name} needs question_columns: say which columns are question and answers"
+                    )
+            if self.format == "columns":
+                raise ValueError("format columns needs question_columns (and columns or questions)")
+            return self
+        if self.format not in ("auto", "columns"):
+            raise ValueError(
+                f"question_columns describe files of any format, but format is {self.format}: leave one of "
+                f"them out"
+            )
+        if self.questions is None:
+            if self.columns is None:
+                raise ValueError(
+                    "question_columns needs columns, which say where the tables are in the rows of the "
+                    "source, or "
+                    "questions, a file of questions that name the tables of the source"
+                )
+            if asked.table_id is not None:
+                raise ValueError(
+                    "question_columns.table_id names tables of another file, but questions is not given: "
+                    "leave one "
+                    "of them out"
+                )
+            return self
+        if asked.table_id is None:
+            raise ValueError("question_columns.table_id is needed: the column that names the table")
+        if self.columns is not None and self.columns.id is None:
+            raise ValueError("columns.id is needed: the questions name the tables by it")
+        if self.test_source is not None:
+            raise ValueError(
+                "test_source goes with questions in the source's own rows: leave it out, and the split is "
+                "by seed"
+            )
+        return self
 
 
 class ThreadsTask(TaskSettings):

@@ -18,6 +18,7 @@ from retrieval.build.record_files import read_records
 from retrieval.corpus.types import Tally
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables import table_rows
+from retrieval.readers.tables.mapped_tables import tables_and_questions, tables_with_questions
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads, thread_format
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
@@ -25,7 +26,7 @@ from retrieval.settings.tasks import QaTask, TablesTask, ThreadsTask
 from retrieval.settings.thread_formats import THREAD_FORMATS
 from retrieval.tasks.qa.inputs import document_files, question_files
 from retrieval.tasks.qa.task import holds_instructions
-from retrieval.tasks.tables.inputs import table_files
+from retrieval.tasks.tables.inputs import mapped_sources, table_files
 from tests.retrieval.read_all import read_documents, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,40 @@ def test_tables_within_rows(examples: Path, kind: str, answers: tuple[str, ...])
     ((_, root, path),) = table_files(TablesTask(source=str(examples / kind)))
     _, (question,) = table_rows.read_tables(root, path, Tally(), path.name)
     assert question.answers == answers
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"), [("table-columns", [("Rome",), ("Oslo",)]), ("table-files", [("Rome",)])]
+)
+def test_tables_by_columns(examples: Path, kind: str, answers: list[tuple[str, ...]]) -> None:
+    (mapping,) = re.findall(rf"<!-- mapping: {kind} -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+    section = yaml.safe_load(mapping)["tables"]
+    files = {
+        name: str(examples / kind / section[name]) for name in ("source", "questions") if name in section
+    }
+    task = TablesTask.model_validate(section | files)
+    (source,), asked, tally = mapped_sources(task), task.question_columns, Tally()
+    assert asked is not None
+    if task.questions is not None:
+        tables, questions = tables_and_questions(source.files, None, source.questions, asked, tally, False)
+    else:
+        assert task.columns is not None
+        tables, questions = tables_with_questions(source.files, task.columns, asked, tally, False)
+    assert [question.answers for question in questions] == answers
+    assert [table.rows for table in tables.values()] == [(("Oslo", "Norway"), ("Rome", "Italy"))]
+
+
+def test_every_format_has_an_example(examples: Path) -> None:
+    """Each registered format, layout and mapping is shown by an example, and each example belongs to one."""
+    known = {*THREAD_FORMATS, *DOCUMENT_LAYOUTS} - {"documents"} | {"qa", "qa-columns", "discord-api"}
+    known |= {"sharegpt", "prompts", "tables", "table-rows", "wikisql", "table-columns", "table-files"}
+    assert {folder for folder, _, _ in EXAMPLE.findall(PAGE)} == known
+
+
+def test_musique(examples: Path) -> None:
+    documents, (question,), _ = qa(QaTask(source=str(examples / "musique")))
+    assert [documents[name].title for name in question.oracle_ids] == ["Oslo", "Norway"]
+    assert question.answers == ("Oslo", "Oslo, Norway") and len(documents) == 3
 
 
 def test_tables(examples: Path) -> None:

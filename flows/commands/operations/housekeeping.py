@@ -10,9 +10,10 @@ import typer
 
 from flows.commands.common_options import Config, Json, Set, load, print_json
 from flows.commands.print_pipeline import KEY_LENGTH, print_table
-from flows.engine.artifact_store import Store
 from flows.engine.keys import Identity, identify
-from flows.engine.plan import assess, changes, flatten, nearest
+from flows.engine.manifest_index import flatten
+from flows.engine.plan import assess, changes, nearest
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stage_named
 from flows.housekeeping.collect import Removal, choose, collect, parse_age
 from flows.housekeeping.stored_runs import StoredRun, find_run, read_contents, unpin
@@ -41,7 +42,7 @@ def runs(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    store = Store(load(config, overrides).store)
+    store = open_store(load(config, overrides))
     contents = read_contents(store)
     shown = contents.runs if all_runs or as_json else contents.runs[:SHOWN_RUNS]
     sizes = contents.sizes_by_stage()
@@ -100,7 +101,7 @@ def why(
     """
     settings = load(config, overrides)
     name = stage_named(stage, settings, STAGES).name
-    store = Store(settings.store)
+    store = open_store(settings)
     identities = identify(settings, STAGES, until=name)
     identity = identities[name]
     checks = {one: store.check(one, identities[one].key) for one in (*identity.upstream, name)}
@@ -166,9 +167,9 @@ def gc(
     """
     settings = load(config, overrides)
     age = parse_age(older_than) if older_than is not None else None
-    store = Store(settings.store)
+    store = open_store(settings)
     # A store that does not exist yet is not created for a clean-up.
-    looks = dry_run or not store.root.is_dir()
+    looks = dry_run or not store.exists
     removal = choose(read_contents(store), keep, age) if looks else collect(store, keep, age)
     if as_json:
         print_json(_removal_as_json(removal, dry_run))
@@ -198,7 +199,7 @@ def pin(
         remove: Remove the pin.
         overrides: changes of single values of the configuration.
     """
-    store = Store(load(config, overrides).store)
+    store = open_store(load(config, overrides))
     found = find_run(read_contents(store), run).record.id
     if not remove:
         pin_run(store, found)

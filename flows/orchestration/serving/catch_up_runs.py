@@ -69,14 +69,29 @@ def skip_superseded(
 
 
 def newer_due_run(flow_run: Any) -> datetime | None:
-    """Return the time of a newer due run that replaces a run of a schedule, which has just begun."""
+    """Return the time of a newer due run that replaces a run of a schedule, which has just begun.
+
+    Only a run that was due when a worker took this one replaces it. On a busy machine a process takes longer
+    to start than the interval of a schedule such as `* * * * *`: each run would find a newer one, and none
+    would ever do the work.
+    """
     own = due_run(flow_run)
     if own is None or flow_run.run_count > 1:
         return None
     from prefect.client.orchestration import get_client
 
-    now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
-        others = waiting_runs(client, [flow_run.deployment_id], now)
+        taken = taken_at(client.read_flow_run_states(flow_run.id))
+        others = waiting_runs(client, [flow_run.deployment_id], taken)
     runs = [own, *(run for run in map(due_run, others) if run is not None and run.id != own.id)]
-    return superseded(runs, now).get(own.id)
+    return superseded(runs, taken).get(own.id)
+
+
+def taken_at(states: Iterable[Any]) -> datetime:
+    """Return when a worker took a run for the last time; now, if none has.
+
+    Args:
+        states: the states of the run so far.
+    """
+    pending = [state.timestamp for state in states if state.type.value == "PENDING" and state.timestamp]
+    return max(pending, default=datetime.now(UTC))

@@ -25,6 +25,7 @@ from flows.engine.errors import StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
+from flows.engine.shared.shared_store import open_store
 from flows.orchestration.live_view import progress_shown
 from flows.orchestration.tasks.records_flow import build_records
 from flows.orchestration.tasks.task_cache import result_folder, stage_key_policy, why_stale
@@ -70,7 +71,7 @@ def run_stage(name: str, key: str, config: PipelineConfig, force: bool) -> dict[
         InputsChanged: an input has changed since ``key`` was computed.
     """
     changed = InputsChanged(f"what {name} reads changed while the pipeline was running; run it again")
-    store, logger = Store(config.store), get_run_logger()
+    store, logger = open_store(config), get_run_logger()
     try:
         with progress_shown(config, store, name, key):
             reference = execute_stage(
@@ -103,7 +104,7 @@ def run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[Ar
     Returns:
         The references of the stages, in that order.
     """
-    store = Store(config.store)
+    store = open_store(config)
     # Before the first lock is taken, so that nothing of this run can be swept.
     store.sweep()
     identities = identify(config, STAGES)
@@ -157,7 +158,8 @@ def _task(
         retry_delay_seconds=[retries.delay_seconds * 2**attempt for attempt in range(retries.max_retries)],
         retry_jitter_factor=retries.jitter,
         # Prefect must not use its cache if the artifact itself is not current.
-        refresh_cache=force or stale is not None,
+        # Neither if it is in a shared store only, from which the run brings it.
+        refresh_cache=force or stale is not None or not store.path(name, key).is_dir(),
         result_storage=result_folder(store),
     )
     return call, (name, key, config, force)

@@ -32,7 +32,8 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
         InputError: a row is broken.
     """
     expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
-    for where, row, value in rows(file, DOCUMENT_FIELDS, ("title", "time"), expected):
+    found = rows(file, DOCUMENT_FIELDS, ("title", "time"), expected, mapped_by={"documents": "qa.columns"})
+    for where, row, value in found:
         title = value.get("title")
         # A numeric title (a year) is common where rows were exported from a table.
         title = "" if is_empty(title) else text_of(title, "title", where)
@@ -50,7 +51,8 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         InputError: a row is broken.
     """
     expected = "an object with " + ", ".join(QUESTION_FIELDS)
-    for where, row, value in rows(file, _FILLED, ("answers", "time"), expected):
+    mapped_by = {"questions": "qa.question_columns"}
+    for where, row, value in rows(file, _FILLED, ("answers", "time"), expected, mapped_by=mapped_by):
         key = fold(text_of(value["id"], "id", where))
         first, *more = named = _document_ids(value["document_id"], where)
         if "answers" not in value:

@@ -16,6 +16,7 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, texts_of
+from retrieval.readers.files.tables import Contents, any_rows
 from retrieval.text.normalize import fold, one_paragraph
 from retrieval.text.values import is_empty
 
@@ -44,8 +45,8 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestion]]]:
     """Yield each paragraph with its questions, in file order."""
     if not _is_nested(file):
-        fields = ("id", "context", "question")
-        for where, row, value in rows(file, fields, ("answers", "title", "is_impossible"), FLAT):
+        fields, optional = ("id", "context", "question"), ("answers", "title", "is_impossible")
+        for where, row, value in rows(file, fields, optional, FLAT, ("data", "")):
             paragraph = _paragraph(value, where, row, _title(value, where))
             yield paragraph, [_question(value, where, paragraph, file)]
         return
@@ -69,6 +70,11 @@ def _is_nested(file: SourceFile) -> bool:
         names = field_names(file, ("data", "paragraphs"))
     except InputError:
         names = []
+    if names[-1:] == ["data"]:
+        # Some copies have flat rows in the list `data`.
+        items = any_rows(file.path, Contents(NESTED, ("data", "")))
+        _, _, first = next(items, ("", 0, None))
+        return not (isinstance(first, dict) and {"context", "question"} <= first.keys())
     # A file that cannot be looked into is read as nested: the error then shows the published layout.
     return not names or not {"data", "paragraphs"}.isdisjoint(names)
 

@@ -1,4 +1,4 @@
-"""The names that people give to fields of messages, documents and questions, to propose a mapping."""
+"""The names that people give to fields of messages, documents, questions and tables, to propose a mapping."""
 
 from __future__ import annotations
 
@@ -32,10 +32,24 @@ LIKELY_NAMES: dict[str, dict[str, str]] = {
         "document_id": "documentid docid document doc contextid passageid source file pageid articleid url",
         "time": "time timestamp date askedat createdat",
     },
+    "tables": {
+        "id": "tableid tablename tablekey",
+        "cells": "table cells rows tablerows tabledata tablearray tabletext tablecontents data values grid",
+        "header": "header headers tableheader columnheaders columnnames columns tablecolumns",
+        "title": "title caption tabletitle tablecaption pagetitle tablepagetitle heading",
+    },
+    "table_questions": {
+        "id": "id qid questionid queryid uuid key number no",
+        "question": "question query utterance prompt statement ask",
+        "answers": "answers answer answertext response output completion target targetvalue label goldanswer",
+        "table_id": "tableid tablefile tablepath tablename table context file filename csv sheet source",
+    },
 }
 #: The fields that a mapping must have, by kind.
 NEEDED = {
     "threads": ("id", "text", "parent"),
     "documents": ("id", "text"),
     "questions": ("question", "answers", "document_id"),
+    "tables": ("cells",),
+    "table_questions": ("question", "answers"),
 }

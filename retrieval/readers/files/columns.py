@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jora_core.base.errors import InputError
+from retrieval.corpus.source_files import SourceFile
 from retrieval.readers.files.column_names import LIKELY_NAMES, NEEDED
 from retrieval.readers.files.tables import Contents, Row, any_rows
 from retrieval.settings.columns import Columns
@@ -40,11 +41,13 @@ _NOWHERE = object()
 _LENGTHENING = frozenset({"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs"})
 
 
-def mapped_rows(path: Path, columns: Columns, field: str, required: Sequence[str]) -> Iterator[Row]:
+def mapped_rows(file: SourceFile, columns: Columns, field: str, required: Sequence[str]) -> Iterator[Row]:
     """Read (place for errors, 1-based row, value by field of the mapping) of each row of a file.
 
+    A row has an id of its file and number if the mapping names none.
+
     Args:
-        path: the file: JSON lines, JSON, CSV, TSV, XLSX, Parquet or Arrow.
+        file: the file: JSON lines, JSON, CSV, TSV, XLSX, Parquet or Arrow.
         columns: the mapping.
         field: the setting that holds the mapping, for errors.
         required: fields that must have a value in each row.
@@ -52,13 +55,17 @@ def mapped_rows(path: Path, columns: Columns, field: str, required: Sequence[str
     Raises:
         InputError: the file is broken, a row lacks a required value, or no row has a mapped column.
     """
+    path = file.path
+    # Without its last ending. By the name below the source, because the parts of a data set may be named
+    # alike.
+    stem = file.name.removesuffix(PurePosixPath(file.name).suffix)
     sources = {name: _compiled(source, f"{field}.{name}") for name, source in columns.fields.items()}
     unseen = dict(columns.fields)
     names: dict[str, None] = {}
     for where, number, row in _rows(path, columns.delimiter, columns.sheet):
         if unseen:
             names.update(dict.fromkeys(_paths(row)))
-        mapped: dict[str, Any] = {} if "id" in sources else {"id": f"{path.stem}-{number}"}
+        mapped: dict[str, Any] = {} if "id" in sources else {"id": f"{stem}-{number}"}
         for name, source in sources.items():
             value = source(row, where)
             if value is _NOWHERE:
@@ -194,11 +201,12 @@ def guess(names: Sequence[str], kind: str) -> dict[str, str]:
 
     Args:
         names: columns and paths of the file.
-        kind: "threads", "documents" or "questions".
+        kind: a kind of `LIKELY_NAMES`.
     """
     plain: dict[str, str] = {}
     for name in names:
-        plain.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+        # The rows of a data set's viewer are objects `row`.
+        plain.setdefault(re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("row.")), name)
     # `user.name` is also found as what its last part says, after all whole names.
     for name in names:
         head, _, last = name.rpartition(".")
@@ -244,7 +252,8 @@ def first_rows(path: Path, most: int, columns: Columns | None = None) -> list[di
     Raises:
         InputError: the file is broken.
     """
-    rows = _rows(path) if columns is None else mapped_rows(path, columns, "columns", ())
+    file = SourceFile(path, path.name)
+    rows = _rows(path) if columns is None else mapped_rows(file, columns, "columns", ())
     return [row for _, _, row in islice(rows, most)]
 
 
@@ -253,14 +262,32 @@ def proposal(path: Path, kind: str) -> str:
 
     Args:
         path: the file.
-        kind: "threads", "documents" or "questions".
+        kind: a kind of `LIKELY_NAMES`.
 
     Raises:
         InputError: the file is broken.
     """
     found = guess(column_names(path), kind)
-    mapping = dict.fromkeys(NEEDED[kind], "NAME_OF_COLUMN") | found
+    return written(dict.fromkeys(NEEDED[kind], "NAME_OF_COLUMN") | found)
+
+
+def written(mapping: Mapping[str, str]) -> str:
+    """Return a mapping as YAML on one line."""
     return "{" + ", ".join(f"{name}: {_yaml(source)}" for name, source in mapping.items()) + "}"
+
+
+def advice(path: Path, settings: Mapping[str, str]) -> str:
+    """Return the end of an error about missing columns: the mappings that would name them.
+
+    Args:
+        path: the file.
+        settings: the setting of the mapping by kind of `LIKELY_NAMES`.
+    """
+    try:
+        written = " and ".join(f"{setting}: {proposal(path, kind)}" for kind, setting in settings.items())
+    except InputError:  # the file itself is broken, which its reader says
+        return ""
+    return f"; or name the columns by {written}"
 
 
 def _yaml(text: str) -> str:

@@ -54,19 +54,12 @@ def stream_items(
             larger than the limits allow.
     """
     position = 0
+    fields = header if header is not None else {}
+    # Whether the file has arrays within objects; if not, an object is an item.
+    within = bool(keys)
     with open_binary(path) as handle:
         reader = _Reader(handle, path, expected)
-        if reader.peek() == "{" and keys:
-            found = _enter_field(reader, keys, header if header is not None else {})
-            if found is None:
-                # Behind an array inside an object, other fields may follow; they are not needed and not read.
-                for where, value in _array(reader, path, 0):
-                    position += 1
-                    yield where, position, value
-                return
-            position += 1
-            yield f"{path}:1", position, found
-        elif not reader.peek():
+        if not reader.peek():
             raise reader.error("the file is empty")
         while first := reader.peek():
             if first == "[":
@@ -75,8 +68,21 @@ def stream_items(
                     yield where, position, value
                 continue
             where = f"{path}:{reader.line()}"
+            if first == "{" and within:
+                fields.clear()
+                walk = _Walk(reader, path, position)
+                for place, value in walk.items(keys, fields):
+                    yield place, walk.position, value
+                position = walk.position
+                if walk.found:
+                    continue
+                if "" not in keys and not reader.peek():
+                    raise walk.missing
+                within, value = False, dict(fields)
+            else:
+                value = reader.value()
             position += 1
-            yield where, position, reader.value()
+            yield where, position, value
 
 
 def _array(reader: _Reader, path: Path, before: int) -> Iterator[tuple[str, Any]]:
@@ -131,50 +137,57 @@ def first_fields(path: Path, decisive: Sequence[str] = ()) -> list[str]:
         return names
 
 
-def _enter_field(
-    reader: _Reader, keys: Sequence[str], header: dict[str, Any], nested: bool = False
-) -> dict[str, Any] | None:
-    """Move to the array of one of `keys`, and store the fields before it in `header`.
+class _Walk:
+    """The walk through an object to the items of its arrays, all of which are read.
 
-    Args:
-        reader: stands before the object.
-        keys: names of the array.
-        header: receives the fields.
-        nested: whether the object is a value in another one.
+    Archives have more than one: Telegram's list the chats that one has left apart, and some of Mastodon's
+    name `orderedItems` twice, the first time with an empty array.
 
-    Returns:
-        None, or the whole object if it has no such array but other values follow.
-
-    Raises:
-        InputError: the object has no such array, and the file has nothing else.
+    Attributes:
+        position: items of the file that were read.
+        found: whether the object has such an array.
+        missing: the error that it has none.
     """
-    reader.take("{")
-    first = True
-    while reader.peek() != "}":
-        if not first:
-            reader.take(",")
-        first = False
-        name = reader.name()
-        reader.take(":")
-        if name in keys and reader.peek() == "[":
-            return None
-        inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
-        if inner and reader.peek() == "{":
-            found = _enter_field(reader, inner, {}, nested=True)
-            if found is None:
-                return None
-            header[name] = found
-            continue
-        value = reader.value()
-        if header.get(name, value) != value:
-            raise reader.error(repeated_field(name))
-        header[name] = value
-    # Made here, because the error names this place.
-    missing = reader.error(f"no list {' or '.join(keys)} in the object")
-    reader.take("}")
-    if not nested and "" not in keys and not reader.peek():
-        raise missing
-    return dict(header)
+
+    def __init__(self, reader: _Reader, path: Path, position: int) -> None:
+        self._reader, self._path = reader, path
+        self.position, self.found = position, False
+        self.missing: InputError
+
+    def items(self, keys: Sequence[str], header: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield (place for errors, item) of each array of `keys`; store the fields before them in `header`.
+
+        Raises:
+            InputError: the JSON is broken.
+        """
+        reader = self._reader
+        reader.take("{")
+        first = True
+        while reader.peek() != "}":
+            if not first:
+                reader.take(",")
+            first = False
+            name = reader.name()
+            reader.take(":")
+            inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+            if name in keys and reader.peek() == "[":
+                self.found = True
+                for where, value in _array(reader, self._path, self.position):
+                    self.position += 1
+                    yield where, value
+            elif inner and reader.peek() == "{":
+                nested: dict[str, Any] = {}
+                yield from self.items(inner, nested)
+                header[name] = nested
+            else:
+                value = reader.value()
+                if not self.found:
+                    if header.get(name, value) != value:
+                        raise reader.error(repeated_field(name))
+                    header[name] = value
+        # Made here, because the error names this place.
+        self.missing = reader.error(f"no list {' or '.join(keys)} in the object")
+        reader.take("}")
 
 
 class _Reader:

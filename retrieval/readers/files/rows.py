@@ -5,13 +5,13 @@ Each row comes with its place for errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
-from retrieval.readers.files.columns import mapped_rows
+from retrieval.readers.files.columns import advice, column_names, mapped_rows
 from retrieval.readers.files.json_stream import first_fields
 from retrieval.readers.files.tables import BATCH_ROWS, TABLES, Contents, Row, any_rows, numbered_rows
 from retrieval.text.normalize import answer_text
@@ -25,6 +25,8 @@ def rows(
     expected: str,
     keys: Sequence[str] = (),
     header: dict[str, Any] | None = None,
+    *,
+    mapped_by: Mapping[str, str] | None = None,
 ) -> Iterator[Row]:
     """Read (place for errors, 1-based row, row) of each row of a file of JSON lines, a JSON list or Parquet.
 
@@ -35,17 +37,22 @@ def rows(
         expected: description of a row, for errors.
         keys: names under which a `.json` object holds its list of rows.
         header: receives the fields of the object that come before the list.
+        mapped_by: the setting that maps other columns, by kind; an error about the first row proposes it.
 
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
     """
+    settings = mapped_by if file.columns is None and mapped_by else {}
+    if settings and unpacked_name(file.path).endswith(".parquet"):
+        _check_columns(file.path, fields, settings)
     for where, row, value in _values(file, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
         # A field with null counts as missing, because Parquet has no other way to leave one out.
         missing = [name for name in fields if value.get(name) is None]
         if missing:
-            raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}")
+            how = advice(file.path, settings) if row == 1 and settings else ""
+            raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}{how}")
         yield where, row, value
 
 
@@ -58,10 +65,21 @@ def _values(
     header: dict[str, Any] | None,
 ) -> Iterator[tuple[str, int, Any]]:
     if file.columns is not None:
-        return mapped_rows(file.path, file.columns, file.columns_field, ())
+        return mapped_rows(file, file.columns, file.columns_field, ())
     if unpacked_name(file.path).endswith(".parquet"):
         return parquet_rows(file.path, fields, optional)
     return any_rows(file.path, Contents(expected, keys, header))
+
+
+def _check_columns(path: Path, fields: Sequence[str], settings: Mapping[str, str]) -> None:
+    """Refuse a Parquet file without a needed column, and say how to map its own."""
+    names = column_names(path)
+    missing = [name for name in fields if names and name not in names]
+    if missing:
+        raise InputError(
+            f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(names)[:200]}"
+            f"{advice(path, settings)}"
+        )
 
 
 def parquet_rows(path: Path, fields: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:

@@ -32,6 +32,19 @@ def read_csv(path: Path) -> tuple[list[list[str]], str]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8; save the table as UTF-8") from error
+    return parse_csv(text, str(path))
+
+
+def parse_csv(text: str, where: str) -> tuple[list[list[str]], str]:
+    """Return the rows of a CSV text, without empty lines, and its separator.
+
+    Args:
+        text: the table.
+        where: the file, or the file and the row that holds the table, for errors.
+
+    Raises:
+        InputError: the text has a quote that is never closed.
+    """
     # The library's limit is a global of its process; every table is read through this function.
     csv.field_size_limit(_LARGEST_CELL)
     first = text.partition("\n")[0]
@@ -44,7 +57,7 @@ def read_csv(path: Path) -> tuple[list[list[str]], str]:
             return rows, ","
         # A file of the first Macintosh ends its lines by `\r` alone.
         separator = find_separator(line.rstrip("\n") for line in io.StringIO(text, newline=None))
-    return _rows(path, text, separator), separator
+    return _rows(where, text, separator), separator
 
 
 def _separated_by_commas(text: str) -> list[list[str]] | None:
@@ -62,7 +75,7 @@ def _separated_by_commas(text: str) -> list[list[str]] | None:
     return rows if len(header) > 1 else None
 
 
-def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
+def _rows(where: str, text: str, separator: str) -> list[list[str]]:
     try:
         return [row for row in _parsed(text, separator, strict=True) if row]
     except csv.Error:
@@ -75,13 +88,13 @@ def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
         # A quote that is never closed makes one cell of the rest of the file: rows would be lost in silence.
         if "unexpected end" in str(error):
             raise InputError(
-                f"{path}: a quotation mark opens a cell and none closes it; double the quotation marks "
+                f"{where}: a quotation mark opens a cell and none closes it; double the quotation marks "
                 "within cells"
             ) from error
     try:
         return [row for row in _parsed(text, separator, strict=False) if row]
     except csv.Error as error:
-        raise InputError(f"{path}: not a readable CSV table ({error}); mend its quotes") from error
+        raise InputError(f"{where}: not a readable CSV table ({error}); mend its quotes") from error
 
 
 def _parsed(text: str, separator: str, strict: bool) -> list[list[str]]:

@@ -18,9 +18,11 @@ from typing import Any
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
 from retrieval.corpus.types import Question, Table, Tally
+from retrieval.readers.files.columns import advice
 from retrieval.readers.files.rows import rows, text_of, texts_of
+from retrieval.readers.tables.table_cells import table_of
 from retrieval.text.normalize import fold
-from retrieval.text.values import is_empty, printed, printed_id
+from retrieval.text.values import is_empty, printed
 
 EXPECTED = "a row with question, table (header, rows) or table_id, and answers or sql"
 _OPTIONAL = ("id", "answers", "answer", "sql", "table", "table_id")
@@ -47,10 +49,15 @@ def read_tables(
     questions: list[Question] = []
     seen: dict[str, int] = {}
     beside: dict[str, dict[str, Any]] | None = None
-    for where, row, value in rows(SourceFile(path, path.name), ("question",), _OPTIONAL, EXPECTED):
+    file = SourceFile(path, path.name)
+    settings = {"tables": "tables.columns", "table_questions": "tables.question_columns"}
+    for where, row, value in rows(file, ("question",), _OPTIONAL, EXPECTED, mapped_by=settings):
         tally.read["questions"] += 1
         found = value.get("table")
         if found is None:
+            if row == 1 and is_empty(value.get("table_id")):
+                how = advice(path, settings)
+                raise InputError(f"{where}: the question has no table; expected {EXPECTED}{how}")
             beside = _tables_beside(path) if beside is None else beside
             found = beside.get(text_of(value.get("table_id"), "table_id", where))
         if not isinstance(found, dict):
@@ -109,24 +116,8 @@ def _table(key: str, value: Mapping[str, Any], where: str, tally: Tally) -> Tabl
     lists = isinstance(header, list) and isinstance(found, list) and all(isinstance(r, list) for r in found)
     if not lists:
         raise InputError(f"{where}: field table has no lists header and rows; expected {EXPECTED}")
-    tally.read["tables"] += 1
-    lines = [[_cell(cell, where) for cell in line] for line in [header, *found]]
-    if len(lines) < 2:
-        tally.dropped["table_without_rows"] += 1
-        return None
-    width = max(map(len, lines))
-    tally.read["table_rows"] += len(found)
-    tally.read["ragged_rows_padded"] += sum(len(line) != len(lines[0]) for line in lines)
-    padded = [tuple(line + [""] * (width - len(line))) for line in lines]
     title = value.get("caption") or value.get("page_title") or ""
-    return Table(key, padded[0], tuple(padded[1:]), fold(str(title)))
-
-
-def _cell(value: Any, where: str) -> str:
-    text = "" if is_empty(value) else printed_id(value)
-    if text is None:
-        raise InputError(f"{where}: field table has a cell that is no text ({type(value).__name__})")
-    return fold(text)
+    return table_of(key, [header, *found], str(title), where, tally)
 
 
 def _answers(row: Mapping[str, Any], table: Table, where: str) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.types import Question, Table, Tally
-from retrieval.readers.files.csv_dialect import SEPARATORS
+from retrieval.readers.files.columns import advice
 from retrieval.readers.files.packed_lines import text_lines
-from retrieval.readers.tables.csv_tables import read_csv
+from retrieval.readers.tables.table_cells import table_in_file
 from retrieval.text.normalize import fold
 
 COLUMNS = ("id", "utterance", "context", "targetValue")
@@ -60,6 +60,7 @@ def read_tables(
         found = ", ".join(header) if header_line else "nothing"
         raise InputError(
             f"{tsv}:1: column {', '.join(missing)} is missing; found {found}; add it to the header"
+            f"{advice(tsv, {'table_questions': 'tables.question_columns'}) if header_line else ''}"
         )
     places = [header.index(name) for name in COLUMNS]
     for number, line in lines:
@@ -116,20 +117,4 @@ def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table | None:
         raise InputError(
             f"{where}: table {key} does not exist at {path}; add the file or mend the context column"
         )
-    found, separator = read_csv(path)
-    # Cells hold newlines, which would break the one-line-a-row form of a prompt.
-    rows = [[fold(cell) for cell in row] for row in found]
-    tally.read["tables"] += 1
-    if separator != ",":
-        tally.read[f"tables_separated_by_{SEPARATORS.get(separator, 'another_sign')}"] += 1
-    if len(rows) < 2:
-        tally.dropped["table_without_rows"] += 1
-        return None
-    header = rows[0]
-    width = max(len(row) for row in rows)
-    ragged = sum(len(row) != len(header) for row in rows)
-    tally.read["table_rows"] += len(rows) - 1
-    tally.read["ragged_rows_padded"] += ragged
-    # A prompt shows a table of one width, and some published tables have rows of different lengths.
-    padded = [tuple(row + [""] * (width - len(row))) for row in rows]
-    return Table(key, padded[0], tuple(padded[1:]))
+    return table_in_file(path, key, None, tally)

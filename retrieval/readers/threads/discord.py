@@ -113,6 +113,8 @@ def _parent(value: dict[str, Any], where: str, tally: Tally) -> str:
 
 def _author(value: Any, where: str) -> str:
     """Return the displayed name of an author."""
+    if value is None:  # a shortened export
+        return ANONYMOUS
     if not isinstance(value, dict):
         raise InputError(f"{where}: field author is {type(value).__name__}, expected an object with a name")
     # The name that people use when they name somebody comes first: the legs look for it in texts.

@@ -9,6 +9,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, Survey, survey_files
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.rows import field_names
+from retrieval.readers.files.tables import Contents, any_rows
 from retrieval.readers.threads.foreign_formats import FOREIGN_SUFFIXES, refusal
 from retrieval.readers.threads.message_tree import blocks
 from retrieval.readers.threads.thread_reader import CHAT_BLOCK, ReaderOptions, ThreadReader
@@ -96,7 +97,7 @@ def _format_by_fields(file: SourceFile) -> str:
         fields = field_names(file, CONTAINERS)
     except InputError:
         return FALLBACK_FORMAT  # its reader raises an error that describes the fault
-    if fields and not (found := _told_by(fields)):
+    if fields and not (found := _told_by(fields) or _told_by(_inner_fields(file, fields))):
         raise InputError(
             f"{file.path}: the format cannot be told from the fields {', '.join(fields)[:80]}; set "
             f"threads.format to one of {', '.join(THREAD_FORMATS)}, or name the fields by threads.columns "
@@ -108,9 +109,22 @@ def _format_by_fields(file: SourceFile) -> str:
 def _told_by_fields(file: SourceFile) -> str:
     """Return the format of a file, or "" if the file does not tell it."""
     try:
-        return "" if refusal(file) else _told_by(field_names(file, CONTAINERS))
+        if refusal(file):
+            return ""
+        fields = field_names(file, CONTAINERS)
+        return _told_by(fields) or _told_by(_inner_fields(file, fields))
     except InputError:
         return ""
+
+
+def _inner_fields(file: SourceFile, fields: Sequence[str]) -> list[str]:
+    """Return the fields of the first item of a list `data`, which many services put around their rows."""
+    if fields[-1:] != ["data"]:
+        return []
+    items = any_rows(file.path, Contents("an object with the list data", ("data", "")))
+    _, _, first = next(items, ("", 0, None))
+    # Without such a list, the item is the object itself.
+    return list(first) if isinstance(first, dict) and "data" not in first else []
 
 
 def _told_by(fields: Sequence[str]) -> str:

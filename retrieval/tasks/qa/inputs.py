@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval.corpus.source_files import SourceFile, Survey, find_files, survey_files
-from retrieval.settings.columns import Columns
+from retrieval.corpus.source_files import SourceFile, Survey, find_files, mapped_files, survey_files
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.document_layouts import TEXT_SUFFIXES
 from retrieval.settings.file_suffixes import DATASET_FILES, ROW_SUFFIXES, TABLE_SUFFIXES
@@ -46,7 +45,7 @@ def document_survey(task: QaTask) -> Survey:
     if task.columns is None:
         return survey_files(task.source, (*ROW_SUFFIXES, *TEXT_SUFFIXES), "qa.source")
     survey = survey_files(task.source, TABLE_SUFFIXES, "qa.source", DATASET_FILES)
-    return replace(survey, files=_mapped(survey.files, task.columns, "qa.columns"))
+    return replace(survey, files=mapped_files(survey.files, task.columns, "qa.columns"))
 
 
 def question_files(task: QaTask) -> list[SourceFile]:
@@ -62,9 +61,4 @@ def question_files(task: QaTask) -> list[SourceFile]:
     files = find_files(task.questions, TABLE_SUFFIXES, "qa.questions", DATASET_FILES)
     if task.question_columns is None:
         return files
-    return _mapped(files, task.question_columns, "qa.question_columns")
-
-
-def _mapped(files: list[SourceFile], columns: Columns, field: str) -> list[SourceFile]:
-    kept = [file for file in files if file.path.name not in DATASET_FILES]
-    return [replace(file, columns=columns, columns_field=field) for file in kept or files]
+    return mapped_files(files, task.question_columns, "qa.question_columns")

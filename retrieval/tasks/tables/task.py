@@ -19,12 +19,13 @@ from retrieval.prompts import templates
 from retrieval.prompts.answer_styles import AnswerTemplate, Passage, false_quotes, taught_answer
 from retrieval.prompts.distractors import CopyTest, pick
 from retrieval.prompts.token_budget import Count, fit, token_count
+from retrieval.readers.tables.mapped_tables import tables_and_questions, tables_with_questions
 from retrieval.search.bm25.builder import build_ranker
 from retrieval.search.top_k import top_k
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.document_layouts import TABLE_FORMATS
 from retrieval.settings.tasks import TablesTask
-from retrieval.tasks.tables.inputs import table_files, table_format
+from retrieval.tasks.tables.inputs import mapped_sources, table_files, table_format
 from retrieval.tasks.task_protocol import Task
 from retrieval.text.normalize import duplicate_key, seeded_hash, seeded_share
 
@@ -167,9 +168,7 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
         # Half a table gives another answer: how many, which is the last. It is all or nothing.
         return task.max_context_tokens is not None and count(_block(table)) > task.max_context_tokens
 
-    for split, root, tsv in table_files(task):
-        read_tables = import_module(TABLE_FORMATS[table_format(task, tsv)]).read_tables
-        tables, questions = read_tables(root, tsv, tally, tsv.name, task.abstain)
+    for split, tables, questions in _read(task, tally):
         for key in tables:
             splits[f"{split}:{key}"] = split or split_of(config.seed, key, config.test_share)
         for question in questions:
@@ -187,6 +186,26 @@ def _table_questions(config: ContextConfig, task: TablesTask, tally: Tally) -> l
             "tables.max_rows or tables.max_context_tokens"
         )
     return items
+
+
+def _read(task: TablesTask, tally: Tally) -> Iterator[tuple[str, dict[str, Table], list[Question]]]:
+    """Yield (split, tables by id, questions) of each source; the split is "" if the seed decides it."""
+    if not task.is_mapped:
+        for split, root, tsv in table_files(task):
+            read_tables = import_module(TABLE_FORMATS[table_format(task, tsv)]).read_tables
+            yield (split, *read_tables(root, tsv, tally, tsv.name, task.abstain))
+        return
+    asked = task.question_columns
+    assert asked is not None
+    for source in mapped_sources(task):
+        tally.dropped.update(source.left_out)
+        if task.questions is not None:
+            files, questions = source.files, source.questions
+            found = tables_and_questions(files, task.columns, questions, asked, tally, task.abstain)
+        else:
+            assert task.columns is not None  # the settings see to both
+            found = tables_with_questions(source.files, task.columns, asked, tally, task.abstain)
+        yield (source.split, *found)
 
 
 def _block(table: Table) -> str:

@@ -57,7 +57,7 @@ def test_the_command_prints_a_plan(tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     kinds = {kind: size for kind, size in plan["bytes_per_device"].items() if kind != "total"}
     assert sum(kinds.values()) == plan["bytes_per_device"]["total"]
-    assert plan["longest_row"] >= 64 and plan["card"] == 24
+    assert 64 <= plan["longest_row"] <= plan["most_positions"] == 2048 and plan["card"] == 24
     assert "compiled for rows of 64 tokens" in done.stderr
     both = subprocess.run([*command, str(tmp_path / "my.yaml")], capture_output=True, text=True)
     assert both.returncode == 2 and both.stderr.strip() == "error: give CONFIG or --model, not both"

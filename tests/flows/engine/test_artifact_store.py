@@ -67,7 +67,8 @@ def test_artifact_is_whole_and_described(store: Store) -> None:
         "size": 12,
     }
     assert manifest == json.loads((folder / MANIFEST).read_text())
-    assert list(store.manifests(STAGE)) == [manifest]
+    (index,) = store.indexes(STAGE)
+    assert [index.read(row) for row in index.rows] == [manifest]
 
 
 def test_every_byte_of_every_file_is_proven(store: Store) -> None:
@@ -207,7 +208,7 @@ def test_lock_keeps_others_out_until_the_holder_dies(store: Store) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with store.lock(STAGE, KEY, on_wait=lambda: waited.append(time.monotonic())):
+        with store.lock(STAGE, KEY, on_wait=lambda who: waited.append(time.monotonic())):
             entered.set()
 
     thread = threading.Thread(target=enter)
@@ -239,7 +240,7 @@ def test_sweep_keeps_checkpoints_that_somebody_may_come_back_to(store: Store) ->
 
 def test_looking_writes_nothing(store: Store) -> None:
     store.check(STAGE, KEY)
-    assert not list(store.manifests(STAGE))
+    assert [index.rows for index in store.indexes(STAGE)] == [[]]
     store.sweep()
     assert not store.root.exists()
 

@@ -52,7 +52,10 @@ def test_newest_manifest_of_an_old_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert set(OLD) == set(STAGES)
     for stage, manifest in OLD.items():
-        (found,) = store.manifests(stage)
+        (index,) = store.indexes(stage)
+        (row,) = index.rows
+        found = index.read(row)
+        assert row.regular and found is not None
         assert {name: found[name] for name in manifest} == manifest
 
 

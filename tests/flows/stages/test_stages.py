@@ -93,6 +93,13 @@ def test_out_of_memory_halves_the_microbatch_and_is_recorded(
     assert caplog.text.count("out of memory") == 2
     finetune.train_phase(context, "finetune-structure")
     assert tried[3:] == [(250, 4)], "the next attempt, and its checkpoint, are of the size that fitted"
+    # A damaged note is not read: the phase finds the size again, and writes it anew.
+    (context.work_dir / "microbatch.json").write_text('{"tokens_per_batch": 25')
+    finetune.train_phase(context, "finetune-structure")
+    assert tried[4:] == [(1000, 1), (500, 2), (250, 4)]
+    assert caplog.text.count("damaged, or without its digest") == 1
+    finetune.train_phase(context, "finetune-structure")
+    assert tried[7:] == [(250, 4)] and caplog.text.count("damaged, or without its digest") == 1
     fits = 100
     with pytest.raises(ChildFailed):
         finetune.train_phase(context, "finetune-structure")

@@ -167,11 +167,19 @@ def test_longest_row_is_seen_to_fit() -> None:
         asked.append(length)
         return 10_000 + 7 * length
 
-    assert longest_row(80_000, {512: linear(512)}, linear) == pytest.approx(10_000, rel=0.03)
+    assert longest_row(80_000, {512: linear(512)}, linear, 1 << 20) == pytest.approx(10_000, rel=0.03)
     assert len(asked) <= 4
-    assert longest_row(5_000, {512: 13_584}, linear) is None
-    found = longest_row(10**6, {512: 512**2}, lambda length: length**2)
+    assert longest_row(5_000, {512: 13_584}, linear, 1 << 20) is None
+    found = longest_row(10**6, {512: 512**2}, lambda length: length**2, 1 << 20)
     assert found is not None and 900 <= found <= 1000
+
+
+@pytest.mark.parametrize("first", [64, 512, 2048, 4096])
+def test_the_longest_row_ends_with_the_positions(first: int) -> None:
+    assert longest_row(10**9, {first: 10 * first}, lambda length: 10 * length, 2048) == 2048
+    # Where the card is the limit, a row of the configuration beyond the positions changes nothing.
+    found = longest_row(6_400, {first: 10 * first}, lambda length: 10 * length, 2048)
+    assert found is not None and 512 <= found <= 640
 
 
 def test_flops_equal_xlas_count_where_it_has_no_loops(tmp_path: Path) -> None:

@@ -136,6 +136,37 @@ def test_finished_shards_are_found_again_unless_something_changed(
     assert not shard_done(work, prepared.shards[0])
 
 
+def test_damage_of_prepared_files_is_noticed_and_mended_once(
+    light: ContextConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One flipped bit, a truncation or a removal of any prepared file: prepared anew, with the same bytes."""
+    work = tmp_path / "work"
+    prepared = prepare(light, work, lambda *_: None)
+    assert len(prepared.files) > 20 and shards.PREPARED not in prepared.files
+    good = {name: (work / name).read_bytes() for name in prepared.files}
+    draw = np.random.default_rng(3)
+    # An empty file cannot be flipped or cut.
+    names = [name for name in sorted(good) if good[name]]
+    for turn, name in enumerate([*draw.choice(names, 5, replace=False), shards.PREPARED]):
+        path = work / str(name)
+        data = bytearray(path.read_bytes())
+        if turn % 3 == 0:
+            data[draw.integers(len(data))] ^= 1 << int(draw.integers(8))
+            path.write_bytes(data)
+        elif turn % 3 == 1:
+            path.write_bytes(data[: len(data) // 2])
+        else:
+            path.unlink()
+        caplog.clear()
+        assert prepare(light, work, lambda *_: None) == prepared
+        assert {file: (work / file).read_bytes() for file in good} == good
+        said = [record.getMessage() for record in caplog.records if "prepared again" in record.getMessage()]
+        # Without its description, the folder is one that was never prepared.
+        assert len(said) == (str(name) != shards.PREPARED) and all(str(name) in line for line in said)
+        caplog.clear()
+        assert prepare(light, work, lambda *_: None) == prepared and not caplog.records, "once"
+
+
 def test_a_build_killed_anywhere_leaves_nothing_and_goes_on_to_the_same_bytes(
     light: ContextConfig, tmp_path: Path
 ) -> None:

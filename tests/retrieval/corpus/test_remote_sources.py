@@ -152,3 +152,40 @@ def test_addresses_in_a_configuration_stay_addresses(tmp_path: Path) -> None:
     resolved = resolve_paths(raw, tmp_path, "config")["context"]
     assert resolved["threads"]["source"] == "s3://b/x.jsonl"
     assert resolved["qa"]["source"] == str(tmp_path / "x.jsonl")
+
+
+def test_a_data_set_of_the_hub_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("JORA_CACHE", str(tmp_path / "cache"))
+    repository, commit = tmp_path / "hub" / "datasets--acme--faq", "a" * 40
+    snapshot = repository / "snapshots" / commit
+    (snapshot / "data").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b1").write_text("rows")
+    # As the library lays it out: the files are links that lead out of their folder.
+    (snapshot / "data" / "train.jsonl").symlink_to("../../../blobs/b1")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for source in ("", f"@{commit}", "/data"):
+        found = names(f"hf://datasets/acme/faq{source}")
+        assert found == {"train.jsonl" if source == "/data" else "data/train.jsonl": "rows"}
+    assert names("hf://datasets/acme/faq/data/*.jsonl") == {"train.jsonl": "rows"}
+    with pytest.raises(
+        InputError, match=r"x\.jsonl is not in the cached copy .*`hf download --repo-type dataset acme/faq"
+    ):
+        names("hf://datasets/acme/faq/x.jsonl")
+
+
+def test_a_data_set_that_is_not_in_the_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("JORA_CACHE", str(tmp_path / "cache"))
+
+    def unreachable(*words: Any, **more: Any) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", unreachable)
+    with pytest.raises(
+        InputError, match=r"no route to host.*`hf download --repo-type dataset acme/faq`"
+    ) as caught:
+        names("hf://datasets/acme/faq")
+    assert "\n" not in str(caught.value)

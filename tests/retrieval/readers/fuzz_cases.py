@@ -16,9 +16,17 @@ from retrieval.corpus.types import Tally
 from retrieval.readers.documents.documents import stream_documents, stream_questions
 from retrieval.readers.documents.instructions import read_triples
 from retrieval.readers.tables import table_rows
+from retrieval.readers.tables.mapped_tables import tables_with_questions
 from retrieval.readers.tables.wikitables import read_tables
 from retrieval.readers.threads.registry import read_threads
-from retrieval.settings.columns import Columns, DocumentColumns, QuestionColumns, ThreadColumns
+from retrieval.settings.columns import (
+    Columns,
+    DocumentColumns,
+    QuestionColumns,
+    TableColumns,
+    TableQuestionColumns,
+    ThreadColumns,
+)
 from retrieval.settings.tasks import ThreadsTask
 
 from .fuzz_damage import (
@@ -388,6 +396,38 @@ NATURAL_QUESTIONS = [
     }
     for i in range(3)
 ]
+MUSIQUE = [
+    {
+        "id": f"2hop__{i}",
+        "paragraphs": [
+            {"idx": k, "title": f"T{k}", "paragraph_text": f"Text {i} {k}.", "is_supporting": k == 0}
+            for k in range(2)
+        ],
+        "question": "which?",
+        "answer": f"a{i}",
+        "answer_aliases": [f"b{i}"],
+        "answerable": i > 0,
+    }
+    for i in range(3)
+]
+NATURAL_QUESTIONS_OF_THE_HUB = [
+    {
+        "id": str(i),
+        "document": {
+            "title": "T",
+            "tokens": {"token": ["<P>", "Text", str(i), "</P>"], "is_html": [True] * 4},
+        },
+        "question": {"text": "which?"},
+        "long_answer_candidates": {"start_token": [0], "end_token": [4], "top_level": [True]},
+        "annotations": {
+            "id": ["a"],
+            "long_answer": [{"start_token": 0, "end_token": 4}],
+            "short_answers": [{"start_token": [2], "end_token": [3], "text": [str(i)]}],
+            "yes_no_answer": [-1],
+        },
+    }
+    for i in range(3)
+]
 CORPUS = [{"_id": f"d{i}", "title": "T", "text": f"Text {i}."} for i in range(4)]
 CHATS = [
     {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}"}]}
@@ -515,6 +555,18 @@ def count_rows_with_tables(path: Path) -> tuple[Counts, list[Any]]:
     ]
 
 
+def count_mapped_tables(path: Path) -> tuple[Counts, list[Any]]:
+    """(questions read, given, dropped) of a file whose rows bring their table along, by a mapping."""
+    tally = Tally()
+    asked = TableQuestionColumns(question="question", answers="answers", id="id")
+    file = SourceFile(path, path.name)
+    tables, questions = tables_with_questions([file], TableColumns(cells="table"), asked, tally, False)
+    return (tally.read["questions"], len(questions), _dropped(tally, "question_")), [
+        *tables.values(),
+        *questions,
+    ]
+
+
 def _dropped(tally: Tally, kind: str) -> int:
     return sum(count for why, count in tally.dropped.items() if why.startswith(kind))
 
@@ -585,6 +637,10 @@ FORMATS = [
     Format("ms_marco-questions.parquet", MS_MARCO, parquet, count_questions, 40, present=rows_in_parquet),
     Format("nq.jsonl", NATURAL_QUESTIONS, lines, count_documents, 40),
     Format("nq-questions.jsonl", NATURAL_QUESTIONS, lines, count_questions, 60, present=rows_in_lines),
+    Format("musique.jsonl", MUSIQUE, lines, count_documents, 40),
+    Format("musique-questions.jsonl", MUSIQUE, lines, count_questions, 40, present=rows_in_lines),
+    Format("nq-hub.jsonl", NATURAL_QUESTIONS_OF_THE_HUB, lines, count_questions, 60, present=rows_in_lines),
+    Format("mapped-tables.jsonl", TABLE_ROWS, lines, count_mapped_tables, 60, present=rows_in_lines),
     Format("corpus.jsonl", CORPUS, lines, count_documents, 40, present=rows_in_lines),
     Format("chats.jsonl", CHATS, lines, count_triples, 60, present=rows_in_lines),
     Format("tables.jsonl", TABLE_ROWS, lines, count_rows_with_tables, 60, present=rows_in_lines),

@@ -3,7 +3,7 @@
 Rows of `question_text`, `document_text` (tokens with blanks between them, HTML tags among them),
 `long_answer_candidates` and `annotations`. The outermost candidates of a page are its documents, without
 tags. The answers are the short answers, or yes or no. A page without a long answer does not answer its
-question.
+question. Rows of the data set hub have `question.text`, `document.tokens` and lists as columns.
 
 Format: https://ai.google.com/research/NaturalQuestions/download
 """
@@ -22,6 +22,7 @@ from retrieval.text.normalize import fold, one_paragraph
 
 EXPECTED = "a row with question_text, document_text, long_answer_candidates, annotations"
 _FIELDS = ("question_text", "document_text", "long_answer_candidates", "annotations")
+_HUB_FIELDS = ("id", "document", "question")
 _SPOKEN = {"YES": "yes", "NO": "no"}
 
 
@@ -31,7 +32,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     Raises:
         InputError: a row is broken.
     """
-    for where, row, value in rows(file, _FIELDS, ("example_id",), EXPECTED):
+    for where, row, value in _rows(file):
         for passage in _passages(value, where, row).values():
             yield passage.found(file)
 
@@ -42,7 +43,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
     Raises:
         InputError: a row is broken.
     """
-    for where, row, value in rows(file, _FIELDS, ("example_id",), EXPECTED):
+    for where, row, value in _rows(file):
         passages = _passages(value, where, row)
         tokens = value["document_text"].split(" ")
         answers: dict[str, None] = {}
@@ -78,6 +79,58 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
             needs_all=False,
         )
         yield FoundQuestion(where, question, _reason(question, has_long, bool(about)))
+
+
+def _rows(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield the rows of a file in the simplified layout, also those of the data set hub."""
+    for where, row, value in rows(file, (), ("example_id", *_FIELDS, *_HUB_FIELDS), EXPECTED):
+        if isinstance(value.get("document"), dict):
+            value = _simplified(value, where)
+        missing = [name for name in _FIELDS if value.get(name) is None]
+        if missing:
+            raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {EXPECTED}")
+        yield where, row, value
+
+
+def _simplified(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a row of the data set hub, whose lists are columns, in the simplified layout."""
+    question, document, given = value.get("question"), value["document"], value.get("annotations")
+    if not isinstance(question, dict) or not isinstance(given, dict):
+        raise InputError(f"{where}: fields question and annotations are no objects; expected {EXPECTED}")
+    tokens = [str(token.get("token")) for token in _as_rows(document.get("tokens"), "document.tokens", where)]
+    annotations = []
+    for annotation in _as_rows(given, "annotations", where):
+        spoken = annotation.get("yes_no_answer")
+        annotations.append(
+            {
+                "long_answer": annotation.get("long_answer"),
+                "short_answers": _as_rows(
+                    annotation.get("short_answers"), "annotations.short_answers", where
+                ),
+                # The hub has numbers for the names.
+                "yes_no_answer": {0: "NO", 1: "YES"}.get(spoken) if isinstance(spoken, int) else spoken,
+            }
+        )
+    candidates = value.get("long_answer_candidates")
+    return {
+        "example_id": value.get("id"),
+        "question_text": question.get("text"),
+        # A blank within a tag would part it into two tokens.
+        "document_text": " ".join(token.replace(" ", "_") for token in tokens),
+        "long_answer_candidates": _as_rows(candidates, "long_answer_candidates", where),
+        "annotations": annotations,
+    }
+
+
+def _as_rows(value: Any, field: str, where: str) -> list[dict[str, Any]]:
+    """Return a list of objects that may be given as an object of equally long lists."""
+    if not isinstance(value, dict):
+        return dicts_of(value or [], field, where)
+    columns = {name: cells for name, cells in value.items() if isinstance(cells, list)}
+    lengths = {len(cells) for cells in columns.values()}
+    if len(lengths) > 1:
+        raise InputError(f"{where}: the lists of field {field} have different lengths")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _reason(question: Question, has_long: bool, about: bool) -> str:

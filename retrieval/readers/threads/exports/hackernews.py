@@ -16,7 +16,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.fields import content_of, id_of, is_missing, moment_of, reference_of
-from retrieval.readers.files.rows import rows
+from retrieval.readers.files.tables import Contents, any_rows
 from retrieval.readers.threads.fourchan import parse_comment
 from retrieval.readers.threads.message_tree import Message, files_by_split, threads_of
 from retrieval.readers.threads.thread_reader import ReaderOptions
@@ -45,7 +45,12 @@ def read_threads(
 
 def _messages(files: list[SourceFile]) -> Iterator[Message]:
     for file in files:
-        for where, row, value in rows(file, (), (), EXPECTED, ("hits", "")):
+        for where, row, value in any_rows(file.path, Contents(EXPECTED, ("hits", ""))):
+            if value is None:  # the API's answer for an item that is gone
+                yield Message(where, f"{file.name}:{row}", "", "", file.name, row, dropped="post_deleted")
+                continue
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: found {type(value).__name__}, expected {EXPECTED}")
             stack = [value]
             while stack:
                 item = stack.pop()

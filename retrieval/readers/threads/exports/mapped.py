@@ -38,7 +38,7 @@ def read_threads(
 
 def _messages(files: list[SourceFile], columns: ThreadColumns) -> Iterator[Message]:
     for file in files:
-        for where, row, value in mapped_rows(file.path, columns, "threads.columns", ("id",)):
+        for where, row, value in mapped_rows(file, columns, "threads.columns", ("id",)):
             key = _whole(id_of(value["id"], "id", where))
             parent = _whole(reference_of(value.get("parent"), "parent", where))
             yield Message(

@@ -2,7 +2,8 @@
 
 A comment is `{"id", "parent_id": "t1_…" or "t3_…", "link_id": "t3_…", "author", "body", "created_utc"}`, a
 submission `{"id", "title", "selftext", "author", "created_utc"}`. A page (`…/comments/abc.json`) is a list of
-listings, whose comments hold their replies. A submission with its comments is a thread. Quoted lines are
+listings, whose comments hold their replies. Archives such as PullPush answer `{"data": [comment, …]}`.
+A submission with its comments is a thread. Quoted lines are
 removed, because they reveal the answer. Formats: https://github.com/pushshift/api,
 https://www.reddit.com/dev/api
 """
@@ -48,7 +49,7 @@ def read_threads(
 
 def _messages(files: list[SourceFile]) -> Iterator[Message]:
     for file in files:
-        for where, row, value in rows(file, (), (), EXPECTED):
+        for where, row, value in rows(file, (), (), EXPECTED, ("data", "")):
             for post in _posts(value, where):
                 yield _message(where, row, post, file)
 

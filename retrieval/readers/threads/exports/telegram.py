@@ -23,6 +23,9 @@ from retrieval.text.normalize import fold
 
 EXPECTED = 'messages of Telegram with "id", "type", "from", "text"'
 
+#: Where the messages are, of one chat, and of the chats of an account, those that were left too.
+_LISTS = ("messages", "chats.list", "left_chats.list")
+
 
 def read_threads(
     files: list[tuple[str, SourceFile]], options: ReaderOptions, tally: Tally
@@ -44,7 +47,7 @@ def read_threads(
 def _messages(files: list[SourceFile]) -> Iterator[Message]:
     for file in files:
         header: dict[str, Any] = {}
-        for where, row, value in rows(file, (), (), EXPECTED, ("messages", "chats.list"), header):
+        for where, row, value in rows(file, (), (), EXPECTED, _LISTS, header):
             if "messages" in value:  # a chat of an account
                 for number, one in enumerate(dicts_of(value["messages"], "messages", where), start=1):
                     yield _message(f"{where}, message {number}", row, one, value, file)

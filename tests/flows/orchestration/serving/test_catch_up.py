@@ -7,8 +7,10 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from prefect.client.schemas.objects import State, StateType
 
 from flows.orchestration.serving.catch_up import DueRun, message, superseded
+from flows.orchestration.serving.catch_up_runs import taken_at
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHTLY = ("deployment", "nightly.yaml")
@@ -64,6 +66,26 @@ def test_nothing_is_skipped_before_its_time() -> None:
     made = runs([now + timedelta(minutes=minutes) for minutes in (1, 2, 3)])
     assert superseded(made, now) == {}
     assert superseded(made[:1], now + timedelta(hours=1)) == {}
+
+
+def test_a_run_that_starts_slowly_is_not_replaced_by_what_became_due_meanwhile() -> None:
+    """With one run a minute, and minutes from the worker's grasp to the first line of the flow."""
+    begun = datetime(2026, 6, 3, 12, tzinfo=UTC)
+    made = runs([begun + timedelta(minutes=minute) for minute in range(10)])
+    own = made[2]
+    taken = taken_at(
+        [
+            State(type=StateType.SCHEDULED, timestamp=own.due),
+            State(type=StateType.PENDING, timestamp=own.due + timedelta(seconds=5)),
+            State(type=StateType.RUNNING, timestamp=own.due + timedelta(minutes=3)),
+        ]
+    )
+    assert own.id not in superseded(made, taken), "it runs, although three newer ones are due by now"
+    assert superseded(made, taken).keys() == {run.id for run in made[:2]}
+    # Another that was due already when the worker took it is skipped as before.
+    assert made[1].id in superseded(made, taken_at([State(type=StateType.PENDING, timestamp=own.due)]))
+    before = datetime.now(UTC)
+    assert before <= taken_at([State(type=StateType.SCHEDULED, timestamp=own.due)]) <= datetime.now(UTC)
 
 
 def test_two_observers_choose_the_same_run() -> None:

@@ -202,3 +202,22 @@ def test_a_preview_guesses_the_mapping(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps([{"type": "message", "user": "U1", "ts": "1.0", "text": "hello"}]))
     assert "conversations in the format slack" in preview(str(path))[0]
+
+
+def test_one_conversation_says_that_nothing_is_held_out(tmp_path: Path) -> None:
+    rows = [
+        {"i": n, "t": f"word{n} of the talk", "p": n - 1 if n else None, "c": "general"} for n in range(30)
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ThreadColumns(id="i", text="t", parent="p", thread="c")
+
+    def warned(block: int) -> tuple[list[str], int]:
+        task = ThreadsTask(source=str(path), columns=columns, legs=["bm25"], block=block)
+        config = ContextConfig(near_duplicates="off", test_share=0.3, threads=task)
+        built = build_record_files(config, tmp_path / f"out{block}")["tasks"]["threads"]
+        return built["warnings"], built["records"]["test"]
+
+    (warning,), held_out = warned(500)
+    assert held_out == 0 and "no records are held out (1 context in all)" in warning and "block" in warning
+    assert warned(3)[0] == [] and warned(3)[1] > 0
