@@ -167,6 +167,11 @@ class Store:
     def write_document(self, folder: str, name: str, data: bytes) -> None:
         """Write a small file into one of the store's own folders.
 
+        Args:
+            folder: the store's own folder, such as `runs`.
+            name: name of the file.
+            data: its content.
+
         Raises:
             InputError: the store cannot be written.
         """

@@ -178,6 +178,11 @@ def alive(remote: RemoteFiles, folder: str, term: float) -> dict[str, str]:
     """Return the owners of the leases below a folder that give a sign of life, by name of the lease.
 
     Takes up to a term if some owner gives none, and removes the leases of those.
+
+    Args:
+        remote: the shared store.
+        folder: folder of the leases in the store.
+        term: seconds after which a lease without a sign of life ends.
     """
     first = held(remote, folder)
     waiting, found = dict(first), dict[str, str]()

@@ -194,6 +194,11 @@ class SharedStore(Store):
         """Write a small file into one of the store's own folders, here and in the shared store.
 
         The record of a run is for information: if the shared store does not answer, a line says so.
+
+        Args:
+            folder: the store's own folder, such as `runs`.
+            name: name of the file.
+            data: its content.
         """
         super().write_document(folder, name, data)
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from jora_core.base.notices import notice
 from retrieval.corpus.reading_limits import reading_limits
 from retrieval.corpus.source_files import unpacked_name
 from retrieval.readers.files.csv_dialect import find_separator, named_separator
@@ -151,6 +152,9 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
         if sheet is not None and sheet not in book.sheetnames:
             raise InputError(f"{path}: has no sheet {sheet!r}; it has {', '.join(book.sheetnames)[:300]}")
         page = book[sheet] if sheet is not None else book.worksheets[0]
+        if sheet is None and len(book.worksheets) > 1:
+            others = ", ".join(other.title for other in book.worksheets[1:])
+            notice(f"{path}: the sheet {page.title} is read; left out: {others:.300} (`sheet` names one)")
         header: list[str] = []
         for number, cells in enumerate(page.iter_rows(values_only=True), start=1):
             if all(cell is None or cell == "" for cell in cells):

@@ -90,6 +90,17 @@ def test_every_kind_of_file_gives_the_same_thread(name: str, tmp_path: Path) -> 
     assert +tally.dropped == {}
 
 
+def test_sheets_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = Workbook()
+    for row in (list(ROWS[0]), *(list(row.values()) for row in ROWS)):
+        book.active.append(row)
+    book.create_sheet("prices")
+    book.create_sheet("old")
+    book.save(tmp_path / "book.xlsx")
+    read(tmp_path / "book.xlsx", MAPPING)
+    assert "the sheet Sheet is read; left out: prices, old (`sheet` names one)" in capsys.readouterr().err
+
+
 def test_paths_and_expressions(tmp_path: Path) -> None:
     rows = [
         {"user": {"name": "Ann"}, "n": 1, "tags": ["q"], "a.b": "c1", "body": "hi"},
