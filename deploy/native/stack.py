@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from flows.children import supervised_process
 
@@ -151,6 +152,27 @@ def stack(folder: Path, password: str | None = None) -> Iterator[dict[str, str]]
             "PREFECT_API_AUTH_STRING": files["api_auth"].read_text(encoding="utf-8"),
             "DO_NOT_TRACK": "1",
         }
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[str]:
+    """Run Postgres alone during the block; yield the connection URL of a database for Prefect.
+
+    Args:
+        folder: the data, the password and the log; a second start continues with them.
+
+    Raises:
+        CannotStart: Postgres is missing, or did not start. The message has its last lines.
+    """
+    programs = find_postgres()
+    folder.mkdir(parents=True, exist_ok=True)
+    password = _secret_files(folder / "secrets", None)["postgres_password"]
+    (port,) = _free_ports(1)
+    command = _postgres_command(programs, folder / "data", port, password)
+    with _process("postgres", command, {}, lambda: _listens(port), folder / "logs"):
+        _make_database(programs, port, password)
+        secret = quote(password.read_text(encoding="utf-8"), safe="")
+        yield f"postgresql+asyncpg://{DATABASE_USER}:{secret}@127.0.0.1:{port}/{DATABASE_USER}"
 
 
 def worker_command(pool: str) -> list[str]:

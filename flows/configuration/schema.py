@@ -160,6 +160,18 @@ class ScheduleConfig(SpecModel):
     timezone: str = Field(
         default="UTC", title="Time zone", description="IANA name that the cron fields count in"
     )
+    watch_minutes: float | None = Field(
+        default=None,
+        ge=1,
+        title="Watch",
+        description="Minutes between two looks for changed sources, which start a run; empty: never",
+    )
+    settle_seconds: float = Field(
+        default=60,
+        ge=0,
+        title="Settle",
+        description="Seconds without a change after which a source file counts as complete",
+    )
 
 
 @dataclass(frozen=True)

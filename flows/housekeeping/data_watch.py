@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jora_core.base.digests import file_digests
+from jora_core.base.digests import file_digests, sealed_path, whole
 from jora_core.base.errors import InputError
 
 Files = Mapping[str, Path]
 _Stamps = Mapping[str, tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class KnownFiles:
+    """What the last look has found.
+
+    Attributes:
+        stamps: path, size in bytes and time of change in nanoseconds of each file, by its name.
+        digests: SHA-256 of each file, by its name.
+    """
+
+    stamps: _Stamps = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_known(path: Path) -> KnownFiles | None:
+    """Read what an earlier look has written; None if no look has.
+
+    A damaged file counts as a look that found no file, so all files are new. A run too many finds nothing
+    to do; a change that is missed would stay unnoticed.
+    """
+    if not path.exists() and not path.with_name(f"{path.name}.sha256").exists():
+        return None
+    if not whole(path):
+        return KnownFiles()
+    found = json.loads(path.read_bytes())
+    return KnownFiles({name: tuple(stamp) for name, stamp in found["stamps"].items()}, found["digests"])
+
+
+def write_known(path: Path, known: KnownFiles) -> None:
+    """Write what a look has found, for the next one.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = {"stamps": known.stamps, "digests": known.digests}
+    with sealed_path(path) as temporary:
+        temporary.write_text(json.dumps(content, sort_keys=True, indent=1))
 
 
 @dataclass(frozen=True)
@@ -40,14 +79,19 @@ class Watch:
     """
 
     def __init__(
-        self, files: Callable[[], Files], settle: float, clock: Callable[[], float] = time.monotonic
+        self,
+        files: Callable[[], Files],
+        settle: float,
+        clock: Callable[[], float] = time.monotonic,
+        known: KnownFiles | None = None,
     ) -> None:
-        """Read all files once.
+        """Read all files once, or start from what an earlier watch has found.
 
         Args:
             files: returns the source files by name.
             settle: seconds without a change after which files count as complete.
             clock: returns the current time in seconds.
+            known: what an earlier watch has found.
 
         Raises:
             InputError: a source is missing.
@@ -55,11 +99,24 @@ class Watch:
         self._files = files
         self._settle = settle
         self._clock = clock
-        found = files()
-        self._stamps = _stamps(found)
-        self._digests = dict(zip(found, file_digests(list(found.values())), strict=True))
-        self._seen: _Stamps = self._stamps
+        if known is None:
+            found = files()
+            digests = file_digests(list(found.values()))
+            known = KnownFiles(_stamps(found), dict(zip(found, digests, strict=True)))
+        self._stamps = known.stamps
+        self._digests = dict(known.digests)
+        self._seen = self._stamps
         self._since = clock()
+
+    @property
+    def known(self) -> KnownFiles:
+        """What the last complete look has found."""
+        return KnownFiles(self._stamps, self._digests)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the files look changed, but have not been the same for long enough."""
+        return self._seen != self._stamps
 
     def poll(self) -> Changes | None:
         """Look at the files; return their changes when they have stopped growing, else None."""

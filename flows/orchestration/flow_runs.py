@@ -54,7 +54,7 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
     Returns:
         The references of the stages and the path of the report, or a state of Prefect.
     """
-    flow_run = _deployed_run()
+    flow_run = deployed_run()
     if flow_run is None:
         settings = request.settings()
         return _run_and_report(settings, chosen(settings), request.force)
@@ -99,7 +99,7 @@ def _no_traceback_at_the_end() -> None:
         logging.getLogger(name).addFilter(lambda record: UNEXPECTED not in record.getMessage())
 
 
-def _deployed_run() -> FlowRun | None:
+def deployed_run() -> FlowRun | None:
     """Return the flow run of a deployment that this is; None for a run that a program has started."""
     context = FlowRunContext.get()
     found = context.flow_run if context else None

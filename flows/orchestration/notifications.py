@@ -12,6 +12,7 @@ from flows.housekeeping.data_watch import Changes
 from flows.orchestration.prefect_server import answers, known_urls, prepare_environment, use_api
 
 DATA_CHANGED = "raft.data.changed"
+MOST_NAMES = 50
 
 logger = logging.getLogger("jora.notify")
 
@@ -35,6 +36,9 @@ def notified(config: PipelineConfig) -> Iterator[None]:
 def emit_data_changed(config: PipelineConfig, changes: Changes) -> str | None:
     """Emit the event `raft.data.changed` to the Prefect server that answers.
 
+    The event names at most `MOST_NAMES` files of each kind, because Prefect refuses large events. Its counts
+    are of all files.
+
     Returns:
         The server's address; None if no server answers.
     """
@@ -45,14 +49,23 @@ def emit_data_changed(config: PipelineConfig, changes: Changes) -> str | None:
         from prefect.events import emit_event
 
         project = config.project or "pipeline"
+        kinds = asdict(changes)
+        payload = {
+            "project": project,
+            "summary": changes.in_words(),
+            "counts": {kind: len(names) for kind, names in kinds.items()},
+            **{kind: names[:MOST_NAMES] for kind, names in kinds.items()},
+        }
+        resource = {"prefect.resource.id": project_resource(project), "prefect.resource.name": project}
         with use_api(url):
-            emit_event(
-                DATA_CHANGED,
-                resource={"prefect.resource.id": f"raft.project.{project}", "prefect.resource.name": project},
-                payload={"project": project, **asdict(changes)},
-            )
+            emit_event(DATA_CHANGED, resource=resource, payload=payload)
         return url
     return None
+
+
+def project_resource(project: str) -> str:
+    """Return the id by which events name a project."""
+    return f"raft.project.{project or 'pipeline'}"
 
 
 def _send(config: PipelineConfig, subject: str, body: str) -> None:

@@ -39,6 +39,9 @@ QUIET = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+# For a server that may come back. Prefect's client waits 2, 4, 8, … 512 s between the attempts of one call,
+# 1,022 s in all; by default it gives up after 62 s. A temporary server does not come back.
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 # Variable with the folder that paths count from, for workers that have another working directory.
 FOLDER = "JORA_FOLDER"
 # Without any progress. A fresh database takes 8 s of migrations, and minutes on a machine that is busy
@@ -134,7 +137,7 @@ def prefect_api(say: Callable[[str], None]) -> Iterator[str]:
     for url in known_urls():
         if answers(url):
             check_access(url)
-            with use_api(url):
+            with use_api(url, patient=True):
                 yield url
             return
         say(f"no Prefect server answers at {url}")
@@ -304,20 +307,36 @@ def known_urls() -> list[str]:
 
 
 @contextmanager
-def use_api(api_url: str, ui_url: str | None = None) -> Iterator[None]:
-    """Set ``api_url`` as Prefect's API for this process, its threads and its child processes."""
+def use_api(api_url: str, ui_url: str | None = None, patient: bool = False) -> Iterator[None]:
+    """Set Prefect's API for this process, its threads and its child processes.
+
+    Args:
+        api_url: address of the API.
+        ui_url: address of the UI; None leaves it as it is.
+        patient: whether calls wait for a server that does not answer (`PATIENCE`).
+    """
     from prefect.context import refresh_global_settings_context
-    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_UI_URL,
+        temporary_settings,
+    )
 
     wanted = {"PREFECT_API_URL": api_url} | ({} if ui_url is None else {"PREFECT_UI_URL": ui_url})
+    # What the user has set holds.
+    wanted |= {name: value for name, value in PATIENCE.items() if patient and name not in os.environ}
     before = {name: os.environ.get(name) for name in wanted}
     # The environment for child processes, which inherit it.
     os.environ.update(wanted)
     # The global settings serve Prefect's own threads (logs, events), the temporary ones this thread.
     refresh_global_settings_context()
-    settings: dict[Any, Any] = {PREFECT_API_URL: api_url} | (
-        {} if ui_url is None else {PREFECT_UI_URL: ui_url}
-    )
+    names = {
+        "PREFECT_API_URL": PREFECT_API_URL,
+        "PREFECT_UI_URL": PREFECT_UI_URL,
+        "PREFECT_CLIENT_MAX_RETRIES": PREFECT_CLIENT_MAX_RETRIES,
+    }
+    settings: dict[Any, Any] = {names[name]: value for name, value in wanted.items()}
     try:
         with temporary_settings(settings):
             try:

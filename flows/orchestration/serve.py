@@ -8,6 +8,7 @@ the worker. A worker that dies is started again, and its run goes on from the ch
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.errors import StageFailed
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.prefect_server import (
+    PATIENCE,
     answers,
     check_access,
     known_urls,
@@ -169,7 +171,12 @@ class _Worker:
 @contextmanager
 def _worker(order: WorkerOrder, api_url: str, say: Callable[[str], None]) -> Iterator[_Worker]:
     """Run the worker during the block, and start another one when it dies."""
-    environment = {"PREFECT_API_URL": api_url, REPORT_SERVERS: json.dumps(dict(order.reports))}
+    patience = {name: os.environ.get(name, value) for name, value in PATIENCE.items()}
+    environment = {
+        "PREFECT_API_URL": api_url,
+        REPORT_SERVERS: json.dumps(dict(order.reports)),
+        **patience,
+    }
     worker = _Worker(order, environment, say)
     try:
         worker.start()

@@ -15,8 +15,9 @@ from typing import Any
 
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
-from flows.orchestration.prefect_server import FOLDER, answers, known_urls, prepare_environment
-from flows.orchestration.serving.deployments import deployments
+from flows.orchestration.prefect_server import FOLDER, PATIENCE, answers, known_urls, prepare_environment
+from flows.orchestration.serving.data_triggers import run_on_changed_data
+from flows.orchestration.serving.deployments import PIPELINE, deployments, served
 from flows.orchestration.serving.lost_runs import watch_for_lost_runs
 from jora_core.base.errors import InputError
 
@@ -27,6 +28,7 @@ RUN_ENVIRONMENT = {
     # the worker's port, and the run would fail with "address already in use".
     "PREFECT_CLIENT_METRICS_ENABLED": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    **PATIENCE,
 }
 
 
@@ -74,13 +76,17 @@ def register(
             ) from None
         watch_for_lost_runs(client, HEARTBEAT_SECONDS)
     chosen = [item for name, item in found.items() if not only or name in only]
+    ids = {}
     for item in chosen:
         item.work_queue_name = queue
         item.job_variables = {
             **item.job_variables,
             "env": {**_environment(item.job_variables), **environment},
         }
-        item.apply(work_pool_name=pool)
+        ids[item.name] = item.apply(work_pool_name=pool)
+    if PIPELINE in ids:
+        with get_client(sync_client=True) as client:
+            run_on_changed_data(client, served(config), ids[PIPELINE])
     return [item.name for item in chosen]
 
 

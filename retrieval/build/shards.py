@@ -120,6 +120,8 @@ def prepare(config: ContextConfig, work: Path, progress: Progress) -> Prepared:
             return found
         # The shards go too: nobody knows whether they were built before the damage.
         logger.warning("%s: damaged, so the corpora are prepared again", work / damaged)
+    elif found is None and (work / PREPARED).exists():
+        logger.warning("%s: damaged, so the corpora are prepared again", work / PREPARED)
     shutil.rmtree(work, ignore_errors=True)
     embedder = _embedder(config)
     if config.reranker:
@@ -256,13 +258,19 @@ def shard_paths(work: Path, shard: Shard) -> dict[str, Path]:
 def shard_done(work: Path, shard: Shard) -> bool:
     """Return whether the files of a shard are complete and unchanged since they were written."""
     paths = shard_paths(work, shard)
+    done = paths.pop("done")
     try:
-        digests = json.loads(paths["done"].read_text(encoding="utf-8"))
-        return all(
-            paths[name].is_file() and file_digest(paths[name]) == digest for name, digest in digests.items()
-        )
+        digests = json.loads(done.read_text(encoding="utf-8"))
+        if digests == {name: file_digest(path) for name, path in paths.items()}:
+            return True
+    except FileNotFoundError:
+        # Without its last file a shard was not finished.
+        if not done.exists():
+            return False
     except (OSError, ValueError):
-        return False
+        pass
+    logger.warning("%s: a file of this shard is damaged, so it is built again", done)
+    return False
 
 
 def task_report(work: Path, task: str, shards: list[Shard]) -> TaskReport:

@@ -119,7 +119,8 @@ def config_file(running: Running, tmp_path: Path) -> Path:
 def test_cron_fires_and_completes(running: Running, config_file: Path) -> None:
     done = running.register(config_file, "jora-gpu")
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.strip().split(": ")[1].split(", ")) == {"raft-pipeline", "advanced", *TOY_STAGES}
+    names = {"raft-pipeline", "advanced", "data-watch", *TOY_STAGES}
+    assert set(done.stdout.strip().split(": ")[1].split(", ")) == names
     # A second registration changes nothing and makes nothing twice.
     assert running.register(config_file, "jora-gpu", "--only", "evaluate").returncode == 0
 

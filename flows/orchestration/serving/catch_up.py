@@ -1,4 +1,5 @@
-"""The rule for schedules that were missed: of all due runs of one schedule, only the newest one runs.
+"""The rule for runs that wait: of all due runs that one configuration's schedule or changed data have made,
+only the newest one runs.
 
 A machine that was off, or a run that takes longer than the interval of its schedule, leaves a queue of due
 runs. They would all do the same work on the same data. The worker ends the older ones before it takes a run,
@@ -18,7 +19,7 @@ NAME = "Skipped"
 
 @dataclass(frozen=True)
 class DueRun:
-    """A run that a schedule has made.
+    """A run that a schedule or an automation has made.
 
     Attributes:
         id: id of the flow run.
@@ -49,9 +50,11 @@ def superseded(runs: Iterable[DueRun], now: datetime) -> dict[UUID, datetime]:
 
 
 def due_run(flow_run: Any) -> DueRun | None:
-    """Return the part of a Prefect flow run that the rule reads; None for a run that no schedule has made."""
+    """Return the part of a Prefect flow run that the rule reads; None for one that a person has submitted."""
     due = flow_run.expected_start_time
-    if not flow_run.auto_scheduled or due is None or flow_run.deployment_id is None:
+    # Several events of changed data need one run, which reads the data as they are when it starts.
+    by_automation = flow_run.created_by is not None and flow_run.created_by.type == "AUTOMATION"
+    if not (flow_run.auto_scheduled or by_automation) or due is None or flow_run.deployment_id is None:
         return None
     configuration = str((flow_run.parameters or {}).get("configuration"))
     return DueRun(flow_run.id, (str(flow_run.deployment_id), configuration), due)

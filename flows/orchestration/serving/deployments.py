@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PIPELINE = "raft-pipeline"
 FLOWS = "flows.orchestration.pipeline_flow"
+WATCH = "data-watch"
+WATCH_FLOW = "flows.orchestration.data_watch_flow"
 ADVANCED = "advanced"
 TAG = "jora-raft"
 TITLES = {
@@ -40,6 +43,7 @@ TITLES = {
 }
 FORM = ("configuration", "stages", "force", "dry_run", "changes")
 ADVANCED_FORM = ("stages", "force", "dry_run", "config")
+WATCH_FORM = ("configuration", "changes")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,16 @@ class Served:
         """Short name for deployments: `qa` for `flows/configs/qa.yaml`."""
         return Path(self.name).stem
 
+    @property
+    def slug(self) -> str:
+        """Name of its schedules, by which a second registration changes them instead of adding others."""
+        return f"{self.title}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}".lower()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the runs that a schedule or an automation starts."""
+        return {"configuration": self.name, "changes": list(self.changes)}
+
 
 def served(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Served]:
     """Return the configurations to serve, each once, in the given order."""
@@ -75,7 +89,7 @@ def served(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Served]:
 
 
 def deployments(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[RunnerDeployment]:
-    """Return the deployments of configurations: pipeline, advanced forms, then one for each stage.
+    """Return the deployments of configurations: pipeline, advanced forms, data watch, one for each stage.
 
     Args:
         configs: one or several configurations. The first one is the default of the forms.
@@ -93,6 +107,8 @@ def deployments(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Runn
     for item in items:
         name = ADVANCED if len(items) == 1 else f"{ADVANCED}-{item.title}"
         made.append(_deployment(pipeline, name, [item], ADVANCED_FORM))
+    watch = import_module(WATCH_FLOW).data_watch
+    made.append(_deployment(watch, WATCH, items, WATCH_FORM, schedules=_watch_schedules(items)))
     made += [
         _deployment(flow, name, items, FORM)
         for name, flow in pipeline_flow.STAGE_FLOWS.items()
@@ -192,11 +208,20 @@ def _schedules(items: Sequence[Served]) -> list[Any]:
         schedule = item.config.schedule
         check_schedule(schedule, item.name)
         if schedule.cron is not None:
-            parameters = {"configuration": item.name, "changes": list(item.changes)}
-            # The slug lets a second registration change the schedule instead of adding another one.
-            slug = f"{item.title}-{hashlib.sha256(item.name.encode()).hexdigest()[:6]}".lower()
-            found.append(Cron(schedule.cron, timezone=schedule.timezone, parameters=parameters, slug=slug))
+            cron = Cron(schedule.cron, timezone=schedule.timezone, parameters=item.parameters, slug=item.slug)
+            found.append(cron)
     return found
+
+
+def _watch_schedules(items: Sequence[Served]) -> list[Any]:
+    """Return the intervals of the configurations whose sources are looked at again and again."""
+    from prefect.schedules import Interval
+
+    return [
+        Interval(timedelta(minutes=minutes), parameters=item.parameters, slug=item.slug)
+        for item in items
+        if (minutes := item.config.schedule.watch_minutes) is not None
+    ]
 
 
 def _written(config: PipelineConfig) -> Path:

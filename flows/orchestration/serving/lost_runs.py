@@ -2,7 +2,8 @@
 
 A killed worker cannot tell the server that its run has ended. Two things find such a run. The next worker on
 this machine looks for runs whose process is gone, and lets them run again. On other machines an automation of
-the server marks a run without heartbeats as crashed.
+the server marks a run without heartbeats as crashed. After a longer stop, such as that of a machine that was
+off, the automation comes first; the next worker on this machine lets that run go on too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ MISSED_HEARTBEATS = 6  # of a machine that is too busy for some of them
 MOST_STARTS = 3  # of one run; a run that kills its worker again and again must end
 UNKNOWN_AGE = timedelta(minutes=5)
 RUNNING = ("PENDING", "RUNNING", "CANCELLING")
+NO_HEARTBEAT = "no heartbeat for"  # how the message of the automation begins
+RESUME_AGE = timedelta(days=1)  # since the automation has marked the run; nobody waits for an older one
 
 
 def note_process(flow_run: Any) -> None:
@@ -56,6 +59,18 @@ def is_lost(process: str | None, since: datetime, now: datetime, just_died: bool
     if host != socket.gethostname() or not number.isdigit():
         return False
     return not _alive(int(number))
+
+
+def was_marked(state: Any, now: datetime) -> bool:
+    """Whether our automation has marked a crashed run, a short while ago.
+
+    Args:
+        state: state of the run.
+        now: the present time.
+    """
+    if state is None or not state.message:
+        return False
+    return state.message.startswith(NO_HEARTBEAT) and now - state.timestamp < RESUME_AGE
 
 
 def _alive(pid: int) -> bool:
@@ -94,19 +109,26 @@ def resume_lost_runs(
         FlowRunFilterStateType,
     )
     from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import AwaitingRetry, Cancelled, Crashed
 
     now = datetime.now(UTC)
-    runs = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=list(deployments))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType[name] for name in RUNNING]))
-        ),
-    )
+
+    def read(*types: str) -> list[Any]:
+        chosen = FlowRunFilterStateType(any_=[StateType[name] for name in types])
+        return client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=list(deployments))),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=chosen)),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+
+    marked = [run for run in read("CRASHED") if was_marked(run.state, now) and run.infrastructure_pid]
     count = 0
-    for run in runs:
+    for run in (*read(*RUNNING), *marked):
         state = run.state
         if state is None or not is_lost(run.infrastructure_pid, state.timestamp, now, just_died):
+            continue
+        if state.type == StateType.CRASHED and run.run_count >= MOST_STARTS:
             continue
         count += 1
         if state.type == StateType.CANCELLING:
@@ -164,7 +186,7 @@ def watch_for_lost_runs(client: SyncPrefectClient, heartbeat_seconds: int) -> No
                 name=None,
                 force=False,
                 state=StateType.CRASHED,
-                message=f"no heartbeat for {within.seconds} s: its process is gone",
+                message=f"{NO_HEARTBEAT} {within.seconds} s: its process is gone",
             )
         ],
     )

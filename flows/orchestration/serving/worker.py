@@ -22,7 +22,8 @@ from uuid import UUID
 from flows.configuration.schema import ConfigSource, PipelineConfig
 from flows.orchestration.prefect_server import prepare_environment
 from flows.orchestration.serving.catch_up_runs import skip_superseded
-from flows.orchestration.serving.deployments import PIPELINE, deployments
+from flows.orchestration.serving.data_triggers import run_on_changed_data
+from flows.orchestration.serving.deployments import PIPELINE, deployments, served
 from flows.orchestration.serving.lost_runs import resume_lost_runs, watch_for_lost_runs
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def work(order: WorkerOrder) -> None:
     }
     with get_client(sync_client=True) as client:
         watch_for_lost_runs(client, HEARTBEAT_SECONDS)
+        run_on_changed_data(client, served(order.configs), ids[f"{PIPELINE}/{PIPELINE}"])
         resume_lost_runs(client, list(ids.values()), _say, just_died=order.restarted)
         skip_superseded(client, list(ids.values()), _say)
     if not order.restarted:

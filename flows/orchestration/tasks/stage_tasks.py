@@ -17,6 +17,7 @@ prepare_environment()
 
 from prefect import task
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL
 
 from flows.children.run_child import children_end_with_block, limit_silence, stopping
 from flows.configuration.schema import PipelineConfig
@@ -27,6 +28,7 @@ from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.live_view import progress_shown
+from flows.orchestration.server_outage import outages_told
 from flows.orchestration.tasks.records_flow import build_records
 from flows.orchestration.tasks.task_cache import result_folder, stage_key_policy, why_stale
 from flows.stages import STAGES
@@ -115,7 +117,11 @@ def run_stages(config: PipelineConfig, names: list[str], force: bool) -> list[Ar
     states: dict[str, State[dict[str, Any]]] = {}
     keys = {name: identities[name].key for name in names}
     limit_silence(config.retries.no_progress_seconds)
-    with recorded_run(store, config, keys) as record, children_end_with_block():
+    with (
+        recorded_run(store, config, keys) as record,
+        children_end_with_block(),
+        outages_told(PREFECT_API_URL.value(), get_run_logger()),
+    ):
         record.begin()
         if len(first) > 1:
             calls = {name: _task(name, config, store, identities, force) for name in first}

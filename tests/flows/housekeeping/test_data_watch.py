@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flows.housekeeping.data_watch import Changes, Watch
+import pytest
+
+from flows.housekeeping.data_watch import Changes, KnownFiles, Watch, read_known, write_known
+from tests.flows.damage import KINDS, damage
 
 
 class Clock:
@@ -69,3 +72,42 @@ def test_a_source_that_is_gone_for_a_moment_is_waited_for(tmp_path: Path) -> Non
     assert watched.poll() is None
     clock.now += 10
     assert watched.poll() == Changes(changed=("a",))
+
+
+def test_a_later_watch_goes_on_from_what_is_known(tmp_path: Path) -> None:
+    """What changed between two watches is a change, and only files with another size or time are read."""
+    folder, path = tmp_path / "corpus", tmp_path / "known.json"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name)
+    assert read_known(path) is None
+    write_known(path, watch(folder, Clock()).known)
+    (folder / "b").write_text("other")
+    (folder / "c").unlink()
+    (folder / "a").chmod(0)  # whose size and time are the same, so it is not read
+    clock = Clock()
+    known = read_known(path)
+    assert known is not None
+    later = Watch(lambda: {item.name: item for item in sorted(folder.iterdir())}, 10, clock, known)
+    assert later.poll() is None and later.waiting
+    clock.now += 10
+    assert later.poll() == Changes(changed=("b",), removed=("c",))
+    assert not later.waiting
+    write_known(path, later.known)
+    assert read_known(path) == later.known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_of_known_files_makes_all_files_new(tmp_path: Path, kind: str) -> None:
+    folder, path = tmp_path / "corpus", tmp_path / "known.json"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    write_known(path, watch(folder, Clock()).known)
+    damage(path, kind, seed=3)
+    known = read_known(path)
+    assert known == KnownFiles()
+    clock = Clock()
+    later = Watch(lambda: {"a": folder / "a"}, 10, clock, known)
+    later.poll()
+    clock.now += 10
+    assert later.poll() == Changes(added=("a",))

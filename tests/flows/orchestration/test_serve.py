@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from flows.orchestration.prefect_server import answers, free_port
+from flows.housekeeping.data_watch import Changes
+from flows.orchestration.notifications import emit_data_changed
+from flows.orchestration.prefect_server import answers, free_port, use_api
 from jora_core.base.errors import InputError
 from tests.flows.toy_pipeline import TOY_STAGES, log, toy_config
 
@@ -27,7 +30,7 @@ import sys
 from pathlib import Path
 from flows.orchestration.serve import serve
 from tests.flows.toy_pipeline import toy_config
-schedule = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
+schedule = {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "watch_minutes": 600, "settle_seconds": 1}
 port = int(sys.argv[2]) if len(sys.argv) > 2 else None
 serve(toy_config(Path(sys.argv[1]), schedule=schedule), port)
 """
@@ -153,12 +156,16 @@ def served(
 def test_deployments_and_run_form(served: Served) -> None:
     with served.client() as client:
         found = {item.name: item for item in client.read_deployments()}
-    assert set(found) == {"raft-pipeline", "advanced", *TOY_STAGES}
+    assert set(found) == {"raft-pipeline", "advanced", "data-watch", *TOY_STAGES}
     pipeline = found["raft-pipeline"]
     assert pipeline.entrypoint == "flows.orchestration.pipeline_flow.raft_pipeline"
     (schedule,) = pipeline.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
-    assert all(not item.schedules for name, item in found.items() if name != "raft-pipeline")
+    (watching,) = found["data-watch"].schedules
+    assert watching.schedule.interval == timedelta(hours=10)
+    assert watching.parameters["configuration"] == pipeline.parameters["configuration"]
+    scheduled = ("raft-pipeline", "data-watch")
+    assert all(not item.schedules for name, item in found.items() if name not in scheduled)
     form = pipeline.parameter_openapi_schema
     assert list(form["properties"]) == ["configuration", "stages", "force", "dry_run", "changes"]
     assert form["required"] == ["configuration"] and form["definitions"] == {}
@@ -229,6 +236,39 @@ def test_one_stage_says_what_is_missing_and_makes_it(served: Served) -> None:
     state = served.run("evaluate", changes=["seed=5"], stages="this stage and what it needs")
     assert state.name == "Completed", served.output
     assert served.run("raft-pipeline", changes=["seed=5"], stages="from evaluate on").name == "Completed"
+
+
+def test_changed_data_start_one_run(served: Served) -> None:
+    """A look notes the sources, the next one finds a change and the automation runs the pipeline; bursts of
+    events become one run."""
+    config = toy_config(served.folder)
+    assert served.run("data-watch").message == "first look: 1 source files noted"
+    assert served.run("data-watch").message == "no change in 1 source files"
+    before = len(log(config))
+    (served.folder / "corpus.txt").write_text("a corpus of today\n")
+    message = served.run("data-watch").message
+    assert message == "1 changed (threads/corpus.txt); a run of the pipeline is requested"
+
+    def started() -> list[Any]:
+        with served.client() as client:
+            runs = [run for run in client.read_flow_runs() if run.created_by]
+        return [run for run in runs if run.created_by.type == "AUTOMATION"]
+
+    def ended(count: int) -> bool:
+        found = started()
+        return len(found) == count and all(run.state.is_final() for run in found)
+
+    wait_for(lambda: ended(1), 600, lambda: served.output)
+    (run,) = started()
+    assert run.state.name == "Completed" and run.parameters["configuration"] == served.configuration
+    assert "build-context" in log(config)[before:]
+    with use_api(served.api_url):
+        for number in range(4):
+            emit_data_changed(config, Changes(changed=(f"{number}.txt",)))
+    wait_for(lambda: ended(5), 600, lambda: served.output)
+    names = [run.state.name for run in started()]
+    # The first of the four may have begun before the others came.
+    assert names.count("Skipped") in (2, 3) and names.count("Completed") == 5 - names.count("Skipped")
 
 
 def test_dead_worker_is_replaced_and_its_run_goes_on(served: Served) -> None:

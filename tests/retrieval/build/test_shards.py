@@ -351,3 +351,17 @@ def test_reports_join_in_parts_as_in_one() -> None:
     report = TaskReport()
     report.add_ranking("test", "bm25", np.array([2, 1]), np.array([1]))
     assert merge_reports.load(TaskReport, merge_reports.dump(report)) == report
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"records": 1}', "7", "\xff"])
+def test_a_shard_with_broken_digests_is_built_again(
+    light: ContextConfig, tmp_path: Path, content: str
+) -> None:
+    work = tmp_path / "work"
+    prepared = prepare(light, work, lambda *_: None)
+    build_numbered(light, work, 0)
+    assert shard_done(work, prepared.shards[0])
+    shard_paths(work, prepared.shards[0])["done"].write_bytes(content.encode("latin-1"))
+    assert not shard_done(work, prepared.shards[0])
+    build_numbered(light, work, 0)
+    assert shard_done(work, prepared.shards[0])

@@ -19,6 +19,7 @@ from flows.orchestration.prefect_server import free_port
 ROOT = Path(__file__).resolve().parents[4]
 START_SECONDS = 900  # of a machine that also runs other work
 PRICES = {"lamp": 12, "kettle": 30, "radio": 45, "chair": 60, "clock": 25, "carpet": 90}
+TEST_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def write_project(folder: Path) -> Path:
     config = {
         "model": {"path": str(ROOT / "data" / "tiny-llama")},
         "context": {
-            "test_share": 0.3,
+            "test_share": TEST_SHARE,
             "near_duplicates": "off",
             "qa": {"source": "docs", "questions": "questions.jsonl", "legs": ["bm25"], "n_contexts": 2},
         },
@@ -67,13 +68,22 @@ def write_project(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[SmallProject]:
-    """Serve a small project in a folder during the block."""
-    write_project(folder)
+def serving(folder: Path, *arguments: str) -> Iterator[SmallProject]:
+    """Serve a project during the block.
+
+    Args:
+        folder: folder of the project, or of its store; made here.
+        arguments: configuration and options of `jora serve`; none serve the small project.
+    """
+    if arguments:
+        folder.mkdir(parents=True)
+    else:
+        write_project(folder)
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "flows.cli", "serve", "small.yaml", "--port", str(port)]
+    given = arguments or ("small.yaml",)
+    command = [sys.executable, "-m", "flows.cli", "serve", *given, "--port", str(port)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     project = SmallProject(folder, f"http://127.0.0.1:{port}/api")

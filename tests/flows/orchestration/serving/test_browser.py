@@ -11,12 +11,19 @@ from typing import Any
 
 import pytest
 
-from tests.flows.orchestration.serving.small_project import SmallProject, serving
+from tests.flows.orchestration.serving.small_project import ROOT, SmallProject, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 900_000  # milliseconds for a run; a busy machine takes minutes
 CLICK_PATIENCE = 120_000
 TYPING = 1_000  # until the form has taken over what was typed
+# Of the sample's run: all its data, and minutes in place of the whole training.
+SHORT = (
+    "phases.0.max_steps=10",
+    "phases.1.max_steps=20",
+    "evaluate.max_records=40",
+    "evaluate.tables_max_records=20",
+)
 # A folder for new pictures of docs/images.
 PICTURES = os.environ.get("JORA_SCREENSHOTS")
 
@@ -85,12 +92,17 @@ def fill_change(page: Any, text: str) -> None:
     page.wait_for_timeout(TYPING)
 
 
-def test_form_run_and_report(project: SmallProject, page: Any) -> None:
+def open_form(page: Any, project: SmallProject) -> None:
     page.goto(project.form)
     page.get_by_role("button", name="Add item").wait_for()
+
+
+def run_by_the_form(project: SmallProject, page: Any, *changes: str) -> None:
+    """Fill the form, see a wrong value refused at its field, correct it, submit, and wait for the end."""
+    open_form(page, project)
     picture(page, "run-form.png")
-    # One screen: the form is not much taller than the window.
-    assert page.evaluate("document.documentElement.scrollHeight") <= 1100
+    for change in changes:
+        add_change(page, change)
     add_change(page, "seed=seven")
     page.get_by_role("button", name="Submit").click()
     page.get_by_text("'seed=a whole number' was expected", exact=True).wait_for()
@@ -100,6 +112,9 @@ def test_form_run_and_report(project: SmallProject, page: Any) -> None:
     wait_for_state(page, "Completed")
     picture(page, "run-page.png")
 
+
+def open_report(page: Any) -> None:
+    """Look at the artifacts of the run on the page, and open its report by the link."""
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("05-evaluation").first.wait_for()
     shown = set(re.findall(r"\b0\d-[a-z-]+", page.inner_text("body")))
@@ -114,21 +129,22 @@ def test_form_run_and_report(project: SmallProject, page: Any) -> None:
     assert page.title() and "Evaluation" in page.inner_text("body")
 
 
-def test_only_evaluate_again(project: SmallProject, page: Any) -> None:
-    page.goto(project.form)
-    page.get_by_role("button", name="Add item").wait_for()
+def evaluate_again(project: SmallProject, page: Any, *changes: str) -> None:
+    """Run only the evaluation by the form, forced."""
+    open_form(page, project)
     page.get_by_text("all stages", exact=True).first.click()
     page.get_by_role("option", name="only evaluate").click()
     page.get_by_role("switch").first.click()  # force
-    add_change(page, "seed=7")
+    for change in changes:
+        add_change(page, change)
     submit(page)
     wait_for_state(page, "Completed")
     assert "1 Task run" in page.inner_text("body")
 
 
-def test_cancel_in_training(project: SmallProject, page: Any) -> None:
-    page.goto(project.form)
-    page.get_by_role("button", name="Add item").wait_for()
+def cancel_in_training(project: SmallProject, page: Any) -> None:
+    """Submit a run that would train for days, and cancel it on its page."""
+    open_form(page, project)
     add_change(page, "phases.0.max_steps=1000000")
     submit(page)
     page.get_by_text(re.compile(r"step \d+/1000000")).first.wait_for(timeout=PATIENCE)
@@ -137,3 +153,30 @@ def test_cancel_in_training(project: SmallProject, page: Any) -> None:
     page.get_by_role("button", name="Cancel Flow Run").click()
     wait_for_state(page, "Cancelled")
     assert not list((project.folder / "runs" / ".tmp").glob("finetune-structure-*/metrics.jsonl"))
+
+
+def test_form_run_and_report(project: SmallProject, page: Any) -> None:
+    open_form(page, project)
+    # One screen: the form is not much taller than the window.
+    assert page.evaluate("document.documentElement.scrollHeight") <= 1100
+    run_by_the_form(project, page)
+    open_report(page)
+
+
+def test_only_evaluate_again(project: SmallProject, page: Any) -> None:
+    evaluate_again(project, page, "seed=7")
+
+
+def test_cancel_in_training(project: SmallProject, page: Any) -> None:
+    cancel_in_training(project, page)
+
+
+@pytest.mark.slow
+def test_the_sample(tmp_path: Path, page: Any) -> None:
+    """The same on the embedded sample, with fewer steps and questions than its recipe has."""
+    sample, store = ROOT / "flows" / "configs" / "sample.yaml", tmp_path / "project" / "runs"
+    with serving(tmp_path / "project", str(sample), "--set", f"store={store}") as project:
+        run_by_the_form(project, page, *SHORT)
+        open_report(page)
+        evaluate_again(project, page, *SHORT, "seed=7")
+        cancel_in_training(project, page)
