@@ -86,7 +86,7 @@ def test_damaged_files_give_records_or_one_line(
         check()
     assert sum(outcomes.values()) > 0
     # With few cases, all may end in the same way.
-    assert CASES < 2000 or min(outcomes.values()) > 0, outcomes
+    assert sum(outcomes.values()) < 100 or min(outcomes.values()) > 0, outcomes
 
 
 def put(kind: Format, data: bytes, folder: Path) -> Path:
