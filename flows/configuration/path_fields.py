@@ -9,7 +9,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
-from retrieval.corpus.remote_sources import HUB_NAME, is_url
+from retrieval.corpus.remote_sources import HUB_NAME, is_url, with_home
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
@@ -54,29 +54,29 @@ def resolve_paths(
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         if not isinstance(value, str):
             return value
-        dotted = ".".join(key)
+        where = f"{source}: {'.'.join(key)}"
         # Two keys count from other folders; see the module `schema`.
         if key in (("store",), ("store_cache",), ("root",)):
-            filled = _expanded(value, f"{source}: {dotted}")
+            filled = _expanded(value, where)
             if key == ("store",) and is_url(filled):
                 return hide_credentials(value)  # as a URL of a source, below
             base = (root_from or Path.cwd()) if key == ("root",) else Path.cwd()
-            _check_length(value, f"{source}: {dotted}")
-            return _absolute(base / Path(filled).expanduser())
+            _check_length(value, where)
+            return _absolute(base / with_home(filled, where))
         if _is_one_of(key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)):
-            _check_length(value, f"{source}: {dotted}")
+            _check_length(value, where)
         if _is_one_of(key, PATH_KEYS):
-            filled = _expanded(value, f"{source}: {dotted}")
+            filled = _expanded(value, where)
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
             # its credentials: they are filled in where it is opened.
-            return hide_credentials(value) if is_url(filled) else _absolute(root / Path(filled).expanduser())
+            return hide_credentials(value) if is_url(filled) else _absolute(root / with_home(filled, where))
         if _is_one_of(key, PATH_OR_HUB_KEYS):
-            value = _expanded(value, f"{source}: {dotted}")
-            folder = root / Path(value).expanduser()
+            value = _expanded(value, where)
+            folder = root / with_home(value, where)
             return value if HUB_NAME.match(value) and not folder.exists() else _absolute(folder)
         if _is_one_of(key, PATH_OR_NAME_KEYS):
-            value = _expanded(value, f"{source}: {dotted}")
-            folder = root / Path(value).expanduser()
+            value = _expanded(value, where)
+            folder = root / with_home(value, where)
             # `owner/name` can be a path or a model name, and an existing folder has priority. A text that
             # starts like a path stays a path even without such a folder, so that the error names the path.
             return _absolute(folder) if folder.exists() or value.startswith((".", "/", "~")) else value

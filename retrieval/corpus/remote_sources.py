@@ -40,6 +40,26 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def with_home(text: str, field: str) -> Path:
+    """Return a path whose `~` or `~user` at its beginning is the home directory.
+
+    Args:
+        text: the path.
+        field: the setting that holds the path, for errors.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = text.split("/")[0]
+        raise InputError(
+            f"{field}: {user!r:.80} has no home directory; write the path in full, or ./{user:.80} for a "
+            "file of that name"
+        ) from error
+
+
 def cache_folder() -> Path:
     """Return the folder of the downloaded copies.
 
@@ -47,8 +67,9 @@ def cache_folder() -> Path:
     """
     own = os.environ.get("JORA_CACHE")
     if own:
-        return Path(own).expanduser() / "inputs"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jora" / "inputs"
+        return with_home(own, "JORA_CACHE") / "inputs"
+    cache = with_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    return cache / "jora" / "inputs"
 
 
 def local_copy(url: str, field: str, suffixes: Sequence[str] = ()) -> str:
@@ -108,7 +129,7 @@ def hub_cache() -> Path:
     # Read at each call: the library itself reads the variables once, when it is imported.
     own = os.environ.get("HF_HUB_CACHE")
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return (Path(own) if own else Path(home) / "hub").expanduser()
+    return with_home(own, "HF_HUB_CACHE") if own else with_home(str(home), "HF_HOME") / "hub"
 
 
 def cached_snapshot(name: str, kind: str, revision: str | None = None) -> Path | None:

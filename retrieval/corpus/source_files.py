@@ -11,7 +11,7 @@ from pathlib import Path
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables
 from retrieval.corpus.folder_walk import is_hidden, walk_folder
-from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy
+from retrieval.corpus.remote_sources import cache_folder, is_url, local_copy, with_home
 from retrieval.corpus.unpacking import PACKED_ENDINGS, unpacked_zip
 from retrieval.settings.columns import Columns
 from retrieval.settings.file_suffixes import DATASET_FILES
@@ -64,7 +64,7 @@ def expand_path(text: str, field: str, suffixes: Sequence[str] = ()) -> str:
     expanded = expand_variables(text.strip(), missing)
     if not expanded:
         raise InputError(f"{field}: the path is empty; give a file, folder or glob")
-    return local_copy(expanded, field, suffixes) if is_url(expanded) else str(Path(expanded).expanduser())
+    return local_copy(expanded, field, suffixes) if is_url(expanded) else str(with_home(expanded, field))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ If a question and a document both have a time, the question never gets a documen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import islice
@@ -27,12 +27,18 @@ from retrieval.settings.document_layouts import (
     DocumentLayout,
 )
 
+#: Why a document is dropped in which nothing can be found.
+WITHOUT_TEXT = "document_without_text"
 #: Ids that are searched for one like a name that does not exist.
 _SEARCHED = 100_000
 
 
 def stream_documents(
-    files: Sequence[SourceFile], tally: Tally, chunker: Chunker | None = None, layout: str = "auto"
+    files: Sequence[SourceFile],
+    tally: Tally,
+    chunker: Chunker | None = None,
+    layout: str = "auto",
+    left_out: dict[str, str] | None = None,
 ) -> Iterator[Document]:
     """Read the documents of all files in file order. Each id occurs once.
 
@@ -42,12 +48,14 @@ def stream_documents(
             as `document_…`.
         chunker: cuts documents that are longer than one chunk; their chunks are yielded instead.
         layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
+        left_out: receives the ids of the documents that are dropped, with the reason.
 
     Raises:
         InputError: a row is broken, an id is used twice, or there is no document at all.
     """
     # File number and row instead of the file's name: this dictionary has an entry for each document.
     seen: dict[str, tuple[int, int]] = {}
+    left_out = {} if left_out is None else left_out
     unusable = ""
     for number, file in enumerate(files):
         for found in _reader(file, layout).read_documents(file, tally):
@@ -55,6 +63,7 @@ def stream_documents(
             tally.read["documents"] += 1
             if dropped:
                 tally.dropped[dropped] += 1
+                left_out[document.id] = dropped
                 unusable = unusable or why
                 continue
             if document.id in seen:
@@ -66,7 +75,9 @@ def stream_documents(
                     f"{where}: document id {document.id!r} is already used at {files[first].name}:{row}"
                 )
             if not document.text:
-                tally.dropped["document_without_text"] += 1
+                tally.dropped[WITHOUT_TEXT] += 1
+                left_out[document.id] = WITHOUT_TEXT
+                unusable = unusable or f"{where}: document {document.id!r:.80} has no text"
                 continue
             # A document without text is not noted, so another one with its id may follow.
             seen[document.id] = (number, document.row)
@@ -91,6 +102,7 @@ def stream_questions(
     tally: Tally,
     layout: str = "auto",
     keep_unanswerable: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> Iterator[Question]:
     """Read the questions of all files in file order.
 
@@ -101,6 +113,7 @@ def stream_questions(
             as `question_…`.
         layout: the configured layout of rows; "auto": detected from the fields of each file's first row.
         keep_unanswerable: whether questions without an answer are yielded; else they are dropped.
+        left_out: why documents were dropped, by id. A question about one is dropped too.
 
     Raises:
         InputError: a row is broken, an id is used twice, or a question names a document that does not
@@ -116,11 +129,14 @@ def stream_questions(
                     f"{where}: question id {question.id!r} is already used at {files[first].name}:{row}"
                 )
             seen[question.id] = (number, question.row)
-            if dropped == UNANSWERABLE and keep_unanswerable:
-                tally.read["questions_unanswerable"] += 1
-            elif dropped:
+            kept = dropped == UNANSWERABLE and keep_unanswerable
+            if not dropped or kept:
+                dropped = _of_dropped_document(question, documents, left_out)
+            if dropped:
                 tally.dropped[dropped] += 1
                 continue
+            if kept:
+                tally.read["questions_unanswerable"] += 1
             for name in question.oracle_ids:
                 if name not in documents:
                     raise InputError(
@@ -128,6 +144,19 @@ def stream_questions(
                         + _nearest(name, documents)
                     )
             yield question
+
+
+def _of_dropped_document(
+    question: Question, documents: Collection[str], left_out: Mapping[str, str] | None
+) -> str:
+    """Return why a question is dropped with one of its documents, or "" if none of them was dropped."""
+    # A later document may have the id of one without text.
+    reasons = (
+        left_out[name]
+        for name in question.oracle_ids
+        if left_out and name in left_out and name not in documents
+    )
+    return next((f"question_of_{reason}" for reason in reasons), "")
 
 
 def _nearest(name: str, documents: Collection[str]) -> str:

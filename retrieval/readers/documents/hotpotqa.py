@@ -24,7 +24,7 @@ EXPECTED = "a row with _id, question, answer, context, supporting_facts"
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
-    """Read each paragraph as a document. Paragraphs without text are left out.
+    """Read each paragraph as a document. Paragraphs without text are counted.
 
     Raises:
         InputError: a row is broken.
@@ -56,8 +56,7 @@ def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
             if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
                 raise InputError(f"{where}: field context has a paragraph that is not a list of sentences")
             name, text = text_of(title, "context", where), joined_sentences(sentences)
-            if text.strip():
-                paragraphs.append(Paragraph.identified(where, row, fold(name), text))
+            paragraphs.append(Paragraph.identified(where, row, fold(name), text if text.strip() else ""))
         yield paragraphs, _question(file, where, row, value, paragraphs)
 
 
@@ -65,7 +64,8 @@ def _question(
     file: SourceFile, where: str, row: int, value: dict[str, Any], paragraphs: Sequence[Paragraph]
 ) -> FoundQuestion:
     # Facts name a paragraph by its title; of two with one title, the first is meant.
-    by_title = {paragraph.title: paragraph.id for paragraph in reversed(paragraphs)}
+    with_text = [paragraph for paragraph in paragraphs if paragraph.text]
+    by_title = {paragraph.title: paragraph.id for paragraph in reversed(with_text)}
     facts = _pairs(value["supporting_facts"] or [], ("title", "sent_id"), "supporting_facts", where)
     titles = dict.fromkeys(fold(text_of(title, "supporting_facts", where)) for title, _ in facts)
     missing = not titles or any(title not in by_title for title in titles)

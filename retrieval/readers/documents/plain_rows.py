@@ -14,15 +14,13 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion
-from retrieval.readers.files.rows import rows, text_of, texts_of
+from retrieval.readers.files.rows import rows, text_of, text_or_empty, texts_of
 from retrieval.text.normalize import fold, keep_lines, one_paragraph
 from retrieval.text.times import parse_time
 from retrieval.text.values import is_empty
 
 DOCUMENT_FIELDS = ("id", "text")
 QUESTION_FIELDS = ("id", "document_id", "question", "answers")
-#: `answers` may be null, but a row without the field is a mistake.
-_FILLED = QUESTION_FIELDS[:3]
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
@@ -32,12 +30,14 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
         InputError: a row is broken.
     """
     expected = "an object with " + ", ".join(DOCUMENT_FIELDS)
-    found = rows(file, DOCUMENT_FIELDS, ("title", "time"), expected, mapped_by={"documents": "qa.columns"})
+    mapped_by = {"documents": "qa.columns"}
+    # A text may be missing, but a row without the field is a mistake.
+    found = rows(file, DOCUMENT_FIELDS, ("title", "time"), expected, mapped_by=mapped_by, nullable=("text",))
     for where, row, value in found:
         title = value.get("title")
         # A numeric title (a year) is common where rows were exported from a table.
         title = "" if is_empty(title) else text_of(title, "title", where)
-        text = text_of(value["text"], "text", where)
+        text = text_or_empty(value["text"], "text", where)
         key = fold(text_of(value["id"], "id", where))
         since = parse_time(value.get("time"), "time", where)
         document = Document(key, fold(title), keep_lines(text), file.name, row, since)
@@ -52,7 +52,9 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
     """
     expected = "an object with " + ", ".join(QUESTION_FIELDS)
     mapped_by = {"questions": "qa.question_columns"}
-    for where, row, value in rows(file, _FILLED, ("answers", "time"), expected, mapped_by=mapped_by):
+    for where, row, value in rows(
+        file, QUESTION_FIELDS[:3], ("answers", "time"), expected, mapped_by=mapped_by
+    ):
         key = fold(text_of(value["id"], "id", where))
         first, *more = named = _document_ids(value["document_id"], where)
         if "answers" not in value:

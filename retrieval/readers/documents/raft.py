@@ -18,7 +18,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion, Paragraph
-from retrieval.readers.files.rows import rows, text_of
+from retrieval.readers.files.rows import rows, text_of, text_or_empty
 from retrieval.text.normalize import answer_text, fold, one_paragraph
 
 EXPECTED = "a row with question, context, oracle_context, cot_answer"
@@ -34,7 +34,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
         InputError: a row is broken.
     """
     for where, row, value in _rows(file):
-        oracle = text_of(value["oracle_context"], "oracle_context", where)
+        oracle = text_or_empty(value["oracle_context"], "oracle_context", where)
         # Distractors are drawn from the same documents as oracles: most texts come again in other rows.
         for text in dict.fromkeys([*_context_texts(value["context"], where), oracle]):
             yield Paragraph.identified(where, row, "", text).found(file)
@@ -47,7 +47,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         InputError: a row is broken.
     """
     for where, row, value in _rows(file):
-        oracle = text_of(value["oracle_context"], "oracle_context", where)
+        oracle = text_or_empty(value["oracle_context"], "oracle_context", where)
         key = value.get("id")
         question = Question(
             f"{file.name}:{row}" if key is None else fold(text_of(key, "id", where)),
@@ -61,7 +61,8 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 
 
 def _rows(file: SourceFile) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    return rows(file, ("question", "context", "oracle_context"), ("id", "cot_answer"), EXPECTED)
+    fields = ("question", "context", "oracle_context")
+    return rows(file, fields, ("id", "cot_answer"), EXPECTED, nullable=("oracle_context",))
 
 
 def _context_texts(value: Any, where: str) -> list[str]:
@@ -71,7 +72,7 @@ def _context_texts(value: Any, where: str) -> list[str]:
         raise InputError(
             f"{where}: field context has no list sentences of lists of texts; expected {EXPECTED}"
         )
-    return [text_of(text, "context.sentences", where) for texts in found for text in texts]
+    return [text_or_empty(text, "context.sentences", where) for texts in found for text in texts]
 
 
 def _final_answer(value: Any, where: str) -> str:

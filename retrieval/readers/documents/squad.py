@@ -15,7 +15,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
-from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, texts_of
+from retrieval.readers.files.rows import dicts_of, field_names, rows, text_of, text_or_empty, texts_of
 from retrieval.readers.files.tables import Contents, any_rows
 from retrieval.text.normalize import fold, one_paragraph
 from retrieval.text.values import is_empty
@@ -46,7 +46,7 @@ def _paragraphs(file: SourceFile) -> Iterator[tuple[Paragraph, list[FoundQuestio
     """Yield each paragraph with its questions, in file order."""
     if not _is_nested(file):
         fields, optional = ("id", "context", "question"), ("answers", "title", "is_impossible")
-        for where, row, value in rows(file, fields, optional, FLAT, ("data", "")):
+        for where, row, value in rows(file, fields, optional, FLAT, ("data", ""), nullable=("context",)):
             paragraph = _paragraph(value, where, row, _title(value, where))
             yield paragraph, [_question(value, where, paragraph, file)]
         return
@@ -86,7 +86,9 @@ def _title(value: dict[str, Any], where: str) -> str:
 
 
 def _paragraph(value: dict[str, Any], where: str, row: int, title: str) -> Paragraph:
-    return Paragraph.identified(where, row, title, text_of(value.get("context"), "context", where))
+    if "context" not in value:
+        raise InputError(f"{where}: field context is missing; expected {NESTED}")
+    return Paragraph.identified(where, row, title, text_or_empty(value["context"], "context", where))
 
 
 def _question(value: dict[str, Any], where: str, paragraph: Paragraph, file: SourceFile) -> FoundQuestion:

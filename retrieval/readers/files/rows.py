@@ -27,6 +27,7 @@ def rows(
     header: dict[str, Any] | None = None,
     *,
     mapped_by: Mapping[str, str] | None = None,
+    nullable: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Read (place for errors, 1-based row, row) of each row of a file of JSON lines, a JSON list or Parquet.
 
@@ -38,6 +39,7 @@ def rows(
         keys: names under which a `.json` object holds its list of rows.
         header: receives the fields of the object that come before the list.
         mapped_by: the setting that maps other columns, by kind; an error about the first row proposes it.
+        nullable: the names in `fields` whose value may be null: the reader counts such a row.
 
     Raises:
         InputError: the file is broken, or a row is no object or lacks one of `fields`.
@@ -48,8 +50,10 @@ def rows(
     for where, row, value in _values(file, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
-        # A field with null counts as missing, because Parquet has no other way to leave one out.
-        missing = [name for name in fields if value.get(name) is None]
+        # Other fields with null count as missing, because Parquet has no other way to leave one out.
+        missing = [
+            name for name in fields if value.get(name) is None and (name not in nullable or name not in value)
+        ]
         if missing:
             how = advice(file.path, settings) if row == 1 and settings else ""
             raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}{how}")
@@ -133,6 +137,20 @@ def field_names(file: SourceFile, decisive: Sequence[str] = ()) -> list[str]:
         return list(pq.read_schema(file.path).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{file.path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def text_or_empty(value: Any, field: str, where: str) -> str:
+    """Return the value of a text field, not folded, or "" for a missing value, which the caller counts.
+
+    Args:
+        value: the value in the file.
+        field: the field's name, for errors.
+        where: file and row, for errors.
+
+    Raises:
+        InputError: the value is no text.
+    """
+    return "" if is_empty(value) else text_of(value, field, where)
 
 
 def text_of(value: Any, field: str, where: str) -> str:

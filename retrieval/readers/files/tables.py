@@ -190,17 +190,47 @@ def numbered_rows(path: Path, batches: Iterable[Any], kind: str) -> Iterator[Row
         for batch in batches:
             # Offsets of a damaged file lead out of it, and reading there would end the process.
             batch.validate(full=True)
+            holds_bytes = any(_holds_bytes(column) for column in batch.schema.types)
             # A batch of an Arrow file may be the whole table.
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for value in batch.slice(start, BATCH_ROWS).to_pylist():
                     number += 1
-                    yield f"{path}:{number}", number, value
+                    yield f"{path}:{number}", number, _decoded(value) if holds_bytes else value
     # An InputError is a ValueError, which the next clause would report as a broken file.
     except InputError:
         raise
     # Values out of Python's range are ValueErrors, such as dates beyond the year 9999.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: not a readable {kind} file ({error}); write it again") from error
+
+
+def _holds_bytes(column: Any) -> bool:
+    """Return whether a column of this type, or a part of its values, is binary."""
+    import pyarrow.types as kinds
+
+    if kinds.is_dictionary(column):
+        return _holds_bytes(column.value_type)
+    if column.num_fields:
+        return any(_holds_bytes(column.field(number).type) for number in range(column.num_fields))
+    return kinds.is_binary(column) or kinds.is_large_binary(column) or kinds.is_binary_view(column)
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value with text for the bytes in it that are UTF-8.
+
+    Writers that do not mark their texts as such (Spark's older versions, Impala) leave columns of type
+    binary. Other bytes, such as pictures, stay, and are refused where a text is wanted.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {name: _decoded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value
 
 
 def _batches(path: Path, parquet: bool) -> Iterator[Any]:

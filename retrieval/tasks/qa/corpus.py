@@ -91,14 +91,15 @@ def read_corpus(
         chunker = load_chunker(tokenizer_folder(config), task.chunk_tokens, task.chunk_overlap)
     survey = document_survey(task)
     report.tally.dropped.update(survey.left_out)
-    found = stream_documents(survey.files, report.tally, chunker, task.format)
+    left_out: dict[str, str] = {}
+    found = stream_documents(survey.files, report.tally, chunker, task.format, left_out)
     found = counted(found, "qa: read documents", progress)
     documents = write_items(folder / "documents.arrow", Document, found)
     # Ids of whole documents are looked up on disk: a dictionary of all chunks would hold the corpus in
     # memory.
     chunks = _Chunks(documents, IdIndex.build(folder / "contexts", documents, "context_id"))
     files = question_files(task)
-    read = stream_questions(files, chunks, report.tally, task.format, task.abstain)
+    read = stream_questions(files, chunks, report.tally, task.format, task.abstain, left_out)
     read = counted(read, "qa: read questions", progress)
     found_questions = with_chunk_oracles(read, chunks, report.tally)
     questions = write_items(folder / "questions.arrow", Question, found_questions)

@@ -11,7 +11,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Tally
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
-from retrieval.readers.files.rows import rows, text_of
+from retrieval.readers.files.rows import rows, text_of, text_or_empty
 from retrieval.text.normalize import fold, keep_lines
 from retrieval.text.values import is_empty
 
@@ -24,12 +24,12 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     Raises:
         InputError: a row is broken, or the file holds queries.
     """
-    for where, row, value in rows(file, ("_id", "text"), ("title",), EXPECTED):
+    for where, row, value in rows(file, ("_id", "text"), ("title",), EXPECTED, nullable=("text",)):
         if "title" not in value and file.path.name.startswith("queries"):
             raise _no_answers(file)
         title = "" if is_empty(value.get("title")) else text_of(value["title"], "title", where)
         # Some corpora have documents of a title alone.
-        text = "" if is_empty(value["text"]) else text_of(value["text"], "text", where)
+        text = text_or_empty(value["text"], "text", where)
         document = Document(
             fold(text_of(value["_id"], "_id", where)), fold(title), keep_lines(text), file.name, row
         )

@@ -14,7 +14,7 @@ from typing import Any
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
-from retrieval.readers.files.rows import dicts_of, rows, text_of, texts_of
+from retrieval.readers.files.rows import dicts_of, rows, text_of, text_or_empty, texts_of
 from retrieval.text.normalize import fold, one_paragraph
 from retrieval.text.values import is_empty
 
@@ -41,7 +41,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
         InputError: a row is broken.
     """
     for where, row, value in _rows(file):
-        positive = [passage.id for passage in _passages(value, _PASSAGES[0], where, row)]
+        positive = [passage.id for passage in _passages(value, _PASSAGES[0], where, row) if passage.text]
         key = value.get("id")
         question = Question(
             f"{file.name}:{row}" if is_empty(key) else fold(text_of(key, "id", where)),
@@ -65,7 +65,6 @@ def _passages(value: dict[str, Any], field: str, where: str, row: int) -> Iterat
     for passage in dicts_of(value.get(field) or [], field, where):
         title = passage.get("title")
         # A passage without text keeps its place, so that it is counted as such.
-        text = "" if is_empty(passage.get("text")) else text_of(passage["text"], f"{field}.text", where)
+        text = text_or_empty(passage.get("text"), f"{field}.text", where)
         name = "" if is_empty(title) else fold(text_of(title, f"{field}.title", where))
-        if text or field != _PASSAGES[0]:
-            yield Paragraph.identified(where, row, name, text)
+        yield Paragraph.identified(where, row, name, text)

@@ -16,7 +16,7 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
-from retrieval.readers.files.rows import rows, text_of, texts_of
+from retrieval.readers.files.rows import rows, text_of, text_or_empty, texts_of
 from retrieval.text.normalize import fold, one_paragraph
 from retrieval.text.values import is_empty
 
@@ -81,5 +81,7 @@ def _passages(value: Any, where: str, row: int) -> Iterator[tuple[Paragraph, boo
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InputError(f"{where}: field passages has no passage_text and is_selected; expected {EXPECTED}")
     for item in value:
-        text = text_of(item.get("passage_text"), "passages.passage_text", where)
+        if "passage_text" not in item:
+            raise InputError(f"{where}: field passages.passage_text is missing; expected {EXPECTED}")
+        text = text_or_empty(item["passage_text"], "passages.passage_text", where)
         yield Paragraph.identified(where, row, "", text), item.get("is_selected") in (1, True)

@@ -15,10 +15,11 @@ from jora_core.base.errors import InputError
 from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
 from retrieval.corpus.types import Document, Question, Tally
+from retrieval.readers.documents.documents import stream_documents, stream_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa.inputs import document_files, question_files
-from tests.retrieval.read_all import read_documents, read_questions
+from tests.retrieval.read_all import read_documents
 
 from ..fuzz_damage import pdf
 
@@ -26,9 +27,11 @@ Write = Callable[[str, str], Path]
 
 
 def read(path: Path, **fields: Any) -> tuple[dict[str, Document], list[Question], Tally]:
-    tally, task = Tally(), QaTask(source=str(path), **fields)
-    documents = read_documents(document_files(task), tally, layout=task.format)
-    return documents, read_questions(question_files(task), documents, tally, task.format), tally
+    tally, task, left_out = Tally(), QaTask(source=str(path), **fields), dict[str, str]()
+    found = stream_documents(document_files(task), tally, None, task.format, left_out)
+    documents = {document.id: document for document in found}
+    asked = stream_questions(question_files(task), documents, tally, task.format, left_out=left_out)
+    return documents, list(asked), tally
 
 
 def test_files_of_text(write: Write, tmp_path: Path) -> None:
@@ -161,8 +164,8 @@ def test_records_of_hotpotqa_need_all_their_paragraphs(write: Write, tmp_path: P
     ("value", "said"),
     [
         (
-            {"data": [{"title": "T", "paragraphs": [{"context": " ", "qas": []}]}]},
-            r"item 1 \(line 1\), paragraph 1: field context",
+            {"data": [{"title": "T", "paragraphs": [{"qas": []}]}]},
+            r"item 1 \(line 1\), paragraph 1: field context is missing",
         ),
         (
             {"data": [{"title": "T", "paragraphs": [{"context": "x"}]}]},
@@ -189,6 +192,60 @@ def test_broken_layouts_are_named(write: Write, value: Any, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         read(write("set.json", json.dumps(value)))
     assert "set.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _squad(context: Any) -> dict[str, Any]:
+    found = [{"context": context, "qas": qas(0)}, {"context": CONTEXT, "qas": [qas(0)[0] | {"id": "x"}]}]
+    return {"data": [{"title": "T", "paragraphs": found}]}
+
+
+def _raft(oracle: Any) -> list[dict[str, Any]]:
+    row = {"question": "?", "context": {"sentences": [["One."]]}, "cot_answer": "<ANSWER>: a"}
+    return [row | {"oracle_context": oracle}, row | {"oracle_context": "Two."}]
+
+
+def _ms_marco(text: Any) -> list[dict[str, Any]]:
+    row = {"query": "?", "answers": ["a"]}
+    rows = [{"passage_text": found, "is_selected": 1} for found in (text, "One.")]
+    return [row | {"passages": [found]} for found in rows]
+
+
+def _dpr(text: Any) -> list[dict[str, Any]]:
+    rows = [[{"title": "A", "text": found}] for found in (text, "One.")]
+    return [{"question": "?", "answers": ["a"], "positive_ctxs": found} for found in rows]
+
+
+@pytest.mark.parametrize("empty", ["", " \n", None, float("nan")])
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (_squad, "question_of_document_without_text"),
+        (_raft, "question_of_document_without_text"),
+        (_ms_marco, "question_of_document_without_text"),
+        (_dpr, "question_without_its_paragraphs"),
+    ],
+)
+def test_texts_that_are_empty_are_counted(
+    write: Write, layout: Callable[[Any], Any], reason: str, empty: Any
+) -> None:
+    documents, questions, tally = read(write("set.json", json.dumps(layout(empty))))
+    assert all(document.text for document in documents.values())
+    assert len(questions) == 1
+    assert tally.dropped["document_without_text"] == 1 and tally.dropped[reason] == 1
+    assert tally.read["questions"] == 2
+    assert tally.read["documents"] == len(documents) + tally.dropped.total() - tally.dropped[reason]
+
+
+def test_an_empty_paragraph_of_hotpotqa_is_counted(write: Write) -> None:
+    row = hotpot("A") | {"context": [["A", ["One."]], ["B", [" ", ""]], ["C", []]]}
+    named = row | {"_id": "b", "supporting_facts": [["B", 0]]}
+    documents, questions, tally = read(write("hotpot.json", json.dumps([row, named])))
+    assert [document.text for document in documents.values()] == ["One."]
+    assert [question.id for question in questions] == ["hA"]
+    assert tally.read == {"documents": 6, "questions": 2}
+    assert tally.dropped == {
+        "document_repeated": 1, "document_without_text": 4, "question_without_its_paragraphs": 1,
+    }  # fmt: skip
 
 
 def test_questions_are_not_read_from_text(write: Write) -> None:

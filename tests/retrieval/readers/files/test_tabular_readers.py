@@ -16,11 +16,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jora_core.base.errors import InputError
+from retrieval.build.build import build_record_files
+from retrieval.build.record_files import read_records
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally
+from retrieval.readers.documents.documents import stream_documents, stream_questions
 from retrieval.readers.files.csv_dialect import find_separator
 from retrieval.readers.tables.csv_tables import read_csv
 from retrieval.readers.tables.wikitables import read_tables, unescape
+from retrieval.settings.context import ContextConfig
+from retrieval.settings.tasks import QaTask
+from retrieval.tasks.qa.inputs import document_files
 from tests.retrieval.read_all import read_documents, read_questions
 
 Write = Callable[[str, str], Path]
@@ -111,7 +117,10 @@ def test_jsonl_and_parquet_read_the_same(write: Write, tmp_path: Path) -> None:
     [
         ("", r"d\.jsonl: no documents"),
         ('{"id": "1"}\n', r"d\.jsonl:1: field text is missing"),
-        ('{"id": "1", "text": " "}\n', r"d\.jsonl:1: field text is empty"),
+        ('{"id": "1", "text": " "}\n', r"d\.jsonl:1: document '1' has no text"),
+        ('{"id": "1", "text": null}\n{"id": "2", "text": ""}\n', r"d\.jsonl:1: document '1' has no text"),
+        ('{"id": "1", "text": {}}\n', r"d\.jsonl:1: field text is empty or no text \(dict\)"),
+        ('{"id": "0", "text": null}\n{"id": "1"}\n', r"d\.jsonl:2: field text is missing"),
         ('{"id": [], "text": "x"}\n', r"d\.jsonl:1: field id is empty or no text \(list\)"),
         ('\n{"id": "1", "text": "x"\n', r"d\.jsonl:2: broken JSON"),
         (2 * '{"id": 1, "text": "x"}\n', r"d\.jsonl:2: document id '1' is already used at d\.jsonl:1"),
@@ -137,6 +146,132 @@ def test_bad_questions_are_named(write: Write, row: dict[str, object], said: str
     path = write("q.jsonl", json.dumps(good | row) + "\n")
     with pytest.raises(InputError, match=said):
         read_questions(files(path), documents, Tally())
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    """Rows as the kind of file that the name says; a row in CSV lacks its last cells if they are null."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        cells = [["" if value is None else str(value) for value in row.values()] for row in rows]
+        path.write_text("\n".join(",".join(row) for row in [list(rows[0]), *cells]) + "\n")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".csv"])
+@pytest.mark.parametrize("abstain", [False, True])
+def test_documents_without_text_are_counted_with_their_questions(
+    ending: str, abstain: bool, tmp_path: Path
+) -> None:
+    texts = [
+        "Lamp 0 costs 7 euro.",
+        "",
+        None,
+        "  ",
+        *(f"Lamp {i} costs {i + 10} euro." for i in range(4, 10)),
+    ]
+    rows: list[dict[str, object]] = [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)]
+    source = write_rows(tmp_path / f"docs{ending}", rows)
+    asked: list[dict[str, object]] = [
+        {
+            "id": f"q{i}",
+            "document_id": f"d{i}",
+            "question": f"What does lamp {i} cost?",
+            "answers": ["7 euro"],
+        }
+        for i in range(10)
+    ]
+    asked.append(asked[0] | {"id": "two", "document_id": ["d0", "d2"]})
+    asked.append(asked[1] | {"id": "none", "answers": []})
+    questions = write_rows(tmp_path / "questions.jsonl", asked)
+    columns = {"columns": {"id": "id", "text": "text"}} if ending == ".csv" else {}
+    task = QaTask.model_validate(
+        {"source": str(source), "questions": str(questions), "legs": ["bm25"], "abstain": abstain} | columns
+    )
+    built = build_record_files(
+        ContextConfig(near_duplicates="off", test_share=0.3, qa=task), tmp_path / "out"
+    )
+    counts = json.loads((tmp_path / "out" / "metrics.json").read_text())["tasks"]["qa"]
+    assert built
+    assert counts["read"]["documents"] == 10 and counts["read"]["questions"] == 12
+    assert counts["dropped"]["document_without_text"] == 3
+    # An unanswerable question has that reason, unless it is wanted.
+    assert counts["dropped"]["question_of_document_without_text"] == (5 if abstain else 4)
+    assert counts["dropped"].get("question_unanswerable", 0) == (0 if abstain else 1)
+    records = {row["id"] for row in read_records(tmp_path / "out" / "records.parquet")}
+    assert records == {f"qa:q{i}" for i in (0, *range(4, 10))}
+
+
+def test_the_questions_of_a_file_that_cannot_be_read_are_counted(write: Write, tmp_path: Path) -> None:
+    """Whatever the reason is, the questions about a dropped document do not end the build."""
+    write("docs/lamp.md", "The lamp costs 7 euro.")
+    write("docs/scan.pdf", "no pdf at all")
+    write("docs/empty.txt", "")
+    tally, left_out = Tally(), dict[str, str]()
+    found = document_files(QaTask(source=str(tmp_path / "docs")))
+    documents = {one.id: one for one in stream_documents(found, tally, left_out=left_out)}
+    names = ("lamp.md", "scan.pdf", "empty.txt")
+    rows = [{"id": n, "document_id": n, "question": "?", "answers": ["7 euro"]} for n in names]
+    path = write("q.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [q.id for q in stream_questions(files(path), documents, tally, left_out=left_out)] == ["lamp.md"]
+    assert {why: count for why, count in tally.dropped.items() if why.startswith("question")} == {
+        "question_of_document_not_a_pdf": 1,
+        "question_of_document_without_text": 1,
+    }
+    left_out.clear()
+    with pytest.raises(InputError, match=r"q\.jsonl:2: question 'scan\.pdf' names document 'scan\.pdf'"):
+        list(stream_questions(files(path), documents, tally, left_out=left_out))
+
+
+def test_a_later_document_may_have_the_id_of_one_without_text(write: Write) -> None:
+    path = write("d.jsonl", '{"id": "1", "text": ""}\n{"id": "1", "text": "x"}\n')
+    asked = write("q.jsonl", '{"id": "q", "document_id": "1", "question": "?", "answers": "a"}\n')
+    tally, left_out = Tally(), dict[str, str]()
+    documents = {one.id: one for one in stream_documents(files(path), tally, left_out=left_out)}
+    assert [q.id for q in stream_questions(files(asked), documents, tally, left_out=left_out)] == ["q"]
+    assert tally.dropped == {"document_without_text": 1}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str
+)
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_columns_of_bytes_are_read_as_text(kind: pa.DataType, ending: str, tmp_path: Path) -> None:
+    texts = ["Ünter den Linden", "第二", "", None]
+    cells = pa.array([text and text.encode() for text in texts], pa.binary()).cast(
+        kind.value_type if pa.types.is_dictionary(kind) else kind
+    )
+    cells = cells.dictionary_encode() if pa.types.is_dictionary(kind) else cells
+    names = pa.array([f"d{i}".encode() for i in range(4)])
+    table = pa.table({"id": names, "text": cells})
+    path = tmp_path / f"d{ending}"
+    if ending == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    tally = Tally()
+    found = read_documents(files(path), tally, "documents")
+    assert {key: document.text for key, document in found.items()} == {"d0": texts[0], "d1": texts[1]}
+    assert tally.dropped == {"document_without_text": 2}
+
+
+def test_lists_of_bytes_are_answers_and_other_bytes_are_named(tmp_path: Path) -> None:
+    row: dict[str, object] = {
+        "id": b"q",
+        "document_id": b"1",
+        "question": b"?",
+        "answers": [b"a", b"\xc3\xa4"],
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "q.parquet")
+    (question,) = read_questions(files(tmp_path / "q.parquet"), {"1"}, Tally())
+    assert (question.id, question.text, question.answers) == ("q", "?", ("a", "ä"))
+    rows = [{"id": "1", "text": b"x"}, {"id": "2", "text": "für".encode("latin-1")}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d\.parquet:2: field text is empty or no text \(bytes\)"):
+        read_documents(files(tmp_path / "d.parquet"), Tally())
 
 
 def test_parquet_without_a_needed_column_is_named(tmp_path: Path) -> None:
