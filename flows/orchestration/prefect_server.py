@@ -8,6 +8,8 @@ must be set before.
 from __future__ import annotations
 
 import base64
+import http.client
+import json
 import os
 import socket
 import tempfile
@@ -49,6 +51,7 @@ FOLDER = "JORA_FOLDER"
 STARTUP_SECONDS = 300
 LINE_SECONDS = 10.0  # between lines about a start that takes long
 PROBE_SECONDS = 3.0
+_BODY_BYTES = 1000  # that are read of an answer; Prefect's are shorter
 STOP_SECONDS = 10.0
 
 
@@ -77,8 +80,10 @@ def served_url_file() -> Path:
 
 def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a Prefect API answers at ``api_url``; a server that requires a password counts as an answer."""
-    # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another program.
-    return _status(f"{api_url.rstrip('/')}/health", {}, seconds) in (200, 401, 403)
+    status, body = _get(f"{api_url.rstrip('/')}/health", {}, seconds)
+    # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another program,
+    # and so does a page of HTML, such as that of a proxy where users sign in.
+    return status in (401, 403) or (status == 200 and _is_json(body))
 
 
 def check_access(api_url: str, seconds: float = PROBE_SECONDS) -> None:
@@ -98,7 +103,8 @@ def check_access(api_url: str, seconds: float = PROBE_SECONDS) -> None:
     elif api.key is not None:
         headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
     # Not `/health`, which answers everybody.
-    if _status(f"{api_url.rstrip('/')}/admin/version", headers, seconds) in (401, 403):
+    status, _ = _get(f"{api_url.rstrip('/')}/admin/version", headers, seconds)
+    if status in (401, 403):
         found = "refuses the password of PREFECT_API_AUTH_STRING" if headers else "requires a password"
         raise InputError(
             f"the Prefect server at {api_url} {found}; run `export PREFECT_API_AUTH_STRING=USER:PASSWORD` "
@@ -106,19 +112,28 @@ def check_access(api_url: str, seconds: float = PROBE_SECONDS) -> None:
         )
 
 
-def _status(url: str, headers: Mapping[str, str], seconds: float) -> int:
-    """Return the HTTP status of a GET request; 0 without an answer."""
-    # A company's HTTP proxy cannot reach this machine's ports and would answer with an error of its own.
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    handlers = [urllib.request.ProxyHandler({})] if local else []
+def _is_json(body: bytes) -> bool:
     try:
+        json.loads(body)
+    except ValueError:
+        return False
+    return True
+
+
+def _get(url: str, headers: Mapping[str, str], seconds: float) -> tuple[int, bytes]:
+    """Return status and beginning of the body of a GET request; (0, b"") without an answer in HTTP."""
+    try:
+        # A company's HTTP proxy cannot reach this machine's ports and would answer with an error of its own.
+        local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+        handlers = [urllib.request.ProxyHandler({})] if local else []
         request = urllib.request.Request(url, headers=dict(headers))
         with urllib.request.build_opener(*handlers).open(request, timeout=seconds) as answer:
-            return answer.status
+            return answer.status, answer.read(_BODY_BYTES)
     except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
-        return 0
+        return error.code, b""
+    # The second is what other programs than HTTP servers give.
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0, b""
 
 
 @contextmanager
