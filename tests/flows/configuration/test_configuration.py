@@ -319,6 +319,34 @@ def test_merge_keys_and_anchors() -> None:
     assert changed["base"] == shape, "an override changes one place, not every alias of it"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base: &base {r: 4, alpha: 8}\nown:\n  <<: *base\n  r: 2\n",
+        "base: &base {r: 4, alpha: 8}\nown:\n  r: 2\n  <<: *base\n",
+        "a: &a {r: 4, alpha: 8}\nb: &b {r: 5, drop: 1}\nown: {<<: [*a, *b]}\n",
+        "a: &a {r: 4}\nb: &b {<<: *a, alpha: 8}\nown: {<<: *b, drop: 0}\n",
+        "- &first {stage: one, lora: {r: 4}}\n- {<<: *first, stage: two}\n",
+        "own: {<<: {r: 4}, alpha: 8}\n",
+    ],
+)
+def test_merges_are_those_of_another_parser(text: str) -> None:
+    assert parse_yaml(f"key:\n  {text.rstrip().replace(chr(10), chr(10) + '  ')}\n", "test")["key"] == (
+        yaml.safe_load(text)
+    )
+
+
+@pytest.mark.parametrize("cron", ["*/5 * * * *", "* * * * *", "*/10 6-22 * * 1-5", "* 2 * * *", "@daily"])
+@pytest.mark.parametrize("form", ["schedule: {{cron: {}}}\n", "seed: 1\nschedule:\n  cron: {}\n"])
+def test_a_cron_without_quotes_names_its_line(tmp_path: Path, cron: str, form: str) -> None:
+    file = tmp_path / "nightly.yaml"
+    file.write_text(form.format(cron))
+    message = refusal(file=file)
+    line = 3 if "seed" in form else 1
+    assert message.startswith(f"{file}, line {line}, column ") and "needs quotes" in message
+    assert "\n" not in message and len(message) < 400
+
+
 @pytest.mark.parametrize("text", ["mesh: &m {data: *m}", "[" * 3000])
 def test_nesting_without_end_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^test: values are nested too deeply, or an alias contains itself"):

@@ -67,6 +67,32 @@ def test_rope_theta_in_one_of_two_objects(tmp_path: Path) -> None:
     assert read(tmp_path, rope_theta=5e5, rope_scaling=nulls, rope_parameters=None) == expected
 
 
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    LLAMA3,
+]
+ROPE_FIELDS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor",
+               "high_freq_factor", "short_factor", "long_factor", "partial_rotary_factor")  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.get("rope_type") or rope["type"])
+def test_rope_in_every_spelling_and_with_nulls(tmp_path: Path, rope: dict[str, Any]) -> None:
+    expected = read(tmp_path, rope_theta=5e5, rope_scaling=rope)
+    assert expected.rope_theta == 5e5 and expected.rope_scaling is not None
+    nulls = dict.fromkeys(ROPE_FIELDS) | rope
+    for changes in (
+        {"rope_theta": 5e5, "rope_scaling": nulls},
+        {"rope_scaling": rope, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_scaling": None, "rope_parameters": nulls | {"rope_theta": 5e5}},
+        {"rope_theta": 5e5, "rope_scaling": rope, "rope_parameters": rope},
+        {"rope_theta": None, "rope_scaling": nulls, "rope_parameters": {"rope_theta": 5e5} | rope},
+    ):
+        assert read(tmp_path, **changes) == expected
+
+
 def test_old_names_of_longrope() -> None:
     factors = {"short_factor": [1.0], "long_factor": [2.0]}
     for name in ("su", "yarn", "longrope"):

@@ -86,6 +86,17 @@ def test_bad_tables_are_named(write: Write, tmp_path: Path, text: str, said: str
         read_tables(tmp_path, tsv, Tally(), tsv.name)
 
 
+@pytest.mark.parametrize("empty", ["a,b\n", "a,b", "a;b\r\n\r\n", '"a","b"\n\n\n', "", "\n\n"], ids=repr)
+def test_a_table_without_rows_is_dropped_with_its_questions(write: Write, tmp_path: Path, empty: str) -> None:
+    write("csv/1.csv", "City,Size\nOslo,7\n")
+    write("csv/2.csv", empty)
+    rows = "q1\tlargest?\tcsv/1.csv\tOslo\nq2\twho?\tcsv/2.csv\tx\nq3\twhat?\tcsv/2.csv\ty\n"
+    tsv, tally = write("data/training.tsv", HEAD + rows), Tally()
+    tables, questions = read_tables(tmp_path, tsv, tally, tsv.name)
+    assert list(tables) == ["csv/1.csv"] and [question.id for question in questions] == ["q1"]
+    assert +tally.dropped == {"table_without_rows": 1, "question_of_table_without_rows": 2}
+
+
 def test_folder_of_tables_may_be_named_from_elsewhere(tables_folder: Path) -> None:
     root = tables_folder / "csv" / ".."
     tables, questions = read_tables(root, root / "data" / "training.tsv", Tally(), "training.tsv")
