@@ -77,7 +77,9 @@ def test_a_published_text_config_is_read_as_transformers_reads_it(
 
     (tmp_path / "config.json").write_text(json.dumps(WHOLE | {"text_config": text}))
     config = ModelConfig.from_hf(tmp_path)
-    theirs = Gemma3Config(**WHOLE, text_config={k: v for k, v in text.items() if v is not None}).text_config
+    theirs: Any = Gemma3Config(
+        **WHOLE, text_config={k: v for k, v in text.items() if v is not None}
+    ).text_config
     assert config.hidden_size == theirs.hidden_size
     assert (config.vocab_size, config.num_layers) == (theirs.vocab_size, theirs.num_hidden_layers)
     assert (config.num_heads, config.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)

@@ -33,7 +33,7 @@ FAILURES = [
 def test_a_platform_that_is_not_there_is_one_line(
     platform: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def devices() -> list[jax.Device]:
+    def devices() -> list[object]:
         raise failure
 
     monkeypatch.setenv("JAX_PLATFORMS", platform)
