@@ -187,16 +187,27 @@ def test_deployments_and_run_form(served: Served) -> None:
 
 
 def test_schedule_fires(served: Served) -> None:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
     from prefect.client.schemas.objects import StateType
 
     scheduled = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
     )
+    # The deployment `data-watch` has a schedule of its own.
+    pipeline = DeploymentFilter(name=DeploymentFilterName(any_=["raft-pipeline"]))
     with served.client() as client:
-        wait_for(lambda: client.read_flow_runs(flow_run_filter=scheduled), 60, lambda: served.output)
-        run = client.read_flow_runs(flow_run_filter=scheduled)[0]
-        assert client.read_deployment(run.deployment_id).name == "raft-pipeline"
+
+        def found() -> list[Any]:
+            return client.read_flow_runs(flow_run_filter=scheduled, deployment_filter=pipeline)
+
+        wait_for(found, 60, lambda: served.output)
+        run = found()[0]
         assert run.state.name == "Scheduled" and run.state.state_details.scheduled_time is not None
 
 
