@@ -48,16 +48,11 @@ FORBIDDEN = [
 @pytest.fixture(scope="module")
 def code_style() -> ModuleType:
     """The script that measures a source tree."""
-    folder = ROOT / "tests" / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("code_style", folder / "code_style.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["code_style"] = module  # its dataclasses look their module up there
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
+    spec = importlib.util.spec_from_file_location("code_style", ROOT / "tests" / "code_style.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["code_style"] = module  # its dataclasses look their module up there
+    spec.loader.exec_module(module)
     return module
 
 

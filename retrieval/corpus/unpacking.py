@@ -111,21 +111,27 @@ def read_whole(path: Path) -> bytes:
         InputError: the file cannot be read, or is larger than the limits allow.
     """
     limits = reading_limits()
-    raw = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     with open_binary(path) as handle:
         # Piece by piece: `read` first takes as much memory as it may give, which costs more than to read a
-        # small file.
-        while piece := handle.read(_PIECE):
-            raw += piece
-            if len(raw) > limits.value_bytes:
+        # small file. A buffered stream gives less than asked for at its end only.
+        while len(piece := handle.read(_PIECE)) == _PIECE:
+            pieces.append(piece)
+            size += _PIECE
+            if size > limits.value_bytes:
                 raise limits.value_too_large(str(path), "a text file")
-    return bytes(raw)
+    if size + len(piece) > limits.value_bytes:
+        raise limits.value_too_large(str(path), "a text file")
+    return b"".join([*pieces, piece])
 
 
 def packing_of(head: bytes) -> str | None:
     """Return how a file is packed whose first bytes are `head`, such as `gzip`; None if it is not."""
-    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
-    return "zstd" if kind is None and _SKIPPABLE.match(head) else kind
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    return "zstd" if _SKIPPABLE.match(head) else None
 
 
 def _packing(path: Path, head: bytes) -> str | None:
@@ -137,7 +143,7 @@ def _packing(path: Path, head: bytes) -> str | None:
     kind = packing_of(head)
     if kind is not None:
         return kind
-    named = next((kind for ending, kind in _NAMED.items() if path.name.lower().endswith(ending)), None)
+    named = _NAMED.get(path.suffix.lower())
     # A file that was unpacked and kept its name is read; other bytes are a damaged file.
     if named is not None and head and not _plain_text(head):
         raise UnreadableFile(f"{path}: cannot be read (not a {named} file); check the file")

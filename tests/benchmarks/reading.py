@@ -6,13 +6,15 @@
 Writes a seeded corpus of each format into a temporary folder and reads it to its end through the project's
 readers, with everything that a build does while it reads (detection of the format, ids, replies).
 `--against` names another checkout of this project, such as a `git worktree` of an earlier commit: it is
-measured too, both take turns (A B A B), and the ratio of the medians is printed. Times are processor time of
-the reading process, which a busy machine disturbs less than wall time.
+measured too, both take turns (A B A B), and the ratio of the medians is printed. A format that it cannot read
+is measured alone, and a line says so. Times are processor time of the reading process, which a busy machine
+disturbs less than wall time.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import mailbox
 import random
@@ -212,23 +214,42 @@ def write_tables_csv(folder: Path, rows: int, words: Words) -> None:
     (folder / "data" / "training.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _named(name: str, *modules: str) -> Any:
+    """Return what is called `name` in the first of the modules that the measured checkout has.
+
+    Earlier commits, such as fec5d18, have other modules.
+    """
+    checkout = Path(next(iter(importlib.import_module("retrieval").__path__))).parent
+    for module in modules:
+        # Not by trying: an installed project would lend the other checkout the modules that it lacks.
+        if (checkout / f"{module.replace('.', '/')}.py").is_file():
+            return getattr(importlib.import_module(module), name)
+    raise SystemExit(f"error: the checkout has no {name} in {' or '.join(modules)}")
+
+
+def _tally() -> Any:
+    return _named("Tally", "retrieval.corpus.types", "retrieval.corpus")()
+
+
+def _source_file(path: Path) -> Any:
+    return _named("SourceFile", "retrieval.corpus.source_files", "retrieval.sources")(path, path.name)
+
+
 def read_threads_of(folder: Path) -> int:
     """Read all threads of a folder; the number of their posts."""
-    from retrieval.corpus.types import Tally
-    from retrieval.readers.threads.registry import read_threads
-    from retrieval.settings.tasks import ThreadsTask
+    read_threads = _named("read_threads", "retrieval.readers.threads.registry", "retrieval.readers.threads")
+    task = _named("ThreadsTask", "retrieval.settings.tasks", "retrieval.task_config")(source=str(folder))
+    return sum(len(thread.posts) for thread in read_threads(task, _tally()))
 
-    return sum(len(thread.posts) for thread in read_threads(ThreadsTask(source=str(folder)), Tally()))
+
+def _documents_reader(name: str) -> Any:
+    return _named(name, "retrieval.readers.documents.documents", "retrieval.readers.documents")
 
 
 def read_documents_of(folder: Path) -> int:
     """Read all documents of the one file in a folder."""
-    from retrieval.corpus.source_files import SourceFile
-    from retrieval.corpus.types import Tally
-    from retrieval.readers.documents.documents import stream_documents
-
     (path,) = folder.iterdir()
-    return sum(1 for _ in stream_documents([SourceFile(path, path.name)], Tally()))
+    return sum(1 for _ in _documents_reader("stream_documents")([_source_file(path)], _tally()))
 
 
 class _Any:
@@ -240,30 +261,22 @@ class _Any:
 
 def read_questions_of(folder: Path) -> int:
     """Read all questions of the one file in a folder."""
-    from retrieval.corpus.source_files import SourceFile
-    from retrieval.corpus.types import Tally
-    from retrieval.readers.documents.documents import stream_questions
-
     (path,) = folder.iterdir()
-    return sum(1 for _ in stream_questions([SourceFile(path, path.name)], _Any(), Tally()))  # type: ignore[arg-type]
+    return sum(1 for _ in _documents_reader("stream_questions")([_source_file(path)], _Any(), _tally()))
 
 
 def read_instructions_of(folder: Path) -> int:
     """Read all instructions of the one file in a folder."""
-    from retrieval.corpus.source_files import SourceFile
-    from retrieval.corpus.types import Tally
-    from retrieval.readers.documents.instructions import read_triples
-
     (path,) = folder.iterdir()
-    return sum(1 for _ in read_triples([SourceFile(path, path.name)], Tally()))
+    modules = ("retrieval.readers.documents.instructions", "retrieval.readers.alpaca")
+    return sum(1 for _ in _named("read_triples", *modules)([_source_file(path)], _tally()))
 
 
 def read_tables_of(folder: Path) -> int:
     """Read all questions and tables of a folder; the number of questions."""
-    from retrieval.corpus.types import Tally
-    from retrieval.readers.tables.wikitables import read_tables
-
-    return len(read_tables(folder, folder / "data" / "training.tsv", Tally(), "training.tsv")[1])
+    modules = ("retrieval.readers.tables.wikitables", "retrieval.readers.wikitables")
+    read_tables = _named("read_tables", *modules)
+    return len(read_tables(folder, folder / "data" / "training.tsv", _tally(), "training.tsv")[1])
 
 
 #: Of each format, what writes a corpus of so many rows and what reads it.
@@ -300,7 +313,9 @@ def main() -> None:
             folder.mkdir()
             FORMATS[format][0](folder, _rows(format, args.rows), Words(args.seed))
         results = measure(Path(name), args.formats, checkouts, args.turns)
-    print_table([_row(result) for result in results])
+    rows = [_row(result) for result in results]
+    names = dict.fromkeys(name for row in rows for name in row)
+    print_table([{name: row.get(name, "") for name in names} for row in rows])
     ratios = {r["format"]: r["other"]["median"] / r["this"]["median"] for r in results if "other" in r}
     settings = {"rows": args.rows, "turns": args.turns, "seed": args.seed}
     write_result(args.json, about, settings, results, ratios)
@@ -318,7 +333,12 @@ def measure(folder: Path, formats: list[str], checkouts: dict[str, Path], turns:
     """
     script = Path(__file__).resolve()
     workers = [
-        Worker(name, script, {"folder": str(folder)}, {"PYTHONPATH": str(path), "JORA_READING": "worker"})
+        Worker(
+            name,
+            script,
+            {"folder": str(folder), "must_read": name == "this"},
+            {"PYTHONPATH": str(path), "JORA_READING": "worker"},
+        )
         for name, path in checkouts.items()
     ]
     try:
@@ -326,13 +346,17 @@ def measure(folder: Path, formats: list[str], checkouts: dict[str, Path], turns:
             worker.answer()
         results = []
         for format in formats:
-            found: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
+            found: dict[str, list[dict[str, Any]]] = {}
             # The first turn imports the reader and fills the system's page cache.
             for turn in range(turns + 1):
-                for worker in workers:
+                for worker in workers if not turn else [w for w in workers if w.name in found]:
                     answer = worker.ask("read", format=format)
                     if turn:
                         found[worker.name].append(answer)
+                    elif "refused" not in answer:
+                        found[worker.name] = []
+                    else:
+                        print(f"{format}: the other checkout cannot read it: {answer['refused']}")
             counts = {answer["rows"] for answers in found.values() for answer in answers}
             if len(counts) > 1:
                 raise SystemExit(f"{format}: the checkouts read different numbers of rows, {sorted(counts)}")
@@ -367,7 +391,12 @@ def worker(settings: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]
 
     def read(format: str) -> dict[str, Any]:
         start = time.process_time()
-        rows = FORMATS[format][1](folder / format)
+        try:
+            rows = FORMATS[format][1](folder / format)
+        except Exception as error:
+            if settings["must_read"]:
+                raise
+            return {"refused": f"{type(error).__name__}: {error}"}
         return {"rows": rows, "seconds": time.process_time() - start}
 
     return {"read": read}

@@ -38,7 +38,15 @@ def find_separator(lines: Iterable[str], first: str = ",") -> str:
         size += len(line)
         if len(sample) == _LINES or size > _CHARACTERS:
             break
-    widths = {sign: _widths(sample, sign) for sign in dict.fromkeys((first, *SEPARATORS))}
+    widths = {first: _widths(sample, first)}
+    share, width = _evenness(widths[first])
+    # Only parsing is slow. A sign that is too rare to split any row, or the first row into more cells than an
+    # even table has, cannot win: it counts as one that splits no row.
+    needed = width if share == 1.0 else 1
+    for sign in SEPARATORS:
+        if sign != first:
+            enough = sum(line.count(sign) for line in sample) >= needed
+            widths[sign] = _widths(sample, sign) if enough else []
     # `max` keeps the first of equal ones.
     best = max(widths, key=lambda sign: _evenness(widths[sign]))
     if any(_evenness(widths[best])):
@@ -53,7 +61,7 @@ def _widths(lines: Sequence[str], separator: str) -> list[int]:
     """Return the number of cells of each row that is not blank; none if the lines cannot be split."""
     try:
         rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator)
-        return [len(row) for row in rows if any(cell.strip() for cell in row)]
+        return [len(row) for row in rows if any(map(str.strip, row))]
     except csv.Error:
         return []
 

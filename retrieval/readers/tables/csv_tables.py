@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from jora_core.base.errors import InputError
@@ -51,39 +52,34 @@ def parse_csv(text: str, where: str) -> tuple[list[list[str]], str]:
     separator = named_separator(first)
     if separator is not None:
         text = text[len(first) + 1 :]
+    elif _only_commas(text):
+        separator = ","
     else:
-        rows = _separated_by_commas(text)
-        if rows is not None:
-            return rows, ","
         # A file of the first Macintosh ends its lines by `\r` alone.
         separator = find_separator(line.rstrip("\n") for line in io.StringIO(text, newline=None))
     return _rows(where, text, separator), separator
 
 
-def _separated_by_commas(text: str) -> list[list[str]] | None:
-    """Return the rows of a table that can only be separated by commas, as most are; None for another one.
-
-    It is parsed once, without looking for a separator first.
-    """
+def _only_commas(text: str) -> bool:
+    """Return whether nothing but commas can separate a table, as in most: its first row tells."""
     if any(sign in text for sign in SEPARATORS if sign != ","):
-        return None
+        return False
     try:
-        rows = [row for row in _parsed(text, ",", strict=True) if row]
+        header = next((row for row in _reader(text, ",", strict=False) if any(map(str.strip, row))), [])
+        return len(header) > 1
     except csv.Error:
-        return None
-    header = next((row for row in rows if any(cell.strip() for cell in row)), [])
-    return rows if len(header) > 1 else None
+        return False
 
 
 def _rows(where: str, text: str, separator: str) -> list[list[str]]:
     try:
-        return [row for row in _parsed(text, separator, strict=True) if row]
+        return _parsed(text, separator, strict=True)
     except csv.Error:
         pass
     try:
         # The escapes of WikiTableQuestions, written as RFC 4180 has them.
         plain = _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", text)
-        return [row for row in _parsed(plain, separator, strict=True) if row]
+        return _parsed(plain, separator, strict=True)
     except csv.Error as error:
         # A quote that is never closed makes one cell of the rest of the file: rows would be lost in silence.
         if "unexpected end" in str(error):
@@ -92,11 +88,14 @@ def _rows(where: str, text: str, separator: str) -> list[list[str]]:
                 "within cells"
             ) from error
     try:
-        return [row for row in _parsed(text, separator, strict=False) if row]
+        return _parsed(text, separator, strict=False)
     except csv.Error as error:
         raise InputError(f"{where}: not a readable CSV table ({error}); mend its quotes") from error
 
 
 def _parsed(text: str, separator: str, strict: bool) -> list[list[str]]:
-    lines = io.StringIO(text, newline="")
-    return list(csv.reader(lines, delimiter=separator, doublequote=True, strict=strict))
+    return [row for row in _reader(text, separator, strict) if row]
+
+
+def _reader(text: str, separator: str, strict: bool) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)

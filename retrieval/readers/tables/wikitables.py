@@ -8,7 +8,7 @@ CSV of any dialect (:mod:`retrieval.readers.tables.csv_tables`), and a cell may 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.types import Question, Table, Tally
@@ -98,23 +98,26 @@ def read_tables(
     return {key: table for key, table in tables.items() if table is not None}, questions
 
 
-def _is_table(root: Path, key: str) -> bool:
-    """Return whether `key` names a file below `root`.
+def _table_path(root: Path, key: str) -> Path | None:
+    """Return the file below `root` that `key` names, or None.
 
-    An impossible file name, or one that leads out of `root`, does not.
+    An impossible file name, or one that leads out of `root`, names none.
     """
     try:
         # `Path` raises ValueError for a zero byte and OSError for a name that is too long.
-        return not Path(key).is_absolute() and ".." not in Path(key).parts and (root / key).is_file()
+        below = PurePath(key)
+        path = root / below
+        inside = not below.is_absolute() and ".." not in below.parts
+        return path if inside and path.is_file() else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _read_csv(root: Path, key: str, where: str, tally: Tally) -> Table | None:
     """Read a table, or return None if it has no rows below its header."""
-    path = root / key
-    if not _is_table(root, key):
+    path = _table_path(root, key)
+    if path is None:
         raise InputError(
-            f"{where}: table {key} does not exist at {path}; add the file or mend the context column"
+            f"{where}: table {key} does not exist at {root / key}; add the file or mend the context column"
         )
     return table_in_file(path, key, None, tally)

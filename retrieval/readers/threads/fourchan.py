@@ -288,8 +288,11 @@ def _authors(posts: Mapping[int, dict[str, Any]], where: str) -> dict[int, str]:
 
     Of authors with the same name, the tripcode or the poster's id follows the name.
     """
-    written = {number: _author(raw, where) for number, raw in posts.items()}
-    marks = {number: _mark(raw, where) for number, raw in posts.items()}
+    marks = {number: _mark(raw) for number, raw in posts.items()}
+    written = {number: _author(raw, marks[number], where) for number, raw in posts.items()}
+    # Most threads have no marks, and then nothing tells equal names apart.
+    if not any(marks.values()):
+        return written
     # The names that several marks bear. A post of a known mark without a name is no second author.
     borne: dict[str, set[str]] = {}
     for number, name in written.items():
@@ -302,7 +305,7 @@ def _authors(posts: Mapping[int, dict[str, Any]], where: str) -> dict[int, str]:
     }
 
 
-def _mark(raw: dict[str, Any], where: str) -> str:
+def _mark(raw: dict[str, Any]) -> str:
     """Return what tells a post's author apart: the tripcode, else the poster's id, else ""."""
     for key in ("trip", "id", "poster_hash", "extracted_poster_id"):
         mark = raw.get(key)
@@ -311,11 +314,13 @@ def _mark(raw: dict[str, Any], where: str) -> str:
     return ""
 
 
-def _author(raw: dict[str, Any], where: str) -> str:
+def _author(raw: dict[str, Any], mark: str, where: str) -> str:
     """Return the name of a post's author.
 
     A nameless post gets its tripcode or poster's id, so that its author differs from other nameless authors.
     """
-    # Names are HTML as well: their special characters are escaped.
-    name = visible(parse_comment(_string(raw, "name", where), "").text)
-    return name if name and name != ANONYMOUS else _mark(raw, where) or ANONYMOUS
+    # Nearly all posts are nameless. Names are HTML as well: their special characters are escaped.
+    name = raw.get("name")
+    if name != ANONYMOUS:
+        name = visible(parse_comment(_string(raw, "name", where), "").text)
+    return name if name and name != ANONYMOUS else mark or ANONYMOUS

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 
 FILES = {
     "pack/__init__.py": '"""A package."""\n',
@@ -38,8 +38,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     assert "import depth" in done.stdout
     written = json.loads((tree / "out.json").read_text(encoding="utf-8"))
-    assert set(written) == {"machine", "settings", "results", "ratios"}
-    return written["results"][0]
+    assert written["packages"] == ["pack"]
+    return written["measures"]
 
 
 def test_files_and_functions(measured: dict[str, Any]) -> None:

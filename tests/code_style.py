@@ -1,8 +1,8 @@
 """Measure the style of a Python source tree: sizes, types, docstrings, comments and imports.
 
-    python tests/benchmarks/code_style.py                             # this project's packages
-    python tests/benchmarks/code_style.py ../other --packages other   # packages of another project
-    python tests/benchmarks/code_style.py --json out.json
+    python tests/code_style.py                             # this project's packages
+    python tests/code_style.py ../other --packages other   # packages of another project
+    python tests/code_style.py --json out.json
 
 Only the source text is read and no module is imported, so any project can be measured without its
 dependencies. Tests are not counted: folders `tests` and `test`, files `test_*.py`, `*_test.py`,
@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import json
 import statistics
 import sys
 import tokenize
@@ -39,8 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, machine, print_table, write_result
-
+ROOT = Path(__file__).resolve().parents[1]
 OWN_PACKAGES = ("flows", "jora_core", "retrieval")
 _NOT_CODE = (
     tokenize.COMMENT,
@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--packages", nargs="+", help="packages to measure; default: this project's, else all"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings, results, ratios")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write packages and measures")
     return parser.parse_args()
 
 
@@ -223,16 +223,14 @@ def main() -> int:
     packages = args.packages or [name for name in OWN_PACKAGES if (args.tree / name).is_dir()]
     packages = packages or sorted(path.parent.name for path in args.tree.glob("*/__init__.py"))
     result = measure(read_modules(args.tree, packages))
-    print_table(
-        [
-            {"measure": name, "value": f"{value:,}"}
-            for name, value in result.items()
-            if not isinstance(value, list)
-        ]
-    )
+    values = {name: f"{value:,}" for name, value in result.items() if not isinstance(value, list)}
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:<{width}}  {value}")
     for circle in result["modules of each circle"]:
         print(f"circle: {', '.join(circle)}")
-    write_result(args.json, machine(), {"packages": packages}, [result], {})
+    if args.json is not None:
+        args.json.write_text(json.dumps({"packages": packages, "measures": result}, indent=1) + "\n")
     return 0
 
 
