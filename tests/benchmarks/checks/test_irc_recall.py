@@ -28,6 +28,7 @@ def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:
     assert (bm25["recall@1"]["value"], bm25["mrr"]["value"], bm25["n"], bm25["logs"]) == (0.25, 0.5, 2, 2)
 
 
+@pytest.mark.slow
 def test_the_recipe_finds_what_irc_messages_answer(script: ModuleType, shared: Path) -> None:
     rankings = script.rank(script.recipe_task(shared / "data" / "irc"), None)
     fused, bm25 = script.measure("fused", rankings), script.measure("bm25", rankings)

@@ -55,6 +55,7 @@ def test_lora_step_compares_the_same_computation(tmp_path: Path) -> None:
     assert all(r["peak_bytes"] > r["peak_above_imports_bytes"] > 0 for r in results)
 
 
+@pytest.mark.slow
 def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
     words = ["--sequences", "64", "--ablate", "--supervised", "all"]
     written, _ = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
@@ -66,6 +67,7 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
     assert by_side["forward only"][0] == pytest.approx(first[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> None:
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
     to = tmp_path / "out.json"
@@ -99,6 +101,7 @@ def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch, 
     assert all(f"\n{row['output']}\n" in f"\n{text}\n" for row, text in zip(rows, shown, strict=True))
 
 
+@pytest.mark.slow
 def test_gpu_lora_without_a_gpu_says_what_it_could_not_measure(tmp_path: Path) -> None:
     written, printed = run("gpu_lora.py", "--cpu", to=tmp_path / "out.json")
     assert written["ratios"] == {} and "not measured: no GPU was used" in printed
