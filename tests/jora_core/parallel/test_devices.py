@@ -57,6 +57,7 @@ def test_a_platform_that_is_there_is_not_refused() -> None:
     [
         ("JAX_PLATFORMS", "nonsense", "JAX_PLATFORMS=nonsense"),
         ("XLA_FLAGS", "--xla_nonsense=1", "xla_nonsense"),
+        ("XLA_FLAGS", "--xla_gpu_no_such_thing=true", "xla_gpu_no_such_thing"),
         ("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_not_a_flag", "xla_not_a_flag"),
     ],
 )

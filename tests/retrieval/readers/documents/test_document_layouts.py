@@ -109,6 +109,27 @@ def test_squad_in_both_forms(write: Write, tmp_path: Path) -> None:
     assert found[1][2].dropped == found[2][2].dropped == {"document_repeated": 1}
 
 
+@pytest.mark.parametrize(
+    "empty",
+    [
+        [{"text": "", "answer_start": -1}],
+        [{"text": " \n", "answer_start": 0}, {"text": None, "answer_start": None}],
+        {"text": [], "answer_start": []},
+        {"text": [""], "answer_start": [-1]},
+        [""],
+        "",
+        None,
+    ],
+)
+def test_squads_empty_answers_count_as_unanswerable(write: Write, empty: Any) -> None:
+    asked = [*qas(22), {"id": "none", "question": "Who?", "answers": empty}]
+    paragraphs = [{"context": CONTEXT, "qas": asked}]
+    nested = write("train.json", json.dumps({"data": [{"title": "T", "paragraphs": paragraphs}]}))
+    _, questions, tally = read(nested)
+    assert [question.answers for question in questions] == [("Bergen",)]
+    assert tally.dropped == {"question_unanswerable": 1}
+
+
 def hotpot(*facts: str, columns: bool = False) -> dict[str, Any]:
     context = [["A", ["One. ", "Two."]], ["B", ["Three."]], ["C", ["Four."]]]
     row: dict[str, Any] = {

@@ -215,6 +215,8 @@ def test_wikisql_queries_are_executed(
         ('sep=;\r\na;b\r\n1;2\r\n', [["a", "b"], ["1", "2"]]),
         ('a,b\n5" pipe,3\n', [["a", "b"], ['5" pipe', "3"]]),
         ("a,b\n" + "x" * 200_000 + ",1\n", [["a", "b"], ["x" * 200_000, "1"]]),
+        ('a,b\n"' + "x, " * 60_000 + 'x",1\n', [["a", "b"], ["x, " * 60_000 + "x", "1"]]),
+        ("a;b\n1;" + "y" * 1_000_000 + "\n", [["a", "b"], ["1", "y" * 1_000_000]]),
     ],
 )  # fmt: skip
 def test_csv_cells_are_read_as_written(write: Write, text: str, rows: list[list[str]]) -> None:
