@@ -43,6 +43,7 @@ def records(write_rows: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     return write_rows(tmp_path_factory.mktemp("records") / "records.parquet", rows)
 
 
+@pytest.mark.slow
 def test_validation_loss_is_within_two_percent(records: Path, train_order: Callable[..., dict]) -> None:
     losses, first = {}, {}
     for kind in ("none", "int8", "nf4"):

@@ -119,6 +119,7 @@ class Stopped(BaseException):
     """Stands for a kill in this process: nothing in the loop may catch it."""
 
 
+@pytest.mark.slow
 def test_twenty_random_stops_end_with_the_same_bits(order, tmp_path, monkeypatch):
     """Packing, sharing, dropout, accumulation and prefetch; stops at checkpoints' steps and between them."""
     order = order | {"max_steps": 10, "checkpoint_every": 4}
