@@ -1,8 +1,8 @@
 """Base models that are given by their name on the Hugging Face hub.
 
 The name stands for the folder of the model in the local cache. Nothing is fetched unless `model.download`
-is true.
-The folder has the commit in its name, so a configuration that goes to a worker means the same files there.
+is true. The folder has the commit in its name, so a configuration that goes to a worker means the same files
+there.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def missing_model(folder: Path, root: Path) -> InputError:
         return InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
     return InputError(
         f"model.path: {what} {folder}, and no model {name} in the Hugging Face cache {hub_cache()}; correct "
-        f"the "
-        f"path, fetch the model with `{_command(name)}`, or set model.download to true"
+        f"the path, fetch the model with `{_command(name)}`, or set model.download to true"
     )
 
 
@@ -99,6 +98,5 @@ def _fetched(repository: str, revision: str | None, where: str, command: str) ->
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"{where}: {repository} cannot be fetched from the Hugging Face hub ({reason:.200}); fetch it "
-            f"with "
-            f"`{command}` where there is a network and access, or give a folder"
+            f"with `{command}` where there is a network and access, or give a folder"
         ) from error

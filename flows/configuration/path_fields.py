@@ -23,6 +23,8 @@ PATH_KEYS = (
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
+# Paths that count from folders of their own; see the module `schema`.
+OTHER_ROOT_KEYS = (("store",), ("store_cache",), ("root",))
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
 MOST_PATH_BYTES = 4095
 
@@ -55,8 +57,7 @@ def resolve_paths(
         if not isinstance(value, str):
             return value
         where = f"{source}: {'.'.join(key)}"
-        # Two keys count from other folders; see the module `schema`.
-        if key in (("store",), ("store_cache",), ("root",)):
+        if key in OTHER_ROOT_KEYS:
             filled = _expanded(value, where)
             if key == ("store",) and is_url(filled):
                 return hide_credentials(value)  # as a URL of a source, below
@@ -105,7 +106,7 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
             return {name: visit(child, (*key, str(name))) for name, child in value.items()}
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
-        is_path = key in (("store",), ("store_cache",), ("root",)) or _is_one_of(
+        is_path = key in OTHER_ROOT_KEYS or _is_one_of(
             key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)
         )
         return references(value) if isinstance(value, str) and is_path else value

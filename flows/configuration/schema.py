@@ -52,8 +52,7 @@ class ModelFolder(SpecModel):
     path: str = Field(
         title="Model folder",
         description="Hugging Face layout (config.json, safetensors, tokenizer), or the name OWNER/NAME of a "
-        "model "
-        "in the Hugging Face cache",
+        "model in the Hugging Face cache",
     )
     download: bool = Field(
         default=False,

@@ -20,20 +20,15 @@ prepare_environment()
 
 from prefect import flow
 from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.housekeeping.data_watch import Watch, read_known, write_known
-from flows.orchestration.flow_runs import deployed_run
+from flows.orchestration.flow_runs import begin, deployed_run, refused
 from flows.orchestration.notifications import emit_data_changed
-from flows.orchestration.serving.catch_up import NAME as SKIPPED
-from flows.orchestration.serving.catch_up import message as superseded_message
-from flows.orchestration.serving.catch_up_runs import newer_due_run
-from flows.orchestration.serving.lost_runs import note_process
 from flows.orchestration.serving.run_request import RunRequest
 from jora_core.base.errors import InputError
-from jora_core.base.secrets import mask
 from retrieval.build.inputs import input_files
 
 NAME = "data-watch"
@@ -50,17 +45,13 @@ def data_watch(*, configuration: str | None = None, changes: list[str] | None = 
         changes: Lines like seed=1. Each changes one value for this look.
     """
     flow_run = deployed_run()
-    if flow_run is not None:
-        note_process(flow_run)
-        if newer := newer_due_run(flow_run):
-            return Cancelled(name=SKIPPED, message=superseded_message(newer))
+    if flow_run is not None and (skipped := begin(flow_run)):
+        return skipped
     try:
         request = RunRequest(configuration, changes, config=None, force=False, dry_run=False)
         message = look(request.settings())
     except InputError as error:
-        line = mask(str(error))
-        get_run_logger().error(line)
-        return Failed(message=line)
+        return refused(error)
     get_run_logger().info(message)
     return Completed(message=message)
 

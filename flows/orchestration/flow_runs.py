@@ -58,11 +58,8 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
     if flow_run is None:
         settings = request.settings()
         return _run_and_report(settings, chosen(settings), request.force)
-    note_process(flow_run)
-    if newer := newer_due_run(flow_run):
-        get_run_logger().info(superseded_message(newer))
-        _no_traceback_at_the_end()
-        return Cancelled(name=SKIPPED, message=superseded_message(newer))
+    if skipped := begin(flow_run):
+        return skipped
     try:
         settings = request.settings()
         names = chosen(settings)
@@ -84,13 +81,29 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
     except InputError as error:
-        # In a form the changes are lines of a field, not options of a command.
-        line = mask(str(error))
-        if line.startswith("--set"):
-            line = f"changes{line.removeprefix('--set')}"
-        get_run_logger().error(line)
-        _no_traceback_at_the_end()
-        return Failed(message=line)
+        return refused(error)
+
+
+def begin(flow_run: FlowRun) -> State[Any] | None:
+    """Note the process of a deployment's run; return the state of a run that a newer due one replaces."""
+    note_process(flow_run)
+    newer = newer_due_run(flow_run)
+    if newer is None:
+        return None
+    get_run_logger().info(superseded_message(newer))
+    _no_traceback_at_the_end()
+    return Cancelled(name=SKIPPED, message=superseded_message(newer))
+
+
+def refused(error: InputError) -> State[Any]:
+    """Log a wrong input of a deployment's run in one line, and return the state of the run."""
+    # In a form the changes are lines of a field, not options of a command.
+    line = mask(str(error))
+    if line.startswith("--set"):
+        line = f"changes{line.removeprefix('--set')}"
+    get_run_logger().error(line)
+    _no_traceback_at_the_end()
+    return Failed(message=line)
 
 
 def _no_traceback_at_the_end() -> None:

@@ -25,8 +25,7 @@ from jora_core.base.errors import InputError
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
 _GLOB = re.compile(r"[*?\[]")
 #: The name of a model of the Hugging Face hub: `OWNER/NAME`, or `OWNER/NAME@REVISION`. A path with more
-# parts, or
-#: that begins like a path, is none.
+#: parts, or that begins like a path, is none.
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?$")
 # OWNER/NAME, revision, path within the data set.
 _HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?(/.*)?$")
@@ -170,8 +169,7 @@ def _cached_data(hub: re.Match[str], field: str) -> str | None:
     if rest and not _GLOB.search(rest) and not (folder / rest).exists():
         raise InputError(
             f"{field}: {rest} is not in the cached copy of {name}; fetch it with `hf download --repo-type "
-            f"dataset "
-            f"{name} {rest}`"
+            f"dataset {name} {rest}`"
         )
     return str(folder / rest) if rest else str(folder)
 

@@ -38,8 +38,7 @@ def warnings(
     if records.get("train", 0) and not records.get("test", 0):
         out.append(
             f"no records are held out ({contexts:,} context{'s' * (contexts != 1)} in all), so evaluation "
-            f"would "
-            "have nothing to score; raise test_share, or cut long conversations by block"
+            "would have nothing to score; raise test_share, or cut long conversations by block"
         )
     if cut := read.get(CUT_BY_EMBEDDER, 0):
         out.append(

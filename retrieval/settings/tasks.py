@@ -229,20 +229,18 @@ class TablesTask(_Styled):
         if self.format not in ("auto", "columns"):
             raise ValueError(
                 f"question_columns describe files of any format, but format is {self.format}: leave one of "
-                f"them out"
+                "them out"
             )
         if self.questions is None:
             if self.columns is None:
                 raise ValueError(
                     "question_columns needs columns, which say where the tables are in the rows of the "
-                    "source, or "
-                    "questions, a file of questions that name the tables of the source"
+                    "source, or questions, a file of questions that name the tables of the source"
                 )
             if asked.table_id is not None:
                 raise ValueError(
                     "question_columns.table_id names tables of another file, but questions is not given: "
-                    "leave one "
-                    "of them out"
+                    "leave one of them out"
                 )
             return self
         if asked.table_id is None:

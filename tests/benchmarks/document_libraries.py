@@ -104,22 +104,11 @@ def _epub(*chapters: str) -> bytes:
 
 def _pdf(*texts: tuple[int, int, str]) -> bytes:
     """Return a page with texts at places (points from left and bottom)."""
+    # Here, because the other interpreter, which only extracts, knows no `tests`.
+    from tests.pdf_page import pdf_page
+
     drawn = "".join(f"BT /F1 11 Tf {x} {y} Td ({text}) Tj ET\n" for x, y, text in texts).encode("latin-1")
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
-    ]
-    out, places = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    end = b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(out)
-    return out + b"xref\n0 6\n0000000000 65535 f \n" + table + end
+    return pdf_page(drawn)
 
 
 def samples() -> list[Sample]:
@@ -137,8 +126,7 @@ def samples() -> list[Sample]:
     pages = {
         "page": f"<html><body>{_MENU}<main>{page}<pre>{_CODE}</pre></main>{_FOOT}</body></html>",
         "article": f"<html><body>{_MENU}<div><h1>The stove</h1><p>It burns wood and warms two rooms in an "
-        "hour."
-        f"</p><p>It weighs 80 kilograms.</p></div><aside>Buy now!</aside>{_FOOT}</body></html>",
+        f"hour.</p><p>It weighs 80 kilograms.</p></div><aside>Buy now!</aside>{_FOOT}</body></html>",
         "manual": "<html><body><h2>Switch</h2><dl><dt>on</dt><dd>turn right</dd></dl><ol><li>Open<ol>"
         f"<li>the lid</li></ol></li></ol><pre><code>{_CODE}</code></pre></body></html>",
         "latin": "<html><head><meta charset='iso-8859-1'></head><body><p>Die Küche hat drei Türen.</p></body>"

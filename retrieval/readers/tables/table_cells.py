@@ -21,8 +21,7 @@ from retrieval.text.values import is_empty, printed_id
 
 _FORMS = (
     "expected a list of rows (lists or objects), an object with header and rows, lists by column, or the "
-    "same as "
-    "JSON, a Markdown table or CSV text"
+    "same as JSON, a Markdown table or CSV text"
 )
 #: Names under which objects hold the header and the rows, in the order in which they are looked for.
 _HEADERS = ("header", "headers", "columns", "column_names")

@@ -123,10 +123,8 @@ def table_files(task: TablesTask) -> list[tuple[str, Path, Path]]:
             raise InputError(
                 f"{field}: {tsv} does not exist; expected WikiTableQuestions' layout, its "
                 ".tsv, or questions with their tables as .jsonl, .json or .parquet; of any other files name "
-                "the "
-                "columns by tables.columns and tables.question_columns (`jora context --preview FILE` "
-                "proposes "
-                "them)"
+                "the columns by tables.columns and tables.question_columns (`jora context --preview FILE` "
+                "proposes them)"
             )
         # The `context` column has paths below the root, and the .tsv lies in `data/` of that root.
         out.append((split, tsv.resolve().parent.parent if not path.is_dir() else path, tsv))

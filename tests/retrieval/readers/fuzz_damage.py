@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from tests.pdf_page import pdf_page
+
 #: What may stand where something else was expected.
 JUNK: list[Any] = [
     *(None, True, 0, -1, 7, 10**30, 10**400, 1e308, float("nan"), float("inf")),
@@ -155,23 +157,7 @@ def pdf(rows: Any) -> bytes:
     """A PDF of one page with a line of text a row."""
     items = rows if isinstance(rows, list) else [rows]
     text = "".join(f"({_plain(row)[:80]}) Tj T* " for row in items).encode("latin-1", "replace")
-    stream = b"BT /F1 12 Tf 14 TL 72 700 Td " + text + b"ET"
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
-    ]
-    out, places = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    size = len(objects) + 1
-    trailer = b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(out))
-    return out + b"xref\n0 %d\n0000000000 65535 f \n%s%s" % (size, table, trailer)
+    return pdf_page(b"BT /F1 12 Tf 14 TL 72 700 Td " + text + b"ET")
 
 
 def zipped(name: str) -> Callable[[Any], bytes]:

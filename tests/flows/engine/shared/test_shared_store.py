@@ -206,24 +206,29 @@ def test_no_run_begins_during_a_clean_up(project: Project, url: str) -> None:
     assert run(project, one)
 
 
-def test_leases_are_exclusive(url: str) -> None:
-    """Of many that want a lease, one at a time has it; nobody is forgotten."""
+def holders(url: str, workers: int, term: float, seconds: float) -> list[int]:
+    """How many hold the lease at the moment at which each of several workers has got it."""
     inside: list[int] = []
     most: list[int] = []
 
     def work(number: int) -> None:
-        with leases.hold(RemoteFiles(url), "keys/k", TERM):
+        with leases.hold(RemoteFiles(url), "keys/k", term):
             inside.append(number)
             most.append(len(inside))
-            time.sleep(0.02)
+            time.sleep(seconds)
             inside.remove(number)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert most == [1] * 6
+    return most
+
+
+def test_leases_are_exclusive(url: str) -> None:
+    """Of many that want a lease, one at a time has it; nobody is forgotten."""
+    assert holders(url, workers=6, term=TERM, seconds=0.02) == [1] * 6
     assert not RemoteFiles(url).stamps("leases")
 
 
@@ -250,22 +255,7 @@ def test_store_without_conditional_writes_settles(tmp_path: Path, monkeypatch: p
         RemoteFiles, "_create", lambda self, system, path, data: not system.pipe_file(path, data)
     )
     assert not remote.exclusive
-    most: list[int] = []
-    inside: list[int] = []
-
-    def work(number: int) -> None:
-        with leases.hold(RemoteFiles(remote.url), "keys/k", 2):
-            inside.append(number)
-            most.append(len(inside))
-            time.sleep(0.05)
-            inside.remove(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert most == [1] * 3
+    assert holders(remote.url, workers=3, term=2, seconds=0.05) == [1] * 3
 
 
 def test_errors_are_one_line(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
