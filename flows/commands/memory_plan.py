@@ -14,6 +14,9 @@ from flows.children.run_child import run_child
 from flows.commands.common_options import Config, Json, Set, load, print_json, print_status
 from flows.commands.print_memory import print_memory
 from flows.configuration.schema import PhaseConfig, PipelineConfig
+from flows.engine.shared.shared_store import open_store
+from flows.stages import STAGES
+from flows.stages.converted_model import converted
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.specs.planning import MemorySpec
@@ -88,12 +91,21 @@ def memory(
         "card": card,
         "target": target,
     }
-    settings = memory_settings(None if model else load(config, overrides), model, given)
+    settings = memory_settings(None if model else with_model_folder(load(config, overrides)), model, given)
     plan = memory_plan(settings, print_status)
     if as_json:
         print_json(plan)
     else:
         print_memory(plan)
+
+
+def with_model_folder(config: PipelineConfig) -> PipelineConfig:
+    """Return a configuration whose base model is a model folder.
+
+    Raises:
+        InputError: the model is in another layout and not converted yet.
+    """
+    return converted(config, open_store(config), STAGES)
 
 
 def memory_settings(

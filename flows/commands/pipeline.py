@@ -14,7 +14,8 @@ import typer
 from flows.children.run_child import limit_silence
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
-from flows.commands.memory_plan import memory_of_phases
+from flows.commands.memory_plan import memory_of_phases, with_model_folder
+from flows.commands.models.convert_file import convert_file, is_source
 from flows.commands.print_memory import print_phases
 from flows.commands.sharing_counts import sharing_of_phases
 from flows.configuration.schema import PipelineConfig
@@ -90,7 +91,7 @@ def plan(
     sharing = sharing_of_phases(settings, store, STAGES, lines, print_status)
     needs = {}
     if memory:
-        needs = memory_of_phases(settings, sharing, print_status)
+        needs = memory_of_phases(with_model_folder(settings), sharing, print_status)
     if as_json:
         found: dict[str, Any] = {"stages": [asdict(line) for line in lines], "sharing": sharing}
         print_json(found | ({"memory": needs} if memory else {}))
@@ -167,19 +168,46 @@ def context(
 
 
 def convert(
-    config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG|MODEL", help="YAML file, or a model to convert.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="New model folder; only with MODEL.")
+    ] = None,
+    force: Force = False,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Check the base model (stage convert-model).
+    """Check or convert the base model (stage convert-model).
 
-    Reads every tensor once and writes a description of the model (model.json), without Prefect.
+    With CONFIG, reads every tensor once and writes a description of the model (model.json), without Prefect.
+    A GGUF file, or a folder as Meta publishes Llama, becomes a model folder in Hugging Face layout. With
+    MODEL and DIR, converts such a model alone.
+
+    \b
+    Examples:
+      jora convert                            the model of ./jora.yaml
+      jora convert model.Q8_0.gguf my-model   a model folder from a GGUF file
 
     Args:
-        config: configuration file.
+        config: configuration file, or the model.
+        folder: new model folder.
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    _run_stages(["convert-model"], load(config, overrides), force, as_json)
+    if folder is None and not is_source(config):
+        _run_stages(["convert-model"], load(config, overrides), force, as_json)
+        return
+    if config is None or folder is None:
+        raise InputError(f"give the new folder too: `jora convert {config} DIR`")
+    if force or overrides:
+        raise InputError("--force and --set change a configuration; a model is converted without one")
+    result = convert_file(config, folder)
+    if as_json:
+        print_json(result | {"folder": str(folder)})
+    else:
+        print(f"{folder}: {result['parameters'] / 1e6:,.1f}M parameters, {result['bytes'] / 1e6:,.0f} MB")
 
 
 def train(

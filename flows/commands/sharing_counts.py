@@ -14,6 +14,7 @@ from flows.engine.keys import identify
 from flows.engine.plan import PlannedStage
 from flows.engine.stage import Registry
 from flows.stages import build_context
+from flows.stages.converted_model import finished_folder
 from flows.stages.finetune import data_spec
 from jora_core.base.errors import InputError
 from jora_core.specs.planning import SharingSpec
@@ -47,18 +48,22 @@ def sharing_of_phases(
     phases = [phase for phase in config.phases if phase.stage in planned]
     found: dict[str, Counts] = {}
     records: Path | None = None
+    model: Path | None = None
     # Checked only for a count that needs the records, because the check reads all their bytes.
     if any(planned[phase.stage].action != "cached" for phase in phases):
         records = _finished_records(config, store, planned.get(build_context.NAME), registry)
+        model = finished_folder(config, store, registry)
     for phase in phases:
         line = planned[phase.stage]
         if line.action == "cached":
             found[phase.stage] = _of_artifact(store, phase.stage, line.key)
         elif records is None:
             found[phase.stage] = {"unknown": "its records are not built yet"}
+        elif model is None:
+            found[phase.stage] = {"unknown": "its base model is not converted yet"}
         else:
             say(f"{phase.stage}: counting the tokens of its records")
-            found[phase.stage] = _counted(config, phase, records, store.cache_dir, say)
+            found[phase.stage] = _counted(config, phase, model, (records, store.cache_dir), say)
     return found
 
 
@@ -99,13 +104,18 @@ def _of_artifact(store: Store, stage: str, key: str) -> Counts:
 
 
 def _counted(
-    config: PipelineConfig, phase: PhaseConfig, records: Path, cache_dir: Path, say: Callable[[str], None]
+    config: PipelineConfig,
+    phase: PhaseConfig,
+    model: Path,
+    data: tuple[Path, Path],
+    say: Callable[[str], None],
 ) -> Counts:
+    """Count the tokens of a phase, whose `data` are the records file and the cache folder."""
     # Outside the store, in which a plan writes nothing.
     with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
         spec = SharingSpec(
-            model=Path(config.model.path),
-            data=data_spec(phase, records, cache_dir),
+            model=model,
+            data=data_spec(phase, *data),
             mesh=config.mesh,
             seed=config.seed,
             output_dir=Path(name) / "counts",

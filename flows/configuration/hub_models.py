@@ -1,4 +1,4 @@
-"""Base models that are given by their name on the Hugging Face hub.
+"""Base models that are given by their name on the Hugging Face hub, or by a name that `jora fetch` knows.
 
 The name stands for the folder of the model in the local cache. Nothing is fetched unless `model.download`
 is true. The folder has the commit in its name, so a configuration that goes to a worker means the same files
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.fetched_models import MODEL_FOLDER, MODELS
 from jora_core.base.errors import InputError
-from retrieval.corpus.remote_sources import HUB_NAME, cached_snapshot, hub_cache
+from retrieval.corpus.remote_sources import HUB_NAME, cache_folder, cached_snapshot, hub_cache
 
 #: What the pipeline reads of a model.
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "additional_chat_templates/*")
@@ -40,6 +41,21 @@ def with_hub_models(raw: dict[str, Any], source: str) -> dict[str, Any]:
     return raw
 
 
+def models_cache() -> Path:
+    """Return the folder of all fetched models: `$JORA_CACHE/models`, by default `~/.cache/jora/models`."""
+    return cache_folder().parent / "models"
+
+
+def fetched_folder(name: str) -> Path:
+    """Return the model folder of a fetched model, whether it exists or not."""
+    return models_cache() / name / MODEL_FOLDER
+
+
+def fetched_name(folder: Path) -> str | None:
+    """Return the name of the model that has this folder; None for any other folder."""
+    return next((name for name in MODELS if fetched_folder(name) == folder), None)
+
+
 def missing_model(folder: Path, root: Path) -> InputError:
     """Return the error for a base model whose folder does not exist.
 
@@ -47,10 +63,16 @@ def missing_model(folder: Path, root: Path) -> InputError:
         folder: the configured folder.
         root: the folder that relative paths count from.
     """
+    if fetched := fetched_name(folder):
+        return InputError(f"model.path: {fetched} is not fetched yet; run `jora fetch {fetched}`")
     what = "is not a folder" if folder.exists() else "there is no folder"
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else ""
     if HUB_NAME.match(name) is None:
-        return InputError(f"model.path: {what} {folder}; give a model folder in Hugging Face layout")
+        return InputError(
+            f"model.path: {what} {folder}; give a model folder in Hugging Face layout, a GGUF file, or a "
+            "name "
+            f"that `jora fetch` knows ({', '.join(MODELS)})"
+        )
     return InputError(
         f"model.path: {what} {folder}, and no model {name} in the Hugging Face cache {hub_cache()}; correct "
         f"the path, fetch the model with `{_command(name)}`, or set model.download to true"
@@ -64,6 +86,8 @@ def _command(name: str) -> str:
 
 def _folder(name: str, root: Path, where: str, download: bool) -> str:
     """Return the folder of a model by name; without one, the path below `root`, which its reader reports."""
+    if name in MODELS:
+        return str(fetched_folder(name))
     match = HUB_NAME.match(name)
     if match is None:
         return name

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.fetched_models import MODELS
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
 from retrieval.corpus.remote_sources import HUB_NAME, is_url, with_home
@@ -19,7 +20,7 @@ PATH_KEYS = (
     "context.embedding_cache",
     "phases.*.alpaca_path",
 )
-# A path, unless it is no folder and looks like the name of a model on the hub.
+# A path, unless it is no folder and is the name of a fetched model, or looks like one of the hub.
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
@@ -74,7 +75,8 @@ def resolve_paths(
         if _is_one_of(key, PATH_OR_HUB_KEYS):
             value = _expanded(value, where)
             folder = root / with_home(value, where)
-            return value if HUB_NAME.match(value) and not folder.exists() else _absolute(folder)
+            is_name = value in MODELS or HUB_NAME.match(value)
+            return value if is_name and not folder.exists() else _absolute(folder)
         if _is_one_of(key, PATH_OR_NAME_KEYS):
             value = _expanded(value, where)
             folder = root / with_home(value, where)

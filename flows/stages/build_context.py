@@ -14,6 +14,7 @@ from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Part, Stage, StageContext
+from flows.stages.model_conversion import conversion_settings, tokenizer_folder
 from retrieval.build.inputs import input_files
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
@@ -35,7 +36,8 @@ def _settings(context: ContextConfig) -> dict[str, Any]:
     for field, model in models(context).items():
         if model_folder(model, field) is None:
             settings[field] = model
-    return {"context": settings}
+    tokenizer = context.tokenizer if context.counts_tokens else None
+    return {"context": settings} | (conversion_settings(Path(tokenizer)) if tokenizer else {})
 
 
 def _parts(config: PipelineConfig) -> dict[str, Part]:
@@ -92,6 +94,10 @@ def _run(context: StageContext) -> dict[str, Any]:
     # so it is set here and is no part of the key.
     if settings.embedding_cache is None:
         settings = settings.model_copy(update={"embedding_cache": str(context.cache_dir / "embeddings")})
+    if settings.tokenizer and settings.counts_tokens:
+        # That of a GGUF file is read once, and then like that of a model folder.
+        folder = tokenizer_folder(Path(settings.tokenizer), context.cache_dir, context.work_dir)
+        settings = settings.model_copy(update={"tokenizer": str(folder)})
     if context.build_records is not None:
         return context.build_records(settings, context.output_dir, context.work_dir, retries)
     spec = BuildContextSpec(

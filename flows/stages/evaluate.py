@@ -138,7 +138,7 @@ def _predict(
     records = folder / "records.parquet"
     pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
-        model=Path(config.model.path),
+        model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         systems=systems_of(context),
         records=records,
         task=part.task,
@@ -216,7 +216,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
             build_context.part_names(tasks, "test", "records", "rankings"),
             parts=tasks,
         ),
-        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
+        convert_model.upstream(config),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
     )
 

@@ -8,7 +8,6 @@ because both libraries import torch.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
@@ -34,7 +33,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     """Return all stages before the export, because the model card names all of them as the model's origin."""
     return (
         Upstream(build_context.NAME, (build_context.RECORDS,)),
-        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
+        convert_model.upstream(config),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
         # By name: an import of the evaluation for two names would make the code for scoring answers a part of
         # this stage's key.
@@ -61,7 +60,7 @@ def lineage(context: StageContext) -> dict[str, Any]:
 def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
     spec = ExportSpec(
-        model=Path(config.model.path),
+        model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         # The last phase continues the first phase's adapter, so the last adapter contains both trainings.
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
@@ -86,7 +85,7 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
         verified: dict[str, Any] = {"reloaded": f"no: {missing[0]} is not installed"}
     else:
         spec = VerifySpec(
-            base=Path(context.config.model.path),
+            base=convert_model.base_folder(context.config, context.upstream[convert_model.NAME]),
             model=context.output_dir / MODEL_FOLDER,
             adapter=context.output_dir / ADAPTER_FOLDER,
             reference=reference,

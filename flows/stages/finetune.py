@@ -77,7 +77,7 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
             build_context.part_names(phase.tasks, "train", "records"),
             parts=tuple(phase.tasks),
         ),
-        Upstream(convert_model.NAME, (convert_model.MODEL_CARD,)),
+        convert_model.upstream(config),
         *earlier,
     )
 
@@ -103,7 +103,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
     config = context.config
     index, phase = _phase(config, stage)
     return TrainSpec(
-        model=Path(config.model.path),
+        model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         adapter=context.upstream[config.phases[index - 1].stage] if index else None,
         data=data_spec(
             phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir

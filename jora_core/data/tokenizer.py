@@ -85,15 +85,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         InputError: no tokenizer, no EOS token, or a special token without a row in the embedding.
     """
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        tokenizer = _load_fast(path)
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = _load_sentencepiece(folder)
-    else:
-        raise InputError(
-            f"{folder}: no tokenizer.json or tokenizer.model; copy the model's tokenizer files there"
-        )
+    tokenizer = open_tokenizer(folder)
     special = read_special_tokens(folder, tokenizer, vocab_size)
     size = tokenizer.get_vocab_size()
     text_encoder = _without_controls(tokenizer, special.controls)
@@ -129,6 +121,22 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
 
     return TextTokenizer(
         encode_many, decode, stream, size, special.bos_id, special.eos_id, _files_digest(folder)
+    )
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Open the tokenizer of a model folder as the `tokenizers` library has it.
+
+    Raises:
+        InputError: no tokenizer, or one that cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return _load_fast(path)
+    if (folder / "tokenizer.model").is_file():
+        return _load_sentencepiece(folder)
+    raise InputError(
+        f"{folder}: no tokenizer.json or tokenizer.model; copy the model's tokenizer files there"
     )
 
 

@@ -1,9 +1,9 @@
-"""Specs of the commands that check and export models (see `jora_core.specs.train`)."""
+"""Specs of the commands that convert, check and export models (see `jora_core.specs.train`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,8 +17,33 @@ class ConvertSpec(MeshSettings, WeightSettings):
     output_dir: Path = Field(title="Output folder", description="model.json and result.json")
 
 
+class FolderSpec(SpecModel):
+    """Write a base model of another layout as a model folder in Hugging Face layout."""
+
+    source: Path = Field(title="Source", description="GGUF file, or a folder as Meta publishes Llama")
+    folder: Path = Field(title="Model folder", description="Folder to write")
+    tokenizer_only: bool = Field(
+        default=False, title="Tokenizer only", description="Write the tokenizer and no weights"
+    )
+    output_dir: Path = Field(title="Output folder", description="result.json")
+
+
+ExportFormat = Literal["hf", "peft", "gguf"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0"]
+
+
 class ExportSettings(SpecModel):
-    """Type and shard size of a merged model's weights files."""
+    """Formats of an exported model, and types and sizes of its weights files."""
+
+    formats: list[ExportFormat] = Field(
+        default=["hf", "peft"],
+        min_length=1,
+        title="Formats",
+        description="hf: merged model folder; peft: adapter; gguf: merged model for llama.cpp and Ollama",
+    )
+    gguf: GgufType = Field(
+        default="q8_0", title="GGUF type", description="Type of the matrices in the GGUF file"
+    )
 
     dtype: Dtype | None = Field(
         default=None, title="Weight type", description="Of the merged weights; empty: as the base"

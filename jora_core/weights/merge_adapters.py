@@ -32,10 +32,8 @@ from jora_core.weights.checkpoint_folder import open_checkpoint
 from jora_core.weights.companion_files import copy_companions
 from jora_core.weights.safetensors_reader import numpy_dtype
 from jora_core.weights.safetensors_writer import MAX_SHARD_SIZE, write_shards
-from jora_core.weights.tensor_store import TensorStore
+from jora_core.weights.tensor_store import TensorStore, row_slices
 
-# Values that are read, cast and checked at once.
-_CHUNK_VALUES = 1 << 20
 # From this size on, merging takes long enough to be watched.
 _PROGRESS_BYTES = 100 << 20
 
@@ -85,7 +83,7 @@ class MergedWeights:
     def rows(self, row: TensorRow, layer: int = 0) -> Iterator[np.ndarray]:
         """Yield a tensor of the base as stored, in parts of whole rows that do not depend on the type."""
         name = row.name(layer)
-        for part in _row_slices(self.store.shape(name)):
+        for part in row_slices(self.store.shape(name)):
             yield self.store.read(name, part)
 
     def _wide_parts(self, row: TensorRow, layer: int) -> Iterator[np.ndarray]:
@@ -94,7 +92,7 @@ class MergedWeights:
             return
         # Merged whole and not by rows: DoRA's norms and the product B A are computed once for the tensor.
         merged = np.asarray(self._merged(row, layer))
-        for part in _row_slices(merged.shape):
+        for part in row_slices(merged.shape):
             yield merged[part]
 
     def _merged(self, row: TensorRow, layer: int) -> jax.Array:
@@ -189,11 +187,3 @@ def write_merged(
     write_json(folder / "config.json", fields | {name: dtype})
     copy_companions(base, folder)
     return dtype
-
-
-def _row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Return slices of rows that together cover a tensor."""
-    size, *widths = shape
-    count = max(1, _CHUNK_VALUES // math.prod(widths))
-    for first in range(0, size, count):
-        yield slice(first, first + count), *[slice(None)] * len(widths)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from jora_core.base.json_fields import read_json_object, refuse_lfs_pointer
 from jora_core.base.notices import notice
 from jora_core.weights.safetensors_reader import FLOATS, TensorFile
 
+# Values that are read at once.
+_CHUNK_VALUES = 1 << 20
 # Weights in other formats: what they are, and the way out.
 _OTHER_WEIGHTS = {
     "*.safetensors": "the shards have no model.safetensors.index.json; fetch that file too",
-    "*.gguf": "GGUF weights are not read; take the repository with safetensors that the file was made of",
-    "consolidated.*": "Meta's own format is not read; take the repository in Hugging Face layout, or convert "
-    "it with transformers' convert_llama_weights_to_hf.py",
+    "*.gguf": "give the file itself as the model, or convert it with `jora convert FILE DIR`",
+    "consolidated.*": "Meta's own format needs params.json beside it; convert the folder with `jora convert "
+    "FOLDER DIR`, or take the repository in Hugging Face layout",
     "*.bin": "weights in pickle files only; load them with transformers and save them with "
     "save_pretrained, which writes safetensors",
     "*.pt*": "weights in pickle files only; load them with transformers and save them with "
@@ -183,7 +186,21 @@ class TensorStore:
     def sha256(self, name: str) -> str:
         """Return the SHA-256 of a tensor's bytes, little-endian and row-major as stored."""
         # Of the values alone: the same weights in other shards have the same digests.
-        return hashlib.sha256(self.read(name).tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for part in row_slices(self.shape(name)):
+            digest.update(self.read(name, part).tobytes())
+        return digest.hexdigest()
+
+
+def row_slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yield slices of rows that together cover a tensor, each of about a million values."""
+    if not shape:
+        yield ()
+        return
+    size, *widths = shape
+    count = max(1, _CHUNK_VALUES // math.prod(widths))
+    for first in range(0, size, count):
+        yield slice(first, first + count), *[slice(None)] * len(widths)
 
 
 def _open(path: Path) -> TensorFile:

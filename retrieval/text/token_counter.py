@@ -28,13 +28,15 @@ class TokenCounter:
 
 
 def tokenizer_file(folder: Path, field: str = "context.tokenizer") -> Path:
-    """Return the tokenizer file of a model folder, which decides the counts.
+    """Return the tokenizer file of a model folder, or the GGUF file itself, which decides the counts.
 
     Errors name the setting `field`.
 
     Raises:
         InputError: the folder has no such file.
     """
+    if folder.suffix == ".gguf" and folder.is_file():  # its tokenizer is inside; the stage unpacks it
+        return folder
     for name in FILES:
         if (folder / name).is_file():
             return folder / name
@@ -48,6 +50,8 @@ def load_counter(folder: Path, field: str = "context.tokenizer") -> TokenCounter
         InputError: the folder has no tokenizer file, or one that cannot be read.
     """
     path = tokenizer_file(folder, field)
+    if path.suffix == ".gguf":
+        raise InputError(f"{field}: {path} is a GGUF file; convert it with `jora convert {path} DIR`")
     try:
         return _fast(path) if path.suffix == ".json" else _sentencepiece(path)
     except Exception as error:  # both libraries raise bare exceptions for broken files

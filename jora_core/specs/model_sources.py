@@ -1,0 +1,35 @@
+"""The kinds of base models on disk, told by names alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+# A model folder in Hugging Face layout, a GGUF file, or a folder as Meta publishes Llama.
+SourceKind = Literal["folder", "gguf", "meta"]
+GGUF_SUFFIX = ".gguf"
+META_PARAMS, META_WEIGHTS = "params.json", "consolidated.*.pth"
+_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+def source_kind(path: Path) -> SourceKind:
+    """Return the kind of a base model; a path that does not exist counts as a folder."""
+    if path.suffix.lower() == GGUF_SUFFIX and not path.is_dir():
+        return "gguf"
+    if (
+        (path / META_PARAMS).is_file()
+        and not (path / "config.json").exists()
+        and any(path.glob(META_WEIGHTS))
+    ):
+        return "meta"
+    return "folder"
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """Return all files of a GGUF model of which `path` is one, whether they exist or not."""
+    match = _PART_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, count = match["stem"], int(match["count"])
+    return [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]

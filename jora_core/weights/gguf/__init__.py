@@ -1,0 +1,1 @@
+"""Reading and writing of GGUF files, the format of llama.cpp and Ollama."""
