@@ -18,7 +18,7 @@ from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 from jora_core.data.prompts.conversations import read_messages
 from jora_core.data.prompts.shortening import split_question
-from jora_core.specs.prompts.jinja_template import Message
+from jora_core.specs.prompts.messages import Message
 
 Split = Literal["train", "test"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jora_core.base.errors import InputError
-from jora_core.specs.prompts.jinja_template import Message
+from jora_core.specs.prompts.messages import Message
 
 # Names of a role in ShareGPT files and elsewhere, to the name that chat templates know.
 _ROLES = {

@@ -22,7 +22,8 @@ import numpy as np
 from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 from jora_core.data.tokenizer import PRIVATE, TextTokenizer
-from jora_core.specs.prompts.jinja_template import Message, compile_template, within_seconds
+from jora_core.specs.prompts.jinja_template import compile_template, within_seconds
+from jora_core.specs.prompts.messages import Message, as_messages
 from jora_core.specs.prompts.settings import PromptSpec
 from jora_core.specs.prompts.source import TemplateSource, check_format, format_parts, template_source
 
@@ -92,19 +93,6 @@ def load_template(prompt: PromptSpec, tokenizer: TextTokenizer) -> PromptTemplat
     if source.kind == "jinja":
         return _ChatTemplate(source, prompt.system, tokenizer).template()
     return _format_template(source, prompt.system, tokenizer)
-
-
-def as_messages(instruction: str, input: str, system: str = "") -> list[Message]:
-    """Return a record's prompt as messages: the system's, if there is one, and the user's.
-
-    Args:
-        instruction: the task's instruction.
-        input: context and question, "" for none.
-        system: the system message, "" for none.
-    """
-    user = f"{instruction}\n\n{input}" if instruction and input else instruction or input
-    before = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": user}]
 
 
 def jinja_of_format(text: str, system: str = "", bos: bool = False) -> str:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
 from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 
-Message = Mapping[str, str]
 # The date that templates see as today's: Llama 3.1 and 3.2 write it themselves where no clock is there.
 TODAY = datetime(2024, 7, 26)
 # A template takes a millisecond. The first rendering of a template is given this time on a busy machine.
