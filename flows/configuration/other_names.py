@@ -158,7 +158,6 @@ OTHER_NAMES: Mapping[str, OurName] = {
     "dp": _DATA,
     "fsdp": _TENSOR,
     "deepspeed": _TENSOR,
-    "template": _TEMPLATE,
     "chat_template": _TEMPLATE,
     "prompt_template": _TEMPLATE,
     "prompt_format": _TEMPLATE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def columns_to_read(spec: DataSpec) -> list[str]:
     return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
 
 
-def _check_types(path: Path, schema: Any, needed: list[str]) -> None:
+def _check_types(path: Path, schema: Any, needed: Sequence[str]) -> None:
     """Refuse columns of a wrong type before rows are read, where the message would be less clear."""
     import pyarrow as pa
 

@@ -188,7 +188,7 @@ class _Marks:
         # The longest first: one control token may begin with another.
         texts = sorted(filter(None, tokenizer.controls), key=lambda text: (-len(text), text))
         self._controls = re.compile("|".join(map(re.escape, texts))) if texts else None
-        self._texts = {number: text for text, number in reversed(tokenizer.controls.items())}
+        self._texts = {number: text for text, number in tokenizer.controls.items()}
 
     def plain(self, text: str) -> str:
         """Return a text without the private characters, so that it cannot become a control token."""
