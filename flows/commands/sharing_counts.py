@@ -115,7 +115,7 @@ def _counted(
     with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
         spec = SharingSpec(
             model=model,
-            data=data_spec(phase, *data),
+            data=data_spec(config, phase, *data),
             mesh=config.mesh,
             seed=config.seed,
             output_dir=Path(name) / "counts",

@@ -17,6 +17,7 @@ from flows.children.run_child import run_child
 from flows.commands.common_options import Set, load, print_json
 from flows.configuration.fetched_models import MODELS
 from flows.configuration.hub_models import fetched_folder
+from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
@@ -26,7 +27,6 @@ from flows.stages import STAGES
 from flows.stages.converted_model import converted
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
-from jora_core.specs.common import ALPACA_SHORT
 from jora_core.specs.model_sources import source_kind
 
 # Valid values of the options of `jora generate`, for errors about wrong values.
@@ -176,7 +176,7 @@ def generate_answer(
             adapter=adapter,
             instruction=prompt.instruction,
             input=prompt.input,
-            prompt_template=ALPACA_SHORT,
+            prompt=prompt_spec(config),
             max_seq_len=config.evaluate.max_seq_len,
             stream=on_text is not None,
             mesh=config.mesh,
