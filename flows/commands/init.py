@@ -27,14 +27,10 @@ from retrieval.corpus.remote_sources import HUB_NAME
 
 def init(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the project; made if it is new.")],
-    sample: Annotated[
-        bool, typer.Option("--sample", help="With the embedded sample: corpora, a tiny model, an embedder.")
-    ] = False,
+    sample: Annotated[bool, typer.Option("--sample")] = False,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", metavar="MODEL", help="The base model: a folder, a file, or a name of fetch."
-        ),
+        typer.Option("--model", metavar="MODEL"),
     ] = None,
 ) -> None:
     """Start a project: write a commented configuration.
@@ -48,6 +44,11 @@ def init(
       jora init my-project
       jora init demo --sample && cd demo && jora run
       jora fetch smollm2-135m && jora init my-project --model smollm2-135m
+
+    Args:
+        folder: Folder of the project; made if it is new.
+        sample: With the embedded sample: corpora, a tiny model, an embedder.
+        model: The base model: a folder, a GGUF file, or a name that `jora fetch` knows.
     """
     # As a path, an empty text would be the working directory.
     if not folder.strip():

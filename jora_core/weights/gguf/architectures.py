@@ -91,7 +91,13 @@ def tensor_places(config: ModelConfig, architecture: GgufArchitecture) -> list[T
 
 
 def row_multiple(place: TensorPlace, config: ModelConfig, architecture: GgufArchitecture) -> int:
-    """Return how many rows of a tensor belong together: those of a head where heads are interleaved."""
+    """Return how many rows of a tensor belong together: those of a head where heads are interleaved.
+
+    Args:
+        place: the tensor.
+        config: the model's.
+        architecture: the model's.
+    """
     return config.head_dim if architecture.paired_rotary and _is_rotated(place) else 1
 
 

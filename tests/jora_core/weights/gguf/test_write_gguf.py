@@ -17,7 +17,7 @@ from tests.jora_core.weights.gguf.gguf_cases import GGUF_CASES, ROWS, TEMPLATE, 
 
 TOKENS = np.random.default_rng(0).integers(0, ROWS, (2, 40), dtype=np.int32)
 # Of the logits' mean size. Q8_0 rounds to 1/254 of the largest of 32 weights, and the errors add up.
-BOUNDS = {"f32": 1e-6, "f16": 2e-3, "bf16": 2e-2, "q8_0": 5e-2}
+BOUNDS = {"f32": 1e-6, "f16": 2e-3, "bf16": 2e-2, "q8_0": 8e-2}
 
 
 def reload(folder: Path) -> object:
