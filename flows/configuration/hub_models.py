@@ -56,6 +56,12 @@ def fetched_name(folder: Path) -> str | None:
     return next((name for name in MODELS if fetched_folder(name) == folder), None)
 
 
+def model_name(path: Path) -> str:
+    """Return the name of a base model for reports, not `hf` for the folder of a fetched model."""
+    fetched = fetched_name(path)
+    return fetched or (path.stem if path.suffix == ".gguf" else path.name)
+
+
 def missing_model(folder: Path, root: Path) -> InputError:
     """Return the error for a base model whose folder does not exist.
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.configuration.hub_models import model_name
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.report.blocks import Section, to_markdown
@@ -113,7 +114,7 @@ def render_html(facts: RunFacts) -> str:
 
 
 def _subtitle(facts: RunFacts) -> str:
-    model = Path(facts.config.model.path).name
+    model = model_name(Path(facts.config.model.path))
     ended = max((manifest["ended"] for manifest in facts.manifests.values()), default="")
     moment = f" · {ended[:16].replace('T', ' ')} UTC" if ended else ""
     return f"{model} on {', '.join(facts.config.context.tasks)}{moment}"

@@ -8,10 +8,12 @@ because both libraries import torch.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
 from flows.children.verify_export import VerifySpec
+from flows.configuration.hub_models import model_name
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
@@ -24,13 +26,14 @@ NAME = "export"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 REFERENCE = "reference.safetensors"
+_NO_SETTING = {"push_to"}  # it decides where the files go, not what they hold
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "model": {"dtype": config.model.dtype},
         "prompt": prompt_settings(config),
-        "export": config.export.model_dump(mode="json"),
+        "export": config.export.model_dump(mode="json", exclude=_NO_SETTING),
     }
 
 
@@ -70,6 +73,9 @@ def _run(context: StageContext) -> dict[str, Any]:
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
+        formats=config.export.formats,
+        gguf=config.export.gguf,
+        base_name=model_name(Path(config.model.path)),
         prompt=prompt_spec(config),
         output_dir=context.output_dir,
         verify=config.export.verify,
@@ -87,8 +93,11 @@ def _verify(context: StageContext, dtype: str) -> dict[str, Any]:
     reference = context.output_dir / REFERENCE
     # `find_spec` looks for the package without importing it: the import of torch is slow and large.
     missing = [name for name in ("torch", "peft") if find_spec(name) is None]
-    if missing:
-        verified: dict[str, Any] = {"reloaded": f"no: {missing[0]} is not installed"}
+    left_out = {"hf", "peft"} - set(context.config.export.formats)
+    if left_out:
+        verified: dict[str, Any] = {"reloaded": f"no: export.formats leaves out {min(left_out)}"}
+    elif missing:
+        verified = {"reloaded": f"no: {missing[0]} is not installed"}
     else:
         spec = VerifySpec(
             base=convert_model.base_folder(context.config, context.upstream[convert_model.NAME]),

@@ -1,17 +1,19 @@
 """Export a merged Hugging Face model, its PEFT adapter, and a model card with their lineage.
 
 ``python -m jora_core.commands.export --spec FILE`` writes ``model/`` (merged weights; config, tokenizer and
-generation settings of the base), ``adapter/``, ``README.md`` and ``result.json``. With `verify`, the written
-model is read back and compared with base plus adapter. ``reference.safetensors`` then keeps token ids and
-logits for a comparison with another library. Weights are merged tensor by tensor and compared layer by layer,
-so no model is ever whole in memory.
+generation settings of the base), ``adapter/``, ``gguf/`` (if asked for), ``README.md`` and ``result.json``.
+With `verify`, the written model is read back and compared with base plus adapter. ``reference.safetensors``
+then keeps token ids and logits for a comparison with another library. Weights are merged tensor by tensor
+and compared layer by layer, so no model is ever whole in memory.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
-from jora_core.commands.model_card import adapter_folder_name, model_card
+from jora_core.commands.model_card import GGUF_FOLDER, adapter_folder_name, base_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Adapter
@@ -33,6 +35,8 @@ from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.model_folder import read_model
 from jora_core.weights.tensor_store import write_tensors
 
+# Ollama keeps a cache for so many tokens; a user can raise it in the Modelfile.
+_MOST_CONTEXT = 8192
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Merging adds W and scale·BA before the product instead of after it: equal but for rounding.
 _TOLERANCE = 1e-3
@@ -68,9 +72,14 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
+    if "gguf" in spec.formats:
+        result["gguf"] = _write_gguf(spec, written)
+    for kind, unwanted in (("hf", ["model"]), ("peft", names)):
+        for name in unwanted if kind not in spec.formats else []:
+            shutil.rmtree(spec.output_dir / name)
     result["files"] = {
         str(path.relative_to(spec.output_dir)): file_digest(path)
-        for folder in ("model", *names)
+        for folder in ("model", *names, GGUF_FOLDER)
         for path in sorted((spec.output_dir / folder).rglob("*"))
         if path.is_file()
     }
@@ -81,6 +90,22 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - began, 3)
     write_json(spec.output_dir / "result.json", result)
     return result
+
+
+def _write_gguf(spec: ExportSpec, written: Path) -> str:
+    """Write the merged model as a GGUF file with its Modelfile; return the file's name."""
+    # Here, because no other export needs the package.
+    from jora_core.weights.gguf.modelfile import write_modelfile
+    from jora_core.weights.gguf.write_gguf import write_gguf
+
+    config = read_model(written)
+    tokenizer = load_tokenizer(written, config.vocab_size)
+    name = f"model-{spec.gguf}.gguf"
+    folder = spec.output_dir / GGUF_FOLDER
+    write_gguf(written, config, folder / name, spec.gguf, f"{base_name(spec)}, fine-tuned")
+    context = min(config.max_positions, _MOST_CONTEXT)
+    write_modelfile(written, folder / "Modelfile", name, tokenizer.text_of(tokenizer.eos_id), context)
+    return name
 
 
 def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], dtype: str) -> float:

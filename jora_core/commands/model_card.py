@@ -11,6 +11,24 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.specs.lora import LoraSpec
 from jora_core.specs.model_files import ExportSpec
 
+GGUF_FOLDER = "gguf"  # of an export
+_TRANSFORMERS = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")  # the adapter is merged in
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+
+```bash
+vllm serve model    # an OpenAI-compatible server
+```
+"""
+_LLAMA_CPP = """```bash
+llama-server -m {file} --jinja                    # llama.cpp
+ollama create my-model -f gguf/Modelfile && ollama run my-model
+```
+"""
+
 
 def model_card(
     spec: ExportSpec, config: ModelConfig, loras: Sequence[LoraSpec], result: dict[str, Any]
@@ -29,7 +47,7 @@ def model_card(
     if len(loras) > 1:
         order = ", ".join(f"`{adapter_folder_name(number)}`" for number in range(len(loras)))
         use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
-    base = spec.model.name
+    base = base_name(spec)
     # What a user must know to ask as the training did; `apply_chat_template` does it.
     prompts = f"\nPrompts of the training: {result['prompts']}.\n" if "prompts" in result else ""
     verified = ""
@@ -55,14 +73,8 @@ tags: [lora, raft, jora-raft]
 
 ## Use
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("model")  # the adapter is merged in
-tokenizer = AutoTokenizer.from_pretrained("model")
-```
-
-{use}
+{_commands(result)}
+{use if "peft" in spec.formats else ""}
 {prompts}
 {verified}
 ## Origin
@@ -77,6 +89,21 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 |---|---|
 {files}
 """
+
+
+def _commands(result: dict[str, Any]) -> str:
+    """Return how to load the files that the export has."""
+    parts = []
+    if any(name.startswith("model/") for name in result["files"]):
+        parts.append(_TRANSFORMERS)
+    if "gguf" in result:
+        parts.append(_LLAMA_CPP.format(file=f"{GGUF_FOLDER}/{result['gguf']}"))
+    return "\n".join(parts)
+
+
+def base_name(spec: ExportSpec) -> str:
+    """Return the name of the base model: the given one, or that of its folder."""
+    return spec.base_name or spec.model.name
 
 
 def adapter_folder_name(number: int) -> str:

@@ -74,7 +74,10 @@ class ExportSpec(ExportSettings):
         title="Prompt",
         description="The frame of the training's prompts, for the files of the model; unknown if empty",
     )
-    output_dir: Path = Field(title="Output folder", description="model/, adapter/, README.md")
+    base_name: str = Field(
+        default="", title="Base name", description="Of the base model in the card; empty: its folder's"
+    )
+    output_dir: Path = Field(title="Output folder", description="model/, adapter/, gguf/, README.md")
     verify: bool = Field(
         default=True, title="Verify", description="Read the written tensors back and compare"
     )
