@@ -190,8 +190,7 @@ def convert(
     """Check or convert the base model (stage convert-model).
 
     With CONFIG, reads every tensor once and writes a description of the model (model.json), without Prefect.
-    A GGUF file, or a folder as Meta publishes Llama, becomes a model folder in Hugging Face layout. With
-    MODEL and DIR, converts such a model alone.
+    A GGUF file becomes a model folder in Hugging Face layout. With MODEL and DIR, converts such a file alone.
 
     \b
     Examples:

@@ -52,7 +52,7 @@ class ModelFolder(SpecModel):
 
     path: str = Field(
         title="Model folder",
-        description="Hugging Face layout (config.json, safetensors, tokenizer), a GGUF file, Meta's layout, "
+        description="Hugging Face layout (config.json, safetensors, tokenizer), a GGUF file, "
         "the name OWNER/NAME of a model in the Hugging Face cache, or a name that `jora fetch` knows",
     )
     download: bool = Field(

@@ -1,8 +1,4 @@
-"""Conversion of base models of other layouts to model folders, in child processes.
-
-A GGUF file is converted by the training core. A folder as Meta publishes Llama needs torch, so its child
-process is one of :mod:`flows.children`.
-"""
+"""Conversion of base models of other layouts to model folders, in child processes of the training core."""
 
 from __future__ import annotations
 
@@ -12,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
-from flows.engine.code_files import REPOSITORY, reachable_sources
+from flows.engine.code_files import reachable_sources
 from flows.engine.errors import StageFailed
 from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import file_digest, json_digest
 from jora_core.specs.model_files import ConvertSpec, FolderSpec
-from jora_core.specs.model_sources import META_PARAMS, META_WEIGHTS, SourceKind, gguf_parts, source_kind
+from jora_core.specs.model_sources import SourceKind, gguf_parts, source_kind
 
-# The module of the child process for each kind.
-_CHILDREN: dict[SourceKind, str] = {
-    "gguf": "jora_core.commands.convert_gguf",
-    "meta": "flows.children.convert_meta",
-}
+# The command of the training core for each kind.
+_COMMANDS: dict[SourceKind, str] = {"gguf": "convert_gguf"}
 
 
 def conversion_settings(source: Path) -> dict[str, Any]:
@@ -33,32 +26,28 @@ def conversion_settings(source: Path) -> dict[str, Any]:
     of a converter may train anything again.
     """
     kind = source_kind(source)
-    return {} if kind == "folder" else {"conversion": {"kind": kind, "code": _code_digest(_CHILDREN[kind])}}
+    if kind == "folder":
+        return {}
+    return {"conversion": {"kind": kind, "code": _code_digest(f"jora_core.commands.{_COMMANDS[kind]}")}}
 
 
 @cache
 def _code_digest(module: str) -> str:
-    files = reachable_sources((module,), ("jora_core", "retrieval"))
-    own = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
-    files = {own.relative_to(REPOSITORY).as_posix(): own, **files}
+    files = reachable_sources((module,), ("jora_core",))
     return json_digest({name: file_digest(path) for name, path in files.items()})
 
 
 def source_files(source: Path) -> dict[str, Path]:
     """Return the files of a base model that is converted, by their names in its folder."""
-    if source_kind(source) == "gguf":
-        parts = gguf_parts(source)
-        # By its place among the parts: a file that is renamed keeps its key.
-        return {f"model/{number}.gguf": part for number, part in enumerate(parts)}
-    files = [source / META_PARAMS, *sorted(source.glob(META_WEIGHTS)), *sorted(source.glob("*tokenizer*"))]
-    return {f"model/{path.name}": path for path in files if path.is_file()}
+    # By its place among the parts: a file that is renamed keeps its key.
+    return {f"model/{number}.gguf": part for number, part in enumerate(gguf_parts(source))}
 
 
 def convert_and_check(source: Path, folder: Path, check: ConvertSpec, work_dir: Path) -> dict[str, Any]:
     """Convert a base model to a model folder, then check the folder tensor by tensor.
 
     Args:
-        source: GGUF file, or folder as Meta publishes Llama.
+        source: GGUF file, or one part of a split one.
         folder: folder to write.
         check: spec of the check, whose model is `folder`.
         work_dir: folder for the specs of the child processes.
@@ -72,7 +61,7 @@ def convert_and_check(source: Path, folder: Path, check: ConvertSpec, work_dir: 
     """
     kind = source_kind(source)
     spec = FolderSpec(source=source, folder=folder, output_dir=work_dir / "convert")
-    converted = run_child(_CHILDREN[kind], spec, work_dir)["tensors"]
+    converted = run_child(_COMMANDS[kind], spec, work_dir)["tensors"]
     result = run_child("check_model", check, work_dir)
     model = json.loads((check.output_dir / "model.json").read_text(encoding="utf-8"))
     found = {name: tensor["sha256"] for name, tensor in model["tensors"].items()}
@@ -87,7 +76,7 @@ def tokenizer_folder(source: Path, cache_dir: Path, work_dir: Path) -> Path:
     """Return a folder with the tokenizer of a base model, which is converted once.
 
     Args:
-        source: model folder, GGUF file, or folder as Meta publishes Llama.
+        source: model folder or GGUF file.
         cache_dir: cache folder of the store.
         work_dir: folder for the specs of the child process.
 
@@ -97,12 +86,12 @@ def tokenizer_folder(source: Path, cache_dir: Path, work_dir: Path) -> Path:
     if source_kind(source) == "folder":
         return source
     files = source_files(source)
-    digests = {name: file_digest(path) for name, path in files.items() if path.suffix != ".pth"}
+    digests = {name: file_digest(path) for name, path in files.items()}
     folder = cache_dir / "tokenizers" / json_digest([digests, conversion_settings(source)])
     if not folder.is_dir():
         with atomic_folder(folder) as making:
             spec = FolderSpec(
                 source=source, folder=making, tokenizer_only=True, output_dir=work_dir / "tokenizer"
             )
-            run_child(_CHILDREN[source_kind(source)], spec, work_dir)
+            run_child(_COMMANDS[source_kind(source)], spec, work_dir)
     return folder

@@ -6,24 +6,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
-# A model folder in Hugging Face layout, a GGUF file, or a folder as Meta publishes Llama.
-SourceKind = Literal["folder", "gguf", "meta"]
+# A model folder in Hugging Face layout, or a GGUF file.
+SourceKind = Literal["folder", "gguf"]
 GGUF_SUFFIX = ".gguf"
-META_PARAMS, META_WEIGHTS = "params.json", "consolidated.*.pth"
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def source_kind(path: Path) -> SourceKind:
-    """Return the kind of a base model; a path that does not exist counts as a folder."""
-    if path.suffix.lower() == GGUF_SUFFIX and not path.is_dir():
-        return "gguf"
-    if (
-        (path / META_PARAMS).is_file()
-        and not (path / "config.json").exists()
-        and any(path.glob(META_WEIGHTS))
-    ):
-        return "meta"
-    return "folder"
+    """Return the kind of a base model; a path that does not exist counts by its suffix."""
+    return "gguf" if path.suffix.lower() == GGUF_SUFFIX and not path.is_dir() else "folder"
 
 
 def gguf_parts(path: Path) -> list[Path]:

@@ -23,8 +23,7 @@ _CHUNK_VALUES = 1 << 20
 _OTHER_WEIGHTS = {
     "*.safetensors": "the shards have no model.safetensors.index.json; fetch that file too",
     "*.gguf": "give the file itself as the model, or convert it with `jora convert FILE DIR`",
-    "consolidated.*": "Meta's own format needs params.json beside it; convert the folder with `jora convert "
-    "FOLDER DIR`, or take the repository in Hugging Face layout",
+    "consolidated.*": "Meta's own format is not read; take the repository in Hugging Face layout",
     "*.bin": "weights in pickle files only; load them with transformers and save them with "
     "save_pretrained, which writes safetensors",
     "*.pt*": "weights in pickle files only; load them with transformers and save them with "

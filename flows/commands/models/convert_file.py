@@ -24,7 +24,7 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
     """Convert a base model to a new model folder, whole or not at all.
 
     Args:
-        source: GGUF file, or folder as Meta publishes Llama.
+        source: GGUF file.
         folder: new model folder.
 
     Returns:
@@ -34,12 +34,9 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
         InputError: `folder` exists, or the model cannot be read.
     """
     if not source.exists():
-        raise InputError(f"there is no file {source}; give a GGUF file, or a folder with params.json")
+        raise InputError(f"there is no file {source}; give a GGUF file")
     if source_kind(source) == "folder":
-        raise InputError(
-            f"{source} is no model to convert; expected a GGUF file, or a folder with params.json and "
-            "consolidated.*.pth"
-        )
+        raise InputError(f"{source} is no GGUF file, which ends in .gguf; a model folder needs no conversion")
     # An empty folder is allowed: `rename` replaces it.
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already; give a new folder")

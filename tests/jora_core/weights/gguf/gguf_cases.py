@@ -25,17 +25,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 24, "tie_word_embeddings": True},
     "gemma3": {"query_pre_attn_scalar": 24},
 }
-GGUF_CASES = (
-    "llama",
-    "llama-3",
-    "llama-longrope",
-    "llama-biases",
-    "mistral",
-    "mistral-no-window",
-    "qwen2",
-    "qwen3",
-)
-GGUF_CASES += ("gemma", "gemma2", "gemma3", "olmo2", "phi3", "phi3-long")
+# The first ones differ most; the others are slow tests.
+QUICK_CASES = ("llama-3", "qwen3", "gemma3", "phi3-long")
+OTHER_CASES = ("llama", "llama-longrope", "llama-biases", "mistral", "mistral-no-window", "qwen2", "gemma")
+OTHER_CASES += ("gemma2", "olmo2", "phi3")
 
 
 def byte_level_tokenizer() -> Tokenizer:

@@ -9,15 +9,31 @@ import numpy as np
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.weights.gguf.convert_gguf import convert_gguf
+from jora_core.weights.gguf.modelfile import write_modelfile
+from jora_core.weights.gguf.write_config import write_config
 from jora_core.weights.gguf.write_gguf import write_gguf
-from tests.jora_core.family_cases import their_logits
-from tests.jora_core.weights.gguf.gguf_cases import GGUF_CASES, ROWS, TEMPLATE, TEXTS, make_folder
+from jora_core.weights.gguf.write_tokenizer import tokenizer_fields
+from tests.jora_core.family_cases import CASES, their_logits
+from tests.jora_core.weights.gguf.gguf_cases import (
+    OTHER_CASES,
+    QUICK_CASES,
+    ROWS,
+    TEMPLATE,
+    TEXTS,
+    make_folder,
+)
 
 TOKENS = np.random.default_rng(0).integers(0, ROWS, (2, 40), dtype=np.int32)
 # Of the logits' mean size. Q8_0 rounds to 1/254 of the largest of 32 weights, and the errors add up.
 BOUNDS = {"f32": 1e-6, "f16": 2e-3, "bf16": 2e-2, "q8_0": 8e-2}
+
+
+CASES_ = [*QUICK_CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHER_CASES)]
+# Families that the GGUF loader of transformers knows.
+LOADED = ["llama", *(pytest.param(case, marks=pytest.mark.slow) for case in ("qwen2", "gemma2", "phi3"))]
 
 
 def reload(folder: Path) -> object:
@@ -33,7 +49,7 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-@pytest.mark.parametrize("case", GGUF_CASES)
+@pytest.mark.parametrize("case", CASES_)
 def test_folder_to_gguf_and_back(case: str, tmp_path: Path) -> None:
     """Same tensors, tokenizer, template and end tokens, and logits within the bound of each type."""
     model = make_folder(tmp_path / "hf", case)
@@ -49,3 +65,59 @@ def test_folder_to_gguf_and_back(case: str, tmp_path: Path) -> None:
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_id, theirs.eos_id)
     assert (tmp_path / "f32" / "chat_template.jinja").read_text() == TEMPLATE
     assert json.loads((tmp_path / "f32" / "generation_config.json").read_text())["eos_token_id"] == [2, 4]
+
+
+@pytest.mark.parametrize("case", LOADED)
+def test_transformers_loads_the_file(case: str, tmp_path: Path) -> None:
+    """The weights as the GGUF loader of transformers reads them, in a model of the folder's config."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    model = make_folder(tmp_path / "hf", case)
+    write_gguf(tmp_path / "hf", ModelConfig.from_hf(tmp_path / "hf"), tmp_path / "f32.gguf", "f32", "tiny")
+    # Given, because the loader knows few fields: not the width of a head of Qwen2, nor Gemma's scale.
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="f32.gguf", config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    theirs, ours = loaded.state_dict(), model.state_dict()
+    assert set(theirs) == set(ours)
+    for name, value in ours.items():
+        assert torch.allclose(theirs[name], value, atol=2e-7), name
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="f32.gguf")
+    own = load_tokenizer(tmp_path / "hf", ROWS)
+    for text in TEXTS:
+        assert tokenizer(text, add_special_tokens=False).input_ids == own.encode(text).tolist()
+    assert tokenizer.chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("llama-dynamic-rope", {}, "rope type dynamic"),
+        ("qwen2-windows", {}, "windows"),
+        ("gemma2", {"query_pre_attn_scalar": 11}, "another query_pre_attn_scalar than 24"),
+        ("gemma2", {"attn_logit_softcapping": None}, "that there is no soft-cap"),
+    ],
+)
+def test_what_gguf_cannot_say_is_refused(
+    case: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    given = {"query_pre_attn_scalar": 24} if "gemma" in case else {}
+    config = ModelConfig.from_fields(CASES[case] | given | changes)
+    with pytest.raises(InputError, match=message):
+        write_config(config, "model")
+
+
+def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"llama\.cpp does not know this pre_tokenizer"):
+        tokenizer_fields(Path("data/tiny-llama"), 3072)
+
+
+def test_the_modelfile_has_template_and_stop_words(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    write_modelfile(tmp_path, tmp_path / "Modelfile", "model-q8_0.gguf", "</s>", 4096)
+    lines = (tmp_path / "Modelfile").read_text().splitlines()
+    assert lines[0] == "FROM ./model-q8_0.gguf"
+    assert "<|im_start|>assistant" in (tmp_path / "Modelfile").read_text()
+    assert lines[-2:] == ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "</s>"']
