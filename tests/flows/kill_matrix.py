@@ -430,7 +430,7 @@ def table(outcomes: list[Outcome]) -> str:
 def serving(name: str, folder: Path) -> Iterator[Served]:
     """Serve the project over one database during the block."""
     with ExitStack() as stack:
-        url = stack.enter_context(database(folder / "postgres")) if name == "Postgres" else None
+        url = stack.enter_context(database(folder / "database")) if name == "Postgres" else None
         served = Served(folder / name.lower(), url)
         # A fresh start finds nothing to resume of an earlier start of the script.
         shutil.rmtree(served.folder / "home", ignore_errors=True)
