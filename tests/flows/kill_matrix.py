@@ -455,9 +455,7 @@ def main(count: int, folder: Path, seed: int, names: Collection[str]) -> list[Ou
     raw = json.loads(path.read_text()) if path.exists() else []
     outcomes = [Outcome(**{**item, "point": Point(**item["point"])}) for item in raw]
     done = {item.point.number for item in outcomes}
-    waiting = [
-        point for point in points(count, seed) if point.number not in done and point.database in names
-    ]
+    waiting = [point for point in points(count, seed) if point.number not in done and point.database in names]
     while waiting:
         name = waiting[0].database
         with serving(name, folder) as served:
