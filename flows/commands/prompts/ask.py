@@ -21,6 +21,8 @@ from flows.engine.keys import identify
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import BASE
 from flows.stages import STAGES
+from flows.stages.converted_model import converted
+from flows.stages.model_conversion import tokenizer_folder
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import PredictSpec
 from retrieval.prompts.answer_matching import final_answer
@@ -149,6 +151,7 @@ def ask_questions(
     """
     task = _task(config, asking)
     store = open_store(config)
+    base = Path(converted(config, store, STAGES).model.path)
     adapter, model = (None, BASE) if asking.base else _adapter(config, store, say)
     with tempfile.TemporaryDirectory(prefix="jora-ask-") as name:
         folder = Path(name)
@@ -156,6 +159,9 @@ def ask_questions(
         context = config.context
         if context.embedding_cache is None:
             context = context.model_copy(update={"embedding_cache": str(store.cache_dir / "embeddings")})
+        if context.tokenizer and context.counts_tokens:
+            tokenizer = tokenizer_folder(Path(context.tokenizer), store.cache_dir, folder)
+            context = context.model_copy(update={"tokenizer": str(tokenizer)})
         found = run_child(
             "flows.children.ask_corpus",
             AskSpec(
@@ -174,7 +180,7 @@ def ask_questions(
         )["asked"]
         evaluation = config.evaluate
         spec = PredictSpec(
-            model=Path(config.model.path),
+            model=base,
             systems={model: adapter},
             records=records,
             task=task,
