@@ -158,6 +158,11 @@ OTHER_NAMES: Mapping[str, OurName] = {
     "dp": _DATA,
     "fsdp": _TENSOR,
     "deepspeed": _TENSOR,
+    "adapter_name_or_path": OurName("phases.*.init_adapter", "a PEFT folder"),
+    "lora_model_dir": OurName("phases.*.init_adapter", "a PEFT folder"),
+    "resume_from_checkpoint": OurName(
+        "phases.*.continue_from", "for more steps of a finished phase; a killed run continues by itself"
+    ),
     "chat_template": _TEMPLATE,
     "prompt_template": _TEMPLATE,
     "prompt_format": _TEMPLATE,
@@ -176,8 +181,6 @@ _WITHOUT = {
     "loss": "the loss is always the cross-entropy of the answers",
     "finetuning_type": "all phases train LoRA",
     "peft_type": "all phases train LoRA",
-    "adapter_name_or_path": "the first phase begins a new adapter, the second continues it",
-    "resume_from_checkpoint": "a run continues from its newest checkpoint by itself",
     "num_proc": "context.workers is the number of record builders",
 }
 

@@ -137,6 +137,14 @@ class TrainSpec(TrainingSettings, ModelRun):
         default="lora", title="Trainable", description="Adapter or all weights"
     )
     adapter: Path | None = Field(default=None, title="Adapter", description="PEFT folder to continue from")
+    continue_from: Path | None = Field(
+        default=None,
+        title="Continue from",
+        description="Folder of a finished training with its state, which goes on to more steps",
+    )
+    keep_state: bool = Field(
+        default=False, title="Keep the state", description="Beside the adapter, so that it can go on later"
+    )
     data: DataSpec = Field(title="Data", description="Records and batching")
     # Empty in most runs: with it, every process has a spec of its own that differs in process_id alone.
     distributed: DistributedSpec | None = Field(
