@@ -18,7 +18,7 @@ PIECES = ["lamp", " ", "\n", "\n\n", "日本", "é", "123", "#4 Bob", "'s", "\t"
 def test_ids_of_smollm2_are_those_of_transformers() -> None:
     from transformers import AutoTokenizer
 
-    folder = cache_folder() / "models" / "smollm2-135m" / "hf"
+    folder = cache_folder().parent / "models" / "smollm2-135m" / "hf"
     if not folder.is_dir():
         pytest.skip("SmolLM2-135M-Instruct is not in the cache; `jora fetch smollm2-135m` gets it")
     tokenizer = load_tokenizer(folder)
