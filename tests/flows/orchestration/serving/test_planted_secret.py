@@ -141,14 +141,18 @@ def test_secrets_and_password(tmp_path: Path) -> None:
                 whole = submit(client)
                 assert whole.state.name == "Completed", project.output
                 shown.append(command_lines())
-                # A wrong address, and one whose token was typed into the form.
-                missing = submit(client, changes=[f"context.qa.questions={address}/no.jsonl?token={TYPED}"])
-                assert missing.state.name == "Failed", project.output
-                assert "no.jsonl" in missing.state.message
+                # Submitted by the API with a token in plain, which the form would refuse.
                 typed = submit(
                     client, changes=[f"context.qa.questions={address}/questions.jsonl?token={TYPED}"]
                 )
-                assert typed.state.name == "Completed", project.output
+                assert typed.state.name == "Failed", project.output
+                assert "write ${NAME} in its place" in typed.state.message
+                missing = submit(
+                    client, changes=[f"context.qa.questions={address}/no.jsonl?token=${{PLANTED}}"]
+                )
+                assert missing.state.name == "Failed", project.output
+                assert "no.jsonl?token=${PLANTED}" in missing.state.message
+                shown.append(str(typed.model_dump(mode="json")))
                 shown.append(str(missing.state))
                 deployments = client.read_deployments()
                 shown += [str(item.model_dump(mode="json")) for item in deployments]
