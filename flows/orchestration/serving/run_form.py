@@ -25,8 +25,8 @@ _EMPTY = r"(null|~|)"
 # `jora_core.base.secrets`, in the regular expressions of JSON Schema.
 _CREDENTIALS = (
     r"://([^\s/@:]*:[^\s/@$][^\s/@]*|[^\s/@:$][^\s/@:]*)@"
-    r"|://\S*[?&][\w.-]*([Tt]oken|[Ss]ignature|[Ss]ecret|[Pp]assw|[Cc]redential|[Aa][Pp][Ii]_?[Kk]ey|[Aa]uth|"
-    r"[?&]sig|[?&]key|[?&]pwd)[\w.-]*=[^\s&#$]"
+    r"|://\S*[?&]([\w.-]*([Tt]oken|[Ss]ignature|[Ss]ecret|[Pp]assw|[Cc]redential|[Aa][Pp][Ii]_?[Kk]ey|[Aa]uth)"
+    r"[\w.-]*|sig|key|pwd)=[^\s&#$]"
 )
 NO_CREDENTIALS = "${NAME} in place of a password or token, with a variable of that name where jora serve runs"
 EXPECTED = "key.path=value with a key of the configuration, such as seed=1"
