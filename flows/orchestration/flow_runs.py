@@ -13,7 +13,6 @@ from flows.orchestration.prefect_server import prepare_environment
 
 prepare_environment()
 
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
@@ -35,7 +34,7 @@ from flows.orchestration.serving.run_request import RunRequest
 from flows.orchestration.tasks.stage_tasks import run_stages
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
-from jora_core.base.secrets import has_credentials, mask
+from jora_core.base.secrets import mask
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -88,22 +87,12 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
 def begin(flow_run: FlowRun) -> State[Any] | None:
     """Note the process of a deployment's run; return the state of a run that a newer due one replaces."""
     note_process(flow_run)
-    _forget_credentials(flow_run)
     newer = newer_due_run(flow_run)
     if newer is None:
         return None
     get_run_logger().info(superseded_message(newer))
     _no_traceback_at_the_end()
     return Cancelled(name=SKIPPED, message=superseded_message(newer))
-
-
-def _forget_credentials(flow_run: FlowRun) -> None:
-    """Mask passwords and tokens in the parameters of a run, which will be refused because of them."""
-    changes = flow_run.parameters.get("changes") or []
-    if any(map(has_credentials, changes)):
-        with get_client(sync_client=True) as client:
-            masked = {**flow_run.parameters, "changes": [mask(change) for change in changes]}
-            client.update_flow_run(flow_run.id, parameters=masked)
 
 
 def refused(error: InputError) -> State[Any]:
