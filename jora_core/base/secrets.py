@@ -67,6 +67,12 @@ def has_variables(text: str) -> bool:
     return _VARIABLE.search(text) is not None
 
 
+def has_credentials(text: str) -> bool:
+    """Return whether a text has a URL with a password or a token itself, not a reference to one."""
+    found = [*_USER_INFO.finditer(text), *_PARAMETER.finditer(text)] if "://" in text else []
+    return any(not has_variables(match[2]) for match in found)
+
+
 def hide_credentials(url: str) -> str:
     """Move the credentials of a URL into environment variables of this process and its children.
 

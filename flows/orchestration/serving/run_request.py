@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,25 @@ from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import has_credentials
+
+
+def refuse_credentials(changes: Sequence[str], where: str) -> None:
+    """Refuse changes with a password or a token, which the server would keep and its UI would show.
+
+    Args:
+        changes: `key.path=value`.
+        where: what the changes were given to, for the error.
+
+    Raises:
+        InputError: a change has one.
+    """
+    for change in changes:
+        if has_credentials(change):
+            raise InputError(
+                f"{where}: {change.partition('=')[0]} has a password or a token, which the UI would "
+                "show; set a variable where `jora serve` runs, and write ${NAME} in its place"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,11 +68,12 @@ class RunRequest:
             return self.config.resolved()
         if self.configuration is None:
             raise InputError("configuration: this parameter is missing; give the path of a YAML file")
+        changes = self.changes or []
+        refuse_credentials(changes, "changes")
         # Relative paths mean the same as on the command line that registered the deployment.
         folder = Path(os.environ.get(FOLDER, "."))
         if not folder.is_dir():
             raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
-        changes = self.changes or []
         with contextlib.chdir(folder):
             found = load_config(self.configuration, changes)
             # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,
