@@ -20,6 +20,7 @@ PATH_KEYS = (
     "context.*.questions",
     "context.embedding_cache",
     "phases.*.alpaca_path",
+    "phases.*.init_adapter",
 )
 # A path, unless it is no folder and is the name of a fetched model, or looks like one of the hub.
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
