@@ -143,12 +143,6 @@ class ExportConfig(ExportSettings):
         title="Verify",
         description="Reload with transformers and peft (where torch is) and compare logits",
     )
-    push_to: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
-        title="Push to",
-        description="OWNER/NAME of a repository on the Hugging Face hub, to which `jora export` uploads",
-    )
 
 
 class RetryConfig(SpecModel):

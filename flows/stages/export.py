@@ -26,14 +26,13 @@ NAME = "export"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 REFERENCE = "reference.safetensors"
-_NO_SETTING = {"push_to"}  # it decides where the files go, not what they hold
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "model": {"dtype": config.model.dtype},
         "prompt": prompt_settings(config),
-        "export": config.export.model_dump(mode="json", exclude=_NO_SETTING),
+        "export": config.export.model_dump(mode="json"),
     }
 
 
