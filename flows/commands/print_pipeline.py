@@ -129,7 +129,8 @@ def print_records(reference: ArtifactRef) -> bool:
         return False
     table = _grid("task", "train", "test", "contexts", "found", *RETRIEVAL)
     for name, task in metrics["tasks"].items():
-        fused = task["retrieval"].get("test", {}).get("fused", {})
+        ranked = task["retrieval"].get("test", {})
+        fused = ranked.get("learned", ranked.get("fused", {}))
         share = task["oracle_in_context"]["test"]
         table.add_row(
             name,
@@ -151,7 +152,7 @@ def print_records(reference: ArtifactRef) -> bool:
         guarded.add_row(name, *(f"{count:,}" for count in counts))
     console = _console()
     console.print(table)
-    said = "found: share of the held-out prompts that hold the answer; fused, 95 % intervals by context"
+    said = "found: share of the held-out prompts that hold the answer; fused or learned, 95 % intervals by context"
     console.print(f"{said}\n", style="dim")
     console.print(guarded)
     console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")
