@@ -152,7 +152,7 @@ def print_records(reference: ArtifactRef) -> bool:
         guarded.add_row(name, *(f"{count:,}" for count in counts))
     console = _console()
     console.print(table)
-    said = "found: share of the held-out prompts that hold the answer; fused or learned, 95 % intervals by context"
+    said = "found: share of the held-out prompts that hold the answer; fused, 95 % intervals by context"
     console.print(f"{said}\n", style="dim")
     console.print(guarded)
     console.print("left out: leaks, and training records (nearly) equal to held-out ones", style="dim")

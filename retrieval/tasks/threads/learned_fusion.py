@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import load_array, save_array
 from retrieval.corpus.types import Tally
@@ -35,6 +36,8 @@ from retrieval.tasks.threads.store import ReplyRow, ThreadStore
 from retrieval.text.normalize import seeded_hash
 
 FOLDER = "learned"
+#: Links that the ranker predicts for messages of the test split, for measurements: thread → message → parents.
+LINKS = "links.json"
 _FOLDS_FILE = "folds.npy"
 #: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
 MOST_FITTED = 60_000
@@ -230,9 +233,12 @@ def fit_fusion(
         examples, Training(), lambda done, total: progress("threads: fit fusion", done, total)
     )
     measures["threads"] = int((chosen.folds != UNSEEN).sum())
-    held_out = _measure_held_out(source, chosen, cosines, ranker)
-    if held_out is not None:
-        measures["test"] = held_out
+    (folder / FOLDER).mkdir(exist_ok=True)
+    if chosen.training < len(chosen.rows):
+        progress("threads: measure fusion", 0, 0)
+        log_p = _held_out(source, chosen, cosines, ranker)
+        measures["test"] = _held_out_measures(chosen, log_p, ranker)
+        write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
     save_ranker(ranker, folder / FOLDER, measures)
     save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
     return measures
@@ -250,21 +256,40 @@ def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
     return sorted(counts, key=lambda word: (-counts[word], word))[:MESSAGE_CUES]
 
 
-def _measure_held_out(
+def _held_out(
     source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, ranker: ReplyRanker
-) -> dict[str, Any] | None:
-    """Return the measures of the ranker on messages of the test split; None if it has none."""
+) -> list[np.ndarray]:
+    """Return the log-probabilities of the candidates of each chosen message of the test split."""
+    found = []
+    for number, row in enumerate(chosen.rows[chosen.training :], start=chosen.training):
+        features, _ = source.features([row], [source.leg_rankings(number, row, cosines)])
+        found.append(ranker.log_probabilities(features))
+    return found
+
+
+def _held_out_measures(
+    chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
+) -> dict[str, Any]:
     rows = chosen.rows[chosen.training :]
-    if not rows:
-        return None
-    width = 1 + max(row.place - row.low for row in rows)
-    log_p, targets = np.full((len(rows), width), -np.inf), np.zeros((len(rows), width), dtype=np.float32)
-    for number, row in enumerate(rows):
-        legs = source.leg_rankings(chosen.training + number, row, cosines)
-        found = ranker.log_probabilities(source.features([row], [legs])[0])
-        log_p[number, : len(found)] = found
+    log_p = np.full((len(rows), max(map(len, found))), -np.inf)
+    targets = np.zeros(log_p.shape, dtype=np.float32)
+    for number, (row, scores) in enumerate(zip(rows, found, strict=True)):
+        log_p[number, : len(scores)] = scores
         targets[number, [1 + parent - row.low for parent in row.parents] or [0]] = 1
     return {"messages": len(rows), **link_measures(log_p, targets, ranker.second_parent)}
+
+
+def _held_out_links(
+    source: FeatureSource, chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
+) -> dict[str, dict[str, list[str]]]:
+    """Return the predicted parents of each message by thread; of a start, the message itself. The best is first."""
+    out: dict[str, dict[str, list[str]]] = {}
+    for row, scores in zip(chosen.rows[chosen.training :], found, strict=True):
+        thread = source.threads.thread(row.thread)
+        places = [row.place if link == 0 else row.low + link - 1 for link in ranker.links(scores)]
+        of_thread = out.setdefault(thread.id, {})
+        of_thread[thread.posts[row.place].id] = [thread.posts[place].id for place in places]
+    return out
 
 
 def _runs(rows: Sequence[ReplyRow]) -> list[tuple[int, int]]:
