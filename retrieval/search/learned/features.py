@@ -246,7 +246,6 @@ def overlap(facts: ThreadFacts, place: int, low: int) -> tuple[dict[str, np.ndar
     order = np.lexsort((-np.arange(n), -cosine))
     ranks = np.empty(n)
     ranks[order] = np.arange(n)
-    largest = float(idf.max(initial=1.0))
     flags = {
         name: np.zeros(n) for name in ("shares_rarest_of_all", "newest_with_rarest", "first_with_rarest")
     }
@@ -258,7 +257,7 @@ def overlap(facts: ThreadFacts, place: int, low: int) -> tuple[dict[str, np.ndar
         "cosine": cosine,
         "cosine_rank": np.where(cosine > 0, 1 / (1 + ranks), 0),
         "log_shared_words": counted(np.bincount(hit_owner, minlength=n)),
-        "rarest_shared": rarest / largest,
+        "rarest_shared": rarest / facts.largest_idf,
         **flags,
         "log_shared_runs": counted(shared_runs),
         "author_cosine": by_author[authors],
@@ -266,7 +265,10 @@ def overlap(facts: ThreadFacts, place: int, low: int) -> tuple[dict[str, np.ndar
         "own_words_cosine": own_dot / np.sqrt(np.maximum(norm * own_total, 1e-12)),
         "shared_of_message": dot / max(own_norm, 1e-12),
     }
-    return pairs, {"best_cosine": float(cosine.max(initial=0.0)), "best_rarest": float(best) / largest}
+    return pairs, {
+        "best_cosine": float(cosine.max(initial=0.0)),
+        "best_rarest": float(best) / facts.largest_idf,
+    }
 
 
 def leg_features(rankings: Mapping[str, LegRanking], n: int) -> dict[str, np.ndarray]:

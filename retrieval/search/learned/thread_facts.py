@@ -98,6 +98,7 @@ class ThreadFacts:
             before `words[word_starts[p + 1]]`.
         words: int64, the number of each word in the order of its first use, sorted within a message.
         word_idf: float64[words of the thread], inverse document frequency of each word.
+        largest_idf: the largest of them, at least 1.
         run_starts: int64[N + 1], like `word_starts` for `runs`.
         runs: int64, numbers of the distinct pairs of neighbouring words, sorted within a message.
         cues: float32[N, C], 1 where the message has the C-th of the cue words.
@@ -119,6 +120,7 @@ class ThreadFacts:
     word_starts: np.ndarray
     words: np.ndarray
     word_idf: np.ndarray
+    largest_idf: float
     run_starts: np.ndarray
     runs: np.ndarray
     cues: np.ndarray
@@ -153,6 +155,7 @@ def thread_facts(
     split = [words.numbers(post.text) for post in posts]
     # A pair of neighbours is one number: the words of a thread are far fewer than 2^31.
     width = len(words.known) + 1
+    weights = idf(list(words.known))
     runs = [np.unique(row[:-1] * width + row[1:]) for row in split]
     distinct = [np.unique(row) for row in split]
     return ThreadFacts(
@@ -173,7 +176,8 @@ def thread_facts(
         EventList.of(who * len(authors) + whom, where, n),
         _starts(distinct),
         np.concatenate(distinct) if distinct else np.zeros(0, dtype=np.int64),
-        idf(list(words.known)),
+        weights,
+        float(weights.max(initial=1.0)),
         _starts(runs),
         np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64),
         _cues(distinct, list(words.known), cues),

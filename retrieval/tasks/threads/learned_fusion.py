@@ -36,7 +36,7 @@ from retrieval.tasks.threads.store import ReplyRow, ThreadStore
 from retrieval.text.normalize import seeded_hash
 
 FOLDER = "learned"
-#: Links that the ranker predicts for messages of the test split, for measurements: thread → message → parents.
+#: Links that the ranker predicts for messages of the test split: thread → message → parents.
 LINKS = "links.json"
 _FOLDS_FILE = "folds.npy"
 #: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
@@ -282,7 +282,7 @@ def _held_out_measures(
 def _held_out_links(
     source: FeatureSource, chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
 ) -> dict[str, dict[str, list[str]]]:
-    """Return the predicted parents of each message by thread; of a start, the message itself. The best is first."""
+    """Return the predicted parents of each message, the best first; of a start, the message itself."""
     out: dict[str, dict[str, list[str]]] = {}
     for row, scores in zip(chosen.rows[chosen.training :], found, strict=True):
         thread = source.threads.thread(row.thread)

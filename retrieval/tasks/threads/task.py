@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.mapped_items import Items, ItemSink, load_array, save_array, write_items
+from retrieval.corpus.mapped_items import Items, ItemSink, write_items
 from retrieval.corpus.types import Tally
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training
@@ -20,7 +20,6 @@ from retrieval.readers.threads.registry import thread_format
 from retrieval.search.bm25.index import BM25Index
 from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
-from retrieval.search.dense.faiss_index import cosines
 from retrieval.search.fusion import Fusion, fuse
 from retrieval.search.learned.features import FeatureSpace
 from retrieval.search.legs.leg import LegQuery, LegRanking
@@ -43,6 +42,7 @@ from retrieval.tasks.threads.learned_fusion import (
 )
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
+from retrieval.tasks.threads.vectors import ThreadVectors
 from retrieval.tasks.threads.window import window_start
 from retrieval.text.normalize import duplicate_key
 
@@ -88,7 +88,10 @@ def prepare(
     if task.learns_fusion:
         fitted = choose_messages(threads, task, config.seed, left_out, report.tally)
     if embedder and "dense" in task.legs:
-        _Dense.build(threads, [*replies, *(fitted.rows if fitted else ())], embedder, progress, folder)
+        messages = np.stack([replies.numbers(name) for name in ("thread", "place", "low")], axis=1)
+        if fitted is not None:
+            messages = np.concatenate([messages, [(row.thread, row.place, row.low) for row in fitted.rows]])
+        ThreadVectors.build(threads, messages, embedder, progress, folder)
     if fitted is not None:
         report.learned_fusion = _fit(config, threads, fitted, len(replies), folder, progress)
     return len(kept)
@@ -107,7 +110,7 @@ def _fit(
     assert task is not None
     cosines = None
     if "dense" in task.legs:
-        dense = _Dense.open(folder)
+        dense = ThreadVectors.open(folder)
 
         def cosines(number: int, low: int, high: int) -> np.ndarray:
             return dense.window_scores(n_replies + number, low, high)
@@ -179,7 +182,7 @@ class ThreadsWork:
     threads: ThreadStore
     replies: Items[ReplyRow]
     bm25: Ranker
-    dense: _Dense | None
+    dense: ThreadVectors | None
     reranker: Reranker | None
     learned: LearnedFusion | None = None
 
@@ -204,7 +207,7 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
     task = task.model_copy(update={"format": thread_format(task)})
     threads = ThreadStore(folder)
     bm25 = open_index(config, threads.texts, folder)
-    dense = _Dense.open(folder) if "dense" in task.legs else None
+    dense = ThreadVectors.open(folder) if "dense" in task.legs else None
     replies = Items(folder / "replies.arrow", ReplyRow)
     reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
     learned = (
@@ -256,75 +259,6 @@ def _content(reply: Reply) -> bytes:
 def _with_parents(reply: Reply) -> str:
     """Return the text of the comment and of the posts that it answers."""
     return "\n".join([reply.comment.text, *(post.text for post in reply.parent_posts)])
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """Vectors of the comments, and of the posts that are a candidate of a reply.
-
-    Attributes:
-        vectors: float32[posts, D], the candidates.
-        places: int64[all posts], the row of a post's vector.
-        queries: float32[comments, D].
-    """
-
-    vectors: np.ndarray
-    places: np.ndarray
-    queries: np.ndarray
-
-    @classmethod
-    def build(
-        cls,
-        threads: ThreadStore,
-        messages: Sequence[ReplyRow],
-        embedder: Embedder,
-        progress: Progress,
-        folder: Path,
-    ) -> None:
-        """Embed the posts and comments, and write their vectors.
-
-        Args:
-            threads: the corpus.
-            messages: the comments, of which those that become records come first.
-            embedder: the model.
-            progress: receives (step, done, total) while the work advances.
-            folder: folder of the vectors.
-        """
-        starts = threads.rows.numbers("start")[[row.thread for row in messages]]
-        last = np.array([row.place for row in messages]) + starts
-        low = np.array([row.low for row in messages]) + starts
-        # Posts that are no candidate (after the last reply of a thread, outside of all windows) are not
-        # embedded.
-        wanted = np.zeros(len(threads.posts), dtype=bool)
-        for first, end in zip(low.tolist(), last.tolist(), strict=True):
-            wanted[first:end] = True
-        texts = [text for text, want in zip(threads.texts(), wanted.tolist(), strict=True) if want]
-        vectors = embedder.encode(texts, lambda done, total: progress("threads: embed", done, total))
-        queries = embedder.encode(
-            [threads.posts.value("text", place) for place in last.tolist()],
-            lambda done, total: progress("threads: embed comments", done, total),
-            "query",
-        )
-        # A window is a run of posts that are all wanted, so it is a run of rows too.
-        save_array(folder / "vectors.npy", vectors)
-        save_array(folder / "queries.npy", queries)
-        save_array(folder / "places.npy", np.cumsum(wanted) - 1)
-
-    @classmethod
-    def open(cls, folder: Path) -> _Dense:
-        """Map the vectors that `build` wrote."""
-        return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
-
-    def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
-        """Return float32[high - low], the cosines of a comment with the posts `low` to `high - 1`.
-
-        Args:
-            query: number of the comment.
-            low: place of the first post in the flat corpus.
-            high: place after the last post.
-        """
-        first = int(self.places[low])
-        return cosines(self.vectors[first : first + high - low], self.queries[query])
 
 
 def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) -> Example | None:
