@@ -12,6 +12,9 @@ EXTRAS  ?= dev
 STAMP   := $(VENV)/.installed-$(EXTRAS)
 BIN     := $(VENV)/bin
 
+# Without stored bytecode, each of the thousands of processes of the tests would compile all libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all test-services lint docs hooks format install constraints clean
 
 demo: $(STAMP)

@@ -307,7 +307,7 @@ def _train(
             "max_seq_len": longest,
             # The original counts rows of a batch, the core counts token slots.
             "tokens_per_batch": longest * config.BATCH_SIZE,
-            "prompt_template": PAPER_TEMPLATE,
+            "prompt": {"template": PAPER_TEMPLATE},
         },
         "n_epochs": config.N_EPOCHS,
         "gradient_accumulation_steps": config.N_ACCUMULATION_STEPS,

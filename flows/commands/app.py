@@ -69,7 +69,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("pin", "operations.housekeeping", "Keep a run from removal."),
         ("watch", "operations.watch", "Wait for changed data."),
         ("doctor", "doctor", "Check this machine."),
-        ("generate", "generate", "Answer one prompt."),
+        ("generate", "prompts.generate", "Answer one prompt."),
         ("merge", "merge", "Merge an adapter, or several in order, into its base model."),
         ("memory", "memory_plan", "Say what a training step takes on each device."),
     )

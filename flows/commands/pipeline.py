@@ -16,6 +16,7 @@ from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
 from flows.commands.memory_plan import memory_of_phases
 from flows.commands.print_memory import print_phases
+from flows.commands.prompts.records_as_messages import check_target, write_messages
 from flows.commands.sharing_counts import sharing_of_phases
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
@@ -27,6 +28,7 @@ from flows.orchestration import serve as serve_pipeline
 from flows.orchestration.serving import status
 from flows.report.page import write_report
 from flows.stages import STAGES
+from flows.stages.build_context import RECORDS
 from jora_core.base.errors import InputError
 
 
@@ -141,6 +143,7 @@ def context(
     overrides: Set = None,
     as_json: Json = False,
     preview: Annotated[str | None, typer.Option("--preview", metavar="FILE")] = None,
+    messages: Annotated[Path | None, typer.Option("--messages", metavar="FILE")] = None,
 ) -> None:
     """Build the records (stage build-context).
 
@@ -153,6 +156,7 @@ def context(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
         preview: Build nothing; print the first rows of a corpus as they are read, and what to configure.
+        messages: Also write the records in the chat format, for other tools: a .jsonl or .parquet file.
     """
     if preview is not None:
         # Here, because no other command reads a corpus in this process.
@@ -161,7 +165,12 @@ def context(
         print("\n".join(lines_of(preview)))
         return
     settings = load(config, overrides)
+    if messages is not None:
+        check_target(messages)
     references = _run_stages(["build-context"], settings, force, as_json)
+    if messages is not None:
+        path = Path(references[0].path) / RECORDS
+        print_status(f"{messages}: {write_messages(path, messages, settings.prompt.system)} conversations")
     if not as_json and print_pipeline.print_records(references[0]):
         print(f"report: {write_report(open_store(settings), settings, references, latest=False)}")
 

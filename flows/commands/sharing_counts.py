@@ -105,7 +105,7 @@ def _counted(
     with tempfile.TemporaryDirectory(prefix="jora-sharing-") as name:
         spec = SharingSpec(
             model=Path(config.model.path),
-            data=data_spec(phase, records, cache_dir),
+            data=data_spec(config, phase, records, cache_dir),
             mesh=config.mesh,
             seed=config.seed,
             output_dir=Path(name) / "counts",

@@ -43,6 +43,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     raw.setdefault("project", file.stem if file.name != CONFIG_NAME else folder.name)
     if isinstance(raw.get("model"), str):
         raw["model"] = {"path": raw["model"]}
+    if isinstance(raw.get("prompt"), str):
+        raw["prompt"] = {"template": raw["prompt"]}
     # First, because the other paths count from it and it may hold `~` and variables.
     resolved = resolve_paths(root, folder, str(file), root_from=folder, at=("root",))
     raw = resolve_paths(raw, Path(resolved), str(file), root_from=folder)

@@ -38,6 +38,8 @@ _DATA = OurName("mesh.data")
 _WARMUP = OurName("phases.*.optim.warmup_ratio", "a share of all steps")
 _REPORT = OurName("phases.*.report_to", "[wandb] or [tensorboard]")
 _KERNEL = OurName("model.attention", "auto or blockwise")
+_TEMPLATE = OurName("prompt.template", "auto, alpaca, chat, or a file")
+_SYSTEM = OurName("prompt.system")
 _INSTRUCTIONS = OurName("phases.*.alpaca_path")
 
 OTHER_NAMES: Mapping[str, OurName] = {
@@ -156,6 +158,12 @@ OTHER_NAMES: Mapping[str, OurName] = {
     "dp": _DATA,
     "fsdp": _TENSOR,
     "deepspeed": _TENSOR,
+    "chat_template": _TEMPLATE,
+    "prompt_template": _TEMPLATE,
+    "prompt_format": _TEMPLATE,
+    "default_system": _SYSTEM,
+    "default_system_message": _SYSTEM,
+    "system_prompt": _SYSTEM,
     "chunk_size": OurName("context.qa.chunk_tokens", "in tokens"),
     "num_distract": OurName("context.qa.n_contexts", "the right document and its distractors"),
     "distractors": OurName("context.qa.n_contexts", "the right document and its distractors"),
@@ -166,8 +174,6 @@ OTHER_NAMES: Mapping[str, OurName] = {
 # Settings of other tools that have no counterpart here, and what happens instead.
 _WITHOUT = {
     "loss": "the loss is always the cross-entropy of the answers",
-    "template": "all prompts use the headings of Alpaca",
-    "chat_template": "all prompts use the headings of Alpaca",
     "finetuning_type": "all phases train LoRA",
     "peft_type": "all phases train LoRA",
     "adapter_name_or_path": "the first phase begins a new adapter, the second continues it",

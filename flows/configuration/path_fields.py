@@ -9,6 +9,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
+from jora_core.specs.prompts.source import TEMPLATE_NAMES, is_inline
 from retrieval.corpus.remote_sources import HUB_NAME, is_url, with_home
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
@@ -23,6 +24,8 @@ PATH_KEYS = (
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
+# A path, unless it is one of the names, or the template itself.
+PATH_OR_TEMPLATE_KEYS = ("prompt.template",)
 # Paths that count from folders of their own; see the module `schema`.
 OTHER_ROOT_KEYS = (("store",), ("store_cache",), ("root",))
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
@@ -71,6 +74,10 @@ def resolve_paths(
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
             # its credentials: they are filled in where it is opened.
             return hide_credentials(value) if is_url(filled) else _absolute(root / with_home(filled, where))
+        if _is_one_of(key, PATH_OR_TEMPLATE_KEYS):
+            if value in TEMPLATE_NAMES or is_inline(value.replace("${", "")):
+                return value
+            return _absolute(root / with_home(_expanded(value, where), where))
         if _is_one_of(key, PATH_OR_HUB_KEYS):
             value = _expanded(value, where)
             folder = root / with_home(value, where)
@@ -107,7 +114,7 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         is_path = key in OTHER_ROOT_KEYS or _is_one_of(
-            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)
+            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS, *PATH_OR_TEMPLATE_KEYS)
         )
         return references(value) if isinstance(value, str) and is_path else value
 

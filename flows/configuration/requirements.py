@@ -13,8 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.prompts import prompt_source
 from flows.configuration.schema import PipelineConfig
 from jora_core.base.errors import InputError
+from jora_core.specs.prompts.jinja_template import check_template
+from jora_core.specs.prompts.source import check_format
 from retrieval.prompts.answer_styles import TEMPLATE_FIELDS
 from retrieval.readers.documents.documents import tells_instructions
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
@@ -48,6 +51,7 @@ def problems(config: PipelineConfig) -> Iterator[Problem]:
         config: a checked configuration with absolute paths.
     """
     yield from _packages(config)
+    yield from _prompt(config)
     yield from _retrieval(config)
     yield from _evaluation(config)
     model = _model_config(Path(config.model.path))
@@ -97,6 +101,19 @@ def _packages(config: PipelineConfig) -> Iterator[Problem]:
             f"context.backend: dask needs the package {missing[0]}; run `pip install 'jora-raft[scale]'`, or "
             "set it to threads",
         )
+
+
+def _prompt(config: PipelineConfig) -> Iterator[Problem]:
+    try:
+        source = prompt_source(config)
+        if source is None:
+            return
+        if source.kind == "jinja":
+            check_template(source.text, source.origin)
+        else:
+            check_format(source.text, source.origin)
+    except InputError as error:
+        yield Problem("prompt template", str(error))
 
 
 def _retrieval(config: PipelineConfig) -> Iterator[Problem]:

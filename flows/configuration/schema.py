@@ -30,6 +30,7 @@ from jora_core.specs.answers import EvaluationSettings, Mode
 from jora_core.specs.common import ComputeSettings, MeshSpec, SpecModel
 from jora_core.specs.data import BatchingSettings
 from jora_core.specs.model_files import ExportSettings
+from jora_core.specs.prompts.settings import PromptSpec
 from jora_core.specs.train import TrainingSettings
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.task_registry import TaskName
@@ -225,6 +226,11 @@ class PipelineConfig(SpecModel):
         default=0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters"
     )
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
+    prompt: PromptSpec = Field(
+        default_factory=PromptSpec,
+        title="Prompt",
+        description="The frame of all prompts, in training, evaluation, generation and the exported model",
+    )
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
     # A list, not two fields: either phase can be left out, and the order is visible in the file.
     phases: list[PhaseConfig] = Field(

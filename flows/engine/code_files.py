@@ -11,9 +11,9 @@ threads parse sources while the tasks of a run compute their stages' keys.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -84,29 +84,54 @@ def _stamps(files: Mapping[str, Path]) -> list[tuple[int, int]]:
 
 
 def _walk(entries: tuple[str, ...], packages: tuple[str, ...], root: Path) -> dict[str, Path]:
+    modules = _modules({*packages, *(name.partition(".")[0] for name in entries)}, root)
+    # A misspelled entry would otherwise leave its code out of the key without an error.
+    if missing := [name for name in entries if name not in modules]:
+        raise FileNotFoundError(f"{missing[0]} is no module below {root}")
+    prefix = f"{root}{os.sep}"
+    given = {part for name in entries for part in _with_packages(name)}
     found: dict[str, Path] = {}
-    # A list, not recursion: import chains can be circular, and `found` ends the walk.
-    waiting = [(name, True) for name in entries]
+    # A list, not recursion: import chains can be circular, and `seen` ends the walk.
+    waiting = sorted(given)
     seen: set[str] = set()  # most names are imported by many modules
     while waiting:
-        name, is_entry = waiting.pop()
-        if not is_entry and (name in seen or name.partition(".")[0] not in packages):
+        name = waiting.pop()
+        if name in seen or not (name in given or name.partition(".")[0] in packages):
             continue
         seen.add(name)
-        files = _files_of(name, root)
-        # A misspelled entry would otherwise leave its code out of the key without an error.
-        if is_entry and (not files or files[-1][0] != name):
-            raise FileNotFoundError(f"{name} is no module below {root}")
-        for module, path in files:
+        # A part of the name need not be a module: `from a.b import C` arrives as `a.b.C`.
+        if (path := modules.get(name)) is not None:
             # Relative with forward slashes: the key is the same on every machine and in every checkout.
-            label = path.relative_to(root).as_posix()
-            if label in found:
-                continue
-            found[label] = path
-            text = path.read_text(encoding="utf-8")
-            waiting += [(imported, False) for imported in _imports(text, module, path.name == "__init__.py")]
+            found[path[len(prefix) :].replace(os.sep, "/")] = Path(path)
+            waiting += _imports(path, name)
+        waiting += _with_packages(name)
     # The order of the walk depends on the order of import statements, which formatters change.
     return dict(sorted(found.items()))
+
+
+def _with_packages(name: str) -> list[str]:
+    """Return a dotted name and the packages around it, which Python runs first."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def _modules(packages: Iterable[str], root: Path) -> dict[str, str]:
+    """Return dotted name to file of all modules in some top-level packages.
+
+    One listing of the folders, because a walk asks for thousands of names, most of which are no modules.
+    """
+    modules: dict[str, str] = {}
+    prefix = f"{root}{os.sep}"
+    for package in packages:
+        for folder, _, names in os.walk(root / package):
+            parent = folder[len(prefix) :].replace(os.sep, ".")
+            for name in names:
+                if name == "__init__.py":
+                    modules[parent] = f"{folder}{os.sep}{name}"
+                elif name.endswith(".py"):
+                    # A package goes before a module of the same name, as in Python.
+                    modules.setdefault(f"{parent}.{name.removesuffix('.py')}", f"{folder}{os.sep}{name}")
+    return modules
 
 
 def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
@@ -127,35 +152,23 @@ def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
     return {own.relative_to(REPOSITORY).as_posix(): own, **reached}
 
 
-def _files_of(name: str, root: Path) -> list[tuple[str, Path]]:
-    """Return (module name, file) for a dotted name and for each package that contains it.
-
-    Parts of the name that are not modules give no pair. For example, `from jora_core.specs.train import
-    TrainSpec` arrives as `jora_core.specs.train.TrainSpec`, whose last part is not a file.
-    """
-    parts = name.split(".")
-    files: list[tuple[str, Path]] = []
-    # Importing `a.b.c` runs `a/__init__.py` and `a/b/__init__.py` first, so they are part of the code.
-    for length in range(1, len(parts) + 1):
-        base = root.joinpath(*parts[:length])
-        module = ".".join(parts[:length])
-        if (base / "__init__.py").is_file():
-            files.append((module, base / "__init__.py"))
-        elif base.with_suffix(".py").is_file():
-            files.append((module, base.with_suffix(".py")))
-    return files
+# The stages share most modules. A file that changes during the process has another stamp and is read again.
+_known_imports: dict[tuple[str, int, int], tuple[str, ...]] = {}
 
 
-# The stages share most modules. The cache is indexed by the text, so a file that changes during the process
-# is scanned again.
-@cache
-def _imports(text: str, module: str, is_package: bool) -> tuple[str, ...]:
-    """Return the absolute dotted names of the imports in a module's text."""
-    package = module.split(".") if is_package else module.split(".")[:-1]
-    return tuple(
-        ".".join([*package[: len(package) - (level - 1)], name]) if level else name
-        for level, name in imported_names(text, top_level_only=is_package)
-    )
+def _imports(path: str, module: str) -> tuple[str, ...]:
+    """Return the absolute dotted names of the imports in a module's file."""
+    state = Path(path).stat()
+    stamp = (path, state.st_mtime_ns, state.st_size)
+    if (known := _known_imports.get(stamp)) is None:
+        is_package = path.endswith(f"{os.sep}__init__.py")
+        package = module.split(".") if is_package else module.split(".")[:-1]
+        text = Path(path).read_text(encoding="utf-8")
+        known = _known_imports[stamp] = tuple(
+            ".".join([*package[: len(package) - (level - 1)], name]) if level else name
+            for level, name in imported_names(text, top_level_only=is_package)
+        )
+    return known
 
 
 def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int, str]]:

@@ -8,6 +8,7 @@ decide whether a stage has work to do. Work that needs JAX runs in child process
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.orchestration.prefect_server import prepare_environment
@@ -19,7 +20,6 @@ from prefect import flow
 from flows.configuration.schema import PipelineConfig
 from flows.engine.keys import identify
 from flows.engine.plan import select
-from flows.engine.stage import Stage
 from flows.orchestration.flow_runs import answer
 from flows.orchestration.serving.run_request import RunRequest
 from flows.orchestration.serving.stage_choice import ALL_STAGES, selection_of
@@ -73,8 +73,10 @@ def raft_pipeline(
 StageScope = Literal["only this stage", "this stage and those after it", "this stage and what it needs"]
 
 
-def _stage_flow(stage: Stage) -> Flow[..., Any]:
+@cache
+def stage_flow(name: str) -> Flow[..., Any]:
     """Return the flow that runs one stage, by default alone, on the artifacts of the stages before it."""
+    stage = STAGES[name]
 
     def run_one(
         *,
@@ -108,9 +110,14 @@ def _stage_flow(stage: Stage) -> Flow[..., Any]:
     return flow(name=stage.name, persist_result=False)(run_one)
 
 
-STAGE_FLOWS = {stage.name: _stage_flow(stage) for stage in STAGES.values()}
-# A worker imports a deployment's flow from here by that function name.
-globals().update({stage_flow.fn.__name__: stage_flow for stage_flow in STAGE_FLOWS.values()})
+def __getattr__(name: str) -> Flow[..., Any]:
+    """Return the flow of a stage by its function name, by which a worker imports it from here.
+
+    Made when it is asked for, because Prefect takes a tenth of a second to describe the parameters of each.
+    """
+    if (stage := name.replace("_", "-")) in STAGES:
+        return stage_flow(stage)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _stages_around(name: str, scope: StageScope, config: PipelineConfig) -> list[str]:

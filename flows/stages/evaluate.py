@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
+from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
@@ -23,7 +24,6 @@ from flows.stages.answer_cache import AnswerCache, answer_schema
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
-from jora_core.specs.common import ALPACA_SHORT
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import Answers, score_answers
@@ -71,6 +71,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
+        "prompt": prompt_settings(config),
         "evaluate": config.evaluate.model_dump(mode="json"),
     }
 
@@ -144,7 +145,7 @@ def _predict(
         task=part.task,
         split="test",
         max_records=None,
-        prompt_template=ALPACA_SHORT,
+        prompt=prompt_spec(config),
         max_seq_len=config.evaluate.max_seq_len,
         tokens_per_batch=config.evaluate.tokens_per_batch,
         mode=part.mode,

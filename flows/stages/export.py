@@ -13,6 +13,7 @@ from typing import Any
 
 from flows.children.run_child import run_child
 from flows.children.verify_export import VerifySpec
+from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
@@ -27,7 +28,11 @@ REFERENCE = "reference.safetensors"
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    return {"model": {"dtype": config.model.dtype}, "export": config.export.model_dump(mode="json")}
+    return {
+        "model": {"dtype": config.model.dtype},
+        "prompt": prompt_settings(config),
+        "export": config.export.model_dump(mode="json"),
+    }
 
 
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
@@ -55,7 +60,7 @@ def lineage(context: StageContext) -> dict[str, Any]:
         }
         for name, manifest in context.manifests.items()
     }
-    return {"export": context.key, "stages": stages}
+    return {"export": context.key, "prompt": prompt_settings(context.config), "stages": stages}
 
 
 def _run(context: StageContext) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         adapter=context.upstream[config.phases[-1].stage],
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
+        prompt=prompt_spec(config),
         output_dir=context.output_dir,
         verify=config.export.verify,
         lineage=lineage(context),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import ChildFailed, run_child
+from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
@@ -55,6 +56,7 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
+        "prompt": prompt_settings(config),
         # By position, as in the configuration: the plan can then name `phases.1.optim.learning_rate`,
         # which `--set` takes.
         "phases": {str(index): phase.model_dump(mode="json", exclude=_NO_SETTING)},
@@ -82,10 +84,11 @@ def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]
     )
 
 
-def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
+def data_spec(config: PipelineConfig, phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
     """Return the spec of the records that one phase trains on, and of their batches.
 
     Args:
+        config: the configuration, for the template of the prompts.
         phase: the phase's settings.
         records: Parquet file of all records.
         cache_dir: cache folder of the store; a folder in it keeps the token ids.
@@ -94,6 +97,7 @@ def data_spec(phase: PhaseConfig, records: Path, cache_dir: Path) -> DataSpec:
         records=records,
         tasks=list(phase.tasks),
         cache_dir=cache_dir / TOKENS,
+        prompt=prompt_spec(config),
         **values_of(BatchingSettings, phase),
     )
 
@@ -106,7 +110,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         model=Path(config.model.path),
         adapter=context.upstream[config.phases[index - 1].stage] if index else None,
         data=data_spec(
-            phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
+            config, phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
         ),
         mesh=config.mesh,
         seed=config.seed,

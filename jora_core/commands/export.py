@@ -22,11 +22,12 @@ from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
 from jora_core.commands.model_card import adapter_folder_name, model_card
 from jora_core.commands.run_command import run_command
+from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_checkpoint
-from jora_core.weights.companion_files import copy_file
+from jora_core.weights.companion_files import copy_file, write_prompt_files
 from jora_core.weights.layerwise_logits import hidden_states, logits
 from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.model_folder import read_model
@@ -53,6 +54,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
+    tokenizer = load_tokenizer(spec.model, config.vocab_size) if spec.prompt is not None else None
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
     names = [adapter_folder_name(number) for number in range(len(folders))]
     # Copied and not written again: the export holds the bytes that were trained.
@@ -61,6 +63,8 @@ def export(spec: ExportSpec) -> dict[str, Any]:
             copy_file(folder / name, spec.output_dir / target / name)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}
+    if spec.prompt is not None and tokenizer is not None:
+        result["prompts"] = write_prompt_files(spec.prompt, spec.model, tokenizer, written)
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)

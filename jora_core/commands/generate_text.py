@@ -21,7 +21,8 @@ import numpy as np
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.commands.run_command import run_command
-from jora_core.data.prompts import fill_template, shorten_prompt
+from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
+from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.generate import CHUNK, GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
@@ -50,7 +51,8 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     """
     config = read_model(spec.model)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
-    prompt, shortened = make_prompt(spec, tokenizer)
+    template = load_template(spec.prompt, tokenizer)
+    prompt, shortened = make_prompt(spec, tokenizer, template)
     text = TextStream(tokenizer, spec.stop)
 
     def give(piece: str) -> None:
@@ -72,7 +74,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
             config,
             [prompt],
             GenerationSettings(
-                eos_ids=end_tokens(spec.model, config, tokenizer),
+                eos_ids=end_tokens(spec.model, config, tokenizer, template.end_id),
                 max_new_tokens=spec.max_new_tokens,
                 min_new_tokens=spec.min_new_tokens,
                 sampling=spec.sampling,
@@ -95,6 +97,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
         "prompt_tokens": len(prompt),
         "new_tokens": text.tokens,
         "context_shortened": shortened,
+        "prompt_template": template.name,
         "seconds": round(time.perf_counter() - began, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
@@ -102,25 +105,31 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     return result
 
 
-def make_prompt(spec: GenerateSpec, tokenizer: TextTokenizer) -> tuple[np.ndarray, bool]:
+def make_prompt(
+    spec: GenerateSpec, tokenizer: TextTokenizer, template: PromptTemplate
+) -> tuple[np.ndarray, bool]:
     """Return the prompt's tokens int32 [T], and whether the context was cut to make the prompt fit.
+
+    Args:
+        spec: the prompt and `max_seq_len`.
+        tokenizer: the model's.
+        template: the template of all prompts.
 
     Raises:
         InputError: the longest answer leaves no token for a prompt.
     """
-    bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
     # The answer shares the row with its prompt, so its longest length is reserved.
-    room = spec.max_seq_len - len(bos) - spec.max_new_tokens
+    room = spec.max_seq_len - len(template.bos) - spec.max_new_tokens
     if room < 1:
         raise InputError(
             f"max_new_tokens={spec.max_new_tokens} leaves no room for a prompt in max_seq_len="
             f"{spec.max_seq_len}; lower the first or raise the second"
         )
-    prompt = tokenizer.encode(fill_template(spec.prompt_template, spec.instruction, spec.input))
+    prompt = tokenizer.encode(template.prompt(spec.instruction, spec.input))
     shortened = len(prompt) > room
     if shortened:
-        prompt = shorten_prompt(tokenizer, spec.prompt_template, spec.instruction, spec.input, room)
-    return np.concatenate([bos, prompt]), shortened
+        prompt = shorten_prompt(tokenizer, template, spec.instruction, spec.input, room)
+    return np.concatenate([template.bos, prompt]), shortened
 
 
 def _main(spec: GenerateSpec) -> None:

@@ -30,6 +30,8 @@ def model_card(
         order = ", ".join(f"`{adapter_folder_name(number)}`" for number in range(len(loras)))
         use = f"The adapters, in the order in which they were merged, each over the one before: {order}."
     base = spec.model.name
+    # What a user must know to ask as the training did; `apply_chat_template` does it.
+    prompts = f"\nPrompts of the training: {result['prompts']}.\n" if "prompts" in result else ""
     verified = ""
     if "largest_logit_difference" in result:
         verified = (
@@ -61,7 +63,7 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 ```
 
 {use}
-
+{prompts}
 {verified}
 ## Origin
 

@@ -24,7 +24,8 @@ from jora_core.base.errors import InputError
 from jora_core.base.progress import progress
 from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
 from jora_core.commands.run_command import run_command
-from jora_core.data.prompts import fill_template, shorten_prompt
+from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
+from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import Question, score_choices
 from jora_core.generation.generate import GenerationSettings, generate
@@ -52,7 +53,8 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     # Records, prompts and adapters come before the base: errors in them show before the long load.
     rows = read_rows(spec)
-    questions, shortened = make_questions(rows, spec, tokenizer)
+    template = load_template(spec.prompt, tokenizer)
+    questions, shortened = make_questions(rows, spec, tokenizer, template)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
@@ -62,7 +64,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
         table: dict[str, list[Any]] = {
             name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
         }
-        ends = end_tokens(spec.model, config, tokenizer)
+        ends = end_tokens(spec.model, config, tokenizer, template.end_id)
         work = Work(spec, config, params, questions, tokenizer, ends)
         for system, adapter in adapters.items():
             choices, logprobs = work.choose(system, adapter)
@@ -77,6 +79,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
         "records": len(questions),
         "systems": list(spec.systems),
         "shortened": shortened,
+        "prompt_template": template.name,
         "prompt_tokens": int(sum(len(question.prompt) for question in questions)),
         "seconds": round(time.perf_counter() - loaded, 3),
         "seconds_total": round(time.perf_counter() - began, 3),
@@ -133,14 +136,15 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
 
 
 def make_questions(
-    rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer
+    rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer, template: PromptTemplate
 ) -> tuple[list[Question], int]:
     """Make a tokenized question of each record. A prompt too long for its longest answer loses context.
 
     Args:
         rows: the records, as `read_rows` returns them.
-        spec: the prompt's template and `max_seq_len`.
+        spec: `max_seq_len` and the lengths of answers.
         tokenizer: the base model's.
+        template: the template of all prompts.
 
     Returns:
         The questions, and the number of shortened ones.
@@ -148,17 +152,17 @@ def make_questions(
     Raises:
         InputError: an answer leaves no token for a prompt.
     """
-    texts = [fill_template(spec.prompt_template, row["instruction"], row["input"]) for row in rows]
+    texts = [template.prompt(row["instruction"], row["input"]) for row in rows]
     prompts = tokenizer.encode_batch(texts)
     choices = [tuple(row.get("choices") or ()) for row in rows]
     # All choices in one call: the tokenizer works on many texts at once, and equal ones are encoded once.
-    flat = iter(tokenizer.encode_batch([choice for group in choices for choice in group]))
-    bos = np.asarray([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
+    flat = iter(tokenizer.encode_batch([template.answer(choice) for group in choices for choice in group]))
+    bos = template.bos
     shortened = 0
     questions = []
     for row, prompt, texts_of_row in zip(rows, prompts, choices, strict=True):
         # With the end token: without it "yes" never scores lower than "yes, but", which it begins.
-        ended = tuple(np.append(next(flat), np.int32(tokenizer.eos_id)) for _ in texts_of_row)
+        ended = tuple(np.append(next(flat), np.int32(template.end_id)) for _ in texts_of_row)
         # The longest choice decides, so that all choices of a record see the same context.
         longest = max((len(tokens) for tokens in ended), default=0)
         if spec.mode != "choice":
@@ -174,7 +178,7 @@ def make_questions(
             shortened += 1
             prompt = shorten_prompt(
                 tokenizer,
-                spec.prompt_template,
+                template,
                 row["instruction"],
                 row["input"],
                 budget,

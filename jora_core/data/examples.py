@@ -1,9 +1,10 @@
 """Groups of tokenised training examples from a Parquet file of records.
 
-Two kinds of file are read, told apart by their columns:
+Three kinds of file are read, told apart by their columns:
 
 * Alpaca records (``instruction``, ``input``, ``output`` and the columns of the record contract): a template
-  makes the prompt, and only the answer and EOS have loss;
+  makes the prompt, and only the answer and the token that ends it have loss;
+* conversations (``messages``: list of {role, content}): every turn of the assistant has loss;
 * weighted text (``segments``: list of {text, weight}; optional ``suffixes``: a list of such lists, each of
   which continues the row's segments): every token has its segment's weight. Base models are trained from it.
 """
@@ -22,7 +23,9 @@ import numpy as np
 
 from jora_core.base.errors import InputError
 from jora_core.data.instruction_files import mixed_records
-from jora_core.data.prompts import fill_template, shorten_prompt
+from jora_core.data.prompts.conversations import has_answer, without_oldest
+from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
+from jora_core.data.prompts.shortening import NoRoomError, shorten_prompt
 from jora_core.data.records import columns_to_read, read_rows, selection_digest
 from jora_core.data.row_packing import ROW_STEP
 from jora_core.data.shared_context import (
@@ -72,11 +75,19 @@ def load_groups(
     """
     columns = columns_to_read(spec)
     limit = most_slots(spec, blocks)
-    group_rows = _weighted_groups if "segments" in columns else _record_groups
     # A chain of generators: the texts of a row are freed when its tokens are in a group, so only tokens fill
     # the memory.
-    rows = _split_rows(_tokenised_rows(spec, columns, tokenizer), spec, seed)
-    found = group_rows(rows, spec, tokenizer, limit)
+    if "segments" in columns:
+        rows = _split_rows(_tokenised_rows(spec, columns, tokenizer, None), spec, seed)
+        template = None
+        found = _weighted_groups(rows, spec, tokenizer, limit)
+    else:
+        template = load_template(spec.prompt, tokenizer)
+        rows = _split_rows(_tokenised_rows(spec, columns, tokenizer, template), spec, seed)
+        found = _record_groups(rows, spec, tokenizer, template, limit)
+        if template.name != "alpaca":
+            end = tokenizer.text_of(template.end_id)
+            log(f"data: prompts by the template of {template.name}; answers end with {end}")
     train, validation = found.train, found.validation
     counts = {name: found.counts[name] for name in ("records", "shortened", "dropped")} | {"mixed": 0}
     if not train:
@@ -86,8 +97,9 @@ def load_groups(
         )
     # Never into another split: an evaluation on general instructions would measure another task.
     if spec.alpaca_mix and spec.split == "train":
+        template = template or load_template(spec.prompt, tokenizer)
         wanted = int(sum(len(group.ids) for group in train) * spec.alpaca_mix)
-        mixed = _mixed_groups(wanted, spec, tokenizer, seed)
+        mixed = _mixed_groups(wanted, spec, tokenizer, template, seed)
         train += mixed.train
         counts["mixed"] = len(mixed.train)
         for name in ("shortened", "dropped"):
@@ -119,25 +131,29 @@ def most_slots(spec: DataSpec, blocks: int = 1) -> int:
 
 
 def _tokenised_rows(
-    spec: DataSpec, columns: list[str], tokenizer: TextTokenizer
+    spec: DataSpec, columns: list[str], tokenizer: TextTokenizer, template: PromptTemplate | None
 ) -> Iterator[tuple[Row, Pieces]]:
-    """Yield the selected rows with the token ids of their texts, from the token cache if the spec has one."""
+    """Yield the selected rows with the token ids of their texts, from the token cache if the spec has one.
+
+    Without a template the rows are weighted text.
+    """
     import pyarrow.parquet as pq
 
-    weighted = "segments" in columns
-    texts_of = _weighted_texts if weighted else partial(_record_texts, spec.prompt_template)
+    texts_of = _weighted_texts if template is None else partial(_record_texts, template)
     with pq.ParquetFile(spec.records) as file:
         # The number of rows is in the footer of the file; no row is read.
         total = file.metadata.num_rows
     if spec.cache_dir is None:
         return tokenised(read_rows(spec, columns), texts_of, tokenizer, total)
-    key, read = _cache_key(spec, columns, tokenizer), partial(read_rows, spec, columns)
+    key, read = _cache_key(spec, columns, tokenizer, template), partial(read_rows, spec, columns)
     return cached_tokens(spec.cache_dir, key, read, texts_of, tokenizer, total)
 
 
-def _cache_key(spec: DataSpec, columns: list[str], tokenizer: TextTokenizer) -> str:
+def _cache_key(
+    spec: DataSpec, columns: list[str], tokenizer: TextTokenizer, template: PromptTemplate | None
+) -> str:
     selection = {
-        "texts": "weighted" if "segments" in columns else spec.prompt_template,
+        "texts": "weighted" if template is None else template.digest,
         # Without the column all splits have the same rows, so the key must not differ either.
         "split": spec.split if "split" in columns else None,
         "tasks": spec.tasks,
@@ -151,11 +167,19 @@ def cached(spec: DataSpec, tokenizer: TextTokenizer) -> bool:
     """Return whether the token ids of a spec's records are in the spec's token cache."""
     if spec.cache_dir is None:
         return False
-    return has_tokens(spec.cache_dir, _cache_key(spec, columns_to_read(spec), tokenizer))
+    columns = columns_to_read(spec)
+    template = None if "segments" in columns else load_template(spec.prompt, tokenizer)
+    return has_tokens(spec.cache_dir, _cache_key(spec, columns, tokenizer, template))
 
 
-def _record_texts(template: str, row: Row) -> list[str]:
-    return [fill_template(template, row["instruction"], row["input"]), row["output"]]
+def _record_texts(template: PromptTemplate, row: Row) -> list[str]:
+    """Return the texts of a row, alternately given and answered; none for a row without an answer."""
+    if row.get("messages") is not None:
+        try:
+            return template.turns(row["messages"]) if has_answer(row["messages"]) else []
+        except InputError as err:
+            raise InputError(f"record {row['id']}: {err}") from None
+    return [template.prompt(row["instruction"], row["input"]), template.answer(row["output"])]
 
 
 def _weighted_texts(row: Row) -> list[str]:
@@ -196,37 +220,28 @@ def _hash_share(name: str) -> float:
 
 
 def _record_groups(
-    rows: Iterable[_SplitRow], spec: DataSpec, tokenizer: TextTokenizer, limit: int
+    rows: Iterable[_SplitRow],
+    spec: DataSpec,
+    tokenizer: TextTokenizer,
+    template: PromptTemplate,
+    limit: int,
 ) -> _Grouped:
-    """Group Alpaca records; the records of a context may be anywhere in the file."""
-    bos = _bos(tokenizer)
+    """Group records and conversations; the records of a context may be anywhere in the file."""
     train: list[Example] = []
     validation: list[Example] = []
     counts: Counter[str] = Counter()
-    for for_validation, row, (prompt, answer) in rows:
+    for for_validation, row, pieces in rows:
         counts["records"] += 1
-        # With a Python integer, `np.append` would widen the ids to int64.
-        answer = np.append(answer, np.int32(tokenizer.eos_id))
-        budget = spec.max_seq_len - len(bos) - len(answer)
-        # The answer leaves no token for the prompt. A cut answer would teach a wrong one.
-        if budget < 1:
+        made = (
+            _conversation_example(row, pieces, spec, tokenizer, template)
+            if row.get("messages") is not None
+            else _record_example(row, pieces, spec, tokenizer, template)
+        )
+        if made is None:
             counts["dropped"] += 1
             continue
-        if len(prompt) > budget:
-            counts["shortened"] += 1
-            ids = row.get("context_ids") or []
-            oracle = set(row.get("oracle_ids") or [])
-            prompt = shorten_prompt(
-                tokenizer,
-                spec.prompt_template,
-                row["instruction"],
-                row["input"],
-                budget,
-                blocks=len(ids),
-                # The text with the answer stays. Without this text the model would learn to invent answers.
-                protected=[number for number, id in enumerate(ids) if id in oracle],
-            )
-        example = Example(row["id"], row["context_id"], np.concatenate([bos, prompt]), answer)
+        example, shortened = made
+        counts["shortened"] += shortened
         (validation if for_validation else train).append(example)
 
     def groups(examples: list[Example]) -> list[Group]:
@@ -237,7 +252,68 @@ def _record_groups(
     return _Grouped(groups(train), groups(validation), counts)
 
 
-def _mixed_groups(wanted: int, spec: DataSpec, tokenizer: TextTokenizer, seed: int) -> _Grouped:
+def _record_example(
+    row: Row, pieces: Pieces, spec: DataSpec, tokenizer: TextTokenizer, template: PromptTemplate
+) -> tuple[Example, bool] | None:
+    """Return a record's example and whether it was shortened; None if its answer leaves no room."""
+    prompt, answer = pieces
+    # With a Python integer, `np.append` would widen the ids to int64.
+    answer = np.append(answer, np.int32(template.end_id))
+    budget = spec.max_seq_len - len(template.bos) - len(answer)
+    # The answer leaves no token for the prompt. A cut answer would teach a wrong one.
+    if budget < 1:
+        return None
+    shortened = len(prompt) > budget
+    if shortened:
+        ids = row.get("context_ids") or []
+        oracle = set(row.get("oracle_ids") or [])
+        try:
+            prompt = shorten_prompt(
+                tokenizer,
+                template,
+                row["instruction"],
+                row["input"],
+                budget,
+                blocks=len(ids),
+                # The text with the answer stays. Without this text the model would learn to invent answers.
+                protected=[number for number, id in enumerate(ids) if id in oracle],
+            )
+        except NoRoomError:
+            return None
+    return Example(row["id"], row["context_id"], np.concatenate([template.bos, prompt]), answer), shortened
+
+
+def _conversation_example(
+    row: Row, pieces: Pieces, spec: DataSpec, tokenizer: TextTokenizer, template: PromptTemplate
+) -> tuple[Example, bool] | None:
+    """Return a conversation's example and whether it lost turns; None without an answer or without room.
+
+    The oldest exchanges are dropped until the rest fits; the system message and the last exchange stay.
+    """
+    messages = list(row["messages"])
+    shortened = False
+    while pieces and len(template.bos) + sum(map(len, pieces)) > spec.max_seq_len:
+        messages = without_oldest(messages)
+        pieces = tokenizer.encode_batch(template.turns(messages)) if messages else []
+        shortened = True
+    if not pieces:
+        return None
+    given, *rest = pieces
+    # Answers and what is given between them alternate; only answers have loss.
+    weights = [np.full(len(piece), 1.0 - number % 2, np.float32) for number, piece in enumerate(rest)]
+    example = Example(
+        row["id"],
+        row["context_id"],
+        np.concatenate([template.bos, given]),
+        np.concatenate(rest),
+        np.concatenate(weights),
+    )
+    return example, shortened
+
+
+def _mixed_groups(
+    wanted: int, spec: DataSpec, tokenizer: TextTokenizer, template: PromptTemplate, seed: int
+) -> _Grouped:
     """Group general instructions that are mixed into the training split."""
     rows: list[Row] = [
         {
@@ -246,13 +322,14 @@ def _mixed_groups(wanted: int, spec: DataSpec, tokenizer: TextTokenizer, seed: i
             "instruction": record.instruction,
             "input": record.input,
             "output": record.output,
+            "messages": list(record.messages) or None,
         }
         for record in mixed_records(wanted, seed, spec.alpaca_path)
     ]
-    texts_of = partial(_record_texts, spec.prompt_template)
+    texts_of = partial(_record_texts, template)
     # None of them is for validation, which measures the task alone.
     split = (_SplitRow(False, *made) for made in tokenised(rows, texts_of, tokenizer, len(rows)))
-    return _record_groups(split, spec, tokenizer, most_slots(spec))
+    return _record_groups(split, spec, tokenizer, template, most_slots(spec))
 
 
 def _weighted_groups(

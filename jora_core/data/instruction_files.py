@@ -1,4 +1,4 @@
-"""Instruction files of the Alpaca kind: JSON, JSON lines or Parquet with instruction, input and output.
+"""Instruction files: JSON, JSON lines or Parquet with instruction, input and output, or with `messages`.
 
 General instructions can be mixed into the user's own, so that a model does not forget other tasks. The JORA
 paper mixes in 30 % from the Alpaca set. Its licence does not allow us to ship the set, so the user names its
@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jora_core.base.errors import InputError
-from jora_core.data.prompts import split_question
+from jora_core.base.notices import notice
+from jora_core.data.prompts.conversations import read_messages
+from jora_core.data.prompts.shortening import split_question
+from jora_core.specs.prompts.messages import Message
 
 Split = Literal["train", "test"]
 
@@ -39,7 +42,10 @@ _WORDS = tuple(_WORD_LIST.split())
 
 
 class AlpacaRecord(NamedTuple):
-    """One instruction. `context` names the table or thread that it shares with others, "" for none."""
+    """One instruction. `context` names the table or thread that it shares with others, "" for none.
+
+    Of a conversation, instruction, input and output are those of its last exchange, and `messages` is whole.
+    """
 
     id: str
     instruction: str
@@ -47,6 +53,7 @@ class AlpacaRecord(NamedTuple):
     output: str
     context: str
     split: str | None
+    messages: tuple[Message, ...] = ()
 
     @property
     def head(self) -> str:
@@ -67,11 +74,18 @@ def read_alpaca(path: Path) -> list[AlpacaRecord]:
             its row), no records at all.
     """
     records = []
+    unanswered = 0
     for number, row in enumerate(_rows(path)):
+        if isinstance(row, dict) and (chat := row.get("messages") or row.get("conversations")):
+            record = _conversation(row, read_messages(chat, f"{path}, record {number}"), path, number)
+            unanswered += record is None
+            records += [] if record is None else [record]
+            continue
         for name in ("instruction", "output"):
             if not isinstance(row, dict) or not isinstance(row.get(name), str):
                 raise InputError(
-                    f"{path}, record {number}: no text in field {name!r}; expected the Alpaca fields"
+                    f"{path}, record {number}: no text in field {name!r}; expected the Alpaca fields, or "
+                    "messages"
                 )
         text = row.get("input") or ""
         if not isinstance(text, str):
@@ -83,9 +97,33 @@ def read_alpaca(path: Path) -> list[AlpacaRecord]:
         records.append(
             AlpacaRecord(id, row["instruction"], text, row["output"], str(context), row.get("split") or None)
         )
+    if unanswered:
+        notice(f"{path}: {unanswered} conversations without an answer of the assistant are left out")
     if not records:
         raise InputError(f"{path}: no records; expected Alpaca records as JSON, JSON lines or Parquet")
     return records
+
+
+def _conversation(
+    row: dict[str, Any], messages: list[Message], path: Path, number: int
+) -> AlpacaRecord | None:
+    """Return a conversation as a record; None if no turn of the assistant follows one of the user."""
+    last = max((n for n, m in enumerate(messages) if m["role"] == "assistant"), default=0)
+    if not last or messages[last - 1]["role"] != "user":
+        return None
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    user = messages[last - 1]["content"]
+    instruction, text = (system, user) if system else (user, "")
+    id = str(row.get("id") or f"{path.stem}-{number}")
+    return AlpacaRecord(
+        id,
+        instruction,
+        text,
+        messages[last]["content"],
+        str(row.get("context_id") or ""),
+        row.get("split") or None,
+        tuple(messages[: last + 1]),
+    )
 
 
 def split_records(records: list[AlpacaRecord], split: Split, share: float) -> list[AlpacaRecord]:
@@ -206,7 +244,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            wanted = ("id", "instruction", "input", "output", "context_id", "split")
+            wanted = ("id", "instruction", "input", "output", "messages", "context_id", "split")
             # Other columns, such as embeddings, may be large and are not read.
             columns = [name for name in wanted if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=columns):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jora_core.base.digests import file_digest
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import TRAINING_COLUMNS, TRAINING_OPTIONAL_COLUMNS
 from jora_core.base.row_digests import RowDigest, select_rows
+from jora_core.data.prompts.conversations import read_messages
 from jora_core.data.token_cache import Row
 from jora_core.specs.data import DataSpec
 
@@ -42,35 +43,44 @@ def columns_to_read(spec: DataSpec) -> list[str]:
         # `task` is needed only where the spec selects by it.
         needed = ["segments", *(["task"] if spec.tasks is not None else [])]
         optional = ["suffixes", "id", "task", "split", "context_id"]
+    elif "messages" in names and not {"instruction", "input", "output"} <= set(names):
+        needed = ["messages", *(["task"] if spec.tasks is not None else [])]
+        optional = ["id", "task", "split", "context_id"]
     else:
         needed = list(TRAINING_COLUMNS)
         optional = list(TRAINING_OPTIONAL_COLUMNS)
     if missing := [name for name in needed if name not in names]:
         raise InputError(
             f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(needed)} "
-            "(records) or segments (weighted text)"
+            "(records), messages (conversations) or segments (weighted text)"
         )
-    _check_types(spec.records, schema)
+    _check_types(spec.records, schema, needed)
     # A name may be in both lists.
     return list(dict.fromkeys([*needed, *(name for name in optional if name in names)]))
 
 
-def _check_types(path: Path, schema: Any) -> None:
+def _check_types(path: Path, schema: Any, needed: Sequence[str]) -> None:
     """Refuse columns of a wrong type before rows are read, where the message would be less clear."""
     import pyarrow as pa
 
-    def weighted(kind: Any, depth: int) -> bool:
+    def nested(kind: Any, depth: int, fields: tuple[str, ...]) -> bool:
         for _ in range(depth):
-            if not pa.types.is_list(kind):
+            if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 return False
             kind = kind.value_type
-        return pa.types.is_struct(kind) and {"text", "weight"} <= {field.name for field in kind}
+        return pa.types.is_struct(kind) and {*fields} <= {field.name for field in kind}
 
-    for name, depth in (("segments", 1), ("suffixes", 2)):
-        if name in schema.names and not weighted(schema.field(name).type, depth):
-            shape = "list<" * depth + "struct<text, weight>" + ">" * depth
+    weighted = ("text", "weight")
+    for name, depth, fields in (
+        ("segments", 1, weighted),
+        ("suffixes", 2, weighted),
+        ("messages", 1, ("role", "content")),
+    ):
+        of_use = name in needed or (name == "suffixes" and "segments" in needed)
+        if of_use and name in schema.names and not nested(schema.field(name).type, depth, fields):
+            shape = "list<" * depth + f"struct<{', '.join(fields)}>" + ">" * depth
             raise InputError(f"{path}: column {name!r} has type {schema.field(name).type}, expected {shape}")
-    for name in ("instruction", "input", "output") if "segments" not in schema.names else ():
+    for name in (name for name in ("instruction", "input", "output") if name in needed):
         kind = schema.field(name).type
         # polars writes texts as large_string.
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -113,10 +123,12 @@ def read_rows(spec: DataSpec, columns: list[str]) -> Iterator[Row]:
 
 def _check_row(row: Row, number: int, path: Path, columns: list[str]) -> None:
     # The schema cannot tell: most writers mark all columns as nullable.
-    texts = ("segments",) if "segments" in columns else ("id", "instruction", "input", "output")
-    for name in texts:
+    kinds = [name for name in ("segments", "messages") if name in columns]
+    for name in kinds or ("id", "instruction", "input", "output"):
         if row[name] is None:
             raise InputError(f"{path}, row {number}: {name} is null; every record needs one")
+    if "messages" in columns:
+        row["messages"] = read_messages(row["messages"], f"{path}, row {number}")
 
 
 def selection_digest(spec: DataSpec) -> str:

@@ -48,12 +48,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised record: a prompt [bos, ...] without loss and an answer [..., eos] with loss."""
+    """One tokenised record: a prompt [bos, ...] without loss and an answer [..., eos] with loss.
+
+    The `answer` of a conversation holds later turns of the user too. Then `weights` (float32, of its length)
+    are 0 there; None is 1 everywhere.
+    """
 
     id: str
     context: str
     prompt: np.ndarray
     answer: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class Branch(NamedTuple):
@@ -274,4 +279,6 @@ def suffix_groups(
 def _branch(example: Example, start: int) -> Branch:
     prompt, answer = example.prompt[start:], example.answer
     weights = np.repeat(np.asarray([0, 1], np.float32), [len(prompt), len(answer)])
+    if example.weights is not None:
+        weights[len(prompt) :] = example.weights
     return Branch(start, Piece(np.concatenate([prompt, answer]).astype(np.int32), weights))

@@ -28,11 +28,14 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """BOS (None for models without) and EOS by id, and the ids of all control tokens by their text."""
+    """BOS (None for models without) and EOS by id, the ids of all control tokens by their text, and texts by
+    the name of their role (`bos_token`, `eos_token`, ...), which chat templates use.
+    """
 
     bos_id: int | None
     eos_id: int
     controls: Mapping[str, int]
+    names: Mapping[str, str]
 
 
 def read_special_tokens(folder: Path, tokenizer: Tokenizer, vocab_size: int | None = None) -> SpecialTokens:
@@ -60,6 +63,7 @@ def read_special_tokens(folder: Path, tokenizer: Tokenizer, vocab_size: int | No
             check_token_id(where, token, vocab_size)
     added = tokenizer.get_added_tokens_decoder()
     controls = {token.content: number for number, token in added.items() if token.special}
+    names: dict[str, str] = {}
     for _, fields in files:
         for name in _NAMES:
             text = _text(fields.get(name))
@@ -67,11 +71,13 @@ def read_special_tokens(folder: Path, tokenizer: Tokenizer, vocab_size: int | No
             # A text is a control token only where the tokenizer may find it: in its vocabulary.
             if text and number is not None:
                 controls[text] = number
-    for number in (bos_id, eos_id):
+                names.setdefault(name, text)
+    for name, number in (("bos_token", bos_id), ("eos_token", eos_id)):
         text = None if number is None else tokenizer.id_to_token(number)
         if text and number is not None:
             controls[text] = number
-    return SpecialTokens(bos_id, eos_id, controls)
+            names.setdefault(name, text)
+    return SpecialTokens(bos_id, eos_id, controls, names)
 
 
 def check_token_id(where: str, token: object, vocab_size: int | None) -> int:

@@ -4,7 +4,7 @@
 than `transformers`. `transformers` is used only where a folder has nothing but a sentencepiece
 ``tokenizer.model``. The tokenizer never adds special tokens. Callers add BOS and EOS, so that no prompt
 starts with two BOS tokens. Text never becomes a special token: ``</s>`` in a document is encoded as the
-characters that it has.
+characters that it has. Where a template means the token, it writes the private text that `mark` gives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+# First and last character of a private text that stands for a control token.
+PRIVATE = "\U0010fffe\U0010ffff"
 # Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
 # What decides the tokens of a text.
@@ -43,7 +45,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG, SPECIA
 class TextTokenizer:
     """A model's tokenizer with its special ids; `bos_id` is None for models without a BOS token.
 
-    `digest` is the SHA-256 of the files that determine the token ids of a text.
+    `digest` is the SHA-256 of the files that determine the token ids of a text. `controls` are the ids of the
+    control tokens by text, and `names` their texts by role, such as `eos_token`. `mark(text)` returns the
+    private text that is encoded as the control token `text`. `folder` is the model folder.
     """
 
     encode_many: Callable[[list[str]], list[list[int]]]
@@ -54,6 +58,10 @@ class TextTokenizer:
     bos_id: int | None
     eos_id: int
     digest: str = ""
+    controls: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    mark: Callable[[str], str] = str
+    folder: Path | None = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids (int32 [T]) of each text, without special tokens.
@@ -67,6 +75,10 @@ class TextTokenizer:
             for text, tokens in zip(chunk, self.encode_many(chunk), strict=True):
                 ids[text] = np.asarray(tokens, dtype=np.int32)
         return [ids[text] for text in texts]
+
+    def text_of(self, number: int) -> str:
+        """Return the text of a control token, for messages."""
+        return next((text for text, found in self.controls.items() if found == number), f"token {number}")
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids (int32 [T]) of one text, without special tokens."""
@@ -97,6 +109,11 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     special = read_special_tokens(folder, tokenizer, vocab_size)
     size = tokenizer.get_vocab_size()
     text_encoder = _without_controls(tokenizer, special.controls)
+    # Id of a private text → id of the control token that it stands for.
+    aliases: dict[int, int] = {}
+
+    def mark(text: str) -> str:
+        return _add_alias(text_encoder, tokenizer, special.controls[text], aliases)
 
     def encode_many(texts: list[str]) -> list[list[int]]:
         try:
@@ -107,6 +124,8 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
                 f"{folder}: the tokenizer cannot encode a text ({str(err).splitlines()[0]}); use one with a "
                 "token for unknown words (unk_token)"
             ) from None
+        if aliases:
+            many = [[aliases.get(number, number) for number in ids] for ids in many]
         # Not before a text needs it: Gemma 3's tokenizer has a token for images, and no row for it.
         if vocab_size is not None:
             for text, ids in zip(texts, many, strict=True):
@@ -128,24 +147,35 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         return lambda token: state.step(tokenizer, token)
 
     return TextTokenizer(
-        encode_many, decode, stream, size, special.bos_id, special.eos_id, _files_digest(folder)
+        encode_many,
+        decode,
+        stream,
+        size,
+        special.bos_id,
+        special.eos_id,
+        _files_digest(folder),
+        special.controls,
+        special.names,
+        mark,
+        folder,
     )
 
 
-def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer) -> tuple[int, ...]:
+def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, *more: int) -> tuple[int, ...]:
     """Return all token ids that end generation: those of tokenizer, config and generation_config.json.
 
     Args:
         folder: the model folder.
         config: the model's.
         tokenizer: the model's.
+        more: further ones, such as the token that ends an answer in a chat template.
     """
-    ends = {tokenizer.eos_id, *config.eos_token_ids}
+    ends = {tokenizer.eos_id, *config.eos_token_ids, *more}
     path = Path(folder) / "generation_config.json"
     if path.exists():
         # The instruction models of Llama 3 end a turn with <|eot_id|>, which only this file names.
-        more = read_json_object(path, f"model folder {folder}").get("eos_token_id")
-        for end in more if isinstance(more, list) else [] if more is None else [more]:
+        named = read_json_object(path, f"model folder {folder}").get("eos_token_id")
+        for end in named if isinstance(named, list) else [] if named is None else [named]:
             ends.add(check_token_id(f"{path}: eos_token_id", end, config.vocab_size))
     return tuple(sorted(ends))
 
@@ -215,13 +245,43 @@ def _without_controls(tokenizer: Tokenizer, controls: Mapping[str, int]) -> Toke
     return _renamed(tokenizer, controls)
 
 
+def _private(number: int) -> str:
+    """Return the private text of a control token, by its id."""
+    # Noncharacters of Unicode: they are never assigned, and texts do not hold them.
+    return f"{PRIVATE[0]}{number}{PRIVATE[1]}"
+
+
+def _add_alias(encoder: Tokenizer, tokenizer: Tokenizer, number: int, aliases: dict[int, int]) -> str:
+    """Let the encoder read the private text of a control token, and return the text.
+
+    Args:
+        encoder: the tokenizer that encodes texts, which is changed.
+        tokenizer: the model's, which knows the control token.
+        number: id of the control token.
+        aliases: id of each private text to the id of its control token, which is extended.
+    """
+    from tokenizers import AddedToken
+
+    text = _private(number)
+    if number in aliases.values():
+        return text
+    known = tokenizer.get_added_tokens_decoder().get(number)
+    # Phi-3's <|end|> takes the blanks behind it, and its private text must do the same. A special alias would
+    # be read as text, as all special tokens are.
+    sides = {"lstrip": known.lstrip, "rstrip": known.rstrip} if known is not None else {}
+    encoder.add_tokens([AddedToken(text, normalized=False, special=False, **sides)])
+    found = encoder.token_to_id(text)
+    assert found is not None
+    aliases[found] = number
+    return text
+
+
 def _renamed(tokenizer: Tokenizer, controls: Mapping[str, int]) -> Tokenizer:
     """Return a copy of a tokenizer whose control tokens have names that no text holds."""
     from tokenizers import Tokenizer
 
     def rename(text: str) -> str:
-        # Noncharacters of Unicode: they are never assigned, and texts do not hold them.
-        return f"\U0010fffe{controls[text]}\U0010ffff" if text in controls else text
+        return _private(controls[text]) if text in controls else text
 
     fields: dict[str, Any] = json.loads(tokenizer.to_str())
     fields["added_tokens"] = [each for each in fields["added_tokens"] if each["content"] not in controls]

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jora_core.specs.common import ALPACA_SHORT, ModelRun, SequenceLimit, Sharing, SpecModel
+from jora_core.specs.common import ModelRun, SequenceLimit, Sharing, SpecModel
+from jora_core.specs.prompts.settings import PromptSettings
 
 # Score the record's choices, generate an answer, or both.
 Mode = Literal["choice", "generate", "both"]
@@ -74,14 +75,6 @@ class AnswerSpec(AnswerLength):
         return self
 
 
-class PromptSettings(SequenceLimit):
-    """Template that makes a prompt from an instruction and its input."""
-
-    prompt_template: str = Field(
-        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
-    )
-
-
 class EvaluationSettings(AnswerLength, SequenceLimit):
     """Settings of the answers to held-out records."""
 
@@ -96,7 +89,7 @@ class EvaluationSettings(AnswerLength, SequenceLimit):
     )
 
 
-class GenerateSpec(AnswerSpec, PromptSettings, ModelRun):
+class GenerateSpec(AnswerSpec, PromptSettings, SequenceLimit, ModelRun):
     """Answer one prompt with a base model and optionally an adapter."""
 
     adapter: Path | None = Field(

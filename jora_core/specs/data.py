@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from jora_core.specs.common import ALPACA_SHORT, SequenceLimit, Sharing
+from jora_core.specs.common import SequenceLimit, Sharing
+from jora_core.specs.prompts.settings import PromptSettings
 
 
 class BatchingSettings(SequenceLimit):
@@ -67,17 +68,14 @@ class BatchingSettings(SequenceLimit):
         return self
 
 
-class DataSpec(BatchingSettings):
+class DataSpec(PromptSettings, BatchingSettings):
     """Selection of the records for training, with their prompts and batching."""
 
-    records: Path = Field(title="Records", description="Parquet file of Alpaca records")
+    records: Path = Field(title="Records", description="Parquet file of Alpaca records, or of `messages`")
     tasks: list[str] | None = Field(
         default=None, title="Tasks", description="Keep only these tasks; all if empty"
     )
     split: Literal["train", "test"] = Field(default="train", title="Split", description="Which split to read")
-    prompt_template: str = Field(
-        default=ALPACA_SHORT, title="Prompt", description="Format string with {instruction} and {input}"
-    )
     cache_dir: Path | None = Field(
         default=None, title="Token cache", description="Folder of tokenized records; none if empty"
     )

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from jora_core.specs.common import Dtype, MeshSettings, SpecModel, WeightSettings
+from jora_core.specs.prompts.settings import PromptSpec
 
 
 class ConvertSpec(MeshSettings, WeightSettings):
@@ -42,6 +43,11 @@ class ExportSpec(ExportSettings):
         default=[],
         title="Further adapters",
         description="PEFT folders merged after it in this order, each over the result of those before",
+    )
+    prompt: PromptSpec | None = Field(
+        default=None,
+        title="Prompt",
+        description="The frame of the training's prompts, for the files of the model; unknown if empty",
     )
     output_dir: Path = Field(title="Output folder", description="model/, adapter/, README.md")
     verify: bool = Field(

@@ -34,6 +34,7 @@ from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import InputError
 from jora_core.data.records import selection_digest
 from jora_core.parallel.processes import is_first, wait_for_all
+from jora_core.specs.prompts.source import template_source
 from jora_core.specs.train import TrainSpec
 from jora_core.training.checkpoint_digests import (
     CheckpointNeeds,
@@ -57,7 +58,7 @@ _NOT_COMPUTED = {
     "distributed",
 }
 # Identified by content instead of by path: a run may be resumed after its inputs moved.
-_BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir"}}
+_BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir", "prompt"}}
 # Names of the early-stopping state in checkpoints of earlier versions.
 _EARLIER_NAMES = {"mark": "reference_loss", "waited": "without_improvement"}
 
@@ -260,6 +261,8 @@ def run_digest(spec: TrainSpec) -> str:
     if spec.data.records.is_file():
         # The rows that are trained on, not the whole file: rows of other tasks may change meanwhile.
         parts["records"] = selection_digest(spec.data)
+    # The template, wherever it comes from: it decides every token.
+    parts["prompt"] = [template_source(spec.data.prompt, spec.model).digest, spec.data.prompt.system]
     files: dict[str, Path] = {}
     if spec.data.alpaca_path is not None:
         files["alpaca"] = spec.data.alpaca_path

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from codecs import BOM_UTF8
 from pathlib import Path
 
-from jora_core.base.atomic_files import atomic_path
-from jora_core.data.tokenizer import TOKENIZER_FILES
+from jora_core.base.atomic_files import atomic_path, write_json
+from jora_core.base.json_fields import read_json_object
+from jora_core.data.prompts.prompt_template import jinja_of_format, load_template
+from jora_core.data.tokenizer import TOKENIZER_FILES, TextTokenizer
+from jora_core.specs.prompts.settings import PromptSpec
+from jora_core.specs.prompts.source import CHAT_TEMPLATE_FILES, own_chat_template, template_source
 
 # Patterns of the files that a derived model keeps: special tokens, padding and chat template are the base's.
 # Beside the files that this core reads there are those of slow tokenizers, which transformers falls back to.
@@ -40,6 +45,44 @@ def copy_companions(source: Path, folder: Path) -> None:
     for path in sorted(found):
         if path.is_file():
             copy_file(path, folder / path.relative_to(source))
+
+
+def write_prompt_files(prompt: PromptSpec, model: Path, tokenizer: TextTokenizer, folder: Path) -> str:
+    """Let a derived model's folder give the prompts of its training, and return what they were, for a card.
+
+    A template that is not the tokenizer's own becomes ``chat_template.jinja``, which has priority over the
+    base's. A token that ends answers and that no file names as an end is added to ``generation_config.json``.
+
+    Args:
+        prompt: the setting of the training's prompts.
+        model: the base model's folder.
+        tokenizer: its tokenizer.
+        folder: the derived model's folder, with the base's files.
+
+    Raises:
+        InputError: the template cannot be used.
+    """
+    source = template_source(prompt, model)
+    template = load_template(prompt, tokenizer)
+    own = own_chat_template(model)
+    if source.kind == "format":
+        text = jinja_of_format(source.text, prompt.system, len(template.bos) > 0)
+    else:
+        text = source.text
+    if own is None or text != own.text:
+        with atomic_path(folder / CHAT_TEMPLATE_FILES[0]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    path = folder / "generation_config.json"
+    settings = read_json_object(path, f"model folder {folder}") if path.is_file() else {}
+    named = settings.get("eos_token_id")
+    ends = named if isinstance(named, list) else [] if named is None else [named]
+    # Without a file, transformers takes the end that config.json or the tokenizer names.
+    if template.end_id not in (*ends, tokenizer.eos_id):
+        write_json(path, {**settings, "eos_token_id": [*(ends or [tokenizer.eos_id]), template.end_id]})
+    system = (
+        f", after the system message {json.dumps(prompt.system, ensure_ascii=False)}" if prompt.system else ""
+    )
+    return f"template of {template.name}{system}; answers end with {tokenizer.text_of(template.end_id)}"
 
 
 def copy_file(source: Path, target: Path) -> None:

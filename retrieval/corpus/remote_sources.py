@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import text_digest
@@ -23,6 +24,12 @@ from jora_core.base.errors import InputError
 # At least two letters before the colon, so that a Windows drive (`C:`) is no scheme. `::` chains file
 # systems, as in `zip::https://…`.
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(::|://)")
+_WEB = re.compile(r"https?://")
+_ENDING = re.compile(
+    r"\.(jsonl|ndjson|json|csv|tsv|xlsx|parquet|arrow|txt|md|html?|pdf|docx|epub|xml|zip|tar|tgz|mbox|log)"
+    r"(\.(gz|bz2|xz|zst))?$",
+    re.IGNORECASE,
+)
 _GLOB = re.compile(r"[*?\[]")
 #: The name of a model of the Hugging Face hub: `OWNER/NAME`, or `OWNER/NAME@REVISION`. A path with more
 #: parts, or that begins like a path, is none.
@@ -179,7 +186,9 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
 
     The last is a file name or a pattern, and "" if the source is a folder.
     """
-    glob = None if path.startswith("http") else _GLOB.search(path)  # a web address may hold question marks
+    if _WEB.match(path) and system.isfile(path):
+        return urlsplit(path).path.rpartition("/")[0], {(name := web_name(path)): path}, name
+    glob = None if _WEB.match(path) else _GLOB.search(path)  # a web address may hold question marks
     if glob is not None:
         # Names are counted from the folder above the first wildcard, so they stay the same when more files
         # match.
@@ -197,13 +206,30 @@ def _listed(system: Any, path: str, suffixes: Sequence[str]) -> tuple[str, dict[
     return root, {name[len(root) :].lstrip("/"): name for name in sorted(names)}, rest
 
 
+def web_name(address: str) -> str:
+    """Return the name of the copy of a file of the web: that of its path, without the query.
+
+    The query and the user may be credentials, and names of files are written down in many places. Only the
+    ending of a file name in the query is taken, as in `download?file=a.csv`, because the ending decides how
+    the file is read.
+    """
+    parts = urlsplit(address)
+    name = unquote(parts.path).rpartition("/")[2] or "download"
+    if _ENDING.search(name):
+        return name
+    found = [_ENDING.search(value) for _, value in parse_qsl(parts.query)]
+    return name + next((match[0] for match in found if match), "")
+
+
 def _fetch(system: Any, url: str, root: str, found: dict[str, str], rest: str) -> str:
     """Copy the files that are not in the cache yet, and link them under their names into one folder."""
     cache = cache_folder()
     stamps = {name: _stamp(system, url, remote) for name, remote in found.items()}
     # A tree of links for each state of the source. Files that did not change are shared between the trees.
     tree = text_digest(repr(sorted(stamps.items())))[:16]
-    folder = cache / "trees" / tree / (_safe(root.rpartition("/")[2]) or "root")
+    # Of a web address, not its user, who may have a password, and not its query.
+    last = root.partition("?")[0].rpartition("/")[2].rpartition("@")[2]
+    folder = cache / "trees" / tree / (_safe(last) or "root")
     if not folder.is_dir():
         with atomic_folder(folder.parent) as making:
             for name, remote in found.items():

@@ -78,7 +78,6 @@ def arguments() -> argparse.Namespace:
 
 def tokenised(shared: Path, name: str, args: argparse.Namespace) -> list[Tokenised]:
     """The records of one data set as token ids, laid out as training lays them out."""
-    from jora_core.data.prompts import fill_template
     from jora_core.data.tokenizer import load_tokenizer
     from jora_core.specs.common import ALPACA_SHORT
 
@@ -88,7 +87,7 @@ def tokenised(shared: Path, name: str, args: argparse.Namespace) -> list[Tokenis
 
     def encoded(context: Context) -> list[Tokenised]:
         prompts = tokenizer.encode_batch(
-            [fill_template(ALPACA_SHORT, row["instruction"], row["input"]) for row in context]
+            [ALPACA_SHORT.format(instruction=row["instruction"], input=row["input"]) for row in context]
         )
         answers = tokenizer.encode_batch([row["output"] for row in context])
         return [

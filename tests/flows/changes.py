@@ -161,6 +161,13 @@ CHANGES = [
         "upstream finetune-structure runs",
     ),
     Change(
+        "the system message of the prompts",
+        set("prompt", "system", value="Be brief."),
+        TRAINING_ON,
+        "finetune-structure",
+        "config changed: prompt.system",
+    ),
+    Change(
         "the seed",
         set("seed", value=1),
         RECORDS_ON,

@@ -1,6 +1,6 @@
 """Kill flow, trainer, worker, server or all of them with SIGKILL at random points, over SQLite and Postgres:
-`python -m tests.flows.kill_matrix [--points 60] [--folder build/kill-matrix] [--seed 0]` (Linux; about two
-minutes a point).
+`python -m tests.flows.kill_matrix [--points 60] [--folder build/kill-matrix] [--seed 0] [--database NAME]`
+(Linux; about two minutes a point).
 
 Each point submits a run of a small project to `jora serve`, kills one process (or the whole tree) at a random
 moment of the run, and waits for its end. What does not go on by itself gets one manual restart: `jora serve`
@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -430,7 +430,7 @@ def table(outcomes: list[Outcome]) -> str:
 def serving(name: str, folder: Path) -> Iterator[Served]:
     """Serve the project over one database during the block."""
     with ExitStack() as stack:
-        url = stack.enter_context(database(folder / "postgres")) if name == "Postgres" else None
+        url = stack.enter_context(database(folder / "database")) if name == "Postgres" else None
         served = Served(folder / name.lower(), url)
         # A fresh start finds nothing to resume of an earlier start of the script.
         shutil.rmtree(served.folder / "home", ignore_errors=True)
@@ -441,20 +441,21 @@ def serving(name: str, folder: Path) -> Iterator[Served]:
             served.stop()
 
 
-def main(count: int, folder: Path, seed: int) -> list[Outcome]:
+def main(count: int, folder: Path, seed: int, names: Collection[str]) -> list[Outcome]:
     """Kill at the points that have no outcome yet; return all outcomes.
 
     Args:
-        count: number of points.
+        count: number of points, over all databases.
         folder: folder of the projects, the databases and `points.json`.
         seed: decides moments and kinds of runs.
+        names: the databases whose points run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "points.json"
     raw = json.loads(path.read_text()) if path.exists() else []
     outcomes = [Outcome(**{**item, "point": Point(**item["point"])}) for item in raw]
     done = {item.point.number for item in outcomes}
-    waiting = [point for point in points(count, seed) if point.number not in done]
+    waiting = [point for point in points(count, seed) if point.number not in done and point.database in names]
     while waiting:
         name = waiting[0].database
         with serving(name, folder) as served:
@@ -483,11 +484,13 @@ if __name__ == "__main__":
     parser.add_argument("--points", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "kill-matrix")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--database", choices=DATABASES, help="only the points over this one")
     parser.add_argument("--table", action="store_true", help="only print the table of the points so far")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all servers end with the script
+    names = [args.database] if args.database else DATABASES
     try:
-        found = main(0 if args.table else args.points, args.folder.resolve(), args.seed)
+        found = main(0 if args.table else args.points, args.folder.resolve(), args.seed, names)
     except CannotStart as error:
         sys.exit(f"error: {error}")
     print(table(found))

@@ -110,9 +110,7 @@ def deployments(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Runn
     watch = import_module(WATCH_FLOW).data_watch
     made.append(_deployment(watch, WATCH, items, WATCH_FORM, schedules=_watch_schedules(items)))
     made += [
-        _deployment(flow, name, items, FORM)
-        for name, flow in pipeline_flow.STAGE_FLOWS.items()
-        if name in wanted
+        _deployment(pipeline_flow.stage_flow(name), name, items, FORM) for name in STAGES if name in wanted
     ]
     return made
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -197,16 +197,18 @@ def _zombie(pid: int) -> bool:
 
 def test_one_stage_alone(tmp_path: Path, prefect_url: str) -> None:
     config = toy_config(tmp_path)
-    evaluate = pipeline_flow.STAGE_FLOWS["evaluate"]
+    evaluate = pipeline_flow.stage_flow("evaluate")
     with pytest.raises(InputError, match="run `jora run --from finetune-structure`"):
         evaluate(config=config)
     run_pipeline.run(config, say=silent)
     found: dict[str, Any] = evaluate(config=config)
     assert found["stage"] == "evaluate" and found["cached"]
     assert evaluate(force=True, config=config)["cached"] is False
-    assert [flow.name for flow in pipeline_flow.STAGE_FLOWS.values()] == list(
-        get_args(pipeline_flow.StageName)
-    )
+    # By this name a worker imports it.
+    assert pipeline_flow.evaluate is evaluate
+    assert [pipeline_flow.stage_flow(name).name for name in NAMES] == NAMES
+    with pytest.raises(AttributeError, match="no attribute 'evaluation'"):
+        _ = pipeline_flow.evaluation
 
 
 def test_input_changed_on_the_way(tmp_path: Path, prefect_url: str) -> None:

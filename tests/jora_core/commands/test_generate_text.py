@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
 from jora_core.commands.generate_text import generate_text, make_prompt
+from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.specs.answers import GenerateSpec, PredictSpec
+from jora_core.specs.prompts.settings import PromptSpec
 
 
 @pytest.fixture()
@@ -45,7 +47,10 @@ def test_pieces_ends_and_stop_strings(order: dict[str, Any], tiny_weights: Path,
     assert len(pieces) > 2, "as it comes"
     assert (whole["finish_reason"], whole["new_tokens"], whole["context_shortened"]) == ("length", 12, False)
     tokenizer = load_tokenizer(tiny_weights)
-    assert whole["prompt_tokens"] == len(make_prompt(GenerateSpec.model_validate(order), tokenizer)[0])
+    template = load_template(PromptSpec(), tokenizer)
+    assert whole["prompt_tokens"] == len(
+        make_prompt(GenerateSpec.model_validate(order), tokenizer, template)[0]
+    )
     at_once, same = answer(order, stream=False)
     assert same["text"] == whole["text"] and len(at_once) < len(pieces)
     stop = next(whole["text"][i : i + 2] for i in range(2, 8) if "\ufffd" not in whole["text"][i : i + 2])
@@ -72,13 +77,14 @@ def test_an_end_token_ends_it(order: dict[str, Any], tiny_weights: Path, tmp_pat
 
 def test_the_prompt_gives_way_to_the_answer(order: dict[str, Any], tiny_weights: Path) -> None:
     tokenizer = load_tokenizer(tiny_weights)
-    full, shortened = make_prompt(GenerateSpec.model_validate(order), tokenizer)
+    template = load_template(PromptSpec(), tokenizer)
+    full, shortened = make_prompt(GenerateSpec.model_validate(order), tokenizer, template)
     assert not shortened and len(full) > 30
     spec = GenerateSpec.model_validate(order | {"max_seq_len": len(full) + 12 - 4})
-    cut, shortened = make_prompt(spec, tokenizer)
+    cut, shortened = make_prompt(spec, tokenizer, template)
     assert shortened and len(cut) <= len(full) - 4 and "seven?" in tokenizer.decode(cut.tolist())
     with pytest.raises(InputError, match="max_new_tokens=12 leaves no room for a prompt in max_seq_len=12"):
-        make_prompt(GenerateSpec.model_validate(order | {"max_seq_len": 12}), tokenizer)
+        make_prompt(GenerateSpec.model_validate(order | {"max_seq_len": 12}), tokenizer, template)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.commands.predict import make_questions, predict
+from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import end_tokens, load_tokenizer
 from jora_core.generation import choice_scores
 from jora_core.generation.choice_scores import Question, score_choices
@@ -25,6 +26,7 @@ from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.lora import LoraSpec
+from jora_core.specs.prompts.settings import PromptSpec
 from jora_core.weights.adapter_folder import save_adapter
 from jora_core.weights.load_params import load_params
 from tests.jora_core.trees import chains
@@ -100,7 +102,8 @@ def test_choices_together_equal_choices_apart(
 ) -> None:
     spec = PredictSpec.model_validate(order)
     rows = [row for row in pq.read_table(records).to_pylist() if row["split"] == "test"]
-    questions, shortened = make_questions(rows, spec, load_tokenizer(tiny_weights))
+    tokenizer = load_tokenizer(tiny_weights)
+    questions, shortened = make_questions(rows, spec, tokenizer, load_template(spec.prompt, tokenizer))
     assert shortened == 0
     expected = apart(tiny_weights, questions, adapter[0])
     config = ModelConfig.from_hf(tiny_weights)
@@ -180,18 +183,19 @@ def test_long_prompts_lose_context_not_the_question(
     order: dict[str, Any], records: Path, tiny_weights: Path
 ) -> None:
     tokenizer = load_tokenizer(tiny_weights)
+    template = load_template(PromptSpec(), tokenizer)
     rows = pq.read_table(records).to_pylist()[:3]
-    full, _ = make_questions(rows, PredictSpec.model_validate(order), tokenizer)
+    full, _ = make_questions(rows, PredictSpec.model_validate(order), tokenizer, template)
     limit = min(len(q.prompt) for q in full) - 4
     spec = PredictSpec.model_validate(order | {"max_seq_len": limit})
-    cut, shortened = make_questions(rows, spec, tokenizer)
+    cut, shortened = make_questions(rows, spec, tokenizer, template)
     assert shortened == 3
     for question, row in zip(cut, rows, strict=True):
         assert len(question.prompt) + max(map(len, question.choice_tokens)) <= limit
         assert row["input"].rpartition("\n\n")[2] in tokenizer.decode(question.prompt.tolist())
     with pytest.raises(InputError, match="leaves no room"):
         make_questions(
-            rows, PredictSpec.model_validate(order | {"max_seq_len": 8, "mode": "both"}), tokenizer
+            rows, PredictSpec.model_validate(order | {"max_seq_len": 8, "mode": "both"}), tokenizer, template
         )
 
 
@@ -212,7 +216,7 @@ def test_end_tokens_come_from_all_three_places(tiny_model: Path, tmp_path: Path)
         ({"mesh": {"data": 64}}, "needs 64 devices"),
         ({"systems": {"tuned": "nowhere"}}, "adapter folder nowhere does not exist"),
         ({"model": "nowhere"}, "model folder nowhere does not exist"),
-        ({"prompt_template": "{question}"}, "prompt_template"),
+        ({"prompt_template": "{question}"}, "prompt.template: bad field {question}"),
     ],
 )
 def test_refused_orders(order: dict[str, Any], changes: dict[str, Any], said: str) -> None:

@@ -12,6 +12,7 @@ from jora_core.data import token_cache
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import TextTokenizer, load_tokenizer
 from jora_core.specs.data import DataSpec
+from jora_core.specs.prompts.settings import PromptSpec
 from tests.jora_core.trees import listed
 
 
@@ -119,7 +120,7 @@ def test_what_decides_the_tokens_decides_the_key(tiny_model, spec, alpaca_rows, 
     load_groups(spec, tokenizer)
     for number, (changes, other) in enumerate(
         [
-            ({"prompt_template": "{instruction} {input} "}, tokenizer),
+            ({"prompt": PromptSpec(template="{instruction} {input} ")}, tokenizer),
             ({"tasks": ["threads"]}, tokenizer),
             ({"max_records": 20}, tokenizer),
             ({}, dataclasses.replace(tokenizer, digest="of another tokenizer")),

@@ -11,12 +11,16 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
+from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.specs.prompts.settings import PromptSpec
 from jora_core.weights.checkpoint_folder import hf_tensors
+from jora_core.weights.companion_files import copy_companions, write_prompt_files
 from jora_core.weights.load_params import load_params
 from jora_core.weights.merge_adapters import write_merged
 from jora_core.weights.model_folder import read_model
 from jora_core.weights.tensor_store import TensorStore, write_tensors
+from tests.jora_core.chat_templates import FORMATS, write_tokenizer
 
 CHAT = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
 TOOLS = "{{ tools }}" + CHAT
@@ -174,3 +178,27 @@ def test_added_tokens_beyond_the_embedding(folder: Path, extra: list[str]) -> No
         else:
             with pytest.raises(InputError, match=rf"the embedding has {rows} rows|embedding has {rows}"):
                 tokenizer.encode(f"a {text} b")
+
+
+def test_the_exported_folder_gives_the_prompts_of_training(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = write_tokenizer(tmp_path / "model", FORMATS["llama3"])
+    tokenizer = load_tokenizer(model)
+    for number, prompt in enumerate((PromptSpec(), PromptSpec(template="alpaca", system="Sys."))):
+        folder = tmp_path / f"out{number}"
+        copy_companions(model, folder)
+        card = write_prompt_files(prompt, model, tokenizer, folder)
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        template = load_template(prompt, tokenizer)
+        if prompt.template == "auto":
+            assert not (folder / "chat_template.jinja").exists(), "the base's own stays"
+            messages = [{"role": "user", "content": "Do it.\n\nlamp"}]
+            # The turn's end is no end of the tokenizer, so servers must learn it.
+            ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+            assert template.end_id in ends and tokenizer.eos_id in ends and "<|eot_id|>" in card
+        else:
+            messages = [{"role": "system", "content": "Do it."}, {"role": "user", "content": "lamp"}]
+            assert not (folder / "generation_config.json").exists() and "Sys." in card
+        ids = loaded.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ids == [*template.bos, *tokenizer.encode(template.prompt("Do it.", "lamp"))]

@@ -16,6 +16,7 @@ from flows.configuration.path_fields import resolve_paths
 from jora_core.base.errors import InputError
 from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests, input_files
+from retrieval.corpus.remote_sources import web_name
 from retrieval.corpus.source_files import find_files
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import TablesTask, ThreadsTask
@@ -189,3 +190,17 @@ def test_a_data_set_that_is_not_in_the_cache_offline(tmp_path: Path, monkeypatch
     ) as caught:
         names("hf://datasets/acme/faq")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://bob:s3cret@host/a/posts.jsonl?token=s3cret", "posts.jsonl"),
+        ("https://host/a/posts.jsonl?sig=a/b/s3cret#s3cret", "posts.jsonl"),
+        ("https://host/b%20c.csv", "b c.csv"),
+        ("https://host/download?token=s3cret.part&file=x/rows.csv.gz", "download.csv.gz"),
+        ("https://host/?id=s3cret", "download"),
+    ],
+)
+def test_the_copy_of_a_web_file_is_named_without_credentials(address: str, name: str) -> None:
+    assert web_name(address) == name

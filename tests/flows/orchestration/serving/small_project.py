@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[4]
 START_SECONDS = 900  # of a machine that also runs other work
 PRICES = {"lamp": 12, "kettle": 30, "radio": 45, "chair": 60, "clock": 25, "carpet": 90}
 TEST_SHARE = 0.3
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,23 @@ def write_project(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[SmallProject]:
+def serving(folder: Path, *arguments: str, given: Mapping[str, str] = NOTHING) -> Iterator[SmallProject]:
     """Serve a project during the block.
 
     Args:
-        folder: folder of the project, or of its store; made here.
+        folder: folder of the project, or of its store; made here unless the project is already there.
         arguments: configuration and options of `jora serve`; none serve the small project.
+        given: environment variables beside those of this process.
     """
     if arguments:
         folder.mkdir(parents=True)
-    else:
+    elif not folder.exists():
         write_project(folder)
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    given = arguments or ("small.yaml",)
-    command = [sys.executable, "-m", "flows.cli", "serve", *given, "--port", str(port)]
+    environment = {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), **given}
+    served = arguments or ("small.yaml",)
+    command = [sys.executable, "-m", "flows.cli", "serve", *served, "--port", str(port)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     project = SmallProject(folder, f"http://127.0.0.1:{port}/api")

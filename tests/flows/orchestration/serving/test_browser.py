@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +61,41 @@ def picture(page: Any, name: str) -> None:
         page.screenshot(path=str(Path(PICTURES) / name))
 
 
-def submit(page: Any) -> None:
-    """Submit the form and open the page of the new run."""
-    form = page.url
+def submit(project: SmallProject, page: Any) -> None:
+    """Submit the form once, and open the page of the new run."""
+    form, before = page.url, count_of_runs(project)
     for _ in range(10):
         # Prefect's form takes a click for the check of the last field where its message moves the button.
-        if page.url == form:
-            page.get_by_role("button", name="Submit").click()
-        page.wait_for_timeout(5 * TYPING)
-        if page.url != form:
+        page.get_by_role("button", name="Submit").click()
+        # A busy machine takes long to make the run, and longer to show the next page.
+        if wait_until(page, lambda: page.url != form or count_of_runs(project) > before, 20):
             break
+    assert wait_until(page, lambda: page.url != form, CLICK_PATIENCE / 1000), "no run was made"
+    assert count_of_runs(project) == before + 1
     # The page of the deployment lists its runs, the newest one first.
     page.locator("a[href*='/runs/flow-run/']").first.click()
     page.wait_for_url(re.compile(r"/runs/flow-run/"))
+
+
+def count_of_runs(project: SmallProject) -> int:
+    """Return how many runs of the pipeline were submitted so far."""
+    question = {"flows": {"name": {"any_": ["raft-pipeline"]}}}
+    request = urllib.request.Request(
+        f"{project.api_url}/flow_runs/count",
+        data=json.dumps(question).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return int(answer.read())
+
+
+def wait_until(page: Any, condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition; return whether it came true in time."""
+    for _ in range(int(seconds * 1000 / TYPING)):
+        page.wait_for_timeout(TYPING)
+        if condition():
+            return True
+    return False
 
 
 def wait_for_state(page: Any, *states: str) -> None:
@@ -108,7 +132,7 @@ def run_by_the_form(project: SmallProject, page: Any, *changes: str) -> None:
     page.get_by_text("'seed=a whole number' was expected", exact=True).wait_for()
     assert "/run" in page.url
     fill_change(page, "seed=7")
-    submit(page)
+    submit(project, page)
     wait_for_state(page, "Completed")
     picture(page, "run-page.png")
 
@@ -137,7 +161,7 @@ def evaluate_again(project: SmallProject, page: Any, *changes: str) -> None:
     page.get_by_role("switch").first.click()  # force
     for change in changes:
         add_change(page, change)
-    submit(page)
+    submit(project, page)
     wait_for_state(page, "Completed")
     assert "1 Task run" in page.inner_text("body")
 
@@ -146,7 +170,7 @@ def cancel_in_training(project: SmallProject, page: Any) -> None:
     """Submit a run that would train for days, and cancel it on its page."""
     open_form(page, project)
     add_change(page, "phases.0.max_steps=1000000")
-    submit(page)
+    submit(project, page)
     page.get_by_text(re.compile(r"step \d+/1000000")).first.wait_for(timeout=PATIENCE)
     page.get_by_role("button", name="Open menu").first.click()
     page.get_by_role("menuitem", name="Cancel").click()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from flows.children.run_child import run_child
 from flows.commands.common_options import Set, load, print_json
+from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
@@ -23,7 +24,6 @@ from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
-from jora_core.specs.common import ALPACA_SHORT
 
 # Valid values of the options of `jora generate`, for errors about wrong values.
 _EXPECTED = {
@@ -172,7 +172,7 @@ def generate_answer(
             adapter=adapter,
             instruction=prompt.instruction,
             input=prompt.input,
-            prompt_template=ALPACA_SHORT,
+            prompt=prompt_spec(config),
             max_seq_len=config.evaluate.max_seq_len,
             stream=on_text is not None,
             mesh=config.mesh,

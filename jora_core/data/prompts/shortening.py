@@ -3,7 +3,7 @@
 Instruction, question (the last paragraph of `input`) and answer always stay; only the retrieved context is
 shortened. First whole retrieved texts are dropped; the first text (a thread's opening post) is dropped last.
 Then lines of the text with the answer are dropped, except its first and last. If the prompt is still too
-long, tokens are cut.
+long, tokens are cut, but none of a template's control tokens.
 """
 
 from __future__ import annotations
@@ -14,29 +14,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from jora_core.base.errors import InputError
+from jora_core.data.prompts.prompt_template import PromptTemplate
 from jora_core.data.tokenizer import TextTokenizer
 
-# Marks the place of the input in a filled template; texts do not contain NUL.
-_HERE = "\x00input\x00"
 
-
-def fill_template(template: str, instruction: str, input: str) -> str:
-    """Return the text of a prompt.
-
-    Args:
-        template: format string with {instruction} and {input}.
-        instruction: the task's instruction.
-        input: context and question, "" for none.
-
-    Raises:
-        InputError: the template has a field other than {instruction} and {input}, or stray braces.
-    """
-    try:
-        return template.format(instruction=instruction, input=input)
-    except (KeyError, IndexError, ValueError) as err:
-        raise InputError(
-            f"prompt_template: bad field {err}; only {{instruction}} and {{input}} are known"
-        ) from None
+class NoRoomError(InputError):
+    """The template and the instruction alone are longer than a prompt may be."""
 
 
 def split_question(input: str) -> tuple[str, str]:
@@ -94,7 +77,7 @@ def _at_numbers(lines: Sequence[str], count: int) -> list[int]:
 
 def shorten_prompt(
     tokenizer: TextTokenizer,
-    template: str,
+    template: PromptTemplate,
     instruction: str,
     input: str,
     budget: int,
@@ -106,17 +89,20 @@ def shorten_prompt(
 
     Args:
         tokenizer: the model's.
-        template: format string with {instruction} and {input}.
+        template: the template of all prompts.
         instruction: the task's instruction, which is never cut.
         input: context and question.
         budget: limit of the prompt in tokens, at least 1.
         blocks: number of retrieved texts in the context, 0 if unknown.
         protected: numbers, from 0, of the retrieved texts that are dropped last. In training, these are the
             texts with the answer.
+
+    Raises:
+        NoRoomError: a template with control tokens and the instruction alone exceed the budget.
     """
     context, question = split_question(input)
     lines = context.split("\n")
-    total = len(tokenizer.encode(fill_template(template, instruction, input)))
+    total = len(tokenizer.encode(template.prompt(instruction, input)))
     # All lines in one call: tokenising the prompt again after each line would take quadratic time.
     costs = [len(tokens) for tokens in tokenizer.encode_batch([line + "\n" for line in lines])]
     dropped: set[int] = set()
@@ -131,7 +117,7 @@ def shorten_prompt(
         # Each line was tokenised alone, so the sum may be off where tokens would merge across lines: tokenise
         # the whole prompt before it is accepted.
         if total <= budget:
-            tokens = tokenizer.encode(fill_template(template, instruction, _kept(lines, dropped) + question))
+            tokens = tokenizer.encode(template.prompt(instruction, _kept(lines, dropped) + question))
             if len(tokens) <= budget:
                 return tokens
             total = len(tokens)
@@ -163,11 +149,17 @@ def _drop_order(blocks: Sequence[range], protected: Collection[int], lines: Sequ
 
 
 def _cut_tokens(
-    tokenizer: TextTokenizer, template: str, instruction: str, context: str, question: str, budget: int
+    tokenizer: TextTokenizer,
+    template: PromptTemplate,
+    instruction: str,
+    context: str,
+    question: str,
+    budget: int,
 ) -> np.ndarray:
     """Cut tokens from the middle of the context, then from the start of the question."""
-    before, _, after = fill_template(template, instruction, _HERE).partition(_HERE)
-    head, middle, tail = (tokenizer.encode(text) for text in (before, context, question + after))
+    before, after, controls = template.frame(instruction)
+    texts = (before, template.plain(context), template.plain(question) + after)
+    head, middle, tail = (tokenizer.encode(text) for text in texts)
     context_limit = budget - len(head) - len(tail)
     if context_limit >= 0:
         # Both ends of the context stay: its header, and what stands beside the question.
@@ -175,6 +167,12 @@ def _cut_tokens(
         last = min(len(middle), context_limit) - first
         middle = np.concatenate([middle[:first], middle[len(middle) - last :]])
         return np.concatenate([head, middle, tail])
+    # Without its control tokens a prompt is of no kind that the model knows.
+    if controls and budget < (least := len(head) + len(tokenizer.encode(after))):
+        raise NoRoomError(
+            f"the prompt template and the instruction take {least} tokens, but only {budget} are left for a "
+            "prompt; raise max_seq_len, or shorten the instruction or prompt.system"
+        )
     # The end of the prompt stays, because it marks the start of the answer.
     return (
         np.concatenate([head, tail])[-budget:]

@@ -1,0 +1,1 @@
+"""Commands about prompts: answering one, asking the corpus, writing records as conversations."""

@@ -1,0 +1,1 @@
+"""The setting of the prompts' template, the template that it names, and its rendering."""
