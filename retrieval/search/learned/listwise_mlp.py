@@ -81,7 +81,14 @@ class Training:
 def initial_weights(
     n_pair: int, n_message: int, hidden: tuple[int, int], rng: np.random.Generator
 ) -> Weights:
-    """Draw weights with the variance of He et al. (2015): 2 / (number of inputs)."""
+    """Draw weights with the variance of He et al. (2015): 2 / (number of inputs).
+
+    Args:
+        n_pair: P, number of features of a candidate.
+        n_message: Q, number of features of a message.
+        hidden: H1 and H2, numbers of hidden units.
+        rng: draws the weights.
+    """
     first, second = hidden
 
     def draw(inputs: int, *shape: int) -> np.ndarray:
