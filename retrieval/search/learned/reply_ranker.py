@@ -28,6 +28,8 @@ UNSEEN = -1
 DECIMALS = 5
 #: Smallest probability that is told apart.
 LEAST_LOG = -30.0
+#: Candidates that are scored at a time.
+_AT_A_TIME = 24
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ReplyRanker:
         messages = self.scale.messages(features.messages.astype(np.float64))
         present = np.ones(pairs.shape[:2], dtype=bool)
         chosen = self.models if fold == UNSEEN else (self.models[fold],)
-        logs = [log_softmax(scores_of(model, pairs, messages), present)[0] for model in chosen]
+        logs = [log_softmax(_scores_in_parts(model, pairs, messages), present)[0] for model in chosen]
         mean = np.log(np.maximum(np.exp(logs).mean(axis=0), np.exp(LEAST_LOG)))
         return np.round(mean, DECIMALS)
 
@@ -94,6 +96,21 @@ class ReplyRanker:
         order = np.argsort(-log_probabilities, kind="stable")[:2].tolist()
         second = len(order) > 1 and 0 not in order
         return order if second and log_probabilities[order[1]] >= np.log(self.second_parent) else order[:1]
+
+
+def _scores_in_parts(model: Weights, pairs: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """Return the scores of candidates, computed for a few of them at a time.
+
+    Args:
+        model: the perceptron.
+        pairs: float64[1, K, P], features of the candidates.
+        messages: float64[1, Q], features of the message.
+    """
+    # BLAS starts its threads for larger products, and they wait for each other where other programs run.
+    parts = range(0, pairs.shape[1], _AT_A_TIME)
+    return np.concatenate(
+        [scores_of(model, pairs[:, at : at + _AT_A_TIME], messages) for at in parts], axis=1
+    )
 
 
 def save_ranker(ranker: ReplyRanker, folder: Path, measures: Mapping[str, Any]) -> None:
