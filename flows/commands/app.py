@@ -23,6 +23,7 @@ Examples:
   jora run my.yaml --set phases.finetune-task.max_steps=500
   jora run my.yaml --from finetune-task        this stage and those after it
   jora run my.yaml --only evaluate --force     one stage, even if nothing changed
+  jora ask "When does it open?" -c my.yaml      retrieve, and answer with the tuned model
   jora serve my.yaml                           web UI, schedule, runs through the API
   jora serve my.yaml --check                   is all of it up?
   jora memory my.yaml --card 80                bytes per device, before there is one
@@ -69,6 +70,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("pin", "operations.housekeeping", "Keep a run from removal."),
         ("watch", "operations.watch", "Wait for changed data."),
         ("doctor", "doctor", "Check this machine."),
+        ("ask", "prompts.ask", "Answer a question from the corpus."),
         ("generate", "prompts.generate", "Answer one prompt."),
         ("merge", "merge", "Merge an adapter, or several in order, into its base model."),
         ("memory", "memory_plan", "Say what a training step takes on each device."),

@@ -79,9 +79,14 @@ def quote_then_answer(sentence: str, answer: str) -> str:
     return f"{QUOTE_BEGIN} {sentence} {QUOTE_END} {ANSWER_MARK} {answer}"
 
 
+def quotations(output: str) -> list[str]:
+    """Return the quoted spans of an answer, in its order."""
+    return [found.strip() for found in _QUOTED.findall(output)]
+
+
 def false_quotes(output: str, context: str) -> list[str]:
     """Return the quoted spans of an answer that do not occur verbatim in the context."""
-    return [span for found in _QUOTED.findall(output) if (span := found.strip()) not in context]
+    return [span for span in quotations(output) if span not in context]
 
 
 class Styled(Protocol):

@@ -39,6 +39,7 @@ NOT_RUN = {
     "jora doctor": "tests/flows/commands/test_cli.py",
     "jora watch": "tests/flows/housekeeping tests it; runs until Ctrl-C",
     "jora serve": "tests/flows/orchestration/test_serve.py",
+    "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",
     "pip install .": "tests/flows/commands/test_project.py installs the wheel and runs the sample",
@@ -71,6 +72,8 @@ NOT_RUN_ELSEWHERE = {
     "prefect deployment run": "tests/deploy/test_native_stack.py submits runs",
     "prefect worker start": "tests/deploy/test_native_stack.py",
     "python -m flows.monitoring.store_metrics": "tests/flows/monitoring",
+    "vllm serve": "another program; tests/jora_core/weights reads the exported folder with transformers",
+    "ollama create": "another program",
     "rsync ": "tests/deploy/test_backup.py copies a store",
 }
 # Lines inside the quotes of a printed command.

@@ -237,6 +237,20 @@ class QaWork:
             found.append(RankedQuestion(question, split, oracles, best.tolist()))
         return found, rankings
 
+    def ranked_documents(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return the places of the documents for questions that are not in the corpus, the best first.
+
+        With the dense leg, `queries` holds their vectors, in their order.
+        """
+        legs = self._legs(range(len(questions)), questions)
+        found = []
+        for number, question in enumerate(questions):
+            ranked = _rank(number, legs, self.task)["fused"]
+            if self.reranker is not None:
+                ranked = self.reranker.rerank(question.text, ranked, self.corpus.text, self.task.rerank_depth)
+            found.append(ranked.tolist())
+        return found
+
     def _legs(self, numbers: range, questions: Sequence[Question]) -> dict[str, list[_Found]]:
         """Return the documents that each leg found for each question.
 

@@ -21,8 +21,9 @@ import flows.orchestration.run_pipeline
 from flows import cli
 from flows.children import devices
 from flows.children.run_child import ChildFailed
-from flows.commands import doctor, generate, merge, print_pipeline
+from flows.commands import doctor, merge, print_pipeline
 from flows.commands.app import COMMANDS, app
+from flows.commands.prompts import generate
 from flows.engine.errors import StageFailed
 from flows.engine.stage import Stage, StageContext
 from flows.stages import STAGES
@@ -98,7 +99,7 @@ def test_help_is_quick_and_light() -> None:
 
 def test_help_teaches(jora: Jora) -> None:
     text = jora("--help").out
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 19
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.MULTILINE), f"{command}: no whole sentence"
         assert jora(command, "--help").status == 0
