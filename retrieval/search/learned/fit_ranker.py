@@ -113,7 +113,10 @@ def pool_scores(pairs: np.ndarray, names: Sequence[str]) -> np.ndarray:
         "log_shared_runs": 0.3,
         "is_opening": 1.0,
     }
-    return sum(pairs[:, names.index(name)] * np.float32(weight) for name, weight in weights.items())
+    total = np.zeros(len(pairs), dtype=np.float32)
+    for name, weight in weights.items():
+        total += pairs[:, names.index(name)] * np.float32(weight)
+    return total
 
 
 def draw_candidates(

@@ -31,6 +31,7 @@ from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
 from retrieval.tasks.task_protocol import Example, Task
 from retrieval.tasks.threads.learned_fusion import (
+    Cosines,
     FeatureSource,
     FittedMessages,
     LearnedFusion,
@@ -108,12 +109,14 @@ def _fit(
     """Fit the learned fusion, write it, and return its measures. `n_replies` comments have vectors before."""
     task = config.threads
     assert task is not None
-    cosines = None
+    cosines: Cosines | None = None
     if "dense" in task.legs:
         dense = ThreadVectors.open(folder)
 
-        def cosines(number: int, low: int, high: int) -> np.ndarray:
+        def of_message(number: int, low: int, high: int) -> np.ndarray:
             return dense.window_scores(n_replies + number, low, high)
+
+        cosines = of_message
 
     source = FeatureSource(threads, _index(config, threads, folder), FeatureSpace(leg_features_of(task), ()))
     return fit_fusion(source, fitted, cosines, config.seed, folder, progress)
