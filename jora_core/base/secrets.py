@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from jora_core.base.errors import mask_errors_with
+from jora_core.base.errors import InputError, mask_errors_with
 
 # $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
@@ -65,6 +65,12 @@ def expand_variables(text: str, missing: Callable[[str], Exception]) -> str:
 def has_variables(text: str) -> bool:
     """Return whether a path or URL refers to an environment variable."""
     return _VARIABLE.search(text) is not None
+
+
+def has_credentials(text: str) -> bool:
+    """Return whether a text has a URL with a password or a token itself, not a reference to one."""
+    found = [*_USER_INFO.finditer(text), *_PARAMETER.finditer(text)] if "://" in text else []
+    return any(not has_variables(match[2]) for match in found)
 
 
 def hide_credentials(url: str) -> str:
@@ -171,3 +177,21 @@ def _mask_log_records() -> None:
         return record
 
     logging.setLogRecordFactory(masked_record)
+
+
+def refuse_credentials(changes: Sequence[str], where: str) -> None:
+    """Refuse changes with a password or a token, which the server would keep and its UI would show.
+
+    Args:
+        changes: `key.path=value`.
+        where: what the changes were given to, for the error.
+
+    Raises:
+        InputError: a change has one.
+    """
+    for change in changes:
+        if has_credentials(change):
+            raise InputError(
+                f"{where}: {change.partition('=')[0]} has a password or a token, which the UI would "
+                "show; set a variable where `jora serve` runs, and write ${NAME} in its place"
+            )

@@ -22,6 +22,7 @@ from flows.orchestration.serving.run_form import changes_schema, chosen_from, sh
 from flows.orchestration.serving.stage_choice import ALL_STAGES, stage_choices
 from flows.stages import STAGES
 from jora_core.base.atomic_files import write_bytes
+from jora_core.base.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -77,11 +78,16 @@ class Served:
 
 
 def served(configs: PipelineConfig | Sequence[PipelineConfig]) -> list[Served]:
-    """Return the configurations to serve, each once, in the given order."""
+    """Return the configurations to serve, each once, in the given order.
+
+    Raises:
+        InputError: a change of `--set`, which the deployments show, has a password or a token.
+    """
     many = [configs] if isinstance(configs, PipelineConfig) else list(configs)
     found: dict[str, Served] = {}
     for config in many:
         source = config.source
+        refuse_credentials(source.overrides if source else (), "--set")
         file = Path(source.file).resolve() if source else _written(config)
         name = str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
         found.setdefault(name, Served(name, config, source.overrides if source else ()))

@@ -21,6 +21,14 @@ KEY = r"[\w-]+(\.[\w-]+)*"
 _INTEGER = r"[-+]?[0-9][0-9_]*"
 _NUMBER = r"[-+]?([0-9][0-9_]*)?\.?[0-9]+\.?([eE][-+]?[0-9]+)?"
 _EMPTY = r"(null|~|)"
+# A password or token of a URL that does not begin with `$`, as a reference does: the same rule as that of
+# `jora_core.base.secrets`, in the regular expressions of JSON Schema.
+_CREDENTIALS = (
+    r"://([^\s/@:]*:[^\s/@$][^\s/@]*|[^\s/@:$][^\s/@:]*)@"
+    r"|://\S*[?&]([\w.-]*([Tt]oken|[Ss]ignature|[Ss]ecret|[Pp]assw|[Cc]redential|[Aa][Pp][Ii]_?[Kk]ey|[Aa]uth)"
+    r"[\w.-]*|sig|key|pwd)=[^\s&#$]"
+)
+NO_CREDENTIALS = "${NAME} in place of a password or token, with a variable of that name where jora serve runs"
 EXPECTED = "key.path=value with a key of the configuration, such as seed=1"
 # Placeholders in the messages, by the type of a field.
 _TYPES: Mapping[Any, tuple[str, str]] = {
@@ -75,6 +83,7 @@ def changes_schema(schema: Schema, model: type[BaseModel], aliases: Mapping[str,
         for pattern, value, words in fields
         if words
     ]
+    checks.append({"if": {"pattern": _CREDENTIALS}, "then": {"const": NO_CREDENTIALS}})
     item = {
         "type": "string",
         "if": {"pattern": rf"^\s*({keys})\s*="},

@@ -12,6 +12,7 @@ from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import refuse_credentials
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class RunRequest:
             return self.config.resolved()
         if self.configuration is None:
             raise InputError("configuration: this parameter is missing; give the path of a YAML file")
+        changes = self.changes or []
+        refuse_credentials(changes, "changes")
         # Relative paths mean the same as on the command line that registered the deployment.
         folder = Path(os.environ.get(FOLDER, "."))
         if not folder.is_dir():
             raise InputError(f"folder {folder}, from which the paths count, does not exist on this machine")
-        changes = self.changes or []
         with contextlib.chdir(folder):
             found = load_config(self.configuration, changes)
             # `jora serve` has checked the file. The changes may bring what a stage would refuse hours later,

@@ -111,6 +111,7 @@ def texts_of(path: Path) -> Iterator[bytes]:
 
 def test_secrets_and_password(tmp_path: Path) -> None:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.exceptions import PrefectHTTPStatusError
 
     folder = tmp_path / "project"
     with questions_behind_a_token(tmp_path) as address:
@@ -141,15 +142,15 @@ def test_secrets_and_password(tmp_path: Path) -> None:
                 whole = submit(client)
                 assert whole.state.name == "Completed", project.output
                 shown.append(command_lines())
-                # A wrong address, and one whose token was typed into the form.
-                missing = submit(client, changes=[f"context.qa.questions={address}/no.jsonl?token={TYPED}"])
-                assert missing.state.name == "Failed", project.output
-                assert "no.jsonl" in missing.state.message
-                typed = submit(
-                    client, changes=[f"context.qa.questions={address}/questions.jsonl?token={TYPED}"]
+                # A token in plain is refused before the server keeps it.
+                with pytest.raises(PrefectHTTPStatusError, match="in place of a password or token"):
+                    submit(client, changes=[f"context.qa.questions={address}/questions.jsonl?token={TYPED}"])
+                missing = submit(
+                    client, changes=[f"context.qa.questions={address}/no.jsonl?token=${{PLANTED}}"]
                 )
-                assert typed.state.name == "Completed", project.output
-                shown.append(str(missing.state))
+                assert missing.state.name == "Failed", project.output
+                assert "no.jsonl?token=${PLANTED}" in missing.state.message
+                shown.append(str(missing.model_dump(mode="json")))
                 deployments = client.read_deployments()
                 shown += [str(item.model_dump(mode="json")) for item in deployments]
                 shown += [str(item.model_dump(mode="json")) for item in client.read_artifacts()]

@@ -8,8 +8,10 @@ import pytest
 
 from flows.configuration.load import load_config
 from flows.configuration.sample import SAMPLE_CONFIG
-from flows.configuration.schema import PHASE_STAGES, PipelineConfig
-from flows.orchestration.serving.run_form import EXPECTED, changes_schema
+from flows.configuration.schema import PHASE_STAGES, ConfigSource, PipelineConfig
+from flows.orchestration.serving.deployments import served
+from flows.orchestration.serving.run_form import EXPECTED, NO_CREDENTIALS, changes_schema
+from flows.orchestration.serving.run_request import RunRequest
 from flows.orchestration.serving.stage_choice import ALL_STAGES, selection_of, stage_choices
 from jora_core.base.errors import InputError
 
@@ -39,6 +41,8 @@ def refusals(*changes: str) -> list[str]:
         "evaluate.max_records=null",
         "export.verify=false",
         "store=/tmp/a b",
+        "context.qa.source=https://bob:${PASSWORD}@host/a.zip?token=${TOKEN}",
+        "context.qa.source=https://host/a@b/c.zip?page=2",
     ],
 )
 def test_valid_changes(change: str) -> None:
@@ -58,10 +62,26 @@ def test_valid_changes(change: str) -> None:
         ("phases.finetune.max_steps=1", EXPECTED),
         # A run has no schedule of its own.
         ("schedule.cron=* * * * *", EXPECTED),
+        ("context.qa.source=https://bob:s3cret@host/a.zip", NO_CREDENTIALS),
+        ("context.qa.source=https://s3cret@host/a.zip", NO_CREDENTIALS),
+        ("context.qa.source=https://host/a.zip?v=1&X-Amz-Signature=s3cret", NO_CREDENTIALS),
+        ("context.qa.source=https://host/a.zip?sig=s3cret", NO_CREDENTIALS),
     ],
 )
 def test_wrong_changes_are_refused_in_words(change: str, expected: str) -> None:
     assert refusals("seed=1", change) == [f"{expected!r} was expected"]
+
+
+@pytest.mark.parametrize("change", ["https://bob:s3cret@host/a.zip", "https://host/a.zip?token=s3cret"])
+def test_a_run_with_a_typed_password_is_refused(change: str) -> None:
+    """By the API, which has no form; and by `jora serve --set`, whose changes the deployments would show."""
+    change = f"context.qa.source={change}"
+    request = RunRequest(str(SAMPLE_CONFIG), [change], None, force=False, dry_run=False)
+    with pytest.raises(InputError, match=r"^changes: context.qa.source has a password or a token"):
+        request.settings()
+    source = ConfigSource(str(SAMPLE_CONFIG), str(SAMPLE_CONFIG), (change,))
+    with pytest.raises(InputError, match=r"^--set: context.qa.source has a password or a token"):
+        served(load_config(SAMPLE_CONFIG).loaded_from(source))
 
 
 def test_the_form_accepts_what_the_configuration_accepts() -> None:
