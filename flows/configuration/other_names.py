@@ -100,6 +100,10 @@ OTHER_NAMES: Mapping[str, OurName] = {
     "lora_target_modules": _TARGETS,
     "lora_target_linear": _TARGETS,
     "peft_config": OurName("phases.*.lora"),
+    "lora_plus_lr_ratio": OurName("phases.*.optim.loraplus_lr_ratio"),
+    "loraplus_ratio": OurName("phases.*.optim.loraplus_lr_ratio"),
+    "init_weights": OurName("phases.*.lora.init_lora_weights"),
+    "peft_layers_to_transform": OurName("phases.*.lora.layers_to_transform"),
     "rslora": OurName("phases.*.lora.use_rslora"),
     "peft_use_rslora": OurName("phases.*.lora.use_rslora"),
     "lora_use_rslora": OurName("phases.*.lora.use_rslora"),
@@ -158,6 +162,11 @@ OTHER_NAMES: Mapping[str, OurName] = {
     "dp": _DATA,
     "fsdp": _TENSOR,
     "deepspeed": _TENSOR,
+    "adapter_name_or_path": OurName("phases.*.init_adapter", "a PEFT folder"),
+    "lora_model_dir": OurName("phases.*.init_adapter", "a PEFT folder"),
+    "resume_from_checkpoint": OurName(
+        "phases.*.continue_from", "for more steps of a finished phase; a killed run continues by itself"
+    ),
     "chat_template": _TEMPLATE,
     "prompt_template": _TEMPLATE,
     "prompt_format": _TEMPLATE,
@@ -176,8 +185,12 @@ _WITHOUT = {
     "loss": "the loss is always the cross-entropy of the answers",
     "finetuning_type": "all phases train LoRA",
     "peft_type": "all phases train LoRA",
-    "adapter_name_or_path": "the first phase begins a new adapter, the second continues it",
-    "resume_from_checkpoint": "a run continues from its newest checkpoint by itself",
+    "rank_pattern": "all targets have the rank lora.r; give the largest, or lora.target_modules",
+    "alpha_pattern": "all targets have the scale of lora.lora_alpha",
+    "neftune_noise_alpha": "no noise is added to embeddings; lora.lora_dropout regularises",
+    "noisy_embedding_alpha": "no noise is added to embeddings; lora.lora_dropout regularises",
+    "modules_to_save": "only LoRA is trained; embeddings and head stay as they are",
+    "layers_pattern": "layers have one name in all families; lora.layers_to_transform takes their numbers",
     "num_proc": "context.workers is the number of record builders",
 }
 

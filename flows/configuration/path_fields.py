@@ -19,6 +19,7 @@ PATH_KEYS = (
     "context.*.questions",
     "context.embedding_cache",
     "phases.*.alpaca_path",
+    "phases.*.init_adapter",
 )
 # A path, unless it is no folder and looks like the name of a model on the hub.
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")

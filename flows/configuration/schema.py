@@ -77,6 +77,22 @@ class PhaseRecords(SpecModel):
 class PhaseConfig(BatchingSettings, TrainingSettings, PhaseRecords):
     """One phase of fine-tuning. The second phase continues the adapter of the first phase."""
 
+    init_adapter: str | None = Field(
+        default=None,
+        title="First adapter",
+        description="PEFT folder that the first phase begins with; a new adapter if empty",
+    )
+    continue_from: str | None = Field(
+        default=None,
+        title="Continue from",
+        description="Key of a finished training of this phase, which goes on to more steps; empty: none",
+    )
+    keep_state: bool = Field(
+        default=True,
+        title="Keep the state",
+        description="Keep optimizer and position in the artifact, for continue_from",
+    )
+
     @model_validator(mode="after")
     def _has_its_validation_loss(self) -> PhaseConfig:
         self.check_evaluation(self.validation_share)
@@ -333,6 +349,10 @@ class PipelineConfig(SpecModel):
         if stages not in (list(PHASE_STAGES), *([stage] for stage in PHASE_STAGES)):
             raise ValueError(
                 f"phases must be {' then '.join(PHASE_STAGES)}, or one of them; got {', '.join(stages)}"
+            )
+        if len(self.phases) > 1 and self.phases[1].init_adapter is not None:
+            raise ValueError(
+                "phases.1.init_adapter: the second phase begins with the first's adapter; give it to phases.0"
             )
         # Rank, targets and scale fix the adapter's tensors; the second phase loads the first one's.
         if self.phases[-1].lora != self.phases[0].lora:

@@ -18,17 +18,23 @@ from flows.children.run_child import ChildFailed, run_child
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import ADAPTER, CHECKPOINTS, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from jora_core.base.digests import sealed_path, whole
+from jora_core.base.errors import InputError
 from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
 from jora_core.specs.train import TrainingSettings, TrainSpec
 
+ADAPTER_FILES = ("adapter_config.json", ADAPTER)
+# Sums up the state of a finished training, in its artifact.
+STATE_FILE = "training_state/training.json"
 TOKENS = "tokens"  # folder of token ids in the cache
 # Settings that are not in the key. The first two do not change the trained weights. The file of general
 # instructions is an input, by its content.
-_NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path"}
+# Likewise the adapter that the first phase begins with, and the training that is continued.
+_NO_SETTING = {"checkpoint_every", "report_to", "alpaca_path", "init_adapter", "continue_from", "keep_state"}
 _DESCRIPTIONS: dict[PhaseStage, str] = {
     "finetune-structure": "Train the first phase's adapter on the existing records.",
     "finetune-task": "Train on from the first phase's existing adapter.",
@@ -64,8 +70,38 @@ def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
 
 
 def _inputs(config: PipelineConfig, stage: PhaseStage) -> dict[str, Path]:
-    path = _phase(config, stage)[1].alpaca_path
-    return {} if path is None else {"general instructions": path}
+    _, phase = _phase(config, stage)
+    found = {} if phase.alpaca_path is None else {"general instructions": phase.alpaca_path}
+    if phase.init_adapter is not None:
+        folder = Path(phase.init_adapter)
+        found |= {f"init_adapter/{name}": folder / name for name in ADAPTER_FILES}
+    if phase.continue_from is not None:
+        # The one file that names and sums up the state. It has digests of the rest, which are checked.
+        found["continue_from/training.json"] = continued_folder(config, stage) / STATE_FILE
+    return found
+
+
+def continued_folder(config: PipelineConfig, stage: PhaseStage) -> Path:
+    """Return the folder of the finished training that a phase continues.
+
+    Raises:
+        InputError: the store has no such training, or several that begin with the key.
+    """
+    index, phase = _phase(config, stage)
+    given = phase.continue_from
+    assert given is not None
+    where = f"phases.{index}.continue_from: {given}"
+    root = open_store(config).root / stage
+    found = sorted(path for path in root.glob(f"{given}*") if path.is_dir()) if given.isalnum() else []
+    if len(found) != 1:
+        known = sorted(path.name[:12] for path in root.glob("*") if path.is_dir())
+        what = f"several trainings of {stage} begin so" if found else f"no finished training of {stage}"
+        raise InputError(
+            f"{where}: {what} in the store; expected the beginning of a key: {', '.join(known) or 'none yet'}"
+        )
+    if not (found[0] / STATE_FILE).is_file():
+        raise InputError(f"{where}: this training kept no state; set keep_state and train it again")
+    return found[0]
 
 
 def _upstream(config: PipelineConfig, stage: PhaseStage) -> tuple[Upstream, ...]:
@@ -108,7 +144,9 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
     index, phase = _phase(config, stage)
     return TrainSpec(
         model=Path(config.model.path),
-        adapter=context.upstream[config.phases[index - 1].stage] if index else None,
+        adapter=context.upstream[config.phases[index - 1].stage] if index else _first_adapter(phase),
+        continue_from=None if phase.continue_from is None else continued_folder(config, stage),
+        keep_state=phase.keep_state,
         data=data_spec(
             config, phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
         ),
@@ -122,6 +160,10 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         **values_of(ComputeSettings, config.model),
         **values_of(TrainingSettings, phase),
     )
+
+
+def _first_adapter(phase: PhaseConfig) -> Path | None:
+    return None if phase.init_adapter is None else Path(phase.init_adapter)
 
 
 def halved(spec: TrainSpec) -> TrainSpec | None:

@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from jora_core.base.errors import mask_errors_with
+from jora_core.base.errors import InputError, mask_errors_with
 
 # $NAME, ${NAME}, ${NAME:-default}; the default ends at the first brace, so it cannot hold a variable.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
@@ -177,3 +177,21 @@ def _mask_log_records() -> None:
         return record
 
     logging.setLogRecordFactory(masked_record)
+
+
+def refuse_credentials(changes: Sequence[str], where: str) -> None:
+    """Refuse changes with a password or a token, which the server would keep and its UI would show.
+
+    Args:
+        changes: `key.path=value`.
+        where: what the changes were given to, for the error.
+
+    Raises:
+        InputError: a change has one.
+    """
+    for change in changes:
+        if has_credentials(change):
+            raise InputError(
+                f"{where}: {change.partition('=')[0]} has a password or a token, which the UI would "
+                "show; set a variable where `jora serve` runs, and write ${NAME} in its place"
+            )

@@ -14,7 +14,7 @@ from jora_core.architecture.model_tensors import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
-from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.adapter_targets import lora_targets
 from jora_core.specs.lora import LoraSpec
 
 
@@ -27,7 +27,8 @@ def init_adapter(
 ) -> Adapter:
     """Make a new adapter whose update is zero: random A, uniform in ±1/√in, and zero B.
 
-    A is drawn as in PEFT (Kaiming with a=√5).
+    A is drawn as in PEFT (Kaiming with a=√5, or normal with deviation 1/r for `gaussian`). It is zero in the
+    layers that get no adapter.
 
     Args:
         config: the base model's.
@@ -43,12 +44,20 @@ def init_adapter(
     if spec.use_dora and params is None:
         raise ValueError("a new DoRA adapter starts from the base's row norms: give params")
     weights = {}
-    for target in resolve_targets(spec.target_modules, config):
+    for target in lora_targets(spec, config):
         out_width, in_width = projection_shape(config, target)
         bound = 1 / math.sqrt(in_width)
         # The key depends on the name alone, so a target keeps its start when another is added.
         target_key = jax.random.fold_in(key, zlib.crc32(target.encode()))
-        a = jax.random.uniform(target_key, (config.num_layers, spec.r, in_width), dtype, -bound, bound)
+        shape = (config.num_layers, spec.r, in_width)
+        if spec.init_lora_weights == "gaussian":
+            a = jax.random.normal(target_key, shape, dtype) / spec.r
+        else:
+            a = jax.random.uniform(target_key, shape, dtype, -bound, bound)
+        if spec.layers_to_transform is not None:
+            # With A and B zero, both gradients are zero: the layer stays without an update.
+            chosen = jnp.isin(jnp.arange(config.num_layers), jnp.asarray(spec.layers_to_transform))
+            a = a * chosen[:, None, None]
         magnitude = None
         if spec.use_dora and params is not None:
             # One layer at a time: the float32 copy that the norms need is as large as the weight.

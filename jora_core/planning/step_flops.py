@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import model_projections, projection_shape
-from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.adapter_targets import lora_targets
 from jora_core.specs.lora import LoraSpec
 
 # Matrix products of blockwise attention: two forward, and five backward, which computes the scores again.
@@ -54,7 +54,7 @@ def step_flops(
     attention = _attention_flops(config, seq_len)
     low_rank = 0.0
     if lora is not None:
-        targets = resolve_targets(lora.target_modules, config)
+        targets = lora_targets(lora, config)
         low_rank = sum(2 * lora.r * sum(projection_shape(config, name)) for name in targets)
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers

@@ -12,6 +12,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import model_projections
 from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.base.errors import InputError
+from jora_core.specs.lora import LoraSpec
 from jora_core.specs.target_names import (
     adaptable_modules,
     expected_targets,
@@ -19,6 +20,19 @@ from jora_core.specs.target_names import (
     show_targets,
     target_hint,
 )
+
+
+def lora_targets(lora: LoraSpec, config: ModelConfig) -> tuple[str, ...]:
+    """Return the projections that get an adapter by the settings of one, and check its layers.
+
+    Raises:
+        InputError: as `resolve_targets`, or a layer that the model does not have.
+    """
+    last = config.num_layers - 1
+    for layer in lora.layers_to_transform or ():
+        if layer > last:
+            raise InputError(f"layers_to_transform: the model has no layer {layer}; its last is {last}")
+    return resolve_targets(lora.target_modules, config, lora.exclude_modules)
 
 
 def resolve_targets(
@@ -71,7 +85,7 @@ def resolve_targets(
         if len(found) < num_layers:
             raise InputError(
                 f"{shown} picks {name} in layers {_ranges(found)} alone, of {num_layers}; an adapter is the "
-                "same in every layer: match all of them"
+                "same in every layer: match all of them, and choose layers by layers_to_transform"
             )
     # In the sequence of the table: the adapter is the same however the user sorts the names.
     return tuple(name for name in projections if name in layers)

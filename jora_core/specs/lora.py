@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.specs.common import SpecModel
@@ -43,6 +43,52 @@ class LoraSpec(SpecModel):
         title="DoRA",
         description="Also train the length of each weight row: a slower step, better at low ranks",
     )
+
+    exclude_modules: list[LoraTarget] | str | None = Field(
+        default=None,
+        title="Excluded",
+        description="Targets that get no adapter after all: a list of names, or a pattern as above",
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        min_length=1,
+        title="Layers",
+        description="Numbers of the layers that get an adapter, from 0; all if empty",
+    )
+    init_lora_weights: Literal["default", "gaussian"] = Field(
+        default="default",
+        title="First weights",
+        description="Of A: default as in PEFT (uniform), or gaussian; B is zero",
+    )
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _known_start(cls, value: Any) -> Any:
+        """Take PEFT's `true`, and refuse its other ways with what to do instead."""
+        if value is True or value is None:
+            return "default"
+        if isinstance(value, str) and value.partition("_")[0] in ("pissa", "olora", "loftq", "corda", "lora"):
+            raise ValueError(
+                f"{value} changes the base weights, which stay as they are here; make such an adapter with "
+                "peft, convert it with path_initial_model_for_weight_conversion, and begin with it as "
+                "init_adapter"
+            )
+        return value
+
+    @field_validator("layers_to_transform", mode="before")
+    @classmethod
+    def _one_layer(cls, value: Any) -> Any:
+        """Take a number for a list of one, as PEFT does, and put the layers in order."""
+        numbers = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+        whole = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+        return sorted({*numbers}) if whole else numbers
+
+    @model_validator(mode="after")
+    def _layers_fit_dora(self) -> LoraSpec:
+        # A layer without an adapter is one whose update is zero; DoRA's magnitude would still train there.
+        if self.use_dora and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform is for LoRA; with use_dora leave it out")
+        return self
 
     @field_validator("target_modules", mode="before")
     @classmethod

@@ -38,6 +38,12 @@ class OptimSpec(SpecModel):
     eps: float = Field(
         default=1e-8, gt=0, title="Epsilon", description="Added to the root of the second moment"
     )
+    loraplus_lr_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        title="LoRA+ ratio",
+        description="Learning rate of B (and of DoRA's magnitudes) as a multiple of A's (arXiv:2402.12354)",
+    )
     max_grad_norm: float = Field(
         default=1.0, gt=0, title="Gradient clip", description="Global norm of one step"
     )
@@ -137,6 +143,14 @@ class TrainSpec(TrainingSettings, ModelRun):
         default="lora", title="Trainable", description="Adapter or all weights"
     )
     adapter: Path | None = Field(default=None, title="Adapter", description="PEFT folder to continue from")
+    continue_from: Path | None = Field(
+        default=None,
+        title="Continue from",
+        description="Folder of a finished training with its state, which goes on to more steps",
+    )
+    keep_state: bool = Field(
+        default=False, title="Keep the state", description="Beside the adapter, so that it can go on later"
+    )
     data: DataSpec = Field(title="Data", description="Records and batching")
     # Empty in most runs: with it, every process has a spec of its own that differs in process_id alone.
     distributed: DistributedSpec | None = Field(
@@ -160,6 +174,8 @@ class TrainSpec(TrainingSettings, ModelRun):
             raise ValueError(
                 "adapter is for trainable=lora; with trainable=all there is no adapter to continue"
             )
+        if self.trainable == "all" and self.optim.loraplus_lr_ratio != 1:
+            raise ValueError("optim.loraplus_lr_ratio is for trainable=lora; leave it out")
         # Codes are integers: no gradient could change them.
         if self.trainable == "all" and self.quantization != "none":
             raise ValueError(

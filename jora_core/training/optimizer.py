@@ -45,9 +45,11 @@ def make_schedule(spec: OptimSpec, steps: int) -> optax.Schedule:
 def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov and Hutter, arXiv:1711.05101) with gradients clipped by their global norm.
 
+    With LoRA+ (arXiv:2402.12354), B and DoRA's magnitudes learn at a multiple of the rate, as in peft.
+
     Norm weights are not decayed: they scale a normalized vector, so decay to zero is no regularization.
     """
-    return optax.chain(
+    parts = [
         optax.clip_by_global_norm(spec.max_grad_norm),
         optax.adamw(
             schedule,
@@ -57,6 +59,18 @@ def make_optimizer(spec: OptimSpec, schedule: optax.Schedule) -> optax.GradientT
             weight_decay=spec.weight_decay,
             mask=decayed,
         ),
+    ]
+    # Behind AdamW, whose update is proportional to the rate. No part without the ratio: the state of earlier
+    # checkpoints keeps its shape.
+    if spec.loraplus_lr_ratio != 1:
+        parts.append(optax.masked(optax.scale(spec.loraplus_lr_ratio), faster))
+    return optax.chain(*parts)
+
+
+def faster(tree: Any) -> Any:
+    """Return a tree of bools, True for the leaves of an adapter whose rate is LoRA+'s: all but A."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not jax.tree_util.keystr(path).endswith(".a"), tree
     )
 
 

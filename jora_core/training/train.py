@@ -31,8 +31,9 @@ from jora_core.parallel.program_cache import set_program_cache
 from jora_core.parameters.initialize import init_adapter, init_params
 from jora_core.parameters.quantization import quantize_params
 from jora_core.parameters.trees import Adapter, Params
-from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.adapter_targets import lora_targets
 from jora_core.specs.train import TrainSpec
+from jora_core.training.continued_training import begin_from_state, save_training_state
 from jora_core.training.loop import Run, run_loop
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.reporters import require_reporters
@@ -85,6 +86,9 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
             curriculum=spec.data.curriculum,
         )
         steps = _total_steps(spec, stream)
+        if spec.continue_from is not None:
+            with first_before_others("continued state"):
+                lines += begin_from_state(spec, steps) if is_first() else []
         trainable, frozen = _initial_weights(spec, config, mesh)
         functions = build_step(config, spec, mesh, make_schedule(spec.optim, steps), trainable)
         run = Run(spec, config, steps, stream, _validation_stream(spec, data), functions, frozen)
@@ -93,6 +97,8 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     # A collective: all processes must call it, although only the first writes.
     trainable = whole_on_host(state.trainable)
     if is_first():
+        if spec.keep_state:
+            save_training_state(spec, result["steps"], result["best_step"] if spec.keep_best else None)
         _write_outputs(spec, config, trainable, result)
     wait_for_all("outputs")
     return result
@@ -151,13 +157,13 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
 def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
     assert spec.adapter is not None
     adapter, found = load_adapter(spec.adapter, config)
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "layers_to_transform"):
         if getattr(found, name) != getattr(spec.lora, name):
             raise InputError(
                 f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the spec lora.{name}="
                 f"{getattr(spec.lora, name)}; give the adapter's own value to go on from it"
             )
-    targets = resolve_targets(spec.lora.target_modules, config)
+    targets = lora_targets(spec.lora, config)
     if set(found.target_modules) != set(targets):
         raise InputError(
             f"{spec.adapter}: the adapter is on {', '.join(found.target_modules)}, the spec's "

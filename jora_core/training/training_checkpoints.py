@@ -56,6 +56,8 @@ _NOT_COMPUTED = {
     "report_to",
     "report_dir",
     "distributed",
+    "keep_state",
+    "continue_from",
 }
 # Identified by content instead of by path: a run may be resumed after its inputs moved.
 _BY_CONTENT: dict[str, Any] = {"model": True, "data": {"records", "alpaca_path", "cache_dir", "prompt"}}
@@ -248,7 +250,12 @@ class Checkpoints:
 
 
 def run_digest(spec: TrainSpec) -> str:
-    """Return the SHA-256 of all inputs of a run: spec, records, tokenizer, and headers of the weights.
+    """Return the SHA-256 of all inputs of a run: spec, records, tokenizer, and headers of the weights."""
+    return json_digest(run_parts(spec))
+
+
+def run_parts(spec: TrainSpec) -> dict[str, Any]:
+    """Return all inputs of a run: spec, and digests of records, tokenizer, and headers of the weights.
 
     Weights are identified by name, size and safetensors header instead of content, since reading 140 GB would
     take longer than most resumed runs save.
@@ -267,6 +274,8 @@ def run_digest(spec: TrainSpec) -> str:
     if spec.data.alpaca_path is not None:
         files["alpaca"] = spec.data.alpaca_path
     files |= {name: spec.model / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+    if spec.continue_from is not None:
+        files["continued"] = spec.continue_from / "training_state" / "training.json"
     if spec.adapter is not None:
         files |= {n: spec.adapter / n for n in ("adapter_config.json", "adapter_model.safetensors")}
     for role, file in files.items():
@@ -279,7 +288,7 @@ def run_digest(spec: TrainSpec) -> str:
                 # damaged length.
                 head = stream.read(min(int.from_bytes(stream.read(8), "little"), 1 << 26))
             parts[file.name] = [file.stat().st_size, hashlib.sha256(head).hexdigest()]
-    return json_digest(parts)
+    return parts
 
 
 def _as_dict(state: TrainState) -> dict[str, jax.Array]:

@@ -51,6 +51,8 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
         for part, stacked in _parts(lora).items():
             # One transfer for all layers of a stack; a transfer a layer would wait for the device each time.
             for layer, value in enumerate(jax.device_get(stacked)):
+                if spec.layers_to_transform is not None and layer not in spec.layers_to_transform:
+                    continue
                 tensors[lora_tensor_name(layer, target, part)] = value
     write_tensors(folder / WEIGHTS_FILE, tensors)
     # After the weights: readers open the config first, and it must not promise tensors that are not there.
@@ -96,7 +98,10 @@ def load_adapter(
     for target in targets:
         parts: dict[str, list[Any]] = {}
         for layer, (rank, scale) in enumerate(ranks[target]):
-            for part in _shapes(config, spec, target, rank):
+            for part, shape in _shapes(config, spec, target, widest).items():
+                if rank == 0:
+                    parts.setdefault(part, []).append(jnp.zeros(shape, dtype))
+                    continue
                 value = source.read(lora_tensor_name(layer, target, part)).astype(np.float32)
                 # The same bits where nothing differs from the config, which is nearly always so.
                 if part != "magnitude" and rank != widest:
@@ -181,6 +186,8 @@ def _check_fits(
             # One layer more than the model has: an adapter of a deeper base is recognized by it.
             of_layer = [lora_tensor_name(layer, target, part) for layer in range(config.num_layers + 1)]
             for name, (wanted, _) in zip(of_layer[:-1], each, strict=True):
+                if wanted == 0:
+                    continue
                 shape = expected[name] = _shapes(config, spec, target, wanted)[part]
                 if name not in names:
                     continue

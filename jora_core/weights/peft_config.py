@@ -57,9 +57,10 @@ _READ = frozenset(
         "init_lora_weights",
         "rank_pattern",
         "alpha_pattern",
+        "layers_to_transform",
     }
 )
-# Rank and scale of each layer's adapter, by target.
+# Rank and scale of each layer's adapter, by target; rank 0 for a layer without one.
 Ranks = dict[str, list[tuple[int, float]]]
 # Values that turn a field off.
 _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
@@ -124,6 +125,9 @@ def read_ranks(folder: Path, spec: LoraSpec, config: ModelConfig, targets: Seque
     for target in targets:
         for layer in range(config.num_layers):
             module = f"model.layers.{layer}.{projections[target]}"
+            if spec.layers_to_transform is not None and layer not in spec.layers_to_transform:
+                ranks.setdefault(target, []).append((0, spec.scale))
+                continue
             rank = int(_first(where, rank_pattern, module, spec.r))
             alpha = float(_first(where, alpha_pattern, module, spec.lora_alpha))
             scale = alpha / (rank**0.5 if spec.use_rslora else rank)
@@ -162,6 +166,7 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         targets: the projections that have an adapter.
         base_name: name or path of the base model.
     """
+    layers = spec.layers_to_transform
     # peft declares alpha as an integer; only what is no integer is written as a float.
     whole = float(spec.lora_alpha).is_integer()
     return {
@@ -176,12 +181,14 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         "target_modules": sorted(targets),
         "bias": "none",
         "fan_in_fan_out": False,
-        "init_lora_weights": True,
+        "init_lora_weights": True if spec.init_lora_weights == "default" else spec.init_lora_weights,
         # True as in peft's own files: to continue training, peft is called with is_trainable.
         "inference_mode": True,
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
         "modules_to_save": None,
+        # Only where it is given: adapters of all layers keep the bytes that they had.
+        **({} if layers is None else {"layers_to_transform": layers}),
     }
 
 
@@ -203,6 +210,7 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,
+            "layers_to_transform": data.get("layers_to_transform"),
         }
         # Strict: Pydantic would else make a rank of "16" or of true.
         return LoraSpec.model_validate(fields, strict=True)

@@ -19,10 +19,10 @@ from flows.configuration.schema import PHASE_STAGES, PipelineConfig
 from flows.engine.stage import stages_of
 from flows.orchestration.prefect_server import prefect_home, prepare_environment
 from flows.orchestration.serving.run_form import changes_schema, chosen_from, shown_properties
-from flows.orchestration.serving.run_request import refuse_credentials
 from flows.orchestration.serving.stage_choice import ALL_STAGES, stage_choices
 from flows.stages import STAGES
 from jora_core.base.atomic_files import write_bytes
+from jora_core.base.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from prefect import Flow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +12,7 @@ from flows.configuration.requirements import problems
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import FOLDER
 from jora_core.base.errors import InputError
-from jora_core.base.secrets import has_credentials
-
-
-def refuse_credentials(changes: Sequence[str], where: str) -> None:
-    """Refuse changes with a password or a token, which the server would keep and its UI would show.
-
-    Args:
-        changes: `key.path=value`.
-        where: what the changes were given to, for the error.
-
-    Raises:
-        InputError: a change has one.
-    """
-    for change in changes:
-        if has_credentials(change):
-            raise InputError(
-                f"{where}: {change.partition('=')[0]} has a password or a token, which the UI would "
-                "show; set a variable where `jora serve` runs, and write ${NAME} in its place"
-            )
+from jora_core.base.secrets import refuse_credentials
 
 
 @dataclass(frozen=True)
