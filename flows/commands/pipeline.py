@@ -130,7 +130,7 @@ def serve(
         serve_pipeline.serve(settings, port, print_status)
         return
     words = [str(path) for path in configs or []]
-    parts = status.check(settings, shlex.join(["jora", "serve", *words]))
+    parts = status.check(settings, shlex.join(["jora", "serve", *words]), port)
     print_pipeline.print_findings(
         [print_pipeline.Finding(part.name, part.state, part.detail) for part in parts]
     )

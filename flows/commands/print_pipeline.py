@@ -129,7 +129,8 @@ def print_records(reference: ArtifactRef) -> bool:
         return False
     table = _grid("task", "train", "test", "contexts", "found", *RETRIEVAL)
     for name, task in metrics["tasks"].items():
-        fused = task["retrieval"].get("test", {}).get("fused", {})
+        ranked = task["retrieval"].get("test", {})
+        fused = ranked.get("learned", ranked.get("fused", {}))
         share = task["oracle_in_context"]["test"]
         table.add_row(
             name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,9 @@ from jora_core.specs.prompts.jinja_template import check_template
 from jora_core.specs.prompts.source import check_format
 from retrieval.prompts.answer_styles import TEMPLATE_FIELDS
 from retrieval.readers.documents.documents import tells_instructions
-from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS
+from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_SUFFIXES
 from retrieval.settings.tasks import QaTask, TaskSettings
-from retrieval.tasks.qa.inputs import document_files
+from retrieval.tasks.qa.inputs import document_files, question_files
 
 # Packages of the optional parts, by extra.
 _REPORTERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -126,11 +127,27 @@ def _retrieval(config: PipelineConfig) -> Iterator[Problem]:
                 f"context.{name}.legs: the leg dense{default} needs context.embedder; give a "
                 f"sentence-transformers model, or set context.{name}.legs to [{rest}]",
             )
+        if isinstance(task, QaTask) and (why := _without_questions(task)):
+            yield Problem("questions", f"context.qa.questions: {why}")
         template = getattr(task, "answer_template", None)
         if template is not None:
             wrong = _template_error(template)
             if wrong:
                 yield Problem("answer template", f"context.{name}.answer_template{wrong}")
+
+
+def _without_questions(task: QaTask) -> str | None:
+    """Return why a task will find no questions, as far as names and sizes of its files tell; None else."""
+    with suppress(InputError):  # the error about a file comes from the stage that reads it
+        files = question_files(task)
+        if task.questions is None and all(file.path.suffix.lower() in TEXT_SUFFIXES for file in files):
+            return (
+                f"nothing is named, and text files such as {files[0].name} hold no questions; name a "
+                "file with a question a row"
+            )
+        if task.questions is not None and not any(file.path.stat().st_size for file in files):
+            return f"{files[0].path} is empty; expected a question a row"
+    return None
 
 
 def _without_search(task: TaskSettings) -> bool:

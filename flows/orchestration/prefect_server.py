@@ -309,6 +309,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def local_url(port: int) -> str:
+    """Return the API address of a server on a port of this machine."""
+    return f"http://127.0.0.1:{port}/api"
+
+
 def known_urls() -> list[str]:
     """Return the API addresses to try: the configured address, then that of `jora serve`."""
     from prefect.settings import get_current_settings

@@ -7,9 +7,11 @@ the worker. A worker that dies is started again, and its run goes on from the ch
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -21,13 +23,14 @@ from pathlib import Path
 from flows.children import supervised_process
 from flows.configuration.schedule import check_schedule
 from flows.configuration.schema import PipelineConfig
-from flows.engine.errors import StageFailed
+from flows.engine.errors import StageFailed, one_line_os_errors
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.prefect_server import (
     PATIENCE,
     answers,
     check_access,
     known_urls,
+    local_url,
     prepare_environment,
     running_server,
     served_url_file,
@@ -35,6 +38,7 @@ from flows.orchestration.prefect_server import (
 from flows.orchestration.serving.deployments import deployments, served
 from flows.orchestration.serving.report_server import report_server
 from flows.orchestration.serving.worker import WorkerOrder
+from jora_core.base.errors import InputError
 
 __all__ = ["deployments", "serve"]
 
@@ -64,7 +68,8 @@ def serve(
         say: called with each line for the user.
 
     Raises:
-        InputError: a schedule is not valid, or the server requires a password that is missing or wrong.
+        InputError: a schedule is not valid, `jora serve` runs already, the port is taken, or the server
+            requires a password that is missing or wrong.
         StageFailed: the server did not start, or ended by itself.
     """
     prepare_environment()
@@ -74,6 +79,7 @@ def serve(
         check_schedule(item.config.schedule, item.name)
     with ExitStack() as stack:
         stack.enter_context(_signals_end_the_block())
+        stack.enter_context(_the_only_one())
         # The server starts first, so it ends last, and the worker can report to it until its own end.
         api_url, server = stack.enter_context(
             _server(port or DEFAULT_PORT, explicit=port is not None, say=say)
@@ -96,7 +102,7 @@ def _server(
     port: int, explicit: bool, say: Callable[[str], None]
 ) -> Iterator[tuple[str, supervised_process.Supervised | None]]:
     """Yield the API URL of a server that answers, or of a new server that runs during the block."""
-    own = f"http://127.0.0.1:{port}/api"
+    own = local_url(port)
     # An explicit port is binding. Without one, any server that answers is better than a second server.
     for url in [own] if explicit else [*known_urls(), own]:
         if answers(url):
@@ -104,6 +110,7 @@ def _server(
             say(f"using the Prefect server at {url}")
             yield url, None
             return
+    _require_free(port)
     say("starting a Prefect server …")
     command = supervised_process.python_module(
         "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
@@ -183,6 +190,46 @@ def _worker(order: WorkerOrder, api_url: str, say: Callable[[str], None]) -> Ite
         yield worker
     finally:
         worker.end()
+
+
+@contextmanager
+def _the_only_one() -> Iterator[None]:
+    """Refuse a second `jora serve` of the same folder of Prefect, which would take over the deployments."""
+    path = served_url_file().with_suffix(".lock")
+    with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)  # frees the lock, as the kernel does at any end of the process
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.pread(descriptor, 20, 0).decode() or "unknown"
+        raise InputError(
+            f"`jora serve` runs already (process {process}); end it and name all configurations in one call, "
+            "or give each call a PREFECT_HOME of its own; `jora serve --check` says what is up"
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+
+def _require_free(port: int) -> None:
+    """Refuse a port on which another program listens, before a server takes long to find it out."""
+    with socket.socket() as probe:
+        # As the server does, so that connections that were closed a moment ago are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} cannot be used ({error.strerror}); give another one with --port"
+            ) from error
 
 
 @contextmanager

@@ -75,24 +75,47 @@ def _legs(task: str, metrics: Mapping[str, Any], legs: Mapping[str, Any]) -> lis
     )
     figures = [Figure(f"Recall at k, {title}", chart, _ceiling_note(metrics))]
     groups = metrics.get("retrieval_groups", {})
+    best_name = leg_name("learned" if "learned" in legs else "fused")
     tables = []
     for key, words, header in GROUPS:
         rows = groups.get(key, [])
         # A single group contains all questions, so its figures are known already.
         if len(rows) > 1:
             if len(figures) < 2:  # two figures fit side by side
-                figures.append(_group_chart(f"Fused recall at 5, {words}", rows))
-            tables.append(_group_table(f"Fused, {words}", header, rows))
+                figures.append(_group_chart(f"{best_name} recall at 5, {words}", rows))
+            tables.append(_group_table(f"{best_name}, {words}", header, rows))
     shown = [(name, header) for name, header in MEASURES if name in legs[named[0]]]
     rows = tuple((leg_name(leg), *(_cell(legs[leg], name) for name, _ in shown)) for leg in named)
     n = legs[named[0]]["n"]
     headers = ("Leg", *(header for _, header in shown))
     said = " (95 % intervals, over contexts)" if "interval" in legs[named[0]] else ""
     caption = f"Held-out {title}, n\u00a0=\u00a0{n:,}{said}"
+    strong = "learned" if "learned" in legs else "fused"
     table = Table(
-        caption, headers, rows, strong_rows=tuple(i for i, leg in enumerate(named) if leg == "fused")
+        caption, headers, rows, strong_rows=tuple(i for i, leg in enumerate(named) if leg == strong)
     )
-    return [Columns(tuple(figures)), table, *tables]
+    return [Columns(tuple(figures)), table, *tables, *_learned_fusion(metrics.get("learned_fusion", {}))]
+
+
+def _learned_fusion(measures: Mapping[str, Any]) -> list[Block]:
+    """Return a table of what the learned fusion reaches, and what it reaches without a group of features."""
+    if not measures:
+        return []
+    without = {f"Without {name}": found for name, found in measures["without"].items()}
+    systems = {"All features": measures, **without}
+    if "test" in measures:
+        systems = {"Held-out split": measures["test"], **systems}
+    shown = (("link_f1", "Link F1"), ("reply@1", "Reply@1"), ("start_f1", "F1 of starts"))
+    rows = tuple(
+        (name, *("-" if found[key] is None else f"{found[key]:.3f}" for key, _ in shown))
+        for name, found in systems.items()
+    )
+    caption = (
+        f"Learned fusion, fitted on {measures['messages']:,} messages of {measures['threads']:,} training "
+        "threads. Rows of features: training messages, ranked by a model that has not seen their thread; a "
+        "group is left out by setting it to its mean"
+    )
+    return [Table(caption, ("Features", *(header for _, header in shown)), rows, strong_rows=(0,))]
 
 
 def _cell(leg: Mapping[str, Any], name: str) -> str:

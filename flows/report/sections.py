@@ -21,7 +21,7 @@ from flows.report.wording import (
 )
 
 METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
-BASELINES = ("random", "opening_post", "previous_post", "bm25")
+BASELINES = ("random", "opening_post", "previous_post", "bm25", "fused", "learned")
 METRIC_NAMES = {
     "reply@1": "the right post",
     "target@1": "the right author",

@@ -12,12 +12,14 @@ SYSTEM_NAMES = {
     "opening_post": "Opening post",
     "previous_post": "Previous post",
     "bm25": "BM25",
+    "fused": "Fused legs",
+    "learned": "Learned fusion",
     "base": "Base model",
     "phase1": "Phase 1 only",
     "both_phases": "Both phases",
 }
 # Rankings that are made from those of the legs. The report shows them after the legs.
-COMBINED = {"fused": "Fused", "reranked": "Reranked"}
+COMBINED = {"fused": "Fused", "learned": "Learned", "reranked": "Reranked"}
 
 
 def system_name(name: str) -> str:

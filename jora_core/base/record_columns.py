@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Column → kind: "str", "bool", "int", or "list" (of strings). No value is null.
+#: Column → kind: "str", "bool", "int", "list" (of strings) or "floats" (a list). No value is null.
 RECORD_COLUMNS: dict[str, str] = {
     "id": "str",
     "instruction": "str",
@@ -28,6 +28,10 @@ RECORD_COLUMNS: dict[str, str] = {
     "source": "str",
     "source_row": "int",
 }
+
+#: Columns of records whose retriever learned how likely each choice is: the log-probabilities of `choices`.
+#: They are empty for records without such a retriever.
+LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 
 #: Columns that training needs, and those that it uses to find shared contexts where they are there.
 TRAINING_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
@@ -47,6 +51,12 @@ def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None 
     """
     import pyarrow as pa
 
-    kinds = {"str": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "list": pa.list_(pa.string())}
+    kinds = {
+        "str": pa.string(),
+        "bool": pa.bool_(),
+        "int": pa.int64(),
+        "list": pa.list_(pa.string()),
+        "floats": pa.list_(pa.float64()),
+    }
     fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()]
     return pa.schema(fields, metadata=dict(sorted((metadata or {}).items())))

@@ -79,9 +79,10 @@ class LoraSpec(SpecModel):
     @classmethod
     def _one_layer(cls, value: Any) -> Any:
         """Take a number for a list of one, as PEFT does, and put the layers in order."""
-        numbers = [value] if isinstance(value, int) and not isinstance(value, bool) else value
-        whole = isinstance(numbers, list) and all(type(number) is int for number in numbers)
-        return sorted({*numbers}) if whole else numbers
+        if type(value) is int:
+            return [value]
+        whole = isinstance(value, list) and all(type(number) is int for number in value)
+        return sorted({*value}) if whole else value
 
     @model_validator(mode="after")
     def _layers_fit_dora(self) -> LoraSpec:

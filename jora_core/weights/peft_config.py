@@ -20,7 +20,7 @@ from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object, read_number, read_object
 from jora_core.base.secrets import references
-from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.adapter_targets import lora_targets, resolve_targets
 from jora_core.specs.lora import LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -200,6 +200,7 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             raise InputError(
                 f"{path}: {name} must be a list of names or a pattern, found {json.dumps(value)}"
             )
+    layers = data.get("layers_to_transform")
     try:
         fields = {
             "r": data["r"],
@@ -210,10 +211,13 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             "target_modules": list(resolve_targets(targets, config, exclude, absent_ok=True)),
             "use_rslora": data.get("use_rslora") or False,
             "use_dora": data.get("use_dora") or False,
-            "layers_to_transform": data.get("layers_to_transform"),
+            # peft takes an empty list for all layers.
+            "layers_to_transform": None if layers == [] else layers,
         }
         # Strict: Pydantic would else make a rank of "16" or of true.
-        return LoraSpec.model_validate(fields, strict=True)
+        spec = LoraSpec.model_validate(fields, strict=True)
+        lora_targets(spec, config)  # its layers are those of the model
+        return spec
     except ValidationError as err:
         raise InputError(f"{path}: {describe_validation_error(err, LoraSpec)}") from None
     except InputError as err:

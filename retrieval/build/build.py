@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from jora_core.base.atomic_files import write_json
 from jora_core.base.digests import canonical_json
 from jora_core.base.errors import InputError, write_error
-from jora_core.base.record_columns import RECORD_COLUMNS
 from jora_core.base.row_digests import RowDigest, select_rows
 from retrieval.build.executors import run_shards
-from retrieval.build.record_files import RANKING_COLUMNS
+from retrieval.build.record_files import ranking_columns, record_columns
 from retrieval.build.shards import (
     FORMAT_VERSION,
     Prepared,
@@ -136,8 +135,8 @@ def merge(
     with ExitStack() as stack:
         # Left in reverse order, so `records.parquet` is published before `rankings.parquet`, and both before
         # the metrics.
-        rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, RANKING_COLUMNS, metadata))
-        records = stack.enter_context(ParquetSink(output_dir / RECORDS, RECORD_COLUMNS, metadata))
+        rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, ranking_columns(config), metadata))
+        records = stack.enter_context(ParquetSink(output_dir / RECORDS, record_columns(config), metadata))
         digests = {name: _TaskDigests() for name in ("records", "rankings")}
         rankings.append_batches(digests["rankings"].noting(_batches(work, prepared.shards, "rankings")))
         records.append_batches(digests["records"].noting(_batches(work, prepared.shards, "records")))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import RECORD_COLUMNS
+from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS
+from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
@@ -27,6 +28,27 @@ RANKING_COLUMNS: dict[str, str] = {
     "fused": "list",
     "reranked": "list",
 }
+
+#: Columns that are there if some task has `fusion: learned`, and empty in rows of other tasks. `learned` is
+#: the learned ranking. `learned_scores` are log-probabilities: one for each of `candidate_ids`, and as the
+#: last one that the comment answers none of them and starts a conversation.
+LEARNED_RANKING_COLUMNS: dict[str, str] = {"learned": "list", "learned_scores": "floats"}
+
+
+def record_columns(config: ContextConfig) -> dict[str, str]:
+    """Return the columns of the `records.parquet` of a configuration."""
+    return RECORD_COLUMNS | (LEARNED_RECORD_COLUMNS if config.learns_fusion else {})
+
+
+def ranking_columns(config: ContextConfig) -> dict[str, str]:
+    """Return the columns of the `rankings.parquet` of a configuration."""
+    return RANKING_COLUMNS | (LEARNED_RANKING_COLUMNS if config.learns_fusion else {})
+
+
+def row_values(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, ...]:
+    """Return the values of a row in the order of the columns. A learned column that it lacks is empty."""
+    learned = LEARNED_RECORD_COLUMNS | LEARNED_RANKING_COLUMNS
+    return tuple(row.get(name, []) if name in learned else row[name] for name in columns)
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -69,7 +91,7 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    return _select(read_rows(path, list(RECORD_COLUMNS)), task, split)
+    return _select(read_rows(path, list(RECORD_COLUMNS), list(LEARNED_RECORD_COLUMNS)), task, split)
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
@@ -83,7 +105,7 @@ def read_rankings(path: Path, task: str | None = None, split: str | None = None)
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    return _select(read_rows(path, list(RANKING_COLUMNS)), task, split)
+    return _select(read_rows(path, list(RANKING_COLUMNS), list(LEARNED_RANKING_COLUMNS)), task, split)
 
 
 def _select(rows: list[dict[str, Any]], task: str | None, split: str | None) -> list[dict[str, Any]]:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from jora_core.base.atomic_files import remove_temporaries, write_bytes
 from jora_core.base.digests import canonical_json, file_digest, file_digests, json_digest, text_digest
-from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
+from jora_core.base.record_columns import arrow_schema
 from retrieval.build.inputs import input_digests, limits_of
-from retrieval.build.record_files import RANKING_COLUMNS
+from retrieval.build.record_files import ranking_columns, record_columns, row_values
 from retrieval.corpus.mapped_items import RowSink
 from retrieval.corpus.reading_limits import limited_to
 from retrieval.corpus.source_files import expand_path
@@ -192,15 +192,16 @@ def build_shard(
     # The prepared files are mapped, so opening them for each shard is cheap, and nothing has to be pickled.
     opened = load_task(shard.task).open_work(config, work / shard.task)
     paths = shard_paths(work, shard)
+    of_record, of_ranking = record_columns(config), ranking_columns(config)
     with (
-        RowSink(paths["records"], arrow_schema(RECORD_COLUMNS)) as records,
-        RowSink(paths["rankings"], arrow_schema(RANKING_COLUMNS)) as rankings,
+        RowSink(paths["records"], arrow_schema(of_record)) as records,
+        RowSink(paths["rankings"], arrow_schema(of_ranking)) as rankings,
     ):
         for record, ranking in opened.build(shard.low, shard.high, report):
             report.add_record(record, count(record["input"]) if count else None)
-            records.append(tuple(record[name] for name in RECORD_COLUMNS))
+            records.append(row_values(record, of_record))
             if ranking is not None:
-                rankings.append(tuple(ranking[name] for name in RANKING_COLUMNS))
+                rankings.append(row_values(ranking, of_ranking))
             if on_progress and records.rows % PROGRESS_STEP == 0:
                 on_progress(PROGRESS_STEP)
     if on_progress:

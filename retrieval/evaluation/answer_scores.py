@@ -28,6 +28,8 @@ from retrieval.settings.task_registry import TASKS
 from retrieval.text.normalize import seeded_hash
 
 BASELINES = ("random", "opening_post", "previous_post", "bm25")
+#: Baselines where the fusion is learned: the first of the legs' fusion by rank, and of the learned ranking.
+LEARNED_BASELINES = ("fused", "learned")
 RESAMPLES = 2000
 #: Resamples that are drawn at a time, which bounds the memory of the integer draws.
 _CHUNK = 250
@@ -55,22 +57,25 @@ def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction
 def baseline_predictions(
     rankings: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> dict[str, dict[str, Prediction]]:
-    """Return the answers of the four baselines, by system and record id.
+    """Return the answers of the baselines, by system and record id.
 
     The baselines are random (a seeded draw among all candidates), opening_post, previous_post, and bm25 (the
-    candidate that BM25 ranks first).
+    candidate that BM25 ranks first). If the rows have learned rankings, fused and learned are baselines too
+    (the candidates that these rank first).
     """
-    out: dict[str, dict[str, Prediction]] = {name: {} for name in BASELINES}
+    learned = LEARNED_BASELINES if any(row.get("learned") for row in rankings) else ()
+    out: dict[str, dict[str, Prediction]] = {name: {} for name in (*BASELINES, *learned)}
     for row in rankings:
         ids, authors = row["candidate_ids"], row["candidate_authors"]
         by_id = dict(zip(ids, authors, strict=True))
         # By the record's id, not by a generator's next number: a subset of the records gives the same draws.
         drawn = seeded_hash(seed, "random baseline", row["id"]) % len(ids)
-        best = row["bm25"][0]
         out["random"][row["id"]] = Prediction(ids[drawn], authors[drawn])
         out["opening_post"][row["id"]] = Prediction(row["opening_id"], row["opening_author"])
         out["previous_post"][row["id"]] = Prediction(ids[-1], authors[-1])
-        out["bm25"][row["id"]] = Prediction(best, by_id[best])
+        for ranking in ("bm25", *learned):
+            best = row[ranking][0]
+            out[ranking][row["id"]] = Prediction(best, by_id[best])
     return out
 
 

@@ -48,6 +48,7 @@ class TaskReport:
     shown: dict[str, set[str]] = field(default_factory=dict)
     words: list[int] = field(default_factory=list)
     index: dict[str, Any] = field(default_factory=dict)
+    learned_fusion: dict[str, Any] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     terms: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -158,11 +159,14 @@ class TaskReport:
         )
         if self.index:
             out["dense_index"] = self.index
+        if self.learned_fusion:
+            out["learned_fusion"] = self.learned_fusion
         if self.tokens:
             out["prompt_tokens"] = lengths(self.tokens)
-        fused = self.ranks.get("test", {}).get("fused")
-        if fused is not None and "test" in self.questions:
-            out["retrieval_groups"] = grouped(fused, self.questions["test"])
+        ranks = self.ranks.get("test", {})
+        best = ranks.get("learned", ranks.get("fused"))
+        if best is not None and "test" in self.questions:
+            out["retrieval_groups"] = grouped(best, self.questions["test"])
         return out
 
     def _leg(self, split: str, tally: RankTally) -> dict[str, Any]:

@@ -160,6 +160,16 @@ class _ContextSettings(SettingsModel):
         return self
 
     @model_validator(mode="after")
+    def _learned_from_an_index(self) -> _ContextSettings:
+        learned = [name for name, task in self.tasks.items() if task.learns_fusion]
+        if learned and self.bm25_backend != "csr":
+            raise ValueError(
+                f"{learned[0]}.fusion learned reads the document frequencies of bm25_backend csr, but "
+                f"bm25_backend is {self.bm25_backend}: set it to csr, or fusion to rrf or weighted"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_task(self) -> _ContextSettings:
         if not self.tasks:
             raise ValueError(f"no task: give at least one of {', '.join(TASKS)}")
@@ -181,6 +191,11 @@ class _ContextSettings(SettingsModel):
         budgets = any(task.max_context_tokens is not None for task in tasks)
         needed = any(task.measures_tokens for task in tasks)
         return needed or self.token_histogram or (budgets and self.tokenizer is not None)
+
+    @property
+    def learns_fusion(self) -> bool:
+        """Whether a task's candidates are ranked by a model fitted on the training split."""
+        return any(task.learns_fusion for task in self.tasks.values())
 
     def of_task(self, name: str) -> Self:
         """Return the settings that decide the records of one task: without the sections of other tasks."""

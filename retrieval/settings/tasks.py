@@ -25,6 +25,7 @@ from retrieval.settings.thread_formats import ThreadFormatName
 LegName = Annotated[str, OneOf(tuple(LEGS))]
 DocumentLegName = Annotated[str, OneOf(DOCUMENT_LEGS)]
 Fusion = Literal["rrf", "weighted"]
+ThreadFusion = Literal["rrf", "weighted", "learned"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
@@ -107,6 +108,11 @@ class TaskSettings(SettingsModel):
         return tuple(getattr(self, "legs", ()))
 
     @property
+    def learns_fusion(self) -> bool:
+        """Whether a model fitted on the training split ranks the candidates."""
+        return getattr(self, "fusion", None) == "learned"
+
+    @property
     def reranks(self) -> bool:
         """Whether a cross-encoder reranks the retrieved candidates."""
         return bool(getattr(self, "rerank_depth", 0))
@@ -118,6 +124,9 @@ class TaskSettings(SettingsModel):
 
 
 _FUSION = "rrf: by the legs' ranks; weighted: by their scores, normalised per question."
+_THREAD_FUSION = (
+    f"{_FUSION[:-1]}; learned: by a small model that is fitted on the reply links of the training split."
+)
 _RRF_K = "k of reciprocal rank fusion; small favours first ranks."
 _RERANK_DEPTH = "How many of the fused ranking the reranker reads and orders anew; 0: none."
 _WEIGHTS = "Weight of a leg in the fusion, such as {bm25: 0.35}; a leg that is not named has 1."
@@ -327,7 +336,7 @@ class ThreadsTask(TaskSettings):
         title="Retriever legs",
         description=f"Rankings that are fused: {', '.join(LEGS)}.",
     )
-    fusion: Fusion = Field(default="rrf", title="Fusion", description=_FUSION)
+    fusion: ThreadFusion = Field(default="rrf", title="Fusion", description=_THREAD_FUSION)
     # 5, not the 60 of the paper: see `retrieval.search.fusion`.
     rrf_k: int = Field(default=5, ge=0, title="Fusion constant", description=_RRF_K)
     weights: Weights = Field(default_factory=dict, title="Weights", description=_WEIGHTS)

@@ -1,4 +1,4 @@
-"""How often retrieval finds what an IRC message answers: recall by leg and fused, on annotated Ubuntu logs.
+"""How often retrieval finds what an IRC message answers: recall by leg, fused and learned, and F1 of links.
 
     python tests/benchmarks/irc_recall.py [--ablate] [--embedder FOLDER|minilm] [--json FILE]
 
@@ -6,15 +6,21 @@ It builds the records of the thread task of flows/configs/wtq-irc.yaml (window, 
 code of `build-context` and reads the rankings that this writes. The weights were chosen on training logs; the
 table is of the development logs. A reply's recall@k is the share of its parents (nearly always one) among the
 first k; a parent before the window counts as not found. Intervals are 95 % percentile bootstrap over logs.
+
+The learned fusion is fitted on the training logs. Its links are counted as graph-eval.py of
+irc-disentanglement counts them: pairs of a message and its parent, and of a message with itself where it
+starts a conversation. Lines of the system are such starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from harness import machine, print_table, write_result
 
 from retrieval.build.build import RANKINGS, build_record_files
 from retrieval.build.record_files import read_rankings
+from retrieval.build.shards import prepare
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 from retrieval.settings.tasks import ThreadsTask
@@ -54,23 +61,111 @@ def main() -> None:
         legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
         task = _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
     start = time.perf_counter()
-    rankings = rank(task, embedder)
+    learned = learn(task, embedder, data / "dev")
+    rankings = learned.rankings
     seconds = time.perf_counter() - start
     results = [measure(leg, rankings) for leg in LEGS if leg in task.legs]
     if "mention" in task.legs and "recency" in task.legs:
         both = [row | {"fused": _mention_then_recency(row)} for row in rankings]
         results.append(measure("mention, then recency", both))
     results.append(measure("fused", rankings))
+    results.append(measure("learned", rankings))
     for leg in task.legs if args.ablate else ():
         rest = [other for other in task.legs if other != leg]
         without = rank(_changed(task, rest, {k: w for k, w in task.weights.items() if k != leg}), embedder)
         results.append(measure(f"fused without {leg}", without))
     print(f"{len(rankings)} replies of {results[0]['logs']} logs, built and ranked in {seconds:.1f} s")
     print_table([_row(result) for result in results])
+    print(learned.summary())
+    print_table(learned.tables())
     settings = {"window": task.window, "legs": list(task.legs), "weights": task.weights, "rrf_k": task.rrf_k,
-                "fusion": task.fusion, "embedder": args.embedder}  # fmt: skip
+                "fusion": task.fusion, "embedder": args.embedder, "learned_fusion": learned.measures,
+                "fit_seconds": learned.wall, "fit_cpu_seconds": learned.cpu}  # fmt: skip
     ratios = {f"{r['leg']}@{k}": r[f"recall@{k}"]["value"] for r in results for k in DEPTHS}
+    ratios |= learned.ratios()
     write_result(args.json, about, settings, results, ratios)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A build with learned fusion: rankings, measures, seconds of fitting, scores of links by their kind."""
+
+    rankings: list[dict[str, Any]]
+    measures: dict[str, Any]
+    wall: float
+    cpu: float
+    links: dict[str, dict[str, float]]
+
+    def ratios(self) -> dict[str, float]:
+        """The scores of the links, by the names that the goals use."""
+        one, two = self.links["one parent"], self.links["with second parents"]
+        replies = {"reply@1": self.measures["test"]["reply@1"], "start_f1": self.measures["test"]["start_f1"]}
+        return {"link_f1": one["f1"], "link_f1_second_parents": two["f1"], **replies}
+
+    def summary(self) -> str:
+        """What was fitted, and how long it took."""
+        return (
+            f"\nLearned fusion: {self.wall:.0f} s to fit ({self.cpu:.0f} s of CPU), "
+            f"{self.measures['messages']:,} messages, second parent from {self.measures['second_parent']}"
+        )
+
+    def tables(self) -> list[dict[str, str]]:
+        """Links on the development logs, and what the training logs lose without a group of features."""
+        rows = [{"Links": name} | {key: f"{100 * value:.1f}" for key, value in found.items()}
+                for name, found in self.links.items()]  # fmt: skip
+        groups = {"all features (training logs, held back)": self.measures}
+        groups |= {f"without {name}": found for name, found in self.measures["without"].items()}
+        keys = {name: f"link_{name}" for name in ("precision", "recall", "f1")} | {"reply@1": "reply@1"}
+        more = [{"Links": name} | {key: f"{100 * found[source]:.1f}" for key, source in keys.items()}
+                for name, found in groups.items()]  # fmt: skip
+        rows[0]["reply@1"] = f"{100 * self.measures['test']['reply@1']:.1f}"
+        rows[1]["reply@1"] = rows[0]["reply@1"]
+        return rows + more
+
+
+def learn(task: ThreadsTask, embedder: str | None, gold: Path) -> Learned:
+    """Build with learned fusion, and count its links on the logs in the folder `gold`."""
+    from retrieval.tasks.threads import learned_fusion
+
+    task = ThreadsTask.model_validate(task.model_dump() | {"fusion": "learned"})
+    at: dict[str, tuple[float, float]] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        at.setdefault(step, (time.perf_counter(), time.process_time()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        config, out = ContextConfig(threads=task, embedder=embedder), Path(folder)
+        prepare(config, out / "work", progress)
+        made = out / "work" / "threads" / learned_fusion.FOLDER
+        links = json.loads((made / learned_fusion.LINKS).read_text(encoding="utf-8"))
+        metrics = build_record_files(config, out / "records", progress, out / "work")
+        rankings = read_rankings(out / "records" / RANKINGS, "threads", "test")
+    first, last = at["threads: features of fusion"], at["threads: measure fusion"]
+    counted = {"one parent": link_scores(gold, links, 1), "with second parents": link_scores(gold, links, 2)}
+    measures = metrics["tasks"]["threads"]["learned_fusion"]
+    return Learned(rankings, measures, last[0] - first[0], last[1] - first[1], counted)
+
+
+def link_scores(gold: Path, links: dict[str, dict[str, list[str]]], parents: int) -> dict[str, float]:
+    """Precision, recall and F1 of links, over all annotated lines of the logs in `gold`, as in graph-eval.py.
+
+    A line without predicted links (of the system, or without text) starts a conversation. Of the predicted
+    links of a line, the first `parents` count.
+    """
+    right = said = matched = 0
+    for path in sorted(gold.glob("*.annotation.txt")):
+        pairs = {
+            tuple(sorted(map(int, line.split()[:2])))
+            for line in path.read_text().splitlines()
+            if line.strip()
+        }
+        name = path.name.removesuffix(".annotation.txt")
+        predicted = next((found for key, found in links.items() if key.split("/")[-1] == name), {})
+        auto = {(int(parent), child)
+                for child in {child for _, child in pairs}
+                for parent in predicted.get(str(child), [str(child)])[:parents]}  # fmt: skip
+        right, said, matched = right + len(pairs), said + len(auto), matched + len(pairs & auto)
+    return {"precision": matched / said, "recall": matched / right, "f1": 2 * matched / (said + right)}
 
 
 def recipe_task(data: Path) -> ThreadsTask:
@@ -98,7 +193,7 @@ def measure(name: str, rankings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, list[float]] = {f"recall@{k}": [] for k in DEPTHS} | {"mrr": []}
     for row in rankings:
         gold = set(row["gold_ids"])
-        ranked = row[name if name in LEGS else "fused"]
+        ranked = row[name if name in LEGS or name == "learned" else "fused"]
         ranks = [rank for rank, key in enumerate(ranked, start=1) if key in gold]
         for k in DEPTHS:
             found[f"recall@{k}"].append(sum(rank <= k for rank in ranks) / len(gold))

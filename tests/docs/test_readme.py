@@ -42,7 +42,7 @@ NOT_RUN = {
     "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",
-    "pip install .": "tests/flows/commands/test_project.py installs the wheel and runs the sample",
+    "pip install -c": "tests/flows/commands/test_project.py installs the wheel and runs the sample",
     "cd demo": "changes the folder of a shell",
 }
 # The same for the other pages, beside what README prints too.

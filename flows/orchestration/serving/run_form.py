@@ -2,7 +2,7 @@
 
 Prefect's UI draws the form from the schema and lets the server check each value against it, before the run
 is submitted. The messages of the check are those of JSON Schema. `const` in an `else` branch gives a message
-with our own words: `'seed=a whole number' was expected`.
+with our own words: `'seed=<a whole number>' was expected`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def changes_schema(schema: Schema, model: type[BaseModel], aliases: Mapping[str,
             "then": {
                 "if": {"pattern": rf"^[^=]*=\s*({value})\s*(#.*)?$"},
                 "then": True,
-                "else": {"const": f"{_readable(pattern)}={words}"},
+                "else": {"const": f"{_readable(pattern)}=<{words}>"},
             },
         }
         for pattern, value, words in fields
@@ -157,6 +157,6 @@ def _value_pattern(annotation: Any) -> tuple[str, str]:
 
 
 def _readable(pattern: str) -> str:
-    """Return the key of a message: `phases.0.max_steps` for a pattern with alternatives."""
-    plain = re.sub(r"\(\[0-9\]\+[^)]*\)", "0", pattern)
+    """Return the key of a message: `phases.*.max_steps` for a pattern with alternatives."""
+    plain = re.sub(r"\(\[0-9\]\+[^)]*\)", "*", pattern)
     return plain.replace("\\.", ".").replace("\\", "")

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.configuration.schema import PipelineConfig
-from flows.orchestration.prefect_server import answers, check_access, known_urls, prepare_environment
+from flows.orchestration.prefect_server import (
+    answers,
+    check_access,
+    known_urls,
+    local_url,
+    prepare_environment,
+)
 from flows.orchestration.serving.deployments import PIPELINE, Served, served
 from flows.orchestration.serving.lost_runs import AUTOMATION
 from jora_core.base.errors import InputError
@@ -28,18 +34,19 @@ class Part:
     detail: str
 
 
-def check(configs: Sequence[PipelineConfig], command: str) -> list[Part]:
+def check(configs: Sequence[PipelineConfig], command: str, port: int | None = None) -> list[Part]:
     """Return the state of server, deployments, worker, schedules and runs.
 
     Args:
         configs: the configurations that should be served.
         command: the command that serves them, which the advice names.
+        port: port of the server on this machine; None takes the known addresses.
     """
     prepare_environment()
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    urls = known_urls()
+    urls = known_urls() if port is None else [local_url(port)]
     url = next(filter(answers, urls), None)
     if url is None:
         tried = f"at {', '.join(urls)}" if urls else "(no address is known)"

@@ -42,7 +42,10 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
     Raises:
         InputError: always.
     """
-    raise InputError(f"{file.path}: a text file holds no questions; expected .jsonl, .json or .parquet")
+    raise InputError(
+        f"{file.path}: a text file holds no questions; name a .jsonl, .json or .parquet file in "
+        "context.qa.questions"
+    )
 
 
 def read_text_file(file: SourceFile, tally: Tally) -> FileText:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from jora_core.base.errors import InputError
@@ -27,12 +28,13 @@ _FORMAT = THREAD_FORMATS["irc"]
 # `[03:41] <nick> text` is a message, `[03:41]  * nick waves` an action, `=== nick joined` a line of the
 # system. Day, brackets and seconds differ between irssi, ZNC, mIRC and others. Before the nick stands the
 # sign of an operator or voice, or a space in its place. WeeChat has tabs instead of `<` and `>`.
-_CLOCK = r"^(?:\d{4}-\d\d-\d\d[ T])?\[?(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d(?::\d\d)?\]?"
+_CLOCK = r"^(?:\d{4}-\d\d-\d\d[ T])?\[?(?:\d{4}-\d\d-\d\d[ T])?(?P<clock>\d\d:\d\d(?::\d\d)?)\]?"
 _NICK = r"[~&@%+! ]*([^>\s~&@%+!][^>\s]*)"
 _MESSAGE = re.compile(rf"{_CLOCK}\s+<{_NICK}>(.*)$", re.DOTALL)
 _ACTION = re.compile(rf"{_CLOCK}\s+\*(?![*!])\s*{_NICK}(.*)$", re.DOTALL)
 _WEECHAT = re.compile(rf"{_CLOCK}\t(?:[ *]+\t{_NICK}|(?!-->|<--|--|==|\*|\t|=!=){_NICK}\t)(.*)$", re.DOTALL)
 _LINE_NUMBER = re.compile(r"\d{1,18}$")
+_DAY_SECONDS = 24 * 3600
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 # The corpus is published in these three folders. Both `dev` and `test` are held out.
 _SPLIT_FOLDERS = {"train": "train", "dev": "test", "test": "test"}
@@ -74,6 +76,8 @@ def _folder_split(file: SourceFile) -> str:
 def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) -> Thread:
     lines = [text for _, text in text_lines(file.path)]
     parents, annotated = _annotations(file, len(lines), missing_parents, tally)
+    name = file.name[: -len(_SUFFIX)]
+    day, clock = _day(name), 0.0
     spoken = [_spoken(line) for line in lines]
     tally.read["lines"] += len(lines)
     posts = []
@@ -89,13 +93,14 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
                 tally.dropped["link_to_system_line"] += 1
             else:
                 links.append(str(parent))
-        author, text = message
+        clock = _later(clock, message.clock)
         # The id is the line number, because annotations name messages by it.
-        posts.append(Post(str(row), author, text, tuple(links), row, row in annotated))
+        known = row in annotated
+        time = None if day is None else day + clock
+        posts.append(Post(str(row), message.author, message.text, tuple(links), row, known, time))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
-    name = file.name[: -len(_SUFFIX)]
-    return Thread(name, tuple(posts), file.name, 0, split, _day(name))
+    return Thread(name, tuple(posts), file.name, 0, split, day)
 
 
 def _day(name: str) -> float | None:
@@ -109,14 +114,39 @@ def _day(name: str) -> float | None:
         return None
 
 
-def _spoken(line: str) -> tuple[str, str] | None:
-    """Return (nick, text) of a message or action, or None for a system line."""
+@dataclass(frozen=True)
+class _Message:
+    """A message or action of a log. `clock` is its time of day in seconds."""
+
+    author: str
+    text: str
+    clock: int
+
+
+def _spoken(line: str) -> _Message | None:
+    """Return the message or action of a line, or None for a system line."""
     line = visible_line(line)
     match = _MESSAGE.match(line) or _ACTION.match(line)
-    if match:
-        return match[1], fold(match[2])
-    match = _WEECHAT.match(line) if "\t" in line else None
-    return (match[1] or match[2], fold(match[3])) if match else None
+    author = match[2] if match else ""
+    if not match and "\t" in line:
+        match = _WEECHAT.match(line)
+        author = (match[2] or match[3]) if match else ""
+    if not match:
+        return None
+    hours, minutes, *seconds = map(int, match["clock"].split(":"))
+    return _Message(author, fold(match[match.re.groups]), hours * 3600 + minutes * 60 + sum(seconds))
+
+
+def _later(last: float, clock: int) -> float:
+    """Return the time of a message in seconds since the log's first midnight, never before the last message.
+
+    Args:
+        last: time of the message before it, in the same seconds.
+        clock: time of day of the message, in seconds.
+    """
+    at = last // _DAY_SECONDS * _DAY_SECONDS + clock
+    # Clocks are set back by an hour or a few minutes. A longer way back is the next day.
+    return at + _DAY_SECONDS if at < last - _DAY_SECONDS / 2 else max(at, last)
 
 
 def _annotations(

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from jora_core.base.errors import InputError
-from retrieval.corpus.mapped_items import Items, ItemSink, load_array, save_array, write_items
+from retrieval.corpus.mapped_items import Items, ItemSink, write_items
 from retrieval.corpus.types import Tally
 from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
 from retrieval.readers.threads.registry import thread_format
+from retrieval.search.bm25.index import BM25Index
 from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
-from retrieval.search.dense.faiss_index import cosines
 from retrieval.search.fusion import Fusion, fuse
-from retrieval.search.legs.leg import LegQuery
+from retrieval.search.learned.features import FeatureSpace
+from retrieval.search.legs.leg import LegQuery, LegRanking
 from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
@@ -29,8 +30,20 @@ from retrieval.settings.legs import LEGS
 from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
 from retrieval.tasks.task_protocol import Example, Task
+from retrieval.tasks.threads.learned_fusion import (
+    Cosines,
+    FeatureSource,
+    FittedMessages,
+    LearnedFusion,
+    choice_scores,
+    choose_messages,
+    fit_fusion,
+    leg_features_of,
+    ranked,
+)
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
+from retrieval.tasks.threads.vectors import ThreadVectors
 from retrieval.tasks.threads.window import window_start
 from retrieval.text.normalize import duplicate_key
 
@@ -64,7 +77,7 @@ def prepare(
             # 16 bytes for each reply instead of its text.
             content.append(_content(threads.reply(row)))
     replies = Items(folder / "all-replies.arrow", ReplyRow)
-    kept = _kept(config, task, threads, replies, content, report.tally)
+    kept, left_out = _kept(config, task, threads, replies, content, report.tally)
     if not kept:
         raise InputError(
             "threads: no post replies to an earlier post; expected threads with quotelinks or annotations"
@@ -72,9 +85,41 @@ def prepare(
     replies = write_items(folder / "replies.arrow", ReplyRow, (replies[number] for number in kept))
     (folder / "all-replies.arrow").unlink()
     index_texts(config, threads.texts(), len(threads.posts), folder, progress)
+    fitted = None
+    if task.learns_fusion:
+        fitted = choose_messages(threads, task, config.seed, left_out, report.tally)
     if embedder and "dense" in task.legs:
-        _Dense.build(threads, replies, embedder, progress, folder)
+        messages = np.stack([replies.numbers(name) for name in ("thread", "place", "low")], axis=1)
+        if fitted is not None:
+            messages = np.concatenate([messages, [(row.thread, row.place, row.low) for row in fitted.rows]])
+        ThreadVectors.build(threads, messages, embedder, progress, folder)
+    if fitted is not None:
+        report.learned_fusion = _fit(config, threads, fitted, len(replies), folder, progress)
     return len(kept)
+
+
+def _fit(
+    config: ContextConfig,
+    threads: ThreadStore,
+    fitted: FittedMessages,
+    n_replies: int,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fit the learned fusion, write it, and return its measures. `n_replies` comments have vectors before."""
+    task = config.threads
+    assert task is not None
+    cosines: Cosines | None = None
+    if "dense" in task.legs:
+        dense = ThreadVectors.open(folder)
+
+        def of_message(number: int, low: int, high: int) -> np.ndarray:
+            return dense.window_scores(n_replies + number, low, high)
+
+        cosines = of_message
+
+    source = FeatureSource(threads, _index(config, threads, folder), FeatureSpace(leg_features_of(task), ()))
+    return fit_fusion(source, fitted, cosines, config.seed, folder, progress)
 
 
 def _kept(
@@ -84,8 +129,8 @@ def _kept(
     replies: Items[ReplyRow],
     content: Sequence[bytes],
     tally: Tally,
-) -> list[int]:
-    """Return the numbers of the replies that become records.
+) -> tuple[list[int], frozenset[tuple[int, int]]]:
+    """Return the numbers of the replies that become records, and (thread, place) of the duplicates.
 
     Duplicates across splits are dropped, and the number of replies is limited.
     """
@@ -107,7 +152,10 @@ def _kept(
         "near_duplicate_of_test_record",
         tally,
     )
-    return cap(
+    duplicates = np.setdiff1d(np.arange(len(replies)), kept)
+    places = replies.numbers("place")
+    left_out = frozenset((of[number], int(places[number])) for number in duplicates.tolist())
+    kept = cap(
         kept,
         split=split,
         context=lambda number: ids[of[number]],
@@ -116,6 +164,15 @@ def _kept(
         seed=config.seed,
         tally=tally,
     )
+    return kept, left_out
+
+
+def _index(config: ContextConfig, threads: ThreadStore, folder: Path) -> BM25Index:
+    """Return the saved index, which the learned fusion reads words from."""
+    index = open_index(config, threads.texts, folder)
+    # The settings refuse the other backend, which has no document frequencies to read.
+    assert isinstance(index, BM25Index)
+    return index
 
 
 @dataclass(frozen=True)
@@ -128,8 +185,9 @@ class ThreadsWork:
     threads: ThreadStore
     replies: Items[ReplyRow]
     bm25: Ranker
-    dense: _Dense | None
+    dense: ThreadVectors | None
     reranker: Reranker | None
+    learned: LearnedFusion | None = None
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
         """Yield (record, ranking) of the replies `low` to `high - 1`, in source order.
@@ -152,10 +210,14 @@ def open_work(config: ContextConfig, folder: Path) -> ThreadsWork:
     task = task.model_copy(update={"format": thread_format(task)})
     threads = ThreadStore(folder)
     bm25 = open_index(config, threads.texts, folder)
-    dense = _Dense.open(folder) if "dense" in task.legs else None
+    dense = ThreadVectors.open(folder) if "dense" in task.legs else None
     replies = Items(folder / "replies.arrow", ReplyRow)
     reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
-    return ThreadsWork(task, config.seed, token_count(config), threads, replies, bm25, dense, reranker)
+    learned = (
+        LearnedFusion.open(threads, _index(config, threads, folder), folder) if task.learns_fusion else None
+    )
+    count = token_count(config)
+    return ThreadsWork(task, config.seed, count, threads, replies, bm25, dense, reranker, learned)
 
 
 def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> Iterator[ReplyRow]:
@@ -202,74 +264,6 @@ def _with_parents(reply: Reply) -> str:
     return "\n".join([reply.comment.text, *(post.text for post in reply.parent_posts)])
 
 
-@dataclass(frozen=True)
-class _Dense:
-    """Vectors of the comments, and of the posts that are a candidate of a reply.
-
-    Attributes:
-        vectors: float32[posts, D], the candidates.
-        places: int64[all posts], the row of a post's vector.
-        queries: float32[comments, D].
-    """
-
-    vectors: np.ndarray
-    places: np.ndarray
-    queries: np.ndarray
-
-    @classmethod
-    def build(
-        cls,
-        threads: ThreadStore,
-        replies: Items[ReplyRow],
-        embedder: Embedder,
-        progress: Progress,
-        folder: Path,
-    ) -> None:
-        """Embed the posts and comments, and write their vectors.
-
-        Args:
-            threads: the corpus.
-            replies: the replies that become records.
-            embedder: the model.
-            progress: receives (step, done, total) while the work advances.
-            folder: folder of the vectors.
-        """
-        starts = threads.rows.numbers("start")[replies.numbers("thread")]
-        last, low = replies.numbers("place") + starts, replies.numbers("low") + starts
-        # Posts that are no candidate (after the last reply of a thread, outside of all windows) are not
-        # embedded.
-        wanted = np.zeros(len(threads.posts), dtype=bool)
-        for first, end in zip(low.tolist(), last.tolist(), strict=True):
-            wanted[first:end] = True
-        texts = [text for text, want in zip(threads.texts(), wanted.tolist(), strict=True) if want]
-        vectors = embedder.encode(texts, lambda done, total: progress("threads: embed", done, total))
-        queries = embedder.encode(
-            [threads.posts.value("text", place) for place in last.tolist()],
-            lambda done, total: progress("threads: embed comments", done, total),
-            "query",
-        )
-        # A window is a run of posts that are all wanted, so it is a run of rows too.
-        save_array(folder / "vectors.npy", vectors)
-        save_array(folder / "queries.npy", queries)
-        save_array(folder / "places.npy", np.cumsum(wanted) - 1)
-
-    @classmethod
-    def open(cls, folder: Path) -> _Dense:
-        """Map the vectors that `build` wrote."""
-        return cls(*(load_array(folder / f"{name}.npy") for name in ("vectors", "places", "queries")))
-
-    def window_scores(self, query: int, low: int, high: int) -> np.ndarray:
-        """Return float32[high - low], the cosines of a comment with the posts `low` to `high - 1`.
-
-        Args:
-            query: number of the comment.
-            low: place of the first post in the flat corpus.
-            high: place after the last post.
-        """
-        first = int(self.places[low])
-        return cosines(self.vectors[first : first + high - low], self.queries[query])
-
-
 def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) -> Example | None:
     """Return the record and ranking of one reply.
 
@@ -284,12 +278,17 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     scores = {"bm25": work.bm25.window_scores(work.bm25.tokenizer(reply.comment.text), low, high)}
     if work.dense is not None:
         scores["dense"] = work.dense.window_scores(number, low, high)
-    rankings = _rankings(reply, scores, task)
+    # BM25 always ranks, because it is a baseline of the evaluation; it is fused only if the task has the leg.
+    legs = rank_legs({*task.legs, "bm25"}, LegQuery(reply.comment, reply.candidates, reply.low, scores))
+    rankings = _rankings(legs, len(reply.candidates), task)
+    log_p = None if work.learned is None else work.learned.log_probabilities(row, legs)
+    if log_p is not None:
+        rankings["learned"] = ranked(log_p)
     if work.reranker is not None:
         candidates = reply.candidates
         rankings["reranked"] = work.reranker.rerank(
             reply.comment.text,
-            rankings["fused"],
+            _best(rankings),
             lambda place: templates.thread_document(candidates[place].author, candidates[place].text),
             task.rerank_depth,
         )
@@ -302,7 +301,16 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
     for leg, ranking in rankings.items():
         report.add_ranking(reply.split, leg, ranking, gold, outside_window)
-    return record, _ranking(reply, rankings)
+    found = _ranking(reply, rankings)
+    if log_p is not None:
+        record["choice_scores"] = choice_scores(record, [post.id for post in reply.candidates], log_p)
+        found["learned_scores"] = [*log_p[1:].tolist(), float(log_p[0])]
+    return record, found
+
+
+def _best(rankings: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the ranking that chooses the posts of a prompt."""
+    return next(rankings[name] for name in ("reranked", "learned", "fused") if name in rankings)
 
 
 def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:
@@ -314,21 +322,16 @@ def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask)
     if task.contexts == "window":
         start = window_start(reply.place, task.n_contexts)
         return [place - reply.low for place in reversed(range(start, reply.place))]
-    return rankings.get("reranked", rankings["fused"]).tolist()
+    return _best(rankings).tolist()
 
 
-def _rankings(reply: Reply, scores: Mapping[str, np.ndarray], task: ThreadsTask) -> dict[str, np.ndarray]:
-    """Return every leg's ranking of the candidates, and `fused`.
-
-    `scores` holds the scores of bm25 and dense.
-    """
-    query = LegQuery(reply.comment, reply.candidates, reply.low, scores)
-    # BM25 always ranks, because it is a baseline of the evaluation; it is fused only if the task has the leg.
-    legs = rank_legs({*task.legs, "bm25"}, query)
-    fusion = Fusion(task.fusion, task.rrf_k, task.weights)
+def _rankings(legs: Mapping[str, LegRanking], n: int, task: ThreadsTask) -> dict[str, np.ndarray]:
+    """Return every leg's ranking of `n` candidates, and `fused`."""
+    # Beside the learned ranking, the legs are fused by rank: a baseline that shows what learning gives.
+    fusion = Fusion("rrf" if task.fusion == "learned" else task.fusion, task.rrf_k, task.weights)
     fused = {leg: ranking for leg, ranking in legs.items() if leg in task.legs}
     rankings = {leg: ranking.places for leg, ranking in legs.items()}
-    rankings["fused"] = fuse(fused, len(reply.candidates), fusion)
+    rankings["fused"] = fuse(fused, n, fusion)
     return rankings
 
 
@@ -348,9 +351,9 @@ def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]
         "gold_ids": [posts[place].id for place in reply.parents],
         "gold_authors": [posts[place].author for place in reply.parents],
     }
-    for leg in (*LEGS, "fused", "reranked"):
-        ranked = rankings.get(leg)
-        row[leg] = [] if ranked is None else [ids[place] for place in ranked[:RANKING_DEPTH].tolist()]
+    for leg in (*LEGS, "fused", "reranked", "learned"):
+        found = rankings.get(leg)
+        row[leg] = [] if found is None else [ids[place] for place in found[:RANKING_DEPTH].tolist()]
     return row
 
 

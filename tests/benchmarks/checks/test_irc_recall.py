@@ -28,6 +28,25 @@ def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:
     assert (bm25["recall@1"]["value"], bm25["mrr"]["value"], bm25["n"], bm25["logs"]) == (0.25, 0.5, 2, 2)
 
 
+def test_links_are_counted_with_starts_and_lines_of_the_system(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "a.annotation.txt").write_text("3 1 -\n3 2 -\n4 4 -\n2 5 -\n6 6 -\n")
+    predicted = {"dev/a": {"3": ["2", "1"], "4": ["3"], "5": ["2", "4"]}}
+    # Line 6 has no prediction, so it counts as a start, which is right.
+    one = script.link_scores(tmp_path, predicted, 1)
+    assert one == {"precision": 3 / 4, "recall": 3 / 5, "f1": 6 / 9}
+    assert script.link_scores(tmp_path, predicted, 2) == {"precision": 4 / 6, "recall": 4 / 5, "f1": 8 / 11}
+
+
+@pytest.mark.slow
+def test_the_learned_fusion_reaches_its_goals(script: ModuleType, shared: Path) -> None:
+    data = shared / "data" / "irc"
+    learned = script.learn(script.recipe_task(data), None, data / "dev")
+    ratios = learned.ratios()
+    assert ratios["reply@1"] >= 0.74
+    assert max(ratios["link_f1"], ratios["link_f1_second_parents"]) >= 0.75
+    assert script.measure("learned", learned.rankings)["recall@5"]["value"] >= 0.95
+
+
 @pytest.mark.slow
 def test_the_recipe_finds_what_irc_messages_answer(script: ModuleType, shared: Path) -> None:
     rankings = script.rank(script.recipe_task(shared / "data" / "irc"), None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -317,6 +319,26 @@ def test_signal_ends_everything_in_order(served: Served) -> None:
     wait_for(lambda: not processes_with(str(served.folder)), 5)
     assert (served.folder / "checkpoint").exists()
     assert not answers(served.api_url) and not (served.home / "jora-serve.url").exists()
+
+
+def test_second_one_and_taken_port_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.orchestration.serve import serve
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    said: list[str] = []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^port {port} cannot be used .*--port$"):
+            serve(toy_config(tmp_path), port, said.append)
+    with (home / "jora-serve.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=rf"runs already \(process {os.getpid()}\)"):
+            serve(toy_config(tmp_path), port, said.append)
+    assert said == [] and not (home / "jora-serve.url").exists()
 
 
 def test_kill_9_leaves_no_orphan(tmp_path: Path, prefect_url: str) -> None:

@@ -114,6 +114,13 @@ def fill(stage: str, folder: Path) -> dict[str, Any]:
                 "histogram": {"up_to": [32, 64, 128, None], "counts": [0, 10, 80, 10]},
             },
             "retrieval": {"test": legs},
+            "learned_fusion": {
+                "messages": 3210,
+                "threads": 12,
+                "without": {"mentions": {"link_f1": 0.61, "reply@1": 0.55, "start_f1": None}},
+                "test": {"messages": 900, "link_f1": 0.751, "reply@1": 0.744, "start_f1": 0.8},
+                **{"link_f1": 0.731, "reply@1": 0.752, "start_f1": 0.71},
+            },
             "retrieval_groups": {
                 "by_distance": [
                     {"from": 1, "to": 1, "n": 700} | group,

@@ -144,6 +144,10 @@ def test_the_data_is_reported_with_guards_intervals_and_groups(
     assert (
         "| 51 and more | 500 | 40.0 % (37.6–42.6) |" in text and "| 0–5 |" not in text
     )  # one group says nothing
+    assert "fitted on 3,210 messages of 12 training threads" in text
+    assert "| Held-out split | 0.751 | 0.744 | 0.800 |" in text.replace("**", "")
+    assert "| All features | 0.731 | 0.752 | 0.710 |" in text
+    assert "| Without mentions | 0.610 | 0.550 | - |" in text
     text = parts["corpora"]
     assert "| comments in threads, test | 60 | 15 | 88.0 % |" in text
     assert "| Nearly a held-out one, left out | 4 |" in text and "| Leak: quotelink, left out | 1 |" in text

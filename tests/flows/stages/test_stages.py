@@ -131,11 +131,14 @@ def test_every_training_setting_of_the_configuration_reaches_the_order(project: 
         "checkpoint_every": 11,
         "max_steps": 13,
         "tasks": ["qa"],
+        "keep_state": False,
+        "init_adapter": str(project.folder / "mine"),
         "lora": {"r": 5},
         "optim": {"learning_rate": 0.5},
     }
     fields = set(type(project.config().phases[0]).model_fields)
-    assert fields - set(changes) == {"stage", "n_epochs"}
+    # A training to continue must be in the store; tests/flows/stages/test_continue_from.py.
+    assert fields - set(changes) == {"stage", "n_epochs", "continue_from"}
 
     def order() -> dict[str, Any]:
         config = project.config()
@@ -147,7 +150,8 @@ def test_every_training_setting_of_the_configuration_reaches_the_order(project: 
     del project.raw["phases"][1]
     for name, value in changes.items():
         project.raw["phases"][0][name] = value
-        assert order()[name] != before[name], name
+        own = {"init_adapter": "adapter"}.get(name, name)
+        assert order()[own] != before[own], name
     del project.raw["phases"][0]["max_steps"]
     project.raw["phases"][0]["n_epochs"] = 2
     assert (order()["max_steps"], order()["n_epochs"]) == (None, 2)

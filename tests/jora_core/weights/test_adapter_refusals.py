@@ -141,7 +141,11 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "rank_pattern of text": (config(rank_pattern={"q_proj": "4"}), "rank_pattern: q_proj must be int"),
     "alpha_pattern": (config(alpha_pattern={"q_proj": -4}), "alpha_pattern: q_proj must be positive"),
     "broken alpha_pattern": (config(alpha_pattern={"(": 4}), "is no regular expression"),
-    "layers_to_transform": (config(layers_to_transform=[0]), "layers_to_transform=[0]"),
+    "layers_to_transform": (
+        config(layers_to_transform=[0]),
+        "unexpected tensor base_model.model.model.layers.1",
+    ),
+    "a layer beyond": (config(layers_to_transform=[7]), "layers_to_transform: the model has no layer 7"),
     "fan_in_fan_out": (config(fan_in_fan_out=True), "fan_in_fan_out=true"),
     "lora_bias": (config(lora_bias=True), "lora_bias=true"),
     "aLoRA": (config(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens=[1, 2]"),

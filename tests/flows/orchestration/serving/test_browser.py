@@ -129,7 +129,7 @@ def run_by_the_form(project: SmallProject, page: Any, *changes: str) -> None:
         add_change(page, change)
     add_change(page, "seed=seven")
     page.get_by_role("button", name="Submit").click()
-    page.get_by_text("'seed=a whole number' was expected", exact=True).wait_for()
+    page.get_by_text("'seed=<a whole number>' was expected", exact=True).wait_for()
     assert "/run" in page.url
     fill_change(page, "seed=7")
     submit(project, page)

@@ -52,11 +52,11 @@ def test_valid_changes(change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("seed=seven", "seed=a whole number"),
-        ("seed=1.5", "seed=a whole number"),
-        ("export.verify=yes", "export.verify=true or false"),
-        ("phases.finetune-task.max_steps=ten", "phases.0.max_steps=a whole number or nothing"),
-        ("phases.0.optim.learning_rate=fast", "phases.0.optim.learning_rate=a number"),
+        ("seed=seven", "seed=<a whole number>"),
+        ("seed=1.5", "seed=<a whole number>"),
+        ("export.verify=yes", "export.verify=<true or false>"),
+        ("phases.finetune-task.max_steps=ten", "phases.*.max_steps=<a whole number or nothing>"),
+        ("phases.0.optim.learning_rate=fast", "phases.*.optim.learning_rate=<a number>"),
         ("seed", EXPECTED),
         ("sed=1", EXPECTED),
         ("phases.finetune.max_steps=1", EXPECTED),

@@ -270,7 +270,7 @@ def test_an_empty_paragraph_of_hotpotqa_is_counted(write: Write) -> None:
 
 
 def test_questions_are_not_read_from_text(write: Write) -> None:
-    with pytest.raises(InputError, match=r"a\.md: a text file holds no questions; expected \.jsonl"):
+    with pytest.raises(InputError, match=r"a\.md: a text file holds no questions; name a \.jsonl"):
         read(write("a.md", "# A\n\ntext"))
 
 

@@ -58,6 +58,29 @@ def test_messages_actions_and_links(write: Write) -> None:
     assert tally.read["conversation_starts"] == 1
 
 
+def test_times_follow_the_clock_and_the_day_of_the_name(write: Write) -> None:
+    clocks = ["23:50", "23:58:30", "00:03", "23:59", "00:01", "11:00", "10:59", "23:10"]
+    log = write("irc/2004-11-15.ascii.txt", "".join(f"[{clock}] <ana> hi\n" for clock in clocks))
+    write("irc/2004-11-15.annotation.txt", "0 1 -\n")
+    write("irc/undated.ascii.txt", "[23:50] <ana> hi\n")
+    write("irc/undated.annotation.txt", "0 0 -\n")
+    dated, undated = read(log.parent)[0]
+    assert [post.time for post in undated.posts] == [None]
+    times = [post.time for post in dated.posts]
+    midnight = times[0] - (23 * 60 + 50) * 60
+    assert midnight == dated.time
+    minutes = [(time - midnight) / 60 for time in times]
+    day = 24 * 60
+    # Past midnight is the next day; a clock that goes back by minutes stands still.
+    assert minutes[:3] == [23 * 60 + 50, 23 * 60 + 58.5, day + 3]
+    assert minutes[3] == day + 23 * 60 + 59 and minutes[4:] == [
+        2 * day + 1,
+        2 * day + 660,
+        2 * day + 660,
+        2 * day + 23 * 60 + 10,
+    ]
+
+
 def test_folders_give_the_split(write: Write) -> None:
     for name in ("train/a", "dev/b", "other/c"):
         write(f"irc/{name}.ascii.txt", LOG)

@@ -1,0 +1,364 @@
+"""Learned fusion of threads: choose the messages to fit on, fit the ranker, rank candidates with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jora_core.base.atomic_files import write_json
+from jora_core.base.errors import InputError
+from retrieval.corpus.mapped_items import load_array, save_array
+from retrieval.corpus.types import Tally
+from retrieval.evaluation.task_report import Progress
+from retrieval.search.bm25.index import BM25Index
+from retrieval.search.learned.features import IMPLIED_LEGS, MESSAGE_CUES, Features, FeatureSpace, Windows
+from retrieval.search.learned.fit_ranker import FOLDS, MEASURED, Examples, fit_ranker, link_measures
+from retrieval.search.learned.listwise_mlp import Training
+from retrieval.search.learned.reply_ranker import (
+    DECIMALS,
+    LEAST_LOG,
+    UNSEEN,
+    ReplyRanker,
+    load_ranker,
+    save_ranker,
+)
+from retrieval.search.learned.thread_facts import ThreadFacts, thread_facts
+from retrieval.search.legs.leg import LegQuery, LegRanking
+from retrieval.search.legs.rank_legs import rank_legs
+from retrieval.settings.legs import LEGS
+from retrieval.settings.tasks import ThreadsTask
+from retrieval.tasks.threads.store import ReplyRow, ThreadStore
+from retrieval.text.normalize import seeded_hash
+
+FOLDER = "learned"
+#: Links that the ranker predicts for messages of the test split: thread → message → parents.
+LINKS = "links.json"
+_FOLDS_FILE = "folds.npy"
+#: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
+MOST_FITTED = 60_000
+#: With fewer replies whose parents are known, the ranker would learn chance.
+LEAST_REPLIES = 100
+#: Messages whose features are computed together.
+_AT_A_TIME = 64
+
+
+class Cosines(Protocol):
+    """Gives the cosines of a message with the posts before it."""
+
+    def __call__(self, number: int, low: int, high: int) -> np.ndarray:
+        """Return float[high - low]: message `number` of the fitted ones with posts `low` to `high` - 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedMessages:
+    """Messages whose parents are known, in order, and the fold of every thread.
+
+    Attributes:
+        rows: the messages; one without parents starts a conversation.
+        training: how many of them are of the training split. The others, of the test split, are measured.
+        folds: int8[threads], the fold of each thread of the training split, else `UNSEEN`.
+    """
+
+    rows: list[ReplyRow]
+    training: int
+    folds: np.ndarray
+
+
+def choose_messages(
+    threads: ThreadStore, task: ThreadsTask, seed: int, left_out: frozenset[tuple[int, int]], tally: Tally
+) -> FittedMessages:
+    """Choose the messages to fit and to measure on: those of whole threads, in an order by seed.
+
+    Args:
+        threads: the corpus.
+        task: the settings of the task.
+        seed: decides the order.
+        left_out: (thread, place) of the replies that repeat a held-out one.
+        tally: counts messages that cannot be used.
+
+    Raises:
+        InputError: there are too few threads or replies to fit on.
+    """
+    ids, splits = list(threads.rows.column("id")), list(threads.rows.column("split"))
+    order = sorted(range(len(ids)), key=lambda number: (seeded_hash(seed, "fitted", ids[number]), number))
+    folds = np.full(len(ids), UNSEEN, dtype=np.int8)
+    rows: dict[str, list[ReplyRow]] = {"train": [], "test": []}
+    used: Counter[str] = Counter()
+    for number in order:
+        split = splits[number]
+        if len(rows[split]) >= (MOST_FITTED if split == "train" else MEASURED):
+            continue
+        found = list(_known_messages(threads, number, task, left_out, tally))
+        if found and split == "train":
+            # One fold after the other, so that all have as many threads.
+            folds[number] = used["train"] % FOLDS
+        used[split] += bool(found)
+        rows[split] += found
+    replies = sum(bool(row.parents) for row in rows["train"])
+    if used["train"] < FOLDS or replies < LEAST_REPLIES:
+        raise InputError(
+            f"threads.fusion: learned needs at least {FOLDS} training threads and {LEAST_REPLIES} replies "
+            f"whose parents are known and in the window, found {used['train']:,} and {replies:,}; give more "
+            "threads, or set fusion to rrf or weighted"
+        )
+    return FittedMessages(rows["train"] + rows["test"], len(rows["train"]), folds)
+
+
+def _known_messages(
+    threads: ThreadStore,
+    number: int,
+    task: ThreadsTask,
+    left_out: frozenset[tuple[int, int]],
+    tally: Tally,
+) -> list[ReplyRow]:
+    """Return the messages of a thread whose parents are known, and that have candidates."""
+    posts = threads.thread(number).posts
+    places = {post.id: place for place, post in enumerate(posts)}
+    found = []
+    for place, post in enumerate(posts):
+        # The first message of a thread has no candidates: nothing can be learned from it.
+        if place == 0 or not post.has_known_parents or not post.text or (number, place) in left_out:
+            continue
+        low = max(0, place - task.window)
+        parents = tuple(p for p in (places[parent] for parent in post.parents) if low <= p < place)
+        if post.parents and not parents:
+            tally.read["fusion_parent_outside_window"] += 1
+            continue
+        found.append(ReplyRow(number, place, parents, low))
+    return found
+
+
+@dataclass
+class FeatureSource:
+    """Computes the features of messages of a corpus.
+
+    The facts of the last thread stay in memory, because the messages of a thread follow one another.
+    """
+
+    threads: ThreadStore
+    bm25: BM25Index
+    space: FeatureSpace
+    _last: tuple[int, ThreadFacts] | None = field(default=None, init=False)
+
+    def facts(self, number: int) -> ThreadFacts:
+        """Return the facts of a thread."""
+        if self._last is None or self._last[0] != number:
+            posts = self.threads.thread(number).posts
+            facts = thread_facts(posts, self.bm25.tokenizer, self._idf, self.space.cue_numbers)
+            self._last = number, facts
+        return self._last[1]
+
+    def features(
+        self, rows: Sequence[ReplyRow], rankings: Sequence[Mapping[str, LegRanking]]
+    ) -> tuple[Features, np.ndarray]:
+        """Return the features of messages of one thread, and the number of candidates of each, int64[M].
+
+        Args:
+            rows: the messages.
+            rankings: rankings of each message, of `space.legs` at least.
+        """
+        windows = Windows(np.array([row.place for row in rows]), np.array([row.low for row in rows]))
+        own = [{leg: given[leg] for leg in self.space.legs} for given in rankings]
+        return self.space.features(self.facts(rows[0].thread), windows, own), windows.sizes
+
+    def leg_rankings(self, number: int, row: ReplyRow, cosines: Cosines | None) -> dict[str, LegRanking]:
+        """Return the rankings of `space.legs` of a fitted message.
+
+        Args:
+            number: number of the message among the fitted ones.
+            row: the message.
+            cosines: gives the scores of the dense leg; None without this leg.
+        """
+        posts = self.threads.thread(row.thread).posts
+        start = self.threads.rows.value("start", row.thread)
+        low, high = start + row.low, start + row.place
+        comment = posts[row.place]
+        scores = {"bm25": self.bm25.window_scores(self.bm25.tokenizer(comment.text), low, high)}
+        if cosines is not None:
+            scores["dense"] = cosines(number, low, high)
+        query = LegQuery(comment, posts[row.low : row.place], row.low, scores)
+        return rank_legs(self.space.legs, query)
+
+    def _idf(self, words: Sequence[str]) -> np.ndarray:
+        """Return float64[W]: log of all documents by those that hold the word, 0 for words in all of them."""
+        indptr, vocabulary = self.bm25.postings.indptr, self.bm25.vocabulary
+        ids = [vocabulary.get(word, -1) for word in words]
+        held = np.array([indptr[at + 1] - indptr[at] if at >= 0 else 0 for at in ids], dtype=np.float64)
+        return np.maximum(np.log((self.bm25.n_documents + 1) / (held + 0.5)), 0)
+
+
+def leg_features_of(task: ThreadsTask) -> tuple[str, ...]:
+    """Return the legs of a task that are features of their own, in the order of `LEGS`.
+
+    BM25 always is. What the other legs rank by is among the features of structure.
+    """
+    return tuple(leg for leg in LEGS if leg in {*task.legs, "bm25"} - IMPLIED_LEGS)
+
+
+def fit_fusion(
+    source: FeatureSource,
+    chosen: FittedMessages,
+    cosines: Cosines | None,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fit the ranker on the training split, write it, and return its measures.
+
+    Args:
+        source: gives features; its space has no cue words yet.
+        chosen: the messages.
+        cosines: gives the scores of the dense leg; None without this leg.
+        seed: seed of first weights, folds and draws.
+        folder: the task's folder.
+        progress: receives (step, done, total) while the work advances.
+    """
+    cues = frequent_words(source, chosen)
+    source = FeatureSource(source.threads, source.bm25, FeatureSpace(source.space.legs, tuple(cues)))
+    examples = Examples(source.space, seed)
+    for low, high in _runs(chosen.rows[: chosen.training]):
+        rows = chosen.rows[low:high]
+        legs = [source.leg_rankings(low + k, row, cosines) for k, row in enumerate(rows)]
+        features, sizes = source.features(rows, legs)
+        parents = [[parent - row.low for parent in row.parents] for row in rows]
+        examples.add(features, sizes, parents, int(chosen.folds[rows[0].thread]))
+        progress("threads: features of fusion", high, chosen.training)
+    ranker, measures = fit_ranker(
+        examples, Training(), lambda done, total: progress("threads: fit fusion", done, total)
+    )
+    measures["threads"] = int((chosen.folds != UNSEEN).sum())
+    (folder / FOLDER).mkdir(exist_ok=True)
+    if chosen.training < len(chosen.rows):
+        progress("threads: measure fusion", 0, 0)
+        log_p = _held_out(source, chosen, cosines, ranker)
+        measures["test"] = _held_out_measures(chosen, log_p, ranker)
+        write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
+    save_ranker(ranker, folder / FOLDER, measures)
+    save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
+    return measures
+
+
+def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
+    """Return the most frequent words of the training messages, by the number of messages that hold them.
+
+    Frequent words are the words of talk, such as *thanks*, *hi* or *how*, in any language.
+    """
+    counts: Counter[str] = Counter()
+    for row in chosen.rows[: chosen.training]:
+        counts.update(set(source.bm25.tokenizer(source.threads.thread(row.thread).posts[row.place].text)))
+    # Equal counts by name, so that the order of a set decides nothing.
+    return sorted(counts, key=lambda word: (-counts[word], word))[:MESSAGE_CUES]
+
+
+def _held_out(
+    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, ranker: ReplyRanker
+) -> list[np.ndarray]:
+    """Return the log-probabilities of the candidates of each chosen message of the test split."""
+    found = []
+    for number, row in enumerate(chosen.rows[chosen.training :], start=chosen.training):
+        features, _ = source.features([row], [source.leg_rankings(number, row, cosines)])
+        found.append(ranker.log_probabilities(features))
+    return found
+
+
+def _held_out_measures(
+    chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
+) -> dict[str, Any]:
+    rows = chosen.rows[chosen.training :]
+    log_p = np.full((len(rows), max(map(len, found))), -np.inf)
+    targets = np.zeros(log_p.shape, dtype=np.float32)
+    for number, (row, scores) in enumerate(zip(rows, found, strict=True)):
+        log_p[number, : len(scores)] = scores
+        targets[number, [1 + parent - row.low for parent in row.parents] or [0]] = 1
+    return {"messages": len(rows), **link_measures(log_p, targets, ranker.second_parent)}
+
+
+def _held_out_links(
+    source: FeatureSource, chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
+) -> dict[str, dict[str, list[str]]]:
+    """Return the predicted parents of each message, the best first; of a start, the message itself."""
+    out: dict[str, dict[str, list[str]]] = {}
+    for row, scores in zip(chosen.rows[chosen.training :], found, strict=True):
+        thread = source.threads.thread(row.thread)
+        places = [row.place if link == 0 else row.low + link - 1 for link in ranker.links(scores)]
+        of_thread = out.setdefault(thread.id, {})
+        of_thread[thread.posts[row.place].id] = [thread.posts[place].id for place in places]
+    return out
+
+
+def _runs(rows: Sequence[ReplyRow]) -> list[tuple[int, int]]:
+    """Return (first, last + 1) of runs of messages of one thread, each of at most `_AT_A_TIME`."""
+    found, low = [], 0
+    for high in range(1, len(rows) + 1):
+        if high == len(rows) or high - low == _AT_A_TIME or rows[high].thread != rows[low].thread:
+            found.append((low, high))
+            low = high
+    return found
+
+
+@dataclass(frozen=True)
+class LearnedFusion:
+    """The fitted ranker of a task, opened to rank candidates."""
+
+    source: FeatureSource
+    ranker: ReplyRanker
+    folds: np.ndarray
+
+    @classmethod
+    def open(cls, threads: ThreadStore, bm25: BM25Index, folder: Path) -> LearnedFusion:
+        """Open the ranker that `fit_fusion` wrote.
+
+        Args:
+            threads: the corpus.
+            bm25: its index.
+            folder: the task's folder.
+        """
+        ranker = load_ranker(folder / FOLDER)
+        return cls(
+            FeatureSource(threads, bm25, ranker.space), ranker, load_array(folder / FOLDER / _FOLDS_FILE)
+        )
+
+    def log_probabilities(self, row: ReplyRow, legs: Mapping[str, LegRanking]) -> np.ndarray:
+        """Return float64[1 + N]: the log-probability of the start of a conversation, then of each candidate.
+
+        A message of a training thread is ranked by the perceptron that has not seen the thread.
+
+        Args:
+            row: the message.
+            legs: rankings of its candidates, of the legs that are features at least.
+        """
+        features, _ = self.source.features([row], [legs])
+        return self.ranker.log_probabilities(features, int(self.folds[row.thread]))
+
+
+def ranked(log_probabilities: np.ndarray) -> np.ndarray:
+    """Return int64[N]: the candidates, best first, without the start; of equal ones the later is first."""
+    scores = log_probabilities[1:]
+    # The later of two equal candidates: people answer what was said last.
+    return np.lexsort((-np.arange(len(scores)), -scores))
+
+
+def choice_scores(
+    record: Mapping[str, Any], candidates: Sequence[str], log_probabilities: np.ndarray
+) -> list[float]:
+    """Return the log-probability of each of a record's choices.
+
+    A choice that names no post has the probability that none of the prompt's posts is answered.
+
+    Args:
+        record: the record, with `context_ids` and `choices`.
+        candidates: ids of all candidates.
+        log_probabilities: float64[1 + N], of the start and of the candidates.
+    """
+    by_id = dict(zip(candidates, log_probabilities[1:].tolist(), strict=True))
+    found = [by_id[post] for post in record["context_ids"]]
+    if len(record["choices"]) > len(found):
+        none = max(1 - float(np.exp(found).sum()), float(np.exp(LEAST_LOG)))
+        found.append(round(float(np.log(none)), DECIMALS))
+    return found

@@ -1,0 +1,120 @@
+"""The features of many pairs at once equal those of the slow reference, and the legs that they stand for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval.corpus.types import Post
+from retrieval.search.learned.features import FeatureSpace, Windows, leg_features
+from retrieval.search.learned.thread_facts import FORM, ThreadFacts, form_of, thread_facts
+from retrieval.search.legs.leg import LegQuery, LegRanking, rank_by_score
+from retrieval.search.legs.rank_legs import rank_legs
+
+from .slow_features import SlowThread
+
+CUES = ("hi", "thanks", "the")
+SPACE = FeatureSpace(("bm25",), CUES)
+AUTHORS = ["ana", "Bo", "|tre|", "the cat", "x", "--"]
+WORDS = ["hi", "thanks", "the", "cat", "kernel", "boot", "ana:", "@bo", "bo,", "|tre|", "--", "x", "?", "42"]
+
+texts = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join)
+times = st.none() | st.integers(0, 400).map(float)
+threads = st.lists(st.tuples(st.sampled_from(AUTHORS), texts, times), min_size=2, max_size=14)
+
+
+def posts_of(rows: Sequence[tuple[str, str, float | None]]) -> list[Post]:
+    return [Post(str(k), author, text, time=time) for k, (author, text, time) in enumerate(rows)]
+
+
+def idf(word: str) -> float:
+    """Some weight; two words may share it, and one has none."""
+    return zlib.crc32(word.encode()) % 5 / 2
+
+
+def facts_of(posts: Sequence[Post]) -> ThreadFacts:
+    return thread_facts(posts, str.split, lambda words: np.array([idf(w) for w in words]), SPACE.cue_numbers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(threads, st.integers(1, 14))
+def test_features_equal_the_slow_reference(rows: list[tuple[str, str, float | None]], window: int) -> None:
+    posts = posts_of(rows)
+    facts, slow = facts_of(posts), SlowThread(posts, str.split, idf)
+    place = np.arange(1, len(posts))
+    windows = Windows(place, np.maximum(place - window, 0))
+    found = SPACE.features(facts, windows, [_bm25(int(n)) for n in windows.sizes])
+    pair_names, message_names = list(SPACE.pair_groups), list(SPACE.message_groups)
+    assert found.pairs.shape == (windows.sizes.sum(), len(pair_names))
+    assert found.messages.shape == (len(place), len(message_names))
+    at = 0
+    for number, (i, low) in enumerate(zip(place.tolist(), windows.low.tolist(), strict=True)):
+        _same(found.messages[number], message_names, slow.message(i, low))
+        for c in range(low, i):
+            _same(found.pairs[at], pair_names, slow.pair(i, c, low))
+            row = dict(zip(pair_names, found.pairs[at].tolist(), strict=True))
+            form = form_of(posts[c].text, len(posts[c].text.split()))
+            assert [row[f"candidate_{name}"] for name in FORM] == pytest.approx(form)
+            said = posts[c].text.split()
+            assert [row[f"candidate_word_{word}"] for word in CUES] == [float(word in said) for word in CUES]
+            at += 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(threads)
+def test_features_tell_what_the_legs_rank(rows: list[tuple[str, str, float | None]]) -> None:
+    posts = posts_of(rows)
+    i = len(posts) - 1
+    query = LegQuery(posts[i], posts[:i])
+    names = ["recency", "mention", "opening", "addressed_me", "same_author"]
+    legs = {name: ranking.places.tolist() for name, ranking in rank_legs(names, query).items()}
+    windows = Windows(np.array([i]), np.array([0]))
+    pairs = SPACE.features(facts_of(posts), windows, [_bm25(i)]).pairs
+    row = {name: pairs[:, number] for number, name in enumerate(SPACE.pair_groups)}
+    own = {c for c in range(i) if posts[c].author == posts[i].author}
+    assert np.argsort(row["log_distance"], kind="stable").tolist() == legs["recency"]
+    assert set(np.flatnonzero(row["is_opening"]).tolist()) == set(legs["opening"])
+    assert set(np.flatnonzero(row["same_author"]).tolist()) == own == set(legs["same_author"])
+    # People do not talk to themselves: the legs count one's own name, the features do not.
+    assert set(np.flatnonzero(row["named"]).tolist()) == set(legs["mention"]) - own
+    # A message names somebody only if that person wrote before it.
+    wrote = {c for c in legs["addressed_me"] if posts[i].author in {p.author for p in posts[:c]}}
+    assert set(np.flatnonzero(row["names_me"]).tolist()) == wrote
+
+
+def test_features_do_not_depend_on_what_is_computed_together() -> None:
+    rows = [(AUTHORS[k % 4], f"{WORDS[k % 14]} {WORDS[k * 5 % 14]} kernel", float(k)) for k in range(40)]
+    facts = facts_of(posts_of(rows))
+    place = np.arange(1, 40)
+    low = np.maximum(place - 9, 0)
+    together = SPACE.features(facts, Windows(place, low), [_bm25(int(n)) for n in place - low])
+    ends = np.cumsum(place - low)
+    for k in range(len(place)):
+        one = Windows(place[k : k + 1], low[k : k + 1])
+        alone = SPACE.features(facts, one, [_bm25(int(one.sizes[0]))])
+        assert alone.pairs.tobytes() == together.pairs[ends[k] - len(alone.pairs) : ends[k]].tobytes()
+        assert alone.messages.tobytes() == together.messages[k : k + 1].tobytes()
+
+
+def test_a_leg_gives_rank_score_and_share() -> None:
+    found = leg_features({"dense": LegRanking(np.array([2, 0, 1]), np.array([3.0, 1.0, 0.0]))}, 3)
+    assert found["dense_rank"].tolist() == [0.5, 0.0, 1.0]
+    assert found["dense_score"] == pytest.approx(np.log1p([1, 0, 3]) / 2)
+    assert found["dense_share"] == pytest.approx([1 / 3, 0, 1])
+    assert leg_features({"own": LegRanking(np.array([1]))}, 2)["own_share"].tolist() == [0, 1]
+
+
+def _bm25(n: int) -> dict[str, LegRanking]:
+    return {"bm25": rank_by_score(np.arange(n) % 3.0)}
+
+
+def _same(row: np.ndarray, names: Sequence[str], expected: dict[str, float]) -> None:
+    found = dict(zip(names, row.tolist(), strict=True))
+    # As numbers: approx compares truth values by identity.
+    numbers = {name: float(value) for name, value in expected.items()}
+    assert {name: found[name] for name in expected} == pytest.approx(numbers, abs=1e-5)
