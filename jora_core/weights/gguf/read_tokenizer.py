@@ -84,8 +84,7 @@ def _read_vocabulary(model: GgufModel, fields: Mapping[str, Any]) -> _Vocabulary
     if not isinstance(tokens, list) or not tokens:
         raise InputError(
             f"{model.path}: the file has no tokenizer (tokenizer.ggml.tokens); fetch a file with one, or "
-            "convert "
-            "the original repository"
+            "convert the original repository"
         )
     kinds = fields.get("token_type")
     kinds = np.ones(len(tokens), np.int32) if kinds is None else np.asarray(kinds)
@@ -94,8 +93,7 @@ def _read_vocabulary(model: GgufModel, fields: Mapping[str, Any]) -> _Vocabulary
         if values is not None and len(values) != len(tokens):
             raise InputError(
                 f"{model.path}: tokenizer.ggml.{name} has {len(values)} values for {len(tokens)} tokens; "
-                "fetch "
-                "the file again"
+                "fetch the file again"
             )
     count = len(tokens)
     while count and kinds[count - 1] in (UNUSED, USER_DEFINED) and _PADDING.fullmatch(tokens[count - 1]):

@@ -52,8 +52,7 @@ def write_config(
     if config.family == "mistral" and config.windows:
         notice(
             f"{where}: llama.cpp has no windows for Mistral; texts of more than {max(config.windows):,} "
-            "tokens "
-            "are computed otherwise there"
+            "tokens are computed otherwise there"
         )
     if config.attention_softcap is not None:
         fields["attn_logit_softcapping"] = config.attention_softcap
@@ -70,8 +69,7 @@ def _refuse_what_differs(config: ModelConfig, name: str, where: str) -> None:
     if problem:
         raise InputError(
             f"{where}: a GGUF file of a {FAMILIES[config.family].title} model cannot say {problem}; leave "
-            "gguf "
-            "out of export.formats"
+            "gguf out of export.formats"
         )
 
 

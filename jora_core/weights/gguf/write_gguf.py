@@ -71,8 +71,7 @@ def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, na
     if narrow:
         notice(
             f"{folder}: rows of {len(narrow)} tensors, such as {narrow[0]}, are no whole blocks of {kind}; "
-            "they "
-            "are written as f16"
+            "they are written as f16"
         )
     with atomic_path(path) as temporary:
         writer = GGUFWriter(temporary, architecture.name)

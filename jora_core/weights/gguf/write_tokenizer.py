@@ -48,8 +48,7 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         if splitting is None:
             raise InputError(
                 f"{folder / 'tokenizer.json'}: llama.cpp does not know this pre_tokenizer, so it would read "
-                "texts "
-                "differently; leave gguf out of export.formats"
+                "texts differently; leave gguf out of export.formats"
             )
         fields |= {"model": "gpt2", "pre": splitting.names[0]}
     else:
