@@ -166,7 +166,7 @@ def write_rope_fields(config: ModelConfig, where: str) -> tuple[dict[str, Any], 
 
 
 def _numbers(values: np.ndarray) -> list[float]:
-    return [_exact(value) for value in np.asarray(values, np.float32).reshape(-1)]
+    return [_exact(value) for value in np.asarray(values, np.float32).reshape(-1).tolist()]
 
 
 def _exact(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def test_loraplus_equals_pefts(bases: Any, tmp_path: Path) -> None:
                     named[lora_tensor_name(layer, target, part)].grad = torch.from_numpy(value.copy())
         torch_optimizer.step()
         changes, state = optimizer.update(grads, state, adapter)
-        adapter = optax.apply_updates(adapter, changes)
+        adapter = cast("Adapter", optax.apply_updates(adapter, changes))
     for target, pair in adapter.weights.items():
         for part, stacked in (("A", pair.a), ("B", pair.b)):
             for layer, value in enumerate(stacked):

@@ -66,7 +66,8 @@ def test_times_follow_the_clock_and_the_day_of_the_name(write: Write) -> None:
     write("irc/undated.annotation.txt", "0 0 -\n")
     dated, undated = read(log.parent)[0]
     assert [post.time for post in undated.posts] == [None]
-    times = [post.time for post in dated.posts]
+    times = [post.time for post in dated.posts if post.time is not None]
+    assert len(times) == len(clocks)
     midnight = times[0] - (23 * 60 + 50) * 60
     assert midnight == dated.time
     minutes = [(time - midnight) / 60 for time in times]
