@@ -48,6 +48,7 @@ NOT_RUN = {
 # The same for the other pages, beside what README prints too.
 NOT_RUN_ELSEWHERE = {
     "make install": "installs packages",
+    "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
     "make hooks": "changes the repository's git configuration",
     "jora memory": "tests/flows/commands runs it; compiles for a minute",
     "jora plan --memory": "tests/flows/commands runs it; compiles for a minute",

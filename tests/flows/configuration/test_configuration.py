@@ -168,7 +168,7 @@ def test_targets_are_names_or_a_pattern(project: Project) -> None:
         ("sed=1", "--set: sed: unknown key; did you mean seed?"),
         ("phases.1.optim.learing_rate=1", "optim.learing_rate: unknown key; did you mean learning_rate?"),
         ("context.threads.n_context=3", "context.threads.n_context: unknown key; did you mean n_contexts?"),
-        ("export.zzz=3", "export.zzz: unknown key; known keys are dtype, max_shard_size, verify"),
+        ("export.zzz=3", "export.zzz: unknown key; known keys are formats, gguf, dtype"),
         ("phases.1.max_steps=abc", "phases.1.max_steps: expected a whole number, got 'abc'"),
         ("phases.1.max_steps=1.5", "phases.1.max_steps: expected a whole number, got 1.5"),
         ("phases.0.optim.learning_rate=fast", "learning_rate: expected a number, got 'fast'"),

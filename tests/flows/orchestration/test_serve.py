@@ -220,7 +220,7 @@ def test_runs_through_the_api(served: Served) -> None:
     assert served.run("evaluate", force=True).name == "Completed", served.output
     assert log(config)[4:] == ["evaluate"]
     # What the form sends is checked before anything runs, and the message says what to write.
-    for change, expected in (("seed=seven", "seed=a whole number"), ("sed=7", "key.path=value")):
+    for change, expected in (("seed=seven", "seed=<a whole number>"), ("sed=7", "key.path=value")):
         with pytest.raises(Exception, match=rf"changes\[0\].*{expected}"):
             served.run("evaluate", changes=[change])
     # A change that only the whole configuration can refuse is the message of the failed run.
