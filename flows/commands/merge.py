@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.children.run_child import run_child
+from flows.commands.models.new_folder import workspace_beside
 from flows.engine.errors import one_line_os_errors
 from jora_core.base.errors import InputError
 from jora_core.specs.model_files import ExportSpec
@@ -54,15 +53,7 @@ def merge_adapter(
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"--dtype {dtype}: expected float32 or bfloat16")
-    # An empty folder is allowed: `rename` replaces it.
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; give a new folder")
-    with one_line_os_errors("write to", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, because a rename is atomic only within one file system; hidden, because it
-        # may stay after a kill.
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with workspace_beside(target) as folder:
         # By `model_validate`, because `dtype` is plain text here and a `Literal` there.
         spec = ExportSpec.model_validate(
             {
@@ -76,6 +67,4 @@ def merge_adapter(
         run_child("export", spec, folder)
         with one_line_os_errors("write", target):
             (folder / "export" / "model").rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return target

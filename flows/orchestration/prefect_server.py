@@ -183,8 +183,9 @@ def temporary_server(say: Callable[[str], None] = lambda line: None) -> Iterator
         "on",
     )
     env = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    with running_server(command, env, f"http://127.0.0.1:{port}/api", say):
-        yield f"http://127.0.0.1:{port}/api"
+    url = local_url(port)
+    with running_server(command, env, url, say):
+        yield url
 
 
 @contextmanager

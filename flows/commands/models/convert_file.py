@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from flows.commands.models.new_folder import workspace_beside
 from flows.engine.errors import one_line_os_errors
 from flows.stages.model_conversion import convert_and_check
 from jora_core.base.atomic_files import fsync_tree
@@ -37,18 +36,10 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no file {source}; give a GGUF file")
     if source_kind(source) == "folder":
         raise InputError(f"{source} is no GGUF file, which ends in .gguf; a model folder needs no conversion")
-    # An empty folder is allowed: `rename` replaces it.
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; give a new folder")
-    with one_line_os_errors("write to", folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with workspace_beside(folder) as making:
         spec = ConvertSpec(model=making / "hf", output_dir=making / "check")
         result = convert_and_check(source.resolve(), making / "hf", spec, making / "specs")
         with one_line_os_errors("write", folder):
             fsync_tree(making / "hf")
             (making / "hf").rename(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return result
