@@ -114,6 +114,14 @@ def evaluation(facts: RunFacts) -> list[Block]:
     return blocks
 
 
+def _drawn_note(facts: RunFacts) -> str:
+    """Return from how many comments and threads those of the evaluation were drawn; "" if all were scored."""
+    drawn = facts.evaluation.get("drawn", {}).get("threads")
+    if not drawn or drawn["records"] == drawn["of_records"]:
+        return ""
+    return f" (drawn by seed from {drawn['of_records']:,} in {drawn['of_contexts']:,} threads)"
+
+
 def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
     """Return blocks with each system's scores on thread records, as charts and as a table."""
     if not systems:
@@ -122,9 +130,9 @@ def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
     contexts = facts.evaluation.get("contexts")
     where = f" in {contexts:,} threads" if contexts else ""
     words = (
-        f"{n:,} held-out comments{where}: which earlier post does each one answer? Every comment counts, "
-        "also where retrieval missed the right post. Whiskers and brackets are 95 % intervals, from "
-        "resampling whole threads."
+        f"{n:,} held-out comments{where}{_drawn_note(facts)}: which earlier post does each one answer? Every "
+        "comment counts, also where retrieval missed the right post. Whiskers and brackets are 95 % "
+        "intervals, from resampling whole threads."
     )
     figures = [_score_chart(facts, metric, systems) for metric in METRICS]
     rows = tuple(

@@ -168,6 +168,7 @@ def fill(stage: str, folder: Path) -> dict[str, Any]:
             "systems": systems,
             "n": 1200,
             "contexts": 140,
+            "drawn": {"threads": {"records": 1200, "of_records": 2479, "contexts": 140, "of_contexts": 141}},
             "generated": {"systems": {"base": systems["base"]}},
         }
         (folder / "metrics.json").write_text(json.dumps(scores))
