@@ -359,16 +359,16 @@ class PipelineConfig(SpecModel):
             )
         if self.evaluate.mode == "generate" or self.evaluate.max_records == 0:
             raise ValueError(
-                "evaluate.combine_records needs the model's log-probabilities of the choices: set evaluate.mode "
-                "to choice or both and score thread records, or leave it out"
+                "evaluate.combine_records needs the model's log-probabilities of the choices: set "
+                "evaluate.mode to choice or both and score thread records, or leave it out"
             )
         seen = [
             phase.stage for phase in self.phases if "threads" in phase.tasks and not phase.validation_share
         ]
         if seen:
             raise ValueError(
-                f"evaluate.combine_records needs comments that the model has not seen: give the phase {seen[0]} a "
-                "validation_share"
+                f"evaluate.combine_records needs comments that the model has not seen: give the phase "
+                f"{seen[0]} a validation_share"
             )
         return self
 

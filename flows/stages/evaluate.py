@@ -47,7 +47,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Scored:
-    """The held-out records of a task with all answers, and unseen training records with those of one system."""
+    """Held-out records of a task with all answers, and unseen training records with those of one system."""
 
     records: Sequence[Row]
     rows: Sequence[Row]
@@ -108,10 +108,11 @@ def _run(context: StageContext) -> dict[str, Any]:
                 f"context.{part.task}.test_source where the task has one"
                 + (", or lower context.threads.block" if part.task == "threads" else "")
             )
+        # Before the answers, which take long: it may find nothing.
+        unseen = _unseen_records(context, part)
         rows, results[part.task] = _predict(context, part, chosen, systems_of(context))
         answered += [{"task": part.task, **row} for row in rows]
         scores["drawn"][part.task] = draw_counts(held_out, chosen)
-        unseen = _unseen_records(context, part)
         unseen_rows: list[dict[str, Any]] = []
         if unseen:
             trained = dict(list(systems_of(context).items())[-1:])
@@ -145,8 +146,8 @@ def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
     ]
     if not rows:
         raise InputError(
-            "evaluate.combine_records: no training thread is kept for validation; raise validation_share of the "
-            "phases"
+            "evaluate.combine_records: no training thread is kept for validation; raise the phases' "
+            "validation_share"
         )
     return draw_records(rows, most, config.seed)
 

@@ -65,8 +65,8 @@ def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None 
 def answer_schema(*first: str) -> pa.Schema:
     """Return the Arrow schema of answers to records, with text columns of the names `first` behind the id.
 
-    `choice_logprob` is the log-probability of the choice, and null without one. `choice_logprobs` are those of
-    all choices of the record, in their order.
+    `choice_logprob` is the log-probability of the choice, and null without one. `choice_logprobs` are those
+    of all choices of the record, in their order.
     """
     import pyarrow as pa
 

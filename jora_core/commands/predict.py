@@ -1,8 +1,8 @@
 """Answer records with one base model and several adapters: score given choices, generate, or both.
 
 ``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
-choice_logprob, choice_logprobs, text) and ``result.json``. The base model is read once. Adapters of equal shapes share their
-compiled programs.
+choice_logprob, choice_logprobs, text) and ``result.json``. The base model is read once. Adapters of equal
+shapes share their compiled programs.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class BatchingSettings(SequenceLimit):
     def validates(self, context: str, seed: int) -> bool:
         """Return whether the records of a training context are kept for the validation loss.
 
-        The hash of the context's name decides. So all records of a context are on one side, and a record stays
-        on its side when other records are added or removed.
+        The hash of the context's name decides. So all records of a context are on one side, and a record
+        stays on its side when other records are added or removed.
 
         Args:
             context: name of the context, or of a record without one.

@@ -1,8 +1,8 @@
 """Retriever and model as one system: the posts that both together find most likely.
 
-A post's score is a · log p of the model + b · log p of the learned fusion. The two weights are fitted by maximum
-likelihood on training comments that the model has not seen, whose log-probabilities of the fusion come from a
-perceptron that has not seen them either. The scored comments decide nothing.
+A post's score is a · log p of the model + b · log p of the learned fusion. The weights a and b are fitted
+by maximum likelihood on training comments that the model has not seen. The fusion's log-probabilities come
+from a perceptron that has not seen them either. The scored comments decide nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PRIOR = 1.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the log-probabilities of the model and of the learned fusion, and the comments behind them."""
+    """Weights of the log-probabilities of model and learned fusion, and the comments behind them."""
 
     model: float
     learned: float

@@ -1,7 +1,7 @@
 """A limited number of held-out records to score: whole contexts, drawn by a seed.
 
-Records whose prompts begin with the same text are answered in one pass over this text. A draw of single records
-would leave each of them nearly alone with its context, and a limit would then save little time.
+Records whose prompts begin with the same text are answered in one pass over this text. A draw of single
+records would leave each of them nearly alone with its context, and a limit would then save little time.
 """
 
 from __future__ import annotations

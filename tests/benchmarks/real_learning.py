@@ -1,13 +1,12 @@
-"""What helps a real pretrained model to learn whom a message answers: short trainings of the recipe, one change each.
+"""What helps a real pretrained model to learn whom a message answers: short trainings, one change each.
 
     jora fetch smollm2-135m
     python tests/benchmarks/real_learning.py --json out.json        # an hour and a half on two cores
 
 Each side trains flows/configs/smollm2-irc.yaml for the same small number of tokens (`--steps` of the recipe's
-microbatches) and chooses the answered post of the same drawn development comments, as far as its prompts allow.
-The model sees each training comment once at most. Seconds are of processor time of the training process alone,
-its start and compilation included, because other programs may use the machine. `learned` is the learned fusion
-on the same comments, without a model.
+microbatches) and chooses the answered post of drawn development comments. Sides whose prompts begin alike are
+scored on the same comments. Seconds are of processor time of the training alone, with its start and
+compilation, because other programs may use the machine. `Learned fusion` has no model, on the same comments.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def _jora(command: str, settings: Mapping[str, str]) -> dict[str, Any]:
     words = [sys.executable, "-m", "flows.cli", command, str(RECIPE), "--json"]
     words += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"jora {command} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)

@@ -22,8 +22,8 @@ COMBINED = "model_and_learned"
 def score(answers: Answers) -> dict[str, Any]:
     """Score the directionality of every system and of the baselines.
 
-    If the answers hold records that no system has seen, the most trained system and the learned fusion are scored
-    together too, and compared with each of the two.
+    If the answers hold records that no system has seen, the most trained system and the learned fusion are
+    scored together too, and compared with each of the two.
 
     If the records have both choices and written answers, the choices are scored, and the scores of the
     written answers are added under `generated`.
