@@ -32,7 +32,7 @@ def score(answers: Answers) -> dict[str, Any]:
     # A limited evaluation answers some of the records only; the baselines are scored on the same ones.
     rankings = [row for row in answers.rankings() if row["id"] in records]
 
-    draws = {"seed": answers.seed, "resamples": answers.resamples}
+    seed, resamples = answers.seed, answers.resamples
 
     def predictions_of(column: str) -> dict[str, dict[str, Prediction]]:
         return {
@@ -41,7 +41,7 @@ def score(answers: Answers) -> dict[str, Any]:
         }
 
     def scores_of(column: str) -> dict[str, Any]:
-        return directionality(predictions_of(column), rankings, **draws)
+        return directionality(predictions_of(column), rankings, seed=seed, resamples=resamples)
 
     predictions = predictions_of("text" if answers.mode == "generate" else "choice")
     combined = {}
@@ -52,17 +52,18 @@ def score(answers: Answers) -> dict[str, Any]:
         together = combine(answers.records, rows, rankings, weights)
         alone = {
             system: predictions[system],
-            "learned": baseline_predictions(rankings, answers.seed)["learned"],
+            "learned": baseline_predictions(rankings, seed)["learned"],
         }
         combined = {
             "system": system,
             "weights": asdict(weights),
             "minus": {
-                name: paired_difference(together, given, rankings, **draws) for name, given in alone.items()
+                name: paired_difference(together, given, rankings, seed=seed, resamples=resamples)
+                for name, given in alone.items()
             },
         }
         predictions[COMBINED] = together
-    scores = directionality(predictions, rankings, **draws)
+    scores = directionality(predictions, rankings, seed=seed, resamples=resamples)
     if combined:
         scores["combined"] = combined
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
