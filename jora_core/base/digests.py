@@ -56,8 +56,16 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
     """
     if len(paths) < 2:
         return [file_digest(path) for path in paths]
+
+    def digest_from(first: int) -> list[str]:
+        return [file_digest(path) for path in paths[first::HASH_THREADS]]
+
+    # One task for each thread, because a task takes longer than the digest of a source file.
+    digests = [""] * len(paths)
     with ThreadPoolExecutor(HASH_THREADS) as pool:
-        return list(pool.map(file_digest, paths))
+        for first, found in enumerate(pool.map(digest_from, range(HASH_THREADS))):
+            digests[first::HASH_THREADS] = found
+    return digests
 
 
 @contextmanager
