@@ -26,6 +26,8 @@ def main() -> NoReturn:
     # Most objects of the imports live to the end. Python's default of 700 would search them for cycles again
     # and again, which takes a tenth of the start.
     gc.set_threshold(50_000)
+    # pydantic would read the entry points of every installed package for its plugins, and ours uses none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be UTF-8, and must not end a command that prints it.
         if isinstance(stream, io.TextIOWrapper):
