@@ -17,6 +17,7 @@ from flows.report.wording import (
     score_note,
     score_text,
     score_value,
+    short_number,
     system_name,
 )
 
@@ -144,6 +145,29 @@ def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
         Prose(words),
         Columns(tuple(figure for figure in figures if figure)),
         Table("Scores with 95 % intervals", ("System", *METRICS), rows, strong_rows=strong),
+        *_combined_note(facts),
+    ]
+
+
+def _combined_note(facts: RunFacts) -> list[Block]:
+    """Return how model and learned fusion were weighed, and how both together differ from each of them."""
+    combined = facts.evaluation.get("combined")
+    if not combined:
+        return []
+    weights = combined["weights"]
+    differences = [
+        f"{100 * found['value']:+.1f} points ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}) "
+        f"against {system_name(name)}: {found['only_one']:,} comments that only both together answer "
+        f"rightly, {found['only_other']:,} that only the other does"
+        for name, found in combined["minus"].items()
+    ]
+    return [
+        Prose(
+            f"Model and learned fusion: {short_number(weights['model'])} · log-probability of the model + "
+            f"{short_number(weights['learned'])} · that of the fusion, weighed on {weights['fitted_on']:,} "
+            "training comments that the model has not seen. The right post, on the same comments: "
+            f"{'; '.join(differences)}."
+        )
     ]
 
 
