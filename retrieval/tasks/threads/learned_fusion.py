@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,12 @@ import numpy as np
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import load_array, save_array
-from retrieval.corpus.types import Tally
+from retrieval.corpus.types import Post, Tally
 from retrieval.evaluation.task_report import Progress
 from retrieval.search.bm25.index import BM25Index
+from retrieval.search.fusion import Fusion
 from retrieval.search.learned.features import IMPLIED_LEGS, MESSAGE_CUES, Features, FeatureSpace, Windows
-from retrieval.search.learned.fit_ranker import FOLDS, MEASURED, Examples, fit_ranker, link_measures
+from retrieval.search.learned.fit_ranker import FOLDS, Examples, fit_ranker, link_measures
 from retrieval.search.learned.listwise_mlp import Training
 from retrieval.search.learned.reply_ranker import (
     DECIMALS,
@@ -41,6 +42,8 @@ LINKS = "links.json"
 _FOLDS_FILE = "folds.npy"
 #: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
 MOST_FITTED = 60_000
+#: Messages of the test split that are measured at most.
+MOST_MEASURED = 5_000
 #: With fewer replies whose parents are known, the ranker would learn chance.
 LEAST_REPLIES = 100
 #: Messages whose features are computed together.
@@ -92,7 +95,7 @@ def choose_messages(
     used: Counter[str] = Counter()
     for number in order:
         split = splits[number]
-        if len(rows[split]) >= (MOST_FITTED if split == "train" else MEASURED):
+        if len(rows[split]) >= (MOST_FITTED if split == "train" else MOST_MEASURED):
             continue
         found = list(_known_messages(threads, number, task, left_out, tally))
         if found and split == "train":
@@ -149,10 +152,13 @@ class FeatureSource:
     def facts(self, number: int) -> ThreadFacts:
         """Return the facts of a thread."""
         if self._last is None or self._last[0] != number:
-            posts = self.threads.thread(number).posts
-            facts = thread_facts(posts, self.bm25.tokenizer, self._idf, self.space.cue_numbers)
-            self._last = number, facts
+            self._last = number, self.facts_of(self.threads.thread(number).posts)
         return self._last[1]
+
+    def facts_of(self, posts: Sequence[Post]) -> ThreadFacts:
+        """Return the facts of posts in time order, which need not be in the corpus."""
+        weights = DocumentFrequencies(self.bm25)
+        return thread_facts(posts, self.bm25.tokenizer, weights, self.space.cue_numbers)
 
     def features(
         self, rows: Sequence[ReplyRow], rankings: Sequence[Mapping[str, LegRanking]]
@@ -164,8 +170,7 @@ class FeatureSource:
             rankings: rankings of each message, of `space.legs` at least.
         """
         windows = Windows(np.array([row.place for row in rows]), np.array([row.low for row in rows]))
-        own = [{leg: given[leg] for leg in self.space.legs} for given in rankings]
-        return self.space.features(self.facts(rows[0].thread), windows, own), windows.sizes
+        return self.space.features(self.facts(rows[0].thread), windows, rankings), windows.sizes
 
     def leg_rankings(self, number: int, row: ReplyRow, cosines: Cosines | None) -> dict[str, LegRanking]:
         """Return the rankings of `space.legs` of a fitted message.
@@ -185,12 +190,32 @@ class FeatureSource:
         query = LegQuery(comment, posts[row.low : row.place], row.low, scores)
         return rank_legs(self.space.legs, query)
 
-    def _idf(self, words: Sequence[str]) -> np.ndarray:
-        """Return float64[W]: log of all documents by those that hold the word, 0 for words in all of them."""
+
+@dataclass(frozen=True)
+class DocumentFrequencies:
+    """Weights of words by an index: log of all documents by those that hold the word, 0 if all hold it."""
+
+    bm25: BM25Index
+
+    @property
+    def largest(self) -> float:
+        """That of a word in one document."""
+        return max(float(np.log((self.bm25.n_documents + 1) / 1.5)), 1.0)
+
+    def of(self, words: Sequence[str]) -> np.ndarray:
+        """Return float64[W], the weights of W words."""
         indptr, vocabulary = self.bm25.postings.indptr, self.bm25.vocabulary
-        ids = [vocabulary.get(word, -1) for word in words]
-        held = np.array([indptr[at + 1] - indptr[at] if at >= 0 else 0 for at in ids], dtype=np.float64)
+        ids = np.array([vocabulary.get(word, -1) for word in words], dtype=np.int64)
+        held = np.where(ids >= 0, indptr[ids + 1] - indptr[ids], 0)
         return np.maximum(np.log((self.bm25.n_documents + 1) / (held + 0.5)), 0)
+
+
+def hand_set_fusion(task: ThreadsTask) -> Fusion:
+    """Return the settings of the fusion of the legs by hand-set weights.
+
+    Beside a learned ranking, the legs are fused by rank: a baseline that shows what learning gives.
+    """
+    return Fusion("rrf" if task.fusion == "learned" else task.fusion, task.rrf_k, task.weights)
 
 
 def leg_features_of(task: ThreadsTask) -> tuple[str, ...]:
@@ -219,6 +244,36 @@ def fit_fusion(
         folder: the task's folder.
         progress: receives (step, done, total) while the work advances.
     """
+    source, examples = training_examples(source, chosen, cosines, seed, progress)
+    ranker, measures = fit_ranker(
+        examples, Training(), lambda done, total: progress("threads: fit fusion", done, total)
+    )
+    measures["threads"] = int((chosen.folds != UNSEEN).sum())
+    (folder / FOLDER).mkdir(exist_ok=True)
+    if chosen.training < len(chosen.rows):
+        progress("threads: measure fusion", 0, 0)
+        log_p = [
+            ranker.log_probabilities(features) for features in held_out_features(source, chosen, cosines)
+        ]
+        measures["test"] = held_out_measures(chosen, log_p, ranker)
+        write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
+    save_ranker(ranker, folder / FOLDER, measures)
+    save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
+    return measures
+
+
+def training_examples(
+    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, seed: int, progress: Progress
+) -> tuple[FeatureSource, Examples]:
+    """Return the source with its cue words, and the messages of the training split with their features.
+
+    Args:
+        source: gives features; its space has no cue words yet.
+        chosen: the messages.
+        cosines: gives the scores of the dense leg; None without this leg.
+        seed: seed of the draws.
+        progress: receives (step, done, total) while the work advances.
+    """
     cues = frequent_words(source, chosen)
     source = FeatureSource(source.threads, source.bm25, FeatureSpace(source.space.legs, tuple(cues)))
     examples = Examples(source.space, seed)
@@ -229,19 +284,7 @@ def fit_fusion(
         parents = [[parent - row.low for parent in row.parents] for row in rows]
         examples.add(features, sizes, parents, int(chosen.folds[rows[0].thread]))
         progress("threads: features of fusion", high, chosen.training)
-    ranker, measures = fit_ranker(
-        examples, Training(), lambda done, total: progress("threads: fit fusion", done, total)
-    )
-    measures["threads"] = int((chosen.folds != UNSEEN).sum())
-    (folder / FOLDER).mkdir(exist_ok=True)
-    if chosen.training < len(chosen.rows):
-        progress("threads: measure fusion", 0, 0)
-        log_p = _held_out(source, chosen, cosines, ranker)
-        measures["test"] = _held_out_measures(chosen, log_p, ranker)
-        write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
-    save_ranker(ranker, folder / FOLDER, measures)
-    save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
-    return measures
+    return source, examples
 
 
 def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
@@ -256,20 +299,30 @@ def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
     return sorted(counts, key=lambda word: (-counts[word], word))[:MESSAGE_CUES]
 
 
-def _held_out(
-    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, ranker: ReplyRanker
-) -> list[np.ndarray]:
-    """Return the log-probabilities of the candidates of each chosen message of the test split."""
-    found = []
+def held_out_features(
+    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None
+) -> Iterator[Features]:
+    """Yield the features of each chosen message of the test split.
+
+    Args:
+        source: gives features.
+        chosen: the messages.
+        cosines: gives the scores of the dense leg; None without this leg.
+    """
     for number, row in enumerate(chosen.rows[chosen.training :], start=chosen.training):
-        features, _ = source.features([row], [source.leg_rankings(number, row, cosines)])
-        found.append(ranker.log_probabilities(features))
-    return found
+        yield source.features([row], [source.leg_rankings(number, row, cosines)])[0]
 
 
-def _held_out_measures(
+def held_out_measures(
     chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
 ) -> dict[str, Any]:
+    """Return the measures of the links of the chosen messages of the test split.
+
+    Args:
+        chosen: the messages.
+        found: the log-probabilities of the candidates of each of them.
+        ranker: the ranker.
+    """
     rows = chosen.rows[chosen.training :]
     log_p = np.full((len(rows), max(map(len, found))), -np.inf)
     targets = np.zeros(log_p.shape, dtype=np.float32)
@@ -335,6 +388,20 @@ class LearnedFusion:
         """
         features, _ = self.source.features([row], [legs])
         return self.ranker.log_probabilities(features, int(self.folds[row.thread]))
+
+    def log_probabilities_of_new(
+        self, posts: Sequence[Post], low: int, legs: Mapping[str, LegRanking]
+    ) -> np.ndarray:
+        """Return what `log_probabilities` returns, for the last of some posts, which is not in the corpus.
+
+        Args:
+            posts: the posts of the thread in time order, the new one at the end.
+            low: place of its first candidate.
+            legs: rankings of its candidates, of the legs that are features at least.
+        """
+        windows = Windows(np.array([len(posts) - 1]), np.array([low]))
+        features = self.source.space.features(self.source.facts_of(posts), windows, [legs])
+        return self.ranker.log_probabilities(features)
 
 
 def ranked(log_probabilities: np.ndarray) -> np.ndarray:

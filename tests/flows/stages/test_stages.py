@@ -237,6 +237,7 @@ def _evaluation(
                         "system": system,
                         "choice": choice,
                         "choice_logprob": -1.0,
+                        "choice_logprobs": [-1.0, -2.0],
                         "text": text,
                     }
                 )
@@ -304,7 +305,15 @@ def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: 
         f"test-{n}" for n in range(THREADS)
     }
     assert len(predictions) == 3 * THREADS
-    assert set(predictions[0]) == {"id", "task", "system", "choice", "choice_logprob", "text"}
+    assert set(predictions[0]) == {
+        "id",
+        "task",
+        "system",
+        "choice",
+        "choice_logprob",
+        "choice_logprobs",
+        "text",
+    }
 
 
 def test_free_writing_is_reported_beside_the_choice(

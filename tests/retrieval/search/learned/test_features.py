@@ -16,7 +16,7 @@ from retrieval.search.learned.thread_facts import FORM, ThreadFacts, form_of, th
 from retrieval.search.legs.leg import LegQuery, LegRanking, rank_by_score
 from retrieval.search.legs.rank_legs import rank_legs
 
-from .slow_features import SlowThread
+from .slow_features import LARGEST, SlowThread
 
 CUES = ("hi", "thanks", "the")
 SPACE = FeatureSpace(("bm25",), CUES)
@@ -37,8 +37,15 @@ def idf(word: str) -> float:
     return zlib.crc32(word.encode()) % 5 / 2
 
 
+class Weights:
+    largest = LARGEST
+
+    def of(self, words: Sequence[str]) -> np.ndarray:
+        return np.array([idf(word) for word in words])
+
+
 def facts_of(posts: Sequence[Post]) -> ThreadFacts:
-    return thread_facts(posts, str.split, lambda words: np.array([idf(w) for w in words]), SPACE.cue_numbers)
+    return thread_facts(posts, str.split, Weights(), SPACE.cue_numbers)
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,12 +108,25 @@ def test_features_do_not_depend_on_what_is_computed_together() -> None:
         assert alone.messages.tobytes() == together.messages[k : k + 1].tobytes()
 
 
+def test_later_messages_change_nothing() -> None:
+    rows = [(AUTHORS[k % 4], f"{WORDS[k % 14]} {WORDS[k * 5 % 14]} kernel", float(k)) for k in range(40)]
+    window = Windows(np.array([20]), np.array([3]))
+    found = [SPACE.features(facts_of(posts_of(rows[:n])), window, [_bm25(17)]) for n in (21, 40)]
+    assert found[0].pairs.tobytes() == found[1].pairs.tobytes()
+    assert found[0].messages.tobytes() == found[1].messages.tobytes()
+
+
 def test_a_leg_gives_rank_score_and_share() -> None:
-    found = leg_features({"dense": LegRanking(np.array([2, 0, 1]), np.array([3.0, 1.0, 0.0]))}, 3)
-    assert found["dense_rank"].tolist() == [0.5, 0.0, 1.0]
-    assert found["dense_score"] == pytest.approx(np.log1p([1, 0, 3]) / 2)
-    assert found["dense_share"] == pytest.approx([1 / 3, 0, 1])
-    assert leg_features({"own": LegRanking(np.array([1]))}, 2)["own_share"].tolist() == [0, 1]
+    own = LegRanking(np.array([1]))
+    dense = LegRanking(np.array([2, 0, 1]), np.array([3.0, 1.0, 0.0]))
+    pairs, best = leg_features(("dense", "own"), [{"dense": dense, "own": own}] * 2, np.array([3, 3]))
+    rank, score, share, own_rank, own_score, own_share = pairs.T
+    assert rank.tolist() == [0.5, 0.0, 1.0] * 2
+    assert score == pytest.approx(np.tile(np.log1p([1, 0, 3]) / 2, 2))
+    assert share == pytest.approx([1 / 3, 0, 1] * 2)
+    assert own_rank.tolist() == own_share.tolist() == [0, 1, 0] * 2
+    assert own_score == pytest.approx(np.tile(np.log1p([0, 1, 0]) / 2, 2))
+    assert best == pytest.approx(np.tile(np.log1p([3, 1]) / 2, (2, 1)))
 
 
 def _bm25(n: int) -> dict[str, LegRanking]:
