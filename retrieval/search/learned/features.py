@@ -5,13 +5,19 @@ The features of many messages are computed at once, and do not depend on which o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from retrieval.search.learned.pair_features import N_PAIR, OF_CANDIDATES, PAIR_GROUPS, fill_pairs
+from retrieval.search.learned.pair_features import (
+    N_PAIR,
+    OF_CANDIDATES,
+    PAIR_GROUPS,
+    fill_leg,
+    fill_pairs,
+)
 from retrieval.search.learned.thread_facts import FORM, ThreadFacts
 from retrieval.search.legs.leg import LegRanking
 
@@ -82,36 +88,14 @@ def message_structure(facts: ThreadFacts, windows: Windows) -> dict[str, np.ndar
     }
 
 
-def leg_features(
-    legs: Sequence[str], rankings: Sequence[Mapping[str, LegRanking]], sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of the legs: reciprocal rank, score, and score divided by the best one.
+def leg_scores(ranking: LegRanking, n: int) -> np.ndarray:
+    """Return float64[n]: the scores of a leg, 0 for candidates that it does not rank.
 
-    Args:
-        legs: L names of legs.
-        rankings: rankings of these legs, of each of M messages.
-        sizes: int64[M], number of candidates of each message.
-
-    Returns:
-        (features of the pairs float32[P, 3 L], best score of each leg float32[M, L]).
+    A leg without scores has its reciprocal ranks as scores.
     """
-    pairs = np.zeros((int(sizes.sum()), 3 * len(legs)), dtype=np.float32)
-    best = np.zeros((len(sizes), len(legs)), dtype=np.float32)
-    at = 0
-    for number, (given, size) in enumerate(zip(rankings, sizes.tolist(), strict=True)):
-        mine = pairs[at : at + size]
-        at += size
-        for column, leg in enumerate(legs):
-            ranked = given[leg].counted()
-            rank = 1 / (1.0 + np.arange(len(ranked.places)))
-            # A leg without scores has its reciprocal ranks as scores.
-            score = rank if ranked.scores is None else ranked.scores
-            top = float(score.max(initial=0.0))
-            mine[ranked.places, 3 * column] = rank
-            mine[ranked.places, 3 * column + 1] = counted(score)
-            mine[ranked.places, 3 * column + 2] = score / max(top, 1e-12)
-            best[number, column] = counted(top)
-    return pairs, best
+    out, ranked = np.zeros(n), ranking.counted()
+    out[ranked.places] = 1 / (1.0 + np.arange(len(ranked.places))) if ranked.scores is None else ranked.scores
+    return out
 
 
 @dataclass(frozen=True)
@@ -119,12 +103,25 @@ class Features:
     """Features of M messages and of their P pairs, in the order of `FeatureSpace`.
 
     Attributes:
-        pairs: float32[P, F].
+        core: float32[P, C], the features of the pairs but those of the candidate alone.
+        candidate: int64[P], the candidate of each pair.
+        alone: float32[N, A], what depends on the candidate alone, of every message of the thread.
         messages: float32[M, Q].
     """
 
-    pairs: np.ndarray
+    core: np.ndarray
+    candidate: np.ndarray
+    alone: np.ndarray
     messages: np.ndarray
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """float32[P, F]: the features of all pairs."""
+        return self.of_pairs(np.arange(len(self.core)))
+
+    def of_pairs(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32[..., F]: the features of pairs by number, int64[...]."""
+        return np.concatenate([self.core[rows], self.alone[self.candidate[rows]]], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -158,27 +155,22 @@ class FeatureSpace:
         found |= {f"message_{name}": "form" for name in FORM}
         return found | {f"message_word_{word}": "words" for word in self.cues}
 
-    def features(
-        self, facts: ThreadFacts, windows: Windows, rankings: Sequence[Mapping[str, LegRanking]]
-    ) -> Features:
+    def features(self, facts: ThreadFacts, windows: Windows, scores: Mapping[str, np.ndarray]) -> Features:
         """Compute the features of messages of one thread.
 
         Args:
             facts: facts about the thread, with the cue words of this space.
             windows: M messages and their candidates.
-            rankings: rankings of `legs` of each message.
+            scores: for each of `legs` float64[P], the scores of all pairs.
         """
         sizes = windows.sizes
-        row, candidate = windows.pairs()
-        pairs = np.empty((len(row), len(self.pair_groups)), dtype=np.float32)
+        _, candidate = windows.pairs()
+        core = np.empty((len(candidate), N_PAIR + 3 * len(self.legs)), dtype=np.float32)
         of_candidates = np.zeros((len(sizes), len(OF_CANDIDATES)))
-        fill_pairs(facts, windows.place, windows.low, pairs, of_candidates)
-        # Behind the columns of `fill_pairs`: three of each leg, the form, the cue words.
-        of_legs, best = leg_features(self.legs, rankings, sizes)
-        legs_end = N_PAIR + of_legs.shape[1]
-        pairs[:, N_PAIR:legs_end] = of_legs
-        pairs[:, legs_end : legs_end + len(FORM)] = facts.form[candidate]
-        pairs[:, legs_end + len(FORM) :] = facts.cues[candidate, :CANDIDATE_CUES]
+        fill_pairs(facts, windows.place, windows.low, core, of_candidates)
+        best = np.zeros((len(sizes), len(self.legs)))
+        for number, leg in enumerate(self.legs):
+            fill_leg(scores[leg], sizes, core, N_PAIR + 3 * number, best[:, number])
         authors, best_cosine, best_rarest = of_candidates.T
         messages = message_structure(facts, windows) | {
             "log_authors_in_window": counted(authors),
@@ -187,4 +179,5 @@ class FeatureSpace:
         }
         columns = [messages[name] for names in MESSAGE_GROUPS.values() for name in names]
         parts = [*columns, best, facts.form[windows.place], facts.cues[windows.place]]
-        return Features(pairs, np.column_stack(parts).astype(np.float32))
+        alone = np.concatenate([facts.form, facts.cues[:, :CANDIDATE_CUES]], axis=1)
+        return Features(core, candidate, alone, np.column_stack(parts).astype(np.float32))

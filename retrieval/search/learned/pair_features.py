@@ -157,7 +157,36 @@ def fill_pairs(
 
 
 @compiled
-def _counted(number: int) -> float:
+def fill_leg(scores: np.ndarray, sizes: np.ndarray, pairs: np.ndarray, column: int, best: np.ndarray) -> None:
+    """Compute the features of a leg: reciprocal rank, score, and score divided by the best one.
+
+    Candidates with a score of zero or below count as not found. Of equal scores, the earlier one is first.
+
+    Args:
+        scores: float64[P], the leg's score of each pair.
+        sizes: int64[M], number of candidates of each message.
+        pairs: float32[P, F]; three columns are filled.
+        column: the first of them.
+        best: float64[M], filled with the best score.
+    """
+    at = 0
+    for m in range(len(sizes)):
+        own = scores[at : at + sizes[m]]
+        top = 0.0
+        for score in own:
+            top = max(top, score)
+        order = np.argsort(-own, kind="mergesort")
+        for rank in range(len(own)):
+            row, score = pairs[at + order[rank]], own[order[rank]]
+            row[column] = 1 / (1 + rank) if score > 0 else 0.0
+            row[column + 1] = _counted(score) if score > 0 else 0.0
+            row[column + 2] = score / top if score > 0 else 0.0
+        best[m] = _counted(top)
+        at += sizes[m]
+
+
+@compiled
+def _counted(number: float) -> float:
     """Return log(1 + n) / 2 of a count, which keeps it near the size of the other features."""
     return np.log1p(float(number)) / 2
 

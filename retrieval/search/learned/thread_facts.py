@@ -19,6 +19,7 @@ from retrieval.search.legs.names_in_text import name_position
 
 _WORD_RUN = re.compile(r"\w+")
 _LINK = re.compile(r"https?://|www\.", re.IGNORECASE)
+_DIGIT = re.compile(r"\d")
 _OPEN_QUESTION = re.compile(r"[?？؟;]\s*$")
 
 #: Facts about the form of a single message, in the order of `form_of`.
@@ -95,6 +96,7 @@ def thread_facts(
     words_of: Callable[[str], Sequence[str]],
     idf: WordWeights,
     cues: Mapping[str, int],
+    words_from: int = 0,
 ) -> ThreadFacts:
     """Find the facts about all messages of a thread. Those of a message do not depend on later ones.
 
@@ -103,13 +105,14 @@ def thread_facts(
         words_of: splits a text into words.
         idf: gives the inverse document frequencies of words.
         cues: number of each cue word.
+        words_from: place of the first message whose words and form are wanted; those before it have none.
     """
     authors: dict[str, int] = {}
     author = np.array([authors.setdefault(post.author, len(authors)) for post in posts], dtype=np.int64)
     previous, before = _earlier(author)
     named = _named([post.text.casefold() for post in posts], author, list(authors))
     words = _Words(words_of)
-    split = [words.numbers(post.text) for post in posts]
+    split = [words.numbers(post.text) if k >= words_from else [] for k, post in enumerate(posts)]
     weights = idf.of(list(words.known))
     word_starts, flat = _flat([sorted(set(row)) for row in split])
     owner = np.repeat(np.arange(len(posts)), np.diff(word_starts))
@@ -130,7 +133,7 @@ def thread_facts(
         named.partner,
         named.partner_after,
         named.last_naming,
-        _forms(posts, split),
+        _forms(posts, split, words_from),
         word_starts,
         flat,
         weights,
@@ -152,9 +155,11 @@ def _earlier(author: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return previous, before
 
 
-def _forms(posts: Sequence[Post], split: Sequence[Sequence[int]]) -> np.ndarray:
-    forms = [form_of(post.text, len(row)) for post, row in zip(posts, split, strict=True)]
-    return np.array(forms, dtype=np.float32).reshape(len(posts), len(FORM))
+def _forms(posts: Sequence[Post], split: Sequence[Sequence[int]], first: int) -> np.ndarray:
+    out = np.zeros((len(posts), len(FORM)), dtype=np.float32)
+    for place in range(first, len(posts)):
+        out[place] = form_of(posts[place].text, len(split[place]))
+    return out
 
 
 def form_of(text: str, n_words: int) -> tuple[float, ...]:
@@ -166,7 +171,7 @@ def form_of(text: str, n_words: int) -> tuple[float, ...]:
         float(_LINK.search(text) is not None),
         # `!bot`, `/command`, `$ prompt`: talk with a machine.
         float(bool(text) and not text[0].isalnum() and text[0] not in "\"'([<@"),
-        float(any(sign.isdigit() for sign in text)),
+        float(_DIGIT.search(text) is not None),
         float(np.log1p(n_words)),
     )
 
@@ -197,7 +202,7 @@ def _named(texts: Sequence[str], author: np.ndarray, names: Sequence[str]) -> _N
     for place, text in enumerate(texts):
         own = int(author[place])
         out.partner[place], out.last_naming[place] = partner.get(own, -1), naming.get(own, -1)
-        maybe = [number for run in {*_WORD_RUN.findall(text), ""} for number in by_run.get(run, ())]
+        maybe = [number for run in by_run.keys() & {*_WORD_RUN.findall(text), ""} for number in by_run[run]]
         found = []
         for number in maybe:
             at = name_position(text, names[number]) if number != own and number in wrote else -1

@@ -16,8 +16,17 @@ from retrieval.corpus.mapped_items import load_array, save_array
 from retrieval.corpus.types import Post, Tally
 from retrieval.evaluation.task_report import Progress
 from retrieval.search.bm25.index import BM25Index
+from retrieval.search.bm25.vocabulary import known_ids
+from retrieval.search.bm25.window import add_window_scores
 from retrieval.search.fusion import Fusion
-from retrieval.search.learned.features import IMPLIED_LEGS, MESSAGE_CUES, Features, FeatureSpace, Windows
+from retrieval.search.learned.features import (
+    IMPLIED_LEGS,
+    MESSAGE_CUES,
+    Features,
+    FeatureSpace,
+    Windows,
+    leg_scores,
+)
 from retrieval.search.learned.fit_ranker import FOLDS, Examples, fit_ranker, link_measures
 from retrieval.search.learned.listwise_mlp import Training
 from retrieval.search.learned.reply_ranker import (
@@ -149,46 +158,78 @@ class FeatureSource:
     space: FeatureSpace
     _last: tuple[int, ThreadFacts] | None = field(default=None, init=False)
 
-    def facts(self, number: int) -> ThreadFacts:
-        """Return the facts of a thread."""
+    def facts(self, number: int, words_from: int = 0) -> ThreadFacts:
+        """Return the facts of a thread.
+
+        Args:
+            number: the thread.
+            words_from: place of the first message whose words are wanted, see `thread_facts`. Later calls for
+                the same thread must not want earlier ones.
+        """
         if self._last is None or self._last[0] != number:
-            self._last = number, self.facts_of(self.threads.thread(number).posts)
+            self._last = number, self.facts_of(self.threads.thread(number).posts, words_from)
         return self._last[1]
 
-    def facts_of(self, posts: Sequence[Post]) -> ThreadFacts:
-        """Return the facts of posts in time order, which need not be in the corpus."""
+    def facts_of(self, posts: Sequence[Post], words_from: int = 0) -> ThreadFacts:
+        """Return the facts of posts in time order, which need not be in the corpus.
+
+        Args:
+            posts: the posts.
+            words_from: place of the first post whose words are wanted.
+        """
         weights = DocumentFrequencies(self.bm25)
-        return thread_facts(posts, self.bm25.tokenizer, weights, self.space.cue_numbers)
+        return thread_facts(posts, self.bm25.tokenizer, weights, self.space.cue_numbers, words_from)
 
     def features(
-        self, rows: Sequence[ReplyRow], rankings: Sequence[Mapping[str, LegRanking]]
+        self, rows: Sequence[ReplyRow], scores: Mapping[str, np.ndarray], words_from: int = 0
     ) -> tuple[Features, np.ndarray]:
         """Return the features of messages of one thread, and the number of candidates of each, int64[M].
 
         Args:
             rows: the messages.
-            rankings: rankings of each message, of `space.legs` at least.
+            scores: scores of all pairs by the legs of the space, see `FeatureSpace.features`.
+            words_from: see `facts`.
         """
         windows = Windows(np.array([row.place for row in rows]), np.array([row.low for row in rows]))
-        return self.space.features(self.facts(rows[0].thread), windows, rankings), windows.sizes
+        return self.space.features(self.facts(rows[0].thread, words_from), windows, scores), windows.sizes
 
-    def leg_rankings(self, number: int, row: ReplyRow, cosines: Cosines | None) -> dict[str, LegRanking]:
-        """Return the rankings of `space.legs` of a fitted message.
+    def leg_scores(
+        self, number: int, rows: Sequence[ReplyRow], cosines: Cosines | None
+    ) -> dict[str, np.ndarray]:
+        """Return the scores of the legs of the space, for each candidate of fitted messages of one thread.
 
         Args:
-            number: number of the message among the fitted ones.
-            row: the message.
+            number: number of the first message among the fitted ones.
+            rows: the messages, which follow one another there.
             cosines: gives the scores of the dense leg; None without this leg.
         """
-        posts = self.threads.thread(row.thread).posts
-        start = self.threads.rows.value("start", row.thread)
-        low, high = start + row.low, start + row.place
-        comment = posts[row.place]
-        scores = {"bm25": self.bm25.window_scores(self.bm25.tokenizer(comment.text), low, high)}
+        thread = rows[0].thread
+        posts, start = self.threads.thread(thread).posts, self.threads.rows.value("start", thread)
+        out: dict[str, np.ndarray] = {}
+        similar: dict[str, list[np.ndarray]] = {"bm25": self._bm25_scores(posts, start, rows)}
         if cosines is not None:
-            scores["dense"] = cosines(number, low, high)
-        query = LegQuery(comment, posts[row.low : row.place], row.low, scores)
-        return rank_legs(self.space.legs, query)
+            windows = enumerate(rows, start=number)
+            similar["dense"] = [cosines(k, start + row.low, start + row.place) for k, row in windows]
+        for leg in self.space.legs:
+            if leg in similar:
+                out[leg] = np.concatenate(similar[leg])
+                continue
+            queries = (LegQuery(posts[row.place], posts[row.low : row.place], row.low) for row in rows)
+            out[leg] = np.concatenate(
+                [leg_scores(rank_legs([leg], query)[leg], len(query.candidates)) for query in queries]
+            )
+        return out
+
+    def _bm25_scores(self, posts: Sequence[Post], start: int, rows: Sequence[ReplyRow]) -> list[np.ndarray]:
+        """Return the BM25 scores of the candidates of each message."""
+        postings, words = self.bm25.postings, self.bm25.tokenizer
+        out = []
+        for row in rows:
+            terms = np.array(known_ids(self.bm25.vocabulary, words(posts[row.place].text)), dtype=np.int64)
+            scores = np.zeros(row.place - row.low)
+            add_window_scores(*postings[:3], terms, start + row.low, scores)
+            out.append(scores)
+        return out
 
 
 @dataclass(frozen=True)
@@ -279,8 +320,9 @@ def training_examples(
     examples = Examples(source.space, seed)
     for low, high in _runs(chosen.rows[: chosen.training]):
         rows = chosen.rows[low:high]
-        legs = [source.leg_rankings(low + k, row, cosines) for k, row in enumerate(rows)]
-        features, sizes = source.features(rows, legs)
+        scores = source.leg_scores(low, rows, cosines)
+        # The messages of a thread are in time order, so no later ones have earlier candidates.
+        features, sizes = source.features(rows, scores, rows[0].low)
         parents = [[parent - row.low for parent in row.parents] for row in rows]
         examples.add(features, sizes, parents, int(chosen.folds[rows[0].thread]))
         progress("threads: features of fusion", high, chosen.training)
@@ -310,7 +352,7 @@ def held_out_features(
         cosines: gives the scores of the dense leg; None without this leg.
     """
     for number, row in enumerate(chosen.rows[chosen.training :], start=chosen.training):
-        yield source.features([row], [source.leg_rankings(number, row, cosines)])[0]
+        yield source.features([row], source.leg_scores(number, [row], cosines), row.low)[0]
 
 
 def held_out_measures(
@@ -386,7 +428,7 @@ class LearnedFusion:
             row: the message.
             legs: rankings of its candidates, of the legs that are features at least.
         """
-        features, _ = self.source.features([row], [legs])
+        features, _ = self.source.features([row], self._scores(legs, row.place - row.low))
         return self.ranker.log_probabilities(features, int(self.folds[row.thread]))
 
     def log_probabilities_of_new(
@@ -400,8 +442,12 @@ class LearnedFusion:
             legs: rankings of its candidates, of the legs that are features at least.
         """
         windows = Windows(np.array([len(posts) - 1]), np.array([low]))
-        features = self.source.space.features(self.source.facts_of(posts), windows, [legs])
+        scores = self._scores(legs, len(posts) - 1 - low)
+        features = self.source.space.features(self.source.facts_of(posts, low), windows, scores)
         return self.ranker.log_probabilities(features)
+
+    def _scores(self, legs: Mapping[str, LegRanking], n: int) -> dict[str, np.ndarray]:
+        return {leg: leg_scores(legs[leg], n) for leg in self.ranker.space.legs}
 
 
 def ranked(log_probabilities: np.ndarray) -> np.ndarray:

@@ -120,8 +120,13 @@ def test_a_new_post_is_ranked_as_one_of_the_corpus(source: Path, tmp_path: Path)
     rows = [row for row in work.replies if fusion.folds[row.thread] == UNSEEN]
     assert len(rows) > 30
     for row in rows[::3]:
-        legs = fusion.source.leg_rankings(0, row, None)
         posts = work.threads.thread(row.thread).posts[: row.place + 1]
+        start = work.threads.rows.value("start", row.thread)
+        words = work.bm25.tokenizer(posts[-1].text)
+        scores = {"bm25": work.bm25.window_scores(words, start + row.low, start + row.place)}
+        # The compiled scores of the fitting are those of the index.
+        assert fusion.source.leg_scores(0, [row], None)["bm25"].tolist() == scores["bm25"].tolist()
+        legs = rank_legs(["bm25"], LegQuery(posts[-1], posts[row.low : -1], row.low, scores))
         new = fusion.log_probabilities_of_new(posts, row.low, legs)
         assert new.tolist() == fusion.log_probabilities(row, legs).tolist()
     # `ask` puts the post at the end of its thread.

@@ -33,7 +33,8 @@ def message(rng: np.random.Generator, n: int) -> tuple[Features, list[int]]:
     cosine = rng.normal(size=n).astype(np.float32)
     pairs[:, list(SPACE.pair_groups).index("cosine")] = cosine
     messages[0, list(SPACE.message_groups).index("best_cosine")] = cosine.max()
-    return Features(pairs, messages), [] if cosine.max() < 1 else [int(cosine.argmax())]
+    features = Features(pairs, np.arange(n), np.zeros((n, 0), dtype=np.float32), messages)
+    return features, [] if cosine.max() < 1 else [int(cosine.argmax())]
 
 
 def examples_of(n: int, wrong_fold: int = -1) -> Examples:
