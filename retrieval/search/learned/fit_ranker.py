@@ -200,31 +200,35 @@ def scaled_examples(examples: Examples) -> ScaledExamples:
 
 
 def fit_perceptrons(
-    data: ScaledExamples, seed: int, training: Training, on_model: Callable[[int, int], None]
-) -> tuple[Weights, ...]:
-    """Fit one perceptron for each fold, on the messages of the other folds.
+    data: ScaledExamples,
+    seed: int,
+    training: Training,
+    folds: Sequence[int],
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Weights]:
+    """Fit one perceptron for each of some folds, on the messages of all other folds.
 
     Args:
         data: the messages, in at least two folds.
         seed: seed of first weights, order and dropout.
         training: settings of the perceptrons.
+        folds: numbers of the folds.
         on_model: called with (perceptrons fitted, all).
     """
-    numbers = data.fold_numbers
 
     def fit(number: int) -> Weights:
         rows = np.flatnonzero(data.folds != number)
         rng = np.random.default_rng([seed, number])
         return train(lambda at: _in_float32(data.lists, rows[at]), len(rows), training, rng)
 
-    models: list[Weights] = []
+    models: dict[int, Weights] = {}
     # One BLAS thread for each perceptron: a matrix product on several threads has other last bits, which grow
     # with every step. The perceptrons are fitted side by side instead.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(cores(), len(numbers))) as pool:
-        for model in pool.map(fit, numbers):
-            models.append(model)
-            on_model(len(models), len(numbers))
-    return tuple(models)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(cores(), len(folds))) as pool:
+        for fold, model in zip(folds, pool.map(fit, folds), strict=True):
+            models[fold] = model
+            on_model(len(models), len(folds))
+    return models
 
 
 def fit_ranker(
@@ -239,7 +243,7 @@ def fit_ranker(
     """
     space, seed = examples.space, examples.seed
     data = scaled_examples(examples)
-    models = fit_perceptrons(data, seed, training, on_model)
+    models = fit_perceptrons(data, seed, training, data.fold_numbers, on_model)
     rows = _measured(len(data.lists))
     targets = data.lists.targets[rows]
     threshold, links = second_parent_threshold(held_back(data, models, rows), targets)
@@ -253,12 +257,12 @@ def fit_ranker(
             for group in dict.fromkeys(space.pair_groups.values())
         },
     }
-    return ReplyRanker(space, data.scale, models, threshold), measures
+    return ReplyRanker(space, data.scale, tuple(models.values()), threshold), measures
 
 
 def held_back(
     data: ScaledExamples,
-    models: Sequence[Weights],
+    models: Mapping[int, Weights],
     rows: np.ndarray,
     without: tuple[FeatureSpace, str] | None = None,
 ) -> np.ndarray:
@@ -268,28 +272,28 @@ def held_back(
 
     Args:
         data: all messages.
-        models: the perceptron of each fold.
-        rows: int64[R], the messages.
+        models: perceptrons by the fold that they have not seen.
+        rows: int64[R], messages of these folds.
         without: the features, and a group of them that is replaced by its mean; None: none.
     """
     log_p = np.full((len(rows), data.lists.present.shape[1]), -np.inf)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
 
-        def score(number: int, part: np.ndarray) -> None:
+        def score(fold: int, part: np.ndarray) -> None:
             batch = _in_float32(data.lists, rows[part])
             if without is not None:
                 # The mean, after scaling. Behind the features of a pair stands the mark of the start.
                 batch.pairs[..., :-1][..., _of_group(without[0].pair_groups, without[1])] = 0
                 batch.messages[:, _of_group(without[0].message_groups, without[1])] = 0
-            scores = scores_of(models[number], batch.pairs, batch.messages) + batch.offsets
+            scores = scores_of(models[fold], batch.pairs, batch.messages) + batch.offsets
             # Of one candidate, not of all for which it stands.
             log_p[part] = log_softmax(scores, batch.present) - batch.offsets
 
         tasks = []
-        for number, fold in enumerate(data.fold_numbers):
+        for fold in models:
             mine = np.flatnonzero(data.folds[rows] == fold)
             parts = (mine[at : at + _AT_A_TIME] for at in range(0, len(mine), _AT_A_TIME))
-            tasks += [pool.submit(score, number, part) for part in parts]
+            tasks += [pool.submit(score, fold, part) for part in parts]
         for task in tasks:
             task.result()
     return log_p
