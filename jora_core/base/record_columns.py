@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,18 +42,6 @@ TRAINING_OPTIONAL_COLUMNS = ("context_ids", "oracle_ids")
 ANSWERING_COLUMNS = ("id", "instruction", "input", "split", "task")
 CHOICES_COLUMN = "choices"
 ANSWERING_OPTIONAL_COLUMNS = ("context_id", "context_ids")
-
-#: Columns of `predictions.parquet`, the answers of one or more systems. `choice_logprobs` has one number for
-#: each of the record's choices, and `choice_logprob` is the largest of them.
-PREDICTION_COLUMNS = ("id", "system", "choice", "choice_logprob", "choice_logprobs", "text")
-
-
-def prediction_schema(names: Sequence[str]) -> pa.Schema:
-    """Return the Arrow schema of answers, whose columns of other names than those above are texts."""
-    import pyarrow as pa
-
-    kinds = {"choice_logprob": pa.float64(), "choice_logprobs": pa.list_(pa.float64())}
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
 
 
 def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> pa.Schema:

@@ -1,8 +1,8 @@
 """Answer records with one base model and several adapters: score given choices, generate, or both.
 
-``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` and ``result.json``. A row
-has id, system, choice, choice_logprob, the log-likelihoods of all choices of the record (choice_logprobs) and
-text. The base model is read once. Adapters of equal shapes share their compiled programs.
+``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
+choice_logprob, text) and ``result.json``. The base model is read once. Adapters of equal shapes share their
+compiled programs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.progress import progress
-from jora_core.base.record_columns import (
-    ANSWERING_COLUMNS,
-    ANSWERING_OPTIONAL_COLUMNS,
-    CHOICES_COLUMN,
-    PREDICTION_COLUMNS,
-    prediction_schema,
-)
+from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
 from jora_core.data.prompts.shortening import shorten_prompt
@@ -67,16 +61,17 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         # `seconds` compares systems and leaves the load out; `seconds_total` has it.
         loaded = time.perf_counter()
-        table: dict[str, list[Any]] = {name: [] for name in PREDICTION_COLUMNS}
+        table: dict[str, list[Any]] = {
+            name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
+        }
         ends = end_tokens(spec.model, config, tokenizer, template.end_id)
         work = Work(spec, config, params, questions, tokenizer, ends)
         for system, adapter in adapters.items():
-            chosen = work.choose(system, adapter)
+            choices, logprobs = work.choose(system, adapter)
             table["id"] += [question.id for question in questions]
             table["system"] += [system] * len(questions)
-            table["choice"] += [choice for choice, _ in chosen]
-            table["choice_logprob"] += [max(scores, default=None) for _, scores in chosen]
-            table["choice_logprobs"] += [scores for _, scores in chosen]
+            table["choice"] += choices
+            table["choice_logprob"] += logprobs
             table["text"] += work.write(system, adapter)
     # The table comes first: a result.json says that the table beside it is whole.
     _write_table(spec.output_dir / "predictions.parquet", table)
@@ -206,13 +201,10 @@ class Work:
     tokenizer: TextTokenizer
     ends: tuple[int, ...]
 
-    def choose(self, system: str, adapter: Adapter | None) -> list[tuple[str, list[float]]]:
-        """Return each question's likeliest choice and the log-likelihood of each of its choices.
-
-        Without choices it is "" and an empty list.
-        """
+    def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
+        """Return each question's likeliest choice and its log-likelihood; "" and None without choices."""
         if self.spec.mode == "generate":
-            return [("", []) for _ in self.questions]
+            return [""] * len(self.questions), [None] * len(self.questions)
         scores = score_choices(
             self.params,
             self.config,
@@ -225,10 +217,9 @@ class Work:
             share=self.spec.sharing == "auto",
         )
         # Of equal scores the first choice wins; a record without choices has none.
-        return [
-            (question.choices[int(np.argmax(values))] if len(values) else "", values.tolist())
-            for question, values in zip(self.questions, scores, strict=True)
-        ]
+        best = [int(np.argmax(values)) if len(values) else None for values in scores]
+        choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]
+        return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
 
     def write(self, system: str, adapter: Adapter | None) -> list[str]:
         """Return the generated answer to each question; "" where only choices are scored.
@@ -275,9 +266,12 @@ def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Given and not inferred: a column of None alone would get the type null.
+    schema = pa.schema(
+        [(name, pa.float64() if name == "choice_logprob" else pa.string()) for name in columns]
+    )
     with atomic_path(path) as temporary:
-        # The schema is given and not inferred: a column of None alone would get the type null.
-        pq.write_table(pa.table(columns, schema=prediction_schema(PREDICTION_COLUMNS)), temporary)
+        pq.write_table(pa.table(columns, schema=schema), temporary)
 
 
 def _main(spec: PredictSpec) -> None:

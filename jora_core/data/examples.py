@@ -210,18 +210,7 @@ def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -
     """
     for row, pieces in rows:
         name = row["context_id"] or row["id"]
-        yield _SplitRow(is_for_validation(name, seed, spec.validation_share), row, pieces)
-
-
-def is_for_validation(name: str, seed: int, share: float) -> bool:
-    """Return whether the records of a context are kept for the validation loss, and not trained on.
-
-    Args:
-        name: the id of the context; of a record without one, its own id.
-        seed: seed of the training.
-        share: the setting `validation_share`.
-    """
-    return _hash_share(f"{seed}:{name}") < share
+        yield _SplitRow(_hash_share(f"{seed}:{name}") < spec.validation_share, row, pieces)
 
 
 def _hash_share(name: str) -> float:

@@ -130,46 +130,6 @@ def directionality(
     }
 
 
-def paired_difference(
-    first: Mapping[str, Prediction],
-    second: Mapping[str, Prediction],
-    rankings: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """Compare the reply@1 of two systems on the same thread records.
-
-    The p-value is that of a randomisation test over contexts: how often is a difference as large as the found
-    one if, in each context, chance decides which system is called the first? McNemar's test would take the
-    records of a context for independent.
-
-    Args:
-        first: answers of the one system by record id; a missing answer counts as wrong.
-        second: answers of the other system.
-        rankings: rows of `rankings.parquet` of the scored records.
-        seed: seed of the resamples and of the signs.
-        resamples: number of resamples, and of draws of signs.
-
-    Returns:
-        `{"value", "low", "high", "n"}` of first minus second with its 95 % interval, "p", and the numbers of
-        records that only one of them answers right, "only_first" and "only_second".
-    """
-    one, other = (_right(answers, rankings)[1] for answers in (first, second))
-    intervals = _Bootstrap.over([row["context_id"] for row in rankings], seed, resamples)
-    out = intervals.ratio(one - other, np.ones(len(rankings)))
-    by_context = np.bincount(intervals.membership, weights=one - other)
-    signs = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=(resamples, len(by_context)))
-    # With the found difference among the draws, so that p is never 0.
-    as_large = np.abs(signs @ by_context) >= abs(by_context.sum()) - 1e-9
-    return {
-        **out,
-        "p": round((1 + int(as_large.sum())) / (1 + resamples), 6),
-        "only_first": int(((one == 1) & (other == 0)).sum()),
-        "only_second": int(((one == 0) & (other == 1)).sum()),
-    }
-
-
 def _right(
     answers: Mapping[str, Prediction], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:

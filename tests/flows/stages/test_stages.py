@@ -237,7 +237,6 @@ def _evaluation(
                         "system": system,
                         "choice": choice,
                         "choice_logprob": -1.0,
-                        "choice_logprobs": [-1.0, -2.0],
                         "text": text,
                     }
                 )
@@ -305,15 +304,7 @@ def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: 
         f"test-{n}" for n in range(THREADS)
     }
     assert len(predictions) == 3 * THREADS
-    assert set(predictions[0]) == {
-        "id",
-        "task",
-        "system",
-        "choice",
-        "choice_logprob",
-        "choice_logprobs",
-        "text",
-    }
+    assert set(predictions[0]) == {"id", "task", "system", "choice", "choice_logprob", "text"}
 
 
 def test_free_writing_is_reported_beside_the_choice(
