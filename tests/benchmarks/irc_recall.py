@@ -130,6 +130,7 @@ def learn(task: ThreadsTask, embedder: str | None, gold: Path) -> Learned:
     at: dict[str, tuple[float, float]] = {}
 
     def progress(step: str, done: int, total: int) -> None:
+        # The first report of the features comes before the first of them, and the measuring behind the fit.
         at.setdefault(step, (time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -168,14 +169,14 @@ def link_scores(gold: Path, links: dict[str, dict[str, list[str]]], parents: int
 
 
 def recipe_task(data: Path) -> ThreadsTask:
-    """The recipe's thread task: `data`/train for training, `data`/dev as the test split."""
+    """The recipe's thread task by hand-set weights: `data`/train for training, `data`/dev as test split."""
     import yaml
 
     written = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["context"]["threads"]
     return ThreadsTask.model_validate(
         written
         | {"source": str(data / "train"), "test_source": str(data / "dev")}
-        | {"max_records": TRAINING_RECORDS, "max_test_records": None}
+        | {"max_records": TRAINING_RECORDS, "max_test_records": None, "fusion": "rrf"}
     )
 
 

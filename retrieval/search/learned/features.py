@@ -178,6 +178,7 @@ class FeatureSpace:
             "best_rarest": best_rarest,
         }
         columns = [messages[name] for names in MESSAGE_GROUPS.values() for name in names]
-        parts = [*columns, best, facts.form[windows.place], facts.cues[windows.place]]
-        alone = np.concatenate([facts.form, facts.cues[:, :CANDIDATE_CUES]], axis=1)
+        parts = [*columns, best, facts.alone[windows.place]]
+        # The most frequent cue words come first.
+        alone = facts.alone[:, : len(FORM) + CANDIDATE_CUES]
         return Features(core, candidate, alone, np.column_stack(parts).astype(np.float32))

@@ -77,12 +77,12 @@ class Weights:
 class Training:
     """The settings of a training run."""
 
-    hidden: tuple[int, int] = (64, 32)
-    epochs: int = 6
+    hidden: tuple[int, int] = (96, 48)
+    epochs: int = 8
     batch: int = 128
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
-    dropout: float = 0.15
+    dropout: float = 0.25
 
 
 def initial_weights(

@@ -58,7 +58,6 @@ class ThreadFacts(NamedTuple):
         partner: int64[N], whom the author last named before this message, or -1.
         partner_after: int64[N], the same with this message.
         last_naming: int64[N], the place of the last message before that names the author, or -1.
-        form: float32[N, len(FORM)], facts about the form of the message.
         word_starts: int64[N + 1], like `named_starts` for `words`.
         words: int64, numbers of the distinct words, in the order of their first use, sorted within a message.
         word_idf: float64[words of the thread], inverse document frequency of each word.
@@ -66,7 +65,8 @@ class ThreadFacts(NamedTuple):
         norm: float64[N], the sum of the squares of `word_idf` over the distinct words.
         run_starts: int64[N + 1], like `named_starts` for `runs`.
         runs: int64, numbers of the distinct pairs of neighbouring words, sorted within a message.
-        cues: float32[N, C], 1 where the message has the C-th of the cue words.
+        alone: float32[N, len(FORM) + C], facts about the form of the message, then 1 where it has the c-th of
+            the cue words.
     """
 
     author: np.ndarray
@@ -80,7 +80,6 @@ class ThreadFacts(NamedTuple):
     partner: np.ndarray
     partner_after: np.ndarray
     last_naming: np.ndarray
-    form: np.ndarray
     word_starts: np.ndarray
     words: np.ndarray
     word_idf: np.ndarray
@@ -88,7 +87,7 @@ class ThreadFacts(NamedTuple):
     norm: np.ndarray
     run_starts: np.ndarray
     runs: np.ndarray
-    cues: np.ndarray
+    alone: np.ndarray
 
 
 def thread_facts(
@@ -120,8 +119,10 @@ def thread_facts(
     width = len(words.known) + 1
     runs = [sorted({one * width + next_one for one, next_one in pairwise(row)}) for row in split]
     cue_of = np.array([cues.get(word, -1) for word in words.known], dtype=np.int64)[flat]
-    cued = np.zeros((len(posts), len(cues)), dtype=np.float32)
-    cued[owner[cue_of >= 0], cue_of[cue_of >= 0]] = 1
+    alone = np.zeros((len(posts), len(FORM) + len(cues)), dtype=np.float32)
+    alone[owner[cue_of >= 0], len(FORM) + cue_of[cue_of >= 0]] = 1
+    for place in range(words_from, len(posts)):
+        alone[place, : len(FORM)] = form_of(posts[place].text, len(split[place]))
     return ThreadFacts(
         author,
         len(authors),
@@ -133,14 +134,13 @@ def thread_facts(
         named.partner,
         named.partner_after,
         named.last_naming,
-        _forms(posts, split, words_from),
         word_starts,
         flat,
         weights,
         idf.largest,
         np.bincount(owner, weights=weights[flat] ** 2, minlength=len(posts)),
         *_flat(runs),
-        cued,
+        alone,
     )
 
 
@@ -153,13 +153,6 @@ def _earlier(author: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         previous[place], before[place] = found, before[found] + 1 if found >= 0 else 0
         last[number] = place
     return previous, before
-
-
-def _forms(posts: Sequence[Post], split: Sequence[Sequence[int]], first: int) -> np.ndarray:
-    out = np.zeros((len(posts), len(FORM)), dtype=np.float32)
-    for place in range(first, len(posts)):
-        out[place] = form_of(posts[place].text, len(split[place]))
-    return out
 
 
 def form_of(text: str, n_words: int) -> tuple[float, ...]:

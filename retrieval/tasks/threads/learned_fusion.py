@@ -315,6 +315,7 @@ def training_examples(
         seed: seed of the draws.
         progress: receives (step, done, total) while the work advances.
     """
+    progress("threads: features of fusion", 0, chosen.training)
     cues = frequent_words(source, chosen)
     source = FeatureSource(source.threads, source.bm25, FeatureSpace(source.space.legs, tuple(cues)))
     examples = Examples(source.space, seed)
