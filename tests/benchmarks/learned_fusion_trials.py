@@ -160,7 +160,12 @@ def _with_fusion(task: ThreadsTask, fusion: str) -> ThreadsTask:
 def _cosines(threads: ThreadStore, chosen: FittedMessages, embedder: str, folder: Path) -> Cosines:
     places = np.array([(row.thread, row.place, row.low) for row in chosen.rows])
     ThreadVectors.build(threads, places, load_embedder(embedder, "embedder"), lambda *_: None, folder)
-    return ThreadVectors.open(folder).window_scores
+    vectors = ThreadVectors.open(folder)
+
+    def of_message(number: int, low: int, high: int) -> np.ndarray:
+        return vectors.window_scores(number, low, high)
+
+    return of_message
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def loss_and_gradients(
     m, k, p = lists.pairs.shape
     flat = lists.pairs.reshape(m * k, p)
     if dropout is None:
-        dropout = Dropout(*(np.ones((m * k, len(b)), dtype=bool) for b in (weights.b1, weights.b2)), 1.0)
+        first_kept, second_kept = (np.ones((m * k, len(b)), dtype=bool) for b in (weights.b1, weights.b2))
+        dropout = Dropout(first_kept, second_kept, 1.0)
     factor = flat.dtype.type(dropout.factor)
     first = flat @ weights.w1
     _rectify(first, lists.messages @ weights.v1 + weights.b1, dropout.first, factor)
