@@ -115,6 +115,8 @@ def thread_facts(
     weights = idf.of(list(words.known))
     word_starts, flat = _flat([sorted(set(row)) for row in split])
     owner = np.repeat(np.arange(len(posts)), np.diff(word_starts))
+    # As float64: without any word, bincount returns whole numbers, for which all code would be compiled anew.
+    norm = np.bincount(owner, weights=weights[flat] ** 2, minlength=len(posts)).astype(np.float64)
     # A pair of neighbours is one number: the words of a thread are far fewer than 2^31.
     width = len(words.known) + 1
     runs = [sorted({one * width + next_one for one, next_one in pairwise(row)}) for row in split]
@@ -138,7 +140,7 @@ def thread_facts(
         flat,
         weights,
         idf.largest,
-        np.bincount(owner, weights=weights[flat] ** 2, minlength=len(posts)),
+        norm,
         *_flat(runs),
         alone,
     )
