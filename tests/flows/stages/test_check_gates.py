@@ -97,11 +97,11 @@ def test_verdicts(project: Project, tmp_path: Path, condition: str, passed: bool
 
 
 def test_the_interval_is_paired_and_by_context(project: Project, tmp_path: Path) -> None:
-    """Two systems that differ in one record of 60 are near each other, however wide their own intervals are."""
+    """Two systems that differ in one record of 60 are near, however wide their own intervals."""
     own = values(tmp_path / "own", base=29, both_phases=30)
     found = verdict(project, "{metric: threads.reply@1, not_worse_than: base}", own)
     assert found["difference"] == pytest.approx(1 / RECORDS, abs=1e-6)
-    assert 0 <= found["low"] and found["high"] <= 4 / RECORDS
+    assert found["low"] >= 0 and found["high"] <= 4 / RECORDS
     assert (found["records"], found["contexts"]) == (RECORDS, CONTEXTS)
 
 
