@@ -31,7 +31,13 @@ class ContextBootstrap:
 
     @classmethod
     def over(cls, contexts: Sequence[str], seed: int, resamples: int) -> ContextBootstrap:
-        """Draw the resamples for records of the given contexts."""
+        """Draw the resamples for records of the given contexts.
+
+        Args:
+            contexts: id of the context of each record.
+            seed: seed of the draws.
+            resamples: number of resamples.
+        """
         # Through `object`, because numpy makes floats of an empty list.
         names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
         n = len(names)
