@@ -110,7 +110,7 @@ def documents_of(shown: str, count: int) -> list[str]:
     marks = [f"\n[{number}] " for number in range(1, count + 1)]
     starts = [0 if number == 0 else body.rfind(mark) for number, mark in enumerate(marks)]
     texts = []
-    for mark, start, following in zip(marks, starts, [*marks[1:], ""], strict=True):
+    for mark, start, following in zip(marks, starts, [*marks, ""][1:], strict=True):
         end = body.find(following, start) if following else len(body)
         texts.append(body[start + len(mark) : end] if body.startswith(mark, start) and end > start else "")
     return texts

@@ -1,8 +1,8 @@
 """Conversations of a log, and measures of them as `conversation-eval.py` of irc-disentanglement counts them.
 
-Conversations are the connected components of reply links. The messages before the first one that has a link of
-its own are context only, and are taken out (`graph-to-cluster.py`). All measures pool the conversations of all
-logs. Definitions: Kummerfeld et al. 2019 (arXiv:1810.11118, section 5), after Elsner and Charniak 2008 (one-to-one),
+Conversations are the connected components of reply links. The messages before the first one that has a link
+of its own are context only, and are taken out (`graph-to-cluster.py`). All measures pool the conversations of
+all logs. Kummerfeld et al. 2019 (arXiv:1810.11118) chose them, after Elsner and Charniak 2008 (one-to-one),
 Shen et al. 2006 (matched F1), Meilă 2007 (variation of information) and Hubert and Arabie 1985 (Rand index).
 """
 
@@ -145,9 +145,7 @@ def _places(side: Mapping[str, Conversations]) -> dict[tuple[str, int], tuple[st
     }
 
 
-def _require_same_messages(
-    gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]
-) -> None:
+def _require_same_messages(gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]) -> None:
     if gold.keys() != predicted.keys():
         raise ValueError(f"logs of one side only: {', '.join(sorted(gold.keys() ^ predicted.keys()))}")
     for log in gold:

@@ -1,7 +1,7 @@
 """Denotation accuracy of WikiTableQuestions (Pasupat and Liang 2015), by the rules of its evaluator 1.0.2.
 
 A denotation is a set of values: texts, numbers and dates. A prediction is right if it has as many values as
-the right answer and each right value matches a predicted one: as a normalised text, as a number, or as a date.
+the right answer and each right value matches a predicted one, as a normalised text, a number or a date.
 
 The evaluator gets the numbers and dates of right answers from the data set's `tagged` files (`targetCanon`),
 where `1,000` is 1000.0 and `May 1990` is 1990-05-xx. Without them, only the text of a right answer is known.

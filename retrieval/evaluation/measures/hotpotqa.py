@@ -1,8 +1,8 @@
 """Answer, supporting-fact and joint scores of HotpotQA (arXiv:1809.09600), as its script counts them.
 
 Answers are normalised as in SQuAD. F1 has a special case: if one of the two answers is `yes`, `no` or
-`noanswer` and the other is not the same, F1 is 0, so that `yes, it is` gets nothing for `yes`. F1 of two empty
-texts is 0. Supporting facts are sets of (title, sentence number). The joint precision and recall of a
+`noanswer` and the other is not the same, F1 is 0, so that `yes, it is` gets nothing for `yes`. F1 of two
+empty texts is 0. Supporting facts are sets of (title, sentence number). The joint precision and recall of a
 question are products of those of its answer and of its facts.
 """
 

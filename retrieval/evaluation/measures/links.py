@@ -1,8 +1,8 @@
 """Reply links as sets, counted as `graph-eval.py` of irc-disentanglement counts them (arXiv:1810.11118).
 
-A link is a pair of message numbers (message, parent), where the message is the later one. A message that starts
-a conversation has a link to itself, which counts like every other link. A message may have several parents.
-Links of all logs are counted together: precision, recall and F1 are no means over logs.
+A link is a pair of message numbers (message, parent), where the message is the later one. A message that
+starts a conversation has a link to itself, which counts like every other link. A message may have several
+parents. Links of all logs are counted together: precision, recall and F1 are no means over logs.
 """
 
 from __future__ import annotations

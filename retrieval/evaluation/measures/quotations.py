@@ -1,7 +1,7 @@
 """Quotations of an answer: are they verbatim, and are they from a document that holds the right answer?
 
-No published script counts this. RAFT (arXiv:2403.10131) teaches answers that quote their document, and this is
-the share of quotations that keep to it.
+No published script counts this. RAFT (arXiv:2403.10131) teaches answers that quote their document, and this
+is the share of quotations that keep to it.
 """
 
 from __future__ import annotations

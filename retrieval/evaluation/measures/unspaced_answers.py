@@ -18,7 +18,7 @@ from retrieval.text.words import characters_and_runs
 
 
 def segments(text: str) -> list[str]:
-    """Return the words of an answer: single characters in scripts without blanks, else runs between blanks."""
+    """Return the words of an answer: characters in scripts without blanks, else runs between blanks."""
     kept = "".join(character for character in text.lower() if not _is_punctuation(character))
     return [piece for run in kept.split() for piece in characters_and_runs(run)]
 

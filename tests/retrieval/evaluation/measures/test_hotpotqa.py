@@ -83,9 +83,7 @@ def test_there_are_sixty_pairs() -> None:
 
 
 @pytest.mark.parametrize(("prediction", "gold", "exact", "precision", "recall", "f1"), PAIRS)
-def test_pairs(
-    prediction: str, gold: str, exact: bool, precision: float, recall: float, f1: float
-) -> None:
+def test_pairs(prediction: str, gold: str, exact: bool, precision: float, recall: float, f1: float) -> None:
     found = answer_score(prediction, gold)
     assert found.exact is exact
     assert (found.overlap.precision, found.overlap.recall) == pytest.approx((precision, recall))
