@@ -12,8 +12,9 @@ from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
+from flows.stages.push import PUSH
 
 STAGES: Registry = {
     stage.name: stage
-    for stage in (BUILD_CONTEXT, CONVERT_MODEL, FINETUNE_STRUCTURE, FINETUNE_TASK, EVALUATE, EXPORT)
+    for stage in (BUILD_CONTEXT, CONVERT_MODEL, FINETUNE_STRUCTURE, FINETUNE_TASK, EVALUATE, EXPORT, PUSH)
 }

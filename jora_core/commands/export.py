@@ -25,6 +25,7 @@ from jora_core.base.digests import file_digest
 from jora_core.commands.model_card import GGUF_FOLDER, adapter_folder_name, base_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
@@ -126,7 +127,9 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
     # Opened again, as any reader would: the comparison includes what was written to disk.
-    base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))
+    base = MergedWeights(
+        open_checkpoint(spec.model, config), config, tuple(map(with_one_scale, adapters[:-1]))
+    )
     written = MergedWeights(open_checkpoint(spec.output_dir / "model", config), config)
     expected = hidden_states(base, tokens, adapters[-1])
     found = hidden_states(written, tokens)

@@ -37,7 +37,10 @@ OUTPUTS = {
         "adapter/adapter_model.safetensors",
         "README.md",
     ),
+    "push": ("push.json",),
 }
+# The stages of a configuration that uploads nothing.
+WITHOUT_PUSH = [name for name in STAGES if name != "push"]
 
 
 @dataclass

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
@@ -32,7 +35,11 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         InputError: the folder has no tokenizer, or one that llama.cpp does not know.
     """
     tokenizer = open_tokenizer(folder)
-    whole: dict[str, Any] = json.loads(tokenizer.to_str())
+    special = read_special_tokens(folder, tokenizer, rows)
+    named = _named_tokens(folder, tokenizer)
+    whole = _contents(folder, tokenizer)
+    # The library's form of a large vocabulary is not kept beside ours.
+    del tokenizer
     if whole["model"].get("type") != "BPE":
         raise InputError(
             f"{folder}: a tokenizer of kind {whole['model'].get('type')} is not written to GGUF; leave gguf "
@@ -41,7 +48,7 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         )
     byte_level = not whole["model"].get("byte_fallback")
     tokens, kinds = _vocabulary(folder, whole, rows)
-    merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in whole["model"]["merges"]]
+    merges = whole["model"].pop("merges")
     fields: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
     if byte_level:
         splitting = find_pre_tokenizer(whole)
@@ -53,8 +60,9 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         fields |= {"model": "gpt2", "pre": splitting.names[0]}
     else:
         scores = dict.fromkeys(tokens, _NO_MERGE)
-        for rank, (left, right) in enumerate(merges):
-            scores[left + right] = max(scores.get(left + right, _NO_MERGE), -float(rank))
+        for rank, pair in enumerate(merges):
+            made = "".join(_pieces(pair))
+            scores[made] = max(scores.get(made, _NO_MERGE), -float(rank))
         fields |= {
             "model": "llama",
             "pre": "default",
@@ -62,10 +70,11 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
             "add_space_prefix": _adds_space(whole),
         }
     # In a file of scores, too: llama.cpp ignores them there, and other readers need not derive them.
-    if all(" " not in piece for pair in merges for piece in pair):
-        fields["merges"] = [" ".join(pair) for pair in merges]
-    special = read_special_tokens(folder, tokenizer, rows)
-    named = _named_tokens(folder, tokenizer)
+    if all(" " not in piece for pair in merges for piece in _pieces(pair)):
+        # In place: half a million pairs are 100 MB, and their texts half of that.
+        for rank, pair in enumerate(merges):
+            merges[rank] = " ".join(_pieces(pair))
+        fields["merges"] = merges
     fields["add_bos_token"] = special.bos_id is not None
     fields["add_eos_token"] = False
     ids = {
@@ -76,6 +85,31 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         "eot": _turn_end(folder, special.eos_id, rows),
     }
     return fields | {f"{name}_token_id": number for name, number in ids.items() if number is not None}
+
+
+def _contents(folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """Return the fields of a tokenizer as ``tokenizer.json`` has them.
+
+    Args:
+        folder: model folder.
+        tokenizer: its tokenizer in the library's form.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return json.loads(tokenizer.to_str())
+    # From bytes: as a text of Python, a file with one emoji takes four bytes a character, 132 MB for Gemma's.
+    whole: dict[str, Any] = from_json(path.read_bytes().removeprefix(BOM_UTF8))
+    # The library fills in the fields that older files leave out.
+    whole["model"]["type"] = type(tokenizer.model).__name__
+    for name in ("normalizer", "pre_tokenizer"):
+        part = getattr(tokenizer, name)
+        whole[name] = None if part is None else json.loads(part.__getstate__())
+    return whole
+
+
+def _pieces(pair: list[str] | str) -> Sequence[str]:
+    """Return the two texts of a merge, which older files write as one."""
+    return pair if isinstance(pair, list) else pair.split(" ", 1)
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
