@@ -111,8 +111,8 @@ def _upload(config: PipelineConfig) -> Iterator[Problem]:
     if target is not None and not os.environ.get("HF_TOKEN"):
         yield Problem(
             "upload",
-            f"export.push_to: the upload to {target} needs a token; set HF_TOKEN to one that may write there, or "
-            "leave push_to out",
+            f"export.push_to: to upload to {target}, set HF_TOKEN to a token that may write there, "
+            "or leave push_to out",
         )
     if target is not None and os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         yield Problem(

@@ -36,8 +36,8 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no {source}; give a GGUF file, or a folder in Meta's layout")
     if source_kind(source) == "folder":
         raise InputError(
-            f"{source} is neither a GGUF file (.gguf) nor a folder with {META_PARAMS} and consolidated.*.pth; "
-            "a model folder in Hugging Face layout needs no conversion"
+            f"{source} is neither a GGUF file (.gguf) nor a folder with {META_PARAMS} and "
+            "consolidated.*.pth; a model folder in Hugging Face layout needs no conversion"
         )
     with workspace_beside(folder) as making:
         spec = ConvertSpec(model=making / "hf", output_dir=making / "check")

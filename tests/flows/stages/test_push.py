@@ -154,8 +154,8 @@ def test_refused_before_the_training(project: Project, monkeypatch: pytest.Monke
     config = project.config(f"export.push_to={REPOSITORY}")
     said = [problem.message for problem in problems(config) if problem.subject == "upload"]
     assert said == [
-        f"export.push_to: the upload to {REPOSITORY} needs a token; set HF_TOKEN to one that may write there, "
-        "or leave push_to out"
+        f"export.push_to: to upload to {REPOSITORY}, set HF_TOKEN to a token that may write there, or leave "
+        "push_to out"
     ]
     monkeypatch.setenv("HF_TOKEN", "right-token")
     assert not [problem for problem in problems(config) if problem.subject == "upload"]
