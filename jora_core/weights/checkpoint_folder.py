@@ -16,6 +16,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors, model_rows
 from jora_core.architecture.tensor_names import head_tensor_name
 from jora_core.base.atomic_files import write_json
+from jora_core.base.freed_memory import release_freed_memory
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Params
 from jora_core.weights.tensor_store import TensorStore, write_tensors
@@ -30,7 +31,8 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     store = open_weights(folder, config)
     # A folder without a tokenizer is accepted here: the commands that need a tokenizer report the error.
     if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        load_tokenizer(Path(folder), config.vocab_size)
+        load_tokenizer(Path(folder), config.vocab_size, encodes=False)
+        release_freed_memory()
     return store
 
 

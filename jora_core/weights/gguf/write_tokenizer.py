@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic_core import from_json
 
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.notices import notice
 from jora_core.data.special_tokens import TOKENIZER_CONFIG, read_special_tokens
-from jora_core.data.tokenizer import open_tokenizer
+from jora_core.data.tokenizer import open_tokenizer, read_merges
 from jora_core.weights.gguf.pre_tokenizers import find_pre_tokenizer
 from jora_core.weights.gguf.read_tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -34,47 +31,42 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
     Raises:
         InputError: the folder has no tokenizer, or one that llama.cpp does not know.
     """
-    tokenizer = open_tokenizer(folder)
-    special = read_special_tokens(folder, tokenizer, rows)
-    named = _named_tokens(folder, tokenizer)
-    whole = _contents(folder, tokenizer)
-    # The library's form of a large vocabulary is not kept beside ours.
-    del tokenizer
-    if whole["model"].get("type") != "BPE":
+    tokenizer = open_tokenizer(folder, merges=False)
+    model = tokenizer.model
+    if type(model).__name__ != "BPE":
         raise InputError(
-            f"{folder}: a tokenizer of kind {whole['model'].get('type')} is not written to GGUF; leave gguf "
-            "out of "
+            f"{folder}: a tokenizer of kind {type(model).__name__} is not written to GGUF; leave gguf out of "
             "export.formats"
         )
-    byte_level = not whole["model"].get("byte_fallback")
-    tokens, kinds = _vocabulary(folder, whole, rows)
-    merges = whole["model"].pop("merges")
+    tokens, kinds = _vocabulary(folder, tokenizer, rows)
     fields: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
-    if byte_level:
-        splitting = find_pre_tokenizer(whole)
+    steps = {name: _part(getattr(tokenizer, name)) for name in ("normalizer", "pre_tokenizer")}
+    if model.byte_fallback:
+        scores = dict.fromkeys(tokens, _NO_MERGE)
+        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(steps)}
+    else:
+        scores = {}
+        splitting = find_pre_tokenizer({**steps, "model": {"ignore_merges": model.ignore_merges}})
         if splitting is None:
             raise InputError(
                 f"{folder / 'tokenizer.json'}: llama.cpp does not know this pre_tokenizer, so it would read "
                 "texts differently; leave gguf out of export.formats"
             )
         fields |= {"model": "gpt2", "pre": splitting.names[0]}
-    else:
-        scores = dict.fromkeys(tokens, _NO_MERGE)
-        for rank, pair in enumerate(merges):
-            made = "".join(_pieces(pair))
-            scores[made] = max(scores.get(made, _NO_MERGE), -float(rank))
-        fields |= {
-            "model": "llama",
-            "pre": "default",
-            "scores": [scores[token] for token in tokens],
-            "add_space_prefix": _adds_space(whole),
-        }
+    merges, spaced = [], False
+    for rank, (left, right) in enumerate(read_merges(folder, tokenizer)):
+        merges.append(f"{left} {right}")
+        spaced = spaced or " " in left or " " in right
+        # The first merge that makes a token decides.
+        if scores.get(left + right) == _NO_MERGE:
+            scores[left + right] = -float(rank)
+    if scores:
+        fields["scores"] = [scores[token] for token in tokens]
     # In a file of scores, too: llama.cpp ignores them there, and other readers need not derive them.
-    if all(" " not in piece for pair in merges for piece in _pieces(pair)):
-        # In place: half a million pairs are 100 MB, and their texts half of that.
-        for rank, pair in enumerate(merges):
-            merges[rank] = " ".join(_pieces(pair))
+    if not spaced:
         fields["merges"] = merges
+    special = read_special_tokens(folder, tokenizer, rows)
+    named = _named_tokens(folder, tokenizer)
     fields["add_bos_token"] = special.bos_id is not None
     fields["add_eos_token"] = False
     ids = {
@@ -87,29 +79,9 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
     return fields | {f"{name}_token_id": number for name, number in ids.items() if number is not None}
 
 
-def _contents(folder: Path, tokenizer: Any) -> dict[str, Any]:
-    """Return the fields of a tokenizer as ``tokenizer.json`` has them.
-
-    Args:
-        folder: model folder.
-        tokenizer: its tokenizer in the library's form.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return json.loads(tokenizer.to_str())
-    # From bytes: as a text of Python, a file with one emoji takes four bytes a character, 132 MB for Gemma's.
-    whole: dict[str, Any] = from_json(path.read_bytes().removeprefix(BOM_UTF8))
-    # The library fills in the fields that older files leave out.
-    whole["model"]["type"] = type(tokenizer.model).__name__
-    for name in ("normalizer", "pre_tokenizer"):
-        part = getattr(tokenizer, name)
-        whole[name] = None if part is None else json.loads(part.__getstate__())
-    return whole
-
-
-def _pieces(pair: list[str] | str) -> Sequence[str]:
-    """Return the two texts of a merge, which older files write as one."""
-    return pair if isinstance(pair, list) else pair.split(" ", 1)
+def _part(part: Any) -> Any:
+    """Return a step of a tokenizer as ``tokenizer.json`` has it, with all its fields."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
@@ -133,12 +105,12 @@ def chat_templates(folder: Path) -> dict[str, str]:
     return found
 
 
-def _vocabulary(folder: Path, whole: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _vocabulary(folder: Path, tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
     """Return the texts and kinds of all rows of the embedding."""
-    model = whole["model"]
-    by_id = {number: token for token, number in model["vocab"].items()}
-    added = {each["id"]: each for each in whole["added_tokens"]}
-    by_id |= {number: each["content"] for number, each in added.items()}
+    model = tokenizer.model
+    by_id = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=False).items()}
+    added = tokenizer.get_added_tokens_decoder()
+    by_id |= {number: each.content for number, each in added.items()}
     if beyond := [token for number, token in by_id.items() if number >= rows]:
         notice(
             f"{folder}: {len(beyond)} tokens without a row in the embedding are left out, such as {beyond[0]}"
@@ -151,19 +123,19 @@ def _vocabulary(folder: Path, whole: Mapping[str, Any], rows: int) -> tuple[list
             kinds.append(UNUSED)
             continue
         tokens.append(token)
-        if token == model.get("unk_token"):
+        if token == model.unk_token:
             kinds.append(UNKNOWN)
         elif number in added:
-            kinds.append(CONTROL if added[number]["special"] else USER_DEFINED)
+            kinds.append(CONTROL if added[number].special else USER_DEFINED)
         else:
-            is_byte = model.get("byte_fallback") and _BYTE.fullmatch(token)
+            is_byte = model.byte_fallback and _BYTE.fullmatch(token)
             kinds.append(BYTE if is_byte else NORMAL)
     return tokens, kinds
 
 
-def _adds_space(whole: Mapping[str, Any]) -> bool:
+def _adds_space(steps: Mapping[str, Any]) -> bool:
     """Return whether texts begin with a space that they do not have."""
-    parts = _flat(whole.get("normalizer"), "normalizers") + _flat(whole.get("pre_tokenizer"), "pretokenizers")
+    parts = _flat(steps["normalizer"], "normalizers") + _flat(steps["pre_tokenizer"], "pretokenizers")
     return any(
         (part.get("type") == "Prepend" and part.get("prepend") == SPACE)
         or (part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never")
