@@ -186,10 +186,11 @@ def _tied(model: MetaModel) -> bool:
     shape = model.shape(EMBEDDING)
     if model.shape(HEAD) != shape:
         return False
-    return all(
-        np.array_equal(*(model.read_rows(name, part[0].start, part[0].stop) for name in (EMBEDDING, HEAD)))
-        for part in row_slices(shape)
-    )
+    for part in row_slices(shape):
+        ours, theirs = (model.read_rows(name, part[0].start, part[0].stop) for name in (EMBEDDING, HEAD))
+        if not np.array_equal(ours, theirs):
+            return False
+    return True
 
 
 def _read_parts(model: MetaModel, place: TensorPlace, config: ModelConfig) -> Iterator[np.ndarray]:

@@ -93,7 +93,9 @@ def test_the_same_greedy_tokens_after_a_second_file(model: Path, theirs: Any, tm
 
     config = read_model(model)
     write_gguf(model, config, tmp_path / "again.gguf", "f32", "again")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="again.gguf", dtype=torch.float32).eval()
+    again: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="again.gguf", dtype=torch.float32
+    ).eval()
     tokenizer = load_tokenizer(model)
     for text in PIECES[:4]:
         ids = torch.from_numpy(tokenizer.encode(text)[None]).long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_there_and_back_and_there_again(tmp_path: Path) -> None:
         folder = tmp_path / name
         convert_gguf(tmp_path / f"{name}.gguf", folder)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
-    again = AutoModelForCausalLM.from_pretrained(
+    again: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path,
         gguf_file="two.gguf",
         config=AutoConfig.from_pretrained(tmp_path / "hf"),
