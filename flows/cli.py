@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -22,6 +23,11 @@ def main() -> NoReturn:
     Wrong input prints one line and gives exit status 2. A failed stage prints the last lines of its output
     and gives exit status 1. Ctrl-C prints one line and gives 130.
     """
+    # Most objects of the imports live to the end. Python's default of 700 would search them for cycles again
+    # and again, which takes a tenth of the start.
+    gc.set_threshold(50_000)
+    # pydantic would read the entry points of every installed package for its plugins, and ours uses none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be UTF-8, and must not end a command that prints it.
         if isinstance(stream, io.TextIOWrapper):
@@ -30,6 +36,8 @@ def main() -> NoReturn:
         status = _run()
         # Now, because the interpreter's own flush at the end would print a traceback.
         sys.stdout.flush()
+        # The search for cycles at the interpreter's end would find nothing that matters.
+        gc.freeze()
     except BrokenPipeError:
         # The reader of our output has ended, as in `jora plan | head -1`, which is no error.
         _drop_output()

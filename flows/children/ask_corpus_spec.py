@@ -12,7 +12,7 @@ from retrieval.settings.context import ContextConfig
 class AskSpec(BaseModel):
     """The questions, the settings of their corpus, and the folders of the child process."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
     task: str = Field(title="Task", description="The task that is asked")

@@ -18,7 +18,7 @@ Step = Literal["all", "prepare", "shard", "merge"]
 class BuildContextSpec(BaseModel):
     """The settings, step and folders for the child process that builds records."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     context: ContextConfig = Field(title="Context", description="Corpora, retrieval and records")
     step: Step = Field(default="all", title="Step", description="All of the build, or one step of it")

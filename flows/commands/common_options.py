@@ -12,7 +12,7 @@ import typer
 from flows.children.devices import require_devices
 from flows.configuration.load import load_config
 from flows.configuration.requirements import require
-from flows.configuration.sample import default_config
+from flows.configuration.sample import CONFIG_NAME, SAMPLE_CONFIG, default_config
 from flows.configuration.schema import PipelineConfig
 
 # Types of parameters, so that an option has one name, one help text and one meaning in all commands.
@@ -44,6 +44,8 @@ def load(path: Path | None, overrides: list[str] | None, ready: bool = False) ->
     """
     config = load_config(path, overrides or [])
     if ready:
+        if path is None and default_config() == SAMPLE_CONFIG:
+            print_status(f"no CONFIG and no ./{CONFIG_NAME}: the embedded sample, {SAMPLE_CONFIG}")
         keys = {text.partition("=")[0].strip() for text in overrides or []}
         for line in require(config, str(path or default_config()), keys):
             print_status(f"warning: {line}")

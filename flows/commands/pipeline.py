@@ -1,33 +1,26 @@
-"""The commands of `jora` for the pipeline (run, plan, serve) and for its stages (context to push)."""
+"""The commands of `jora` that run the pipeline (run) or single stages (context to push)."""
 
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.children.run_child import limit_silence
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
-from flows.commands.memory_plan import memory_of_phases, with_model_folder
 from flows.commands.models.convert_file import convert_file, is_source
-from flows.commands.print_memory import print_phases
 from flows.commands.prompts.records_as_messages import check_target, write_messages
-from flows.commands.sharing_counts import sharing_of_phases
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
 from flows.engine.keys import identify
-from flows.engine.plan import make_plan, missing_upstream
+from flows.engine.plan import missing_upstream
 from flows.engine.run_stage import run_stages
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
-from flows.orchestration import serve as serve_pipeline
-from flows.orchestration.serving import status
 from flows.report.page import write_report
 from flows.stages import STAGES
 from flows.stages.build_context import RECORDS
@@ -63,81 +56,6 @@ def run(
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
     else:
         print_pipeline.print_outcome(outcome.references, outcome.report)
-
-
-def plan(
-    *,
-    config: Config = None,
-    only: Only = None,
-    start: From = None,
-    force: Force = False,
-    overrides: Set = None,
-    memory: Annotated[bool, typer.Option("--memory")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say per stage whether it would run, and why.
-
-    Also counts the tokens that sharing contexts saves. Writes nothing.
-
-    Args:
-        config: configuration file.
-        only: this stage alone.
-        start: this stage and those after it.
-        force: run even what is up to date.
-        overrides: changes of single values of the configuration.
-        memory: Also compile each phase's step and print its bytes per device.
-        as_json: print JSON instead of text.
-    """
-    settings = load(config, overrides, ready=True)
-    store = open_store(settings)
-    lines = make_plan(settings, store, STAGES, only=only, start=start, force=force)
-    # Also without --memory, because the counts come from artifacts and caches, if those exist.
-    sharing = sharing_of_phases(settings, store, STAGES, lines, print_status)
-    needs = {}
-    if memory:
-        needs = memory_of_phases(with_model_folder(settings), sharing, print_status)
-    if as_json:
-        found: dict[str, Any] = {"stages": [asdict(line) for line in lines], "sharing": sharing}
-        print_json(found | ({"memory": needs} if memory else {}))
-        return
-    print_pipeline.print_plan(lines)
-    print_pipeline.print_sharing(sharing)
-    if memory:
-        print_phases(needs)
-
-
-def serve(
-    configs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[CONFIG]...", help="YAML files; without one, as in `jora run`."),
-    ] = None,
-    overrides: Set = None,
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535)] = None,
-    check: Annotated[bool, typer.Option("--check")] = False,
-) -> None:
-    """Start web UI, deployments and worker.
-
-    Uses a Prefect server that answers, else starts one, and prints its URL. Ctrl-C ends the command. The
-    pipeline and every stage get a deployment, whose form offers all CONFIG. `schedule.cron` of a CONFIG runs
-    it on a schedule. Reports are served on this machine.
-
-    Args:
-        configs: configuration files.
-        overrides: changes of single values of the configuration.
-        port: Port of the server on this machine; else PREFECT_API_URL, 4200.
-        check: Say what is up, what is not, and what to do; start nothing. Exit status 1 if a part is down.
-    """
-    settings = [load(path, overrides, ready=not check) for path in configs or [None]]
-    if not check:
-        serve_pipeline.serve(settings, port, print_status)
-        return
-    words = [str(path) for path in configs or []]
-    parts = status.check(settings, shlex.join(["jora", "serve", *words]), port)
-    print_pipeline.print_findings(
-        [print_pipeline.Finding(part.name, part.state, part.detail) for part in parts]
-    )
-    if any(part.state == "fail" for part in parts):
-        raise typer.Exit(1)
 
 
 def context(

@@ -40,7 +40,7 @@ Manifest = dict[str, Any]
 class ArtifactRef(BaseModel):
     """A reference to a stage's artifact, which is all that stages and tasks pass to one another."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     stage: str = Field(title="Stage", description="Name of the stage")
     key: str = Field(title="Key", description="SHA-256 of everything that decides its content")

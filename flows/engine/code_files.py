@@ -18,14 +18,19 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `import` is a keyword, so outside of strings and comments it stands in import statements only. Strings and
-# comments are therefore matched first, as a whole. The rest of the text needs no parser.
+# comments are therefore matched first, as a whole. The rest of the text needs no parser. It is skipped in the
+# first line of the pattern, which gives nothing back (`++`, `*+`), so that the time is linear in the text.
 _STATEMENT = re.compile(
     r"""
-    \"{3} (?: [^\\] | \\. )*? \"{3}  |  '{3} (?: [^\\] | \\. )*? '{3}
-    | " (?: [^"\\\n] | \\. )* "  |  ' (?: [^'\\\n] | \\. )* '
-    | \# [^\n]*
-    | (?: \b from \b (?P<origin> (?: [.\w \t\f] | \\\n )*? ) )? \b import \b
+    (?: [^"'\#fi]++ | (?<=\w)[fi] | f(?!rom\b) | i(?!mport\b) )*+
+    (?:
+    \"{3} (?: [^"\\]++ | \\. | "(?!"") )*+ \"{3}  |  '{3} (?: [^'\\]++ | \\. | '(?!'') )*+ '{3}
+    | " (?: [^"\\\n]++ | \\. )*+ "  |  ' (?: [^'\\\n]++ | \\. )*+ '
+    | \# [^\n]*+
+    | (?P<start> (?: from \b (?P<origin> (?: [.\w \t\f] | \\\n )*? ) )? \b import \b )
       (?P<names> [ \t\f]* \( (?: [^)#] | \# [^\n]* )* \) | (?: [^\n;\#\\] | \\\n )* )
+    | \Z | .
+    )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -58,10 +63,10 @@ def reachable_sources(
     question = (tuple(entries), packages, root)
     # A run asks once for each stage and part. The walk opens hundreds of files, the stamps only look at them.
     known = _walks.get(question)
-    if known is not None and known[0] == _stamps(known[1]):
+    if known is not None and known[0] == _stamps(known[1].values()):
         return dict(known[1])
     found = _walk(*question)
-    _walks[question] = (_stamps(found), found)
+    _walks[question] = (_stamps(found.values()), found)
     return dict(found)
 
 
@@ -70,10 +75,10 @@ _walks: dict[
 ] = {}
 
 
-def _stamps(files: Mapping[str, Path]) -> list[tuple[int, int]]:
+def _stamps(files: Iterable[Path]) -> list[tuple[int, int]]:
     """Return time and size of each file, and zeros for a file that is gone."""
     stamps = []
-    for path in files.values():
+    for path in files:
         try:
             state = path.stat()
         except OSError:
@@ -88,7 +93,6 @@ def _walk(entries: tuple[str, ...], packages: tuple[str, ...], root: Path) -> di
     # A misspelled entry would otherwise leave its code out of the key without an error.
     if missing := [name for name in entries if name not in modules]:
         raise FileNotFoundError(f"{missing[0]} is no module below {root}")
-    prefix = f"{root}{os.sep}"
     given = {part for name in entries for part in _with_packages(name)}
     found: dict[str, Path] = {}
     # A list, not recursion: import chains can be circular, and `seen` ends the walk.
@@ -100,11 +104,10 @@ def _walk(entries: tuple[str, ...], packages: tuple[str, ...], root: Path) -> di
             continue
         seen.add(name)
         # A part of the name need not be a module: `from a.b import C` arrives as `a.b.C`.
-        if (path := modules.get(name)) is not None:
-            # Relative with forward slashes: the key is the same on every machine and in every checkout.
-            found[path[len(prefix) :].replace(os.sep, "/")] = Path(path)
+        if (module := modules.get(name)) is not None:
+            label, path = module
+            found[label] = path
             waiting += _imports(path, name)
-        waiting += _with_packages(name)
     # The order of the walk depends on the order of import statements, which formatters change.
     return dict(sorted(found.items()))
 
@@ -115,23 +118,52 @@ def _with_packages(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
-def _modules(packages: Iterable[str], root: Path) -> dict[str, str]:
-    """Return dotted name to file of all modules in some top-level packages.
+# Package to its modules: dotted name to label and file. Valid while no folder of the package has changed.
+_listed: dict[Path, tuple[list[tuple[Path, int]], dict[str, tuple[str, Path]]]] = {}
 
-    One listing of the folders, because a walk asks for thousands of names, most of which are no modules.
+
+def _modules(packages: Iterable[str], root: Path) -> dict[str, tuple[str, Path]]:
+    """Return the modules in some top-level packages: dotted name to path relative to `root`, and file.
+
+    A listing of the folders, because a walk asks for thousands of names, most of which are no modules.
     """
-    modules: dict[str, str] = {}
-    prefix = f"{root}{os.sep}"
+    modules: dict[str, tuple[str, Path]] = {}
     for package in packages:
-        for folder, _, names in os.walk(root / package):
-            parent = folder[len(prefix) :].replace(os.sep, ".")
-            for name in names:
-                if name == "__init__.py":
-                    modules[parent] = f"{folder}{os.sep}{name}"
-                elif name.endswith(".py"):
-                    # A package goes before a module of the same name, as in Python.
-                    modules.setdefault(f"{parent}.{name.removesuffix('.py')}", f"{folder}{os.sep}{name}")
+        folder = root / package
+        known = _listed.get(folder)
+        # A new, renamed or removed file changes the time of its folder.
+        if known is None or any(_time_of(name) != time for name, time in known[0]):
+            known = _listed[folder] = _listing(folder, root)
+        modules |= known[1]
     return modules
+
+
+def _listing(top: Path, root: Path) -> tuple[list[tuple[Path, int]], dict[str, tuple[str, Path]]]:
+    """Return the folders below `top`, with their times, and the modules in them."""
+    folders: list[tuple[Path, int]] = []
+    modules: dict[str, tuple[str, Path]] = {}
+    prefix = f"{root}{os.sep}"
+    for folder, inner, names in os.walk(top):
+        inner[:] = [name for name in inner if name != "__pycache__"]
+        folders.append((Path(folder), _time_of(Path(folder))))
+        # Relative with forward slashes: the key is the same on every machine and in every checkout.
+        label = folder[len(prefix) :].replace(os.sep, "/")
+        parent = label.replace("/", ".")
+        for name in names:
+            entry = (f"{label}/{name}", Path(folder, name))
+            if name == "__init__.py":
+                modules[parent] = entry
+            elif name.endswith(".py"):
+                # A package goes before a module of the same name, as in Python.
+                modules.setdefault(f"{parent}.{name.removesuffix('.py')}", entry)
+    return folders, modules
+
+
+def _time_of(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
@@ -153,22 +185,25 @@ def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:
 
 
 # The stages share most modules. A file that changes during the process has another stamp and is read again.
-_known_imports: dict[tuple[str, int, int], tuple[str, ...]] = {}
+_known_imports: dict[Path, tuple[tuple[int, int], tuple[str, ...]]] = {}
 
 
-def _imports(path: str, module: str) -> tuple[str, ...]:
-    """Return the absolute dotted names of the imports in a module's file."""
-    state = Path(path).stat()
-    stamp = (path, state.st_mtime_ns, state.st_size)
-    if (known := _known_imports.get(stamp)) is None:
-        is_package = path.endswith(f"{os.sep}__init__.py")
+def _imports(path: Path, module: str) -> tuple[str, ...]:
+    """Return the absolute dotted names of the imports in a module's file, and of the packages around them."""
+    (stamp,) = _stamps([path])
+    known = _known_imports.get(path)
+    if known is None or known[0] != stamp:
+        is_package = path.name == "__init__.py"
         package = module.split(".") if is_package else module.split(".")[:-1]
-        text = Path(path).read_text(encoding="utf-8")
-        known = _known_imports[stamp] = tuple(
+        text = path.read_text(encoding="utf-8")
+        names = (
             ".".join([*package[: len(package) - (level - 1)], name]) if level else name
             for level, name in imported_names(text, top_level_only=is_package)
         )
-    return known
+        # Without repetitions: most modules import several names of one module.
+        found = dict.fromkeys(part for name in dict.fromkeys(names) for part in _with_packages(name))
+        known = _known_imports[path] = (stamp, tuple(found))
+    return known[1]
 
 
 def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int, str]]:
@@ -183,8 +218,8 @@ def imported_names(text: str, *, top_level_only: bool = False) -> list[tuple[int
     """
     found: list[tuple[int, str]] = []
     for match in _STATEMENT.finditer(text):
-        # No names: the match is a string or a comment, which is skipped as a whole.
-        if match["names"] is None or (top_level_only and _in_block(text, match.start())):
+        # No names: the match ends in a string, in a comment or at the end of the text.
+        if match["names"] is None or (top_level_only and _in_block(text, match.start("start"))):
             continue
         origin = _joined(match["origin"] or "")
         level = len(origin) - len(origin.lstrip("."))

@@ -1,7 +1,8 @@
-"""Check before a run that the disk has room for what its stages write."""
+"""Check before a run that its store can be written to, and that the disk has room for all that it writes."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -29,7 +30,7 @@ def bytes_needed(config: PipelineConfig, stages: Collection[str]) -> int:
 
 
 def require_space(config: PipelineConfig, store: Store, stages: Collection[str]) -> None:
-    """Refuse a run for which the disk has too little room.
+    """Refuse a run whose store cannot be written to, or whose disk has too little room.
 
     Args:
         config: configuration of the run.
@@ -37,12 +38,18 @@ def require_space(config: PipelineConfig, store: Store, stages: Collection[str])
         stages: names of the stages that would run.
 
     Raises:
-        InputError: the disk of the store has too little room. The message says how much is missing.
+        InputError: the store cannot be written to, or its disk has too little room. The message says how much
+            is missing.
     """
     if not stages:
         return
     needed = bytes_needed(config, stages)
     place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"store {store.root}: no right to write to {place}; change its rights, or choose another "
+            "folder with --set store=FOLDER"
+        )
     free = shutil.disk_usage(place).free
     if free < needed:
         missing = (needed - free) / 1e9

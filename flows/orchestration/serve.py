@@ -7,7 +7,6 @@ the worker. A worker that dies is started again, and its run goes on from the ch
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 from flows.children import supervised_process
 from flows.configuration.schedule import check_schedule
 from flows.configuration.schema import PipelineConfig
-from flows.engine.errors import StageFailed, one_line_os_errors
+from flows.engine.errors import StageFailed
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.prefect_server import (
     PATIENCE,
@@ -35,6 +34,7 @@ from flows.orchestration.prefect_server import (
     running_server,
     served_url_file,
 )
+from flows.orchestration.server.serve_lock import only_one
 from flows.orchestration.serving.deployments import deployments, served
 from flows.orchestration.serving.report_server import report_server
 from flows.orchestration.serving.worker import WorkerOrder
@@ -79,7 +79,7 @@ def serve(
         check_schedule(item.config.schedule, item.name)
     with ExitStack() as stack:
         stack.enter_context(_signals_end_the_block())
-        stack.enter_context(_the_only_one())
+        stack.enter_context(only_one())
         # The server starts first, so it ends last, and the worker can report to it until its own end.
         api_url, server = stack.enter_context(
             _server(port or DEFAULT_PORT, explicit=port is not None, say=say)
@@ -190,33 +190,6 @@ def _worker(order: WorkerOrder, api_url: str, say: Callable[[str], None]) -> Ite
         yield worker
     finally:
         worker.end()
-
-
-@contextmanager
-def _the_only_one() -> Iterator[None]:
-    """Refuse a second `jora serve` of the same folder of Prefect, which would take over the deployments."""
-    path = served_url_file().with_suffix(".lock")
-    with one_line_os_errors("write Prefect's folder (PREFECT_HOME)", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)  # frees the lock, as the kernel does at any end of the process
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        process = os.pread(descriptor, 20, 0).decode() or "unknown"
-        raise InputError(
-            f"`jora serve` runs already (process {process}); end it and name all configurations in one call, "
-            "or give each call a PREFECT_HOME of its own; `jora serve --check` says what is up"
-        ) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
 
 def _require_free(port: int) -> None:

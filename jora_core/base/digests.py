@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 
 from jora_core.base.atomic_files import atomic_path, write_bytes
 
+SMALL_FILE = 1 << 18  # in bytes
 HASH_THREADS = 4  # hashing releases the interpreter's lock
 
 logger = logging.getLogger("jora.cache")
@@ -44,7 +46,10 @@ def file_digest(path: Path) -> str:
     Raises:
         OSError: the file cannot be read. The caller knows the file's purpose and reports the error.
     """
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
+        # The function of the library clears a buffer for each file, which takes longer than a source file.
+        if os.fstat(file.fileno()).st_size < SMALL_FILE:
+            return hashlib.sha256(file.read()).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -54,10 +59,19 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
     Raises:
         OSError: a file cannot be read.
     """
-    if len(paths) < 2:
-        return [file_digest(path) for path in paths]
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        return list(pool.map(file_digest, paths))
+    digests: dict[int, str] = {}
+    large: list[int] = []
+    for index, path in enumerate(paths):
+        # A thread takes longer to start than a small file to read.
+        if path.stat().st_size < SMALL_FILE:
+            digests[index] = file_digest(path)
+        else:
+            large.append(index)
+    if large:
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            found = pool.map(file_digest, [paths[index] for index in large])
+            digests.update(zip(large, found, strict=True))
+    return [digests[index] for index in range(len(paths))]
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class SpecModel(BaseModel):
     """Base class of all specs: frozen, without unknown keys, with finite numbers."""
 
     # A misspelt key would silently leave the default in place. JSON has no NaN or infinity.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
 
 def values_of(group: type[SpecModel], given: SpecModel) -> dict[str, Any]:

@@ -139,6 +139,9 @@ def run_loop(
         progress.say(f"warning: {line}; training continues from an earlier state, with the same result")
     if position.step:
         progress.say(f"checkpoints: resuming after step {position.step} of {run.steps}")
+    if position.step < run.steps:
+        # A large model is silent for minutes here.
+        progress.say("compiling the training step, unless it is in the cache")
     meter = _Meter(log, progress)
     try:
         with _terminated() as stop:

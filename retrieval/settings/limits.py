@@ -10,7 +10,7 @@ class SettingsModel(BaseModel):
 
     # Forbid: a mistyped key would otherwise be ignored. Frozen: the settings are part of a key that is
     # computed once.
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class InputLimits(SettingsModel):

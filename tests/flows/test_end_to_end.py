@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from flows.commands.sharing_counts import sharing_of_phases
+from flows.commands.planning.sharing_counts import sharing_of_phases
 from flows.configuration.load import load_config
 from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig

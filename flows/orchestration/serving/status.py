@@ -15,6 +15,7 @@ from flows.orchestration.prefect_server import (
     local_url,
     prepare_environment,
 )
+from flows.orchestration.server.serve_lock import serving_process
 from flows.orchestration.serving.deployments import PIPELINE, Served, served
 from flows.orchestration.serving.lost_runs import AUTOMATION
 from jora_core.base.errors import InputError
@@ -50,7 +51,7 @@ def check(configs: Sequence[PipelineConfig], command: str, port: int | None = No
     url = next(filter(answers, urls), None)
     if url is None:
         tried = f"at {', '.join(urls)}" if urls else "(no address is known)"
-        return [Part("server", "fail", f"none answers {tried}; run `{command}`")]
+        return [_absent("server", f"none answers {tried}", command)]
     try:
         check_access(url)
     except InputError as error:
@@ -69,7 +70,7 @@ def _deployments(client: SyncPrefectClient, items: Sequence[Served], command: st
     try:
         pipeline = client.read_deployment_by_name(f"{PIPELINE}/{PIPELINE}")
     except ObjectNotFound:
-        return [Part("deployments", "fail", f"{PIPELINE} is not registered; run `{command}`")]
+        return [_absent("deployments", f"{PIPELINE} is not registered", command)]
     offered = (
         (pipeline.parameter_openapi_schema or {})
         .get("properties", {})
@@ -86,10 +87,19 @@ def _deployments(client: SyncPrefectClient, items: Sequence[Served], command: st
     now = datetime.now(UTC)
     if polled is None or now - polled > WORKER_SILENCE:
         since = f"since {polled:%Y-%m-%d %H:%M} UTC" if polled else "yet"
-        found.append(Part("worker", "fail", f"none has asked for runs {since}; run `{command}`"))
+        found.append(_absent("worker", f"none has asked for runs {since}", command))
     else:
         found.append(Part("worker", "ok", f"asked for runs {(now - polled).seconds} s ago"))
     return [*found, *_schedules(pipeline, items, command), *_runs(client, pipeline)]
+
+
+def _absent(name: str, detail: str, command: str) -> Part:
+    """Return a part that is not up: not started, or still starting."""
+    process = serving_process()
+    if process is None:
+        return Part(name, "fail", f"{detail}; run `{command}`")
+    # On a busy machine a start takes minutes.
+    return Part(name, "warn", f"{detail}; `jora serve` runs (process {process}): wait until it says so")
 
 
 def _schedules(pipeline: Any, items: Sequence[Served], command: str) -> list[Part]:

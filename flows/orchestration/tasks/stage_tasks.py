@@ -28,7 +28,7 @@ from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.live_view import progress_shown
-from flows.orchestration.server_outage import outages_told
+from flows.orchestration.server.server_outage import outages_told
 from flows.orchestration.tasks.records_flow import build_records
 from flows.orchestration.tasks.task_cache import result_folder, stage_key_policy, why_stale
 from flows.stages import STAGES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.memory_plan import memory_settings
+from flows.commands.planning.memory_plan import memory_settings
 from flows.configuration.load import load_config
 from jora_core.base.errors import InputError
 

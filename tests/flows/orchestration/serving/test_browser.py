@@ -16,7 +16,7 @@ import pytest
 from tests.flows.orchestration.serving.small_project import ROOT, SmallProject, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE = 900_000  # milliseconds for a run; a busy machine takes minutes
+PATIENCE = 1_800_000  # milliseconds for a run; a busy machine takes many minutes
 CLICK_PATIENCE = 120_000
 TYPING = 1_000  # until the form has taken over what was typed
 # Of the sample's run: all its data, and minutes in place of the whole training.

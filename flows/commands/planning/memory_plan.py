@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from flows.children.run_child import run_child
 from flows.commands.common_options import Config, Json, Set, load, print_json, print_status
-from flows.commands.print_memory import print_memory
+from flows.commands.planning.print_memory import print_memory
 from flows.configuration.schema import PhaseConfig, PipelineConfig
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
@@ -189,7 +189,7 @@ def memory_of_phases(
 
     Args:
         config: configuration with the phases.
-        counts: stage name to the counts of `flows.commands.sharing_counts`. If the records of a phase are
+        counts: stage name to the counts of `sharing_counts`. If the records of a phase are
             counted, its largest microbatch of groups is planned.
         say: called with a line for each step that is compiled.
 

@@ -1,0 +1,1 @@
+"""Who serves on this machine, and what a run does while its Prefect server is gone."""
