@@ -10,8 +10,8 @@ from contextlib import suppress
 def release_freed_memory() -> None:
     """Let the C library give back what it keeps of freed memory, where it can.
 
-    glibc keeps the memory of many small blocks, such as those of a tokenizer: 50 to 100 MB for a large
-    vocabulary, which later work would be added to.
+    glibc keeps the memory of many small blocks, such as those of a tokenizer with a large vocabulary. Later
+    work would come on top of it.
     """
     gc.collect()
     # Other C libraries have no such function.
