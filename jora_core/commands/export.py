@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
@@ -63,7 +64,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
-    release_freed_memory()
+    _release_memory()
     names = [adapter_folder_name(number) for number in range(len(folders))]
     # Copied and not written again: the export holds the bytes that were trained.
     for folder, target in zip(folders, names, strict=True):
@@ -76,12 +77,12 @@ def export(spec: ExportSpec) -> dict[str, Any]:
         tokenizer = load_tokenizer(spec.model, config.vocab_size, encodes=False)
         result["prompts"] = write_prompt_files(spec.prompt, spec.model, tokenizer, written)
         del tokenizer
-        release_freed_memory()
+        _release_memory()
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
     if "gguf" in spec.formats:
-        release_freed_memory()
+        _release_memory()
         result["gguf"] = _write_gguf(spec, written)
     for kind, unwanted in (("hf", ["model"]), ("peft", names)):
         for name in unwanted if kind not in spec.formats else []:
@@ -99,6 +100,12 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - began, 3)
     write_json(spec.output_dir / "result.json", result)
     return result
+
+
+def _release_memory() -> None:
+    """Free what the step before has compiled and kept, so that the steps' peaks do not add up."""
+    jax.clear_caches()
+    release_freed_memory()
 
 
 def _write_gguf(spec: ExportSpec, written: Path) -> str:
