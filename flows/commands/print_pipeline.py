@@ -118,6 +118,9 @@ def print_scores(scores: dict[str, Any]) -> None:
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
+    for name, found in scores.get("combined", {}).get("minus", {}).items():
+        line = f"reply@1 of model_and_learned minus {name}: {_interval(found)}"
+        console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
 
 
 def print_records(reference: ArtifactRef) -> bool:

@@ -112,7 +112,7 @@ class EvaluateConfig(EvaluationSettings):
         default=None,
         ge=0,
         title="Most thread records",
-        description="Held-out replies to score; empty: all, 0: none",
+        description="Held-out replies to score, drawn by seed in whole contexts; empty: all, 0: none",
     )
     tables_max_records: int = Field(
         default=ANSWERED_RECORDS,
@@ -125,6 +125,13 @@ class EvaluateConfig(EvaluationSettings):
         ge=0,
         title="Most document records",
         description="Held-out document questions to answer freely; 0: none",
+    )
+    combine_records: int = Field(
+        default=0,
+        ge=0,
+        title="Unseen comments",
+        description="Training comments kept for validation on which the model is weighed against the learned "
+        "fusion, to score both together; 0: not together",
     )
     bootstrap_samples: int = Field(
         default=1000,
@@ -364,6 +371,30 @@ class PipelineConfig(SpecModel):
             shape = {"lora": phases[0]["lora"]} if "lora" in phases[0] else {}
             raw["phases"] = [phases[0], {**shape, **phases[1]}]
         return raw
+
+    @model_validator(mode="after")
+    def _combines_what_is_unseen(self) -> PipelineConfig:
+        if not self.evaluate.combine_records:
+            return self
+        if self.context.threads is None or not self.context.threads.learns_fusion:
+            raise ValueError(
+                "evaluate.combine_records weighs the model against the learned fusion: set "
+                "context.threads.fusion to learned, or leave it out"
+            )
+        if self.evaluate.mode == "generate" or self.evaluate.max_records == 0:
+            raise ValueError(
+                "evaluate.combine_records needs the model's log-probabilities of the choices: set "
+                "evaluate.mode to choice or both and score thread records, or leave it out"
+            )
+        seen = [
+            phase.stage for phase in self.phases if "threads" in phase.tasks and not phase.validation_share
+        ]
+        if seen:
+            raise ValueError(
+                f"evaluate.combine_records needs comments that the model has not seen: give the phase "
+                f"{seen[0]} a validation_share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:

@@ -17,6 +17,7 @@ from flows.report.wording import (
     score_note,
     score_text,
     score_value,
+    short_number,
     system_name,
 )
 
@@ -114,6 +115,14 @@ def evaluation(facts: RunFacts) -> list[Block]:
     return blocks
 
 
+def _drawn_note(facts: RunFacts) -> str:
+    """Return from how many comments and threads those of the evaluation were drawn; "" if all were scored."""
+    drawn = facts.evaluation.get("drawn", {}).get("threads")
+    if not drawn or drawn["records"] == drawn["of_records"]:
+        return ""
+    return f" (drawn by seed from {drawn['of_records']:,} in {drawn['of_contexts']:,} threads)"
+
+
 def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
     """Return blocks with each system's scores on thread records, as charts and as a table."""
     if not systems:
@@ -122,9 +131,9 @@ def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
     contexts = facts.evaluation.get("contexts")
     where = f" in {contexts:,} threads" if contexts else ""
     words = (
-        f"{n:,} held-out comments{where}: which earlier post does each one answer? Every comment counts, "
-        "also where retrieval missed the right post. Whiskers and brackets are 95 % intervals, from "
-        "resampling whole threads."
+        f"{n:,} held-out comments{where}{_drawn_note(facts)}: which earlier post does each one answer? Every "
+        "comment counts, also where retrieval missed the right post. Whiskers and brackets are 95 % "
+        "intervals, from resampling whole threads."
     )
     figures = [_score_chart(facts, metric, systems) for metric in METRICS]
     rows = tuple(
@@ -136,6 +145,29 @@ def _reply_scores(facts: RunFacts, systems: list[str]) -> list[Block]:
         Prose(words),
         Columns(tuple(figure for figure in figures if figure)),
         Table("Scores with 95 % intervals", ("System", *METRICS), rows, strong_rows=strong),
+        *_combined_note(facts),
+    ]
+
+
+def _combined_note(facts: RunFacts) -> list[Block]:
+    """Return how model and learned fusion were weighed, and how both together differ from each of them."""
+    combined = facts.evaluation.get("combined")
+    if not combined:
+        return []
+    weights = combined["weights"]
+    differences = [
+        f"{100 * found['value']:+.1f} points ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}) "
+        f"against {system_name(name)}: {found['only_one']:,} comments that only both together answer "
+        f"rightly, {found['only_other']:,} that only the other does"
+        for name, found in combined["minus"].items()
+    ]
+    return [
+        Prose(
+            f"Model and learned fusion: {short_number(weights['model'])} · log-probability of the model + "
+            f"{short_number(weights['learned'])} · that of the fusion, weighed on {weights['fitted_on']:,} "
+            "training comments that the model has not seen. The right post, on the same comments: "
+            f"{'; '.join(differences)}."
+        )
     ]
 
 

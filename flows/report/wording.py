@@ -17,6 +17,7 @@ SYSTEM_NAMES = {
     "base": "Base model",
     "phase1": "Phase 1 only",
     "both_phases": "Both phases",
+    "model_and_learned": "Model and learned fusion",
 }
 # Rankings that are made from those of the legs. The report shows them after the legs.
 COMBINED = {"fused": "Fused", "learned": "Learned", "reranked": "Reranked"}

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.engine.code_files import reachable_sources
 from jora_core.base.digests import file_digest, file_digests, json_digest, sealed_path, whole
-from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
+from jora_core.base.record_columns import (
+    ANSWERING_COLUMNS,
+    ANSWERING_OPTIONAL_COLUMNS,
+    CHOICES_COLUMN,
+    answer_schema,
+)
 from jora_core.specs.answers import PredictSpec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Row = Mapping[str, Any]
 
 # Fields of a spec that say where something is. Their content is part of the key instead.
 _PLACES = {"model", "systems", "records", "output_dir", "compilation_cache_dir"}
-
-
-def answer_schema(*first: str) -> pa.Schema:
-    """Return the Arrow schema of answers, with text columns of the names `first` behind the id."""
-    import pyarrow as pa
-
-    names = ("id", *first, "system", "choice", "choice_logprob", "text")
-    return pa.schema([(name, pa.float64() if name == "choice_logprob" else pa.string()) for name in names])
 
 
 class AnswerCache:

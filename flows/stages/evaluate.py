@@ -20,14 +20,14 @@ from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
-from flows.stages.answer_cache import AnswerCache, answer_schema
+from flows.stages.answer_cache import AnswerCache
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
+from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import read_rankings, read_records
+from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import Answers, score_answers
-from retrieval.text.normalize import seeded_hash
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -43,6 +43,16 @@ class _Part:
     task: str
     mode: Mode
     max_records: int | None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Held-out records of a task with all answers, and unseen training records with those of one system."""
+
+    records: Sequence[Row]
+    rows: Sequence[Row]
+    unseen: Sequence[Row]
+    unseen_rows: Sequence[Row]
 
 
 def _parts(config: PipelineConfig) -> list[_Part]:
@@ -83,15 +93,14 @@ def _run(context: StageContext) -> dict[str, Any]:
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
-    scores: dict[str, Any] = {"systems": {}}
+    scores: dict[str, Any] = {"systems": {}, "drawn": {}}
     answered: list[dict[str, Any]] = []
     # Times and memory of the child processes, for the manifest. They are not among the scores, so that
     # `metrics.json` has the same bytes at every run.
     results: dict[str, Any] = {}
     for part in parts:
-        chosen = _choose(
-            [row for row in records if row["task"] == part.task], part.max_records, context.config.seed
-        )
+        held_out = [row for row in records if row["task"] == part.task]
+        chosen = draw_records(held_out, part.max_records, context.config.seed)
         # An empty table of scores would look like a finished evaluation.
         if not chosen:
             raise InputError(
@@ -99,9 +108,16 @@ def _run(context: StageContext) -> dict[str, Any]:
                 f"context.{part.task}.test_source where the task has one"
                 + (", or lower context.threads.block" if part.task == "threads" else "")
             )
-        rows, results[part.task] = _predict(context, part, chosen)
+        # Before the answers, which take long: it may find nothing.
+        unseen = _unseen_records(context, part)
+        rows, results[part.task] = _predict(context, part, chosen, systems_of(context))
         answered += [{"task": part.task, **row} for row in rows]
-        _merge(scores, _score(context, part, chosen, rows))
+        scores["drawn"][part.task] = draw_counts(held_out, chosen)
+        unseen_rows: list[dict[str, Any]] = []
+        if unseen:
+            trained = dict(list(systems_of(context).items())[-1:])
+            unseen_rows, results[f"{part.task}, unseen"] = _predict(context, part, unseen, trained)
+        _merge(scores, _score(context, part, _Scored(chosen, rows, unseen, unseen_rows)))
     _write_predictions(context.output_dir / PREDICTIONS, answered)
     # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.
     text = json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False)
@@ -110,21 +126,36 @@ def _run(context: StageContext) -> dict[str, Any]:
     return {"predict": results, **({"peak_memory_bytes": max(peaks)} if peaks else {})}
 
 
-def _choose(rows: Sequence[dict[str, Any]], most: int | None, seed: int) -> list[dict[str, Any]]:
-    """Return at most `most` rows in their order in the file, drawn by `seed` from all contexts."""
-    if most is None or len(rows) <= most:
-        return list(rows)
-    # Drawn by a hash of the id, not by a generator: a record added to the corpus changes only whether it
-    # is drawn itself, so scores of two builds stay comparable. The id breaks ties.
-    drawn = sorted(rows, key=lambda row: (seeded_hash(seed, "evaluated", row["id"]), row["id"]))[:most]
-    kept = {row["id"] for row in drawn}
-    return [row for row in rows if row["id"] in kept]
+def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
+    """Return training records that no phase has trained on, as many as `evaluate.combine_records` says.
+
+    Raises:
+        InputError: all training records are of contexts that were trained on.
+    """
+    config = context.config
+    most = config.evaluate.combine_records
+    if part.task != "threads" or not most:
+        return []
+    phases = [phase for phase in config.phases if part.task in phase.tasks]
+    path = context.upstream[build_context.NAME] / build_context.RECORDS
+    rows = [
+        # They are answered as held-out records are.
+        row | {"split": "test"}
+        for row in read_records(path, part.task, "train")
+        if all(phase.validates(row["context_id"], config.seed) for phase in phases)
+    ]
+    if not rows:
+        raise InputError(
+            "evaluate.combine_records: no training thread is kept for validation; raise the phases' "
+            "validation_share"
+        )
+    return draw_records(rows, most, config.seed)
 
 
 def _predict(
-    context: StageContext, part: _Part, chosen: Sequence[dict[str, Any]]
+    context: StageContext, part: _Part, chosen: Sequence[Row], systems: Mapping[str, Path | None]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer the chosen records with all systems; return the rows of answers and the metrics.
+    """Answer the chosen records with systems; return the rows of answers and the metrics.
 
     Answers that an earlier evaluation computed from the same records, model and adapter are read from the
     cache. A child process computes the others.
@@ -140,7 +171,7 @@ def _predict(
     pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
     spec = PredictSpec(
         model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
-        systems=systems_of(context),
+        systems=dict(systems),
         records=records,
         task=part.task,
         split="test",
@@ -176,11 +207,13 @@ def _predict(
     return rows, {**result, "systems": list(spec.systems), "cached_systems": cached}
 
 
-def _score(context: StageContext, part: _Part, chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+def _score(context: StageContext, part: _Part, scored: _Scored) -> dict[str, Any]:
     path = context.upstream[build_context.NAME] / build_context.RANKINGS
     answers = Answers(
-        records=chosen,
-        rows=rows,
+        records=scored.records,
+        rows=scored.rows,
+        unseen_records=scored.unseen,
+        unseen_rows=scored.unseen_rows,
         # A function, because only tasks with baselines read the rankings.
         rankings=lambda: read_rankings(path, part.task, "test"),
         mode=part.mode,
@@ -211,10 +244,14 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     # Only the held-out records of the tasks that are scored.
     tasks = tuple(part.task for part in _parts(config))
+    # And the training records to weigh the model on.
+    unseen = (
+        build_context.part_names(["threads"], "train", "records") if config.evaluate.combine_records else ()
+    )
     return (
         Upstream(
             build_context.NAME,
-            build_context.part_names(tasks, "test", "records", "rankings"),
+            (*build_context.part_names(tasks, "test", "records", "rankings"), *unseen),
             parts=tasks,
         ),
         convert_model.upstream(config),

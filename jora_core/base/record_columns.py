@@ -60,3 +60,16 @@ def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None 
     }
     fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()]
     return pa.schema(fields, metadata=dict(sorted((metadata or {}).items())))
+
+
+def answer_schema(*first: str) -> pa.Schema:
+    """Return the Arrow schema of answers to records, with text columns of the names `first` behind the id.
+
+    `choice_logprob` is the log-probability of the choice, and null without one. `choice_logprobs` are those
+    of all choices of the record, in their order.
+    """
+    import pyarrow as pa
+
+    kinds = {"choice_logprob": pa.float64(), "choice_logprobs": pa.list_(pa.float64())}
+    names = ("id", *first, "system", "choice", "choice_logprob", "choice_logprobs", "text")
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])

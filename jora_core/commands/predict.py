@@ -1,8 +1,8 @@
 """Answer records with one base model and several adapters: score given choices, generate, or both.
 
 ``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
-choice_logprob, text) and ``result.json``. The base model is read once. Adapters of equal shapes share their
-compiled programs.
+choice_logprob, choice_logprobs, text) and ``result.json``. The base model is read once. Adapters of equal
+shapes share their compiled programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.progress import progress
-from jora_core.base.record_columns import ANSWERING_COLUMNS, ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN
+from jora_core.base.record_columns import (
+    ANSWERING_COLUMNS,
+    ANSWERING_OPTIONAL_COLUMNS,
+    CHOICES_COLUMN,
+    answer_schema,
+)
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
 from jora_core.data.prompts.shortening import shorten_prompt
@@ -61,17 +66,16 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         # `seconds` compares systems and leaves the load out; `seconds_total` has it.
         loaded = time.perf_counter()
-        table: dict[str, list[Any]] = {
-            name: [] for name in ("id", "system", "choice", "choice_logprob", "text")
-        }
+        table: dict[str, list[Any]] = {name: [] for name in answer_schema().names}
         ends = end_tokens(spec.model, config, tokenizer, template.end_id)
         work = Work(spec, config, params, questions, tokenizer, ends)
         for system, adapter in adapters.items():
-            choices, logprobs = work.choose(system, adapter)
+            choices, best, logprobs = work.choose(system, adapter)
             table["id"] += [question.id for question in questions]
             table["system"] += [system] * len(questions)
             table["choice"] += choices
-            table["choice_logprob"] += logprobs
+            table["choice_logprob"] += best
+            table["choice_logprobs"] += logprobs
             table["text"] += work.write(system, adapter)
     # The table comes first: a result.json says that the table beside it is whole.
     _write_table(spec.output_dir / "predictions.parquet", table)
@@ -201,10 +205,16 @@ class Work:
     tokenizer: TextTokenizer
     ends: tuple[int, ...]
 
-    def choose(self, system: str, adapter: Adapter | None) -> tuple[list[str], list[float | None]]:
-        """Return each question's likeliest choice and its log-likelihood; "" and None without choices."""
+    def choose(
+        self, system: str, adapter: Adapter | None
+    ) -> tuple[list[str], list[float | None], list[list[float]]]:
+        """Return each question's likeliest choice, its log-likelihood, and those of all choices.
+
+        They are "", None and empty without choices.
+        """
         if self.spec.mode == "generate":
-            return [""] * len(self.questions), [None] * len(self.questions)
+            n = len(self.questions)
+            return [""] * n, [None] * n, [[] for _ in range(n)]
         scores = score_choices(
             self.params,
             self.config,
@@ -219,7 +229,8 @@ class Work:
         # Of equal scores the first choice wins; a record without choices has none.
         best = [int(np.argmax(values)) if len(values) else None for values in scores]
         choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]
-        return choices, [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
+        logprobs = [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
+        return choices, logprobs, [values.tolist() for values in scores]
 
     def write(self, system: str, adapter: Adapter | None) -> list[str]:
         """Return the generated answer to each question; "" where only choices are scored.
@@ -267,9 +278,7 @@ def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     import pyarrow.parquet as pq
 
     # Given and not inferred: a column of None alone would get the type null.
-    schema = pa.schema(
-        [(name, pa.float64() if name == "choice_logprob" else pa.string()) for name in columns]
-    )
+    schema = answer_schema()
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary)
 

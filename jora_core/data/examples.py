@@ -11,7 +11,6 @@ Three kinds of file are read, told apart by their columns:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -203,20 +202,9 @@ class _Grouped(NamedTuple):
 
 
 def _split_rows(rows: Iterator[tuple[Row, Pieces]], spec: DataSpec, seed: int) -> Iterator[_SplitRow]:
-    """Assign each row to the training or to the validation split.
-
-    The hash of the context's name selects the split. So all records of a context are in one split, and a
-    record stays in its split when other records are added or removed.
-    """
+    """Assign each row to the training or to the validation split."""
     for row, pieces in rows:
-        name = row["context_id"] or row["id"]
-        yield _SplitRow(_hash_share(f"{seed}:{name}") < spec.validation_share, row, pieces)
-
-
-def _hash_share(name: str) -> float:
-    """Return the hash of a name as a number in [0, 1)."""
-    # Python's own `hash` of a text differs from process to process.
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2.0**64
+        yield _SplitRow(spec.validates(row["context_id"] or row["id"], seed), row, pieces)
 
 
 def _record_groups(

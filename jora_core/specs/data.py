@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,6 +55,20 @@ class BatchingSettings(SequenceLimit):
         title="Instruction file",
         description="Alpaca records to draw the mix from; a small built-in set if empty",
     )
+
+    def validates(self, context: str, seed: int) -> bool:
+        """Return whether the records of a training context are kept for the validation loss.
+
+        The hash of the context's name decides. So all records of a context are on one side, and a record
+        stays on its side when other records are added or removed.
+
+        Args:
+            context: name of the context, or of a record without one.
+            seed: seed of the training.
+        """
+        # Python's own `hash` of a text differs from process to process.
+        digest = hashlib.sha256(f"{seed}:{context}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2.0**64 < self.validation_share
 
     @model_validator(mode="after")
     def _one_example_fits(self) -> BatchingSettings:

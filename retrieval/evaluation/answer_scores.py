@@ -130,6 +130,36 @@ def directionality(
     }
 
 
+def paired_difference(
+    one: Mapping[str, Prediction],
+    other: Mapping[str, Prediction],
+    rankings: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compare the posts that two systems name for the same comments.
+
+    Args:
+        one: answers of one system, by record id.
+        other: answers of the other one.
+        rankings: rows of `rankings.parquet` of the comments.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        The difference of reply@1, one minus other, as {value, low, high, n}, with whole contexts resampled;
+        and the numbers of comments that only `one` and only `other` answers rightly.
+    """
+    (_, first), (_, second) = _right(one, rankings), _right(other, rankings)
+    intervals = _Bootstrap.over([row["context_id"] for row in rankings], seed, resamples)
+    return {
+        **intervals.ratio(first - second, np.ones(len(rankings))),
+        "only_one": int(((first == 1) & (second == 0)).sum()),
+        "only_other": int(((first == 0) & (second == 1)).sum()),
+    }
+
+
 def _right(
     answers: Mapping[str, Prediction], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:

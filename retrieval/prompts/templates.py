@@ -51,11 +51,11 @@ def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -
     post. To name a post, the answer needs to attend to the labels only.
 
     Args:
-        posts: (author, text) in thread order.
+        posts: (label, text) in thread order; see `post_label`.
         author: the comment's author.
         comment: the comment's text.
     """
-    signed = [f"{text or NO_TEXT}\n{post_label(name, n)}" for n, (name, text) in enumerate(posts, start=1)]
+    signed = [f"{text or NO_TEXT}\n{label}" for label, text in posts]
     return "\n\n".join([*signed, f"Comment by {author}: {comment}"])
 
 

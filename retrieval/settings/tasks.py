@@ -313,6 +313,12 @@ class ThreadsTask(TaskSettings):
         description="retrieved: what the retriever ranks first; window: the posts directly before the "
         "comment, so that the comments of a thread share contexts, which training computes once.",
     )
+    numbering: Literal["time", "rank"] = Field(
+        default="time",
+        title="Posts are numbered",
+        description="The posts of a prompt stand in the order of time. Their numbers follow it, or are the "
+        "retriever's ranks among them (rank), so that the model sees what the retriever thinks.",
+    )
     oracle_share: float = Field(
         default=1.0,
         ge=0,
@@ -385,6 +391,7 @@ class ThreadsTask(TaskSettings):
         for name, given in (
             ("oracle_share below 1", self.oracle_share < 1),
             ("distractor_ranks", self.distractor_ranks is not None),
+            ("numbering: rank", self.numbering == "rank"),
         ):
             if given:
                 raise ValueError(

@@ -28,6 +28,9 @@ class Answers:
         mode: mode of the evaluation, which decides the form of the answers.
         seed: seed of the resamples and of every other draw.
         resamples: number of bootstrap resamples behind an interval.
+        unseen_records: training records that no evaluated system has seen, to weigh the retriever against the
+            model; empty: they are not combined.
+        unseen_rows: the answers of the most trained system to them.
     """
 
     records: Sequence[Row]
@@ -36,6 +39,8 @@ class Answers:
     mode: Literal["choice", "generate", "both"]
     seed: int
     resamples: int
+    unseen_records: Sequence[Row] = ()
+    unseen_rows: Sequence[Row] = ()
 
     def by_system(self, column: str) -> dict[str, dict[str, Any]]:
         """Return the answers in one column, `choice` or `text`, by system and record id."""

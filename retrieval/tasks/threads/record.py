@@ -52,8 +52,8 @@ class ThreadRecordBuilder:
         choose = training and task.contexts == "retrieved"
         chosen = self._chosen(reply, wanted, report) if choose else list(wanted[: task.n_contexts])
         texts = self._fitted(reply, chosen, set(gold) if choose else set(), report)
-        # In time order and not by rank, because a conversation out of order is hard to understand.
-        places = sorted(texts)
+        # The order of the numbers, which is that of `context_ids` and of the choices.
+        places = sorted(texts, key=wanted.index if task.numbering == "rank" else None)
         context = [candidates[place] for place in places]
         labels = [templates.post_label(post.author, n) for n, post in enumerate(context, start=1)]
         right_labels = [labels[places.index(place)] for place in gold if place in texts]
@@ -64,7 +64,8 @@ class ThreadRecordBuilder:
         if not right_labels and task.abstain:
             taught = [templates.NO_POST]
             report.note(reply.split, "abstained")
-        shown = [(post.author, texts[place]) for place, post in zip(places, context, strict=True)]
+        # In time order and not by rank, because a conversation out of order is hard to understand.
+        shown = [(label, texts[place]) for place, label in sorted(zip(places, labels, strict=True))]
         record = {
             "id": reply.name,
             "instruction": templates.instruction(

@@ -65,7 +65,7 @@ def _window(thread: Thread, growing: bool) -> Context:
     start = next((i for i, post in enumerate(thread.posts) if post.has_known_parents), 0)
     window = thread.posts[start : start + WINDOW]
     labels = {post.id: templates.post_label(post.author, n) for n, post in enumerate(window, 1)}
-    posts = [(post.author, post.text) for post in window]
+    posts = [(labels[post.id], post.text) for post in window]
 
     def record(place: int, post: Post) -> Row:
         body = templates.threads_input(posts[:place] if growing else posts, post.author, post.text)

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from flows.configuration.fetched_models import MODELS
+from flows.configuration.hub_models import fetched_folder
 from flows.configuration.load import load_config
 from flows.configuration.other_names import OTHER_NAMES
 from flows.configuration.sample import SAMPLE_CONFIG
@@ -41,7 +43,9 @@ def test_recipes_load_and_say_their_command(
     monkeypatch.setenv("JORA_SHARED", "/data/shared")
     config = load_config(recipe)
     assert config.root == str(REPOSITORY)
-    assert config.model.path == str(REPOSITORY / "data/tiny-llama")
+    fetched = next((name for name in MODELS if recipe.name.startswith(name.partition("-")[0])), None)
+    model = fetched_folder(fetched) if fetched else REPOSITORY / "data/tiny-llama"
+    assert config.model.path == str(model)
     assert config.store == str(tmp_path / "runs"), "what a run writes counts from the working directory"
     header = recipe.read_text().split("\nroot:")[0]
     assert f"jora run flows/configs/{recipe.name}" in header

@@ -124,7 +124,9 @@ def test_page_says_what_the_artifacts_say(outline: Outline) -> None:
     ):
         assert name in text
     assert "61.0 % (58.6–63.6)" in text
-    assert "1,200 held-out comments in 140 threads" in text
+    assert "1,200 held-out comments in 140 threads (drawn by seed from 2,479 in 141 threads)" in text
+    assert "0.41 · log-probability of the model + 0.9 · that of the fusion, weighed on 296 training" in text
+    assert "+1.2 points (-1.2 to +3.8) against Learned fusion: 40 comments" in text
     assert "Best baseline: BM25 44.0 %" in text and "intervals do not overlap" in text
     assert "88.0 % of the held-out prompts" in text
     assert "Denotation accuracy".lower() in text.lower()

@@ -304,7 +304,15 @@ def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: 
         f"test-{n}" for n in range(THREADS)
     }
     assert len(predictions) == 3 * THREADS
-    assert set(predictions[0]) == {"id", "task", "system", "choice", "choice_logprob", "text"}
+    assert set(predictions[0]) == {
+        "id",
+        "task",
+        "system",
+        "choice",
+        "choice_logprob",
+        "choice_logprobs",
+        "text",
+    }
 
 
 def test_free_writing_is_reported_beside_the_choice(

@@ -148,7 +148,7 @@ def test_questions_of_one_context_share_it() -> None:
 def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> None:
     result = predict(PredictSpec.model_validate(order | {"mode": "both"}))
     rows = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
-    assert list(rows[0]) == ["id", "system", "choice", "choice_logprob", "text"]
+    assert list(rows[0]) == ["id", "system", "choice", "choice_logprob", "choice_logprobs", "text"]
     assert [row["system"] for row in rows] == ["base"] * 9 + ["tuned"] * 9
     assert len({row["id"] for row in rows}) == 9
     assert "other split" not in {row["id"] for row in rows}
@@ -157,6 +157,8 @@ def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> No
     assert by_id["base", "c0-q0"]["choice"] == "line 1"
     assert by_id["base", "c0-q0"]["choice_logprob"] != by_id["tuned", "c0-q0"]["choice_logprob"]
     assert all(row["choice_logprob"] < 0 for row in rows if row["choice"])
+    assert all(row["choice_logprob"] == max(row["choice_logprobs"]) for row in rows if row["choice"])
+    assert by_id["base", "open"]["choice_logprobs"] == []
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["records"] == 9 and result["peak_memory_bytes"] > 0
 
