@@ -29,11 +29,13 @@ from jora_core.base.errors import InputError
 
 
 def run(
+    *,
     config: Config = None,
     only: Only = None,
     start: From = None,
     force: Force = False,
     overrides: Set = None,
+    ignore_gates: Annotated[bool, typer.Option("--ignore-gates")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the pipeline, or a part of it.
@@ -48,9 +50,11 @@ def run(
         start: this stage and those after it.
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
+        ignore_gates: Export even if the evaluation does not meet `gates`; the lineage says so.
         as_json: print JSON instead of text.
     """
-    settings = load(config, overrides, ready=True)
+    changes = [*(overrides or []), *(["ignore_gates=true"] if ignore_gates else [])]
+    settings = load(config, changes, ready=True)
     outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from flows.configuration.gates import GateConfig
 from flows.configuration.hub_models import with_hub_models
 from flows.configuration.path_fields import resolve_paths, with_references
 from jora_core.specs.answers import EvaluationSettings, Mode
@@ -288,6 +289,16 @@ class PipelineConfig(SpecModel):
         default_factory=EvaluateConfig,
         title="Evaluation",
         description="Held-out scoring",
+    )
+    gates: list[GateConfig] = Field(
+        default=[],
+        title="Gates",
+        description="Conditions on the evaluation; if one is not met, the run fails and nothing is exported",
+    )
+    ignore_gates: bool = Field(
+        default=False,
+        title="Ignore the gates",
+        description="Export all the same; the exported model's lineage says so",
     )
     export: ExportConfig = Field(
         default_factory=ExportConfig,

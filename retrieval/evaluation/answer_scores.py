@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.prompts.answer_matching import (
     denotation_correct,
     exact_match,
@@ -25,14 +26,10 @@ from retrieval.prompts.answer_matching import (
     token_f1,
 )
 from retrieval.settings.task_registry import TASKS
+from retrieval.settings.tasks import BASELINES, LEARNED_BASELINES
 from retrieval.text.normalize import seeded_hash
 
-BASELINES = ("random", "opening_post", "previous_post", "bm25")
-#: Baselines where the fusion is learned: the first of the legs' fusion by rank, and of the learned ranking.
-LEARNED_BASELINES = ("fused", "learned")
 RESAMPLES = 2000
-#: Resamples that are drawn at a time, which bounds the memory of the integer draws.
-_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def directionality(
     systems = baseline_predictions(rows, seed) | dict(predictions)
     contexts = [row["context_id"] for row in rows]
     right = {name: _right(answers, rows) for name, answers in systems.items()}
-    intervals = _Bootstrap.over(contexts, seed, resamples)
+    intervals = ContextBootstrap.over(contexts, seed, resamples)
     ones = np.ones(len(rows))
     out: dict[str, Any] = {}
     for name, (target, reply) in right.items():
@@ -128,6 +125,22 @@ def directionality(
         "resamples": resamples,
         "seed": seed,
     }
+
+
+def thread_values(
+    answers: Mapping[str, Prediction], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Return for each record 1 if an answer names the right author, the right post, or both, else 0.
+
+    Args:
+        answers: answer by record id; a missing answer counts as wrong.
+        rows: rows of `rankings.parquet`, one for each record.
+
+    Returns:
+        Measure to float64[N], in the order of the rows.
+    """
+    target, reply = _right(answers, rows)
+    return {"target@1": target, "reply@1": reply, "joint": target * reply}
 
 
 def paired_difference(
@@ -152,7 +165,7 @@ def paired_difference(
         and the numbers of comments that only `one` and only `other` answers rightly.
     """
     (_, first), (_, second) = _right(one, rankings), _right(other, rankings)
-    intervals = _Bootstrap.over([row["context_id"] for row in rankings], seed, resamples)
+    intervals = ContextBootstrap.over([row["context_id"] for row in rankings], seed, resamples)
     return {
         **intervals.ratio(first - second, np.ones(len(rankings))),
         "only_one": int(((first == 1) & (second == 0)).sum()),
@@ -182,57 +195,6 @@ def _folded(author: str) -> str:
     return " ".join(author.casefold().split())
 
 
-@dataclass(frozen=True)
-class _Bootstrap:
-    """Bootstrap resamples of the contexts.
-
-    Attributes:
-        membership: int64[N], the context of each record.
-        draws: float32[resamples, contexts], how often each context was drawn.
-    """
-
-    membership: np.ndarray
-    draws: np.ndarray
-
-    @classmethod
-    def over(cls, contexts: Sequence[str], seed: int, resamples: int) -> _Bootstrap:
-        # Through `object`, because numpy makes floats of an empty list.
-        names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
-        n = len(names)
-        if not n:
-            return cls(membership, np.zeros((resamples, 0)))
-        rng = np.random.default_rng(seed)
-        parts = [
-            # Only how often each context is drawn matters, not the order. One multinomial draw gives these
-            # counts. Counts below 2^24 are exact in float32, which halves the memory.
-            rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, resamples - at)).astype(np.float32)
-            for at in range(0, resamples, _CHUNK)
-        ]
-        return cls(membership, np.concatenate(parts))
-
-    def ratio(self, above: np.ndarray, below: np.ndarray) -> dict[str, Any]:
-        """Return Σabove / Σbelow over the records, with its 95 % interval; n is Σbelow.
-
-        Args:
-            above: float64[N].
-            below: float64[N], 1 for each record that counts.
-        """
-        total = float(below.sum())
-        n = round(total)
-        if total == 0:
-            return {"value": None, "low": None, "high": None, "n": 0}
-        width = self.draws.shape[1]
-        # Summed by context first: a resample is then a row of one matrix product, whatever the number of
-        # records.
-        up = self.draws @ np.bincount(self.membership, weights=above, minlength=width)
-        down = self.draws @ np.bincount(self.membership, weights=below, minlength=width)
-        # A resample may hold no record that counts.
-        drawn = up[down > 0] / down[down > 0]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        value = float(above.sum()) / total
-        return {"value": round(value, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": n}
-
-
 def tables_scores(
     answers: Mapping[str, str],
     records: Sequence[Mapping[str, Any]],
@@ -251,8 +213,13 @@ def tables_scores(
     Returns:
         `{"denotation_accuracy": {value, low, high, n}}`.
     """
+    return _means(tables_values(answers, records), records, seed, resamples)
+
+
+def tables_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the denotation accuracy of each record, as measure to float64[N]; a missing answer is wrong."""
     right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
-    return {"denotation_accuracy": _mean(right, records, seed, resamples)}
+    return {"denotation_accuracy": np.asarray(right, dtype=np.float64)}
 
 
 def qa_scores(
@@ -273,18 +240,24 @@ def qa_scores(
     Returns:
         `{"exact_match": {value, low, high, n}, "f1": …}`.
     """
+    return _means(qa_values(answers, records), records, seed, resamples)
+
+
+def qa_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return exact match and F1 of each record, as measure to float64[N]; a missing answer is wrong."""
     final = {name: final_answer(text) for name, text in answers.items()}
     # A missing answer is not scored as an empty text: SQuAD's F1 of two empty texts is 1.
     exact = [exact_match(final[r["id"]], r["gold"]) if r["id"] in final else False for r in records]
     overlap = [token_f1(final[r["id"]], r["gold"]) if r["id"] in final else 0.0 for r in records]
     return {
-        "exact_match": _mean(exact, records, seed, resamples),
-        "f1": _mean(overlap, records, seed, resamples),
+        "exact_match": np.asarray(exact, dtype=np.float64),
+        "f1": np.asarray(overlap, dtype=np.float64),
     }
 
 
-def _mean(
-    values: Sequence[float | bool], records: Sequence[Mapping[str, Any]], seed: int, resamples: int
+def _means(
+    values: Mapping[str, np.ndarray], records: Sequence[Mapping[str, Any]], seed: int, resamples: int
 ) -> dict[str, Any]:
-    intervals = _Bootstrap.over([r["context_id"] for r in records], seed, resamples)
-    return intervals.ratio(np.asarray(values, dtype=np.float64), np.ones(len(records)))
+    intervals = ContextBootstrap.over([r["context_id"] for r in records], seed, resamples)
+    ones = np.ones(len(records))
+    return {measure: intervals.ratio(found, ones) for measure, found in values.items()}

@@ -30,7 +30,8 @@ OUTPUTS = {
     "convert-model": ("model.json",),
     "finetune-structure": ("adapter_model.safetensors", "adapter_config.json"),
     "finetune-task": ("adapter_model.safetensors", "adapter_config.json"),
-    "evaluate": ("metrics.json", "predictions.parquet"),
+    "evaluate": ("metrics.json", "predictions.parquet", "record_values.parquet"),
+    "check-gates": ("gates.json",),
     "export": (
         "model/model.safetensors",
         "model/config.json",
@@ -39,8 +40,6 @@ OUTPUTS = {
     ),
     "push": ("push.json",),
 }
-# The stages of a configuration that uploads nothing.
-WITHOUT_PUSH = [name for name in STAGES if name != "push"]
 
 
 @dataclass
