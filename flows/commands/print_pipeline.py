@@ -96,6 +96,9 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
         if reference.stage == "export":
             print(f"exported model: {Path(reference.path) / 'model'}")
             print(f"exported adapter: {Path(reference.path) / 'adapter'}")
+        if reference.stage == "push":
+            pushed = json.loads((Path(reference.path) / "push.json").read_text(encoding="utf-8"))
+            print(f"uploaded: {pushed['files']} files to {pushed['url']}")
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from flows.configuration.files.yaml_file import apply_overrides, describe_error, read_yaml
 from flows.configuration.hub_models import with_hub_models
 from flows.configuration.path_fields import resolve_paths
 from flows.configuration.sample import CONFIG_NAME, default_config
 from flows.configuration.schedule import check_schedule
 from flows.configuration.schema import ConfigSource, PipelineConfig
-from flows.configuration.yaml_file import apply_overrides, describe_error, read_yaml
 from jora_core.base.errors import InputError
 
 

@@ -7,6 +7,7 @@ after hours. A check of devices is in :mod:`flows.children.devices`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE, PREVIOUS
 from flows.configuration.prompts import prompt_source
 from flows.configuration.schema import PipelineConfig
 from jora_core.base.errors import InputError
@@ -22,6 +24,7 @@ from jora_core.specs.prompts.source import check_format
 from retrieval.prompts.answer_styles import TEMPLATE_FIELDS
 from retrieval.readers.documents.documents import tells_instructions
 from retrieval.settings.document_layouts import DOCUMENT_LAYOUTS, TEXT_SUFFIXES
+from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, TaskSettings
 from retrieval.tasks.qa.inputs import document_files, question_files
 
@@ -52,9 +55,11 @@ def problems(config: PipelineConfig) -> Iterator[Problem]:
         config: a checked configuration with absolute paths.
     """
     yield from _packages(config)
+    yield from _upload(config)
     yield from _prompt(config)
     yield from _retrieval(config)
     yield from _evaluation(config)
+    yield from _gates(config)
     model = _model_config(Path(config.model.path))
     if model:
         yield from _mesh(config, model)
@@ -101,6 +106,20 @@ def _packages(config: PipelineConfig) -> Iterator[Problem]:
             "dask",
             f"context.backend: dask needs the package {missing[0]}; run `pip install 'jora-raft[scale]'`, or "
             "set it to threads",
+        )
+
+
+def _upload(config: PipelineConfig) -> Iterator[Problem]:
+    target = config.export.push_to
+    if target is not None and not os.environ.get("HF_TOKEN"):
+        yield Problem(
+            "upload",
+            f"export.push_to: to upload to {target}, set HF_TOKEN to a token that may write there, "
+            "or leave push_to out",
+        )
+    if target is not None and os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        yield Problem(
+            "upload", "export.push_to: HF_HUB_OFFLINE forbids the upload; unset it, or leave push_to out"
         )
 
 
@@ -205,6 +224,30 @@ def _evaluation(config: PipelineConfig) -> Iterator[Problem]:
                     else ""
                 ),
             )
+
+
+def _gates(config: PipelineConfig) -> Iterator[Problem]:
+    for index, gate in enumerate(config.gates):
+        task, _, measure = gate.metric.partition(".")
+        scored = [name for name in config.context.tasks if config.evaluate.most_records(name) != 0]
+        if task not in scored:
+            yield Problem(
+                "gates", f"gates.{index}.metric: {task} is not evaluated; expected one of {', '.join(scored)}"
+            )
+        elif measure not in TASKS[task].facts.measures:
+            known = ", ".join(f"{task}.{name}" for name in TASKS[task].facts.measures)
+            yield Problem("gates", f"gates.{index}.metric: no measure {gate.metric}; expected one of {known}")
+        else:
+            phases = (FIRST_PHASE, BOTH_PHASES)[: len(config.phases)]
+            systems = (BASE, *phases, *TASKS[task].facts.baselines)
+            for field in ("system", "not_worse_than", "better_than"):
+                name = getattr(gate, field)
+                expected = systems if field == "system" else (PREVIOUS, *systems)
+                if name is not None and name not in expected:
+                    yield Problem(
+                        "gates",
+                        f"gates.{index}.{field}: no system {name}; expected one of {', '.join(expected)}",
+                    )
 
 
 def _mesh(config: PipelineConfig, model: dict[str, Any]) -> Iterator[Problem]:

@@ -34,6 +34,10 @@ class StageFailed(RuntimeError):
         super().__init__(mask(message))
 
 
+class GateFailed(StageFailed):
+    """The evaluation is below a gate of the configuration. Another run would end in the same way."""
+
+
 @contextmanager
 def one_line_os_errors(
     action: str, path: Path | str, numbers: Collection[int] = frozenset(_MENDABLE)

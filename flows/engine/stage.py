@@ -19,10 +19,6 @@ from flows.configuration.schema import PipelineConfig, RetryConfig
 from jora_core.base.errors import InputError
 from retrieval.settings.context import ContextConfig
 
-# Names of the evaluated systems: the base model, the model after the first phase, and after both phases.
-BASE = "base"
-FIRST_PHASE = "phase1"
-BOTH_PHASES = "both_phases"
 # File of the adapter in the artifact of a phase, named as in PEFT.
 ADAPTER = "adapter_model.safetensors"
 # Folder inside a stage's work folder. A run continues from its checkpoints after a kill or a stop.

@@ -19,6 +19,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
+from flows.engine.errors import GateFailed
 from flows.engine.plan import PlannedStage, make_plan
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stages_of
@@ -80,7 +81,7 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         require_space(settings, open_store(settings), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         return _run_and_report(settings, names, request.force)
-    except InputError as error:
+    except (InputError, GateFailed) as error:
         return refused(error)
 
 
@@ -95,8 +96,8 @@ def begin(flow_run: FlowRun) -> State[Any] | None:
     return Cancelled(name=SKIPPED, message=superseded_message(newer))
 
 
-def refused(error: InputError) -> State[Any]:
-    """Log a wrong input of a deployment's run in one line, and return the state of the run."""
+def refused(error: InputError | GateFailed) -> State[Any]:
+    """Log a wrong input or a failed gate of a deployment's run in one line, and return the run's state."""
     # In a form the changes are lines of a field, not options of a command.
     line = mask(str(error))
     if line.startswith("--set"):
@@ -121,9 +122,17 @@ def deployed_run() -> FlowRun | None:
 
 def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> dict[str, Any]:
     """Run stages, and write and publish the report if the artifacts of all stages exist."""
-    with notified(config):
-        references = run_stages(config, names, force)
     store = open_store(config)
+    try:
+        with notified(config):
+            references = run_stages(config, names, force)
+    except GateFailed:
+        # All stages before the export have their artifacts, and the report shows which gate it was.
+        made = pipeline_references(config, store, [], before="export")
+        if made is not None:
+            report_of(config, store, made)
+            publish_report(config, store, made)
+        raise
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
     whole = pipeline_references(config, store, references)

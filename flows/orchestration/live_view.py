@@ -41,7 +41,12 @@ from flows.report.wording import byte_size, duration
 REPORT_SERVERS = "JORA_REPORT_SERVERS"
 PROGRESS_SECONDS = 5.0
 # Sections of the report by the key of their artifact. The HTML report has all sections.
-SECTIONS = {"04-retrieval": "retrieval", "05-evaluation": "evaluation", "06-lineage": "lineage"}
+SECTIONS = {
+    "04-retrieval": "retrieval",
+    "05-evaluation": "evaluation",
+    "05-gates": "gates",
+    "06-lineage": "lineage",
+}
 Row = dict[str, Any]
 
 

@@ -29,7 +29,7 @@ def report_of(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef]
 
 
 def pipeline_references(
-    config: PipelineConfig, store: Store, references: Sequence[ArtifactRef]
+    config: PipelineConfig, store: Store, references: Sequence[ArtifactRef], before: str | None = None
 ) -> list[ArtifactRef] | None:
     """Add references of the stages that a run did not select.
 
@@ -37,6 +37,7 @@ def pipeline_references(
         config: the configuration of the run.
         store: the artifact store.
         references: references of the selected stages.
+        before: name of the first stage to leave out, with those after it; None for all stages.
 
     Returns:
         A reference for each stage; None if a stage has no whole artifact.
@@ -44,6 +45,8 @@ def pipeline_references(
     known = {item.stage: item for item in references}
     whole: list[ArtifactRef] = []
     for name, identity in identify(config, STAGES).items():
+        if name == before:
+            break
         if name not in known:
             store.fetch(name, identity.key)
             if not store.check(name, identity.key).whole:

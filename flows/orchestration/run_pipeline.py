@@ -17,6 +17,7 @@ from typing import cast
 
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
+from flows.engine.errors import GateFailed
 from flows.engine.plan import make_plan
 from flows.engine.run_records import recorded_run
 from flows.engine.shared.shared_store import open_store
@@ -87,15 +88,17 @@ def run(
 
 @contextmanager
 def _refusals_without_traceback() -> Iterator[None]:
-    """Hide Prefect's log records of an `InputError` on the console; the caller prints the error itself."""
+    """Hide Prefect's log records of a wrong input or a failed gate; the caller prints the error itself."""
+    hidden = (InputError, GateFailed)
 
     def passes(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            return not isinstance(error, InputError)
+            return not isinstance(error, hidden)
         # "Finished in state Failed('Task run encountered an exception InputError: …')"
+        text = record.getMessage()
         return not (
-            "Finished in state Failed(" in record.getMessage() and "InputError: " in record.getMessage()
+            "Finished in state Failed(" in text and any(f"{kind.__name__}: " in text for kind in hidden)
         )
 
     from prefect.logging.configuration import setup_logging

@@ -20,9 +20,10 @@ from flows.report.wording import (
     short_number,
     system_name,
 )
+from retrieval.settings.task_registry import TASKS
 
 METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
-BASELINES = ("random", "opening_post", "previous_post", "bm25", "fused", "learned")
+_BASELINES = TASKS["threads"].facts.baselines
 METRIC_NAMES = {
     "reply@1": "the right post",
     "target@1": "the right author",
@@ -51,6 +52,7 @@ def sections(facts: RunFacts) -> list[Section]:
         for name, title, blocks in (
             ("summary", "Summary", summary(facts)),
             ("evaluation", "Evaluation", evaluation(facts)),
+            ("gates", "Gates", gates(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
             ("corpora", "Records and guards", corpora(facts)),
             ("training", "Training", training(facts)),
@@ -101,7 +103,7 @@ def summary(facts: RunFacts) -> list[Block]:
 
 def evaluation(facts: RunFacts) -> list[Block]:
     """Return blocks with the scores of each system and of the baselines."""
-    systems = [name for name in (*BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
+    systems = [name for name in (*_BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
     # Systems of a newer stage, which this module does not know, still get their rows.
     systems += [name for name in facts.systems if name not in systems]
     # Without thread records there are no scores of replies, only of answers.
@@ -120,6 +122,23 @@ def evaluation(facts: RunFacts) -> list[Block]:
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
     return blocks
+
+
+def gates(facts: RunFacts) -> list[Block]:
+    """Return blocks with the verdict on each gate of the configuration."""
+    found = facts.json("check-gates", "gates.json")
+    if not found:
+        return []
+    rows = tuple(
+        ("met" if verdict["passed"] else "not met", verdict["text"]) for verdict in found["verdicts"]
+    )
+    if found["passed"]:
+        said = "All gates are met."
+    elif facts.config.ignore_gates:
+        said = "The model was exported although a gate is not met, because `ignore_gates` is set."
+    else:
+        said = "A gate is not met, so nothing was exported."
+    return [Prose(said), Table("", ("Gate", "Measured"), rows, text_columns=(1,))]
 
 
 def _drawn_note(facts: RunFacts) -> str:
@@ -256,7 +275,7 @@ def _score_chart(facts: RunFacts, metric: str, systems: Sequence[str]) -> Figure
 def _best_baseline(facts: RunFacts) -> str | None:
     scores = {
         name: facts.systems[name]["reply@1"]["value"]
-        for name in BASELINES
+        for name in _BASELINES
         if facts.systems.get(name, {}).get("reply@1", {}).get("value") is not None
     }
     return max(scores, key=lambda name: scores[name], default=None)
@@ -269,6 +288,6 @@ def _apart(one: Row, other: Row) -> bool:
 
 
 def _kind(facts: RunFacts, name: str) -> BarKind:
-    if name in BASELINES:
+    if name in _BASELINES:
         return "baseline"
     return "final" if name == facts.shown_system else "model"

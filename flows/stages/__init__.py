@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from flows.engine.stage import Registry
 from flows.stages.build_context import BUILD_CONTEXT
+from flows.stages.check_gates import CHECK_GATES
 from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
+from flows.stages.push import PUSH
 
 STAGES: Registry = {
     stage.name: stage
-    for stage in (BUILD_CONTEXT, CONVERT_MODEL, FINETUNE_STRUCTURE, FINETUNE_TASK, EVALUATE, EXPORT)
+    for stage in (
+        BUILD_CONTEXT,
+        CONVERT_MODEL,
+        FINETUNE_STRUCTURE,
+        FINETUNE_TASK,
+        EVALUATE,
+        CHECK_GATES,
+        EXPORT,
+        PUSH,
+    )
 }

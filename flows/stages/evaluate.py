@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
+from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import ADAPTER, BASE, BOTH_PHASES, FIRST_PHASE, Stage, StageContext, Upstream
+from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.answer_cache import AnswerCache
 from jora_core.base.errors import InputError
@@ -27,11 +28,12 @@ from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
-from retrieval.tasks.answers import Answers, score_answers
+from retrieval.tasks.answers import Answers, RecordValues, score_answers, values_of_records
 
 NAME = "evaluate"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
+RECORD_VALUES = "record_values.parquet"
 
 Row = Mapping[str, Any]
 
@@ -95,6 +97,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
     scores: dict[str, Any] = {"systems": {}, "drawn": {}}
     answered: list[dict[str, Any]] = []
+    values: dict[str, RecordValues] = {}
     # Times and memory of the child processes, for the manifest. They are not among the scores, so that
     # `metrics.json` has the same bytes at every run.
     results: dict[str, Any] = {}
@@ -117,7 +120,10 @@ def _run(context: StageContext) -> dict[str, Any]:
         if unseen:
             trained = dict(list(systems_of(context).items())[-1:])
             unseen_rows, results[f"{part.task}, unseen"] = _predict(context, part, unseen, trained)
-        _merge(scores, _score(context, part, _Scored(chosen, rows, unseen, unseen_rows)))
+        answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
+        _merge(scores, score_answers(part.task, answers))
+        values[part.task] = values_of_records(part.task, answers)
+    _write_values(context.output_dir / RECORD_VALUES, values)
     _write_predictions(context.output_dir / PREDICTIONS, answered)
     # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.
     text = json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False)
@@ -207,9 +213,9 @@ def _predict(
     return rows, {**result, "systems": list(spec.systems), "cached_systems": cached}
 
 
-def _score(context: StageContext, part: _Part, scored: _Scored) -> dict[str, Any]:
+def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
     path = context.upstream[build_context.NAME] / build_context.RANKINGS
-    answers = Answers(
+    return Answers(
         records=scored.records,
         rows=scored.rows,
         unseen_records=scored.unseen,
@@ -220,7 +226,6 @@ def _score(context: StageContext, part: _Part, scored: _Scored) -> dict[str, Any
         seed=context.config.seed,
         resamples=context.config.evaluate.bootstrap_samples,
     )
-    return score_answers(part.task, answers)
 
 
 def _merge(scores: dict[str, Any], part: dict[str, Any]) -> None:
@@ -239,6 +244,34 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
     schema = answer_schema("task")
     kept = [{name: row.get(name) for name in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), path)
+
+
+def _write_values(path: Path, values: Mapping[str, RecordValues]) -> None:
+    """Write one row for each record, system and measure, by which evaluations are compared."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("task", "id", "context_id", "system", "measure")]
+        + [("value", pa.float64())]
+    )
+    tables = [
+        pa.table(
+            [
+                [task] * len(found.ids),
+                list(found.ids),
+                list(found.contexts),
+                [system] * len(found.ids),
+                [measure] * len(found.ids),
+                column,
+            ],
+            schema=schema,
+        )
+        for task, found in values.items()
+        for system, measures in found.systems.items()
+        for measure, column in measures.items()
+    ]
+    pq.write_table(pa.concat_tables(tables), path)
 
 
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:

@@ -18,7 +18,7 @@ from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
-from flows.stages import build_context, convert_model
+from flows.stages import build_context, check_gates, convert_model
 from jora_core.base.digests import json_digest
 from jora_core.specs.model_files import ExportSpec
 
@@ -32,7 +32,10 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "model": {"dtype": config.model.dtype},
         "prompt": prompt_settings(config),
-        "export": config.export.model_dump(mode="json"),
+        # Where the export is uploaded to is no part of it.
+        "export": config.export.model_dump(mode="json", exclude={"push_to"}),
+        # Only where there are gates, so that the keys of other exports stay the same.
+        **({"ignore_gates": config.ignore_gates} if config.gates else {}),
     }
 
 
@@ -45,6 +48,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
         # By name: an import of the evaluation for two names would make the code for scoring answers a part of
         # this stage's key.
         Upstream("evaluate", ("metrics.json",)),
+        *((Upstream(check_gates.NAME, (check_gates.VERDICTS,)),) if config.gates else ()),
     )
 
 
@@ -61,11 +65,16 @@ def lineage(context: StageContext) -> dict[str, Any]:
         }
         for name, manifest in context.manifests.items()
     }
-    return {"export": context.key, "prompt": prompt_settings(context.config), "stages": stages}
+    origin = {"export": context.key, "prompt": prompt_settings(context.config), "stages": stages}
+    if context.config.gates:
+        origin["gates_not_met"] = check_gates.failed_gates(context.upstream[check_gates.NAME])
+    return origin
 
 
 def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
+    if config.gates:
+        check_gates.require_passed(context.upstream[check_gates.NAME], config)
     spec = ExportSpec(
         model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         # The last phase continues the first phase's adapter, so the last adapter contains both trainings.

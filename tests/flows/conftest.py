@@ -30,13 +30,15 @@ OUTPUTS = {
     "convert-model": ("model.json",),
     "finetune-structure": ("adapter_model.safetensors", "adapter_config.json"),
     "finetune-task": ("adapter_model.safetensors", "adapter_config.json"),
-    "evaluate": ("metrics.json", "predictions.parquet"),
+    "evaluate": ("metrics.json", "predictions.parquet", "record_values.parquet"),
+    "check-gates": ("gates.json",),
     "export": (
         "model/model.safetensors",
         "model/config.json",
         "adapter/adapter_model.safetensors",
         "README.md",
     ),
+    "push": ("push.json",),
 }
 
 

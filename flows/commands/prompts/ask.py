@@ -14,12 +14,12 @@ import typer
 from flows.children.ask_corpus_spec import AskSpec
 from flows.children.run_child import run_child
 from flows.commands.common_options import Set, load, print_json, print_status
+from flows.configuration.gates import BASE
 from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.shared.shared_store import open_store
-from flows.engine.stage import BASE
 from flows.stages import STAGES
 from flows.stages.converted_model import converted
 from flows.stages.model_conversion import tokenizer_folder

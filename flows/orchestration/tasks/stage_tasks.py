@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.children.run_child import children_end_with_block, limit_silence, stopping
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
-from flows.engine.errors import StageFailed
+from flows.engine.errors import GateFailed, StageFailed
 from flows.engine.keys import Identity, identify
 from flows.engine.run_records import recorded_run
 from flows.engine.run_stage import execute_stage
@@ -43,9 +43,9 @@ class InputsChanged(StageFailed):
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry may succeed: not after a wrong or changed input, and not at the end of the run."""
+    """Whether a retry may succeed: not after a wrong or changed input or a gate, and not at the run's end."""
     error = state.result(raise_on_failure=False)
-    return not (stopping() or isinstance(error, InputsChanged | InputError))
+    return not (stopping() or isinstance(error, InputsChanged | InputError | GateFailed))
 
 
 @task(

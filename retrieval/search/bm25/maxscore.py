@@ -14,14 +14,14 @@ threads search in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from retrieval.search.bm25.postings import Postings
+from retrieval.search.compiled import compiled
 from retrieval.search.cores import cores
 
 #: Posting lists at least this long are checked for skipping. The check itself costs k look-ups for each term
@@ -85,19 +85,7 @@ class Results(NamedTuple):
     places: np.ndarray
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function to machine code. The code is cached on disk if numba finds a folder to write to."""
-    try:
-        # nogil: threads search in parallel. cache: later processes load machine code instead of compiling for
-        # seconds. error_model: a division by zero gives inf as in numpy, and no check is compiled into the
-        # loops. fastmath stays off, because it reorders sums, and the scores must equal rank_bm25's bit for
-        # bit.
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache folder
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def _worse(score: float, doc: int, other_score: float, other_doc: int) -> bool:
     """Return whether a document ranks behind another.
 
@@ -106,7 +94,7 @@ def _worse(score: float, doc: int, other_score: float, other_doc: int) -> bool:
     return score < other_score or (score == other_score and doc > other_doc)
 
 
-@_compiled
+@compiled
 def _sift_down(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: int) -> None:
     """Replace the root of a heap, which is the worst document, by another document."""
     # The document moves down in a gap: each level costs one copy instead of a swap.
@@ -125,7 +113,7 @@ def _sift_down(scores: np.ndarray, docs: np.ndarray, size: int, score: float, do
     scores[place], docs[place] = score, doc
 
 
-@_compiled
+@compiled
 def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: int) -> int:
     """Add a document to a heap of the best `len(docs)` documents, and return the size of the heap."""
     if size == len(docs):
@@ -144,7 +132,7 @@ def _push(scores: np.ndarray, docs: np.ndarray, size: int, score: float, doc: in
     return size + 1
 
 
-@_compiled
+@compiled
 def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
     """Sort a heap, best document first."""
     # The second half of heapsort: the root is the worst, so it goes to the end, and the heap shrinks by one.
@@ -154,7 +142,7 @@ def _best_first(scores: np.ndarray, docs: np.ndarray, size: int) -> None:
         _sift_down(scores, docs, last, score, doc)
 
 
-@_compiled
+@compiled
 def _weight(lists: PostingLists, term: int, doc: int) -> Any:
     """Return the weight of a document in one term's postings, or 0 if the term has no such posting."""
     # A block has about eight to sixteen postings, so the search below takes about four steps instead of the
@@ -173,7 +161,7 @@ def _weight(lists: PostingLists, term: int, doc: int) -> Any:
     return 0.0
 
 
-@_compiled
+@compiled
 def _collect(docs: np.ndarray, weights: np.ndarray, sums: np.ndarray, touched: np.ndarray, count: int) -> int:
     """Add all weights of one term to the sums of its documents.
 
@@ -202,7 +190,7 @@ def _collect(docs: np.ndarray, weights: np.ndarray, sums: np.ndarray, touched: n
     return count
 
 
-@_compiled
+@compiled
 def _reached_by_k(
     lists: PostingLists,
     remaining: np.ndarray,
@@ -240,7 +228,7 @@ def _reached_by_k(
     return least
 
 
-@_compiled
+@compiled
 def _search(
     postings: Postings,
     query: np.ndarray,
@@ -356,7 +344,7 @@ def _search(
         sums[touched[j]] = 0.0
 
 
-@_compiled
+@compiled
 def _search_some(
     postings: Postings, queries: QueryBatch, first: int, last: int, workspace: Workspace, results: Results
 ) -> None:

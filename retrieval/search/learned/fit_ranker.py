@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from retrieval.search.compiled import compiled
 from retrieval.search.cores import cores
 from retrieval.search.learned.features import Features, FeatureSpace
-from retrieval.search.learned.listwise_mlp import Lists, Training, Weights, log_softmax, scores_of, train
+from retrieval.search.learned.listwise_mlp import (
+    LIST_ARRAYS,
+    Lists,
+    Training,
+    Weights,
+    log_softmax,
+    scores_of,
+    train,
+)
 from retrieval.search.learned.reply_ranker import ReplyRanker, Scale
 
 #: Candidates of a message that it is fitted on: the best of `pool_scores`, and some of the others, drawn.
@@ -21,8 +30,8 @@ from retrieval.search.learned.reply_ranker import ReplyRanker, Scale
 POOL = 15
 DRAWN = 3
 FOLDS = 5
-#: Messages on which thresholds and groups of features are measured.
-MEASURED = 5_000
+#: Messages on which scales, thresholds and groups of features are measured at most, evenly spread.
+MEASURED = 20_000
 _THRESHOLDS = tuple(number / 100 for number in range(50, 14, -1))
 #: Messages that are scored at a time, which bounds the memory.
 _AT_A_TIME = 512
@@ -30,7 +39,7 @@ _AT_A_TIME = 512
 
 @dataclass
 class Examples:
-    """Messages to fit on, added one by one. Features are kept in half precision: a message takes 5 KB.
+    """Messages to fit on, added one by one. Features are kept in half precision: a message takes 6 KB.
 
     Attributes:
         space: the features.
@@ -39,10 +48,7 @@ class Examples:
 
     space: FeatureSpace
     seed: int
-    _pairs: list[np.ndarray] = field(default_factory=list)
-    _messages: list[np.ndarray] = field(default_factory=list)
-    _offsets: list[np.ndarray] = field(default_factory=list)
-    _targets: list[np.ndarray] = field(default_factory=list)
+    _blocks: list[Lists] = field(default_factory=list)
     _folds: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -58,44 +64,58 @@ class Examples:
                 starts a conversation.
             fold: fold of the thread.
         """
-        pool = pool_scores(features.pairs, list(self.space.pair_groups))
+        pool = pool_scores(features.core, list(self.space.pair_groups))
+        # By the number of the first message, so that messages added before decide nothing but this number.
+        draws = np.random.default_rng([self.seed, len(self)]).random(len(pool))
+        shape = len(sizes), 1 + POOL + DRAWN
+        rows = np.zeros(shape, dtype=np.int64)
+        present, offsets = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.float32)
+        targets = np.zeros(shape, dtype=np.float32)
         ends = np.cumsum(sizes)
         for number, (end, size) in enumerate(zip(ends.tolist(), sizes.tolist(), strict=True)):
-            # By the number of the message, so that messages added before decide nothing but this number.
-            rng = np.random.default_rng([self.seed, len(self)])
-            low = end - size
-            chosen, offsets = draw_candidates(pool[low:end], parents[number], rng)
-            self._pairs.append(features.pairs[low + chosen].astype(np.float16))
-            self._messages.append(features.messages[number].astype(np.float16))
-            self._offsets.append(offsets)
-            right = np.isin(chosen, list(parents[number]))
-            self._targets.append(np.concatenate([[not parents[number]], right]).astype(np.float32))
-            self._folds.append(fold)
+            low, right = end - size, list(parents[number])
+            chosen, stands_for = draw_candidates(pool[low:end], right, draws[low:end])
+            n = 1 + len(chosen)
+            rows[number, 1:n], offsets[number, 1:n] = low + chosen, stands_for
+            present[number, :n] = True
+            targets[number, 0] = not right
+            for place in right:
+                targets[number, 1:n] += chosen == place
+        pairs = np.zeros((*shape, len(self.space.pair_groups) + 1), dtype=np.float16)
+        pairs[..., :-1] = features.of_pairs(rows)
+        pairs[~present] = 0
+        targets /= targets.sum(axis=1, keepdims=True)
+        self._blocks.append(Lists(pairs, features.messages.astype(np.float16), present, offsets, targets))
+        self._folds += [fold] * len(sizes)
 
     def lists(self) -> tuple[Lists, np.ndarray]:
         """Return the messages with padded candidates, the start first, and their folds int64[M].
 
-        The features are raw, in half precision, without the mark of the start.
+        The features are raw, in half precision, with a last column for the mark of the start. The examples
+        are empty afterwards, because two copies would take twice the memory.
         """
-        n, width = len(self), 1 + POOL + DRAWN
-        pairs = np.zeros((n, width, len(self.space.pair_groups)), dtype=np.float16)
-        present, offsets = np.zeros((n, width), dtype=bool), np.zeros((n, width), dtype=np.float32)
-        targets = np.zeros((n, width), dtype=np.float32)
-        for number in range(n):
-            size = len(self._pairs[number])
-            pairs[number, 1 : 1 + size] = self._pairs[number]
-            present[number, : 1 + size] = True
-            offsets[number, 1 : 1 + size] = self._offsets[number]
-            targets[number, : 1 + size] = self._targets[number] / self._targets[number].sum()
-        self._pairs.clear()
-        return Lists(pairs, np.array(self._messages), present, offsets, targets), np.array(self._folds)
+        first, folds = self._blocks[0], np.array(self._folds)
+        whole = Lists(
+            *(
+                np.empty((len(folds), *array.shape[1:]), dtype=array.dtype)
+                for array in (getattr(first, name) for name in LIST_ARRAYS)
+            )
+        )
+        end = len(folds)
+        while self._blocks:
+            block = self._blocks.pop()
+            for name in LIST_ARRAYS:
+                getattr(whole, name)[end - len(block) : end] = getattr(block, name)
+            end -= len(block)
+        self._folds.clear()
+        return whole, folds
 
 
 def pool_scores(pairs: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return float32[P], a fixed score that only chooses the candidates to fit on.
 
     Args:
-        pairs: float32[P, F], features.
+        pairs: float32[P, F], features of pairs.
         names: names of the features.
     """
     weights = {
@@ -120,73 +140,167 @@ def pool_scores(pairs: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def draw_candidates(
-    pool: np.ndarray, parents: Sequence[int], rng: np.random.Generator
+    pool: np.ndarray, parents: Sequence[int], draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the candidates of a message to fit on: the best ones, its parents, and some of the others.
 
     Args:
         pool: float32[N], `pool_scores` of its candidates.
         parents: places of the candidates that it answers.
-        rng: draws the others.
+        draws: float64[N], random numbers; of the others, those with the smallest ones are chosen.
 
     Returns:
         (places int64[C], offsets float32[C]): the offset of a drawn candidate is the logarithm of the number
         of candidates that it stands for.
     """
     order = np.argsort(-pool, kind="stable")
-    best = order[:POOL]
+    best, rest = order[:POOL], order[POOL:]
     outside = [place for place in parents if place not in best][:DRAWN]
-    rest = np.setdiff1d(order[POOL:], outside)
-    drawn = rng.choice(rest, min(DRAWN - len(outside), len(rest)), replace=False)
+    if outside:
+        rest = rest[~np.isin(rest, outside)]
+    drawn = rest[np.argsort(draws[rest], kind="stable")[: DRAWN - len(outside)]]
     offsets = np.zeros(len(best) + len(outside) + len(drawn), dtype=np.float32)
     if len(drawn):
         offsets[-len(drawn) :] = np.log(len(rest) / len(drawn))
-    return np.concatenate([best, np.array(outside, dtype=np.int64), drawn]).astype(np.int64), offsets
+    return np.concatenate([best, np.array(outside, dtype=np.int64), drawn]), offsets
+
+
+@dataclass(frozen=True)
+class ScaledExamples:
+    """Messages to fit on, with scaled features in half precision.
+
+    Attributes:
+        lists: the M messages with their candidates, the start first.
+        folds: int64[M], fold of each.
+        scale: means and deviations of the raw features.
+    """
+
+    lists: Lists
+    folds: np.ndarray
+    scale: Scale
+
+    @property
+    def fold_numbers(self) -> list[int]:
+        """The numbers of the folds, ascending."""
+        return sorted(set(self.folds.tolist()))
+
+
+def scaled_examples(examples: Examples) -> ScaledExamples:
+    """Scale the features of all messages. The examples are empty afterwards."""
+    lists, folds = examples.lists()
+    scale = _scale_of(lists)
+    # A few at a time, which bounds the memory.
+    for at in range(0, len(lists), _AT_A_TIME):
+        part = slice(at, at + _AT_A_TIME)
+        lists.pairs[part] = scale.pairs(lists.pairs[part, :, :-1].astype(np.float32))
+        lists.messages[part] = scale.messages(lists.messages[part].astype(np.float32))
+    lists.pairs[~lists.present] = 0
+    lists.pairs[:, 0] = scale.start()
+    return ScaledExamples(lists, folds, scale)
+
+
+def fit_perceptrons(
+    data: ScaledExamples,
+    seed: int,
+    training: Training,
+    folds: Sequence[int],
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Weights]:
+    """Fit one perceptron for each of some folds, on the messages of all other folds.
+
+    Args:
+        data: the messages, in at least two folds.
+        seed: seed of first weights, order and dropout.
+        training: settings of the perceptrons.
+        folds: numbers of the folds.
+        on_model: called with (perceptrons fitted, all).
+    """
+
+    def fit(number: int) -> Weights:
+        rows = np.flatnonzero(data.folds != number)
+        rng = np.random.default_rng([seed, number])
+        return train(lambda at: _in_float32(data.lists, rows[at]), len(rows), training, rng)
+
+    models: dict[int, Weights] = {}
+    # One BLAS thread for each perceptron: a matrix product on several threads has other last bits, which grow
+    # with every step. The perceptrons are fitted side by side instead.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(cores(), len(folds))) as pool:
+        for fold, model in zip(folds, pool.map(fit, folds), strict=True):
+            models[fold] = model
+            on_model(len(models), len(folds))
+    return models
 
 
 def fit_ranker(
     examples: Examples, training: Training, on_model: Callable[[int, int], None]
 ) -> tuple[ReplyRanker, dict[str, Any]]:
-    """Fit one perceptron for each fold, on the messages of the other folds.
+    """Fit a ranker, and measure it on messages that the perceptron in question has not seen.
 
     Args:
         examples: the messages of the training split, in at least two folds.
         training: settings of the perceptrons.
         on_model: called with (perceptrons fitted, all).
-
-    Returns:
-        the ranker, and its measures on messages that the perceptron in question has not seen.
     """
-    lists, folds = examples.lists()
-    scale = _scale_of(lists)
-    numbers = sorted(set(folds.tolist()))
+    space, seed = examples.space, examples.seed
+    data = scaled_examples(examples)
+    models = fit_perceptrons(data, seed, training, data.fold_numbers, on_model)
+    rows = _measured(len(data.lists))
+    targets = data.lists.targets[rows]
+    threshold, links = second_parent_threshold(held_back(data, models, rows), targets)
+    measures = {
+        "messages": len(data.folds),
+        "folds": len(models),
+        "second_parent": threshold,
+        **links,
+        "without": {
+            group: link_measures(held_back(data, models, rows, (space, group)), targets, threshold)
+            for group in dict.fromkeys(space.pair_groups.values())
+        },
+    }
+    return ReplyRanker(space, data.scale, tuple(models.values()), threshold), measures
 
-    def fit(number: int) -> Weights:
-        rows = np.flatnonzero(folds != number)
-        rng = np.random.default_rng([examples.seed, number])
-        return train(lambda at: _scaled(lists, scale, rows[at]), len(rows), training, rng)
 
-    models: list[Weights] = []
-    # One BLAS thread for each perceptron: a matrix product on several threads has other last bits, which grow
-    # with every step. The perceptrons are fitted side by side instead.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(cores(), len(numbers))) as pool:
-        for model in pool.map(fit, numbers):
-            models.append(model)
-            on_model(len(models), len(numbers))
-        ranker = ReplyRanker(examples.space, scale, tuple(models), 1.0)
-        held = _held_back(lists, folds, ranker)
-        threshold, links = second_parent_threshold(held.log_p, held.targets)
-        measures = {
-            "messages": len(folds),
-            "folds": len(numbers),
-            "second_parent": threshold,
-            **links,
-            "without": {
-                group: link_measures(_held_back(lists, folds, ranker, group).log_p, held.targets, threshold)
-                for group in dict.fromkeys(examples.space.pair_groups.values())
-            },
-        }
-    return replace(ranker, second_parent=threshold), measures
+def held_back(
+    data: ScaledExamples,
+    models: Mapping[int, Weights],
+    rows: np.ndarray,
+    without: tuple[FeatureSpace, str] | None = None,
+) -> np.ndarray:
+    """Return float64[R, K]: log-probabilities of messages by the perceptron that has not seen them.
+
+    The first is that of the start. Padding has minus infinity.
+
+    Args:
+        data: all messages.
+        models: perceptrons by the fold that they have not seen.
+        rows: int64[R], messages of these folds.
+        without: the features, and a group of them that is replaced by its mean; None: none.
+    """
+    log_p = np.full((len(rows), data.lists.present.shape[1]), -np.inf)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
+
+        def score(fold: int, part: np.ndarray) -> None:
+            batch = _in_float32(data.lists, rows[part])
+            if without is not None:
+                # The mean, after scaling. Behind the features of a pair stands the mark of the start.
+                batch.pairs[..., :-1][..., _of_group(without[0].pair_groups, without[1])] = 0
+                batch.messages[:, _of_group(without[0].message_groups, without[1])] = 0
+            scores = scores_of(models[fold], batch.pairs, batch.messages) + batch.offsets
+            # Of one candidate, not of all for which it stands.
+            log_p[part] = log_softmax(scores, batch.present) - batch.offsets
+
+        tasks = []
+        for fold in models:
+            mine = np.flatnonzero(data.folds[rows] == fold)
+            parts = (mine[at : at + _AT_A_TIME] for at in range(0, len(mine), _AT_A_TIME))
+            tasks += [pool.submit(score, fold, part) for part in parts]
+        for task in tasks:
+            task.result()
+    return log_p
+
+
+def _of_group(groups: Mapping[str, str], group: str) -> np.ndarray:
+    return np.array([name == group for name in groups.values()], dtype=bool)
 
 
 def second_parent_threshold(log_p: np.ndarray, targets: np.ndarray) -> tuple[float, dict[str, Any]]:
@@ -239,13 +353,18 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _scale_of(lists: Lists) -> Scale:
-    """Return the means and deviations of the features of some messages, evenly spread."""
-    rows = np.arange(0, len(lists), max(1, len(lists) // MEASURED))
+    """Return the means and deviations of the features."""
+    rows = _measured(len(lists))
     present = lists.present[rows]
     present[:, 0] = False  # the start has no features
-    pairs = lists.pairs[rows][present].astype(np.float64)
+    pairs = lists.pairs[rows][present][:, :-1].astype(np.float64)
     messages = lists.messages[rows].astype(np.float64)
     return Scale(*_moments(pairs), *_moments(messages))
+
+
+def _measured(n: int) -> np.ndarray:
+    """Return the numbers of at most `MEASURED` of n messages, evenly spread."""
+    return np.arange(0, n, -(-n // MEASURED))
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,44 +374,30 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0).astype(np.float32), np.maximum(deviation, 0.05).astype(np.float32)
 
 
-def _scaled(lists: Lists, scale: Scale, rows: np.ndarray) -> Lists:
-    """Return messages by number, scaled, with the mark of the start."""
-    part = lists.take(rows)
-    pairs = scale.pairs(part.pairs.astype(np.float32))
-    pairs[~part.present] = 0
-    pairs[:, 0] = scale.start()
-    return replace(part, pairs=pairs, messages=scale.messages(part.messages.astype(np.float32)))
+#: The number of each bit pattern in half precision. A table is several times as fast as numpy's conversion.
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class _HeldBack:
-    log_p: np.ndarray
-    targets: np.ndarray
+def _in_float32(lists: Lists, rows: np.ndarray) -> Lists:
+    """Return the messages at the given rows, with features in float32."""
+    pairs = np.empty((len(rows), *lists.pairs.shape[1:]), dtype=np.float32)
+    _look_up(lists.pairs.view(np.uint16), rows, _HALVES, pairs)
+    others = (getattr(lists, name)[rows] for name in LIST_ARRAYS if name not in ("pairs", "messages"))
+    return Lists(pairs, lists.messages[rows].astype(np.float32), *others)
 
 
-def _held_back(lists: Lists, folds: np.ndarray, ranker: ReplyRanker, without: str | None = None) -> _HeldBack:
-    """Return the log-probabilities of messages by the perceptron that has not seen them.
+@compiled
+def _look_up(bits: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """Fill an array with the numbers of bit patterns.
 
     Args:
-        lists: all messages.
-        folds: int64[M], fold of each.
-        ranker: the fitted perceptrons.
-        without: a group of features that is replaced by its mean; None: none.
+        bits: uint16[M, K, F], the patterns.
+        rows: int64[R], the rows that are looked up.
+        table: float32[65536], the number of each pattern.
+        out: float32[R, K, F], filled.
     """
-    pair_off, message_off = (
-        np.array([group == without for group in groups.values()], dtype=bool)
-        for groups in (ranker.space.pair_groups, ranker.space.message_groups)
-    )
-    rows = np.arange(0, len(lists), max(1, len(lists) // MEASURED))
-    log_p = np.full((len(rows), lists.present.shape[1]), -np.inf)
-    for number, model in zip(sorted(set(folds.tolist())), ranker.models, strict=True):
-        mine = np.flatnonzero(folds[rows] == number)
-        for at in range(0, len(mine), _AT_A_TIME):
-            part = mine[at : at + _AT_A_TIME]
-            batch = _scaled(lists, ranker.scale, rows[part])
-            batch.pairs[..., :-1][..., pair_off] = 0  # the mean, after scaling
-            batch.messages[:, message_off] = 0
-            scores = scores_of(model, batch.pairs, batch.messages) + batch.offsets
-            # Of one candidate, not of all for which it stands.
-            log_p[part] = log_softmax(scores, batch.present) - batch.offsets
-    return _HeldBack(log_p, lists.targets[rows])
+    for number in range(len(rows)):
+        row = bits[rows[number]]
+        for k in range(row.shape[0]):
+            for f in range(row.shape[1]):
+                out[number, k, f] = table[row[k, f]]

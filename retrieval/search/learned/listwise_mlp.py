@@ -16,8 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
+
+from retrieval.search.compiled import compiled
 
 #: Decay of AdamW's second moment.
 _SECOND = 0.999
@@ -47,7 +50,11 @@ class Lists:
 
     def take(self, rows: np.ndarray) -> Lists:
         """Return the messages at the given rows."""
-        return Lists(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Lists(*(getattr(self, name)[rows] for name in LIST_ARRAYS))
+
+
+#: Names of the arrays of `Lists`.
+LIST_ARRAYS = tuple(field.name for field in fields(Lists))
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,12 @@ class Weights:
 class Training:
     """The settings of a training run."""
 
-    hidden: tuple[int, int] = (64, 32)
-    epochs: int = 6
+    hidden: tuple[int, int] = (96, 48)
+    epochs: int = 8
     batch: int = 128
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
-    dropout: float = 0.15
+    dropout: float = 0.25
 
 
 def initial_weights(
@@ -125,29 +132,34 @@ def log_softmax(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
     return kept - top - np.log(np.exp(kept - top).sum(axis=-1, keepdims=True))
 
 
+class Dropout(NamedTuple):
+    """Which hidden units of each candidate stay, bool[M · K, H1] and bool[M · K, H2], and their factor."""
+
+    first: np.ndarray
+    second: np.ndarray
+    factor: float
+
+
 def loss_and_gradients(
-    weights: Weights, lists: Lists, masks: tuple[np.ndarray, np.ndarray] | None = None
+    weights: Weights, lists: Lists, dropout: Dropout | None = None
 ) -> tuple[float, Weights]:
     """Return the mean loss of the messages and its gradient for each parameter.
 
     Args:
         weights: the parameters.
         lists: the messages.
-        masks: dropout of the hidden units, [M · K, H1] and [M · K, H2], with values 0 or 1 / (1 - share);
-            None: no dropout.
+        dropout: dropout of the hidden units; None: none.
     """
     m, k, p = lists.pairs.shape
     flat = lists.pairs.reshape(m * k, p)
+    if dropout is None:
+        first_kept, second_kept = (np.ones((m * k, len(b)), dtype=bool) for b in (weights.b1, weights.b2))
+        dropout = Dropout(first_kept, second_kept, 1.0)
+    factor = flat.dtype.type(dropout.factor)
     first = flat @ weights.w1
-    first += np.repeat(lists.messages @ weights.v1 + weights.b1, k, axis=0)
-    np.maximum(first, 0, out=first)
-    if masks is not None:
-        first *= masks[0]
+    _rectify(first, lists.messages @ weights.v1 + weights.b1, dropout.first, factor)
     second = first @ weights.w2
-    second += weights.b2
-    np.maximum(second, 0, out=second)
-    if masks is not None:
-        second *= masks[1]
+    _rectify(second, weights.b2[None], dropout.second, factor)
     scores = (second @ weights.w3).reshape(m, k) + lists.offsets
     log_p = log_softmax(scores, lists.present)
     # Padding has target 0 and logarithm minus infinity, whose product is not a number.
@@ -155,14 +167,9 @@ def loss_and_gradients(
     # d loss / d scores of a softmax with cross-entropy is p - target.
     d_scores = ((np.exp(log_p) - lists.targets) / m).astype(flat.dtype).reshape(-1)
     d_second = d_scores[:, None] * weights.w3
-    # A unit that is 0, by the rectifier or by dropout, passes nothing back.
-    d_second *= second > 0
-    if masks is not None:
-        d_second *= masks[1]
+    _pass_back(d_second, second, factor)
     d_first = d_second @ weights.w2.T
-    d_first *= first > 0
-    if masks is not None:
-        d_first *= masks[0]
+    _pass_back(d_first, first, factor)
     by_message = d_first.reshape(m, k, -1).sum(axis=1)
     return loss, Weights(
         flat.T @ d_first,
@@ -195,8 +202,7 @@ def train(
         for at in range(0, n, settings.batch):
             # Sorted: rows of a large array are read in order of memory.
             batch = take(np.sort(order[at : at + settings.batch]))
-            masks = _dropout(batch, settings, rng)
-            _, gradients = loss_and_gradients(weights, batch, masks)
+            _, gradients = loss_and_gradients(weights, batch, _dropout(batch, settings, rng))
             rate, momentum = one_cycle(step, total, settings.learning_rate)
             optimizer.step(gradients, rate, momentum)
             step += 1
@@ -224,21 +230,53 @@ def one_cycle(step: int, total: int, peak: float) -> tuple[float, float]:
     return rate[0] + (rate[1] - rate[0]) * way, momentum[0] + (momentum[1] - momentum[0]) * way
 
 
-def _dropout(
-    batch: Lists, settings: Training, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _dropout(batch: Lists, settings: Training, rng: np.random.Generator) -> Dropout | None:
     if not settings.dropout:
         return None
-    rows, keep = batch.pairs.shape[0] * batch.pairs.shape[1], 1 - settings.dropout
-    scale = np.float32(1 / keep)
+    rows = batch.pairs.shape[0] * batch.pairs.shape[1]
     # Bytes are drawn eight at a time: a share of 1/256 is exact enough for dropout.
-    below = round(keep * 256)
-    draws = (
-        np.frombuffer(rng.bytes(rows * units), dtype=np.uint8).reshape(rows, units)
+    kept = round((1 - settings.dropout) * 256)
+    first, second = (
+        np.frombuffer(rng.bytes(rows * units), dtype=np.uint8).reshape(rows, units) < kept
         for units in settings.hidden
     )
-    first, second = ((draw < below) * scale for draw in draws)
-    return first, second
+    return Dropout(first, second, 256 / kept)
+
+
+# Compiled: numpy would pass over these arrays, the largest of a step, once for each operation.
+@compiled
+def _rectify(values: np.ndarray, bias: np.ndarray, kept: np.ndarray, factor: float) -> None:
+    """Add the bias, set negative and dropped units to zero, and multiply the others with the factor.
+
+    Args:
+        values: [R, H], changed in place.
+        bias: [B, H]; each row is the bias of R / B rows of the values.
+        kept: bool[R, H], False for a dropped unit.
+        factor: of the same type as the values.
+    """
+    each = len(values) // len(bias)
+    zero = factor - factor  # of the factor's type: a literal would make the loop one of float64
+    for row in range(len(values)):
+        own = bias[row // each]
+        for unit in range(values.shape[1]):
+            value = (values[row, unit] + own[unit]) * factor
+            values[row, unit] = value if kept[row, unit] and value > 0 else zero
+
+
+@compiled
+def _pass_back(gradient: np.ndarray, values: np.ndarray, factor: float) -> None:
+    """Multiply a gradient with the factor where the unit passed its value on, and with zero elsewhere.
+
+    Args:
+        gradient: [R, H], changed in place.
+        values: [R, H], the units behind `_rectify`; one that is 0, by the rectifier or by dropout, passes
+            nothing back.
+        factor: the factor of `_rectify`, of the same type as the values.
+    """
+    zero = factor - factor
+    for row in range(len(values)):
+        for unit in range(values.shape[1]):
+            gradient[row, unit] *= factor if values[row, unit] > 0 else zero
 
 
 class _AdamW:

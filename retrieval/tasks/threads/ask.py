@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from jora_core.base.errors import InputError
-from jora_core.base.notices import notice
 from retrieval.corpus.types import Post
 from retrieval.evaluation.task_report import TaskReport
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import token_count
 from retrieval.readers.threads.registry import thread_format
+from retrieval.search.bm25.index import BM25Index
 from retrieval.search.dense.embedder import Embedder
 from retrieval.search.dense.faiss_index import cosines
-from retrieval.search.fusion import Fusion, fuse
+from retrieval.search.fusion import fuse
 from retrieval.search.legs.leg import LegQuery
 from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.search.reranker import load_reranker
@@ -25,6 +25,7 @@ from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.asking import Asked, Inquiry, ShownText, asked_record, nearest_ids
 from retrieval.tasks.task_index import open_index
+from retrieval.tasks.threads.learned_fusion import LearnedFusion, hand_set_fusion, ranked
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ThreadStore
 from retrieval.tasks.threads.window import window_start
@@ -69,8 +70,8 @@ def ask(
         low = max(0, place - task.window)
         whole = replace(thread, posts=(*thread.posts, post))
         reply = Reply(whole, "test", threads.rows.value("start", number), place, (), low)
-        ranked = retriever.rank(reply)
-        wanted = ranked
+        by_rank = retriever.rank(reply)
+        wanted = by_rank
         if task.contexts == "window":
             start = window_start(place, task.n_contexts)
             wanted = [earlier - low for earlier in reversed(range(start, place))]
@@ -78,7 +79,7 @@ def ask(
         if record is None:
             raise InputError("the post's text names its answer (a quotelink or a label); leave that out")
         posts = {candidate.id: candidate for candidate in reply.candidates}
-        ranks = {reply.candidates[at].id: rank for rank, at in enumerate(ranked, 1)}
+        ranks = {reply.candidates[at].id: rank for rank, at in enumerate(by_rank, 1)}
         texts = tuple(
             ShownText(name, templates.post_label(posts[name].author, number), posts[name].text, ranks[name])
             for number, name in enumerate(record["context_ids"], 1)
@@ -103,8 +104,11 @@ class _Retriever:
         self._bm25 = open_index(config, threads.texts, folder)
         self._embedder = embedder if "dense" in task.legs else None
         self._reranker = load_reranker(config.reranker) if config.reranker and task.rerank_depth else None
-        if task.fusion not in ("rrf", "weighted"):
-            notice(f"ask: a new post is ranked by rrf; fusion {task.fusion} knows the corpus' own posts only")
+        self._learned = None
+        if task.learns_fusion:
+            # The settings refuse the other backend, which has no document frequencies to read.
+            assert isinstance(self._bm25, BM25Index)
+            self._learned = LearnedFusion.open(threads, self._bm25, folder)
 
     def rank(self, reply: Reply) -> list[int]:
         """Return the places of all candidates, the best first."""
@@ -118,9 +122,13 @@ class _Retriever:
             vectors = self._embedder.encode(documents)
             query = self._embedder.encode([text], role="query")[0]
             scores["dense"] = cosines(vectors, query)
-        legs = rank_legs(set(task.legs), LegQuery(reply.comment, candidates, reply.low, scores))
-        kind = task.fusion if task.fusion in ("rrf", "weighted") else "rrf"
-        ranked = fuse(legs, len(candidates), Fusion(kind, task.rrf_k, task.weights))
+        # As for records: BM25 is always a feature of the learned fusion, and is fused only if it is a leg.
+        legs = rank_legs({*task.legs, "bm25"}, LegQuery(reply.comment, candidates, reply.low, scores))
+        if self._learned is not None:
+            places = ranked(self._learned.log_probabilities_of_new(reply.thread.posts, reply.low, legs))
+        else:
+            own = {leg: ranking for leg, ranking in legs.items() if leg in task.legs}
+            places = fuse(own, len(candidates), hand_set_fusion(task))
         if self._reranker is not None:
-            ranked = self._reranker.rerank(text, ranked, documents.__getitem__, task.rerank_depth)
-        return np.asarray(ranked).tolist()
+            places = self._reranker.rerank(text, places, documents.__getitem__, task.rerank_depth)
+        return np.asarray(places).tolist()

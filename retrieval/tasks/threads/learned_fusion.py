@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,21 @@ import numpy as np
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import load_array, save_array
-from retrieval.corpus.types import Tally
+from retrieval.corpus.types import Post, Tally
 from retrieval.evaluation.task_report import Progress
 from retrieval.search.bm25.index import BM25Index
-from retrieval.search.learned.features import IMPLIED_LEGS, MESSAGE_CUES, Features, FeatureSpace, Windows
-from retrieval.search.learned.fit_ranker import FOLDS, MEASURED, Examples, fit_ranker, link_measures
+from retrieval.search.bm25.vocabulary import known_ids
+from retrieval.search.bm25.window import add_window_scores
+from retrieval.search.fusion import Fusion
+from retrieval.search.learned.features import (
+    IMPLIED_LEGS,
+    MESSAGE_CUES,
+    Features,
+    FeatureSpace,
+    Windows,
+    leg_scores,
+)
+from retrieval.search.learned.fit_ranker import FOLDS, Examples, fit_ranker, link_measures
 from retrieval.search.learned.listwise_mlp import Training
 from retrieval.search.learned.reply_ranker import (
     DECIMALS,
@@ -41,6 +51,8 @@ LINKS = "links.json"
 _FOLDS_FILE = "folds.npy"
 #: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
 MOST_FITTED = 60_000
+#: Messages of the test split that are measured at most.
+MOST_MEASURED = 5_000
 #: With fewer replies whose parents are known, the ranker would learn chance.
 LEAST_REPLIES = 100
 #: Messages whose features are computed together.
@@ -92,7 +104,7 @@ def choose_messages(
     used: Counter[str] = Counter()
     for number in order:
         split = splits[number]
-        if len(rows[split]) >= (MOST_FITTED if split == "train" else MEASURED):
+        if len(rows[split]) >= (MOST_FITTED if split == "train" else MOST_MEASURED):
             continue
         found = list(_known_messages(threads, number, task, left_out, tally))
         if found and split == "train":
@@ -146,51 +158,105 @@ class FeatureSource:
     space: FeatureSpace
     _last: tuple[int, ThreadFacts] | None = field(default=None, init=False)
 
-    def facts(self, number: int) -> ThreadFacts:
-        """Return the facts of a thread."""
+    def facts(self, number: int, words_from: int = 0) -> ThreadFacts:
+        """Return the facts of a thread.
+
+        Args:
+            number: the thread.
+            words_from: place of the first message whose words are wanted, see `thread_facts`. Later calls for
+                the same thread must not want earlier ones.
+        """
         if self._last is None or self._last[0] != number:
-            posts = self.threads.thread(number).posts
-            facts = thread_facts(posts, self.bm25.tokenizer, self._idf, self.space.cue_numbers)
-            self._last = number, facts
+            self._last = number, self.facts_of(self.threads.thread(number).posts, words_from)
         return self._last[1]
 
+    def facts_of(self, posts: Sequence[Post], words_from: int = 0) -> ThreadFacts:
+        """Return the facts of posts in time order, which need not be in the corpus.
+
+        Args:
+            posts: the posts.
+            words_from: place of the first post whose words are wanted.
+        """
+        weights = DocumentFrequencies(self.bm25)
+        return thread_facts(posts, self.bm25.tokenizer, weights, self.space.cue_numbers, words_from)
+
     def features(
-        self, rows: Sequence[ReplyRow], rankings: Sequence[Mapping[str, LegRanking]]
+        self, rows: Sequence[ReplyRow], scores: Mapping[str, np.ndarray], words_from: int = 0
     ) -> tuple[Features, np.ndarray]:
         """Return the features of messages of one thread, and the number of candidates of each, int64[M].
 
         Args:
             rows: the messages.
-            rankings: rankings of each message, of `space.legs` at least.
+            scores: scores of all pairs by the legs of the space, see `FeatureSpace.features`.
+            words_from: see `facts`.
         """
         windows = Windows(np.array([row.place for row in rows]), np.array([row.low for row in rows]))
-        own = [{leg: given[leg] for leg in self.space.legs} for given in rankings]
-        return self.space.features(self.facts(rows[0].thread), windows, own), windows.sizes
+        return self.space.features(self.facts(rows[0].thread, words_from), windows, scores), windows.sizes
 
-    def leg_rankings(self, number: int, row: ReplyRow, cosines: Cosines | None) -> dict[str, LegRanking]:
-        """Return the rankings of `space.legs` of a fitted message.
+    def leg_scores(
+        self, number: int, rows: Sequence[ReplyRow], cosines: Cosines | None
+    ) -> dict[str, np.ndarray]:
+        """Return the scores of the legs of the space, for each candidate of fitted messages of one thread.
 
         Args:
-            number: number of the message among the fitted ones.
-            row: the message.
+            number: number of the first message among the fitted ones.
+            rows: the messages, which follow one another there.
             cosines: gives the scores of the dense leg; None without this leg.
         """
-        posts = self.threads.thread(row.thread).posts
-        start = self.threads.rows.value("start", row.thread)
-        low, high = start + row.low, start + row.place
-        comment = posts[row.place]
-        scores = {"bm25": self.bm25.window_scores(self.bm25.tokenizer(comment.text), low, high)}
+        thread = rows[0].thread
+        posts, start = self.threads.thread(thread).posts, self.threads.rows.value("start", thread)
+        out: dict[str, np.ndarray] = {}
+        similar: dict[str, list[np.ndarray]] = {"bm25": self._bm25_scores(posts, start, rows)}
         if cosines is not None:
-            scores["dense"] = cosines(number, low, high)
-        query = LegQuery(comment, posts[row.low : row.place], row.low, scores)
-        return rank_legs(self.space.legs, query)
+            windows = enumerate(rows, start=number)
+            similar["dense"] = [cosines(k, start + row.low, start + row.place) for k, row in windows]
+        for leg in self.space.legs:
+            if leg in similar:
+                out[leg] = np.concatenate(similar[leg])
+                continue
+            queries = (LegQuery(posts[row.place], posts[row.low : row.place], row.low) for row in rows)
+            out[leg] = np.concatenate(
+                [leg_scores(rank_legs([leg], query)[leg], len(query.candidates)) for query in queries]
+            )
+        return out
 
-    def _idf(self, words: Sequence[str]) -> np.ndarray:
-        """Return float64[W]: log of all documents by those that hold the word, 0 for words in all of them."""
+    def _bm25_scores(self, posts: Sequence[Post], start: int, rows: Sequence[ReplyRow]) -> list[np.ndarray]:
+        """Return the BM25 scores of the candidates of each message."""
+        postings, words = self.bm25.postings, self.bm25.tokenizer
+        out = []
+        for row in rows:
+            terms = np.array(known_ids(self.bm25.vocabulary, words(posts[row.place].text)), dtype=np.int64)
+            scores = np.zeros(row.place - row.low)
+            add_window_scores(*postings[:3], terms, start + row.low, scores)
+            out.append(scores)
+        return out
+
+
+@dataclass(frozen=True)
+class DocumentFrequencies:
+    """Weights of words by an index: log of all documents by those that hold the word, 0 if all hold it."""
+
+    bm25: BM25Index
+
+    @property
+    def largest(self) -> float:
+        """That of a word in one document."""
+        return max(float(np.log((self.bm25.n_documents + 1) / 1.5)), 1.0)
+
+    def of(self, words: Sequence[str]) -> np.ndarray:
+        """Return float64[W], the weights of W words."""
         indptr, vocabulary = self.bm25.postings.indptr, self.bm25.vocabulary
-        ids = [vocabulary.get(word, -1) for word in words]
-        held = np.array([indptr[at + 1] - indptr[at] if at >= 0 else 0 for at in ids], dtype=np.float64)
+        ids = np.array([vocabulary.get(word, -1) for word in words], dtype=np.int64)
+        held = np.where(ids >= 0, indptr[ids + 1] - indptr[ids], 0)
         return np.maximum(np.log((self.bm25.n_documents + 1) / (held + 0.5)), 0)
+
+
+def hand_set_fusion(task: ThreadsTask) -> Fusion:
+    """Return the settings of the fusion of the legs by hand-set weights.
+
+    Beside a learned ranking, the legs are fused by rank: a baseline that shows what learning gives.
+    """
+    return Fusion("rrf" if task.fusion == "learned" else task.fusion, task.rrf_k, task.weights)
 
 
 def leg_features_of(task: ThreadsTask) -> tuple[str, ...]:
@@ -219,16 +285,7 @@ def fit_fusion(
         folder: the task's folder.
         progress: receives (step, done, total) while the work advances.
     """
-    cues = frequent_words(source, chosen)
-    source = FeatureSource(source.threads, source.bm25, FeatureSpace(source.space.legs, tuple(cues)))
-    examples = Examples(source.space, seed)
-    for low, high in _runs(chosen.rows[: chosen.training]):
-        rows = chosen.rows[low:high]
-        legs = [source.leg_rankings(low + k, row, cosines) for k, row in enumerate(rows)]
-        features, sizes = source.features(rows, legs)
-        parents = [[parent - row.low for parent in row.parents] for row in rows]
-        examples.add(features, sizes, parents, int(chosen.folds[rows[0].thread]))
-        progress("threads: features of fusion", high, chosen.training)
+    source, examples = training_examples(source, chosen, cosines, seed, progress)
     ranker, measures = fit_ranker(
         examples, Training(), lambda done, total: progress("threads: fit fusion", done, total)
     )
@@ -236,12 +293,41 @@ def fit_fusion(
     (folder / FOLDER).mkdir(exist_ok=True)
     if chosen.training < len(chosen.rows):
         progress("threads: measure fusion", 0, 0)
-        log_p = _held_out(source, chosen, cosines, ranker)
-        measures["test"] = _held_out_measures(chosen, log_p, ranker)
+        log_p = [
+            ranker.log_probabilities(features) for features in held_out_features(source, chosen, cosines)
+        ]
+        measures["test"] = held_out_measures(chosen, log_p, ranker)
         write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
     save_ranker(ranker, folder / FOLDER, measures)
     save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
     return measures
+
+
+def training_examples(
+    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, seed: int, progress: Progress
+) -> tuple[FeatureSource, Examples]:
+    """Return the source with its cue words, and the messages of the training split with their features.
+
+    Args:
+        source: gives features; its space has no cue words yet.
+        chosen: the messages.
+        cosines: gives the scores of the dense leg; None without this leg.
+        seed: seed of the draws.
+        progress: receives (step, done, total) while the work advances.
+    """
+    progress("threads: features of fusion", 0, chosen.training)
+    cues = frequent_words(source, chosen)
+    source = FeatureSource(source.threads, source.bm25, FeatureSpace(source.space.legs, tuple(cues)))
+    examples = Examples(source.space, seed)
+    for low, high in _runs(chosen.rows[: chosen.training]):
+        rows = chosen.rows[low:high]
+        scores = source.leg_scores(low, rows, cosines)
+        # The messages of a thread are in time order, so no later ones have earlier candidates.
+        features, sizes = source.features(rows, scores, rows[0].low)
+        parents = [[parent - row.low for parent in row.parents] for row in rows]
+        examples.add(features, sizes, parents, int(chosen.folds[rows[0].thread]))
+        progress("threads: features of fusion", high, chosen.training)
+    return source, examples
 
 
 def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
@@ -256,20 +342,30 @@ def frequent_words(source: FeatureSource, chosen: FittedMessages) -> list[str]:
     return sorted(counts, key=lambda word: (-counts[word], word))[:MESSAGE_CUES]
 
 
-def _held_out(
-    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None, ranker: ReplyRanker
-) -> list[np.ndarray]:
-    """Return the log-probabilities of the candidates of each chosen message of the test split."""
-    found = []
+def held_out_features(
+    source: FeatureSource, chosen: FittedMessages, cosines: Cosines | None
+) -> Iterator[Features]:
+    """Yield the features of each chosen message of the test split.
+
+    Args:
+        source: gives features.
+        chosen: the messages.
+        cosines: gives the scores of the dense leg; None without this leg.
+    """
     for number, row in enumerate(chosen.rows[chosen.training :], start=chosen.training):
-        features, _ = source.features([row], [source.leg_rankings(number, row, cosines)])
-        found.append(ranker.log_probabilities(features))
-    return found
+        yield source.features([row], source.leg_scores(number, [row], cosines), row.low)[0]
 
 
-def _held_out_measures(
+def held_out_measures(
     chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
 ) -> dict[str, Any]:
+    """Return the measures of the links of the chosen messages of the test split.
+
+    Args:
+        chosen: the messages.
+        found: the log-probabilities of the candidates of each of them.
+        ranker: the ranker.
+    """
     rows = chosen.rows[chosen.training :]
     log_p = np.full((len(rows), max(map(len, found))), -np.inf)
     targets = np.zeros(log_p.shape, dtype=np.float32)
@@ -333,8 +429,26 @@ class LearnedFusion:
             row: the message.
             legs: rankings of its candidates, of the legs that are features at least.
         """
-        features, _ = self.source.features([row], [legs])
+        features, _ = self.source.features([row], self._scores(legs, row.place - row.low))
         return self.ranker.log_probabilities(features, int(self.folds[row.thread]))
+
+    def log_probabilities_of_new(
+        self, posts: Sequence[Post], low: int, legs: Mapping[str, LegRanking]
+    ) -> np.ndarray:
+        """Return what `log_probabilities` returns, for the last of some posts, which is not in the corpus.
+
+        Args:
+            posts: the posts of the thread in time order, the new one at the end.
+            low: place of its first candidate.
+            legs: rankings of its candidates, of the legs that are features at least.
+        """
+        windows = Windows(np.array([len(posts) - 1]), np.array([low]))
+        scores = self._scores(legs, len(posts) - 1 - low)
+        features = self.source.space.features(self.source.facts_of(posts, low), windows, scores)
+        return self.ranker.log_probabilities(features)
+
+    def _scores(self, legs: Mapping[str, LegRanking], n: int) -> dict[str, np.ndarray]:
+        return {leg: leg_scores(legs[leg], n) for leg in self.ranker.space.legs}
 
 
 def ranked(log_probabilities: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from retrieval.readers.threads.registry import thread_format
 from retrieval.search.bm25.index import BM25Index
 from retrieval.search.bm25.ranker import Ranker
 from retrieval.search.dense.embedder import Embedder
-from retrieval.search.fusion import Fusion, fuse
+from retrieval.search.fusion import fuse
 from retrieval.search.learned.features import FeatureSpace
 from retrieval.search.legs.leg import LegQuery, LegRanking
 from retrieval.search.legs.rank_legs import rank_legs
@@ -38,6 +38,7 @@ from retrieval.tasks.threads.learned_fusion import (
     choice_scores,
     choose_messages,
     fit_fusion,
+    hand_set_fusion,
     leg_features_of,
     ranked,
 )
@@ -327,11 +328,9 @@ def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask)
 
 def _rankings(legs: Mapping[str, LegRanking], n: int, task: ThreadsTask) -> dict[str, np.ndarray]:
     """Return every leg's ranking of `n` candidates, and `fused`."""
-    # Beside the learned ranking, the legs are fused by rank: a baseline that shows what learning gives.
-    fusion = Fusion("rrf" if task.fusion == "learned" else task.fusion, task.rrf_k, task.weights)
     fused = {leg: ranking for leg, ranking in legs.items() if leg in task.legs}
     rankings = {leg: ranking.places for leg, ranking in legs.items()}
-    rankings["fused"] = fuse(fused, n, fusion)
+    rankings["fused"] = fuse(fused, n, hand_set_fusion(task))
     return rankings
 
 

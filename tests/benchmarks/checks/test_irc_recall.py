@@ -43,6 +43,7 @@ def test_the_learned_fusion_reaches_its_goals(script: ModuleType, shared: Path) 
     data = shared / "data" / "irc"
     learned = script.learn(script.recipe_task(data), None, data / "dev")
     ratios = learned.ratios()
+    print(learned.summary(), ratios, learned.measures)
     assert ratios["reply@1"] >= 0.74
     assert max(ratios["link_f1"], ratios["link_f1_second_parents"]) >= 0.75
     assert script.measure("learned", learned.rankings)["recall@5"]["value"] >= 0.95

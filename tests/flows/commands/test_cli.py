@@ -29,6 +29,7 @@ from flows.engine.stage import Stage, StageContext
 from flows.stages import STAGES
 from jora_core.specs.answers import GenerateSpec
 from jora_core.specs.model_files import ExportSpec
+from tests.flows.changes import ALL
 from tests.flows.conftest import Project, let_others_read
 
 REPOSITORY = str(Path(cli.__file__).parent.parent)
@@ -99,7 +100,7 @@ def test_help_is_quick_and_light() -> None:
 
 def test_help_teaches(jora: Jora) -> None:
     text = jora("--help").out
-    assert len(COMMANDS) == 20
+    assert len(COMMANDS) == 21
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.MULTILINE), f"{command}: no whole sentence"
         assert jora(command, "--help").status == 0
@@ -121,7 +122,7 @@ def test_plan_as_json_and_text(jora: Jora, project: Project) -> None:
     said = jora("plan", "pipeline.yaml", "--json")
     assert said.status == 0
     stages = json.loads(said.out)["stages"]
-    assert [stage["name"] for stage in stages] == list(STAGES)
+    assert [stage["name"] for stage in stages] == ALL
     assert all(set(stage) == {"name", "action", "reason", "key"} for stage in stages)
     assert stages[0] == {
         "name": "build-context", "action": "run", "reason": "no artifact", "key": stages[0]["key"],
@@ -142,7 +143,7 @@ def test_stages_alone_and_their_results(jora: Jora, project: Project) -> None:
     result = json.loads(said.out)
     assert result["model"] == str(project.artifact("export") / "model")
     assert result["stages"][0]["stage"] == "export" and not result["stages"][0]["cached"]
-    assert project.runs == list(STAGES)
+    assert project.runs == ALL
     assert " cached " in jora("train", "pipeline.yaml", "--only", "finetune-task").out
     assert " ran " in jora("train", "pipeline.yaml", "--only", "finetune-task", "--force").out
 
@@ -157,7 +158,7 @@ def test_run_with_nothing_to_do(jora: Jora, project: Project, monkeypatch: pytes
     said = jora("run", "pipeline.yaml")
     assert said.status == 0 and project.runs == []
     lines = [line for line in said.out.splitlines() if " cached " in line]
-    assert [line.split()[0] for line in lines] == list(STAGES)
+    assert [line.split()[0] for line in lines] == ALL
     assert re.search(r"both_phases +0\.600 \[0\.550, 0\.650\]", said.out)
     assert f"exported model: {project.artifact('export') / 'model'}" in said.out
     assert "report: /somewhere/report.html" in said.out

@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel
 
 from flows.configuration.fetched_models import MODELS
+from flows.configuration.files.other_names import OTHER_NAMES
+from flows.configuration.files.yaml_file import apply_overrides, parse_yaml
 from flows.configuration.hub_models import fetched_folder
 from flows.configuration.load import load_config
-from flows.configuration.other_names import OTHER_NAMES
 from flows.configuration.sample import SAMPLE_CONFIG
 from flows.configuration.schema import PipelineConfig
-from flows.configuration.yaml_file import apply_overrides, parse_yaml
 from jora_core.base.error_messages import known_keys, near_name
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project, configuration

@@ -19,6 +19,7 @@ from flows.engine.plan import make_plan, select
 from flows.engine.run_stage import run_stages
 from flows.engine.stage import CHECKPOINTS
 from flows.stages import STAGES
+from tests.flows.changes import ALL
 from tests.flows.conftest import Project
 
 OLD: dict[str, dict[str, Any]] = json.loads(
@@ -50,7 +51,7 @@ def write_old_store(root: Path) -> Path:
 def test_newest_manifest_of_an_old_store(tmp_path: Path) -> None:
     write_old_store(tmp_path)
     store = Store(tmp_path)
-    assert set(OLD) == set(STAGES)
+    assert set(OLD) == set(ALL)
     for stage, manifest in OLD.items():
         (index,) = store.indexes(stage)
         (row,) = index.rows
@@ -84,7 +85,7 @@ def test_old_checkpoints_are_not_resumed(project: Project) -> None:
     project.registry["finetune-task"] = replace(stage, run=run)
     config = project.config()
     done = run_stages(select(config, project.registry), config, project.store, project.registry)
-    assert [reference.cached for reference in done] == [False] * len(STAGES)
+    assert [reference.cached for reference in done] == [False] * len(ALL)
     assert seen == [False]
     assert (checkpoint / "state.safetensors").read_bytes() == b"of another version"
 

@@ -13,14 +13,20 @@ from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS
+from retrieval.build.ask import ask_corpus
 from retrieval.build.build import build_record_files
 from retrieval.build.record_files import RANKING_COLUMNS, read_rankings, read_records
 from retrieval.build.shards import prepare
+from retrieval.corpus.types import Post
 from retrieval.evaluation.answer_scores import BASELINES, LEARNED_BASELINES, baseline_predictions
 from retrieval.search.learned.reply_ranker import UNSEEN, WEIGHTS
+from retrieval.search.legs.leg import LegQuery
+from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, ThreadsTask
-from retrieval.tasks.threads.learned_fusion import FOLDER, LINKS
+from retrieval.tasks.asking import Inquiry
+from retrieval.tasks.threads.learned_fusion import FOLDER, LINKS, ranked
+from retrieval.tasks.threads.task import ThreadsWork, open_work
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample" / "threads.ndjson"
 
@@ -103,6 +109,42 @@ def test_the_prepared_ranker_is_read_with_its_folds_and_its_damage_noticed(
     path.write_bytes(weights[:-4] + b"\0\0\0\1")
     assert prepare(config, tmp_path, lambda step, done, total: None) == prepared
     assert path.read_bytes() == weights and "ranker.safetensors: damaged" in caplog.text
+
+
+def test_a_new_post_is_ranked_as_one_of_the_corpus(source: Path, tmp_path: Path) -> None:
+    config = config_of(source)
+    prepare(config, tmp_path, lambda step, done, total: None)
+    work = open_work(config, tmp_path / "threads")
+    fusion = work.learned
+    assert fusion is not None
+    rows = [row for row in work.replies if fusion.folds[row.thread] == UNSEEN]
+    assert len(rows) > 30
+    for row in rows[::3]:
+        posts = work.threads.thread(row.thread).posts[: row.place + 1]
+        start = work.threads.rows.value("start", row.thread)
+        words = work.bm25.tokenizer(posts[-1].text)
+        scores = {"bm25": work.bm25.window_scores(words, start + row.low, start + row.place)}
+        # The compiled scores of the fitting are those of the index.
+        assert fusion.source.leg_scores(0, [row], None)["bm25"].tolist() == scores["bm25"].tolist()
+        legs = rank_legs(["bm25"], LegQuery(posts[-1], posts[row.low : -1], row.low, scores))
+        new = fusion.log_probabilities_of_new(posts, row.low, legs)
+        assert new.tolist() == fusion.log_probabilities(row, legs).tolist()
+    # `ask` puts the post at the end of its thread.
+    thread = work.threads.thread(rows[0].thread)
+    inquiry = Inquiry("a", "That pump works again, thanks.", thread.id, thread.posts[0].author)
+    (asked,) = ask_corpus(config, "threads", [inquiry], tmp_path, None, lambda *_: None)
+    posts = (*thread.posts, Post("new post", inquiry.author, inquiry.text))
+    scores = {"bm25": work.bm25.window_scores(work.bm25.tokenizer(inquiry.text), *_places(work, thread.id))}
+    query = LegQuery(posts[-1], posts[:-1], 0, scores)
+    expected = ranked(fusion.log_probabilities_of_new(posts, 0, rank_legs(["bm25"], query)))
+    shown = sorted(asked.texts, key=lambda text: text.rank)
+    assert [text.id for text in shown] == [posts[place].id for place in expected[:4].tolist()]
+
+
+def _places(work: ThreadsWork, name: str) -> tuple[int, int]:
+    """Where the posts of a thread begin and end among all posts."""
+    row = next(row for row in work.threads.rows if row.id == name)
+    return row.start, row.start + row.n
 
 
 def test_without_learned_fusion_the_columns_stay(source: Path, tmp_path: Path) -> None:

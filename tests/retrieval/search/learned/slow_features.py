@@ -10,6 +10,9 @@ from itertools import pairwise
 from retrieval.corpus.types import Post
 from retrieval.search.legs.names_in_text import name_position
 
+#: Largest inverse document frequency of a word.
+LARGEST = 2.5
+
 
 @dataclass
 class SlowThread:
@@ -120,7 +123,6 @@ class SlowThread:
         rarest = {p: max((self.idf(w) for w in mine & self.words[p]), default=0.0) for p in range(low, i)}
         best = max(rarest.values())
         top = [p for p in rarest if rarest[p] == best and best > 0]
-        largest = max([1.0, *(self.idf(word) for row in self.words for word in row)])
         rank = sorted(cosines, key=lambda p: (-cosines[p], -p)).index(c)
         first = last = c
         while first > low and self.authors[first - 1] == self.authors[c]:
@@ -132,7 +134,7 @@ class SlowThread:
             "cosine": cosines[c],
             "cosine_rank": 1 / (1 + rank) if cosines[c] > 0 else 0,
             "log_shared_words": half_log(len(mine & self.words[c])),
-            "rarest_shared": rarest[c] / largest,
+            "rarest_shared": rarest[c] / LARGEST,
             "shares_rarest_of_all": c in top,
             "newest_with_rarest": c == top[-1] if top else False,
             "first_with_rarest": c == top[0] if top else False,
@@ -150,7 +152,6 @@ class SlowThread:
         now, before = self.posts[i].time, self.posts[i - 1].time
         gap = max(now - before, 0) if now is not None and before is not None else 0
         window = range(low, i)
-        largest = max([1.0, *(self.idf(word) for row in self.words for word in row)])
         shared = [max((self.idf(w) for w in self.words[i] & self.words[p]), default=0.0) for p in window]
         return {
             "log_time_since_previous": math.log1p(gap / 10) / 2,
@@ -163,7 +164,7 @@ class SlowThread:
             "log_distance_to_naming_me": math.log(i - naming) if naming >= low else 6.0,
             "has_partner": self.partner(me, i) is not None,
             "best_cosine": max(self.cosine(self.words[i], self.words[p]) for p in window),
-            "best_rarest": max(shared) / largest,
+            "best_rarest": max(shared) / LARGEST,
             "log_candidates": half_log(i - low),
             "window_has_opening": low == 0,
         }

@@ -33,7 +33,8 @@ def message(rng: np.random.Generator, n: int) -> tuple[Features, list[int]]:
     cosine = rng.normal(size=n).astype(np.float32)
     pairs[:, list(SPACE.pair_groups).index("cosine")] = cosine
     messages[0, list(SPACE.message_groups).index("best_cosine")] = cosine.max()
-    return Features(pairs, messages), [] if cosine.max() < 1 else [int(cosine.argmax())]
+    features = Features(pairs, np.arange(n), np.zeros((n, 0), dtype=np.float32), messages)
+    return features, [] if cosine.max() < 1 else [int(cosine.argmax())]
 
 
 def examples_of(n: int, wrong_fold: int = -1) -> Examples:
@@ -54,13 +55,13 @@ def fit(threads: int) -> tuple[ReplyRanker, dict]:
 
 def test_drawn_candidates_stand_for_those_that_were_not_drawn() -> None:
     pool = -np.arange(40, dtype=np.float32)
-    chosen, offsets = draw_candidates(pool, [2, 33], np.random.default_rng(0))
+    chosen, offsets = draw_candidates(pool, [2, 33], np.random.default_rng(0).random(40))
     assert chosen[:POOL].tolist() == list(range(POOL)) and chosen[POOL] == 33
     assert len(set(chosen.tolist())) == len(chosen) == POOL + DRAWN
     # 40 candidates less the pool and the parent: 24 others, for which two drawn ones stand.
     assert offsets[: POOL + 1].tolist() == [0.0] * (POOL + 1)
     assert offsets[POOL + 1 :] == pytest.approx(np.log([12, 12]))
-    few, none = draw_candidates(pool[:3], [1], np.random.default_rng(0))
+    few, none = draw_candidates(pool[:3], [1], np.zeros(3))
     assert sorted(few.tolist()) == [0, 1, 2] and none.tolist() == [0, 0, 0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval.search.learned.listwise_mlp import (
+    Dropout,
     Lists,
     Training,
     Weights,
@@ -44,7 +45,7 @@ def test_gradients_equal_finite_differences(dropout: bool) -> None:
         targets=targets / targets.sum(axis=1, keepdims=True),
     )
     weights = Weights(*(array.astype(np.float64) for array in initial_weights(4, 1, (7, 3), rng).arrays()))
-    masks = ((rng.random((30, 7)) < 0.8) / 0.8, (rng.random((30, 3)) < 0.8) / 0.8) if dropout else None
+    masks = Dropout(rng.random((30, 7)) < 0.8, rng.random((30, 3)) < 0.8, 1.25) if dropout else None
     _, gradients = loss_and_gradients(weights, lists, masks)
     step = 1e-6
     for array, gradient in zip(weights.arrays(), gradients.arrays(), strict=True):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from flows.configuration.other_names import hint_for
+from flows.configuration.files.other_names import hint_for
 from flows.configuration.path_fields import resolve_paths
 from jora_core.base.error_messages import field_annotation, first_problem, known_keys, near_name
 from jora_core.base.error_messages import short as _short

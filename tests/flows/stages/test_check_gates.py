@@ -1,0 +1,213 @@
+"""Gates: verdicts from the values of single records, and an export that obeys them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from flows.configuration.requirements import require
+from flows.configuration.schema import PipelineConfig
+from flows.engine.artifact_store import ArtifactRef, Store
+from flows.engine.errors import GateFailed
+from flows.engine.run_records import recorded_run
+from flows.engine.stage import StageContext
+from flows.report.facts import RunFacts
+from flows.report.sections import gates as gate_blocks
+from flows.stages import STAGES, check_gates
+from jora_core.base.errors import InputError
+from tests.flows.conftest import Project
+from tests.flows.orchestration.serving.small_project import ROOT, write_project
+
+RECORDS = 60
+CONTEXTS = 20
+
+
+def values(folder: Path, **rights: int) -> Path:
+    """Write the values of one measure: each system is right on its first so many records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "task": "threads",
+            "id": f"r{index}",
+            "context_id": f"c{index % CONTEXTS}",
+            "system": system,
+            "measure": "reply@1",
+            "value": float(index < right),
+        }
+        for system, right in rights.items()
+        for index in range(RECORDS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / check_gates.RECORD_VALUES)
+    return folder
+
+
+def context(project: Project, config: PipelineConfig, evaluation: Path, key: str = "e" * 64) -> StageContext:
+    output = project.folder / "out"
+    output.mkdir(exist_ok=True)
+    return StageContext(
+        config=config,
+        key="k" * 64,
+        output_dir=output,
+        work_dir=project.folder / "work",
+        cache_dir=project.folder / "cache",
+        upstream={"evaluate": evaluation},
+        manifests={"evaluate": {"key": key}},
+    )
+
+
+def verdict(project: Project, gate: str, evaluation: Path, key: str = "e" * 64) -> dict[str, Any]:
+    config = project.config(f"gates=[{gate}]")
+    check_gates.CHECK_GATES.run(context(project, config, evaluation, key))
+    (found,) = json.loads((project.folder / "out" / check_gates.VERDICTS).read_text())["verdicts"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("condition", "passed", "words"),
+    [
+        ("at_least: 0.5", True, "threads.reply@1 of both_phases is 0.500, at least 0.5"),
+        ("at_least: 0.51", False, "is 0.500, below 0.51"),
+        ("not_worse_than: base", True, "better than base: difference +0.333"),
+        ("better_than: base", True, "better than base"),
+        ("not_worse_than: bm25", False, "worse than bm25: difference -0.333"),
+        ("{}: phase1", True, "not separable from phase1: difference -0.017"),
+        ("not_worse_than: bm25, margin: 0.5", True, "0.5 allowed"),
+        ("at_least: 0.1, system: base", True, "of base is 0.167"),
+        ("not_worse_than: previous", True, "no earlier exported run to compare"),
+    ],
+)
+def test_verdicts(project: Project, tmp_path: Path, condition: str, passed: bool, words: str) -> None:
+    own = values(tmp_path / "own", base=10, phase1=31, both_phases=30, bm25=50)
+    for field in ("not_worse_than",) if "{}" not in condition else ("not_worse_than", "better_than"):
+        gate = f"{{metric: threads.reply@1, {condition.format(field)}}}"
+        found = verdict(project, gate, own)
+        # A difference that is not separable is not worse, and not better.
+        assert found["passed"] is (passed and field == "not_worse_than"), found
+        assert words in found["text"]
+
+
+def test_the_interval_is_paired_and_by_context(project: Project, tmp_path: Path) -> None:
+    """Two systems that differ in one record of 60 are near, however wide their own intervals."""
+    own = values(tmp_path / "own", base=29, both_phases=30)
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: base}", own)
+    assert found["difference"] == pytest.approx(1 / RECORDS, abs=1e-6)
+    assert found["low"] >= 0 and found["high"] <= 4 / RECORDS
+    assert (found["records"], found["contexts"]) == (RECORDS, CONTEXTS)
+
+
+def test_previous_is_the_last_export_of_the_project(project: Project, tmp_path: Path) -> None:
+    config = project.config()
+    store = project.store
+
+    def night(key: str, right: int, *stages: str, project_name: str = "pipeline") -> None:
+        folder = values(store.begin("evaluate", key), both_phases=right)
+        assert folder.is_dir()
+        store.commit("evaluate", key, {"stage": "evaluate", "key": key, "metrics": {}})
+        named = config.model_copy(update={"project": project_name})
+        with recorded_run(store, named, {"evaluate": key}) as run:
+            for stage in stages:
+                run.finished(ArtifactRef(stage=stage, key=key, path="", cached=False, seconds=0.0, reason=""))
+
+    night("1" * 64, 20, "evaluate", "export")
+    night("2" * 64, 60, "evaluate")  # its gates failed, so it exported nothing
+    night("3" * 64, 60, "evaluate", "export", project_name="other")
+    own = values(tmp_path / "own", both_phases=30)
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own)
+    assert "the run before (evaluate 111111111111)" in found["text"] and found["passed"]
+    assert found["difference"] == pytest.approx(10 / RECORDS, abs=1e-6)
+    worse = values(tmp_path / "worse", both_phases=5)
+    assert not verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", worse)["passed"]
+    # The evaluation of the earlier export itself has nothing before it.
+    again = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own, "1" * 64)
+    assert "no earlier exported run" in again["text"]
+
+
+def test_runs_without_a_common_record_are_no_pass(project: Project, tmp_path: Path) -> None:
+    key = "1" * 64
+    folder = project.store.begin("evaluate", key)
+    values(folder, both_phases=20)
+    rows = pq.read_table(folder / check_gates.RECORD_VALUES).to_pylist()
+    moved = [{**row, "id": f"x{row['id']}"} for row in rows]
+    pq.write_table(pa.Table.from_pylist(moved), folder / check_gates.RECORD_VALUES)
+    project.store.commit("evaluate", key, {"stage": "evaluate", "key": key, "metrics": {}})
+    with recorded_run(project.store, project.config(), {"evaluate": key}) as run:
+        run.finished(ArtifactRef(stage="export", key=key, path="", cached=False, seconds=0.0, reason=""))
+    own = values(tmp_path / "own", both_phases=30)
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own)
+    assert not found["passed"] and "none of the same records" in found["text"]
+
+
+def test_export_obeys_and_the_lineage_tells(project: Project, tmp_path: Path) -> None:
+    own = values(tmp_path / "own", both_phases=10)
+    gate = "{metric: threads.reply@1, at_least: 0.5}"
+    verdict(project, gate, own)
+    folder = project.folder / "out"
+    config = project.config(f"gates=[{gate}]")
+    with pytest.raises(GateFailed, match=r"nothing is exported: threads\.reply@1 of both_phases is 0\.167"):
+        check_gates.require_passed(folder, config)
+    ignoring = project.config(f"gates=[{gate}]", "ignore_gates=true")
+    check_gates.require_passed(folder, ignoring)
+    assert STAGES["export"].settings(ignoring) != STAGES["export"].settings(config)
+    assert STAGES["export"].settings(project.config()).keys() == {"model", "prompt", "export"}
+    facts = RunFacts(ignoring, {"check-gates": folder}, {})
+    assert "`ignore_gates` is set" in str(gate_blocks(facts))
+    assert "nothing was exported" in str(gate_blocks(replace(facts, config=config)))
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("{metric: threads.reply@1}", "expected one of at_least, not_worse_than and better_than, got none"),
+        ("{metric: reply@1, at_least: 1}", "gates.0.metric"),
+        ("{metric: threads.f1, at_least: 1}", "expected one of threads.reply@1"),
+        ("{metric: threads.reply@1, better_than: last}", "expected one of previous, base, phase1"),
+        ("{metric: threads.reply@1, at_least: 1, system: previous}", "gates.0.system: no system previous"),
+    ],
+)
+def test_wrong_gates_are_refused_before_a_run(project: Project, gate: str, words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        require(project.config(f"gates=[{gate}]"), "pipeline.yaml")
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_failed_gate_ends_the_run_before_export(tmp_path: Path) -> None:
+    """The whole command: one line, exit status 1, a report that tells, and `--ignore-gates`."""
+    file = write_project(tmp_path / "project")
+    config = yaml.safe_load(file.read_text())
+    config["gates"] = [{"metric": "qa.exact_match", "at_least": 0.9}]
+    file.write_text(yaml.safe_dump(config))
+
+    def jora(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flows.cli", *words],
+            cwd=file.parent,
+            env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+
+    first = jora("run", file.name)
+    last = first.stderr.strip().splitlines()[-1]
+    assert first.returncode == 1, first.stderr
+    assert last.startswith("failed: gate not met, nothing is exported: qa.exact_match of phase1 is 0.000")
+    assert "Traceback" not in first.stderr
+    store = Store(file.parent / config.get("store", "runs"))
+    assert not store.path("export", "x").parent.exists()
+    assert "nothing was exported" in (store.root / "report.html").read_text()
+    second = jora("run", file.name, "--ignore-gates")
+    assert second.returncode == 0, second.stderr
+    (card,) = store.root.glob("export/*/model/README.md")
+    assert "gates_not_met" in card.read_text() and "qa.exact_match of phase1" in card.read_text()
