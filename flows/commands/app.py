@@ -66,6 +66,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("train", "pipeline", "Fine-tune, in all phases or one."),
         ("evaluate", "pipeline", "Score held-out records (stage evaluate)."),
         ("export", "pipeline", "Write model and adapter (stage export)."),
+        ("push", "pipeline", "Upload the export to the hub (stage push)."),
         ("runs", "operations.housekeeping", "List the runs of a store, with their sizes."),
         ("why", "operations.housekeeping", "Say what a stage's key is made of, and what has changed."),
         ("gc", "operations.housekeeping", "Remove artifacts that no kept run needs."),

@@ -1,4 +1,4 @@
-"""The commands of `jora` that run the pipeline (run) or single stages (context to export)."""
+"""The commands of `jora` that run the pipeline (run) or single stages (context to push)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from flows.commands.models.convert_file import convert_file, is_source
 from flows.commands.prompts.records_as_messages import check_target, write_messages
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
+from flows.engine.keys import identify
+from flows.engine.plan import missing_upstream
 from flows.engine.run_stage import run_stages
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
 from flows.report.page import write_report
 from flows.stages import STAGES
 from flows.stages.build_context import RECORDS
+from flows.stages.push import EXPORT, NAME, uploads
 from jora_core.base.errors import InputError
 
 
@@ -111,12 +114,14 @@ def convert(
     """Check or convert the base model (stage convert-model).
 
     With CONFIG, reads every tensor once and writes a description of the model (model.json), without Prefect.
-    A GGUF file becomes a model folder in Hugging Face layout. With MODEL and DIR, converts such a file alone.
+    A GGUF file, or a folder in Meta's layout, becomes a model folder in Hugging Face layout. With MODEL and
+    DIR, converts such a model alone.
 
     \b
     Examples:
       jora convert                            the model of ./jora.yaml
       jora convert model.Q8_0.gguf my-model   a model folder from a GGUF file
+      jora convert Llama-3.1-8B my-model      the same from params.json and consolidated.*.pth
 
     Args:
         config: configuration file, or the model.
@@ -194,6 +199,57 @@ def export(config: Config = None, force: Force = False, overrides: Set = None, a
         as_json: print JSON instead of text.
     """
     _run_stages(["export"], load(config, overrides), force, as_json)
+
+
+def push(
+    config: Config = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be uploaded, and upload nothing.")
+    ] = False,
+    force: Force = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Upload the export to the hub (stage push).
+
+    Uploads model, adapter, GGUF file and model card to the repository export.push_to of the Hugging Face hub,
+    in one commit and without Prefect. HF_TOKEN must have a token that may write there. A repository that does
+    not exist is made, and is private.
+
+    \b
+    Examples:
+      jora push --set export.push_to=me/my-model --dry-run
+      HF_TOKEN=... jora push --set export.push_to=me/my-model
+
+    Args:
+        config: configuration file.
+        dry_run: list what would be uploaded, and upload nothing.
+        force: run even what is up to date.
+        overrides: changes of single values of the configuration.
+        as_json: print JSON instead of text.
+    """
+    settings = load(config, overrides)
+    target = settings.export.push_to
+    if target is None:
+        raise InputError(
+            "export.push_to: there is none; give OWNER/NAME, such as --set export.push_to=me/model"
+        )
+    if not dry_run:
+        _run_stages([NAME], settings, force, as_json)
+        return
+    store = open_store(settings)
+    key = identify(settings, STAGES, until=EXPORT)[EXPORT].key
+    store.fetch(EXPORT, key)
+    check = store.check(EXPORT, key)
+    if not check.whole:
+        raise missing_upstream("push", EXPORT, {EXPORT: check}, settings)
+    found = uploads(store.path(EXPORT, key), target)
+    if as_json:
+        print_json({"repository": target, "files": {each.name: each.size for each in found}})
+        return
+    print("\n".join(map(str, found)))
+    size = sum(each.size for each in found) / 1e6
+    print(f"{target}: {len(found)} files, {size:,.1f} MB would be uploaded; nothing was")
 
 
 def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:

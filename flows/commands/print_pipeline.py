@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # in columns, where no terminal has a width
 RETRIEVAL = ("recall@1", "recall@10", "mrr")
-# Metrics of thread, table and document records.
+# Metrics of thread, table and document records. Those of one table are of the same records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
     ("denotation_accuracy",),
     ("exact_match", "f1"),
+    ("has_answer_exact_match", "has_answer_f1"),
+    ("no_answer_accuracy",),
+    ("character_exact_match", "character_f1"),
+    ("quotation_verbatim",),
+    ("quotation_precision",),
 )
 
 
@@ -91,6 +96,9 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
         if reference.stage == "export":
             print(f"exported model: {Path(reference.path) / 'model'}")
             print(f"exported adapter: {Path(reference.path) / 'adapter'}")
+        if reference.stage == "push":
+            pushed = json.loads((Path(reference.path) / "push.json").read_text(encoding="utf-8"))
+            print(f"uploaded: {pushed['files']} files to {pushed['url']}")
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -75,8 +75,8 @@ def missing_model(folder: Path, root: Path) -> InputError:
     name = str(folder.relative_to(root)) if folder.is_relative_to(root) else ""
     if HUB_NAME.match(name) is None:
         return InputError(
-            f"model.path: {what} {folder}; give a model folder in Hugging Face layout, a GGUF file, or a "
-            f"name that `jora fetch` knows ({', '.join(MODELS)})"
+            f"model.path: {what} {folder}; give a model folder in Hugging Face or Meta's layout, a GGUF "
+            f"file, or a name that `jora fetch` knows ({', '.join(MODELS)})"
         )
     return InputError(
         f"model.path: {what} {folder}, and no model {name} in the Hugging Face cache {hub_cache()}; correct "

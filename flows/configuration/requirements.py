@@ -7,6 +7,7 @@ after hours. A check of devices is in :mod:`flows.children.devices`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def problems(config: PipelineConfig) -> Iterator[Problem]:
         config: a checked configuration with absolute paths.
     """
     yield from _packages(config)
+    yield from _upload(config)
     yield from _prompt(config)
     yield from _retrieval(config)
     yield from _evaluation(config)
@@ -104,6 +106,20 @@ def _packages(config: PipelineConfig) -> Iterator[Problem]:
             "dask",
             f"context.backend: dask needs the package {missing[0]}; run `pip install 'jora-raft[scale]'`, or "
             "set it to threads",
+        )
+
+
+def _upload(config: PipelineConfig) -> Iterator[Problem]:
+    target = config.export.push_to
+    if target is not None and not os.environ.get("HF_TOKEN"):
+        yield Problem(
+            "upload",
+            f"export.push_to: to upload to {target}, set HF_TOKEN to a token that may write there, "
+            "or leave push_to out",
+        )
+    if target is not None and os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        yield Problem(
+            "upload", "export.push_to: HF_HUB_OFFLINE forbids the upload; unset it, or leave push_to out"
         )
 
 

@@ -9,6 +9,7 @@ by values from the environment.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import (
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -45,6 +47,9 @@ PHASE_STAGES: tuple[PhaseStage, ...] = ("finetune-structure", "finetune-task")
 # Of each task whose answers are written, which takes longer than choosing one. Enough for an interval of ten
 # points.
 ANSWERED_RECORDS = 200
+# Names of the hub: neither part begins or ends with a sign.
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
+_REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
 
 
 # Pydantic lists the fields of the last base first, so the form begins with the folder or the stage.
@@ -53,8 +58,9 @@ class ModelFolder(SpecModel):
 
     path: str = Field(
         title="Model folder",
-        description="Hugging Face layout (config.json, safetensors, tokenizer), a GGUF file, "
-        "the name OWNER/NAME of a model in the Hugging Face cache, or a name that `jora fetch` knows",
+        description="Hugging Face layout (config.json, safetensors, tokenizer) or Meta's (params.json, "
+        "consolidated.*.pth), a GGUF file, the name OWNER/NAME of a model in the Hugging Face cache, or a "
+        "name that `jora fetch` knows",
     )
     download: bool = Field(
         default=False,
@@ -151,6 +157,24 @@ class ExportConfig(ExportSettings):
         title="Verify",
         description="Reload with transformers and peft (where torch is) and compare logits",
     )
+    push_to: str | None = Field(
+        default=None,
+        title="Push to",
+        description="OWNER/NAME on the Hugging Face hub, made private if new; HF_TOKEN has the token. Empty: "
+        "nothing is uploaded",
+    )
+
+    @field_validator("push_to")
+    @classmethod
+    def _is_repository(cls, value: str | None) -> str | None:
+        """Refuse a name that the hub would refuse, after the training."""
+        if value is not None and (
+            _REPOSITORY.fullmatch(value) is None or "--" in value or ".." in value or value.endswith(".git")
+        ):
+            raise ValueError(
+                f"expected OWNER/NAME of letters, digits, '-', '_' and '.', as in me/my-model, got {value!r}"
+            )
+        return value
 
 
 class RetryConfig(SpecModel):

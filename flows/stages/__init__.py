@@ -13,6 +13,7 @@ from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
+from flows.stages.push import PUSH
 
 STAGES: Registry = {
     stage.name: stage
@@ -24,5 +25,6 @@ STAGES: Registry = {
         EVALUATE,
         CHECK_GATES,
         EXPORT,
+        PUSH,
     )
 }

@@ -16,9 +16,9 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.errors import one_line_os_errors
 from flows.engine.stage import Stage, StageContext, Upstream
-from flows.stages.model_conversion import conversion_settings, convert_and_check, source_files
+from flows.stages.model_conversion import conversion_settings, convert_and_check
 from jora_core.specs.model_files import ConvertSpec
-from jora_core.specs.model_sources import source_kind
+from jora_core.specs.model_sources import source_files, source_kind
 
 NAME = "convert-model"
 MODEL_CARD = "model.json"

@@ -32,7 +32,8 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "model": {"dtype": config.model.dtype},
         "prompt": prompt_settings(config),
-        "export": config.export.model_dump(mode="json"),
+        # Where the export is uploaded to is no part of it.
+        "export": config.export.model_dump(mode="json", exclude={"push_to"}),
         # Only where there are gates, so that the keys of other exports stay the same.
         **({"ignore_gates": config.ignore_gates} if config.gates else {}),
     }

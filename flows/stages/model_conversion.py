@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
 from flows.engine.code_files import reachable_sources
-from flows.engine.errors import StageFailed
+from flows.engine.errors import StageFailed, one_line_os_errors
 from jora_core.base.atomic_files import atomic_folder
 from jora_core.base.digests import file_digest, json_digest
 from jora_core.specs.model_files import ConvertSpec, FolderSpec
-from jora_core.specs.model_sources import SourceKind, gguf_parts, source_kind
+from jora_core.specs.model_sources import SourceKind, source_files, source_kind
 
 # The command of the training core for each kind.
-_COMMANDS: dict[SourceKind, str] = {"gguf": "convert_gguf"}
+_COMMANDS: dict[SourceKind, str] = {"gguf": "convert_gguf", "meta": "convert_meta"}
 
 
 def conversion_settings(source: Path) -> dict[str, Any]:
@@ -37,17 +38,11 @@ def _code_digest(module: str) -> str:
     return json_digest({name: file_digest(path) for name, path in files.items()})
 
 
-def source_files(source: Path) -> dict[str, Path]:
-    """Return the files of a base model that is converted, by their names in its folder."""
-    # By its place among the parts: a file that is renamed keeps its key.
-    return {f"model/{number}.gguf": part for number, part in enumerate(gguf_parts(source))}
-
-
 def convert_and_check(source: Path, folder: Path, check: ConvertSpec, work_dir: Path) -> dict[str, Any]:
     """Convert a base model to a model folder, then check the folder tensor by tensor.
 
     Args:
-        source: GGUF file, or one part of a split one.
+        source: GGUF file or one part of a split one, or a folder in Meta's layout.
         folder: folder to write.
         check: spec of the check, whose model is `folder`.
         work_dir: folder for the specs of the child processes.
@@ -72,11 +67,37 @@ def convert_and_check(source: Path, folder: Path, check: ConvertSpec, work_dir: 
     return {**result, "converted_from": kind}
 
 
+def converted_folder(source: Path, cache_dir: Path, work_dir: Path, say: Callable[[str], None]) -> Path:
+    """Return a base model as a model folder, outside of a store; another layout is converted once.
+
+    Args:
+        source: base model of any layout.
+        cache_dir: folder of the converted models.
+        work_dir: folder for the specs of the child processes.
+        say: called with a line before a conversion.
+
+    Raises:
+        InputError: the source cannot be read, or its model is not supported.
+    """
+    if source_kind(source) == "folder":
+        return source
+    files = {str(path.resolve()): path.stat() for path in source_files(source).values()}
+    # By time and size and not by content, whose digest would take as long as an answer.
+    states = [(name, found.st_size, found.st_mtime_ns) for name, found in files.items()]
+    folder = cache_dir / json_digest([states, conversion_settings(source)])[:16]
+    if not folder.is_dir():
+        say(f"{source}: converting it once, into {folder}")
+        with one_line_os_errors("write to", folder), atomic_folder(folder) as making:
+            spec = ConvertSpec(model=making, output_dir=work_dir / "check")
+            convert_and_check(source.resolve(), making, spec, work_dir)
+    return folder
+
+
 def tokenizer_folder(source: Path, cache_dir: Path, work_dir: Path) -> Path:
     """Return a folder with the tokenizer of a base model, which is converted once.
 
     Args:
-        source: model folder or GGUF file.
+        source: base model of any layout.
         cache_dir: cache folder of the store.
         work_dir: folder for the specs of the child process.
 

@@ -16,15 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
+from jora_core.base.freed_memory import release_freed_memory
 from jora_core.commands.model_card import GGUF_FOLDER, adapter_folder_name, base_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
@@ -37,6 +40,8 @@ from jora_core.weights.tensor_store import write_tensors
 
 # Ollama keeps a cache for so many tokens; a user can raise it in the Modelfile.
 _MOST_CONTEXT = 8192
+# Rows of the verification's sequences, and logits of all of them.
+_ROWS, _MOST_LOGITS = 4, 1 << 23
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Merging adds W and scale·BA before the product instead of after it: equal but for rounding.
 _TOLERANCE = 1e-3
@@ -58,8 +63,8 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
-    tokenizer = load_tokenizer(spec.model, config.vocab_size) if spec.prompt is not None else None
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
+    _release_memory()
     names = [adapter_folder_name(number) for number in range(len(folders))]
     # Copied and not written again: the export holds the bytes that were trained.
     for folder, target in zip(folders, names, strict=True):
@@ -67,12 +72,17 @@ def export(spec: ExportSpec) -> dict[str, Any]:
             copy_file(folder / name, spec.output_dir / target / name)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}
-    if spec.prompt is not None and tokenizer is not None:
+    if spec.prompt is not None:
+        # Read again, although `write_merged` has checked it: two of a large vocabulary would be in memory.
+        tokenizer = load_tokenizer(spec.model, config.vocab_size, encodes=False)
         result["prompts"] = write_prompt_files(spec.prompt, spec.model, tokenizer, written)
+        del tokenizer
+        _release_memory()
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
     if "gguf" in spec.formats:
+        _release_memory()
         result["gguf"] = _write_gguf(spec, written)
     for kind, unwanted in (("hf", ["model"]), ("peft", names)):
         for name in unwanted if kind not in spec.formats else []:
@@ -92,6 +102,12 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     return result
 
 
+def _release_memory() -> None:
+    """Free what the step before has compiled and kept, so that the steps' peaks do not add up."""
+    jax.clear_caches()
+    release_freed_memory()
+
+
 def _write_gguf(spec: ExportSpec, written: Path) -> str:
     """Write the merged model as a GGUF file with its Modelfile; return the file's name."""
     # Here, because no other export needs the package.
@@ -99,7 +115,7 @@ def _write_gguf(spec: ExportSpec, written: Path) -> str:
     from jora_core.weights.gguf.write_gguf import write_gguf
 
     config = read_model(written)
-    tokenizer = load_tokenizer(written, config.vocab_size)
+    tokenizer = load_tokenizer(written, config.vocab_size, encodes=False)
     name = f"model-{spec.gguf}.gguf"
     folder = spec.output_dir / GGUF_FOLDER
     write_gguf(written, config, folder / name, spec.gguf, f"{base_name(spec)}, fine-tuned")
@@ -118,19 +134,21 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
         The largest difference between two logits. In float32 it must be as small as rounding errors. In a
         narrower type the rounded weights change the logits, so the difference is only reported.
     """
-    length = min(24, config.max_positions)
+    # Logits of all rows are kept for the reference file: 33 MB at 262,144 tokens of vocabulary.
+    length = min(24, config.max_positions, max(4, _MOST_LOGITS // (_ROWS * config.vocab_size)))
     # A fixed seed: two exports of one model have references that can be compared.
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (4, length), dtype=np.int32)
+    tokens = rng.integers(0, config.vocab_size, (_ROWS, length), dtype=np.int32)
     # A row begins as a prompt does; some models give no sensible logits without their first token.
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
     # Opened again, as any reader would: the comparison includes what was written to disk.
-    base = MergedWeights(open_checkpoint(spec.model, config), config, tuple(adapters[:-1]))
+    base = MergedWeights(
+        open_checkpoint(spec.model, config), config, tuple(map(with_one_scale, adapters[:-1]))
+    )
     written = MergedWeights(open_checkpoint(spec.output_dir / "model", config), config)
     expected = hidden_states(base, tokens, adapters[-1])
     found = hidden_states(written, tokens)
-    # float32 [4, 24, V], for the reference file: about 100 MB at 256,000 tokens of vocabulary.
     merged = np.empty((*tokens.shape, config.vocab_size), np.float32)
     done, differences = 0, []
     # Both yield the same rows of the vocabulary: their number depends on the shape and not on the type.

@@ -113,7 +113,8 @@ def adapter_folder_name(number: int) -> str:
 
 def _describe_adapter(lora: LoraSpec) -> str:
     kind = ("an rs" if lora.use_rslora else "a ") + ("DoRA" if lora.use_dora else "LoRA")
+    others = " and others by pattern" if lora.rank_pattern or lora.alpha_pattern else ""
     return (
-        f"{kind} adapter (rank {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "
-        f"{', '.join(lora.target_modules)})"
+        f"{kind} adapter (rank {lora.r}, alpha {lora.lora_alpha:g}{others}, dropout {lora.lora_dropout:g}, "
+        f"on {', '.join(lora.target_modules)})"
     )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 PRIVATE = "\U0010fffe\U0010ffff"
 # Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
+# A text of JSON, a merge, and all merges of a file. The name with a list behind it stands nowhere else: in
+# the vocabulary a number follows it. Possessive, because half a million repetitions must not be remembered.
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_MERGE = re.compile(rb"\[\s*+" + _TEXT + rb"\s*+,\s*+" + _TEXT + rb"\s*+\]|" + _TEXT, re.DOTALL)
+_MERGES = re.compile(rb'(?P<key>"merges"\s*+:\s*+\[)(?:(?:' + _MERGE.pattern + rb")|[\s,]++)*+\]", re.DOTALL)
 # What decides the tokens of a text.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
@@ -85,22 +91,24 @@ class TextTokenizer:
         return np.asarray(self.encode_many([text])[0], dtype=np.int32)
 
 
-def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer:
+def load_tokenizer(folder: Path, vocab_size: int | None = None, *, encodes: bool = True) -> TextTokenizer:
     """Read the tokenizer of a Hugging Face model folder.
 
     Args:
         folder: folder with tokenizer.json (or tokenizer.model) and, for the special tokens,
             tokenizer_config.json, special_tokens_map.json or config.json.
         vocab_size: rows of the model's embedding, an upper bound of the token ids; None if unknown.
+        encodes: whether texts will be encoded. False is for ids, names and templates, and takes a third of
+            the memory where the vocabulary is large; see `open_tokenizer`.
 
     Raises:
         InputError: no tokenizer, no EOS token, or a special token without a row in the embedding.
     """
     folder = Path(folder)
-    tokenizer = open_tokenizer(folder)
+    tokenizer = open_tokenizer(folder, merges=encodes)
     special = read_special_tokens(folder, tokenizer, vocab_size)
     size = tokenizer.get_vocab_size()
-    text_encoder = _without_controls(tokenizer, special.controls)
+    text_encoder = _without_controls(tokenizer, special.controls) if encodes else tokenizer
     # Id of a private text → id of the control token that it stands for.
     aliases: dict[int, int] = {}
 
@@ -108,6 +116,8 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
         return _add_alias(text_encoder, tokenizer, special.controls[text], aliases)
 
     def encode_many(texts: list[str]) -> list[list[int]]:
+        if not encodes:
+            raise RuntimeError(f"{folder}: the tokenizer was read without its merges, so it encodes no text")
         try:
             # The fast variant leaves out the offsets of characters, which nothing here needs.
             many = [e.ids for e in text_encoder.encode_batch_fast(texts, add_special_tokens=False)]
@@ -153,20 +163,54 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> TextTokenizer
     )
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
+def open_tokenizer(folder: Path, *, merges: bool = True) -> Tokenizer:
     """Open the tokenizer of a model folder as the `tokenizers` library has it.
+
+    Args:
+        folder: the model folder.
+        merges: False leaves the merges of a ``tokenizer.json`` out. What is left knows all ids and texts of
+            tokens, but encodes texts as characters. A large vocabulary takes a third of the memory then.
 
     Raises:
         InputError: no tokenizer, or one that cannot be read.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
-        return _load_fast(path)
+        return _load_fast(path, merges)
     if (folder / "tokenizer.model").is_file():
         return _load_sentencepiece(folder)
     raise InputError(
         f"{folder}: no tokenizer.json or tokenizer.model; copy the model's tokenizer files there"
     )
+
+
+def read_merges(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a byte-pair tokenizer, in the sequence of their ranks, some thousands at a time.
+
+    Args:
+        folder: the model folder.
+        tokenizer: its tokenizer, read for a folder without a ``tokenizer.json``.
+    """
+    path = folder / "tokenizer.json"
+    raw = path.read_bytes() if path.is_file() else tokenizer.to_str().encode()
+    found = _MERGES.search(raw)
+    if found is None:
+        return
+    begin = end = found.end("key")
+    for number, item in enumerate(_MERGE.finditer(raw, begin, found.end()), start=1):
+        end = item.end()
+        if number % _CHUNK == 0:
+            yield from _pairs(raw[begin:end])
+            begin = end
+    yield from _pairs(raw[begin:end])
+
+
+def _pairs(part: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a part of the merges; older files write a pair as one text."""
+    # A part begins with the comma behind the part before.
+    for pair in json.loads(b"[" + part.strip().removeprefix(b",") + b"]"):
+        left, right = pair if isinstance(pair, list) else pair.split(" ", 1)
+        yield left, right
 
 
 def end_tokens(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, *more: int) -> tuple[int, ...]:
@@ -198,11 +242,15 @@ def _files_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _load_fast(path: Path) -> Tokenizer:
+def _load_fast(path: Path, merges: bool) -> Tokenizer:
     from tokenizers import Tokenizer
 
     raw = path.read_bytes()
     refuse_lfs_pointer(path, raw)
+    # As bytes, without parsing: what the file becomes in Python is as large as what the library makes of it.
+    found = None if merges else _MERGES.search(raw)
+    if found is not None:
+        raw = raw[: found.end("key")] + raw[found.end() - 1 :]
     try:
         tokenizer = Tokenizer.from_buffer(raw.removeprefix(BOM_UTF8))
     except Exception as err:  # the library raises bare Exception for a broken file

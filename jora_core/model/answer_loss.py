@@ -38,6 +38,7 @@ def batch_loss(
     *,
     adapter: Adapter | None,
     dropout_key: jax.Array | None,
+    noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
     attention: AttentionChoice = "auto",
 ) -> jax.Array:
@@ -51,6 +52,7 @@ def batch_loss(
         batch: the arrays of `jora_core.data.batches.Batch`.
         adapter: adapter that is trained over frozen `params`; None if `params` are trained.
         dropout_key: random key of the adapter's dropout; None turns dropout off.
+        noise: alpha and random key of noise on the embeddings, see `forward`.
         remat: rematerialization policy, see `jora_core.model.rematerialization`.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
 
@@ -59,7 +61,7 @@ def batch_loss(
     """
     places = (batch["tokens"], batch["positions"], batch["until"])
     options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
-    hidden = forward(params, config, *places, **options)
+    hidden = forward(params, config, *places, noise=noise, **options)
     picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
     loss = cross_entropy(
         picked.reshape(-1, picked.shape[-1]),

@@ -28,6 +28,7 @@ from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.model.attention_slots import Slots
 from jora_core.model.cudnn_attention import SelfAttention, self_attention
 from jora_core.model.dropout import dropout
+from jora_core.model.embedding_noise import embedding_noise
 from jora_core.model.projections import linear
 from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, recomputed
 from jora_core.model.rotary import Rotary, rotary_tables, rotate
@@ -59,6 +60,7 @@ def forward(
     *,
     adapter: Adapter | None = None,
     dropout_key: jax.Array | None = None,
+    noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
     attention: AttentionChoice = "auto",
 ) -> jax.Array:
@@ -72,6 +74,7 @@ def forward(
         until: int32 [B, T], the attention mask; see `jora_core.model.attention_slots.Slots`.
         adapter: low-rank updates to add.
         dropout_key: turns on the adapter's dropout for training; None is inference.
+        noise: NEFTune's alpha and the random key of noise on the embeddings, in training; None for none.
         remat: rematerialization policy, see `jora_core.model.rematerialization`.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
 
@@ -90,6 +93,8 @@ def forward(
         return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split), None
 
     x = embed(params, config, tokens)
+    if noise is not None:
+        x = x + embedding_noise(x, noise[0], tokens.shape[1], noise[1])
     x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
     return rms_norm(x, params.final_norm, config)
 
@@ -227,7 +232,8 @@ def projector(
             low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
             low = low.reshape(-1, low.shape[-1])
             over_inputs = sum_over_tensor if row else _same
-            out = adapted(out, low, weight, pair, adapter.scale, dense=dense, sum_over_inputs=over_inputs)
+            scale = adapter.scale_of(name, layer.index)
+            out = adapted(out, low, weight, pair, scale, dense=dense, sum_over_inputs=over_inputs)
         # Only some families have biases, such as Qwen 2 on q, k and v. A partial sum gets none here: the
         # caller first adds up the parts of all devices.
         bias = None if splits_inputs(name) else getattr(layer.weights, name.replace("_proj", "_bias"), None)

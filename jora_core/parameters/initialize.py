@@ -14,7 +14,7 @@ from jora_core.architecture.model_tensors import layer_shapes, projection_shape
 from jora_core.parameters.lora_math import row_norms
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
-from jora_core.specs.adapter_targets import lora_targets
+from jora_core.specs.adapter_targets import Ranks, check_patterns, layer_ranks, lora_targets
 from jora_core.specs.lora import LoraSpec
 
 
@@ -28,7 +28,7 @@ def init_adapter(
     """Make a new adapter whose update is zero: random A, uniform in ±1/√in, and zero B.
 
     A is drawn as in PEFT (Kaiming with a=√5, or normal with deviation 1/r for `gaussian`). It is zero in the
-    layers that get no adapter.
+    layers that get no adapter, and beyond the rank of a layer.
 
     Args:
         config: the base model's.
@@ -44,29 +44,47 @@ def init_adapter(
     if spec.use_dora and params is None:
         raise ValueError("a new DoRA adapter starts from the base's row norms: give params")
     weights = {}
-    for target in lora_targets(spec, config):
+    targets = lora_targets(spec, config)
+    check_patterns(spec, targets, config.num_layers)
+    ranks = layer_ranks(spec, targets, config.num_layers)
+    for target in targets:
+        of_layers = jnp.asarray([rank for rank, _ in ranks[target]])[:, None, None]
+        widest = max(rank for rank, _ in ranks[target])
         out_width, in_width = projection_shape(config, target)
         bound = 1 / math.sqrt(in_width)
         # The key depends on the name alone, so a target keeps its start when another is added.
         target_key = jax.random.fold_in(key, zlib.crc32(target.encode()))
-        shape = (config.num_layers, spec.r, in_width)
+        shape = (config.num_layers, widest, in_width)
         if spec.init_lora_weights == "gaussian":
-            a = jax.random.normal(target_key, shape, dtype) / spec.r
+            a = jax.random.normal(target_key, shape, dtype) / jnp.maximum(of_layers, 1).astype(dtype)
         else:
             a = jax.random.uniform(target_key, shape, dtype, -bound, bound)
-        if spec.layers_to_transform is not None:
-            # With A and B zero, both gradients are zero: the layer stays without an update.
-            chosen = jnp.isin(jnp.arange(config.num_layers), jnp.asarray(spec.layers_to_transform))
-            a = a * chosen[:, None, None]
+        # With A and B zero, both gradients are zero: these rows stay as they are, or whole layers.
+        a = jnp.where(jnp.arange(widest)[:, None] < of_layers, a, jnp.zeros((), dtype))
         magnitude = None
         if spec.use_dora and params is not None:
             # One layer at a time: the float32 copy that the norms need is as large as the weight.
             magnitude = jax.lax.map(lambda w: row_norms(dense(w)), getattr(params.layers, target)).astype(
                 dtype
             )
-        b = jnp.zeros((config.num_layers, out_width, spec.r), dtype)
+        b = jnp.zeros((config.num_layers, out_width, widest), dtype)
         weights[target] = LoraWeights(a=a, b=b, magnitude=magnitude)
-    return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout)
+    scales = other_scales(ranks, spec.scale)
+    return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout, scales=scales)
+
+
+def other_scales(ranks: Ranks, scale: float) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Return the field `scales` of an adapter.
+
+    Args:
+        ranks: rank and scale of each layer, by target.
+        scale: the scale of all other layers.
+    """
+    return tuple(
+        (target, tuple(factor for _, factor in layers))
+        for target, layers in ranks.items()
+        if any(factor != scale for _, factor in layers)
+    )
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:

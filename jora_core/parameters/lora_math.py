@@ -35,7 +35,7 @@ def low_rank(x: jax.Array, pair: LoraWeights) -> jax.Array:
     return x @ pair.a.astype(x.dtype).T
 
 
-def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
+def lora_update(low: jax.Array, pair: LoraWeights, scale: float | jax.Array) -> jax.Array:
     """Compute the LoRA update of a linear layer's output, s · low Bᵀ.
 
     Args:
@@ -46,6 +46,8 @@ def lora_update(low: jax.Array, pair: LoraWeights, scale: float) -> jax.Array:
     Returns:
         The update [..., out].
     """
+    # A float32 array would widen the product; a number does not.
+    scale = scale.astype(low.dtype) if isinstance(scale, jax.Array) else scale
     # From the narrow side: B A as one matrix would be as large as the weight.
     return (low @ pair.b.astype(low.dtype).T) * scale
 
@@ -55,7 +57,7 @@ def adapted(
     low: jax.Array,
     weight: Any,
     pair: LoraWeights,
-    scale: float,
+    scale: float | jax.Array,
     *,
     dense: Callable[[Any], jax.Array] = _same,
     sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
@@ -89,7 +91,7 @@ def adapted(
 def row_norms(
     weight: jax.Array,
     pair: LoraWeights | None = None,
-    scale: float = 1.0,
+    scale: float | jax.Array = 1.0,
     *,
     sum_over_inputs: Callable[[jax.Array], jax.Array] = _same,
 ) -> jax.Array:
@@ -139,6 +141,16 @@ def merged_weight(weight: jax.Array, updates: Iterable[tuple[LoraWeights, float]
     return merged
 
 
+def with_one_scale(adapter: Adapter) -> Adapter:
+    """Return an adapter whose layers all have the factor `scale`: B takes up the quotients, in float32."""
+    weights = dict(adapter.weights)
+    for target, factors in adapter.scales:
+        quotients = jnp.asarray([factor / adapter.scale for factor in factors], jnp.float32)
+        pair = weights[target]
+        weights[target] = dataclasses.replace(pair, b=pair.b.astype(jnp.float32) * quotients[:, None, None])
+    return dataclasses.replace(adapter, weights=weights, scales=())
+
+
 def merge_adapter(params: Params, adapter: Adapter) -> Params:
     """Return base weights with one adapter merged in; see `merge_adapters`."""
     return merge_adapters(params, [adapter])
@@ -152,6 +164,7 @@ def merge_adapters(params: Params, adapters: Sequence[Adapter]) -> Params:
     weights stay tied.
     """
     changed = {}
+    adapters = [with_one_scale(adapter) for adapter in adapters]
     for target in sorted({name for adapter in adapters for name in adapter.weights}):
         used = [adapter for adapter in adapters if target in adapter.weights]
         pairs = tuple(adapter.weights[target] for adapter in used)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -22,11 +23,33 @@ class LoraWeights:
 
 @flax.struct.dataclass
 class Adapter:
-    """Adapter of a model: the matrices of each projection by name. `scale` and `dropout` are static."""
+    """Adapter of a model: the matrices of each projection by name. All other fields are static.
+
+    Where layers of a target have different ranks, the rows of A and columns of B beyond a layer's rank are
+    zero. Their gradients are zero too, so they stay zero in training.
+
+    Attributes:
+        weights: matrices by projection.
+        scale: factor of the update.
+        dropout: rate of dropout on the adapter's input.
+        scales: factors of the layers of those targets that have others than `scale`.
+    """
 
     weights: dict[str, LoraWeights]
     scale: float = flax.struct.field(pytree_node=False)
     dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+    # Tuples, because a static field must be hashable.
+    scales: tuple[tuple[str, tuple[float, ...]], ...] = flax.struct.field(pytree_node=False, default=())
+
+    def scale_of(self, target: str, layer: jax.Array) -> float | jax.Array:
+        """Return the factor of a target's update in a layer, a number where all layers have the same.
+
+        Args:
+            target: name of the projection.
+            layer: number of the layer.
+        """
+        factors = dict(self.scales).get(target, (self.scale,))
+        return factors[0] if len({*factors}) == 1 else jnp.asarray(factors, jnp.float32)[layer]
 
 
 @flax.struct.dataclass

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import model_projections, projection_shape
-from jora_core.specs.adapter_targets import lora_targets
+from jora_core.specs.adapter_targets import layer_ranks, lora_targets
 from jora_core.specs.lora import LoraSpec
 
 # Matrix products of blockwise attention: two forward, and five backward, which computes the scores again.
@@ -55,7 +55,10 @@ def step_flops(
     low_rank = 0.0
     if lora is not None:
         targets = lora_targets(lora, config)
-        low_rank = sum(2 * lora.r * sum(projection_shape(config, name)) for name in targets)
+        ranks = layer_ranks(lora, targets, config.num_layers)
+        # All layers of a target are as wide as the widest.
+        widths = {name: max(rank for rank, _ in each) for name, each in ranks.items()}
+        low_rank = sum(2 * widths[name] * sum(projection_shape(config, name)) for name in targets)
     head = 2 * config.vocab_size * config.hidden_size * answer_share
     layers = config.num_layers
     forward = layers * (layer + low_rank + attention * _ATTENTION_FORWARD) + head

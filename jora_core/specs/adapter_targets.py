@@ -6,11 +6,12 @@ over all layers, so the matched projections must be the same in every layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import model_projections
-from jora_core.architecture.tensor_names import PROJECTIONS
+from jora_core.architecture.tensor_names import PROJECTIONS, projection_row
 from jora_core.base.errors import InputError
 from jora_core.specs.lora import LoraSpec
 from jora_core.specs.target_names import (
@@ -20,6 +21,9 @@ from jora_core.specs.target_names import (
     show_targets,
     target_hint,
 )
+
+# Rank and scale of each layer's adapter, by target; rank 0 for a layer without one.
+Ranks = dict[str, list[tuple[int, float]]]
 
 
 def lora_targets(lora: LoraSpec, config: ModelConfig) -> tuple[str, ...]:
@@ -33,6 +37,59 @@ def lora_targets(lora: LoraSpec, config: ModelConfig) -> tuple[str, ...]:
         if layer > last:
             raise InputError(f"layers_to_transform: the model has no layer {layer}; its last is {last}")
     return resolve_targets(lora.target_modules, config, lora.exclude_modules)
+
+
+def layer_ranks(lora: LoraSpec, targets: Sequence[str], num_layers: int) -> Ranks:
+    """Return rank and scale of each layer's adapters, after rank_pattern and alpha_pattern.
+
+    Args:
+        lora: the adapter's settings.
+        targets: the projections that have an adapter.
+        num_layers: layers of the model.
+    """
+    ranks: Ranks = {}
+    for target in targets:
+        for layer in range(num_layers):
+            if lora.layers_to_transform is not None and layer not in lora.layers_to_transform:
+                ranks.setdefault(target, []).append((0, lora.scale))
+                continue
+            module = projection_row(target).prefix(layer)
+            rank = int(_first(lora.rank_pattern, module, lora.r))
+            alpha = _first(lora.alpha_pattern, module, lora.lora_alpha)
+            # As `LoraSpec.scale`, with the module's own numbers.
+            ranks.setdefault(target, []).append((rank, alpha / (rank**0.5 if lora.use_rslora else rank)))
+    return ranks
+
+
+def check_patterns(lora: LoraSpec, targets: Sequence[str], num_layers: int) -> None:
+    """Refuse a pattern of ranks or alphas that matches no adapter, which peft takes without a word.
+
+    Args:
+        lora: the adapter's settings.
+        targets: the projections that have an adapter.
+        num_layers: layers of the model.
+
+    Raises:
+        InputError: naming the pattern.
+    """
+    modules = [projection_row(target).prefix(layer) for target in targets for layer in range(num_layers)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(lora, name):
+            if not any(_matches(pattern, module) for module in modules):
+                raise InputError(
+                    f"lora.{name}: {pattern!r} matches no module with an adapter; expected the end of a name "
+                    f"such as {modules[0]}"
+                )
+
+
+def _first(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """Return the value of the first pattern that matches a module."""
+    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    # The end of the name, as in peft.
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 def resolve_targets(

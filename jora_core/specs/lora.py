@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
@@ -55,6 +56,15 @@ class LoraSpec(SpecModel):
         title="Layers",
         description="Numbers of the layers that get an adapter, from 0; all if empty",
     )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        title="Other ranks",
+        description="By regular expression for the end of a module's name, such as down_proj or "
+        "layers.0.self_attn.q_proj; the first that matches counts",
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, title="Other alphas", description="By pattern, as the ranks"
+    )
     init_lora_weights: Literal["default", "gaussian"] = Field(
         default="default",
         title="First weights",
@@ -74,6 +84,17 @@ class LoraSpec(SpecModel):
                 "init_adapter"
             )
         return value
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _known_patterns(cls, value: Any) -> Any:
+        """Take null for no patterns, and refuse a broken one."""
+        for pattern in value if isinstance(value, dict) else ():
+            try:
+                re.compile(str(pattern))
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return {} if value is None else value
 
     @field_validator("layers_to_transform", mode="before")
     @classmethod

@@ -21,7 +21,7 @@ class ConvertSpec(MeshSettings, WeightSettings):
 class FolderSpec(SpecModel):
     """Write a base model of another layout as a model folder in Hugging Face layout."""
 
-    source: Path = Field(title="Source", description="GGUF file, or one part of a split one")
+    source: Path = Field(title="Source", description="GGUF file or one part of a split one, or Meta's folder")
     folder: Path = Field(title="Model folder", description="Folder to write")
     tokenizer_only: bool = Field(
         default=False, title="Tokenizer only", description="Write the tokenizer and no weights"

@@ -66,6 +66,13 @@ class TrainingSettings(SpecModel):
     n_epochs: float | None = Field(
         default=None, gt=0, title="Epochs", description="Passes over the records; or max_steps"
     )
+    neftune_noise_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        title="NEFTune noise",
+        description="Strength of noise on the embeddings in training, such as 5 (arXiv:2310.05914); empty: "
+        "none",
+    )
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, title="Accumulation", description="Microbatches of one optimizer step"
     )

@@ -157,7 +157,16 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
 def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
     assert spec.adapter is not None
     adapter, found = load_adapter(spec.adapter, config)
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "layers_to_transform"):
+    same = (
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "layers_to_transform",
+        "rank_pattern",
+        "alpha_pattern",
+    )
+    for name in same:
         if getattr(found, name) != getattr(spec.lora, name):
             raise InputError(
                 f"{spec.adapter}: the adapter has {name}={getattr(found, name)}, the spec lora.{name}="

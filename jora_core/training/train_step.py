@@ -117,14 +117,21 @@ def build_step(
 
     options: dict[str, Any] = {"remat": spec.remat, "attention": spec.attention}
 
+    alpha = spec.neftune_noise_alpha
+
     def loss(tree: Any, frozen: Params | None, batch: Arrays, key: jax.Array | None) -> jax.Array:
+        # Behind the numbers of all layers, which the masks of dropout are drawn by.
+        noise = None if alpha is None or key is None else (alpha, jax.random.fold_in(key, config.num_layers))
         if lora:
             assert frozen is not None
-            return batch_loss(frozen, config, batch, adapter=tree, dropout_key=key, **options)
+            mask_key = key if dropout else None
+            return batch_loss(
+                frozen, config, batch, adapter=tree, dropout_key=mask_key, noise=noise, **options
+            )
         # Master weights and AdamW's state stay float32: an update of bfloat16 weights would be lost in
         # rounding as soon as it is below 1/256 of a weight. Only the pass over the batch runs in `dtype`.
         params = jax.tree.map(lambda x: x.astype(spec.dtype), tree)
-        return batch_loss(params, config, batch, adapter=None, dropout_key=None, **options)
+        return batch_loss(params, config, batch, adapter=None, dropout_key=None, noise=noise, **options)
 
     frozen_placed = param_shardings(config, mesh, spec.quantization) if lora else None
     rows = batch_sharding(mesh)
@@ -136,7 +143,7 @@ def build_step(
         # Random numbers follow from (seed, step, microbatch) alone, so no generator state is part of a
         # checkpoint, and a resumed run draws the same masks.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), step), microbatch)
-        return jax.value_and_grad(loss)(tree, frozen, batch, key if dropout else None)
+        return jax.value_and_grad(loss)(tree, frozen, batch, key)
 
     gradients = per_device(
         gradients_here, mesh, (placed, frozen_placed, batch_placed, whole, whole), (whole, placed)

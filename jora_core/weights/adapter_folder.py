@@ -22,10 +22,11 @@ from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.parallel.placements import adapter_shardings
+from jora_core.parameters.initialize import other_scales
 from jora_core.parameters.trees import Adapter, LoraWeights
-from jora_core.specs.adapter_targets import resolve_targets
+from jora_core.specs.adapter_targets import Ranks, layer_ranks, resolve_targets
 from jora_core.specs.lora import LoraSpec
-from jora_core.weights.peft_config import CONFIG_FILE, Ranks, read_peft_config, read_ranks, write_peft_config
+from jora_core.weights.peft_config import CONFIG_FILE, read_peft_config, write_peft_config
 from jora_core.weights.tensor_store import TensorStore, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -42,18 +43,20 @@ def save_adapter(adapter: Adapter, folder: Path | str, spec: LoraSpec, base_name
     Args:
         adapter: the weights, stacked over layers.
         folder: folder to write, made if missing.
-        spec: settings written to the config; must have the adapter's scale.
+        spec: settings written to the config; must have the adapter's ranks and scales.
         base_name: name or path of the base model, for ``base_model_name_or_path``.
     """
     folder = Path(folder)
     tensors = {}
     for target, lora in adapter.weights.items():
+        ranks = layer_ranks(spec, [target], len(lora.a))[target]
         for part, stacked in _parts(lora).items():
             # One transfer for all layers of a stack; a transfer a layer would wait for the device each time.
             for layer, value in enumerate(jax.device_get(stacked)):
-                if spec.layers_to_transform is not None and layer not in spec.layers_to_transform:
-                    continue
-                tensors[lora_tensor_name(layer, target, part)] = value
+                if rank := ranks[layer][0]:
+                    # What is beyond the rank of a layer is zero.
+                    value = value[:rank] if part == "A" else value[:, :rank] if part == "B" else value
+                    tensors[lora_tensor_name(layer, target, part)] = value
     write_tensors(folder / WEIGHTS_FILE, tensors)
     # After the weights: readers open the config first, and it must not promise tensors that are not there.
     write_json(folder / CONFIG_FILE, write_peft_config(spec, list(adapter.weights), base_name))
@@ -83,36 +86,28 @@ def load_adapter(
     # The config is checked first: its errors are clearer than those about names and shapes.
     source = _open_weights(folder, config)
     targets = resolve_targets(spec.target_modules, config)
-    ranks = read_ranks(folder, spec, config, targets)
+    ranks = layer_ranks(spec, targets, config.num_layers)
     _check_fits(source, folder, config, spec, ranks)
-    # Other ranks and scales than the config's become those of one adapter: zeros fill the missing rows of A,
-    # and B takes up the quotient of the scales. The product is the same.
-    widest = max(rank for each in ranks.values() for rank, _ in each)
-    if widest != spec.r:
-        root = spec.use_rslora
-        spec = spec.model_copy(
-            update={"r": widest, "lora_alpha": spec.scale * (widest**0.5 if root else widest)}
-        )
     weights = {}
     # Layers are stacked as they are read: an adapter is small, so it needs no slices of the file.
     for target in targets:
         parts: dict[str, list[Any]] = {}
-        for layer, (rank, scale) in enumerate(ranks[target]):
+        widest = max(rank for rank, _ in ranks[target])
+        for layer, (rank, _) in enumerate(ranks[target]):
             for part, shape in _shapes(config, spec, target, widest).items():
                 if rank == 0:
                     parts.setdefault(part, []).append(jnp.zeros(shape, dtype))
                     continue
                 value = source.read(lora_tensor_name(layer, target, part)).astype(np.float32)
-                # The same bits where nothing differs from the config, which is nearly always so.
+                # Zeros fill the rows of A and the columns of B that the layer does not have.
                 if part != "magnitude" and rank != widest:
                     missing = [(0, widest - rank), (0, 0)]
                     value = np.pad(value, missing if part == "A" else missing[::-1])
-                if part == "B" and scale != spec.scale:
-                    value = value * np.float32(scale / spec.scale)
                 parts.setdefault(part, []).append(jnp.asarray(value, dtype))
         stacked = {part: jnp.stack(values) for part, values in parts.items()}
         weights[target] = LoraWeights(a=stacked["A"], b=stacked["B"], magnitude=stacked.get("magnitude"))
-    return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout), spec
+    scales = other_scales(ranks, spec.scale)
+    return Adapter(weights=weights, scale=spec.scale, dropout=spec.lora_dropout, scales=scales), spec
 
 
 def _open_weights(folder: Path, config: ModelConfig) -> TensorStore:

@@ -16,6 +16,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors, model_rows
 from jora_core.architecture.tensor_names import head_tensor_name
 from jora_core.base.atomic_files import write_json
+from jora_core.base.freed_memory import release_freed_memory
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.trees import Params
 from jora_core.weights.tensor_store import TensorStore, write_tensors
@@ -27,13 +28,20 @@ def open_checkpoint(folder: Path | str, config: ModelConfig) -> TensorStore:
     Raises:
         InputError: a check fails. The message names tensor and file.
     """
+    store = open_weights(folder, config)
+    # A folder without a tokenizer is accepted here: the commands that need a tokenizer report the error.
+    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        load_tokenizer(Path(folder), config.vocab_size, encodes=False)
+        release_freed_memory()
+    return store
+
+
+def open_weights(folder: Path | str, config: ModelConfig) -> TensorStore:
+    """Open the weights of a model folder alone, and check their names and shapes; see `open_checkpoint`."""
     store = TensorStore.of_model(folder)
     # Tied checkpoints may carry the head a second time; transformers ignores it as well.
     ignore = frozenset({head_tensor_name()}) if config.tie_embeddings else frozenset()
     store.check(expected_tensors(config), ignore)
-    # A folder without a tokenizer is accepted here: the commands that need a tokenizer report the error.
-    if any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        load_tokenizer(Path(folder), config.vocab_size)
     return store
 
 

@@ -20,6 +20,7 @@ from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention
 from jora_core.model.decoder import Layer, attention_scale, decoder_layer, projector, rms_norm
 from jora_core.model.rotary import rotary_tables
+from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.merge_adapters import MergedWeights
 
@@ -36,6 +37,7 @@ def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter |
         Hidden states float32 [B, T, D].
     """
     config, store = weights.config, weights.store
+    adapter = None if adapter is None else with_one_scale(adapter)
     table = {row.field: row for row in model_rows(config) if not row.per_layer}
     # Only the rows of tokens that occur: a large vocabulary's embedding may not fit in memory in float32.
     used, places = np.unique(tokens, return_inverse=True)

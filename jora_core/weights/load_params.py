@@ -2,7 +2,8 @@
 
 Each device allocates its share of a weight and fills this share in place, some rows of one layer at a time.
 So the host holds no more than these rows, for any size of the model, its layers or its vocabulary. Each
-process reads the slices of its own devices. Replicas of a slice share one read.
+process reads the slices of its own devices. Replicas of a slice share one read. Where the only device is the
+host's processor, the rows are read into the memory of the weights themselves, without a compiled program.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from jora_core.weights.tensor_store import TensorStore
 
 # Bytes that are on the host at once. With larger chunks the allocator keeps more of what was freed.
 _CHUNK_BYTES = 4 << 20
+_ALIGNMENT = 64
 # From this size on, reading takes long enough to be watched.
 _PROGRESS_BYTES = 100 << 20
 
@@ -108,6 +110,12 @@ class _Field:
         """Placement of the field without the layer axis."""
         return NamedSharding(self.mesh, PartitionSpec(*self.axes))
 
+    @property
+    def on_host(self) -> bool:
+        """Whether the field lies in this process's own memory, as it is in the file but for its type."""
+        devices = list(self.mesh.devices.flat)
+        return len(devices) == 1 and devices[0].platform == "cpu" and self.quantization == "none"
+
     def convert(self, rows: jax.Array, in_axis: str | None) -> Any:
         """Cast or quantize rows of the file."""
         if self.quantization == "none":
@@ -115,8 +123,40 @@ class _Field:
         return quantize(rows, self.quantization, in_axis)
 
 
+def load_on_host(store: TensorStore, row: TensorRow, field: _Field, advance: Callable[[], None]) -> jax.Array:
+    """Read one field to memory that becomes an array of the host's processor without a copy.
+
+    The bits are those of `_load_field`, which compiles two programs for each shape and touches the memory
+    three times.
+
+    Args:
+        store: the opened model folder.
+        row: the field's row of the table `TENSORS`.
+        field: shape, type and placement.
+        advance: called after each tensor.
+    """
+    shape = field.shape if field.layers is None else (field.layers, *field.shape)
+    # JAX takes memory over only where it is aligned to 64 bytes, which numpy does not promise.
+    raw = np.empty(math.prod(shape) * field.dtype.itemsize + _ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNMENT
+    whole = raw[begin : begin + raw.size - _ALIGNMENT].view(field.dtype).reshape(shape)
+    for layer in range(field.layers or 1):
+        part = whole if field.layers is None else whole[layer]
+        name = row.name(layer)
+        count = max(1, _CHUNK_BYTES // (math.prod(field.shape[1:]) * jnp.dtype(store.dtype(name)).itemsize))
+        for first in range(0, field.shape[0], count):
+            rows = slice(first, first + count)
+            part[rows] = store.read(name, (rows, *[slice(None)] * (len(field.shape) - 1)))
+        advance()
+    lead = () if field.layers is None else (None,)
+    place = NamedSharding(field.mesh, PartitionSpec(*lead, *field.axes))
+    return jax.device_put(whole, place, may_alias=True)
+
+
 def _load_field(store: TensorStore, row: TensorRow, field: _Field, advance: Callable[[], None]) -> Any:
     """Allocate one field and fill it chunk by chunk."""
+    if field.on_host:
+        return load_on_host(store, row, field, advance)
     # Fields of equal shape and type share two programs, which `_programs` caches.
     empty, fill = _programs(field)
     local = field.sharding.shard_shape(field.shape)

@@ -26,7 +26,7 @@ from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.progress import progress
-from jora_core.parameters.lora_math import merged_weight
+from jora_core.parameters.lora_math import merged_weight, with_one_scale
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.checkpoint_folder import open_checkpoint
 from jora_core.weights.companion_files import copy_companions
@@ -162,7 +162,7 @@ def write_merged(
     expected = expected_tensors(config)
     # The first tensor is the embedding. Where a checkpoint mixes types, all tensors get the embedding's.
     dtype = dtype or store.dtype(next(iter(expected)))
-    weights = MergedWeights(store, config, tuple(adapters))
+    weights = MergedWeights(store, config, tuple(map(with_one_scale, adapters)))
     size = sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize
 
     def parts(name: str) -> Iterator[np.ndarray]:

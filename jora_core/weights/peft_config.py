@@ -7,7 +7,6 @@ releases of ``peft``: an unknown field is accepted only with a value that turns 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.error_messages import describe_validation_error
 from jora_core.base.errors import InputError
-from jora_core.base.json_fields import read_json_object, read_number, read_object
+from jora_core.base.json_fields import read_json_object
 from jora_core.base.secrets import references
 from jora_core.specs.adapter_targets import lora_targets, resolve_targets
 from jora_core.specs.lora import LoraSpec
@@ -60,8 +58,6 @@ _READ = frozenset(
         "layers_to_transform",
     }
 )
-# Rank and scale of each layer's adapter, by target; rank 0 for a layer without one.
-Ranks = dict[str, list[tuple[int, float]]]
 # Values that turn a field off.
 _OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
 # Initializations of A and B that keep the base weights. The others (PiSSA, OLoRA, LoftQ, ...) subtract the
@@ -104,60 +100,6 @@ def read_peft_config(folder: Path, config: ModelConfig) -> LoraSpec:
     return _spec(path, data, config)
 
 
-def read_ranks(folder: Path, spec: LoraSpec, config: ModelConfig, targets: Sequence[str]) -> Ranks:
-    """Return rank and scale of each layer's adapters, after rank_pattern and alpha_pattern.
-
-    Args:
-        folder: PEFT folder with ``adapter_config.json``.
-        spec: the adapter's settings.
-        config: the base model's.
-        targets: the projections that have an adapter.
-
-    Raises:
-        InputError: a pattern that is no object of numbers, or no regular expression.
-    """
-    path = folder / CONFIG_FILE
-    data = read_json_object(path, f"adapter folder {folder}")
-    where = str(path)
-    rank_pattern, alpha_pattern = (_pattern(where, data, *each) for each in _PATTERNS)
-    projections = model_projections(config)
-    ranks: Ranks = {}
-    for target in targets:
-        for layer in range(config.num_layers):
-            module = f"model.layers.{layer}.{projections[target]}"
-            if spec.layers_to_transform is not None and layer not in spec.layers_to_transform:
-                ranks.setdefault(target, []).append((0, spec.scale))
-                continue
-            rank = int(_first(where, rank_pattern, module, spec.r))
-            alpha = float(_first(where, alpha_pattern, module, spec.lora_alpha))
-            scale = alpha / (rank**0.5 if spec.use_rslora else rank)
-            ranks.setdefault(target, []).append((rank, scale))
-    return ranks
-
-
-_PATTERNS = (("rank_pattern", int), ("alpha_pattern", float))
-
-
-def _pattern(where: str, data: dict[str, Any], name: str, kind: type) -> dict[str, Any]:
-    values = read_object(where, data, name)
-    for key in values:
-        number = read_number(f"{where}: {name}", values, key, kind)
-        if number <= 0:
-            raise InputError(f"{where}: {name}: {key} must be positive, found {number}")
-    return values
-
-
-def _first(where: str, pattern: dict[str, Any], module: str, default: float) -> float:
-    """Return the value of the first key that matches the end of a module's name, as peft does."""
-    for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as err:
-            raise InputError(f"{where}: pattern {key!r} is no regular expression: {err}") from None
-    return default
-
-
 def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) -> dict[str, Any]:
     """Return the fields of an ``adapter_config.json``.
 
@@ -166,16 +108,18 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         targets: the projections that have an adapter.
         base_name: name or path of the base model.
     """
-    layers = spec.layers_to_transform
-    # peft declares alpha as an integer; only what is no integer is written as a float.
-    whole = float(spec.lora_alpha).is_integer()
+    layers, alphas = spec.layers_to_transform, spec.alpha_pattern
+    # Only where they are given: other adapters keep the bytes that they had.
+    given: dict[str, Any] = {} if layers is None else {"layers_to_transform": layers}
+    given |= {"rank_pattern": dict(spec.rank_pattern)} if spec.rank_pattern else {}
+    given |= {"alpha_pattern": {name: _alpha(alpha) for name, alpha in alphas.items()}} if alphas else {}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         # With `${NAME}` in place of a value from the environment, since adapters are given to others.
         "base_model_name_or_path": references(base_name),
         "r": spec.r,
-        "lora_alpha": int(spec.lora_alpha) if whole else spec.lora_alpha,
+        "lora_alpha": _alpha(spec.lora_alpha),
         "lora_dropout": spec.lora_dropout,
         # peft keeps a set, whose sequence differs from run to run; sorted, equal adapters give equal files.
         "target_modules": sorted(targets),
@@ -187,9 +131,13 @@ def write_peft_config(spec: LoraSpec, targets: Sequence[str], base_name: str) ->
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
         "modules_to_save": None,
-        # Only where it is given: adapters of all layers keep the bytes that they had.
-        **({} if layers is None else {"layers_to_transform": layers}),
+        **given,
     }
+
+
+def _alpha(value: float) -> float:
+    """Return a number as peft declares alpha, an integer, where it is one."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
@@ -213,6 +161,8 @@ def _spec(path: Path, data: dict[str, Any], config: ModelConfig) -> LoraSpec:
             "use_dora": data.get("use_dora") or False,
             # peft takes an empty list for all layers.
             "layers_to_transform": None if layers == [] else layers,
+            "rank_pattern": data.get("rank_pattern"),
+            "alpha_pattern": data.get("alpha_pattern"),
         }
         # Strict: Pydantic would else make a rank of "16" or of true.
         spec = LoraSpec.model_validate(fields, strict=True)

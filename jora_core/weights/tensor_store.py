@@ -23,7 +23,8 @@ _CHUNK_VALUES = 1 << 20
 _OTHER_WEIGHTS = {
     "*.safetensors": "the shards have no model.safetensors.index.json; fetch that file too",
     "*.gguf": "give the file itself as the model, or convert it with `jora convert FILE DIR`",
-    "consolidated.*": "Meta's own format is not read; take the repository in Hugging Face layout",
+    "consolidated.*.pth": "Meta's own layout is read where params.json stands beside the files",
+    "consolidated.*": "Mistral's own layout is not read; take the repository in Hugging Face layout",
     "*.bin": "weights in pickle files only; load them with transformers and save them with "
     "save_pretrained, which writes safetensors",
     "*.pt*": "weights in pickle files only; load them with transformers and save them with "

@@ -40,6 +40,7 @@ NOT_RUN = {
     "jora watch": "tests/flows/housekeeping tests it; runs until Ctrl-C",
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
+    "jora push": "tests/flows/stages/test_push.py; uploads what a run exports",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",
     "pip install -c": "tests/flows/commands/test_project.py installs the wheel and runs the sample",

@@ -38,6 +38,7 @@ OUTPUTS = {
         "adapter/adapter_model.safetensors",
         "README.md",
     ),
+    "push": ("push.json",),
 }
 
 

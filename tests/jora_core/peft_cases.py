@@ -19,6 +19,7 @@ from jora_core.architecture.model_tensors import model_projections
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.trees import Adapter, Params
+from jora_core.specs.adapter_targets import layer_ranks
 from jora_core.specs.lora import LoraSpec
 from jora_core.weights.load_params import load_params
 
@@ -75,6 +76,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULT = ["q_proj", "v_proj"]
+# The first key that matches counts, and a key may be of one layer.
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {"q_proj": 5, r"layers\.1\.self_attn\.v_proj": 2},
+    "alpha_pattern": {r"layers\.0\..*": 7, "v_proj": 2},
+}
 # The seven projections of Llama and most families.
 LLAMA_TARGETS = list(model_projections(ModelConfig(VOCAB, 32, 48, 2, 4, 2, 12)))
 
@@ -162,9 +168,15 @@ def busy_adapter(base: Base, spec: LoraSpec, seed: int = 0) -> Adapter:
     adapter = init_adapter(base.config, spec, jax.random.key(seed), params=base.params)
     leaves, tree = jax.tree.flatten(adapter)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(
+    busy = jax.tree.unflatten(
         tree, [leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
     )
+    ranks = layer_ranks(spec.model_copy(update={"layers_to_transform": None}), list(busy.weights), 2)
+    weights = {}
+    for target, pair in busy.weights.items():
+        used = np.arange(pair.a.shape[1]) < np.array([rank for rank, _ in ranks[target]])[:, None]
+        weights[target] = pair.replace(a=pair.a * used[:, :, None], b=pair.b * used[:, None, :])
+    return busy.replace(weights=weights)
 
 
 def read_by_peft(base: Base, folder: Path, trainable: bool = False) -> Any:

@@ -11,7 +11,7 @@ from flows.stages.model_conversion import convert_and_check
 from jora_core.base.atomic_files import fsync_tree
 from jora_core.base.errors import InputError
 from jora_core.specs.model_files import ConvertSpec
-from jora_core.specs.model_sources import source_kind
+from jora_core.specs.model_sources import META_PARAMS, source_kind
 
 
 def is_source(path: Path | None) -> bool:
@@ -23,7 +23,7 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
     """Convert a base model to a new model folder, whole or not at all.
 
     Args:
-        source: GGUF file.
+        source: GGUF file, or folder in Meta's layout.
         folder: new model folder.
 
     Returns:
@@ -33,9 +33,12 @@ def convert_file(source: Path, folder: Path) -> dict[str, Any]:
         InputError: `folder` exists, or the model cannot be read.
     """
     if not source.exists():
-        raise InputError(f"there is no file {source}; give a GGUF file")
+        raise InputError(f"there is no {source}; give a GGUF file, or a folder in Meta's layout")
     if source_kind(source) == "folder":
-        raise InputError(f"{source} is no GGUF file, which ends in .gguf; a model folder needs no conversion")
+        raise InputError(
+            f"{source} is neither a GGUF file (.gguf) nor a folder with {META_PARAMS} and "
+            "consolidated.*.pth; a model folder in Hugging Face layout needs no conversion"
+        )
     with workspace_beside(folder) as making:
         spec = ConvertSpec(model=making / "hf", output_dir=making / "check")
         result = convert_and_check(source.resolve(), making / "hf", spec, making / "specs")

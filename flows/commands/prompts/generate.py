@@ -14,9 +14,9 @@ import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
-from flows.commands.common_options import Set, load, print_json
+from flows.commands.common_options import Set, load, print_json, print_status
 from flows.configuration.fetched_models import MODELS
-from flows.configuration.hub_models import fetched_folder
+from flows.configuration.hub_models import fetched_folder, models_cache
 from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
@@ -25,6 +25,7 @@ from flows.engine.plan import missing_upstream
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
 from flows.stages.converted_model import converted
+from flows.stages.model_conversion import converted_folder
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
 from jora_core.specs.model_sources import source_kind
@@ -47,7 +48,7 @@ class Prompt:
     Attributes:
         instruction: the task of the prompt.
         input: the input of the task, context first.
-        model: model folder; None takes the model of the configuration.
+        model: base model of any layout; None takes the model of the configuration.
         adapter: adapter folder; None takes the last phase's, or no adapter with `model`.
         options: further fields of `AnswerSpec`.
     """
@@ -92,7 +93,7 @@ def generate(
         text: Input of the task, context first; `-` reads standard input.
         config: YAML file; without it, ./jora.yaml, else a checkout's sample.
         overrides: changes of single values of the configuration.
-        model: Model folder instead of CONFIG's, or a name of `jora fetch`.
+        model: Model folder or GGUF file instead of CONFIG's, or a name of `jora fetch`.
         adapter: PEFT folder instead of the last phase's; only with --model.
         max_new_tokens: Largest number of tokens in the answer.
         temperature: 0 takes the likeliest token; about 0.7 varies the answer; above 1 is often incoherent.
@@ -168,9 +169,12 @@ def generate_answer(
     if prompt.adapter and not prompt.model:
         raise InputError("--adapter needs --model, the base model that it was trained on")
     store = open_store(config)
-    base, adapter = (model_folder(prompt.model), prompt.adapter) if prompt.model else _trained(config, store)
     with tempfile.TemporaryDirectory(prefix="jora-generate-") as name:
         folder = Path(name)
+        if prompt.model:
+            base, adapter = model_folder(prompt.model, folder), prompt.adapter
+        else:
+            base, adapter = _trained(config, store)
         spec = GenerateSpec(
             model=base,
             adapter=adapter,
@@ -184,8 +188,8 @@ def generate_answer(
             quantization=config.model.quantization,
             attention=config.model.attention,
             output_dir=folder / "answer",
-            # A missing store is not created just to answer a prompt.
-            compilation_cache_dir=store.cache_dir / "jax" if store.root.exists() else None,
+            # A missing store is not created just to answer a prompt; the user's cache takes its place.
+            compilation_cache_dir=(store.cache_dir if store.root.exists() else models_cache().parent) / "jax",
             **prompt.options,
         )
         take = on_text or (lambda text: None)
@@ -199,20 +203,24 @@ def generate_answer(
         )
 
 
-def model_folder(model: Path) -> Path:
+def model_folder(model: Path, work_dir: Path) -> Path:
     """Return the folder of a model that is given on the command line, also by a name that `jora fetch` knows.
 
+    Args:
+        model: model of any layout; one that is no model folder is converted once into the cache.
+        work_dir: folder for the files of a conversion.
+
     Raises:
-        InputError: the model is not fetched yet, or is no model folder.
+        InputError: the model is not fetched yet, is not there, or cannot be converted.
     """
     name = str(model)
     if name in MODELS and not model.exists():
         model = fetched_folder(name)
         if not model.is_dir():
             raise InputError(f"--model: {name} is not fetched yet; run `jora fetch {name}`")
-    if source_kind(model) != "folder":
-        raise InputError(f"--model: {model} is no model folder; convert it with `jora convert {model} DIR`")
-    return model
+    if source_kind(model) != "folder" and not model.exists():
+        raise InputError(f"--model: there is no file {model}")
+    return converted_folder(model, models_cache() / "converted", work_dir, print_status)
 
 
 def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:

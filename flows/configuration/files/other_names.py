@@ -43,6 +43,7 @@ _SYSTEM = OurName("prompt.system")
 _INSTRUCTIONS = OurName("phases.*.alpaca_path")
 
 OTHER_NAMES: Mapping[str, OurName] = {
+    "noisy_embedding_alpha": OurName("phases.*.neftune_noise_alpha"),
     "lr": _RATE,
     "learn_rate": _RATE,
     "base_lr": _RATE,
@@ -185,10 +186,6 @@ _WITHOUT = {
     "loss": "the loss is always the cross-entropy of the answers",
     "finetuning_type": "all phases train LoRA",
     "peft_type": "all phases train LoRA",
-    "rank_pattern": "all targets have the rank lora.r; give the largest, or lora.target_modules",
-    "alpha_pattern": "all targets have the scale of lora.lora_alpha",
-    "neftune_noise_alpha": "no noise is added to embeddings; lora.lora_dropout regularises",
-    "noisy_embedding_alpha": "no noise is added to embeddings; lora.lora_dropout regularises",
     "modules_to_save": "only LoRA is trained; embeddings and head stay as they are",
     "layers_pattern": "layers have one name in all families; lora.layers_to_transform takes their numbers",
     "num_proc": "context.workers is the number of record builders",

@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from jora_core.base.atomic_files import write_bytes, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
-from jora_core.weights.gguf.gguf_file import GgufModel
 from jora_core.weights.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 # Kinds of tokens.
@@ -34,6 +33,20 @@ _NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p"}
 
 
+class MetadataSource(Protocol):
+    """A file with a tokenizer that is described by the metadata fields of GGUF."""
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The fields by name."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Vocabulary:
     """The vocabulary of a file: texts and kinds of its tokens, without rows for nothing at its end."""
@@ -44,11 +57,11 @@ class _Vocabulary:
     merges: list[str] | None
 
 
-def write_tokenizer(model: GgufModel, folder: Path) -> None:
+def write_tokenizer(model: MetadataSource, folder: Path) -> None:
     """Write the tokenizer, the chat templates and the generation settings of a GGUF file.
 
     Args:
-        model: the file.
+        model: a GGUF file, or another one whose tokenizer has the same fields.
         folder: folder to write, made if missing.
 
     Raises:
@@ -72,14 +85,14 @@ def write_tokenizer(model: GgufModel, folder: Path) -> None:
     _write_generation(model, folder, fields, special, _turn_ends(templates, vocabulary, fields))
 
 
-def _fields(model: GgufModel) -> dict[str, Any]:
+def _fields(model: MetadataSource) -> dict[str, Any]:
     prefix = "tokenizer.ggml."
     return {
         name.removeprefix(prefix): value for name, value in model.metadata.items() if name.startswith(prefix)
     }
 
 
-def _read_vocabulary(model: GgufModel, fields: Mapping[str, Any]) -> _Vocabulary:
+def _read_vocabulary(model: MetadataSource, fields: Mapping[str, Any]) -> _Vocabulary:
     tokens = fields.get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise InputError(
@@ -104,7 +117,7 @@ def _read_vocabulary(model: GgufModel, fields: Mapping[str, Any]) -> _Vocabulary
     return _Vocabulary(tokens[:count], kinds[:count], None if scores is None else scores[:count], merges)
 
 
-def _tokenizer_json(model: GgufModel, fields: Mapping[str, Any], vocabulary: _Vocabulary) -> bytes:
+def _tokenizer_json(model: MetadataSource, fields: Mapping[str, Any], vocabulary: _Vocabulary) -> bytes:
     own = model.metadata.get("tokenizer.huggingface.json")
     if isinstance(own, str):  # the original file, which GGUF allows beside its own fields
         return own.encode()
@@ -134,7 +147,7 @@ def _tokenizer_json(model: GgufModel, fields: Mapping[str, Any], vocabulary: _Vo
 
 
 def _byte_level(
-    model: GgufModel, fields: Mapping[str, Any], vocabulary: _Vocabulary
+    model: MetadataSource, fields: Mapping[str, Any], vocabulary: _Vocabulary
 ) -> tuple[dict[str, Any], bool]:
     """Return the parts of a byte-level tokenizer, and whether it begins texts with BOS by default."""
     name = fields.get("pre")
@@ -164,7 +177,9 @@ def _byte_level(
     return parts, splitting.adds_bos
 
 
-def _sentencepiece(model: GgufModel, fields: Mapping[str, Any], vocabulary: _Vocabulary) -> dict[str, Any]:
+def _sentencepiece(
+    model: MetadataSource, fields: Mapping[str, Any], vocabulary: _Vocabulary
+) -> dict[str, Any]:
     """Return the parts of a SentencePiece tokenizer, as BPE with bytes for unknown characters."""
     gemma = model.metadata.get("general.architecture") in _GEMMA
     # Gemma's files have real spaces in tokens of spaces alone, where its tokenizer has signs for them.
@@ -282,7 +297,7 @@ def _post_processor(tokens: Sequence[str], bos: int | None) -> dict[str, Any] | 
     }
 
 
-def _write_templates(model: GgufModel, folder: Path) -> list[str]:
+def _write_templates(model: MetadataSource, folder: Path) -> list[str]:
     """Write the chat templates, as transformers 5 reads them; return their texts."""
     prefix = "tokenizer.chat_template"
     texts = []
@@ -308,7 +323,11 @@ def _turn_ends(templates: Sequence[str], vocabulary: _Vocabulary, fields: Mappin
 
 
 def _write_generation(
-    model: GgufModel, folder: Path, fields: Mapping[str, Any], special: Mapping[str, int], ends: Sequence[int]
+    model: MetadataSource,
+    folder: Path,
+    fields: Mapping[str, Any],
+    special: Mapping[str, int],
+    ends: Sequence[int],
 ) -> None:
     settings: dict[str, Any] = {
         f"{name}_token_id": int(special[name]) for name in ("bos", "pad") if name in special

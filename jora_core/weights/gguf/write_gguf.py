@@ -21,7 +21,7 @@ from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 from jora_core.base.progress import progress
 from jora_core.specs.model_files import GgufType
-from jora_core.weights.checkpoint_folder import open_checkpoint
+from jora_core.weights.checkpoint_folder import open_weights
 from jora_core.weights.gguf.architectures import (
     GgufArchitecture,
     TensorPlace,
@@ -61,8 +61,8 @@ def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, na
             the type, or the file cannot be written.
     """
     architecture, fields, extra = write_config(config, str(folder))
-    tokens = tokenizer_fields(folder, config.vocab_size)
-    store = open_checkpoint(folder, config)
+    # Of the weights alone: the tokenizer is read once, below.
+    store = open_weights(folder, config)
     places = tensor_places(config, architecture)
     kinds = {place.gguf: _kind(place, store, kind) for place in places}
     narrow = [
@@ -76,7 +76,7 @@ def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, na
     with atomic_path(path) as temporary:
         writer = GGUFWriter(temporary, architecture.name)
         try:
-            _add_metadata(writer, architecture, fields, tokens)
+            _add_metadata(writer, architecture, fields, tokenizer_fields(folder, config.vocab_size))
             writer.add_name(name)
             writer.add_file_type(_TYPES[kind][1])
             for template, text in chat_templates(folder).items():
@@ -168,6 +168,8 @@ def _write_file(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    # The lists of a large vocabulary are not needed any more.
+    writer.kv_data.clear()
     assert writer.fout is not None
     (out,) = writer.fout
     with progress("write gguf", len(places), shown=True) as bar:

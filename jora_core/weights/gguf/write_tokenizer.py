@@ -12,7 +12,7 @@ from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.notices import notice
 from jora_core.data.special_tokens import TOKENIZER_CONFIG, read_special_tokens
-from jora_core.data.tokenizer import open_tokenizer
+from jora_core.data.tokenizer import open_tokenizer, read_merges
 from jora_core.weights.gguf.pre_tokenizers import find_pre_tokenizer
 from jora_core.weights.gguf.read_tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -31,39 +31,40 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
     Raises:
         InputError: the folder has no tokenizer, or one that llama.cpp does not know.
     """
-    tokenizer = open_tokenizer(folder)
-    whole: dict[str, Any] = json.loads(tokenizer.to_str())
-    if whole["model"].get("type") != "BPE":
+    tokenizer = open_tokenizer(folder, merges=False)
+    model = tokenizer.model
+    if type(model).__name__ != "BPE":
         raise InputError(
-            f"{folder}: a tokenizer of kind {whole['model'].get('type')} is not written to GGUF; leave gguf "
-            "out of "
+            f"{folder}: a tokenizer of kind {type(model).__name__} is not written to GGUF; leave gguf out of "
             "export.formats"
         )
-    byte_level = not whole["model"].get("byte_fallback")
-    tokens, kinds = _vocabulary(folder, whole, rows)
-    merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in whole["model"]["merges"]]
+    tokens, kinds = _vocabulary(folder, tokenizer, rows)
     fields: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
-    if byte_level:
-        splitting = find_pre_tokenizer(whole)
+    steps = {name: _part(getattr(tokenizer, name)) for name in ("normalizer", "pre_tokenizer")}
+    if model.byte_fallback:
+        scores = dict.fromkeys(tokens, _NO_MERGE)
+        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(steps)}
+    else:
+        scores = {}
+        splitting = find_pre_tokenizer({**steps, "model": {"ignore_merges": model.ignore_merges}})
         if splitting is None:
             raise InputError(
                 f"{folder / 'tokenizer.json'}: llama.cpp does not know this pre_tokenizer, so it would read "
                 "texts differently; leave gguf out of export.formats"
             )
         fields |= {"model": "gpt2", "pre": splitting.names[0]}
-    else:
-        scores = dict.fromkeys(tokens, _NO_MERGE)
-        for rank, (left, right) in enumerate(merges):
-            scores[left + right] = max(scores.get(left + right, _NO_MERGE), -float(rank))
-        fields |= {
-            "model": "llama",
-            "pre": "default",
-            "scores": [scores[token] for token in tokens],
-            "add_space_prefix": _adds_space(whole),
-        }
+    merges, spaced = [], False
+    for rank, (left, right) in enumerate(read_merges(folder, tokenizer)):
+        merges.append(f"{left} {right}")
+        spaced = spaced or " " in left or " " in right
+        # The first merge that makes a token decides.
+        if scores.get(left + right) == _NO_MERGE:
+            scores[left + right] = -float(rank)
+    if scores:
+        fields["scores"] = [scores[token] for token in tokens]
     # In a file of scores, too: llama.cpp ignores them there, and other readers need not derive them.
-    if all(" " not in piece for pair in merges for piece in pair):
-        fields["merges"] = [" ".join(pair) for pair in merges]
+    if not spaced:
+        fields["merges"] = merges
     special = read_special_tokens(folder, tokenizer, rows)
     named = _named_tokens(folder, tokenizer)
     fields["add_bos_token"] = special.bos_id is not None
@@ -76,6 +77,11 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
         "eot": _turn_end(folder, special.eos_id, rows),
     }
     return fields | {f"{name}_token_id": number for name, number in ids.items() if number is not None}
+
+
+def _part(part: Any) -> Any:
+    """Return a step of a tokenizer as ``tokenizer.json`` has it, with all its fields."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
@@ -99,12 +105,12 @@ def chat_templates(folder: Path) -> dict[str, str]:
     return found
 
 
-def _vocabulary(folder: Path, whole: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _vocabulary(folder: Path, tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
     """Return the texts and kinds of all rows of the embedding."""
-    model = whole["model"]
-    by_id = {number: token for token, number in model["vocab"].items()}
-    added = {each["id"]: each for each in whole["added_tokens"]}
-    by_id |= {number: each["content"] for number, each in added.items()}
+    model = tokenizer.model
+    by_id = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=False).items()}
+    added = tokenizer.get_added_tokens_decoder()
+    by_id |= {number: each.content for number, each in added.items()}
     if beyond := [token for number, token in by_id.items() if number >= rows]:
         notice(
             f"{folder}: {len(beyond)} tokens without a row in the embedding are left out, such as {beyond[0]}"
@@ -117,19 +123,19 @@ def _vocabulary(folder: Path, whole: Mapping[str, Any], rows: int) -> tuple[list
             kinds.append(UNUSED)
             continue
         tokens.append(token)
-        if token == model.get("unk_token"):
+        if token == model.unk_token:
             kinds.append(UNKNOWN)
         elif number in added:
-            kinds.append(CONTROL if added[number]["special"] else USER_DEFINED)
+            kinds.append(CONTROL if added[number].special else USER_DEFINED)
         else:
-            is_byte = model.get("byte_fallback") and _BYTE.fullmatch(token)
+            is_byte = model.byte_fallback and _BYTE.fullmatch(token)
             kinds.append(BYTE if is_byte else NORMAL)
     return tokens, kinds
 
 
-def _adds_space(whole: Mapping[str, Any]) -> bool:
+def _adds_space(steps: Mapping[str, Any]) -> bool:
     """Return whether texts begin with a space that they do not have."""
-    parts = _flat(whole.get("normalizer"), "normalizers") + _flat(whole.get("pre_tokenizer"), "pretokenizers")
+    parts = _flat(steps["normalizer"], "normalizers") + _flat(steps["pre_tokenizer"], "pretokenizers")
     return any(
         (part.get("type") == "Prepend" and part.get("prepend") == SPACE)
         or (part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never")

@@ -1,10 +1,11 @@
-"""Peak host memory of converting a GGUF file to a model folder and of writing a folder as GGUF.
+"""Peak host memory of converting a GGUF file, of writing a folder as GGUF, and of exports.
 
     python tests/benchmarks/memory/model_files.py                    # Gemma 3 270M: 1.07 GB in float32
     python tests/benchmarks/memory/model_files.py --model smollm2-135m --json out.json
 
 The model is fetched once (`jora fetch`). Each work is a process of its own; its peak is what the kernel
-recorded, less that of an interpreter that does nothing.
+recorded since the process began (VmHWM), less that of an interpreter that does nothing. The exports merge an
+adapter of rank 8 on all linear layers, with the verification that `jora run` does in the same process.
 """
 
 from __future__ import annotations
@@ -36,16 +37,39 @@ from jora_core.weights.gguf.write_gguf import write_gguf
 from jora_core.weights.model_folder import read_model
 write_gguf(Path(sys.argv[1]), read_model(Path(sys.argv[1])), Path(sys.argv[2]), "q8_0", "measured")
 """
+_EXPORT = """
+from pathlib import Path
+import jax
+from jora_core.commands.export import export
+from jora_core.specs.model_files import ExportSpec
+export(ExportSpec(model=Path(sys.argv[1]), adapter=Path(sys.argv[2]), prompt={}, output_dir=Path(sys.argv[3]),
+    formats=sys.argv[4].split(","), verify=sys.argv[5] == "verified"))
+"""
+_ADAPTER = """
+from pathlib import Path
+import jax
+from jora_core.parameters.initialize import init_adapter
+from jora_core.specs.lora import LoraSpec
+from jora_core.weights.adapter_folder import save_adapter
+from jora_core.weights.model_folder import read_model
+spec = LoraSpec(r=8, target_modules="all-linear")
+adapter = init_adapter(read_model(Path(sys.argv[1])), spec, jax.random.key(0))
+save_adapter(jax.tree.map(lambda x: x + 0.01, adapter), Path(sys.argv[2]), spec, "base")
+"""
+# Of the process since it began: what `wait4` reports may be the peak of the process that has started it.
+_REPORT = """
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
 
 
 def peak_megabytes(code: str, *arguments: str) -> float:
     """The largest resident memory of a Python process that runs some code, in MB."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", f"import sys\n{code}", *arguments], env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"error: a measured process ended with status {status}")
-    return usage.ru_maxrss / 1024
+    command = [sys.executable, "-c", f"import sys\n{code}{_REPORT}", *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: a measured process ended with status {done.returncode}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def main() -> None:
@@ -62,9 +86,13 @@ def main() -> None:
             "convert": peak_megabytes(_CONVERT, str(file), f"{name}/hf") - idle,
             "write q8_0": peak_megabytes(_WRITE, str(folder), f"{name}/model.gguf") - idle,
         }
+        peak_megabytes(_ADAPTER, str(folder), f"{name}/adapter")
+        for formats, verified in (("hf,peft", ""), ("hf,peft", "verified"), ("hf,peft,gguf", "verified")):
+            words = (str(folder), f"{name}/adapter", f"{name}/export", formats, verified)
+            peaks[f"export {formats} {verified}".strip()] = peak_megabytes(_EXPORT, *words) - idle
     size = (folder / "model.safetensors").stat().st_size / 1e6
     for work, peak in peaks.items():
-        print(f"{work:12} {peak:8.0f} MB above the interpreter's {idle:.0f} MB; the model has {size:,.0f} MB")
+        print(f"{work:28} {peak:8.0f} MB above the interpreter's {idle:.0f} MB; the model has {size:,.0f} MB")
     if given.json:
         result: dict[str, Any] = {
             "machine": {"platform": platform.platform(), "cores": os.cpu_count()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from flows.engine.keys import identify
 from flows.engine.run_stage import execute_stage
 from flows.stages import STAGES, convert_model
 from flows.stages.converted_model import converted, finished_folder
+from flows.stages.model_conversion import converted_folder
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.weights.gguf.write_gguf import write_gguf
@@ -88,6 +90,22 @@ def test_convert_writes_a_whole_folder_or_none(gguf: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="is truncated"):
         convert_file(broken, tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
+
+
+def test_a_model_outside_of_a_store_is_converted_once(gguf: Path, tmp_path: Path) -> None:
+    """As `jora generate --model FILE.gguf` does."""
+    file = tmp_path / "own.gguf"
+    file.write_bytes(gguf.read_bytes())
+    said: list[str] = []
+    folders = [
+        converted_folder(file, tmp_path / "cache", tmp_path / f"work{number}", said.append)
+        for number in (1, 2)
+    ]
+    assert folders[0] == folders[1] and len(said) == 1 and str(folders[0]) in said[0]
+    assert ModelConfig.from_hf(folders[0]).hidden_size == 64
+    assert converted_folder(folders[0], tmp_path / "cache", tmp_path, said.append) == folders[0]
+    os.utime(file, ns=(1, 1))
+    assert converted_folder(file, tmp_path / "cache", tmp_path / "work3", said.append) != folders[0]
 
 
 def test_a_fetched_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from jora_core.base.errors import InputError
-from jora_core.data.tokenizer import load_tokenizer
+from jora_core.data.tokenizer import load_tokenizer, open_tokenizer, read_merges
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<|endoftext|>", "<|im_end|>", "<s>", "</s>"]
 IDS = {token: i for i, token in enumerate(SPECIAL)}
@@ -108,3 +109,39 @@ def test_refused_tokenizers(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("form", ["pairs", "texts", "indented"])
+def test_without_merges_and_merges_in_parts(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ids, texts and merges as from the whole file, also where tokens look like its syntax."""
+    whole = json.loads((Path("data") / "tiny-llama" / "tokenizer.json").read_text())
+    vocabulary, merges = whole["model"]["vocab"], whole["model"]["merges"]
+    # A text with a space cannot stand in the older form of a merge.
+    spaced = () if form == "texts" else ('x"merges": [["',)
+    for text in (*spaced, '"merges":[', "[", "]", '\\"', "],"):
+        for piece in (text, f"{text}a"):
+            vocabulary.setdefault(piece, len(vocabulary))
+        merges.append([text, "a"])
+    if form == "texts":
+        whole["model"]["merges"] = [" ".join(pair) for pair in merges]
+    folder = tmp_path / "folder"
+    shutil.copytree(Path("data") / "tiny-llama", folder)
+    raw = json.dumps(whole, ensure_ascii=form == "texts", indent=2 if form == "indented" else None)
+    (folder / "tokenizer.json").write_text(raw)
+    monkeypatch.setattr("jora_core.data.tokenizer._CHUNK", 7)
+    full, light = open_tokenizer(folder), open_tokenizer(folder, merges=False)
+    assert list(read_merges(folder, light)) == [tuple(pair) for pair in merges]
+    assert light.get_vocab() == full.get_vocab()
+    ours, theirs = load_tokenizer(folder, encodes=False), load_tokenizer(folder)
+    assert (ours.bos_id, ours.eos_id, ours.controls, ours.names, ours.digest) == (
+        theirs.bos_id,
+        theirs.eos_id,
+        theirs.controls,
+        theirs.names,
+        theirs.digest,
+    )
+    assert ours.decode(theirs.encode("a text")) == theirs.decode(theirs.encode("a text"))
+    with pytest.raises(RuntimeError, match="without its merges, so it encodes no text"):
+        ours.encode("a text")

@@ -23,7 +23,7 @@ for order in json.loads(open(sys.argv[1]).read()):
 
 @pytest.fixture(scope="module")
 def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str, list[float]]:
-    """Loss per step (dropout, packing, sharing, accumulation) per mesh and kind of training."""
+    """Loss per step (dropout, noise, packing, sharing, accumulation) per mesh and kind of training."""
     folder = tmp_path_factory.mktemp("mesh")
     records = write_rows(folder / "records.parquet", alpaca_rows(contexts=16))
     orders = {}
@@ -49,6 +49,7 @@ def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str,
             },
             "max_steps": 5 if whole else 20,
             "gradient_accumulation_steps": 1 if whole else 2,
+            "neftune_noise_alpha": 5.0,
             "mesh": {"data": data, "tensor": tensor},
             "checkpoint_every": 1000,
             "output_dir": str(folder / name),

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.errors import InputError
+from jora_core.model.decoder import forward, unembed
+from jora_core.model.embedding_noise import embedding_noise
 from jora_core.parameters.initialize import init_adapter
 from jora_core.parameters.lora_math import adapted, low_rank
 from jora_core.parameters.trees import Adapter, LoraWeights
@@ -31,6 +33,7 @@ from tests.jora_core.peft_cases import (
     read_by_peft,
     spec_of,
     theirs,
+    tokens,
 )
 
 
@@ -76,6 +79,8 @@ def test_excluded_modules_and_layers_of_the_model(bases: Any) -> None:
     config = bases("llama").config
     spec = spec_of(target_modules="all-linear", exclude_modules=["q_proj", "gate_proj"])
     assert set(lora_targets(spec, config)) == {"k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
+    with pytest.raises(InputError, match=r"lora\.rank_pattern: 'q_prj' matches no module with an adapter"):
+        init_adapter(config, spec_of(rank_pattern={"q_prj": 4}), jax.random.key(0))
     with pytest.raises(InputError, match="the model has no layer 2; its last is 1"):
         lora_targets(spec_of(layers_to_transform=[2]), config)
 
@@ -95,12 +100,45 @@ def test_gaussian_first_weights(bases: Any) -> None:
         ({"init_lora_weights": "ones"}, "init_lora_weights"),
         ({"layers_to_transform": [1], "use_dora": True}, "layers_to_transform is for LoRA"),
         ({"layers_to_transform": []}, "at least 1 item"),
-        ({"exclude_modules": ["q"], "rank_pattern": {}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj"),
+        ({"alpha_pattern": {"(q": 1}}, "is no regular expression"),
     ],
 )
 def test_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         spec_of(**changes)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_noise_on_embeddings_is_that_of_transformers(
+    bases: Any, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bound, and the same logits with the same draws."""
+    from transformers.integrations.neftune import activate_neftune
+
+    base, alpha, ids = bases(family), 5.0, tokens()
+    key, shape = jax.random.key(3), (*ids.shape, base.config.hidden_size)
+    noise = np.asarray(embedding_noise(jnp.zeros(shape), alpha, ids.shape[1], key))
+    bound = alpha / (ids.shape[1] * base.config.hidden_size) ** 0.5
+    assert 0.99 * bound < np.abs(noise).max() <= bound
+    assert np.std(noise) == pytest.approx(bound / 3**0.5, rel=0.03)
+    model = base.theirs().train()
+    activate_neftune(model, alpha)
+
+    def draw(values: Any, low: Any, high: Any) -> Any:
+        assert float(high) == pytest.approx(bound) and float(low) == pytest.approx(-bound)
+        return torch.from_numpy(noise.copy())
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", draw)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids).long()).logits.float().numpy()
+    places = (
+        jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape),
+        jnp.full_like(jnp.asarray(ids), ids.shape[1]),
+    )
+    hidden = forward(base.params, base.config, jnp.asarray(ids), *places, noise=(alpha, key))
+    assert_same_logits(np.asarray(unembed(base.params, base.config, hidden)), expected)
+    assert np.abs(expected - ours(base, None)).max() > 0.01
 
 
 def test_loraplus_equals_pefts(bases: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ torch's autograd and AdamW as the other side, all in float32.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.data.batches import Batch
 from jora_core.model.answer_loss import batch_loss
 from jora_core.parallel.mesh import make_mesh
-from jora_core.parameters.trees import Adapter
+from jora_core.parameters.quantization import dense, quantize_params
+from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.train_step import BATCH_ARRAYS, build_step
@@ -28,6 +31,7 @@ from tests.jora_core.peft_cases import (
     FAMILIES,
     KINDS,
     LENGTH,
+    PATTERNS,
     VARIANTS,
     VOCAB,
     busy_adapter,
@@ -79,10 +83,15 @@ def torch_loss(model: Any, ids: np.ndarray, weights: np.ndarray) -> Any:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_gradients_equal_pefts(bases: Any, tmp_path: Path, family: str, kind: str, targets: str) -> None:
     base = bases(family)
-    spec = spec_of(target_modules=targets_of(base, targets), **KINDS[kind])
+    spec = spec_of(target_modules=targets_of(base, targets), **(KINDS | {"patterns": PATTERNS})[kind])
     adapter = busy_adapter(base, spec)
     save_adapter(adapter, tmp_path, spec, "base")
     model = read_by_peft(base, tmp_path, trainable=True).train()
+    assert_same_gradients(base.config, base.params, adapter, model)
+
+
+def assert_same_gradients(config: ModelConfig, params: Params, adapter: Adapter, model: Any) -> None:
+    """Compare loss and gradients of an adapter with those of a model of peft's."""
     batch, ids, weights = microbatch(5)
     expected = torch_loss(model, ids, weights)
     expected.backward()
@@ -91,7 +100,7 @@ def test_gradients_equal_pefts(bases: Any, tmp_path: Path, family: str, kind: st
     @jax.jit
     def value_and_grad(adapter: Adapter) -> Any:
         return jax.value_and_grad(
-            lambda tree: batch_loss(base.params, base.config, arrays, adapter=tree, dropout_key=None)
+            lambda tree: batch_loss(params, config, arrays, adapter=tree, dropout_key=None)
         )(adapter)
 
     value, grads = value_and_grad(adapter)
@@ -110,6 +119,10 @@ def test_gradients_equal_pefts(bases: Any, tmp_path: Path, family: str, kind: st
                 name = lora_tensor_name(layer, target, part)
                 want = wanted[name if part != "magnitude" else name + ".weight"]
                 assert np.abs(want).max() > 1e-4, name
+                # Rows and columns beyond the rank of a layer have no gradient.
+                inside = tuple(map(slice, want.shape))
+                assert not got.at[inside].set(0).any()
+                got = got[inside]
                 assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max(), name
                 compared += 1
     assert compared == len(wanted)
@@ -120,12 +133,39 @@ def test_gradients_of_variants(bases: Any, tmp_path: Path, variant: str) -> None
     test_gradients_equal_pefts(bases, tmp_path, variant, "lora", "all")
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_gradients_of_dora_over_a_quantized_base(bases: Any, tmp_path: Path, kind: Any) -> None:
+    """As peft's over a model with the values that the codes stand for."""
+    base = bases("llama")
+    quantized = quantize_params(base.params, kind)
+    spec = spec_of(target_modules=targets_of(base, "all"), use_dora=True)
+    adapter = busy_adapter(base, spec)
+    save_adapter(adapter, tmp_path, spec, "base")
+    model = read_by_peft(base, tmp_path, trainable=True).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            found = re.fullmatch(r".*layers\.(\d+)\.\w+\.(\w+_proj)\.base_layer\.weight", name)
+            if found is not None:
+                values = dense(
+                    jax.tree.map(lambda x, i=int(found[1]): x[i], getattr(quantized.layers, found[2]))
+                )
+                assert np.abs(np.asarray(values) - parameter.numpy()).max() > 1e-3
+                parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
+    assert_same_gradients(base.config, quantized, adapter, model)
+
+
+def test_ranks_and_alphas_by_pattern(bases: Any, tmp_path: Path) -> None:
+    """Gradients and ten steps with other ranks and scales by layer and target."""
+    test_gradients_equal_pefts(bases, tmp_path, "llama", "patterns", "all")
+    test_ten_steps_equal_pefts_with_adamw(bases, tmp_path, "llama", "patterns")
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_ten_steps_equal_pefts_with_adamw(bases: Any, tmp_path: Path, family: str, kind: str) -> None:
     """The same start, batches, accumulation, clipping, warm-up, decay of rate and of weights."""
     base = bases(family)
-    lora = spec_of(target_modules=targets_of(base, "all"), **KINDS[kind])
+    lora = spec_of(target_modules=targets_of(base, "all"), **(KINDS | {"patterns": PATTERNS})[kind])
     start = busy_adapter(base, lora)
     save_adapter(start, tmp_path / "start", lora, "base")
     optim = {

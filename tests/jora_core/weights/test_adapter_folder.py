@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from jora_core.architecture.tensor_names import lora_tensor_name
 from jora_core.base.errors import InputError
@@ -23,6 +24,7 @@ from tests.jora_core.peft_cases import (
     DEFAULT,
     KINDS,
     LLAMA_TARGETS,
+    PATTERNS,
     assert_same_logits,
     busy_adapter,
     made_by_peft,
@@ -49,13 +51,6 @@ def test_peft_reads_ours(bases: Any, tmp_path: Path, kind: str, targets: list[st
     assert read_spec == spec
     assert jax.tree.structure(again) == jax.tree.structure(adapter)
     assert jax.tree.all(jax.tree.map(np.array_equal, again, adapter))
-
-
-# The first key that matches counts, and a key may be of one layer.
-PATTERNS: dict[str, Any] = {
-    "rank_pattern": {"q_proj": 5, r"layers\.1\.self_attn\.v_proj": 2},
-    "alpha_pattern": {r"layers\.0\..*": 7, "v_proj": 2},
-}
 
 
 @pytest.mark.parametrize(
@@ -99,13 +94,17 @@ def test_ours_reads_pefts(bases: Any, tmp_path: Path, settings: dict[str, Any], 
 
 
 @pytest.mark.parametrize("case", ["lora", "rsdora"])
-def test_an_adapter_with_patterns_is_saved_as_one_without(bases: Any, tmp_path: Path, case: str) -> None:
+def test_an_adapter_with_patterns_is_saved_with_them(bases: Any, tmp_path: Path, case: str) -> None:
     base = bases("llama")
     expected = theirs(made_by_peft(base, tmp_path / "theirs", **PATTERNS, **KINDS[case]))
     adapter, spec = load_adapter(tmp_path / "theirs", base.config)
-    assert spec.r == 5
+    assert (spec.r, spec.rank_pattern, spec.alpha_pattern) == (3, *PATTERNS.values())
     save_adapter(adapter, tmp_path / "ours", spec, "base")
     assert_same_logits(theirs(read_by_peft(base, tmp_path / "ours")), expected)
+    again, first = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
+    assert again.keys() == first.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "bias": (config(bias="all"), 'bias="all" is not supported'),
     "modules_to_save": (config(modules_to_save=["lm_head"]), 'modules_to_save=["lm_head"] is not supported'),
     "rank_pattern": (config(rank_pattern={"q_proj": 4}), "of rank 2, but adapter_config.json says r=4"),
-    "rank_pattern of text": (config(rank_pattern={"q_proj": "4"}), "rank_pattern: q_proj must be int"),
-    "alpha_pattern": (config(alpha_pattern={"q_proj": -4}), "alpha_pattern: q_proj must be positive"),
+    "rank_pattern of text": (config(rank_pattern={"q_proj": "4"}), "rank_pattern.q_proj"),
+    "alpha_pattern": (config(alpha_pattern={"q_proj": -4}), "alpha_pattern.q_proj"),
     "broken alpha_pattern": (config(alpha_pattern={"(": 4}), "is no regular expression"),
     "layers_to_transform": (
         config(layers_to_transform=[0]),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
-from jora_core.weights.peft_config import read_peft_config, read_ranks
+from jora_core.specs.adapter_targets import layer_ranks
+from jora_core.weights.peft_config import read_peft_config
 from tests.jora_core.family_cases import CASES, SHAPE
 
 LLAMA = ModelConfig.from_fields(CASES["llama"])
@@ -88,7 +89,7 @@ def check_adapter(changes: dict[str, Any]) -> None:
 
         def read() -> None:
             spec = read_peft_config(folder, LLAMA)
-            read_ranks(folder, spec, LLAMA, ["q_proj"])
+            layer_ranks(spec, ["q_proj"], LLAMA.num_layers)
 
         one_line(read)
 

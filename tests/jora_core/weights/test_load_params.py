@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,9 +129,36 @@ def test_codes_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     assert run(_MESHES, str(tmp_path)).strip() == "same"
 
 
-def test_chunks_cover_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_the_processor_is_filled_as_programs_fill_it(
+    stored: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read into place on one processor: the bits and places of the path of all other devices."""
+    import jora_core.weights.load_params as loading
+
+    config = ModelConfig(97, 24, 40, 2, 2, 1, 12, tie_embeddings=True)
+    rng = np.random.default_rng(4)
+    shapes = expected_tensors(config)
+    tensors = {n: rng.normal(size=s).astype(jnp.dtype(stored)) for n, s in shapes.items()}
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    monkeypatch.setattr(loading, "_CHUNK_BYTES", 7 * 24 * 4)
+    found = loading.load_params(tmp_path, config, jnp.dtype(dtype))
+    monkeypatch.setattr(loading._Field, "on_host", False)
+    loading._programs.cache_clear()
+    expected = loading.load_params(tmp_path, config, jnp.dtype(dtype))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype and one.sharding == other.sharding
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_chunks_cover_every_row(on_host: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that do not divide the rows, vectors and a vocabulary included, leave the file's values."""
     import jora_core.weights.load_params as loading
+
+    monkeypatch.setattr(loading._Field, "on_host", on_host)
 
     config = ModelConfig(97, 24, 40, 2, 2, 1, 12, tie_embeddings=True)
     rng = np.random.default_rng(2)

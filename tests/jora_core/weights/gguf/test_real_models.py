@@ -16,6 +16,7 @@ from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.model.decoder import forward, unembed
+from jora_core.weights.gguf.write_gguf import write_gguf
 from jora_core.weights.load_params import load_params
 from jora_core.weights.model_folder import read_model
 
@@ -83,6 +84,33 @@ def test_token_ids(model: Path) -> None:
         # Control tokens in a text are text here, so they are compared apart.
         plain = folder(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert own.encode(text).tolist() == plain, text
+
+
+def test_the_same_greedy_tokens_after_a_second_file(model: Path, theirs: Any, tmp_path: Path) -> None:
+    """The folder as a GGUF file again, which transformers loads: 100 tokens on four prompts."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = read_model(model)
+    write_gguf(model, config, tmp_path / "again.gguf", "f32", "again")
+    again: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="again.gguf", dtype=torch.float32
+    ).eval()
+    tokenizer = load_tokenizer(model)
+    for text in PIECES[:4]:
+        ids = torch.from_numpy(tokenizer.encode(text)[None]).long()
+        first, second = (
+            each.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=100,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0].tolist()
+            for each in (theirs, again)
+        )
+        assert first == second, text
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,36 @@ def test_transformers_loads_the_file(case: str, tmp_path: Path) -> None:
     for text in TEXTS:
         assert tokenizer(text, add_special_tokens=False).input_ids == own.encode(text).tolist()
     assert tokenizer.chat_template == TEMPLATE
+
+
+def test_there_and_back_and_there_again(tmp_path: Path) -> None:
+    """A GGUF file that was made of a converted one gives the greedy tokens of the first model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = make_folder(tmp_path / "hf", "llama")
+    folder = tmp_path / "hf"
+    for name in ("one", "two"):
+        write_gguf(folder, ModelConfig.from_hf(folder), tmp_path / f"{name}.gguf", "f32", "tiny")
+        folder = tmp_path / name
+        convert_gguf(tmp_path / f"{name}.gguf", folder)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    again: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        gguf_file="two.gguf",
+        config=AutoConfig.from_pretrained(tmp_path / "hf"),
+        dtype=torch.float32,
+        attn_implementation="eager",
+    )
+    settings = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for length in (3, 20):
+        ids = torch.from_numpy(TOKENS[:1, :length]).long()
+        mask = torch.ones_like(ids)
+        expected, found = (
+            each.generate(input_ids=ids, attention_mask=mask, **settings)[0].tolist()
+            for each in (model, again)
+        )
+        assert len(set(expected[length:])) > 3 and found == expected
 
 
 @pytest.mark.parametrize(

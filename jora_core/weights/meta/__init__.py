@@ -1,0 +1,1 @@
+"""Reading of Llama models in Meta's own layout."""
