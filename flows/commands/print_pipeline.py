@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 KEY_LENGTH = 12
 PLAIN_WIDTH = 120  # in columns, where no terminal has a width
 RETRIEVAL = ("recall@1", "recall@10", "mrr")
-# Metrics of thread, table and document records.
+# Metrics of thread, table and document records. Those of one table are of the same records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
     ("denotation_accuracy",),
     ("exact_match", "f1"),
+    ("has_answer_exact_match", "has_answer_f1"),
+    ("no_answer_accuracy",),
+    ("character_exact_match", "character_f1"),
+    ("quotation_verbatim",),
+    ("quotation_precision",),
 )
 
 

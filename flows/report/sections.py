@@ -34,6 +34,13 @@ OTHER_METRICS = {
     "denotation_accuracy": "Table questions, denotation accuracy",
     "exact_match": "Document questions, exact match",
     "f1": "Document questions, F1 of words",
+    "has_answer_exact_match": "Document questions with an answer, exact match",
+    "has_answer_f1": "Document questions with an answer, F1 of words",
+    "no_answer_accuracy": "Document questions without an answer, share left unanswered",
+    "character_exact_match": "Answers in scripts without blanks, exact match",
+    "character_f1": "Answers in scripts without blanks, F1 of characters",
+    "quotation_verbatim": "Quotations, share that is in the prompt word for word",
+    "quotation_precision": "Quotations, share that is in a right document word for word",
 }
 PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
 

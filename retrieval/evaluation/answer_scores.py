@@ -1,6 +1,7 @@
 """Scores of a model's answers, with confidence intervals.
 
-Threads are scored by directionality, tables by denotation accuracy, documents by exact match and F1.
+Threads are scored by directionality, tables by denotation accuracy, documents by SQuAD's exact match and F1
+and by measures of special records: without an answer, in scripts without blanks, with quotations.
 
 Directionality (JORA, arXiv:2403.11366, table 2) has four measures. target is the share of answers that name
 the right author, reply the share that name the right post, and joint the share that name both.
@@ -18,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from retrieval.evaluation.context_bootstrap import ContextBootstrap
-from retrieval.prompts.answer_matching import (
-    denotation_correct,
-    exact_match,
-    final_answer,
-    parse_answer,
-    token_f1,
-)
+from retrieval.evaluation.measures.denotations import denotation_correct
+from retrieval.evaluation.measures.quotations import QuotationCounts, quotation_counts
+from retrieval.evaluation.measures.squad import exact_match, f1, normalize_answer
+from retrieval.evaluation.measures.unspaced_answers import character_exact_match, character_f1
+from retrieval.prompts.answer_matching import final_answer, parse_answer
+from retrieval.prompts.answer_styles import quotations
+from retrieval.prompts.templates import NO_DOCUMENT, documents_of
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import BASELINES, LEARNED_BASELINES
 from retrieval.text.normalize import seeded_hash
+from retrieval.text.words import has_unspaced
 
 RESAMPLES = 2000
 
@@ -219,7 +221,7 @@ def tables_scores(
 def tables_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return the denotation accuracy of each record, as measure to float64[N]; a missing answer is wrong."""
     right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
-    return {"denotation_accuracy": np.asarray(right, dtype=np.float64)}
+    return {"denotation_accuracy": _array(right)}
 
 
 def qa_scores(
@@ -238,21 +240,82 @@ def qa_scores(
         resamples: number of resamples.
 
     Returns:
-        `{"exact_match": {value, low, high, n}, "f1": …}`.
+        Measures `{value, low, high, n}`. "exact_match" and "f1" are those of SQuAD 2.0 over all records. The
+        others are there if they have something to count: "has_answer_exact_match", "has_answer_f1" and
+        "no_answer_accuracy" if some records have no answer in their prompt, "character_exact_match" and
+        "character_f1" over records with accepted answers in scripts without blanks, "quotation_verbatim" and
+        "quotation_precision" over the quoted spans that the system wrote.
     """
-    return _means(qa_values(answers, records), records, seed, resamples)
+    pairs, values = _pairs(answers, records), qa_values(answers, records)
+    intervals = ContextBootstrap.over([r["context_id"] for r in records], seed, resamples)
+    scores = {name: intervals.ratio(found, np.ones(len(records))) for name, found in values.items()}
+    exact, overlap = values["exact_match"], values["f1"]
+    answerable = _array([bool(accepted) for _, accepted in pairs])
+    if not answerable.all():
+        scores["has_answer_exact_match"] = intervals.ratio(exact * answerable, answerable)
+        scores["has_answer_f1"] = intervals.ratio(overlap * answerable, answerable)
+        scores["no_answer_accuracy"] = intervals.ratio(exact * (1 - answerable), 1 - answerable)
+    unspaced = _array([any(map(has_unspaced, accepted)) for _, accepted in pairs])
+    if unspaced.any():
+        for name, measure in (
+            ("character_exact_match", character_exact_match),
+            ("character_f1", character_f1),
+        ):
+            found = [0.0 if text is None else float(measure(text, accepted)) for text, accepted in pairs]
+            scores[name] = intervals.ratio(_array(found) * unspaced, unspaced)
+    quoted = [_quotations(answers.get(r["id"], ""), r) for r in records]
+    spans = _array([counts.spans for counts in quoted])
+    if spans.any():
+        scores["quotation_verbatim"] = intervals.ratio(_array([c.verbatim for c in quoted]), spans)
+        # Prompts of foreign records (instructions) do not say where their documents begin and end.
+        known = spans * _array([bool(r["oracle_ids"]) for r in records])
+        scores["quotation_precision"] = intervals.ratio(_array([c.right for c in quoted]), known)
+    return scores
 
 
 def qa_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return exact match and F1 of each record, as measure to float64[N]; a missing answer is wrong."""
-    final = {name: final_answer(text) for name, text in answers.items()}
-    # A missing answer is not scored as an empty text: SQuAD's F1 of two empty texts is 1.
-    exact = [exact_match(final[r["id"]], r["gold"]) if r["id"] in final else False for r in records]
-    overlap = [token_f1(final[r["id"]], r["gold"]) if r["id"] in final else 0.0 for r in records]
+    pairs = _pairs(answers, records)
     return {
-        "exact_match": np.asarray(exact, dtype=np.float64),
-        "f1": np.asarray(overlap, dtype=np.float64),
+        "exact_match": _array([text is not None and exact_match(text, gold) for text, gold in pairs]),
+        "f1": _array([0.0 if text is None else f1(text, gold) for text, gold in pairs]),
     }
+
+
+def _pairs(
+    answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str | None, tuple[str, ...]]]:
+    """Return the scored text and the accepted answers of each record."""
+    # A missing answer is None and not an empty text, which is right where a question has no answer.
+    said = [_scored_text(answers[r["id"]]) if r["id"] in answers else None for r in records]
+    gold = [() if _abstains(r["gold"]) else tuple(r["gold"]) for r in records]
+    return list(zip(said, gold, strict=True))
+
+
+def _scored_text(text: str) -> str:
+    """Return the scored part of a written answer; "" if it says that the documents have no answer."""
+    answer = final_answer(text)
+    # SQuAD 2.0 writes "no answer" as an empty text. Here a model says it in words.
+    return "" if _abstains([answer]) else answer
+
+
+def _abstains(answers: Sequence[str]) -> bool:
+    """Return whether the only answer is that the documents have none."""
+    return len(answers) == 1 and normalize_answer(answers[0]) == normalize_answer(NO_DOCUMENT)
+
+
+def _quotations(answer: str, record: Mapping[str, Any]) -> QuotationCounts:
+    """Count the quoted spans of an answer to a record."""
+    if not quotations(answer):
+        return QuotationCounts(0, 0, 0)
+    ids = record["context_ids"]
+    documents = documents_of(record["input"], len(ids))
+    right = [text for name, text in zip(ids, documents, strict=True) if name in record["oracle_ids"]]
+    return quotation_counts(answer, record["input"], right)
+
+
+def _array(values: Sequence[float | bool]) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
 
 
 def _means(

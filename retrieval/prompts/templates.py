@@ -95,6 +95,27 @@ def qa_input(documents: Sequence[tuple[str, str]], question: str) -> str:
     return "\n".join(lines) + f"\n\nQuestion: {question}"
 
 
+def documents_of(shown: str, count: int) -> list[str]:
+    """Return the documents of a prompt body that `qa_input` made, as the prompt shows them.
+
+    Where a document has a line that looks like the beginning of another one, the texts that may belong to
+    either are in neither.
+
+    Args:
+        shown: the prompt body.
+        count: number of its documents.
+    """
+    # The first document begins the prompt; a line break before it makes its mark like the others.
+    body = "\n" + shown.rpartition("\n\nQuestion: ")[0]
+    marks = [f"\n[{number}] " for number in range(1, count + 1)]
+    starts = [0 if number == 0 else body.rfind(mark) for number, mark in enumerate(marks)]
+    texts = []
+    for mark, start, following in zip(marks, starts, [*marks, ""][1:], strict=True):
+        end = body.find(following, start) if following else len(body)
+        texts.append(body[start + len(mark) : end] if body.startswith(mark, start) and end > start else "")
+    return texts
+
+
 def thread_document(author: str, text: str) -> str:
     """Return the indexed text of a post: the author's name and the text as the model sees it."""
     return f"{author} {text}"

@@ -182,6 +182,16 @@ def is_unspaced(character: str) -> bool:
     return "\u3000" <= character <= "\u303f" or _patterns()[2].match(character) is not None
 
 
+def has_unspaced(text: str) -> bool:
+    """Return whether a text has a character of a script without blanks."""
+    return not text.isascii() and _patterns()[2].search(text) is not None
+
+
+def characters_and_runs(text: str) -> list[str]:
+    """Split a text into characters of scripts without blanks, each with its marks, and runs of others."""
+    return [text] * bool(text) if text.isascii() else _patterns()[3].findall(text)
+
+
 def unspaced_share(words: list[str]) -> float:
     """Return the share of words of `tokenize` that are single characters of scripts without blanks."""
     other = [word for word in words if not word.isascii()]

@@ -30,6 +30,7 @@ from harness import machine, print_table, write_result
 from retrieval.build.build import RANKINGS, build_record_files
 from retrieval.build.record_files import read_rankings
 from retrieval.build.shards import prepare
+from retrieval.evaluation.measures.links import Link, annotated_links, count_links
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 from retrieval.settings.tasks import ThreadsTask
@@ -152,20 +153,17 @@ def link_scores(gold: Path, links: dict[str, dict[str, list[str]]], parents: int
     A line without predicted links (of the system, or without text) starts a conversation. Of the predicted
     links of a line, the first `parents` count.
     """
-    right = said = matched = 0
+    right: dict[str, set[Link]] = {}
+    said: dict[str, set[Link]] = {}
     for path in sorted(gold.glob("*.annotation.txt")):
-        pairs = {
-            tuple(sorted(map(int, line.split()[:2])))
-            for line in path.read_text().splitlines()
-            if line.strip()
-        }
         name = path.name.removesuffix(".annotation.txt")
+        right[name] = annotated_links(path.read_text(encoding="utf-8").splitlines())
         predicted = next((found for key, found in links.items() if key.split("/")[-1] == name), {})
-        auto = {(int(parent), child)
-                for child in {child for _, child in pairs}
-                for parent in predicted.get(str(child), [str(child)])[:parents]}  # fmt: skip
-        right, said, matched = right + len(pairs), said + len(auto), matched + len(pairs & auto)
-    return {"precision": matched / said, "recall": matched / right, "f1": 2 * matched / (said + right)}
+        said[name] = {(child, int(parent))
+                      for child, _ in right[name]
+                      for parent in predicted.get(str(child), [str(child)])[:parents]}  # fmt: skip
+    found = count_links(right, said).scores
+    return {"precision": found.precision, "recall": found.recall, "f1": found.f1}
 
 
 def recipe_task(data: Path) -> ThreadsTask:

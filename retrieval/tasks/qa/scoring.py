@@ -9,7 +9,7 @@ from retrieval.tasks.answers import Answers, RecordValues, text_scores, text_val
 
 
 def score(answers: Answers) -> dict[str, Any]:
-    """Return the exact match and F1 of every system."""
+    """Return the measures of every system: exact match, F1, and those of special records."""
     return text_scores(answers, qa_scores)
 
 

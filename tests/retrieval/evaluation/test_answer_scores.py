@@ -14,6 +14,7 @@ from retrieval.evaluation.answer_scores import (
     qa_scores,
     tables_scores,
 )
+from retrieval.prompts import templates
 
 
 def row(key: str, context: str, gold: str, **extra: Any) -> dict[str, Any]:
@@ -121,3 +122,72 @@ def test_table_and_document_scores() -> None:
     assert tables_scores({"a": "y, x"}, records)["denotation_accuracy"]["value"] == 0.5
     scores = qa_scores({"a": "x", "b": "the z z"}, records)
     assert (scores["exact_match"]["value"], scores["f1"]["value"]) == (0.5, pytest.approx(5 / 6, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("target", "reply", "both"), [(14, 26, 9), (27, 34, 22), (147, 92, 82), (165, 144, 141)]
+)
+def test_the_table_of_the_paper_comes_out_of_its_counts(target: int, reply: int, both: int) -> None:
+    # JORA's table 2: 170 comments, of which a system names the right author, post, and both so often.
+    rows = [row(f"r{i}", f"t{i}", "3") for i in range(170)]
+    named = [("3", "Marta")] * both
+    named += [("2", "Marta")] * (target - both) + [("3", "Lena")] * (reply - both)
+    answers = {f"r{i}": Prediction(*answer) for i, answer in enumerate(named)}
+    found = directionality({"m": answers}, rows, resamples=50)["systems"]["m"]
+    values = [found[name]["value"] for name in ("target@1", "reply@1", "joint", "p(reply|target)")]
+    assert values == [round(v, 6) for v in (target / 170, reply / 170, both / 170, both / target)]
+    assert (found["target@1"]["n"], found["p(reply|target)"]["n"]) == (170, target)
+
+
+def qa_record(key: str, gold: list[str], **fields: Any) -> dict[str, Any]:
+    shown = templates.qa_input([("Tea", "Tea is hot. It is brewed."), ("Ice", "Ice is cold.")], "What?")
+    base = {"id": key, "context_id": key, "gold": gold, "input": shown}
+    return base | {"context_ids": ["d1", "d2"], "oracle_ids": ["d2"]} | fields
+
+
+def test_questions_without_an_answer_are_scored_as_in_squad_2() -> None:
+    nothing = templates.NO_DOCUMENT
+    records = [qa_record("a", ["hot tea"]), qa_record("b", ["ice"]), qa_record("c", [nothing])]
+    records += [qa_record("d", [nothing]), qa_record("e", [nothing])]
+    answers = {"a": "tea", "b": nothing, "c": f"{nothing.upper()}.", "d": "not in the tea"}  # e has no answer
+    values = {name: (score["value"], score["n"]) for name, score in qa_scores(answers, records).items()}
+    assert values == {
+        "exact_match": (0.2, 5),
+        # `tea` has 2/3 of `hot tea`. A wrong answer to c or d gets nothing, whatever words it shares.
+        "f1": (pytest.approx((2 / 3 + 1) / 5, abs=1e-6), 5),
+        "has_answer_exact_match": (0, 2),
+        "has_answer_f1": (pytest.approx(1 / 3, abs=1e-6), 2),
+        "no_answer_accuracy": (pytest.approx(1 / 3, abs=1e-6), 3),
+    }
+
+
+def test_scripts_without_blanks_have_measures_of_their_own() -> None:
+    records = [qa_record("a", ["北京"]), qa_record("b", ["tea"]), qa_record("c", ["上海"])]
+    found = qa_scores({"a": "北京市。", "b": "tea", "c": "上海。"}, records)
+    values = {name: (score["value"], score["n"]) for name, score in found.items()}
+    third = pytest.approx(1 / 3, abs=1e-6)
+    assert values == {
+        "exact_match": (third, 3),
+        "f1": (third, 3),
+        "character_exact_match": (0.5, 2),
+        "character_f1": (0.9, 2),  # 4/5 and 1
+    }
+
+
+def test_quotations_are_verbatim_and_from_a_right_document() -> None:
+    def quoted(*spans: str) -> str:
+        return "".join(f"##begin_quote## {span} ##end_quote## " for span in spans) + "##Answer: ice"
+
+    records = [qa_record(key, ["ice"]) for key in "abc"]
+    records.append(qa_record("d", ["ice"], context_ids=[], oracle_ids=[], input="Ice is cold."))
+    answers = {
+        "a": quoted("Ice is cold.", "Tea is hot."),  # right, and of the other document
+        "b": quoted("ice is cold", ""),  # other letters, and nothing
+        "c": "ice",
+        "d": quoted("Ice is cold."),  # it is not known which documents this prompt has
+    }
+    found = qa_scores(answers, records)
+    assert found["exact_match"]["value"] == 1
+    assert (found["quotation_verbatim"]["value"], found["quotation_verbatim"]["n"]) == (3 / 5, 5)
+    assert (found["quotation_precision"]["value"], found["quotation_precision"]["n"]) == (1 / 4, 4)
+    assert "quotation_precision" not in qa_scores({"c": "ice"}, records)
