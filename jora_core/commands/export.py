@@ -23,10 +23,10 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
 from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.digests import file_digest
-from jora_core.base.freed_memory import release_freed_memory
 from jora_core.commands.model_card import GGUF_FOLDER, adapter_folder_name, base_name, model_card
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.freed_memory import release_freed_memory
 from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.model_files import ExportSpec

@@ -16,8 +16,8 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors, model_rows
 from jora_core.architecture.tensor_names import head_tensor_name
 from jora_core.base.atomic_files import write_json
-from jora_core.base.freed_memory import release_freed_memory
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.parameters.freed_memory import release_freed_memory
 from jora_core.parameters.trees import Params
 from jora_core.weights.tensor_store import TensorStore, write_tensors
 

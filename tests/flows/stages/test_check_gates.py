@@ -181,6 +181,7 @@ def test_wrong_gates_are_refused_before_a_run(project: Project, gate: str, words
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_failed_gate_ends_the_run_before_export(tmp_path: Path) -> None:
     """The whole command: one line, exit status 1, a report that tells, and `--ignore-gates`."""
     file = write_project(tmp_path / "project")
