@@ -51,7 +51,6 @@ NOT_RUN_ELSEWHERE = {
     "make install": "installs packages",
     "JORA_SHARED=../shared jora run": "needs the real data, and an hour",
     "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
-    "JORA_SHARED=../shared jora run": "needs a fetched model and real data, and takes long",
     "make hooks": "changes the repository's git configuration",
     "jora memory": "tests/flows/commands runs it; compiles for a minute",
     "jora plan --memory": "tests/flows/commands runs it; compiles for a minute",
