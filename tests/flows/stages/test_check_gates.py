@@ -210,5 +210,5 @@ def test_a_failed_gate_ends_the_run_before_export(tmp_path: Path) -> None:
     assert "nothing was exported" in (store.root / "report.html").read_text()
     second = jora("run", file.name, "--ignore-gates")
     assert second.returncode == 0, second.stderr
-    (card,) = store.root.glob("export/*/model/README.md")
+    (card,) = store.root.glob("export/*/README.md")
     assert "gates_not_met" in card.read_text() and "qa.exact_match of phase1" in card.read_text()
