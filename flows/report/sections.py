@@ -42,6 +42,12 @@ OTHER_METRICS = {
     "quotation_verbatim": "Quotations, share that is in the prompt word for word",
     "quotation_precision": "Quotations, share that is in a right document word for word",
 }
+# The summary shows the first of these that the evaluation has.
+HEADLINES = {
+    "reply@1": "the right post",
+    "denotation_accuracy": "denotation accuracy",
+    "f1": "F1 of words",
+}
 PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
 
 
@@ -72,8 +78,11 @@ def summary(facts: RunFacts) -> list[Block]:
     items: list[Fact] = []
     shown = facts.shown_system
     if shown:
-        score = facts.systems[shown].get("reply@1", {})
-        items.append(Fact(f"{system_name(shown)}: the right post", score_value(score), score_note(score)))
+        metric = next((name for name in HEADLINES if name in facts.systems[shown]), "reply@1")
+        score = facts.systems[shown].get(metric, {})
+        items.append(
+            Fact(f"{system_name(shown)}: {HEADLINES[metric]}", score_value(score), score_note(score))
+        )
         rival = _best_baseline(facts)
         if rival:
             other = facts.systems[rival]["reply@1"]
@@ -86,7 +95,7 @@ def summary(facts: RunFacts) -> list[Block]:
                 )
             )
         if shown != "base" and "base" in facts.systems:
-            before = facts.systems["base"].get("reply@1", {})
+            before = facts.systems["base"].get(metric, {})
             items.append(Fact("Before fine-tuning", score_value(before), score_note(before)))
     counts = [task["records"] for task in facts.context.values() if "records" in task]
     if counts:
