@@ -261,7 +261,7 @@ def test_report_of_a_run_without_threads(config: PipelineConfig, tmp_path: Path)
     text = report_of_scores(config, tmp_path, {"base": {"f1": score(0.31)}, "phase1": {"f1": score(0.42)}})
     assert "42.0 %" in text and "held-out comments" not in text
     # The summary shows the score that there is, not that of replies.
-    assert "Phase 1 only: F1 of words" in text and "the right post" not in text
+    assert "Phase 1 only: F1 of words" in text and "Phase 1 only: the right post" not in text
 
 
 def report_of_scores(config: PipelineConfig, tmp_path: Path, systems: dict[str, Any]) -> str:
