@@ -219,8 +219,9 @@ def test_the_sample_trains_through_slurm(launched: pytest.MonkeyPatch, tmp_path:
     """Stages of the sample with the launcher in the environment: records here, training in a job."""
     changes = (f"store={tmp_path / 'runs'}", "phases.finetune-structure.max_steps=8")
     config = load_config(ROOT / "flows" / "configs" / "sample.yaml", changes)
-    before = len(re.findall(r"JobName=jora-\d+", jobs()))
+    before = set(re.findall(r"JobName=jora-\d+", jobs()))
     names = ("build-context", "convert-model", "finetune-structure")
     references = run_stages(names, config, Store(config.store), STAGES)
     assert (Path(references[-1].path) / "adapter_model.safetensors").exists()
-    assert len(re.findall(r"JobName=jora-\d+", jobs())) == before + 1, jobs()
+    # New names, not their number: Slurm forgets jobs that have ended some minutes ago.
+    assert len({*re.findall(r"JobName=jora-\d+", jobs())} - before) == 1, jobs()
