@@ -20,7 +20,6 @@ class GateConfig(SpecModel):
     """A condition that the evaluation must meet, or nothing is exported."""
 
     metric: str = Field(
-        pattern=r"^[a-z]+\.\S+$",
         title="Metric",
         description="Task and measure, such as threads.reply@1, tables.denotation_accuracy or qa.f1",
     )
@@ -54,6 +53,8 @@ class GateConfig(SpecModel):
     def _one_condition(self) -> GateConfig:
         conditions = ("at_least", "not_worse_than", "better_than")
         given = [name for name in conditions if getattr(self, name) is not None]
+        if not all(self.metric.partition(".")):
+            raise ValueError(f"metric: expected TASK.MEASURE, such as qa.f1, got {self.metric!r}")
         if len(given) != 1:
             raise ValueError(
                 "expected one of at_least, not_worse_than and better_than, got "

@@ -45,7 +45,11 @@ def require_space(config: PipelineConfig, store: Store, stages: Collection[str])
         return
     needed = bytes_needed(config, stages)
     place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir():
+        raise InputError(
+            f"store {store.root}: {place} is a file; choose another folder with --set store=FOLDER"
+        )
+    if not os.access(place, os.W_OK | os.X_OK) or not shutil.disk_usage(place).total:
         raise InputError(
             f"store {store.root}: no right to write to {place}; change its rights, or choose another "
             "folder with --set store=FOLDER"

@@ -83,6 +83,8 @@ def publish_report(config: PipelineConfig, store: Store, whole: Sequence[Artifac
         address = json.loads(os.environ.get(REPORT_SERVERS, "{}")).get(str(store.root))
         sections = markdown_sections(config, whole)
         link = f"[Open the HTML report]({address}/reports/{page.name})" if address else f"`{page}`"
+        # In the log of the run too, which is nearer than the page of the artifact.
+        get_run_logger().info("report: %s", f"{address}/reports/{page.name}" if address else page)
         create_markdown_artifact(
             f"{link}\n\n{sections.get('summary', '')}", key="00-report", description="Report of this run"
         )

@@ -126,11 +126,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot read configuration {path}: {reason}") from None
+        advice = {
+            FileNotFoundError: "; `jora init DIR` starts a project",
+            IsADirectoryError: "; name the YAML file in it",
+        }.get(type(error), "")
+        raise InputError(f"cannot read configuration {path}: {reason}{advice}") from None
     # Most often a file in UTF-16 or Latin-1 from an editor on Windows.
     except UnicodeDecodeError as error:
         raise InputError(f"configuration {path} is not UTF-8 text: byte {error.start}") from None
     raw = parse_yaml(text, str(path))
+    if raw is None:
+        raise InputError(f"{path}: the file is empty; `jora init DIR` writes a configuration")
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping of keys to values, got {_short(raw)}")
     return raw

@@ -129,15 +129,22 @@ def _schedules(pipeline: Any, items: Sequence[Served], command: str) -> list[Par
 
 
 def _runs(client: SyncPrefectClient, pipeline: Any) -> list[Part]:
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterId,
+        FlowRunFilter,
+        FlowRunFilterStartTime,
+    )
     from prefect.client.schemas.sorting import FlowRunSort
 
     runs = client.read_flow_runs(
+        # Runs that a schedule has planned count as later than those that have begun.
+        flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False)),
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[pipeline.id])),
         sort=FlowRunSort.START_TIME_DESC,
         limit=1,
     )
-    state = runs[0].state if runs and runs[0].start_time is not None else None
+    state = runs[0].state if runs else None
     if state is None:
         return [Part("last run", "ok", "none so far")]
     text = f"{runs[0].name}: {state.name}" + (f", {state.message}" if state.message else "")

@@ -220,7 +220,7 @@ def test_wrong_overrides(project: Project, override: str, words: str) -> None:
         ("seed: [1\n", "line 2, column 1: broken YAML"),
         ("seed: 1\nseed: 2\n", "line 2, column 1: broken YAML: key 'seed' is given twice"),
         ("- seed\n", "expected a mapping of keys to values, got ['seed']"),
-        ("", "expected a mapping of keys to values, got None"),
+        ("", "the file is empty; `jora init DIR` writes a configuration"),
         ("model: {path: m}\nphases: []\n", "context: this key is missing (and 1 more)"),
         ("root: 3\n", "root: expected text, got 3"),
         (
@@ -282,7 +282,8 @@ def test_error_names_the_file_or_the_override(project: Project) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     assert (
         refusal(file=tmp_path / "no.yaml")
-        == f"cannot read configuration {tmp_path}/no.yaml: no such file or directory"
+        == f"cannot read configuration {tmp_path}/no.yaml: no such file or directory; "
+        "`jora init DIR` starts a project"
     )
     assert "is a directory" in refusal(file=tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"seed: \xe9\n")

@@ -19,10 +19,10 @@ def test_a_full_disk_is_refused_with_what_is_missing(
     config = project.config()
     assert bytes_needed(config, ["evaluate"]) == LEAST_BYTES
     assert bytes_needed(config, ["finetune-task", "export"]) == LEAST_BYTES + 1_050_000
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**7))
     with pytest.raises(InputError, match=r"needs about 0\.07 GB, 0\.01 GB are free; free 0\.06 GB more"):
         require_space(config, project.store, ["export"])
     require_space(config, project.store, [])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**9))
     require_space(config, project.store, ["export"])
     assert not project.store.root.exists(), "a check creates no folder"
