@@ -155,7 +155,9 @@ def test_nobody_at_the_address(url: str) -> None:
 def test_jora_run_says_one_line_at_401(tmp_path: Path, prefect_home: Path) -> None:
     with server_with_password() as url:
         environment = {**os.environ, "PREFECT_API_URL": url}
-        command = [sys.executable, "-m", "flows.cli", "run", "--set", f"store={tmp_path / 'runs'}"]
+        sample = ROOT / "flows" / "configs" / "sample.yaml"
+        store = f"store={tmp_path / 'runs'}"
+        command = [sys.executable, "-m", "flows.cli", "run", str(sample), "--set", store]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: the Prefect server at {url} requires a password")

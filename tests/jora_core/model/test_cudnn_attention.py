@@ -343,6 +343,7 @@ def calls_for_cuda(data: int, tensor: int) -> list[int]:
     return [text.count("@__cudnn$fmhaSoftmax("), text.count("@__cudnn$fmhaSoftmaxBackward(")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_on_four_devices_as_blockwise_on_one() -> None:
     env = os.environ | {

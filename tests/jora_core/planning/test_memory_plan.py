@@ -68,8 +68,9 @@ def plan(folder: Path, **order: Any) -> dict[str, Any]:
     ("shape", "order"),
     [
         (SMALL, {"rows": 4, "seq_len": 512, "remat": "full"}),
-        (SMALL, {"rows": 1, "seq_len": 1024, "remat": "none"}),
-        (WIDE, {"rows": 1, "seq_len": 384, "remat": "full"}),
+        # Slow: each takes as long as all other tests of the folder.
+        pytest.param(SMALL, {"rows": 1, "seq_len": 1024, "remat": "none"}, marks=pytest.mark.slow),
+        pytest.param(WIDE, {"rows": 1, "seq_len": 384, "remat": "full"}, marks=pytest.mark.slow),
     ],
 )
 def test_prediction_is_what_a_real_step_takes(

@@ -78,6 +78,9 @@ def torch_loss(model: Any, ids: np.ndarray, weights: np.ndarray) -> Any:
     return (values * torch.from_numpy(weights[:, :-1]).reshape(-1)).sum()
 
 
+QUICK = {("llama", "dora"), ("gemma2", "lora")}  # whose ten steps are taken at every run of the tests
+
+
 @pytest.mark.parametrize("targets", ["qv", "all"])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -133,7 +136,7 @@ def test_gradients_of_variants(bases: Any, tmp_path: Path, variant: str) -> None
     test_gradients_equal_pefts(bases, tmp_path, variant, "lora", "all")
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_gradients_of_dora_over_a_quantized_base(bases: Any, tmp_path: Path, kind: Any) -> None:
     """As peft's over a model with the values that the codes stand for."""
     base = bases("llama")
@@ -160,8 +163,15 @@ def test_ranks_and_alphas_by_pattern(bases: Any, tmp_path: Path) -> None:
     test_ten_steps_equal_pefts_with_adamw(bases, tmp_path, "llama", "patterns")
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("family", list(FAMILIES))
+# The gradients of all families are compared above; the optimizer is the same for all.
+TEN_STEPS = [
+    pytest.param(family, kind, marks=() if (family, kind) in QUICK else pytest.mark.slow)
+    for family in FAMILIES
+    for kind in ("lora", "dora")
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), TEN_STEPS)
 def test_ten_steps_equal_pefts_with_adamw(bases: Any, tmp_path: Path, family: str, kind: str) -> None:
     """The same start, batches, accumulation, clipping, warm-up, decay of rate and of weights."""
     base = bases(family)
