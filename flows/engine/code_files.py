@@ -118,8 +118,9 @@ def _with_packages(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
-# Package to its modules: dotted name to label and file. Valid while no folder of the package has changed.
-_listed: dict[Path, tuple[list[tuple[Path, int]], dict[str, tuple[str, Path]]]] = {}
+# Package to its folders, their stamps, and its modules: dotted name to label and file. Valid while no stamp
+# changes: a new, renamed or removed file changes the time of its folder.
+_listed: dict[Path, tuple[list[Path], list[tuple[int, int]], dict[str, tuple[str, Path]]]] = {}
 
 
 def _modules(packages: Iterable[str], root: Path) -> dict[str, tuple[str, Path]]:
@@ -131,21 +132,22 @@ def _modules(packages: Iterable[str], root: Path) -> dict[str, tuple[str, Path]]
     for package in packages:
         folder = root / package
         known = _listed.get(folder)
-        # A new, renamed or removed file changes the time of its folder.
-        if known is None or any(_time_of(name) != time for name, time in known[0]):
+        if known is None or known[1] != _stamps(known[0]):
             known = _listed[folder] = _listing(folder, root)
-        modules |= known[1]
+        modules |= known[2]
     return modules
 
 
-def _listing(top: Path, root: Path) -> tuple[list[tuple[Path, int]], dict[str, tuple[str, Path]]]:
-    """Return the folders below `top`, with their times, and the modules in them."""
-    folders: list[tuple[Path, int]] = []
+def _listing(top: Path, root: Path) -> tuple[list[Path], list[tuple[int, int]], dict[str, tuple[str, Path]]]:
+    """Return the folders below `top`, their stamps, and the modules in them."""
+    folders: list[Path] = []
+    stamps: list[tuple[int, int]] = []
     modules: dict[str, tuple[str, Path]] = {}
     prefix = f"{root}{os.sep}"
     for folder, inner, names in os.walk(top):
         inner[:] = [name for name in inner if name != "__pycache__"]
-        folders.append((Path(folder), _time_of(Path(folder))))
+        folders.append(Path(folder))
+        stamps += _stamps(folders[-1:])
         # Relative with forward slashes: the key is the same on every machine and in every checkout.
         label = folder[len(prefix) :].replace(os.sep, "/")
         parent = label.replace("/", ".")
@@ -156,14 +158,7 @@ def _listing(top: Path, root: Path) -> tuple[list[tuple[Path, int]], dict[str, t
             elif name.endswith(".py"):
                 # A package goes before a module of the same name, as in Python.
                 modules.setdefault(f"{parent}.{name.removesuffix('.py')}", entry)
-    return folders, modules
-
-
-def _time_of(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+    return folders, stamps, modules
 
 
 def stage_sources(stage_file: str, *entries: str) -> Mapping[str, Path]:

@@ -49,12 +49,14 @@ def require_space(config: PipelineConfig, store: Store, stages: Collection[str])
         raise InputError(
             f"store {store.root}: {place} is a file; choose another folder with --set store=FOLDER"
         )
-    if not os.access(place, os.W_OK | os.X_OK) or not shutil.disk_usage(place).total:
+    disk = shutil.disk_usage(place)
+    # /proc, for example, has no room at all.
+    if not os.access(place, os.W_OK | os.X_OK) or not disk.total:
         raise InputError(
             f"store {store.root}: no right to write to {place}; change its rights, or choose another "
             "folder with --set store=FOLDER"
         )
-    free = shutil.disk_usage(place).free
+    free = disk.free
     if free < needed:
         missing = (needed - free) / 1e9
         raise InputError(

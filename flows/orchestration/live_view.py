@@ -82,9 +82,10 @@ def publish_report(config: PipelineConfig, store: Store, whole: Sequence[Artifac
         page = write_report(store, config, whole, latest=False)
         address = json.loads(os.environ.get(REPORT_SERVERS, "{}")).get(str(store.root))
         sections = markdown_sections(config, whole)
-        link = f"[Open the HTML report]({address}/reports/{page.name})" if address else f"`{page}`"
+        place = f"{address}/reports/{page.name}" if address else str(page)
+        link = f"[Open the HTML report]({place})" if address else f"`{place}`"
         # In the log of the run too, which is nearer than the page of the artifact.
-        get_run_logger().info("report: %s", f"{address}/reports/{page.name}" if address else page)
+        get_run_logger().info("report: %s", place)
         create_markdown_artifact(
             f"{link}\n\n{sections.get('summary', '')}", key="00-report", description="Report of this run"
         )

@@ -44,7 +44,7 @@ OTHER_METRICS = {
 }
 # The summary shows the first of these that the evaluation has.
 HEADLINES = {
-    "reply@1": "the right post",
+    "reply@1": METRIC_NAMES["reply@1"],
     "denotation_accuracy": "denotation accuracy",
     "f1": "F1 of words",
 }

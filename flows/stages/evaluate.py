@@ -8,6 +8,7 @@ stage reads, so it contains no times.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,8 @@ def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
         unseen_records=scored.unseen,
         unseen_rows=scored.unseen_rows,
         # A function, because only tasks with baselines read the rankings.
-        rankings=lambda: read_rankings(path, part.task, "test"),
+        # Read once, for the scores and for the values of single records.
+        rankings=functools.cache(lambda: read_rankings(path, part.task, "test")),
         mode=part.mode,
         seed=context.config.seed,
         resamples=context.config.evaluate.bootstrap_samples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,20 +56,52 @@ def convert_gguf(path: Path, folder: Path) -> dict[str, str]:
     # Before the weights: an unknown tokenizer is told at once.
     write_tokenizer(model, folder)
     dtype = _common_type(model, list(places.values()), config, architecture)
-    digests = {name: hashlib.sha256() for name in places}
+
+    def read(place: TensorPlace) -> Iterator[np.ndarray]:
+        return model.read_parts(place.gguf, row_multiple(place, config, architecture))
+
+    digests = write_converted(folder, config, (places, architecture), dtype, read)
+    _write_source(model, folder, dtype)
+    return digests
+
+
+def write_converted(
+    folder: Path,
+    config: ModelConfig,
+    places: tuple[Mapping[str, TensorPlace], GgufArchitecture],
+    dtype: str,
+    read: Callable[[TensorPlace], Iterable[np.ndarray]],
+) -> dict[str, str]:
+    """Write the weights and ``config.json`` of a model, a few rows at a time.
+
+    Args:
+        folder: folder to write, made if missing.
+        config: the model's configuration.
+        places: each tensor's place in the source, by its name in the folder, and the source's architecture.
+        dtype: type of all tensors, by numpy's name.
+        read: returns the values of a tensor of the source, in parts of whole rows.
+
+    Returns:
+        SHA-256 of the values of each tensor, by its name in the folder.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    place_of, architecture = places
+    shapes = expected_tensors(config)
+    digests = {name: hashlib.sha256() for name in place_of}
 
     def parts(name: str) -> Iterator[np.ndarray]:
-        place = places[name]
-        for values in model.read_parts(place.gguf, row_multiple(place, config, architecture)):
+        place = place_of[name]
+        for values in read(place):
             part = to_hf(values, place, config, architecture).astype(numpy_dtype(dtype))
             digests[name].update(part.tobytes())
             yield part
         bar.advance()
 
-    with progress("convert tensors", len(places)) as bar:
-        write_shards(folder, {name: shapes[name] for name in places}, dtype, parts)
+    with progress("convert tensors", len(place_of)) as bar:
+        write_shards(folder, {name: shapes[name] for name in place_of}, dtype, parts)
     write_json(folder / "config.json", config.to_hf() | {"torch_dtype": dtype})
-    _write_source(model, folder, dtype)
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 

@@ -6,7 +6,6 @@ halves in the same way.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ import numpy as np
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
-from jora_core.base.atomic_files import write_bytes, write_json
+from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_flag, read_number
 from jora_core.base.notices import notice
-from jora_core.base.progress import progress
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.specs.model_sources import META_PARAMS
 from jora_core.weights.gguf.architectures import (
@@ -27,12 +25,10 @@ from jora_core.weights.gguf.architectures import (
     TensorPlace,
     row_multiple,
     tensor_places,
-    to_hf,
 )
+from jora_core.weights.gguf.convert_gguf import write_converted
 from jora_core.weights.meta.checkpoint import EMBEDDING, HEAD, MetaModel
 from jora_core.weights.meta.tokenizer import write_meta_tokenizer
-from jora_core.weights.safetensors_reader import numpy_dtype
-from jora_core.weights.safetensors_writer import write_shards
 from jora_core.weights.tensor_store import row_slices
 
 _LLAMA = ARCHITECTURES["llama"]
@@ -87,23 +83,15 @@ def convert_meta(source: Path, folder: Path) -> dict[str, str]:
     _check_tensors(model, places, shapes)
     kinds = {model.dtype(_name_of(place)) for place in places.values()}
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    digests = {name: hashlib.sha256() for name in places}
 
-    def parts(name: str) -> Iterator[np.ndarray]:
-        place = places[name]
-        for values in _read_parts(model, place, config):
-            part = to_hf(values, place, config, _LLAMA).astype(numpy_dtype(dtype))
-            digests[name].update(part.tobytes())
-            yield part
-        bar.advance()
+    def read(place: TensorPlace) -> Iterator[np.ndarray]:
+        return _read_parts(model, place, config)
 
-    with progress("convert tensors", len(places)) as bar:
-        write_shards(folder, {name: shapes[name] for name in places}, dtype, parts)
-    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": dtype})
+    digests = write_converted(folder, config, (places, _LLAMA), dtype, read)
     for path in sorted(source.glob("LICENSE*")) + sorted(source.glob("NOTICE*")):
         if path.is_file():
             write_bytes(folder / path.name, path.read_bytes())
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+    return digests
 
 
 def read_config(model: MetaModel, ids: dict[str, Any]) -> ModelConfig:
