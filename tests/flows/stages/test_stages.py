@@ -125,6 +125,7 @@ def test_every_training_setting_of_the_configuration_reaches_the_order(project: 
         "early_stopping_patience": 4,
         "early_stopping_min_delta": 0.125,
         "keep_best": True,
+        "neftune_noise_alpha": 5.0,
         "alpaca_mix": 0.3,
         "alpaca_path": str(project.folder / "alpaca.json"),
         "report_to": ["tensorboard"],
