@@ -64,7 +64,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
         return text.stopped
 
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapter = read_adapter(spec.adapter, config, mesh)
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         # Loading is not counted: the time is that of the answer.

@@ -61,7 +61,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     template = load_template(spec.prompt, tokenizer)
     questions, shortened = make_questions(rows, spec, tokenizer, template)
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
         params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
         # `seconds` compares systems and leaves the load out; `seconds_total` has it.

@@ -12,12 +12,9 @@ from jora_core.parameters.trees import QuantizedWeight
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
     """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
-        # Under `jax.shard_map`, an input that is the same on all devices is marked as varying here: the
-        # transpose of that cast sums its gradient over the devices, which a custom derivative must do itself.
-        apart = _varying(weight.codes) - _varying(x)
-        if apart:
-            x = jax.lax.pcast(x, tuple(sorted(apart)), to="varying")
-        return _quantized_linear(x, weight)
+        return _quantized_linear(_as_varying(x, weight.codes), weight)
+    if jax.config.jax_default_matmul_precision == "bfloat16":
+        return _narrow_linear(_as_varying(x, weight), _as_varying(weight, x))
     # Not ``x @ weight.T``: differentiated in a scan over layers, it would keep a transposed copy of all
     # weights.
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
@@ -48,6 +45,46 @@ def _quantized_linear_backward(weight: QuantizedWeight, grad: jax.Array) -> tupl
 
 
 _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
+
+
+# With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the float32
+# result, and so widen both products of the backward pass.
+@jax.custom_vjp
+def _narrow_linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Compute x Wᵀ of two-axis x from inputs rounded to bfloat16, with sums in float32."""
+    return _narrow_product(x, weight, 1, 1)
+
+
+def _narrow_linear_forward(
+    x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _narrow_linear(x, weight), (x, weight)
+
+
+def _narrow_linear_backward(
+    saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    return _narrow_product(grad, weight, 1, 0), _narrow_product(grad, x, 0, 0).astype(weight.dtype)
+
+
+_narrow_linear.defvjp(_narrow_linear_forward, _narrow_linear_backward)
+
+
+def _narrow_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    # The result is asked for in float32: for a bfloat16 one, XLA's CPU compiler would first widen the inputs.
+    a16, b16 = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    axes = (((a_axis,), (b_axis,)), ((), ()))
+    return jax.lax.dot_general(a16, b16, axes, preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+def _as_varying(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Return x, marked as varying over the mesh axes of `like` under `jax.shard_map`.
+
+    The transpose of that cast sums the gradient over the devices, which a custom derivative must do itself.
+    """
+    apart = _varying(like) - _varying(x)
+    return jax.lax.pcast(x, tuple(sorted(apart)), to="varying") if apart else x
 
 
 def _varying(x: jax.Array) -> frozenset[str]:

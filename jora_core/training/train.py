@@ -73,7 +73,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     check_whole(mesh)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         lines: list[str] = []
         # The first process fills the token cache; the others read it instead of doing the same work.
         with first_before_others("records"):
