@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 RECORDS = ".runs"
 Result = Literal["running", "completed", "failed", "stopped", "killed"]
@@ -42,6 +44,8 @@ class RunRecord:
         keys: stage name to key, of all stages that the run selected.
         stages: for each finished stage `stage`, `cached` and `seconds`.
         place: which folder of a shared store the run worked in; empty for a store of one folder.
+        started_by: what has started the run, as `started_by` names it; empty in records of earlier versions.
+        root: folder that the configuration's paths are relative to; empty in records of earlier versions.
     """
 
     id: str
@@ -54,6 +58,23 @@ class RunRecord:
     keys: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Mapping[str, Any]] = ()
     place: str = ""
+    started_by: str = ""
+    root: str = ""
+
+
+# What started the runs of this process, innermost last. A context variable, so that a served run of a thread
+# does not see that of another.
+_STARTER: ContextVar[str] = ContextVar("starter", default="a program")
+
+
+@contextmanager
+def started_by(what: str) -> Iterator[None]:
+    """Name what starts the runs of the block, for their records, such as `jora run --from evaluate`."""
+    token = _STARTER.set(what)
+    try:
+        yield
+    finally:
+        _STARTER.reset(token)
 
 
 class RunRecorder:
@@ -151,6 +172,8 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             started=begun.isoformat(timespec="milliseconds"),
             keys=dict(keys),
             place=store.place,
+            started_by=mask(_STARTER.get()),
+            root=mask(config.root),
         ),
     )
     if store.exists:
