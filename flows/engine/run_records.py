@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -62,9 +64,8 @@ class RunRecord:
     root: str = ""
 
 
-# What started the runs of this process, innermost last. A context variable, so that a served run of a thread
-# does not see that of another.
-_STARTER: ContextVar[str] = ContextVar("starter", default="a program")
+# A context variable, so that runs in two threads of one process do not see each other's.
+_STARTER: ContextVar[str] = ContextVar("starter", default="")
 
 
 @contextmanager
@@ -75,6 +76,16 @@ def started_by(what: str) -> Iterator[None]:
         yield
     finally:
         _STARTER.reset(token)
+
+
+def _starter() -> str:
+    """Return what starts a run: as `started_by` has named it, else the command line of this process."""
+    if named := _STARTER.get():
+        return named
+    name = Path(sys.argv[0]).name
+    if name in ("jora", "cli.py"):
+        return shlex.join(["jora", *sys.argv[1:]])
+    return f"program {name}" if name else "a program"
 
 
 class RunRecorder:
@@ -172,7 +183,7 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             started=begun.isoformat(timespec="milliseconds"),
             keys=dict(keys),
             place=store.place,
-            started_by=mask(_STARTER.get()),
+            started_by=mask(_starter()),
             root=mask(config.root),
         ),
     )

@@ -39,8 +39,9 @@ from jora_core.specs.train import TrainSpec
 from jora_core.training.continued_training import begin_from_state, save_training_state
 from jora_core.training.loop import Run, run_loop
 from jora_core.training.optimizer import make_schedule
-from jora_core.training.reporters import require_reporters
+from jora_core.training.reporters import report_outputs, require_reporters
 from jora_core.training.train_step import build_step
+from jora_core.training.training_checkpoints import run_digest
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from jora_core.weights.checkpoint_folder import save_params
 from jora_core.weights.companion_files import copy_companions
@@ -104,6 +105,7 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
             save_training_state(spec, result["steps"], result["best_step"] if spec.keep_best else None)
         result["trained_records"] = _write_trained_records(spec, stream, result)
         _write_outputs(spec, config, trainable, result)
+        report_outputs(spec, run_digest(spec))
     wait_for_all("outputs")
     return result
 
