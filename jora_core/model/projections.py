@@ -55,9 +55,7 @@ def _narrow_linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     return _narrow_product(x, weight, 1, 1)
 
 
-def _narrow_linear_forward(
-    x: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _narrow_linear_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _narrow_linear(x, weight), (x, weight)
 
 
