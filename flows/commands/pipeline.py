@@ -73,7 +73,7 @@ def _says_how_to_go_on() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
-    # While a flow runs, Prefect handles the signal: it ends the run, and then sends the signal to this handler.
+    # While a flow runs, Prefect handles the signal: it ends the run, then sends the signal to this handler.
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

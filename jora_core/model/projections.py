@@ -47,8 +47,8 @@ def _quantized_linear_backward(weight: QuantizedWeight, grad: jax.Array) -> tupl
 _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 
-# With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the float32
-# result, and so widen both products of the backward pass.
+# With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the
+# float32 result, and so widen both products of the backward pass.
 @jax.custom_vjp
 def _narrow_linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Compute x Wᵀ of two-axis x from inputs rounded to bfloat16, with sums in float32."""

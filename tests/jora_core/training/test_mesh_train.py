@@ -50,7 +50,7 @@ def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str,
             },
             "max_steps": 5 if whole else 20,
             "gradient_accumulation_steps": 1 if whole else 2,
-            # Contexts apart draw a noise each, a shared one draws one: with all parameters the two are compared.
+            # Contexts apart draw a noise each, a shared one draws one: the runs of "all" are compared.
             "neftune_noise_alpha": None if whole else 5.0,
             "matmul_precision": precision,
             "mesh": {"data": data, "tensor": tensor},
