@@ -117,7 +117,7 @@ def test_mlflow_keeps_curves_settings_lineage_and_files(tmp_path, monkeypatch):
     assert run.data.tags.items() >= tags.items()
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["adapter_model.safetensors"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-store://x")
-    with pytest.raises(InputError, match="report_to: mlflow: .*MLFLOW_TRACKING_URI"):
+    with pytest.raises(InputError, match=r"report_to: mlflow: .*MLFLOW_TRACKING_URI"):
         open_reporters(["mlflow"], folder, run_id, 0, settings)
 
 
@@ -131,7 +131,8 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
 
 def test_nothing_is_imported_unless_asked():
     program = (
-        "import sys, jora_core.training.reporters; print({'tensorboardX', 'wandb', 'mlflow', 'jax'} & set(sys.modules))"
+        "import sys, jora_core.training.reporters; "
+        "print({'tensorboardX', 'wandb', 'mlflow', 'jax'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
