@@ -66,11 +66,10 @@ def runs(
         print(f"no runs in {store.root}")
         return
     print_table(
-        ("run", "started (UTC)", "configuration", "took", "result", "ran", "score", "size", "started by"),
+        ("run, from (UTC)", "configuration", "took", "result", "ran", "score", "size", "started by"),
         [
             (
                 run.record.id + (", pinned" if run.pinned else ""),
-                run.record.started[:16].replace("T", " "),
                 _configuration(run),
                 _duration(run),
                 run.record.result,
