@@ -26,7 +26,7 @@ from flows.stages.answer_cache import AnswerCache
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_schema
 from jora_core.specs.answers import PredictSpec
-from retrieval.build.record_files import read_rankings, read_records
+from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import Answers, RecordValues, score_answers, values_of_records
@@ -215,7 +215,7 @@ def _predict(
 
 
 def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
-    path = context.upstream[build_context.NAME] / build_context.RANKINGS
+    built = context.upstream[build_context.NAME]
     return Answers(
         records=scored.records,
         rows=scored.rows,
@@ -223,7 +223,8 @@ def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
         unseen_rows=scored.unseen_rows,
         # A function, because only tasks with baselines read the rankings.
         # Read once, for the scores and for the values of single records.
-        rankings=functools.cache(lambda: read_rankings(path, part.task, "test")),
+        rankings=functools.cache(lambda: read_rankings(built / build_context.RANKINGS, part.task, "test")),
+        links=functools.cache(lambda: read_links(built / build_context.LINKS, part.task, "test")),
         mode=part.mode,
         seed=context.config.seed,
         resamples=context.config.evaluate.bootstrap_samples,
@@ -286,7 +287,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     return (
         Upstream(
             build_context.NAME,
-            (*build_context.part_names(tasks, "test", "records", "rankings"), *unseen),
+            (*build_context.part_names(tasks, "test", "records", "rankings", "links"), *unseen),
             parts=tasks,
         ),
         convert_model.upstream(config),

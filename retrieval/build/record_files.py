@@ -1,4 +1,4 @@
-"""Columns and readers of the two Parquet files of a build: `records.parquet` and `rankings.parquet`."""
+"""Columns and readers of the Parquet files of a build: records, rankings and links."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 
@@ -106,6 +107,20 @@ def read_rankings(path: Path, task: str | None = None, split: str | None = None)
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
     return _select(read_rows(path, list(RANKING_COLUMNS), list(LEARNED_RANKING_COLUMNS)), task, split)
+
+
+def read_links(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
+    """Read rows of a `links.parquet` file, each as a dictionary.
+
+    Args:
+        path: the file.
+        task: the task whose rows are returned; None: all tasks.
+        split: the split whose rows are returned; None: both splits.
+
+    Raises:
+        InputError: the file is missing, is no Parquet, or lacks a column.
+    """
+    return _select(read_rows(path, list(LINK_COLUMNS)), task, split)
 
 
 def _select(rows: list[dict[str, Any]], task: str | None, split: str | None) -> list[dict[str, Any]]:

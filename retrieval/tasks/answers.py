@@ -25,6 +25,7 @@ class Answers:
         rows: one row for each answer: `id` of the record, `system`, `choice` (None if only a text was
             generated), `text` (None if only a choice was made).
         rankings: returns the records' rows of `rankings.parquet`, for a task that has such rows.
+        links: returns the rows of `links.parquet` of the task, for a task that has such rows.
         mode: mode of the evaluation, which decides the form of the answers.
         seed: seed of the resamples and of every other draw.
         resamples: number of bootstrap resamples behind an interval.
@@ -41,6 +42,7 @@ class Answers:
     resamples: int
     unseen_records: Sequence[Row] = ()
     unseen_rows: Sequence[Row] = ()
+    links: Callable[[], Sequence[Row]] = tuple
 
     def by_system(self, column: str) -> dict[str, dict[str, Any]]:
         """Return the answers in one column, `choice` or `text`, by system and record id."""

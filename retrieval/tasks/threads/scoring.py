@@ -15,6 +15,8 @@ from retrieval.evaluation.answer_scores import (
     thread_values,
 )
 from retrieval.evaluation.combined_answers import combine, fit_weights
+from retrieval.evaluation.links.link_rows import LEARNED, RULES, links_in
+from retrieval.evaluation.links.link_scores import link_scores
 from retrieval.tasks.answers import Answers, RecordValues, Row
 
 #: The system of the most trained model and the learned fusion together.
@@ -37,6 +39,9 @@ def score(answers: Answers) -> dict[str, Any]:
     scores = directionality({**predictions, **together.predictions}, rankings, seed=seed, resamples=resamples)
     if together.predictions:
         scores["combined"] = together.facts
+    links = _links(answers)
+    if links:
+        scores["links"] = links
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
     if answers.mode == "both":
         written = directionality(_predictions(answers, "text"), rankings, seed=seed, resamples=resamples)[
@@ -61,6 +66,17 @@ def values(answers: Answers) -> RecordValues:
         [row["context_id"] for row in rankings],
         {system: thread_values(given, rankings) for system, given in systems.items()},
     )
+
+
+def _links(answers: Answers) -> dict[str, Any]:
+    """Return the scores of the links of held-out threads; empty without links."""
+    rows = answers.links()
+    gold = links_in(rows, "parents")
+    if not any(gold.values()):
+        return {}
+    columns = [*RULES, *([LEARNED] if any(row[LEARNED] for row in rows) else [])]
+    said = {column: links_in(rows, column) for column in columns}
+    return link_scores(gold, said, seed=answers.seed, resamples=answers.resamples)
 
 
 def _rankings(answers: Answers) -> list[Row]:

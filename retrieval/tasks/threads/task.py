@@ -42,6 +42,7 @@ from retrieval.tasks.threads.learned_fusion import (
     leg_features_of,
     ranked,
 )
+from retrieval.tasks.threads.links import Predicted, linked_threads, write_links
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
 from retrieval.tasks.threads.vectors import ThreadVectors
@@ -86,7 +87,7 @@ def prepare(
     replies = write_items(folder / "replies.arrow", ReplyRow, (replies[number] for number in kept))
     (folder / "all-replies.arrow").unlink()
     index_texts(config, threads.texts(), len(threads.posts), folder, progress)
-    fitted = None
+    fitted, predicted = None, None
     if task.learns_fusion:
         fitted = choose_messages(threads, task, config.seed, left_out, report.tally)
     if embedder and "dense" in task.legs:
@@ -95,7 +96,8 @@ def prepare(
             messages = np.concatenate([messages, [(row.thread, row.place, row.low) for row in fitted.rows]])
         ThreadVectors.build(threads, messages, embedder, progress, folder)
     if fitted is not None:
-        report.learned_fusion = _fit(config, threads, fitted, len(replies), folder, progress)
+        report.learned_fusion, predicted = _fit(config, threads, fitted, len(replies), folder, progress)
+    write_links(threads, linked_threads(threads, task.window, config.seed), predicted, folder)
     return len(kept)
 
 
@@ -106,8 +108,11 @@ def _fit(
     n_replies: int,
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Fit the learned fusion, write it, and return its measures. `n_replies` comments have vectors before."""
+) -> tuple[dict[str, Any], Predicted]:
+    """Fit the learned fusion, write it, and return its measures and links of held-out threads.
+
+    `n_replies` comments have vectors before.
+    """
     task = config.threads
     assert task is not None
     cosines: Cosines | None = None

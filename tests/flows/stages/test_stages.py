@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.model_files import ExportSpec
 from retrieval.build.record_files import RANKING_COLUMNS
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from tests.flows.conftest import Project
 
 AUTHORS = ("Ann", "Bob", "Cid")
@@ -199,9 +200,24 @@ def records_and_rankings() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return records, rankings
 
 
+def links_of(rankings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The links of the held-out threads: Ann starts, Bob answers her, and so does Cid, the asked one."""
+    rows = []
+    for ranking in rankings:
+        for number, (parent, asked) in enumerate(((0, False), (0, False), (0, True))):
+            about = {name: ranking[name] for name in ("task", "split", "context_id")}
+            rules = {"previous_post": [max(0, number - 1)], "previous_other_author": [max(0, number - 1)]}
+            name = ranking["id"] if asked else ""
+            rows.append(
+                _row(LINK_COLUMNS, **about, **rules, id=name, number=number, parents=[parent], asked=asked)
+                | {"addressed_then_previous": [number]}
+            )
+    return [row for row in rows if row["split"] == "test"]
+
+
 def _row(columns: Mapping[str, str], **values: Any) -> dict[str, Any]:
     """A row with these columns; what is not given is empty."""
-    empty: dict[str, Any] = {"str": "", "bool": False, "int": 0, "list": []}
+    empty: dict[str, Any] = {"str": "", "bool": False, "int": 0, "list": [], "ints": []}
     return {**{name: empty[kind] for name, kind in columns.items()}, **values}
 
 
@@ -216,6 +232,7 @@ def _evaluation(
     for name, columns, rows in (
         ("records", RECORD_COLUMNS, records),
         ("rankings", RANKING_COLUMNS, rankings),
+        ("links", LINK_COLUMNS, links_of(rankings)),
     ):
         path = context.upstream["build-context"] / f"{name}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)), path)

@@ -1,0 +1,45 @@
+"""Blocks of the report about reply links as sets, and the conversations that they make."""
+
+from __future__ import annotations
+
+from flows.report.blocks import Block, Prose, Table
+from flows.report.facts import RunFacts
+from flows.report.wording import score_text, system_name
+
+LINK_NAMES = {"link_precision": "Precision", "link_recall": "Recall", "link_f1": "F1"}
+CONVERSATION_NAMES = {
+    "one_minus_vi": "1 \u2212 VI",
+    "adjusted_rand_index": "ARI",
+    "one_to_one": "One-to-one",
+    "shen_f1": "Shen F1",
+    "exact_precision": "Exact P",
+    "exact_recall": "Exact R",
+    "exact_f1": "Exact F1",
+}
+
+
+def link_blocks(facts: RunFacts) -> list[Block]:
+    """Return blocks with the scores of links and of conversations; nothing without them."""
+    found = facts.evaluation.get("links")
+    if not found:
+        return []
+    words = (
+        f"Reply links as sets: {found['messages']:,} annotated messages of {found['logs']:,} held-out "
+        f"threads with {found['links']:,} links. A message that starts a conversation has a link to itself, "
+        "which counts. Intervals resample whole threads."
+    )
+    tables = [
+        Table(
+            title,
+            ("System", *names.values()),
+            tuple(
+                (system_name(name), *(score_text(scores.get(key)) for key in names))
+                for name, scores in found["systems"].items()
+            ),
+        )
+        for title, names in (
+            ("Links with 95 % intervals", LINK_NAMES),
+            ("Conversations with 95 % intervals", CONVERSATION_NAMES),
+        )
+    ]
+    return [Prose(words), *tables]
