@@ -23,11 +23,30 @@ def link_blocks(facts: RunFacts) -> list[Block]:
     found = facts.evaluation.get("links")
     if not found:
         return []
+    if not found["logs"]:
+        return [
+            Prose(
+                "Reply links as sets are scored on threads of which every record was drawn, and "
+                "`evaluate.max_records` left none whole."
+            )
+        ]
     words = (
         f"Reply links as sets: {found['messages']:,} annotated messages of {found['logs']:,} held-out "
         f"threads with {found['links']:,} links. A message that starts a conversation has a link to itself, "
         "which counts. Intervals resample whole threads."
     )
+    if found["logs"] < found["of_logs"]:
+        words += f" The other {found['of_logs'] - found['logs']:,} threads were not drawn whole."
+    if found["without_record"]:
+        words += (
+            f" {found['without_record']:,} messages have no record, and count as starts of the models' "
+            "conversations."
+        )
+    if found["second_parent"] is not None:
+        words += (
+            " The most trained model's second choice is a parent too from a probability of "
+            f"{found['second_parent']:.2f}, chosen on training threads that it has not seen."
+        )
     tables = [
         Table(
             title,

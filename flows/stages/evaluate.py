@@ -28,13 +28,21 @@ from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_s
 from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
+from retrieval.evaluation.links.annotation_files import ANNOTATED, write_links
 from retrieval.settings.task_registry import TASKS, scoring_modules
-from retrieval.tasks.answers import Answers, RecordValues, score_answers, values_of_records
+from retrieval.tasks.answers import (
+    Answers,
+    RecordValues,
+    predicted_links,
+    score_answers,
+    values_of_records,
+)
 
 NAME = "evaluate"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 RECORD_VALUES = "record_values.parquet"
+LINKS = "links.parquet"
 
 Row = Mapping[str, Any]
 
@@ -124,6 +132,9 @@ def _run(context: StageContext) -> dict[str, Any]:
         answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
         _merge(scores, score_answers(part.task, answers))
         values[part.task] = values_of_records(part.task, answers)
+        links = predicted_links(part.task, answers)
+        if links is not None:
+            write_links(context.output_dir / LINKS, {ANNOTATED: links.gold, **links.systems})
     _write_values(context.output_dir / RECORD_VALUES, values)
     _write_predictions(context.output_dir / PREDICTIONS, answered)
     # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.

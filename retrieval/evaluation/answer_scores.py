@@ -104,7 +104,10 @@ def directionality(
     rows = [
         row
         for row in rankings
-        if TASKS[row["task"]].facts.answers == "choice" and (ids is None or row["id"] in ids)
+        if TASKS[row["task"]].facts.answers == "choice"
+        # A message that starts a conversation has no right post; the scores of links count it.
+        and row["gold_ids"]
+        and (ids is None or row["id"] in ids)
     ]
     systems = baseline_predictions(rows, seed) | dict(predictions)
     contexts = [row["context_id"] for row in rows]

@@ -346,6 +346,12 @@ class ThreadsTask(TaskSettings):
         description="Where the prompt lacks the post that is answered, teach (and accept) a fixed sentence "
         "that says so.",
     )
+    starts: bool = Field(
+        default=False,
+        title="Ask starts",
+        description="Records of messages that start a conversation too, whose answer is the fixed sentence; "
+        "only with abstain.",
+    )
     window: int = Field(
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
@@ -395,6 +401,8 @@ class ThreadsTask(TaskSettings):
             raise ValueError(
                 "oracle_share below 1 needs abstain: a comment without its post has no other answer"
             )
+        if self.starts and not self.abstain:
+            raise ValueError("starts needs abstain: a message that starts a conversation has no other answer")
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,12 @@ def values_of_records(name: str, answers: Answers) -> RecordValues:
     return import_module(f"{TASKS[name].package}.scoring").values(answers)
 
 
+def predicted_links(name: str, answers: Answers) -> Any:
+    """Return the links that answers to a task's records mean; None for a task without links."""
+    find = getattr(import_module(f"{TASKS[name].package}.scoring"), "predicted_links", None)
+    return find(answers) if find else None
+
+
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
     """Score answers to a task's records.
 

@@ -42,9 +42,7 @@ def answer_links(
     return found
 
 
-def second_parents(
-    records: Sequence[Row], rows: Sequence[Row], threshold: float
-) -> dict[str, Prediction]:
+def second_parents(records: Sequence[Row], rows: Sequence[Row], threshold: float) -> dict[str, Prediction]:
     """Return the second most likely post of each record whose probability is at least the threshold.
 
     A record whose most likely choices include "none of these posts" has no second parent.

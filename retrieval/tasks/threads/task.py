@@ -12,7 +12,7 @@ import numpy as np
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import Items, ItemSink, write_items
 from retrieval.corpus.types import Tally
-from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.evaluation.task_report import STARTS, Progress, TaskReport
 from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
@@ -233,6 +233,9 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
         split = thread.split
         places = {post.id: place for place, post in enumerate(thread.posts)}
         for place, post in enumerate(thread.posts):
+            if task.starts and place and post.has_known_parents and not post.parents and post.text:
+                yield ReplyRow(number, place, (), max(0, place - task.window))
+                continue
             if not post.has_known_parents or not post.parents:
                 tally.read["posts_without_parent" if post.has_known_parents else "posts_not_annotated"] += 1
                 continue
@@ -302,11 +305,14 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     record = builder.record(reply, _wanted(reply, rankings, task), report)
     if record is None:
         return None
-    distance = reply.place - max(reply.parents)
-    # Only for written records, as the rankings below: the measures are of the same comments as the scores.
-    report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
-    for leg, ranking in rankings.items():
-        report.add_ranking(reply.split, leg, ranking, gold, outside_window)
+    if reply.parents:
+        distance = reply.place - max(reply.parents)
+        # Only for written records, as the rankings below: measures and scores are of the same comments.
+        report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
+        for leg, ranking in rankings.items():
+            report.add_ranking(reply.split, leg, ranking, gold, outside_window)
+    else:
+        report.note(reply.split, STARTS)
     found = _ranking(reply, rankings)
     if log_p is not None:
         record["choice_scores"] = choice_scores(record, [post.id for post in reply.candidates], log_p)
