@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
+from flows.configuration.evaluated_systems import (
+    ADAPTER_FILES,
+    VARIANTS,
+    adapter_folders,
+    baselines,
+    is_own,
+    named_adapter,
+)
 from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.answer_cache import AnswerCache
@@ -29,6 +38,7 @@ from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.evaluation.links.annotation_files import ANNOTATED, write_links
+from retrieval.prompts.context_variants import with_context
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (
     Answers,
@@ -81,10 +91,28 @@ def _parts(config: PipelineConfig) -> list[_Part]:
     return [*chosen, *written]
 
 
-def systems_of(context: StageContext) -> dict[str, Path | None]:
-    """Return the evaluated systems by name, with their adapter folders; the base model has None."""
+def own_systems(context: StageContext) -> dict[str, Path | None]:
+    """Return the models of the run by name, with their adapter folders; the base model has None."""
     phases = [context.upstream[phase.stage] for phase in context.config.phases]
     return {BASE: None, **dict(zip((FIRST_PHASE, BOTH_PHASES), phases, strict=False))}
+
+
+def systems_of(context: StageContext) -> dict[str, Path | None]:
+    """Return the evaluated models by name, with their adapter folders: those of the run, then others."""
+    config = context.config
+    own = {name: folder for name, folder in own_systems(context).items() if config.evaluate.scores(name)}
+    return {**own, **_adapters(config)}
+
+
+def _adapters(config: PipelineConfig) -> dict[str, Path]:
+    if all(map(is_own, config.evaluate.systems)):
+        return {}
+    return adapter_folders(config.evaluate.systems, open_store(config).root)
+
+
+def _trained(context: StageContext) -> tuple[str, Path | None]:
+    """Return the name and the adapter of the most trained model of the run."""
+    return list(own_systems(context).items())[-1]
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -93,7 +121,21 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
         "prompt": prompt_settings(config),
-        "evaluate": config.evaluate.model_dump(mode="json"),
+        # Without folders, which are inputs.
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"systems"})
+        | {
+            "systems": [
+                name if is_own(name) else named_adapter(name)[0] for name in config.evaluate.systems
+            ]
+        },
+    }
+
+
+def _inputs(config: PipelineConfig) -> dict[str, Path]:
+    return {
+        f"systems/{name}/{file}": folder / file
+        for name, folder in _adapters(config).items()
+        for file in ADAPTER_FILES
     }
 
 
@@ -123,11 +165,21 @@ def _run(context: StageContext) -> dict[str, Any]:
         # Before the answers, which take long: it may find nothing.
         unseen = _unseen_records(context, part)
         rows, results[part.task] = _predict(context, part, chosen, systems_of(context))
+        for variant in filter(context.config.evaluate.scores, VARIANTS):
+            changed = [with_context(row, variant, context.config.seed) for row in chosen]
+            unchanged = changed.count(None)
+            if unchanged:
+                scores.setdefault("unchanged_prompts", {}).setdefault(part.task, {})[variant] = unchanged
+            given = [new or row for new, row in zip(changed, chosen, strict=True)]
+            more, results[f"{part.task}, {variant}"] = _predict(
+                context, part, given, {variant: _trained(context)[1]}
+            )
+            rows = [*rows, *more]
         answered += [{"task": part.task, **row} for row in rows]
         scores["drawn"][part.task] = draw_counts(held_out, chosen)
         unseen_rows: list[dict[str, Any]] = []
         if unseen:
-            trained = dict(list(systems_of(context).items())[-1:])
+            trained = dict([_trained(context)])
             unseen_rows, results[f"{part.task}, unseen"] = _predict(context, part, unseen, trained)
         answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
         _merge(scores, score_answers(part.task, answers))
@@ -239,6 +291,7 @@ def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
         mode=part.mode,
         seed=context.config.seed,
         resamples=context.config.evaluate.bootstrap_samples,
+        baselines=list(filter(context.config.evaluate.scores, baselines())),
     )
 
 
@@ -311,7 +364,7 @@ EVALUATE = Stage(
     description="Score the existing adapters on the held-out records.",
     version=1,
     settings=_settings,
-    inputs=lambda config: {},
+    inputs=_inputs,
     upstream=_upstream,
     sources=lambda: stage_sources(
         __file__,

@@ -14,6 +14,10 @@ from retrieval.settings.legs import LEGS
 
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
 #: (empty for documents, where every document is a candidate); the opening post may lie before the window.
+#: `previous_other_author` and `addressed_then_previous` are what two rules answer (`link_rules`): the post that
+#: they name, if it is a candidate, else the previous post. `distance` is the number of messages back to the
+#: nearest right one, and 0 without one. `addressed` is whether the comment begins with the name of an earlier
+#: author.
 RANKING_COLUMNS: dict[str, str] = {
     "id": "str",
     "context_id": "str",
@@ -25,6 +29,11 @@ RANKING_COLUMNS: dict[str, str] = {
     "opening_author": "str",
     "gold_ids": "list",
     "gold_authors": "list",
+    "previous_other_author": "list",
+    "addressed_then_previous": "list",
+    "distance": "int",
+    "thread_messages": "int",
+    "addressed": "bool",
     **dict.fromkeys(LEGS, "list"),
     "fused": "list",
     "reranked": "list",

@@ -7,6 +7,7 @@ or its own place if it starts a conversation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from retrieval.corpus.types import Post
 
@@ -30,6 +31,17 @@ def previous_other_author(posts: Sequence[Post]) -> list[int]:
     return found
 
 
+def addressed(posts: Sequence[Post]) -> list[int | None]:
+    """Return the last post of the other person whose name stands first in each post; None without one."""
+    found: list[int | None] = []
+    last: dict[str, int] = {}
+    for place, post in enumerate(posts):
+        name, author = post.text.split(" ")[0].rstrip(":,").casefold(), post.author.casefold()
+        found.append(last.get(name) if name != author else None)
+        last[author] = place
+    return found
+
+
 def addressed_then_previous(posts: Sequence[Post]) -> list[int]:
     """Answer the last post of the person whose name stands first; else, if the author spoke before, the post
     before.
@@ -37,15 +49,26 @@ def addressed_then_previous(posts: Sequence[Post]) -> list[int]:
     Who speaks for the first time, and names nobody who has spoken, starts a conversation.
     """
     found: list[int] = []
-    last: dict[str, int] = {}
-    for place, post in enumerate(posts):
-        name, author = post.text.split(" ")[0].rstrip(":,").casefold(), post.author.casefold()
-        if name in last and name != author:
-            found.append(last[name])
-        else:
-            found.append(place - 1 if author in last else place)
-        last[author] = place
+    known: set[str] = set()
+    for place, (post, named) in enumerate(zip(posts, addressed(posts), strict=True)):
+        before = place - 1 if post.author.casefold() in known else place
+        found.append(before if named is None else named)
+        known.add(post.author.casefold())
     return found
+
+
+@dataclass(frozen=True)
+class RuleAnswers:
+    """What the rules say about the posts of a thread, each by place."""
+
+    previous_other_author: list[int]
+    addressed_then_previous: list[int]
+    addressed: list[int | None]
+
+    @classmethod
+    def of(cls, posts: Sequence[Post]) -> RuleAnswers:
+        """Return the answers for the posts of a thread."""
+        return cls(previous_other_author(posts), addressed_then_previous(posts), addressed(posts))
 
 
 #: By the column of `links.parquet`.

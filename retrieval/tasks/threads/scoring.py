@@ -1,4 +1,4 @@
-"""Score answers to thread records: the directionality of each system and of four simple baselines."""
+"""Score answers to thread records: the directionality of each system and of simple baselines, and links."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ def score(answers: Answers) -> dict[str, Any]:
     seed, resamples = answers.seed, answers.resamples
     predictions = _predictions(answers, _scored_column(answers))
     together = _combined(answers, predictions)
-    scores = directionality({**predictions, **together.predictions}, rankings, seed=seed, resamples=resamples)
+    scores = directionality(
+        {**predictions, **together.predictions},
+        rankings,
+        baselines=answers.baselines,
+        seed=seed,
+        resamples=resamples,
+    )
     if together.predictions:
         scores["combined"] = together.facts
     links = _links(answers)
@@ -58,7 +64,7 @@ def values(answers: Answers) -> RecordValues:
     rankings = _replies(_rankings(answers))
     predictions = _predictions(answers, _scored_column(answers))
     systems = {
-        **baseline_predictions(rankings, answers.seed),
+        **baseline_predictions(rankings, answers.seed, answers.baselines),
         **predictions,
         **_combined(answers, predictions).predictions,
     }
@@ -81,20 +87,24 @@ def predicted_links(answers: Answers) -> Predicted | None:
     rankings = answers.rankings()
     threshold = None
     systems: dict[str, Mapping[str, Prediction]] = {}
-    second: Mapping[str, Prediction] = {}
+    second: Mapping[str, Mapping[str, Prediction]] = {}
     if any(not row["gold_ids"] for row in rankings):
         drawn = {record["id"] for record in answers.records}
         cut = {row["context_id"] for row in rankings if row["id"] not in drawn}
         rows = [row for row in rows if row["context_id"] not in cut]
         predictions = _predictions(answers, _scored_column(answers))
         systems = {**predictions, **_combined(answers, predictions).predictions}
-        last = list(predictions)[-1]
         if answers.unseen_records and answers.mode != "generate":
             threshold = second_parent_threshold(answers.unseen_records, answers.unseen_rows)
         if threshold is not None:
-            of_last = [row for row in answers.rows if row["system"] == last]
-            second = {last: second_parents(answers.records, of_last, threshold)}
-    columns = [*RULES, *([LEARNED] if any(row[LEARNED] for row in rows) else [])]
+            trained = answers.unseen_rows[0]["system"]
+            of_trained = [row for row in answers.rows if row["system"] == trained]
+            second = {trained: second_parents(answers.records, of_trained, threshold)}
+    columns = [
+        name
+        for name in (*RULES, LEARNED)
+        if any(row[name] for row in rows) and (answers.baselines is None or name in answers.baselines)
+    ]
     said = {column: links_in(rows, column) for column in columns}
     said |= {name: answer_links(rows, given, second.get(name)) for name, given in systems.items()}
     asked = {row["id"] for row in rows if row["asked"]}
@@ -173,14 +183,14 @@ def _combined(answers: Answers, predictions: Mapping[str, Mapping[str, Predictio
     if not answers.unseen_records:
         return _Together({}, {})
     weights = fit_weights(answers.unseen_records, answers.unseen_rows)
-    system = list(predictions)[-1]
+    system = answers.unseen_rows[0]["system"]
     rows = [row for row in answers.rows if row["system"] == system]
     rankings = _rankings(answers)
     together = combine(answers.records, rows, rankings, weights)
     replies = _replies(rankings)
     alone = {
         system: predictions[system],
-        "learned": baseline_predictions(rankings, answers.seed)["learned"],
+        "learned": baseline_predictions(rankings, answers.seed, ["learned"])["learned"],
     }
     minus = {
         name: paired_difference(together, given, replies, seed=answers.seed, resamples=answers.resamples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from retrieval.tasks.threads.learned_fusion import (
     leg_features_of,
     ranked,
 )
+from retrieval.tasks.threads.link_rules import RuleAnswers
 from retrieval.tasks.threads.links import Predicted, linked_threads, write_links
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
@@ -194,6 +195,15 @@ class ThreadsWork:
     dense: ThreadVectors | None
     reranker: Reranker | None
     learned: LearnedFusion | None = None
+    # Of the last thread, because the comments of a thread follow one another.
+    _rules: dict[int, RuleAnswers] = field(default_factory=dict, init=False)
+
+    def rules(self, number: int) -> RuleAnswers:
+        """Return what the rules answer in a thread, given by its number."""
+        if number not in self._rules:
+            self._rules.clear()
+            self._rules[number] = RuleAnswers.of(self.threads.thread(number).posts)
+        return self._rules[number]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
         """Yield (record, ranking) of the replies `low` to `high - 1`, in source order.
@@ -313,7 +323,7 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
             report.add_ranking(reply.split, leg, ranking, gold, outside_window)
     else:
         report.note(reply.split, STARTS)
-    found = _ranking(reply, rankings)
+    found = _ranking(reply, rankings, work.rules(row.thread))
     if log_p is not None:
         record["choice_scores"] = choice_scores(record, [post.id for post in reply.candidates], log_p)
         found["learned_scores"] = [*log_p[1:].tolist(), float(log_p[0])]
@@ -345,8 +355,14 @@ def _rankings(legs: Mapping[str, LegRanking], n: int, task: ThreadsTask) -> dict
     return rankings
 
 
-def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the row of `rankings.parquet` of a reply."""
+def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray], rules: RuleAnswers) -> dict[str, Any]:
+    """Return the row of `rankings.parquet` of a reply.
+
+    Args:
+        reply: the reply.
+        rankings: places of the candidates by ranking, best first.
+        rules: what the rules answer in its thread.
+    """
     posts, candidates = reply.thread.posts, reply.candidates
     ids = [post.id for post in candidates]
     row: dict[str, Any] = {
@@ -360,7 +376,14 @@ def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]
         "opening_author": posts[0].author,
         "gold_ids": [posts[place].id for place in reply.parents],
         "gold_authors": [posts[place].author for place in reply.parents],
+        "distance": reply.place - max(reply.parents) if reply.parents else 0,
+        "thread_messages": len(posts),
+        "addressed": rules.addressed[reply.place] is not None,
     }
+    for name in ("previous_other_author", "addressed_then_previous"):
+        place = getattr(rules, name)[reply.place]
+        # A start, and a post before the window, are no answers of this question.
+        row[name] = [posts[place].id if reply.low <= place < reply.place else ids[-1]]
     for leg in (*LEGS, "fused", "reranked", "learned"):
         found = rankings.get(leg)
         row[leg] = [] if found is None else [ids[place] for place in found[:RANKING_DEPTH].tolist()]

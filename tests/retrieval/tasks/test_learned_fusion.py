@@ -17,7 +17,7 @@ from retrieval.build.build import build_record_files
 from retrieval.build.record_files import RANKING_COLUMNS, read_rankings, read_records
 from retrieval.build.shards import prepare
 from retrieval.corpus.types import Post
-from retrieval.evaluation.answer_scores import BASELINES, LEARNED_BASELINES, baseline_predictions
+from retrieval.evaluation.answer_scores import BASELINES, baseline_predictions
 from retrieval.search.learned.reply_ranker import UNSEEN, WEIGHTS
 from retrieval.search.legs.leg import LegQuery
 from retrieval.search.legs.rank_legs import rank_legs
@@ -78,9 +78,10 @@ def test_the_learned_ranking_chooses_the_contexts(built: tuple[Path, dict[str, A
 def test_learned_and_fused_become_baselines(built: tuple[Path, dict[str, Any]], source: Path) -> None:
     rows = read_rankings(built[0] / "rankings.parquet", "threads", "test")
     found = baseline_predictions(rows)
-    assert list(found) == [*BASELINES, *LEARNED_BASELINES]
+    assert list(found) == [name for name in BASELINES if name not in ("dense", "reranked")]
     assert all(found["learned"][row["id"]].post_id == row["learned"][0] for row in rows)
-    assert list(baseline_predictions([{**row, "learned": []} for row in rows])) == [*BASELINES]
+    assert "learned" not in baseline_predictions([{**row, "learned": []} for row in rows])
+    assert list(baseline_predictions(rows, names=["bm25", "dense", "random"])) == ["random", "bm25"]
 
 
 def test_shards_and_a_second_build_give_the_same_bytes(
