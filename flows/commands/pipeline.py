@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -56,11 +59,30 @@ def run(
     """
     changes = [*(overrides or []), *(["ignore_gates=true"] if ignore_gates else [])]
     settings = load(config, changes, ready=True)
-    outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
+    with _says_how_to_go_on():
+        outcome = run_pipeline.run(settings, only=only, start=start, force=force, say=print_status)
     if as_json:
         print_json(print_pipeline.outcome_as_json(outcome.references, outcome.report))
     else:
         print_pipeline.print_outcome(outcome.references, outcome.report)
+
+
+@contextmanager
+def _says_how_to_go_on() -> Iterator[None]:
+    """Say after SIGTERM and Ctrl-C what is kept; end with the shell's status for the signal."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    # While a flow runs, Prefect handles the signal: it ends the run, then sends the signal to this handler.
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print_status("the same command goes on from here: finished stages and checkpoints are kept")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def context(

@@ -29,7 +29,11 @@ class GateConfig(SpecModel):
         description="The judged system, as in the table of scores; empty: the model after the last phase",
     )
     at_least: float | None = Field(
-        default=None, title="At least", description="The smallest value that passes"
+        default=None,
+        ge=-1.0,
+        le=1.0,
+        title="At least",
+        description="The smallest value that passes, 1 at most",
     )
     not_worse_than: str | None = Field(
         default=None,
@@ -42,6 +46,7 @@ class GateConfig(SpecModel):
     margin: float = Field(
         default=0.0,
         ge=0.0,
+        le=1.0,
         title="Margin",
         description="Loss that not_worse_than allows, as a difference",
     )

@@ -238,7 +238,8 @@ def _models(config: PipelineConfig) -> tuple[str, ...]:
 def _systems(config: PipelineConfig) -> Iterator[Problem]:
     if BOTH_PHASES in config.evaluate.systems and len(config.phases) < 2:
         yield Problem(
-            "systems", f"evaluate.systems: {BOTH_PHASES} needs two phases; with one, the model is {FIRST_PHASE}"
+            "systems",
+            f"evaluate.systems: {BOTH_PHASES} needs two phases; with one, the model is {FIRST_PHASE}",
         )
     trained = (FIRST_PHASE, BOTH_PHASES)[len(config.phases) - 1]
     if config.evaluate.combine_records and not config.evaluate.scores(trained):

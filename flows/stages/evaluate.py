@@ -123,11 +123,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
         "prompt": prompt_settings(config),
         # Without folders, which are inputs.
         "evaluate": config.evaluate.model_dump(mode="json", exclude={"systems"})
-        | {
-            "systems": [
-                name if is_own(name) else named_adapter(name)[0] for name in config.evaluate.systems
-            ]
-        },
+        | {"systems": [name if is_own(name) else named_adapter(name)[0] for name in config.evaluate.systems]},
     }
 
 

@@ -29,7 +29,7 @@ from jora_core.model.attention_slots import Slots
 from jora_core.model.cudnn_attention import SelfAttention, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.embedding_noise import embedding_noise
-from jora_core.model.projections import linear
+from jora_core.model.projections import linear, rounds_products
 from jora_core.model.rematerialization import KEPT_INPUT, KEPT_MLP, KEPT_QKV, KEPT_RESIDUAL, recomputed
 from jora_core.model.rotary import Rotary, rotary_tables, rotate
 from jora_core.parallel.collectives import (
@@ -329,7 +329,16 @@ def model_attention(config: ModelConfig, slots: Slots, choice: AttentionChoice) 
         choice: kernel choice, see `jora_core.model.cudnn_attention`.
     """
     scale, softcap = attention_scale(config), config.attention_softcap
-    return self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
+    kernel = self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
+
+    if not rounds_products():
+        return kernel
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
+        narrow = (x.astype(jnp.bfloat16) for x in (q, k, v))
+        return kernel(*narrow, layer_window=layer_window).astype(q.dtype)
+
+    return attend
 
 
 def common_window(config: ModelConfig) -> int | None:

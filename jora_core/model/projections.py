@@ -13,7 +13,7 @@ def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
     """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
         return _quantized_linear(_as_varying(x, weight.codes), weight)
-    if jax.config.jax_default_matmul_precision == "bfloat16":
+    if rounds_products():
         return _narrow_linear(_as_varying(x, weight), _as_varying(weight, x))
     # Not ``x @ weight.T``: differentiated in a scan over layers, it would keep a transposed copy of all
     # weights.
@@ -47,17 +47,20 @@ def _quantized_linear_backward(weight: QuantizedWeight, grad: jax.Array) -> tupl
 _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 
-# With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the float32
-# result, and so widen both products of the backward pass.
+def rounds_products() -> bool:
+    """Return whether the inputs of products are rounded to bfloat16, by JAX's default of the precision."""
+    return jax.config.jax_default_matmul_precision == "bfloat16"
+
+
+# With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the
+# float32 result, and so widen both products of the backward pass.
 @jax.custom_vjp
 def _narrow_linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Compute x Wᵀ of two-axis x from inputs rounded to bfloat16, with sums in float32."""
     return _narrow_product(x, weight, 1, 1)
 
 
-def _narrow_linear_forward(
-    x: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _narrow_linear_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _narrow_linear(x, weight), (x, weight)
 
 

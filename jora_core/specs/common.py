@@ -105,8 +105,8 @@ class ComputeSettings(WeightSettings):
     matmul_precision: MatmulPrecision = Field(
         default="default",
         title="Matrix products",
-        description="default: in the weights' type; bfloat16: projections round their inputs to bfloat16 and "
-        "add up in float32, 2-5 times as fast on a processor with AMX or AVX512-BF16",
+        description="default: in the weights' type; bfloat16: projections and attention round the inputs of "
+        "products to bfloat16 and add up in float32; faster on a processor with AMX",
     )
 
 

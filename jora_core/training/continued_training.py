@@ -33,6 +33,7 @@ _FREE = {
     "keep_best",
     "remat",
     "attention",
+    "matmul_precision",
     "mesh",
 }
 

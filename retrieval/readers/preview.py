@@ -46,7 +46,10 @@ def preview(source: str) -> list[str]:
         threads = islice(read_threads(task.model_copy(update={"missing_parents": "drop"}), Tally()), 3)
         lines = [f"{path}: conversations in the format {format}", *_posts(threads)]
         return _configured("threads", str(path), lines)
-    file = _first(path)
+    file = _first(path, TABLE_SUFFIXES)
+    if file is None and (document := _first(path, TEXT_SUFFIXES)) is not None and path.is_dir():
+        found = f"{path}: documents, such as {document.name}; each file is one"
+        return _configured("documents", str(path), [found])
     if file is None:
         raise refused or InputError(f"--preview: {path} holds no table; expected {', '.join(TABLE_SUFFIXES)}")
     return _table(path, file, refused)
@@ -63,11 +66,11 @@ def _reads(task: ThreadsTask) -> bool:
         return False
 
 
-def _first(path: Path) -> SourceFile | None:
+def _first(path: Path, suffixes: tuple[str, ...]) -> SourceFile | None:
     if path.is_file():
-        return SourceFile(path, path.name) if path.name.lower().endswith(TABLE_SUFFIXES) else None
+        return SourceFile(path, path.name) if path.name.lower().endswith(suffixes) else None
     try:
-        return find_files(str(path), TABLE_SUFFIXES, "--preview")[0]
+        return find_files(str(path), suffixes, "--preview")[0]
     except InputError:
         return None
 

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/lora_step.py --json out.json      # the comparison, under six minutes on two cores
     python tests/benchmarks/lora_step.py --ablate             # what each technique of ours gives
+    python tests/benchmarks/lora_step.py --precisions         # ours with exact and with bfloat16 products
 
 Model: a random float32 Llama of 58M parameters, rank 16 on q and v. The other side runs with gradient
 checkpointing off and on, as two workers of the same run, and is judged by the faster. Memory is the peak
@@ -30,6 +31,7 @@ from sides.workload import supervised_tokens, write_config
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of the losses, relative, before anything is timed
+ROUNDED_TOLERANCE = 1e-2  # where one side's products round to bfloat16
 MIB = 2**20
 # Huge pages are what the pipeline gives its children (flows/children/supervised_process.py); here both sides
 # get them.
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings, results, ratios")
     parser.add_argument("--ablate", action="store_true", help="compare our own step's variants instead")
+    parser.add_argument("--precisions", action="store_true", help="compare our products in two types instead")
     parser.add_argument("--sequences", type=at_least_one, nargs="+", default=[256, 1024], help="of 64 each")
     parser.add_argument("--steps", type=at_least_one, default=6, help="timed steps of each side")
     parser.add_argument(
@@ -87,21 +90,29 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure(workers: list[Worker], warmup: int, steps: int) -> dict[str, dict[str, Any]]:
+def measure(
+    workers: list[Worker], warmup: int, steps: int, tolerance: float = TOLERANCE
+) -> dict[str, dict[str, Any]]:
     """Warm up, compare losses, then time: a result for each worker.
 
+    Args:
+        workers: the started sides.
+        warmup: steps before the timed ones.
+        steps: timed steps.
+        tolerance: largest relative difference between the sides' losses.
+
     Raises:
-        SystemExit: the losses differ.
+        SystemExit: the losses differ by more.
     """
     for worker in workers:
         worker.answer()
     before = take_turns(workers, warmup)
-    check_losses({name: [t["loss"] for t in turns] for name, turns in before.items()}, TOLERANCE)
+    check_losses({name: [t["loss"] for t in turns] for name, turns in before.items()}, tolerance)
     for worker in workers:
         worker.ask("warm")
     timed = take_turns(workers, steps, first=warmup)
     losses = {name: [t["loss"] for t in before[name] + turns] for name, turns in timed.items()}
-    worst = check_losses(losses, TOLERANCE)
+    worst = check_losses(losses, tolerance)
     return {
         worker.name: {
             "side": worker.name,
@@ -115,13 +126,15 @@ def measure(workers: list[Worker], warmup: int, steps: int) -> dict[str, dict[st
     }
 
 
-def run(plan: dict[str, tuple[str, dict[str, Any]]], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def run(
+    plan: dict[str, tuple[str, dict[str, Any]]], args: argparse.Namespace, tolerance: float = TOLERANCE
+) -> dict[str, dict[str, Any]]:
     """Start the workers of a plan, name → (script, settings), measure them together, end them."""
     workers: list[Worker] = []
     try:
         for name, (script, settings) in plan.items():
             workers.append(Worker(name, HERE / "sides" / script, settings, CPU_ONLY))
-        return measure(workers, args.warmup, args.steps)
+        return measure(workers, args.warmup, args.steps, tolerance)
     finally:
         for worker in workers:
             worker.close()
@@ -195,6 +208,24 @@ def ablate(base: dict[str, Any], args: argparse.Namespace) -> tuple[list[dict[st
     return results, ratios
 
 
+def precisions(
+    base: dict[str, Any], args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Our step with exact products and with products in bfloat16, taking turns."""
+    results: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    for sequence in args.sequences:
+        settings = {**base, "sequence": sequence}
+        sides = {"ours": {}, "ours, products in bfloat16": {"matmul_precision": "bfloat16"}}
+        plan = {name: ("ours.py", {**settings, **change}) for name, change in sides.items()}
+        exact, rounded = run(plan, args, ROUNDED_TOLERANCE).values()
+        results += [{"sequence": sequence, **exact}, {"sequence": sequence, **rounded}]
+        ratios[f"bfloat16@{sequence}"] = round(exact["median_seconds"] / rounded["median_seconds"], 3)
+        print_table(rows_of(results[-2:], exact))
+        print(f"bfloat16@{sequence} {ratios[f'bfloat16@{sequence}']:.2f}x (exact/rounded, more is better)\n")
+    return results, ratios
+
+
 def rows_of(results: list[dict[str, Any]], first: dict[str, Any]) -> list[dict[str, str]]:
     """Results as the rows of a table."""
     return [
@@ -216,6 +247,7 @@ def main() -> int:
     args = arguments()
     about = machine()
     base = settings_of(args)
+    chosen = ablate if args.ablate else precisions if args.precisions else compare
     supervised = "all tokens" if not args.supervised else f"the last {args.supervised} tokens"
     print(
         f"{about['processor']}, {about['cores']} cores, load {about['load_before']}; batch {args.batch}, "
@@ -223,11 +255,11 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder), base["shape"], max(args.sequences))
-        results, ratios = (ablate if args.ablate else compare)({**base, "folder": folder}, args)
+        results, ratios = chosen({**base, "folder": folder}, args)
     if about["load_before"] > 0.5:
         print(f"note: the machine was not idle before the run (load {about['load_before']})", file=sys.stderr)
     timing = {"sequences": args.sequences, "warmup": args.warmup, "steps": args.steps}
-    write_result(args.json, about, {**base, **timing, "ablate": args.ablate}, results, ratios)
+    write_result(args.json, about, {**base, **timing, "compared": chosen.__name__}, results, ratios)
     return 0
 
 

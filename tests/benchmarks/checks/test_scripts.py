@@ -68,6 +68,14 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_lora_step_compares_our_products(tmp_path: Path) -> None:
+    words = ["--sequences", "64", "--precisions", "--supervised", "all"]
+    written, _ = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    exact, rounded = (result["losses"] for result in written["results"])
+    assert rounded != exact and rounded == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.slow
 def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> None:
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
     to = tmp_path / "out.json"

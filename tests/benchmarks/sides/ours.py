@@ -93,6 +93,7 @@ def order(settings: dict[str, Any]) -> TrainSpec:
             },
             "max_steps": 1000,
             "dtype": settings["dtype"],
+            "matmul_precision": settings.get("matmul_precision", "default"),
             "output_dir": settings["folder"],
             "checkpoint_dir": settings["folder"],
             **({"remat": settings["remat"]} if settings.get("remat") else {}),
@@ -159,6 +160,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     spec = order(settings)
     mesh = make_mesh()
     jax.set_mesh(mesh)
+    jax.config.update("jax_default_matmul_precision", spec.matmul_precision)
     frozen = make_weights(settings, config)
     adapter = make_adapter(settings, config, spec)
     functions = build_step(config, spec, mesh, make_schedule(spec.optim, 1000), adapter)

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -357,3 +358,20 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
     assert "both_phases, written freely" in first
     assert re.search(r"both_phases +0\.500 \[0\.500, 0\.500\]", second) and "n=77" in second
     assert "bm25" not in second and "exact_match" not in out
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_that_it_goes_on_later(number, status, project, monkeypatch, capsys):
+    """By the signal that a scheduler sends, and by that of Ctrl-C, the handlers are those of before."""
+    before = signal.getsignal(number)
+
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(flows.orchestration.run_pipeline, "run", interrupted)
+    project.config()
+    monkeypatch.setattr(sys, "argv", ["jora", "run", str(project.config_file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status and signal.getsignal(number) == before
+    assert "the same command goes on from here" in capsys.readouterr().err

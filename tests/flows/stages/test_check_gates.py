@@ -170,6 +170,7 @@ def test_export_obeys_and_the_lineage_tells(project: Project, tmp_path: Path) ->
         ("{metric: threads.reply@1}", "expected one of at_least, not_worse_than and better_than, got none"),
         ("{metric: f1, at_least: 1}", "expected TASK.MEASURE, such as qa.f1, got 'f1'"),
         ("{metric: threads.f1, at_least: 1}", "expected one of threads.reply@1"),
+        ("{metric: threads.reply@1, at_least: 60}", "gates.0.at_least: expected at most 1, got 60"),
         ("{metric: threads.reply@1, better_than: last}", "expected one of previous, base, phase1"),
         ("{metric: threads.reply@1, at_least: 1, system: previous}", "gates.0.system: no system previous"),
     ],

@@ -27,12 +27,13 @@ def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str,
     folder = tmp_path_factory.mktemp("mesh")
     records = write_rows(folder / "records.parquet", alpaca_rows(contexts=16))
     orders = {}
-    for name, data, tensor, trainable, sharing in [
-        ("one", 1, 1, "lora", "auto"),
-        ("tensor4", 1, 4, "lora", "auto"),
-        ("data2tensor2", 2, 2, "lora", "auto"),
-        ("all-apart-one", 1, 1, "all", "off"),
-        ("all-shared-data2tensor2", 2, 2, "all", "auto"),
+    for name, data, tensor, trainable, sharing, precision in [
+        ("one", 1, 1, "lora", "auto", "default"),
+        ("tensor4", 1, 4, "lora", "auto", "default"),
+        ("data2tensor2", 2, 2, "lora", "auto", "default"),
+        ("all-apart-one", 1, 1, "all", "off", "default"),
+        ("all-shared-data2tensor2", 2, 2, "all", "auto", "default"),
+        ("all-shared-data2tensor2-bfloat16", 2, 2, "all", "auto", "bfloat16"),
     ]:
         # With sharing the batches of an epoch differ: only a batch of everything is comparable.
         whole = trainable == "all"
@@ -49,8 +50,9 @@ def losses(tiny_weights, alpaca_rows, write_rows, tmp_path_factory) -> dict[str,
             },
             "max_steps": 5 if whole else 20,
             "gradient_accumulation_steps": 1 if whole else 2,
-            # Contexts apart draw a noise each, a shared one draws one: with all parameters the two are compared.
+            # Contexts apart draw a noise each, a shared one draws one: the runs of "all" are compared.
             "neftune_noise_alpha": None if whole else 5.0,
+            "matmul_precision": precision,
             "mesh": {"data": data, "tensor": tensor},
             "checkpoint_every": 1000,
             "output_dir": str(folder / name),
@@ -82,3 +84,10 @@ def test_adapter_losses_equal_one_device(losses, mesh):
 def test_all_parameters_shared_on_a_mesh_equal_apart_on_one_device(losses):
     """Sharing contexts changes no gradient, under a mesh as well: five updates later the losses agree."""
     assert losses["all-shared-data2tensor2"] == pytest.approx(losses["all-apart-one"], rel=1e-5)
+
+
+def test_bfloat16_products_train_all_parameters_on_a_mesh(losses):
+    """A gradient that a device keeps to itself would be a half or a quarter of the right one."""
+    narrow = losses["all-shared-data2tensor2-bfloat16"]
+    assert narrow != losses["all-shared-data2tensor2"]
+    assert narrow == pytest.approx(losses["all-apart-one"], rel=2e-3)

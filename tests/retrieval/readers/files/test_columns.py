@@ -213,6 +213,13 @@ def test_a_preview_guesses_the_mapping(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps([{"type": "message", "user": "U1", "ts": "1.0", "text": "hello"}]))
     assert "conversations in the format slack" in preview(str(path))[0]
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "start.md").write_text("# Start")
+    assert preview(str(pages)) == [
+        f"{pages}: documents, such as start.md; each file is one",
+        *("", "context:", "  qa:", f"    source: {pages}"),
+    ]
 
 
 def test_one_conversation_says_that_nothing_is_held_out(tmp_path: Path) -> None:
