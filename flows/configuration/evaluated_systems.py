@@ -13,8 +13,8 @@ from retrieval.settings.task_registry import TASKS
 
 #: The run's own models.
 MODELS = (BASE, FIRST_PHASE, BOTH_PHASES)
-#: The most trained model with changed contexts (`retrieval.prompts.context_variants`). Each costs as much as a
-#: model, so they are off unless they are named.
+#: The most trained model with changed contexts (`retrieval.prompts.context_variants`). Each costs as much as
+#: a model, so they are off unless they are named.
 VARIANTS = ("closed_book", "oracle_only", "shuffled")
 #: Files of a PEFT folder that decide its answers.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -110,8 +110,8 @@ def adapter_folders(entries: Sequence[str], store: Path) -> dict[str, Path]:
         if len(whole) != 1:
             why = f"{len(whole)} trainings have this key" if whole else "no adapter there"
             raise InputError(
-                f"evaluate.systems: {place}: {why}; expected a PEFT folder with {' and '.join(ADAPTER_FILES)}, "
-                f"or the key of one finished training in {store}"
+                f"evaluate.systems: {place}: {why}; expected a PEFT folder with "
+                f"{' and '.join(ADAPTER_FILES)}, or the key of one finished training in {store}"
             )
         found[name] = whole[0]
     return found

@@ -131,9 +131,9 @@ class EvaluateConfig(EvaluationSettings):
     systems: list[str] = Field(
         default=[],
         title="Systems",
-        description="What is scored: names such as base, both_phases, previous_post, closed_book, oracle_only or "
-        "shuffled, keys of finished trainings, and PEFT folders, also as NAME=FOLDER; empty: the baselines "
-        "and the run's own models",
+        description="What is scored: names such as base, both_phases, previous_post, closed_book, "
+        "oracle_only or shuffled, keys of finished trainings, and PEFT folders, also as NAME=FOLDER; empty: "
+        "the baselines and the run's own models",
     )
     combine_records: int = Field(
         default=0,

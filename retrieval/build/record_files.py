@@ -14,10 +14,10 @@ from retrieval.settings.legs import LEGS
 
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
 #: (empty for documents, where every document is a candidate); the opening post may lie before the window.
-#: `previous_other_author` and `addressed_then_previous` are what two rules answer (`link_rules`): the post that
-#: they name, if it is a candidate, else the previous post. `distance` is the number of messages back to the
-#: nearest right one, and 0 without one. `addressed` is whether the comment begins with the name of an earlier
-#: author.
+#: `previous_other_author` and `addressed_then_previous` are what two rules answer (`link_rules`): the post
+#: that they name, if it is a candidate, else the previous post. `distance` is the number of messages back to
+#: the nearest right one, and 0 without one. `addressed` is whether the comment begins with the name of an
+#: earlier author.
 RANKING_COLUMNS: dict[str, str] = {
     "id": "str",
     "context_id": "str",

@@ -18,6 +18,7 @@ from retrieval.evaluation.combined_answers import combine, fit_weights
 from retrieval.evaluation.links.answer_links import answer_links, second_parent_threshold, second_parents
 from retrieval.evaluation.links.link_rows import LEARNED, RULES, links_in
 from retrieval.evaluation.links.link_scores import Links, link_scores
+from retrieval.evaluation.slices import reply_slices
 from retrieval.tasks.answers import Answers, RecordValues, Row
 
 #: The system of the most trained model and the learned fusion together.
@@ -46,6 +47,17 @@ def score(answers: Answers) -> dict[str, Any]:
     )
     if together.predictions:
         scores["combined"] = together.facts
+    scores["slices"] = reply_slices(
+        {
+            **baseline_predictions(rankings, seed, answers.baselines),
+            **predictions,
+            **together.predictions,
+        },
+        rankings,
+        answers.records,
+        seed=seed,
+        resamples=resamples,
+    )
     links = _links(answers)
     if links:
         scores["links"] = links

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.build.build import build_record_files
+from retrieval.build.record_files import read_rankings
 from retrieval.corpus.mapped_items import map_batches
 from retrieval.corpus.types import Post, Tally
+from retrieval.evaluation.answer_scores import Prediction, baseline_predictions
 from retrieval.evaluation.links.link_rows import LINK_COLUMNS, links_in
 from retrieval.evaluation.links.link_scores import link_scores
 from retrieval.evaluation.measures.links import annotated_links
@@ -146,3 +149,31 @@ def test_the_development_logs_have_the_links_and_rules_of_the_page(tmp_path: Pat
     ):
         cells = [f"{100 * score['value']:.1f}" for score in systems[name].values()]
         assert f"| {title} | {' | '.join(cells)} |" in page
+
+
+def test_a_build_writes_what_the_rules_answer(tmp_path: Path) -> None:
+    lines = ["<ann> red", "<bob> blue", "<bob> green", "<cy> ann: yes", "<ann> why", "<dan> hello"]
+    for split in ("train", "dev"):
+        log(tmp_path / split, split, lines, ["0 0", "0 1", "0 2", "0 3", "1 4", "3 5", "2 5"])
+    task = {"source": str(tmp_path), "format": "irc", "legs": ["bm25", "recency"], "window": 4}
+    build_record_files(ContextConfig(threads=ThreadsTask.model_validate(task)), tmp_path / "out")
+    rows = read_rankings(tmp_path / "out" / "rankings.parquet", "threads", "test")
+    found = [
+        [row["id"].rpartition(":")[2], *row["previous_other_author"], *row["addressed_then_previous"]]
+        + [row["distance"], row["thread_messages"], row["addressed"]]
+        for row in rows
+    ]
+    assert found == [
+        ["1", "0", "0", 1, 6, False],
+        ["2", "0", "1", 2, 6, False],
+        ["3", "2", "0", 3, 6, True],
+        ["4", "3", "3", 3, 6, False],
+        # Dan speaks for the first time: as an answer among the posts, the rule takes the last one.
+        ["5", "4", "4", 2, 6, False],
+    ]
+    systems = baseline_predictions(rows)
+    assert list(systems) == [
+        "random", "opening_post", "previous_post", "previous_other_author", "addressed_then_previous", "bm25",
+        "fused"]  # fmt: skip
+    assert systems["addressed_then_previous"]["threads:dev/dev:3"] == Prediction("0", "ann")
+    assert list(baseline_predictions(rows, names=["fused", "learned"])) == ["fused"]

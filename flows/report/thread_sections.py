@@ -1,6 +1,8 @@
-"""Blocks of the report about reply links as sets, and the conversations that they make."""
+"""Blocks of the report about groups of comments, reply links as sets, and the conversations of links."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from flows.report.blocks import Block, Prose, Table
 from flows.report.facts import RunFacts
@@ -16,6 +18,37 @@ CONVERSATION_NAMES = {
     "exact_recall": "Exact R",
     "exact_f1": "Exact F1",
 }
+SLICE_NAMES = {
+    "distance": "Messages back to the right post",
+    "right_post": "The right post is",
+    "thread_messages": "Messages of the thread",
+    "parents": "Right posts",
+    "in_prompt": "A right post is",
+    "addressed": "The comment",
+}
+
+
+def slice_blocks(facts: RunFacts, systems: Sequence[str]) -> list[Block]:
+    """Return one table of reply@1 in groups of comments; nothing without groups.
+
+    Args:
+        facts: the run.
+        systems: the systems to show.
+    """
+    found = facts.evaluation.get("slices")
+    if not found:
+        return []
+    rows = tuple(
+        (
+            f"{SLICE_NAMES[kind]}: {group['group']}",
+            f"{group['n']:,}",
+            *(score_text(group["systems"].get(name)) for name in systems),
+        )
+        for kind, groups in found.items()
+        for group in groups
+    )
+    headers = ("Comments", "n", *(system_name(name) for name in systems))
+    return [Table("reply@1 in groups of comments, with 95 % intervals", headers, rows)]
 
 
 def link_blocks(facts: RunFacts) -> list[Block]:
