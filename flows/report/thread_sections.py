@@ -69,11 +69,10 @@ def link_blocks(facts: RunFacts) -> list[Block]:
         "which counts. Intervals resample whole threads."
     )
     if found["logs"] < found["of_logs"]:
-        words += f" The other {found['of_logs'] - found['logs']:,} threads were not drawn whole."
+        words += f" The others of {found['of_logs']:,} threads were not drawn whole."
     if found["without_record"]:
         words += (
-            f" {found['without_record']:,} messages have no record, and count as starts of the models' "
-            "conversations."
+            f" Messages without a record, which count as starts of the models: {found['without_record']:,}."
         )
     if found["second_parent"] is not None:
         words += (
