@@ -43,7 +43,8 @@ def link_scores(gold: Links, systems: Mapping[str, Links], *, seed: int, resampl
         `{"logs", "messages", "links", "systems": {name: scores}}`, where `scores` are LINK_SCORES and
         CONVERSATION_SCORES, each `{value, low, high, n}`; n is the number of annotated links or of messages.
     """
-    logs = sorted(gold)
+    # Of a log without annotated messages nothing is known.
+    logs = sorted(log for log, links in gold.items() if links)
     draws = ContextBootstrap.over(logs, seed, resamples).draws.astype(np.float64)
     found = {name: _scores(gold, said, logs, draws) for name, said in systems.items()}
     messages = sum(len({message for message, _ in gold[log]}) for log in logs)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.configuration.evaluated_systems import ADAPTER_FILES, adapter_folders, named_adapter
+from flows.configuration.evaluated_systems import ADAPTER_FILES, VARIANTS, adapter_folders, named_adapter
 from jora_core.base.errors import InputError
 from retrieval.prompts.context_variants import VARIANTS as CHANGED
 from tests.flows.conftest import Project
@@ -22,7 +22,7 @@ def adapter(folder: Path) -> Path:
 def test_all_but_the_costly_ones_are_scored_by_default(project: Project) -> None:
     wanted = project.config().evaluate
     assert all(wanted.scores(name) for name in ("base", "both_phases", "bm25", "addressed_then_previous"))
-    assert CHANGED and not any(wanted.scores(name) for name in CHANGED)
+    assert tuple(CHANGED) == VARIANTS and not any(wanted.scores(name) for name in VARIANTS)
     named = project.config("evaluate.systems=[base,random,closed_book]").evaluate
     known = ("base", "phase1", "random", "bm25", "closed_book", "shuffled")
     assert list(filter(named.scores, known)) == ["base", "random", "closed_book"]

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.children.run_child import ChildFailed
+from flows.configuration.evaluated_systems import ADAPTER_FILES
 from flows.configuration.schema import PipelineConfig
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import StageContext
@@ -246,7 +247,7 @@ def _evaluation(
             right = {"base": False, "phase1": number % 2 == 0, "both_phases": True}
             for system in spec.systems:
                 good, bad = ("3", "4") if record["task"] == "tables" else ("#1 Ann", "#2 Bob")
-                said = good if right[system] else bad
+                said = good if right.get(system, True) else bad
                 choice = "" if spec.mode == "generate" else said
                 text = bad if spec.mode == "both" else said
                 rows.append(
@@ -294,6 +295,36 @@ def test_answers_of_unchanged_systems_are_not_computed_again(
     third = _evaluation(project, monkeypatch, *wanted)
     assert third[:2] == first[:2] and [len(spec.systems) for spec in third[2]] == [3, 3]
     assert not _evaluation(project, monkeypatch, *wanted)[2]
+
+
+def test_chosen_systems_and_links(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project.folder / "mine"
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        (folder / name).write_text("{}")
+    chosen = "evaluate.systems=[both_phases,previous_post,shuffled,before=./mine]"
+    scores, predictions, specs = _evaluation(project, monkeypatch, chosen)
+    assert list(scores["systems"]) == ["previous_post", "both_phases", "before", "shuffled"]
+    trained = project.folder / "up" / "finetune-task"
+    assert [spec.systems for spec in specs] == [
+        {"both_phases": trained, "before": folder},
+        {"shuffled": trained},
+    ]
+    assert {row["system"] for row in predictions} == {"both_phases", "before", "shuffled"}
+    # The records here have no text, so nothing could be put into another order.
+    assert scores["unchanged_prompts"] == {"threads": {"shuffled": THREADS}}
+    links = scores["links"]
+    assert list(links["systems"]) == ["previous_post"] and links["logs"] == THREADS
+    # Ann's start and Bob's answer to her are right, Cid's answer to Bob is not.
+    assert links["systems"]["previous_post"]["link_f1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    written = pq.read_table(project.folder / "out" / "links.parquet").to_pylist()
+    assert {row["system"] for row in written} == {"annotated", "previous_post"}
+    assert len(written) == 2 * 3 * THREADS
+    config = project.config(chosen)
+    assert list(EVALUATE.inputs(config)) == [f"systems/before/{name}" for name in ADAPTER_FILES]
+    settings = json.dumps(EVALUATE.settings(config))
+    assert "before" in settings and str(project.folder) not in settings
+    assert not EVALUATE.inputs(project.config())
 
 
 def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
