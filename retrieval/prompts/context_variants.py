@@ -70,7 +70,9 @@ def _qa_texts(record: Row) -> tuple[list[str], list[int], str] | None:
     count = len(record["context_ids"])
     texts = documents_of(record["input"], count)
     question = record["input"].rpartition("\n\nQuestion: ")[2]
-    return (texts, list(range(count)), question) if count and all(texts) else None
+    # Text between two lines that look like the same beginning is in no document.
+    whole = count > 0 and qa_prompt_of(texts, question) == record["input"]
+    return (texts, list(range(count)), question) if whole else None
 
 
 def _blocks(record: Row) -> tuple[list[str], list[int], str] | None:
