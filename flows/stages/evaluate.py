@@ -35,6 +35,7 @@ from flows.stages.answer_cache import AnswerCache
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_schema
 from jora_core.specs.answers import PredictSpec
+from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.evaluation.links.annotation_files import ANNOTATED, write_links
@@ -249,9 +250,7 @@ def _predict(
         sharing=config.evaluate.sharing,
         max_new_tokens=config.evaluate.max_new_tokens,
         mesh=config.mesh,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        attention=config.model.attention,
+        **values_of(ComputeSettings, config.model),
         output_dir=folder,
         compilation_cache_dir=context.cache_dir / "jax",
     )

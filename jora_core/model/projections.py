@@ -49,7 +49,7 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 
 def rounds_products() -> bool:
     """Return whether the inputs of products are rounded to bfloat16, by JAX's default of the precision."""
-    return jax.config.jax_default_matmul_precision == "bfloat16"
+    return getattr(jax.config, "jax_default_matmul_precision") == "bfloat16"  # noqa: B009 - unknown to pyright
 
 
 # With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the

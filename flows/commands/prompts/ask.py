@@ -25,6 +25,7 @@ from flows.stages.converted_model import converted
 from flows.stages.model_conversion import tokenizer_folder
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import PredictSpec
+from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.prompts.answer_matching import final_answer
 from retrieval.prompts.answer_styles import quotations
 from retrieval.settings.task_registry import TASKS
@@ -191,9 +192,7 @@ def ask_questions(
             sharing=evaluation.sharing,
             max_new_tokens=asking.max_new_tokens or evaluation.max_new_tokens,
             mesh=config.mesh,
-            dtype=config.model.dtype,
-            quantization=config.model.quantization,
-            attention=config.model.attention,
+            **values_of(ComputeSettings, config.model),
             output_dir=folder / "answers",
             compilation_cache_dir=store.cache_dir / "jax",
         )

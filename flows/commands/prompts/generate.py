@@ -28,6 +28,7 @@ from flows.stages.converted_model import converted
 from flows.stages.model_conversion import converted_folder
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import AnswerSpec, GenerateSpec
+from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.model_sources import source_kind
 
 # Valid values of the options of `jora generate`, for errors about wrong values.
@@ -184,9 +185,7 @@ def generate_answer(
             max_seq_len=config.evaluate.max_seq_len,
             stream=on_text is not None,
             mesh=config.mesh,
-            dtype=config.model.dtype,
-            quantization=config.model.quantization,
-            attention=config.model.attention,
+            **values_of(ComputeSettings, config.model),
             output_dir=folder / "answer",
             # A missing store is not created just to answer a prompt; the user's cache takes its place.
             compilation_cache_dir=(store.cache_dir if store.root.exists() else models_cache().parent) / "jax",
