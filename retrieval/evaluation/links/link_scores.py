@@ -65,9 +65,8 @@ def _scores(gold: Links, said: Links, logs: list[str], draws: np.ndarray) -> dic
             "link_f1": 2 * matched / (predicted + right),
         }
     values |= measures(sums[:, 3:])
-    n = dict.fromkeys(LINK_SCORES, int(sums[0, 2])) | dict.fromkeys(
-        CONVERSATION_SCORES, int(sums[0, 3 + COUNTS.index("messages")])
-    )
+    messages = int(sums[0, 3 + COUNTS.index("messages")])
+    n = {name: int(sums[0, 2]) if name in LINK_SCORES else messages for name in values}
     return {name: _with_interval(each, n[name]) for name, each in values.items()}
 
 

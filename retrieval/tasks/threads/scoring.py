@@ -138,7 +138,7 @@ def _links(answers: Answers) -> dict[str, Any]:
     if found is None:
         return {}
     scores = link_scores(found.gold, found.systems, seed=answers.seed, resamples=answers.resamples)
-    return scores | found.facts
+    return {**scores, **found.facts}
 
 
 def _rankings(answers: Answers) -> list[Row]:
