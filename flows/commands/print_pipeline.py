@@ -30,6 +30,12 @@ METRICS = (
     ("quotation_precision",),
 )
 
+# Of links as sets, and of the conversations that they make.
+LINK_METRICS = (
+    ("link_precision", "link_recall", "link_f1"),
+    ("one_minus_vi", "adjusted_rand_index", "one_to_one", "shen_f1", "exact_f1"),
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -123,9 +129,23 @@ def print_scores(scores: dict[str, Any]) -> None:
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
+    _print_links(console, scores.get("links"))
     for name, found in scores.get("combined", {}).get("minus", {}).items():
         line = f"reply@1 of model_and_learned minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
+
+
+def _print_links(console: Console, found: Mapping[str, Any] | None) -> None:
+    """Print the scores of links as sets and of conversations, if the evaluation has them."""
+    if not found:
+        return
+    for metrics in LINK_METRICS:
+        table = _grid("system", *metrics)
+        for name, values in found["systems"].items():
+            table.add_row(name, *(_interval(values[metric]) for metric in metrics))
+        console.print(table)
+    counts = f"{found['links']:,} links of {found['messages']:,} messages in {found['logs']:,} threads"
+    console.print(f"{counts}, starts of conversations among them\n", style="dim")
 
 
 def print_records(reference: ArtifactRef) -> bool:
