@@ -30,7 +30,13 @@ from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.settings.task_registry import TASKS, scoring_modules
-from retrieval.tasks.answers import Answers, RecordValues, score_answers, values_of_records
+from retrieval.tasks.answers import (
+    Answers,
+    RecordValues,
+    comparisons,
+    score_answers,
+    values_of_records,
+)
 
 NAME = "evaluate"
 METRICS = "metrics.json"
@@ -97,7 +103,7 @@ def _run(context: StageContext) -> dict[str, Any]:
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
-    scores: dict[str, Any] = {"systems": {}, "drawn": {}}
+    scores: dict[str, Any] = {"systems": {}, "drawn": {}, "comparisons": {}}
     answered: list[dict[str, Any]] = []
     values: dict[str, RecordValues] = {}
     # Times and memory of the child processes, for the manifest. They are not among the scores, so that
@@ -125,6 +131,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
         _merge(scores, score_answers(part.task, answers))
         values[part.task] = values_of_records(part.task, answers)
+        scores["comparisons"][part.task] = comparisons(values[part.task], answers)
     _write_values(context.output_dir / RECORD_VALUES, values)
     _write_predictions(context.output_dir / PREDICTIONS, answered)
     # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.
@@ -150,7 +157,7 @@ def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
         # They are answered as held-out records are.
         row | {"split": "test"}
         for row in read_records(path, part.task, "train")
-        if all(phase.validates(row["context_id"], config.seed) for phase in phases)
+        if all(phase.validates(row["context_id"], config.training_seed) for phase in phases)
     ]
     if not rows:
         raise InputError(
