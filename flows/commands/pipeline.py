@@ -27,6 +27,7 @@ from flows.orchestration import run_pipeline
 from flows.report.page import write_report
 from flows.stages import STAGES
 from flows.stages.build_context import RECORDS
+from flows.stages.evaluate import LINKS
 from flows.stages.push import EXPORT, NAME, uploads
 from jora_core.base.errors import InputError
 
@@ -194,7 +195,11 @@ def train(
 
 
 def evaluate(
-    config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False
+    config: Config = None,
+    force: Force = False,
+    overrides: Set = None,
+    as_json: Json = False,
+    links: Annotated[Path | None, typer.Option("--write-links", metavar="DIR")] = None,
 ) -> None:
     """Score held-out records (stage evaluate).
 
@@ -205,8 +210,18 @@ def evaluate(
         force: run even what is up to date.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
+        links: Also write the reply links of each system, as annotations of irc-disentanglement, below DIR.
     """
-    _run_stages(["evaluate"], load(config, overrides), force, as_json)
+    settings = load(config, overrides)
+    if links is not None and (settings.context.threads is None or settings.evaluate.max_records == 0):
+        raise InputError("--write-links: this configuration scores no threads; give context.threads")
+    references = _run_stages(["evaluate"], settings, force, as_json)
+    if links is not None:
+        # Here, because it loads numpy, which the other commands of this module do not need.
+        from retrieval.evaluation.links.annotation_files import write_annotations
+
+        path = Path(references[0].path) / LINKS
+        print_status(f"{links}: {write_annotations(path, links)} files")
 
 
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:

@@ -33,6 +33,12 @@ METRICS = (
     ("quotation_precision",),
 )
 
+# Of links as sets, and of the conversations that they make.
+LINK_METRICS = (
+    ("link_precision", "link_recall", "link_f1"),
+    ("one_minus_vi", "adjusted_rand_index", "one_to_one", "shen_f1", "exact_f1"),
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -135,6 +141,7 @@ def print_scores(scores: dict[str, Any]) -> None:
             table.add_row(name, points(row), probability(row["p_holm"]), verdict_text(row))
         console.print(table)
         console.print("paired by record, over contexts; p corrected for all pairs (Holm)\n", style="dim")
+    _print_links(console, scores.get("links"))
     for name, found in scores.get("combined", {}).get("minus", {}).items():
         line = f"reply@1 of model_and_learned minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
@@ -150,7 +157,8 @@ def print_seeds(found: dict[str, Any]) -> None:
     for measure, means, rows in headline_seeds(found):
         compared = {row["other"]: row for row in rows}
         seeds = [f"seed {seed}" for seed in found["seeds"]]
-        table = _grid("system", f"{measure}, mean", *seeds, "spread", f"{rows[0]['one']} is")
+        shown = f"{rows[0]['one']} is" if rows else ""
+        table = _grid("system", f"{measure}, mean", *seeds, "spread", shown)
         for name, mean in means.items():
             values = [f"{value:.3f}" for value in (*mean["by_seed"], mean["spread"])]
             table.add_row(
@@ -158,6 +166,19 @@ def print_seeds(found: dict[str, Any]) -> None:
             )
         console.print(table)
         console.print("intervals and verdicts over contexts and seeds\n", style="dim")
+
+
+def _print_links(console: Console, found: Mapping[str, Any] | None) -> None:
+    """Print the scores of links as sets and of conversations, if the evaluation has them."""
+    if not found:
+        return
+    for metrics in LINK_METRICS:
+        table = _grid("system", *metrics)
+        for name, values in found["systems"].items():
+            table.add_row(name, *(_interval(values[metric]) for metric in metrics))
+        console.print(table)
+    counts = f"{found['links']:,} links of {found['messages']:,} messages in {found['logs']:,} threads"
+    console.print(f"{counts}, starts of conversations among them\n", style="dim")
 
 
 def print_records(reference: ArtifactRef) -> bool:

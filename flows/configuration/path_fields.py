@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.evaluated_systems import resolve_system
 from flows.configuration.fetched_models import MODELS
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
@@ -28,6 +29,8 @@ PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 # A path, unless it is one of the names, or the template itself.
 PATH_OR_TEMPLATE_KEYS = ("prompt.template",)
+# Paths, or `NAME=PATH`, among names and keys.
+SYSTEMS_KEY = "evaluate.systems.*"
 # Paths that count from folders of their own; see the module `schema`.
 OTHER_ROOT_KEYS = (("store",), ("store_cache",), ("root",))
 MOST_NAME_BYTES = 255  # of Linux's file systems, as are the next
@@ -76,6 +79,10 @@ def resolve_paths(
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
             # its credentials: they are filled in where it is opened.
             return hide_credentials(value) if is_url(filled) else _absolute(root / with_home(filled, where))
+        if _is_one_of(key, (SYSTEMS_KEY,)):
+            return resolve_system(
+                value, lambda place: _absolute(root / with_home(_expanded(place, where), where))
+            )
         if _is_one_of(key, PATH_OR_TEMPLATE_KEYS):
             if value in TEMPLATE_NAMES or is_inline(value.replace("${", "")):
                 return value
@@ -117,7 +124,7 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         is_path = key in OTHER_ROOT_KEYS or _is_one_of(
-            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS, *PATH_OR_TEMPLATE_KEYS)
+            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS, *PATH_OR_TEMPLATE_KEYS, SYSTEMS_KEY)
         )
         return references(value) if isinstance(value, str) and is_path else value
 

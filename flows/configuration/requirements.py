@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.evaluated_systems import VARIANTS, is_own, named_adapter
 from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE, PREVIOUS
 from flows.configuration.prompts import prompt_source
 from flows.configuration.schema import PipelineConfig
@@ -59,6 +60,7 @@ def problems(config: PipelineConfig) -> Iterator[Problem]:
     yield from _prompt(config)
     yield from _retrieval(config)
     yield from _evaluation(config)
+    yield from _systems(config)
     yield from _gates(config)
     model = _model_config(Path(config.model.path))
     if model:
@@ -226,6 +228,26 @@ def _evaluation(config: PipelineConfig) -> Iterator[Problem]:
             )
 
 
+def _models(config: PipelineConfig) -> tuple[str, ...]:
+    """Return the names of the evaluated models."""
+    own = (BASE, *(FIRST_PHASE, BOTH_PHASES)[: len(config.phases)], *VARIANTS)
+    others = (named_adapter(entry)[0] for entry in config.evaluate.systems if not is_own(entry))
+    return (*filter(config.evaluate.scores, own), *others)
+
+
+def _systems(config: PipelineConfig) -> Iterator[Problem]:
+    if BOTH_PHASES in config.evaluate.systems and len(config.phases) < 2:
+        yield Problem(
+            "systems",
+            f"evaluate.systems: {BOTH_PHASES} needs two phases; with one, the model is {FIRST_PHASE}",
+        )
+    trained = (FIRST_PHASE, BOTH_PHASES)[len(config.phases) - 1]
+    if config.evaluate.combine_records and not config.evaluate.scores(trained):
+        yield Problem(
+            "systems", f"evaluate.systems: combine_records weighs {trained}; name it too, or set 0 records"
+        )
+
+
 def _gates(config: PipelineConfig) -> Iterator[Problem]:
     for index, gate in enumerate(config.gates):
         task, _, measure = gate.metric.partition(".")
@@ -238,8 +260,7 @@ def _gates(config: PipelineConfig) -> Iterator[Problem]:
             known = ", ".join(f"{task}.{name}" for name in TASKS[task].facts.measures)
             yield Problem("gates", f"gates.{index}.metric: no measure {gate.metric}; expected one of {known}")
         else:
-            phases = (FIRST_PHASE, BOTH_PHASES)[: len(config.phases)]
-            systems = (BASE, *phases, *TASKS[task].facts.baselines)
+            systems = (*_models(config), *filter(config.evaluate.scores, TASKS[task].facts.baselines))
             for field in ("system", "not_worse_than", "better_than"):
                 name = getattr(gate, field)
                 expected = systems if field == "system" else (PREVIOUS, *systems)

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from flows.configuration.evaluated_systems import VARIANTS, check_systems
 from flows.configuration.gates import GateConfig
 from flows.configuration.hub_models import with_hub_models
 from flows.configuration.path_fields import resolve_paths, with_references
@@ -127,6 +128,13 @@ class EvaluateConfig(EvaluationSettings):
         title="Most document records",
         description="Held-out document questions to answer freely; 0: none",
     )
+    systems: list[str] = Field(
+        default=[],
+        title="Systems",
+        description="What is scored: names such as base, both_phases, previous_post, closed_book, "
+        "oracle_only or shuffled, keys of finished trainings, and PEFT folders, also as NAME=FOLDER; empty: "
+        "the baselines and the run's own models",
+    )
     combine_records: int = Field(
         default=0,
         ge=0,
@@ -140,6 +148,16 @@ class EvaluateConfig(EvaluationSettings):
         title="Bootstrap samples",
         description="Resamplings behind each interval, of whole threads, tables or documents",
     )
+
+    @field_validator("systems")
+    @classmethod
+    def _known_systems(cls, value: list[str]) -> list[str]:
+        check_systems(value)
+        return value
+
+    def scores(self, system: str) -> bool:
+        """Return whether a system of the run is scored."""
+        return system in self.systems if self.systems else system not in VARIANTS
 
     def most_records(self, task: str) -> int | None:
         """Return the largest number of held-out records of a task to score; None for all.

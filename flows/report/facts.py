@@ -126,8 +126,9 @@ class RunFacts:
         chosen = {name for name, entry in TASKS.items() if entry.facts.answers == "choice"}
         was_right = {
             row["id"]: means_gold(answers[row["id"]][self.shown_system], row)
-            for row in _columns(records, ["id", "gold", "task", "context_ids"], answers)
-            if row["task"] in chosen and self.shown_system in answers[row["id"]]
+            for row in _columns(records, ["id", "gold", "task", "context_ids", "oracle_ids"], answers)
+            # A message that starts a conversation has no right post to show.
+            if row["task"] in chosen and row["oracle_ids"] and self.shown_system in answers[row["id"]]
         }
         # One order for both lists, so that the choice of the examples does not depend on the scores.
         drawn = _shuffled(was_right)

@@ -11,6 +11,7 @@ from flows.report.lineage_sections import configuration, lineage
 from flows.report.records_sections import corpora, retrieval
 from flows.report.statistics_sections import HEADLINES, against, calibration, comparisons, seeds
 from flows.report.svg_charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
+from flows.report.thread_sections import link_blocks, slice_blocks
 from flows.report.wording import (
     byte_size,
     duration,
@@ -115,6 +116,9 @@ def evaluation(facts: RunFacts) -> list[Block]:
     systems += [name for name in facts.systems if name not in systems]
     # Without thread records there are no scores of replies, only of answers.
     blocks = _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
+    baseline = _best_baseline(facts)
+    blocks += slice_blocks(facts, [name for name in systems if name not in _BASELINES or name == baseline])
+    blocks += link_blocks(facts)
     for metric, title in OTHER_METRICS.items():
         scores = {name: facts.systems[name][metric] for name in systems if metric in facts.systems[name]}
         if scores:

@@ -132,6 +132,8 @@ def seeds(facts: RunFacts) -> list[Block]:
         )
         headers = ("System", "Mean (95 % interval)", "With each seed", "Spread in points")
         blocks.append(Table(HEADLINES[measure].capitalize(), headers, rows))
+        if not compared:
+            continue
         blocks.append(
             Table(
                 f"{system_name(compared[0]['one'])} against each other system, over all seeds",

@@ -11,6 +11,8 @@ SYSTEM_NAMES = {
     "random": "Random post",
     "opening_post": "Opening post",
     "previous_post": "Previous post",
+    "previous_other_author": "Previous post by another author",
+    "addressed_then_previous": "Addressed, then previous",
     "bm25": "BM25",
     "fused": "Fused legs",
     "learned": "Learned fusion",

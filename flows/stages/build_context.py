@@ -1,6 +1,7 @@
 """The stage `build-context`, which builds retrieval-augmented records and rankings from the corpora.
 
-The records are built in a child process, and written to `records.parquet` and `rankings.parquet`.
+The records are built in a child process, and written to `records.parquet`, `rankings.parquet` and
+`links.parquet`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from retrieval.settings.task_registry import LOADERS, build_modules, task_module
 NAME = "build-context"
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
+LINKS = "links.parquet"
 
 
 def _settings(context: ContextConfig) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def part_names(tasks: Iterable[str], split: str, *files: str) -> tuple[str, ...]
     Args:
         tasks: names of the tasks.
         split: "train" or "test".
-        files: "records", "rankings" or both.
+        files: some of "records", "rankings" and "links".
     """
     return tuple(f"{file}/{task}/{split}" for file in files for task in tasks)
 

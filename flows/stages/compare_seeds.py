@@ -51,11 +51,10 @@ def _run(context: StageContext) -> dict[str, Any]:
     keys = {config.training_seed: str(context.manifests[evaluate.NAME]["key"])}
     for seed in config.seeds[1:]:
         folders[seed], keys[seed] = _evaluated(context, seed)
-    last = BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE
     found = {
         "seeds": list(config.seeds),
         "evaluations": {str(seed): key for seed, key in keys.items()},
-        "tasks": _summary(config, [folders[seed] for seed in config.seeds], last),
+        "tasks": _summary(config, [folders[seed] for seed in config.seeds]),
     }
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     (context.output_dir / SUMMARY).write_text(f"{text}\n", encoding="utf-8")
@@ -74,7 +73,7 @@ def _evaluated(context: StageContext, seed: int) -> tuple[Path, str]:
     return Path(reference.path), reference.key
 
 
-def _summary(config: PipelineConfig, folders: list[Path], shown: str) -> dict[str, Any]:
+def _summary(config: PipelineConfig, folders: list[Path]) -> dict[str, Any]:
     """Summarise the values of single records of each seed's evaluation, by task and measure."""
     import numpy as np
     import pyarrow.parquet as pq
@@ -94,7 +93,8 @@ def _summary(config: PipelineConfig, folders: list[Path], shown: str) -> dict[st
         tasks[task] = compare_seeds(
             list(contexts.values()),
             systems,
-            shown,
+            # `evaluate.systems` may leave out the most trained one.
+            next((name for name in (BOTH_PHASES, FIRST_PHASE) if name in systems), None),
             seed=config.seed,
             resamples=config.evaluate.bootstrap_samples,
         )

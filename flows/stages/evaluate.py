@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
+from flows.configuration.evaluated_systems import (
+    ADAPTER_FILES,
+    VARIANTS,
+    adapter_folders,
+    baselines,
+    is_own,
+    named_adapter,
+)
 from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import Mode, PipelineConfig
 from flows.engine.code_files import stage_sources
+from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.answer_cache import AnswerCache
@@ -27,13 +36,16 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
-from retrieval.build.record_files import read_rankings, read_records
+from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
+from retrieval.evaluation.links.annotation_files import ANNOTATED, write_links
+from retrieval.prompts.context_variants import with_context
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (
     Answers,
     RecordValues,
     comparisons,
+    predicted_links,
     score_answers,
     values_of_records,
 )
@@ -42,6 +54,7 @@ NAME = "evaluate"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 RECORD_VALUES = "record_values.parquet"
+LINKS = "links.parquet"
 
 Row = Mapping[str, Any]
 
@@ -80,10 +93,28 @@ def _parts(config: PipelineConfig) -> list[_Part]:
     return [*chosen, *written]
 
 
-def systems_of(context: StageContext) -> dict[str, Path | None]:
-    """Return the evaluated systems by name, with their adapter folders; the base model has None."""
+def own_systems(context: StageContext) -> dict[str, Path | None]:
+    """Return the models of the run by name, with their adapter folders; the base model has None."""
     phases = [context.upstream[phase.stage] for phase in context.config.phases]
     return {BASE: None, **dict(zip((FIRST_PHASE, BOTH_PHASES), phases, strict=False))}
+
+
+def systems_of(context: StageContext) -> dict[str, Path | None]:
+    """Return the evaluated models by name, with their adapter folders: those of the run, then others."""
+    config = context.config
+    own = {name: folder for name, folder in own_systems(context).items() if config.evaluate.scores(name)}
+    return {**own, **_adapters(config)}
+
+
+def _adapters(config: PipelineConfig) -> dict[str, Path]:
+    if all(map(is_own, config.evaluate.systems)):
+        return {}
+    return adapter_folders(config.evaluate.systems, open_store(config).root)
+
+
+def _trained(context: StageContext) -> tuple[str, Path | None]:
+    """Return the name and the adapter of the most trained model of the run."""
+    return list(own_systems(context).items())[-1]
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -92,7 +123,17 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
         "prompt": prompt_settings(config),
-        "evaluate": config.evaluate.model_dump(mode="json"),
+        # Without folders, which are inputs.
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"systems"})
+        | {"systems": [name if is_own(name) else named_adapter(name)[0] for name in config.evaluate.systems]},
+    }
+
+
+def _inputs(config: PipelineConfig) -> dict[str, Path]:
+    return {
+        f"systems/{name}/{file}": folder / file
+        for name, folder in _adapters(config).items()
+        for file in ADAPTER_FILES
     }
 
 
@@ -122,16 +163,29 @@ def _run(context: StageContext) -> dict[str, Any]:
         # Before the answers, which take long: it may find nothing.
         unseen = _unseen_records(context, part)
         rows, results[part.task] = _predict(context, part, chosen, systems_of(context))
+        for variant in filter(context.config.evaluate.scores, VARIANTS):
+            changed = [with_context(row, variant, context.config.seed) for row in chosen]
+            unchanged = changed.count(None)
+            if unchanged:
+                scores.setdefault("unchanged_prompts", {}).setdefault(part.task, {})[variant] = unchanged
+            given = [new or row for new, row in zip(changed, chosen, strict=True)]
+            more, results[f"{part.task}, {variant}"] = _predict(
+                context, part, given, {variant: _trained(context)[1]}
+            )
+            rows = [*rows, *more]
         answered += [{"task": part.task, **row} for row in rows]
         scores["drawn"][part.task] = draw_counts(held_out, chosen)
         unseen_rows: list[dict[str, Any]] = []
         if unseen:
-            trained = dict(list(systems_of(context).items())[-1:])
+            trained = dict([_trained(context)])
             unseen_rows, results[f"{part.task}, unseen"] = _predict(context, part, unseen, trained)
         answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
         _merge(scores, score_answers(part.task, answers))
         values[part.task] = values_of_records(part.task, answers)
         scores["comparisons"][part.task] = comparisons(values[part.task], answers)
+        links = predicted_links(part.task, answers)
+        if links is not None:
+            write_links(context.output_dir / LINKS, {ANNOTATED: links.gold, **links.systems})
     _write_values(context.output_dir / RECORD_VALUES, values)
     _write_predictions(context.output_dir / PREDICTIONS, answered)
     # `allow_nan=False`: NaN is no JSON, and a browser or another language could not read the file.
@@ -221,7 +275,7 @@ def _predict(
 
 
 def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
-    path = context.upstream[build_context.NAME] / build_context.RANKINGS
+    built = context.upstream[build_context.NAME]
     return Answers(
         records=scored.records,
         rows=scored.rows,
@@ -229,10 +283,12 @@ def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
         unseen_rows=scored.unseen_rows,
         # A function, because only tasks with baselines read the rankings.
         # Read once, for the scores and for the values of single records.
-        rankings=functools.cache(lambda: read_rankings(path, part.task, "test")),
+        rankings=functools.cache(lambda: read_rankings(built / build_context.RANKINGS, part.task, "test")),
+        links=functools.cache(lambda: read_links(built / build_context.LINKS, part.task, "test")),
         mode=part.mode,
         seed=context.config.seed,
         resamples=context.config.evaluate.bootstrap_samples,
+        baselines=list(filter(context.config.evaluate.scores, baselines())),
     )
 
 
@@ -292,7 +348,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     return (
         Upstream(
             build_context.NAME,
-            (*build_context.part_names(tasks, "test", "records", "rankings"), *unseen),
+            (*build_context.part_names(tasks, "test", "records", "rankings", "links"), *unseen),
             parts=tasks,
         ),
         convert_model.upstream(config),
@@ -305,7 +361,7 @@ EVALUATE = Stage(
     description="Score the existing adapters on the held-out records.",
     version=1,
     settings=_settings,
-    inputs=lambda config: {},
+    inputs=_inputs,
     upstream=_upstream,
     sources=lambda: stage_sources(
         __file__,

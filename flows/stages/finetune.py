@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import ChildFailed, run_child
+from flows.configuration.evaluated_systems import ADAPTER_FILES
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
@@ -27,7 +28,6 @@ from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
 from jora_core.specs.train import TrainingSettings, TrainSpec
 
-ADAPTER_FILES = ("adapter_config.json", ADAPTER)
 # Sums up the state of a finished training, in its artifact.
 STATE_FILE = "training_state/training.json"
 TOKENS = "tokens"  # folder of token ids in the cache

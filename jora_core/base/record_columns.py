@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Column → kind: "str", "bool", "int", "list" (of strings) or "floats" (a list). No value is null.
+#: Column → kind: "str", "bool", "int", "list" (of strings), "floats" or "ints" (lists). No value is null.
 RECORD_COLUMNS: dict[str, str] = {
     "id": "str",
     "instruction": "str",
@@ -57,6 +57,7 @@ def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None 
         "int": pa.int64(),
         "list": pa.list_(pa.string()),
         "floats": pa.list_(pa.float64()),
+        "ints": pa.list_(pa.int64()),
     }
     fields = [pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()]
     return pa.schema(fields, metadata=dict(sorted((metadata or {}).items())))

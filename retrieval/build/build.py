@@ -33,14 +33,17 @@ from retrieval.build.shards import (
 )
 from retrieval.corpus.file_sinks import ParquetSink
 from retrieval.corpus.mapped_items import map_batches
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from retrieval.evaluation.task_report import Progress
 from retrieval.settings.context import ContextConfig
+from retrieval.tasks.task_protocol import LINKS as PREPARED_LINKS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RECORDS = "records.parquet"
 RANKINGS = "rankings.parquet"
+LINKS = "links.parquet"
 METRICS = "metrics.json"
 # Hidden, because it is no result.
 WORK = ".build"
@@ -50,7 +53,7 @@ SPLITS = ("train", "test")
 def build_record_files(
     config: ContextConfig, output_dir: Path, progress: Progress | None = None, work_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Build `records.parquet`, `rankings.parquet` and `metrics.json`, and return the metrics.
+    """Build records, rankings and links (Parquet) and `metrics.json`, and return the metrics.
 
     The metrics are written last. Each file appears complete or not at all. An error publishes none of them. A
     build that was killed continues from its work folder when the function is called again. Wrong input leaves
@@ -58,7 +61,7 @@ def build_record_files(
 
     Args:
         config: the configuration of the build.
-        output_dir: folder that the three files are written to.
+        output_dir: folder that the files are written to.
         progress: receives (step, done, total) while the work advances.
         work_dir: holds unfinished work until the build ends; by default a folder below `output_dir`.
 
@@ -112,20 +115,20 @@ def _alone(folder: Path) -> Iterator[None]:
 def merge(
     config: ContextConfig, work: Path, prepared: Prepared, output_dir: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Join the finished shards, in order, into the three files, and return the metrics.
+    """Join the finished shards, in order, into the files of the build, and return the metrics.
 
     Args:
         config: the configuration of the build.
         work: the work folder with all shards.
         prepared: the description that `prepare` returned.
-        output_dir: folder that the three files are written to.
+        output_dir: folder that the files are written to.
         progress: receives (step, done, total) while the work advances.
 
     Raises:
         InputError: a file cannot be written.
     """
     progress("merge shards", 0, len(prepared.shards))
-    # The metadata of both files. It has no time and no path, so equal builds give equal bytes.
+    # The metadata of all files. It has no time and no path, so equal builds give equal bytes.
     metadata = {
         "config": canonical_json(config.fingerprint()),
         "inputs": canonical_json(prepared.inputs),
@@ -133,11 +136,12 @@ def merge(
         "format": FORMAT_VERSION,
     }
     with ExitStack() as stack:
-        # Left in reverse order, so `records.parquet` is published before `rankings.parquet`, and both before
-        # the metrics.
+        # Left in reverse order, so `records.parquet` is published first, and all before the metrics.
+        links = stack.enter_context(ParquetSink(output_dir / LINKS, LINK_COLUMNS, metadata))
         rankings = stack.enter_context(ParquetSink(output_dir / RANKINGS, ranking_columns(config), metadata))
         records = stack.enter_context(ParquetSink(output_dir / RECORDS, record_columns(config), metadata))
-        digests = {name: _TaskDigests() for name in ("records", "rankings")}
+        digests = {name: _TaskDigests() for name in ("records", "rankings", "links")}
+        links.append_batches(digests["links"].noting(_prepared_links(work, prepared.examples)))
         rankings.append_batches(digests["rankings"].noting(_batches(work, prepared.shards, "rankings")))
         records.append_batches(digests["records"].noting(_batches(work, prepared.shards, "records")))
         # From here on until they are written again, the missing metrics mark the folder as incomplete.
@@ -151,7 +155,7 @@ def merge(
         # Of the rows of a task and split. Who reads these rows alone need not look at the rest of the file.
         "digests": {name: found.by_task(prepared.examples) for name, found in digests.items()},
     }
-    # Written last: a folder with this file holds all three files of one build.
+    # Written last: a folder with this file holds all files of one build.
     write_json(output_dir / METRICS, metrics)
     progress("merge shards", len(prepared.shards), len(prepared.shards))
     return metrics
@@ -163,7 +167,7 @@ def merge_prepared(config: ContextConfig, work: Path, output_dir: Path) -> dict[
     Args:
         config: the configuration of the build.
         work: the work folder.
-        output_dir: folder that the three files are written to.
+        output_dir: folder that the files are written to.
 
     Raises:
         InputError: a file cannot be written.
@@ -195,6 +199,13 @@ class _TaskDigests:
     def by_task(self, tasks: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return the digests by task and split, also of a task without rows."""
         return {task: {split: self._found[task, split].hexdigest() for split in SPLITS} for task in tasks}
+
+
+def _prepared_links(work: Path, tasks: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    for task in tasks:
+        path = work / task / PREPARED_LINKS
+        if path.is_file():
+            yield from map_batches(path)
 
 
 def _batches(work: Path, shards: list[Shard], kind: str) -> Iterator[pa.RecordBatch]:

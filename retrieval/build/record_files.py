@@ -1,4 +1,4 @@
-"""Columns and readers of the two Parquet files of a build: `records.parquet` and `rankings.parquet`."""
+"""Columns and readers of the Parquet files of a build: records, rankings and links."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 
 #: One row a thread or question record. `candidate_ids` are all earlier posts in the window in time order
 #: (empty for documents, where every document is a candidate); the opening post may lie before the window.
+#: `previous_other_author` and `addressed_then_previous` are what two rules answer (`link_rules`): the post
+#: that they name, if it is a candidate, else the previous post. `distance` is the number of messages back to
+#: the nearest right one, and 0 without one. `addressed` is whether the comment begins with the name of an
+#: earlier author.
 RANKING_COLUMNS: dict[str, str] = {
     "id": "str",
     "context_id": "str",
@@ -24,6 +29,11 @@ RANKING_COLUMNS: dict[str, str] = {
     "opening_author": "str",
     "gold_ids": "list",
     "gold_authors": "list",
+    "previous_other_author": "list",
+    "addressed_then_previous": "list",
+    "distance": "int",
+    "thread_messages": "int",
+    "addressed": "bool",
     **dict.fromkeys(LEGS, "list"),
     "fused": "list",
     "reranked": "list",
@@ -106,6 +116,20 @@ def read_rankings(path: Path, task: str | None = None, split: str | None = None)
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
     return _select(read_rows(path, list(RANKING_COLUMNS), list(LEARNED_RANKING_COLUMNS)), task, split)
+
+
+def read_links(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
+    """Read rows of a `links.parquet` file, each as a dictionary.
+
+    Args:
+        path: the file.
+        task: the task whose rows are returned; None: all tasks.
+        split: the split whose rows are returned; None: both splits.
+
+    Raises:
+        InputError: the file is missing, is no Parquet, or lacks a column.
+    """
+    return _select(read_rows(path, list(LINK_COLUMNS)), task, split)
 
 
 def _select(rows: list[dict[str, Any]], task: str | None, split: str | None) -> list[dict[str, Any]]:

@@ -41,6 +41,9 @@ class Thread:
         row: line or position of the thread in the file.
         split: "train" or "test" if the source names the split, else "".
         time: time of its start, in seconds since 1970; None if unknown.
+        links: annotated reply links (line, parent) of a log whose posts are named by line numbers, also those
+            of lines that are no posts; a line that starts a conversation has a link to itself. Empty: what
+            the posts say.
     """
 
     id: str
@@ -49,6 +52,7 @@ class Thread:
     row: int = 0
     split: str = ""
     time: float | None = None
+    links: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from retrieval.prompts.answer_matching import final_answer, parse_answer
 from retrieval.prompts.answer_styles import quotations
 from retrieval.prompts.templates import NO_DOCUMENT, documents_of
 from retrieval.settings.task_registry import TASKS
-from retrieval.settings.tasks import BASELINES, LEARNED_BASELINES
+from retrieval.settings.tasks import BASELINES
 from retrieval.text.normalize import seeded_hash
 from retrieval.text.words import has_unspaced
 
@@ -55,27 +55,36 @@ def prediction_from_answer(answer: str, record: Mapping[str, Any]) -> Prediction
 
 
 def baseline_predictions(
-    rankings: Sequence[Mapping[str, Any]], seed: int = 0
+    rankings: Sequence[Mapping[str, Any]], seed: int = 0, names: Collection[str] | None = None
 ) -> dict[str, dict[str, Prediction]]:
     """Return the answers of the baselines, by system and record id.
 
-    The baselines are random (a seeded draw among all candidates), opening_post, previous_post, and bm25 (the
-    candidate that BM25 ranks first). If the rows have learned rankings, fused and learned are baselines too
-    (the candidates that these rank first).
+    The baselines are random (a seeded draw among all candidates), opening_post, previous_post, two rules, and
+    the candidate that each ranking puts first. A ranking that no row has is left out.
+
+    Args:
+        rankings: rows of `rankings.parquet`.
+        seed: seed of the draws.
+        names: the wanted baselines; None: all.
     """
-    learned = LEARNED_BASELINES if any(row.get("learned") for row in rankings) else ()
-    out: dict[str, dict[str, Prediction]] = {name: {} for name in (*BASELINES, *learned)}
+    found = {name: any(row.get(name) for row in rankings) for name in BASELINES[3:]}
+    wanted = [name for name in BASELINES if found.get(name, True) and (names is None or name in names)]
+    out: dict[str, dict[str, Prediction]] = {name: {} for name in wanted}
     for row in rankings:
         ids, authors = row["candidate_ids"], row["candidate_authors"]
         by_id = dict(zip(ids, authors, strict=True))
         # By the record's id, not by a generator's next number: a subset of the records gives the same draws.
         drawn = seeded_hash(seed, "random baseline", row["id"]) % len(ids)
-        out["random"][row["id"]] = Prediction(ids[drawn], authors[drawn])
-        out["opening_post"][row["id"]] = Prediction(row["opening_id"], row["opening_author"])
-        out["previous_post"][row["id"]] = Prediction(ids[-1], authors[-1])
-        for ranking in ("bm25", *learned):
-            best = row[ranking][0]
-            out[ranking][row["id"]] = Prediction(best, by_id[best])
+        fixed = {
+            "random": Prediction(ids[drawn], authors[drawn]),
+            "opening_post": Prediction(row["opening_id"], row["opening_author"]),
+            "previous_post": Prediction(ids[-1], authors[-1]),
+        }
+        for name in wanted:
+            if name in fixed:
+                out[name][row["id"]] = fixed[name]
+            elif row[name]:
+                out[name][row["id"]] = Prediction(row[name][0], by_id[row[name][0]])
     return out
 
 
@@ -84,6 +93,7 @@ def directionality(
     rankings: Sequence[Mapping[str, Any]],
     *,
     ids: Collection[str] | None = None,
+    baselines: Collection[str] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -93,6 +103,7 @@ def directionality(
         predictions: answers by system and record id; a missing answer counts as wrong.
         rankings: rows of `rankings.parquet` of the scored split.
         ids: ids of the records to score; None: all.
+        baselines: names of the baselines; None: all.
         seed: seed of the random baseline and of the resamples.
         resamples: number of resamples.
 
@@ -105,9 +116,12 @@ def directionality(
     rows = [
         row
         for row in rankings
-        if TASKS[row["task"]].facts.answers == "choice" and (ids is None or row["id"] in ids)
+        if TASKS[row["task"]].facts.answers == "choice"
+        # A message that starts a conversation has no right post; the scores of links count it.
+        and row["gold_ids"]
+        and (ids is None or row["id"] in ids)
     ]
-    systems = baseline_predictions(rows, seed) | dict(predictions)
+    systems = baseline_predictions(rows, seed, baselines) | dict(predictions)
     contexts = [row["context_id"] for row in rows]
     right = {name: _right(answers, rows) for name, answers in systems.items()}
     intervals = ContextBootstrap.over(contexts, seed, resamples)

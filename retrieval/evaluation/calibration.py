@@ -95,11 +95,11 @@ def calibrations(
 
     Args:
         rows: answers, with `id`, `system` and `choice_logprobs` (empty without choices).
-        right: system to record id to 1 for a right choice, else 0.
+        right: system to record id to 1 for a right choice, else 0. Other answers are left out.
     """
     by_system: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row.get("choice_logprobs"):
+        if row.get("choice_logprobs") and row["id"] in right.get(row["system"], ()):
             by_system.setdefault(row["system"], []).append(row)
     return {
         system: calibration(

@@ -47,7 +47,7 @@ def compare_systems(
 def compare_seeds(
     contexts: Sequence[str],
     systems: Mapping[str, Mapping[str, np.ndarray]],
-    shown: str,
+    shown: str | None,
     *,
     seed: int,
     resamples: int,
@@ -57,7 +57,7 @@ def compare_seeds(
     Args:
         contexts: id of the context of each record.
         systems: system to measure to float64[seeds, N].
-        shown: name of the system that is compared with each other one.
+        shown: name of the system that is compared with each other one; None: none is.
         seed: seed of the resamples.
         resamples: number of bootstrap resamples.
 
@@ -68,7 +68,7 @@ def compare_seeds(
     """
     resampled = ContextBootstrap.over(contexts, seed, resamples)
     found = {}
-    for measure in systems[shown]:
+    for measure in dict.fromkeys(name for given in systems.values() for name in given):
         values = {name: given[measure] for name, given in systems.items() if measure in given}
         means = {name: resampled.over_seeds(given) for name, given in values.items()}
         for mean in means.values():
@@ -78,7 +78,7 @@ def compare_seeds(
         rows = [
             {"one": shown, "other": name, **resampled.over_seeds(values[shown] - given)}
             for name, given in values.items()
-            if name != shown
+            if shown in values and name != shown
         ]
         found[measure] = {"systems": means, "comparisons": _judged(rows)}
     return found

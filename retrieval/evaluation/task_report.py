@@ -28,6 +28,8 @@ EXAMPLES = 10
 #: Reasons under which training items that repeat (nearly) a test item are dropped.
 EXACT = ("duplicate_of_test_record", "table_also_in_test", "document_also_in_test", "thread_twice")
 NEAR = ("near_duplicate_of_test_record", "table_nearly_in_test", "document_nearly_in_test")
+#: Note of records that ask a message which answers none: no text holds the answer, so none can be found.
+STARTS = "conversation_starts"
 _SPLITS = ("train", "test")
 
 
@@ -133,14 +135,15 @@ class TaskReport:
 
     def summary(self) -> dict[str, Any]:
         """Return the task's section of `metrics.json`."""
+        answered = {
+            split: self.records[split] - self.notes.get(split, Counter())[STARTS] for split in _SPLITS
+        }
         out = {
             **self.tally.as_dict(),
             "records": {split: self.records[split] for split in _SPLITS},
             "contexts": {split: len(self.contexts.get(split, ())) for split in _SPLITS},
             "oracle_in_context": {
-                split: round(self.with_oracle[split] / self.records[split], 6)
-                if self.records[split]
-                else None
+                split: round(self.with_oracle[split] / answered[split], 6) if answered[split] else None
                 for split in _SPLITS
             },
             "notes": {split: dict(sorted(found.items())) for split, found in sorted(self.notes.items())},

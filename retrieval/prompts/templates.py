@@ -91,8 +91,13 @@ def document_line(number: int, title: str, text: str) -> str:
 
 def qa_input(documents: Sequence[tuple[str, str]], question: str) -> str:
     """Return the prompt body of a question over documents. Documents are (title, text) in prompt order."""
-    lines = [document_line(n, title, text) for n, (title, text) in enumerate(documents, start=1)]
-    return "\n".join(lines) + f"\n\nQuestion: {question}"
+    return qa_prompt_of([titled(title, text) for title, text in documents], question)
+
+
+def qa_prompt_of(shown: Sequence[str], question: str) -> str:
+    """Return the prompt body of a question over documents that are given as a prompt shows them."""
+    lines = "\n".join(f"[{number}] {text}" for number, text in enumerate(shown, start=1))
+    return "\n\n".join([*([lines] if shown else []), f"Question: {question}"])
 
 
 def documents_of(shown: str, count: int) -> list[str]:

@@ -29,10 +29,21 @@ ThreadFusion = Literal["rrf", "weighted", "learned"]
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
-#: Systems without a model that answer thread records.
-BASELINES = ("random", "opening_post", "previous_post", "bm25")
-#: Baselines where the fusion is learned: the first of the legs' fusion by rank, and of the learned ranking.
-LEARNED_BASELINES = ("fused", "learned")
+#: Systems without a model that answer thread records. The first three need no ranking. The others are the
+#: first of a column of `rankings.parquet`: two rules, then rankings, which exist if the configuration has the
+#: leg, the reranker or the learned fusion.
+BASELINES = (
+    "random",
+    "opening_post",
+    "previous_post",
+    "previous_other_author",
+    "addressed_then_previous",
+    "bm25",
+    "dense",
+    "fused",
+    "reranked",
+    "learned",
+)
 
 
 @dataclass(frozen=True)
@@ -284,7 +295,7 @@ class ThreadsTask(TaskSettings):
         records="comments in threads",
         contexts="posts",
         measures=("reply@1", "target@1", "joint"),
-        baselines=(*BASELINES, *LEARNED_BASELINES),
+        baselines=BASELINES,
         answers="choice",
         unique_context_ids=False,
     )
@@ -346,6 +357,12 @@ class ThreadsTask(TaskSettings):
         description="Where the prompt lacks the post that is answered, teach (and accept) a fixed sentence "
         "that says so.",
     )
+    starts: bool = Field(
+        default=False,
+        title="Ask starts",
+        description="Records of messages that start a conversation too, whose answer is the fixed sentence; "
+        "only with abstain.",
+    )
     window: int = Field(
         default=100, ge=1, title="Window", description="How many posts before the comment are candidates."
     )
@@ -395,6 +412,8 @@ class ThreadsTask(TaskSettings):
             raise ValueError(
                 "oracle_share below 1 needs abstain: a comment without its post has no other answer"
             )
+        if self.starts and not self.abstain:
+            raise ValueError("starts needs abstain: a message that starts a conversation has no other answer")
         return self
 
     @model_validator(mode="after")

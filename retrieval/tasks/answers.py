@@ -6,7 +6,7 @@ evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol
@@ -25,6 +25,8 @@ class Answers:
         rows: one row for each answer: `id` of the record, `system`, `choice` (None if only a text was
             generated), `text` (None if only a choice was made).
         rankings: returns the records' rows of `rankings.parquet`, for a task that has such rows.
+        baselines: names of the systems without a model that are scored; None: all that the rankings have.
+        links: returns the rows of `links.parquet` of the task, for a task that has such rows.
         mode: mode of the evaluation, which decides the form of the answers.
         seed: seed of the resamples and of every other draw.
         resamples: number of bootstrap resamples behind an interval.
@@ -41,6 +43,8 @@ class Answers:
     resamples: int
     unseen_records: Sequence[Row] = ()
     unseen_rows: Sequence[Row] = ()
+    links: Callable[[], Sequence[Row]] = tuple
+    baselines: Collection[str] | None = None
 
     def by_system(self, column: str) -> dict[str, dict[str, Any]]:
         """Return the answers in one column, `choice` or `text`, by system and record id."""
@@ -108,6 +112,12 @@ def comparisons(values: RecordValues, answers: Answers) -> dict[str, list[dict[s
     from retrieval.evaluation.comparisons import compare_systems
 
     return compare_systems(values.contexts, values.systems, seed=answers.seed, resamples=answers.resamples)
+
+
+def predicted_links(name: str, answers: Answers) -> Any:
+    """Return the links that answers to a task's records mean; None for a task without links."""
+    find = getattr(import_module(f"{TASKS[name].package}.scoring"), "predicted_links", None)
+    return find(answers) if find else None
 
 
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from retrieval.evaluation.task_report import Progress, TaskReport
     from retrieval.search.dense.embedder import Embedder
 
+#: File that a task may write into its prepared folder: rows of `links.parquet`.
+LINKS = "links.arrow"
+
 #: A record and its ranking; None where the task has no rankings.
 Example = tuple[dict[str, Any], dict[str, Any] | None]
 

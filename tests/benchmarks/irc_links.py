@@ -5,15 +5,15 @@
 `previous message`: every message answers the last message before it. `addressed, then previous`: a message
 that begins with the name of someone who has spoken answers the last message of that person. Else someone who
 speaks for the first time starts a conversation, and every other message answers the last message before it.
-In both, a line of the system is no message and has a link to itself, as in the annotations. The measures are
-those of docs/evaluation.md, over all annotated lines.
+In both, a line of the system is no message and has a link to itself, as in the annotations. The evaluation of
+a run scores these rules too. The measures are those of docs/evaluation.md, over all annotated lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from retrieval.evaluation.measures.conversations import conversation_scores, con
 from retrieval.evaluation.measures.links import Link, annotated_links, count_links
 from retrieval.readers.threads.irc import read_threads
 from retrieval.readers.threads.thread_reader import ReaderOptions
-
-#: The messages before a message, and the message → number of the message that it answers, or its own.
-Rule = Callable[[list[Post], Post], int]
+from retrieval.tasks.threads.link_rules import Rule, addressed_then_previous, previous_post
 
 
 def main() -> None:
@@ -80,29 +78,12 @@ def annotated(logs: Path) -> Iterator[tuple[str, set[Link], list[Post]]]:
 
 def predicted(rule: Rule, gold: set[Link], posts: list[Post]) -> set[Link]:
     """The links of a rule, one for each annotated line."""
-    places = {int(post.id): place for place, post in enumerate(posts)}
-    return {
-        (line, rule(posts[: places[line]], posts[places[line]]) if line in places else line)
-        for line in {line for line, _ in gold}
-    }
-
-
-def previous(before: list[Post], post: Post) -> int:
-    """The last message, or none."""
-    return int(before[-1].id) if before else int(post.id)
-
-
-def addressed_then_previous(before: list[Post], post: Post) -> int:
-    """The last message of who is addressed, else a start of a new speaker, else the last message."""
-    name = post.text.split(" ")[0].rstrip(":,").casefold()
-    last = {other.author.casefold(): int(other.id) for other in before}
-    if name in last and name != post.author.casefold():
-        return last[name]
-    return previous(before, post) if post.author.casefold() in last else int(post.id)
+    answers = {int(post.id): int(posts[place].id) for post, place in zip(posts, rule(posts), strict=True)}
+    return {(line, answers.get(line, line)) for line in {line for line, _ in gold}}
 
 
 RULES: dict[str, Rule] = {
-    "previous message": previous,
+    "previous message": previous_post,
     "addressed, then previous": addressed_then_previous,
 }
 

@@ -15,7 +15,6 @@ starts a conversation. Lines of the system are such starts.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -27,8 +26,8 @@ from typing import Any
 import numpy as np
 from harness import machine, print_table, write_result
 
-from retrieval.build.build import RANKINGS, build_record_files
-from retrieval.build.record_files import read_rankings
+from retrieval.build.build import LINKS, RANKINGS, build_record_files
+from retrieval.build.record_files import read_links, read_rankings
 from retrieval.build.shards import prepare
 from retrieval.evaluation.measures.links import Link, annotated_links, count_links
 from retrieval.settings.context import ContextConfig
@@ -125,8 +124,6 @@ class Learned:
 
 def learn(task: ThreadsTask, embedder: str | None, gold: Path) -> Learned:
     """Build with learned fusion, and count its links on the logs in the folder `gold`."""
-    from retrieval.tasks.threads import learned_fusion
-
     task = ThreadsTask.model_validate(task.model_dump() | {"fusion": "learned"})
     at: dict[str, tuple[float, float]] = {}
 
@@ -137,10 +134,12 @@ def learn(task: ThreadsTask, embedder: str | None, gold: Path) -> Learned:
     with tempfile.TemporaryDirectory() as folder:
         config, out = ContextConfig(threads=task, embedder=embedder), Path(folder)
         prepare(config, out / "work", progress)
-        made = out / "work" / "threads" / learned_fusion.FOLDER
-        links = json.loads((made / learned_fusion.LINKS).read_text(encoding="utf-8"))
         metrics = build_record_files(config, out / "records", progress, out / "work")
         rankings = read_rankings(out / "records" / RANKINGS, "threads", "test")
+        links: dict[str, dict[str, list[str]]] = {}
+        for row in read_links(out / "records" / LINKS, "threads", "test"):
+            if row["parents"]:
+                links.setdefault(row["context_id"], {})[str(row["number"])] = list(map(str, row["learned"]))
     first, last = at["threads: features of fusion"], at["threads: measure fusion"]
     counted = {"one parent": link_scores(gold, links, 1), "with second parents": link_scores(gold, links, 2)}
     measures = metrics["tasks"]["threads"]["learned_fusion"]

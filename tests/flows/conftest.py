@@ -26,7 +26,7 @@ from jora_core.base.digests import file_digest, json_digest
 # What each stage's stand-in writes: files that the next stages read (a function of what the stage read),
 # and a log that differs from run to run, as a real one's times do.
 OUTPUTS = {
-    "build-context": ("records.parquet", "rankings.parquet", "metrics.json"),
+    "build-context": ("records.parquet", "rankings.parquet", "links.parquet", "metrics.json"),
     "convert-model": ("model.json",),
     "finetune-structure": ("adapter_model.safetensors", "adapter_config.json"),
     "finetune-task": ("adapter_model.safetensors", "adapter_config.json"),
@@ -172,7 +172,9 @@ def _stand_in(stage: Stage, runs: list[str]) -> Callable[[StageContext], dict[st
             for name, part in stage.parts(context.config).items()
         }
         digests = {name: {"train": f"train {made}", "test": f"test {made}"} for name, made in parts.items()}
-        return {"loss": 1.0} | ({"digests": {"records": digests, "rankings": digests}} if parts else {})
+        return {"loss": 1.0} | (
+            {"digests": dict.fromkeys(("records", "rankings", "links"), digests)} if parts else {}
+        )
 
     return run
 

@@ -340,7 +340,7 @@ def damage_builds(
             build_record_files(context, output, work_dir=work)
         for place, path, kind, noticed in struck:
             tally.add(place, kind, path, noticed(said))
-        for name in ("records.parquet", "rankings.parquet"):
+        for name in ("records.parquet", "rankings.parquet", "links.parquet"):
             tally.compare(struck[0][0], output / name, file_digest(output / name) == whole[name])
 
     def prepared(index: bool) -> list[Struck]:

@@ -2,7 +2,8 @@
 
 Conversations are the connected components of reply links. The messages before the first one that has a link
 of its own are context only, and are taken out (`graph-to-cluster.py`). All measures pool the conversations of
-all logs. Kummerfeld et al. 2019 (arXiv:1810.11118) chose them, after Elsner and Charniak 2008 (one-to-one),
+all logs. Each is a function of sums over logs (`conversation_counts`), so that logs can be resampled.
+Kummerfeld et al. 2019 (arXiv:1810.11118) chose them, after Elsner and Charniak 2008 (one-to-one),
 Shen et al. 2006 (matched F1), Meilă 2007 (variation of information) and Hubert and Arabie 1985 (Rand index).
 """
 
@@ -72,6 +73,25 @@ class ConversationScores:
     exact_match: PrecisionRecall
 
 
+#: What is counted of each log, in the order of the columns of `conversation_counts`. `information` sums
+#: n · log2 n over the overlaps of right and predicted conversations, over the right ones, and over the
+#: predicted ones; `pairs` are pairs of messages in one conversation; `exact` are whole conversations.
+COUNTS = (
+    "messages",
+    "one_to_one",
+    "shen",
+    "exact_both",
+    "exact_gold",
+    "exact_predicted",
+    "information_both",
+    "information_gold",
+    "information_predicted",
+    "pairs_both",
+    "pairs_gold",
+    "pairs_predicted",
+)
+
+
 def conversation_scores(
     gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]
 ) -> ConversationScores:
@@ -84,125 +104,112 @@ def conversation_scores(
     Raises:
         ValueError: the two have other logs or other messages, or a message is in two conversations.
     """
-    _require_same_messages(gold, predicted)
-    table = _Contingency.of(gold, predicted)
-    return ConversationScores(
-        _one_minus_vi(table),
-        _adjusted_rand_index(table),
-        _one_to_one(gold, predicted, table.messages),
-        _shen_f1(table),
-        exact_match(gold, predicted),
-    )
-
-
-def exact_match(gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]) -> PrecisionRecall:
-    """Return precision and recall of whole conversations.
-
-    Conversations of one message do not count, on either side.
-    """
-    right, said = (
-        {
-            (log, frozenset(conversation))
-            for log, found in side.items()
-            for conversation in found
-            if len(conversation) > 1
-        }
-        for side in (gold, predicted)
-    )
-    return of_counts(len(right & said), len(said), len(right))
-
-
-@dataclass(frozen=True)
-class _Contingency:
-    """Numbers of messages by right and predicted conversation.
-
-    Attributes:
-        messages: number of all messages.
-        gold: sizes of right conversations, by name.
-        predicted: sizes of predicted conversations, by name.
-        both: numbers of messages that a right and a predicted conversation share, without zeros.
-    """
-
-    messages: int
-    gold: Counter[tuple[str, int]]
-    predicted: Counter[tuple[str, int]]
-    both: Counter[tuple[tuple[str, int], tuple[str, int]]]
-
-    @classmethod
-    def of(cls, gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]) -> _Contingency:
-        places, other = _places(gold), _places(predicted)
-        both = Counter((place, other[message]) for message, place in places.items())
-        return cls(len(places), Counter(places.values()), Counter(other.values()), both)
-
-
-def _places(side: Mapping[str, Conversations]) -> dict[tuple[str, int], tuple[str, int]]:
-    """Return the conversation of each message, as (log, number of the conversation)."""
-    return {
-        (log, message): (log, number)
-        for log, found in side.items()
-        for number, conversation in enumerate(found)
-        for message in conversation
-    }
-
-
-def _require_same_messages(gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations]) -> None:
     if gold.keys() != predicted.keys():
         raise ValueError(f"logs of one side only: {', '.join(sorted(gold.keys() ^ predicted.keys()))}")
-    for log in gold:
-        right, said = (Counter(m for found in side[log] for m in found) for side in (gold, predicted))
-        twice = [message for counts in (right, said) for message, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"{log}: message {min(twice)} is in two conversations")
-        if right.keys() != said.keys():
-            raise ValueError(f"{log}: message {min(right.keys() ^ said.keys())} is on one side only")
-
-
-def _one_minus_vi(table: _Contingency) -> float | None:
-    n = table.messages
-    if n < 2:  # the scale, log2 of n, is zero
-        return None
-    joint = -sum(count / n * math.log2(count / n) for count in table.both.values())
-    shared = sum(
-        count / n * math.log2(count * n / (table.gold[right] * table.predicted[said]))
-        for (right, said), count in table.both.items()
+    counts = np.zeros((1, len(COUNTS)))
+    for log, right in gold.items():
+        try:
+            counts += conversation_counts(right, predicted[log])
+        except ValueError as error:
+            raise ValueError(f"{log}: {error}") from None
+    found = {name: None if np.isnan(each[0]) else float(each[0]) for name, each in measures(counts).items()}
+    both, right_ones, said = (
+        int(counts[0, COUNTS.index(f"exact_{n}")]) for n in ("both", "gold", "predicted")
     )
-    return 1 - (joint - shared) / math.log2(n)
+    return ConversationScores(
+        found["one_minus_vi"],
+        found["adjusted_rand_index"],
+        found["one_to_one"],
+        found["shen_f1"],
+        of_counts(both, said, right_ones),
+    )
 
 
-def _adjusted_rand_index(table: _Contingency) -> float | None:
-    def pairs(counts: Counter) -> int:
-        return sum(count * (count - 1) // 2 for count in counts.values())
+def conversation_counts(gold: Conversations, predicted: Conversations) -> np.ndarray:
+    """Return float64[len(COUNTS)], what is counted of one log.
 
-    total = table.messages * (table.messages - 1) // 2
-    if not total:
-        return None
-    together, right, said = pairs(table.both), pairs(table.gold), pairs(table.predicted)
-    expected, most = right * said / total, (right + said) / 2
-    # Both sides put every message apart, or all together: no agreement is beyond chance.
-    return None if most == expected else (together - expected) / (most - expected)
+    Args:
+        gold: the right conversations.
+        predicted: the predicted conversations, of the same messages.
+
+    Raises:
+        ValueError: the two have other messages, or a message is in two conversations.
+    """
+    _require_same_messages(gold, predicted)
+    place = {message: number for number, said in enumerate(predicted) for message in said}
+    both: Counter[tuple[int, int]] = Counter()
+    for number, right in enumerate(gold):
+        both.update((number, place[message]) for message in right)
+    sizes = [len(each) for each in gold], [len(each) for each in predicted]
+    best = [0.0] * len(gold)
+    for (right, said), count in both.items():
+        best[right] = max(best[right], of_counts(count, sizes[1][said], sizes[0][right]).f1)
+    # Conversations of one message do not count as whole conversations.
+    exact = [{frozenset(each) for each in side if len(each) > 1} for side in (gold, predicted)]
+    groups = list(both.values()), *sizes
+    return np.array(
+        [
+            sum(sizes[0]),
+            _one_to_one(both, len(gold), len(predicted)),
+            math.fsum(size * f1 for size, f1 in zip(sizes[0], best, strict=True)),
+            len(exact[0] & exact[1]),
+            len(exact[0]),
+            len(exact[1]),
+            *(math.fsum(n * math.log2(n) for n in sorted(group) if n) for group in groups),
+            *(sum(n * (n - 1) // 2 for n in group) for group in groups),
+        ],
+        dtype=np.float64,
+    )
 
 
-def _one_to_one(
-    gold: Mapping[str, Conversations], predicted: Mapping[str, Conversations], messages: int
-) -> float | None:
+def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the measures of sums over logs, each float64[R]; NaN where a formula divides zero by zero.
+
+    Args:
+        counts: float64[R, len(COUNTS)], a row for each choice of logs.
+    """
+    of = dict(zip(COUNTS, np.asarray(counts, dtype=np.float64).T, strict=True))
+    n = of["messages"]
+    all_pairs = n * (n - 1) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost = of["information_gold"] + of["information_predicted"] - 2 * of["information_both"]
+        expected = of["pairs_gold"] * of["pairs_predicted"] / all_pairs
+        most = (of["pairs_gold"] + of["pairs_predicted"]) / 2
+        # Both sides put every message apart, or all together: no agreement is beyond chance.
+        rand = np.where(most == expected, np.nan, (of["pairs_both"] - expected) / (most - expected))
+        return {
+            # The scale, log2 of n, is zero for one message.
+            "one_minus_vi": np.where(n < 2, np.nan, 1 - lost / (n * np.log2(n))),
+            "adjusted_rand_index": np.where(n < 2, np.nan, rand),
+            "one_to_one": of["one_to_one"] / n,
+            "shen_f1": of["shen"] / n,
+            "exact_precision": of["exact_both"] / of["exact_predicted"],
+            "exact_recall": of["exact_both"] / of["exact_gold"],
+            "exact_f1": 2 * of["exact_both"] / (of["exact_predicted"] + of["exact_gold"]),
+        }
+
+
+def _require_same_messages(gold: Conversations, predicted: Conversations) -> None:
+    right, said = (Counter(message for each in side for message in each) for side in (gold, predicted))
+    twice = [message for counts in (right, said) for message, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"message {min(twice)} is in two conversations")
+    if right.keys() != said.keys():
+        raise ValueError(f"message {min(right.keys() ^ said.keys())} is on one side only")
+
+
+def _one_to_one(both: Mapping[tuple[int, int], int], gold: int, predicted: int) -> int:
+    """Return the number of messages in the overlaps of the best pairing of conversations.
+
+    Args:
+        both: numbers of shared messages by (right, predicted) conversation.
+        gold: number of right conversations.
+        predicted: number of predicted conversations.
+    """
     # Here: SciPy takes long to import, and plans need none of this.
     from scipy.optimize import linear_sum_assignment
 
-    overlap = 0
-    # Log by log, because conversations of two logs share no message.
-    for log, right in gold.items():
-        said = [set(conversation) for conversation in predicted[log]]
-        table = np.array([[len(other.intersection(one)) for other in said] for one in right])
-        if table.size:
-            overlap += int(table[linear_sum_assignment(table, maximize=True)].sum())
-    return overlap / messages if messages else None
-
-
-def _shen_f1(table: _Contingency) -> float | None:
-    best: dict[tuple[str, int], float] = {}
-    for (right, said), count in table.both.items():
-        f1 = of_counts(count, table.predicted[said], table.gold[right]).f1
-        best[right] = max(best.get(right, 0.0), f1)
-    if not table.messages:
-        return None
-    return sum(table.gold[right] * f1 for right, f1 in best.items()) / table.messages
+    table = np.zeros((gold, predicted), dtype=np.int64)
+    for pair, count in both.items():
+        table[pair] = count
+    return int(table[linear_sum_assignment(table, maximize=True)].sum())

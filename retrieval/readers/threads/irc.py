@@ -75,7 +75,12 @@ def _folder_split(file: SourceFile) -> str:
 
 def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) -> Thread:
     lines = [text for _, text in text_lines(file.path)]
-    parents, annotated = _annotations(file, len(lines), missing_parents, tally)
+    links = _annotations(file, len(lines), missing_parents, tally)
+    annotated = {child for child, _ in links}
+    parents: dict[int, list[int]] = {}
+    for child, parent in links:
+        if child != parent:
+            parents.setdefault(child, []).append(parent)
     name = file.name[: -len(_SUFFIX)]
     day, clock = _day(name), 0.0
     spoken = [_spoken(line) for line in lines]
@@ -87,20 +92,20 @@ def _thread(file: SourceFile, split: str, missing_parents: str, tally: Tally) ->
             tally.dropped["annotated_system_line"] += row in annotated
             continue
         tally.read["posts"] += 1
-        links = []
+        answered = []
         for parent in parents.get(row, ()):
             if spoken[parent] is None:
                 tally.dropped["link_to_system_line"] += 1
             else:
-                links.append(str(parent))
+                answered.append(str(parent))
         clock = _later(clock, message.clock)
         # The id is the line number, because annotations name messages by it.
         known = row in annotated
         time = None if day is None else day + clock
-        posts.append(Post(str(row), message.author, message.text, tuple(links), row, known, time))
+        posts.append(Post(str(row), message.author, message.text, tuple(answered), row, known, time))
     if not posts:
         raise InputError(f"{file.path}: log without messages; expected lines such as `[03:41] <nick> text`")
-    return Thread(name, tuple(posts), file.name, 0, split, day)
+    return Thread(name, tuple(posts), file.name, 0, split, day, tuple(links))
 
 
 def _day(name: str) -> float | None:
@@ -149,18 +154,13 @@ def _later(last: float, clock: int) -> float:
     return at + _DAY_SECONDS if at < last - _DAY_SECONDS / 2 else max(at, last)
 
 
-def _annotations(
-    file: SourceFile, n_lines: int, missing_parents: str, tally: Tally
-) -> tuple[dict[int, list[int]], set[int]]:
-    """Return the parents of each child in file order, and the messages that are annotated (as replies or
-    starts).
-    """
+def _annotations(file: SourceFile, n_lines: int, missing_parents: str, tally: Tally) -> list[tuple[int, int]]:
+    """Return each link (child, parent) once, in file order; a start of a conversation is linked to itself."""
     path = _FORMAT.companion_of(file.path)
     assert path is not None  # `read_threads` refuses other names
     if not path.is_file():
         raise InputError(f"{file.path}: no annotations; expected {path.name} ({_FORMAT.companion}) beside it")
-    parents: dict[int, list[int]] = {}
-    annotated: set[int] = set()
+    links: dict[tuple[int, int], None] = {}
     for number, text in text_lines(path):
         words = text.split()
         if not words:
@@ -180,11 +180,9 @@ def _annotations(
                 f"{path}:{number}: message {child} does not exist, {file.path.name} has {n_lines} lines "
                 "(counted from 0); mend the link or set threads.missing_parents to drop"
             )
-        annotated.add(child)
         if parent == child:
             tally.read["conversation_starts"] += 1
-        elif parent not in parents.setdefault(child, []):
-            parents[child].append(parent)
-        else:
+        elif (child, parent) in links:
             tally.dropped["link_twice"] += 1
-    return parents, annotated
+        links[child, parent] = None
+    return list(links)

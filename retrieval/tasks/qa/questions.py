@@ -334,6 +334,9 @@ def _ranking(corpus: Corpus, record: dict[str, Any], rankings: dict[str, np.ndar
     # All documents are candidates, so the list is left empty instead of repeating the corpus in each row.
     row |= {"candidate_ids": [], "candidate_authors": [], "opening_id": "", "opening_author": ""}
     row |= {"gold_ids": record["oracle_ids"], "gold_authors": []}
+    # What only threads have.
+    row |= {"previous_other_author": [], "addressed_then_previous": []}
+    row |= {"distance": 0, "thread_messages": 0, "addressed": False}
     for leg in (*LEGS, "fused", "reranked"):
         ranked = rankings.get(leg)
         places = [] if ranked is None else ranked[:RANKING_DEPTH].tolist()

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import load_array, save_array
 from retrieval.corpus.types import Post, Tally
@@ -42,17 +41,14 @@ from retrieval.search.legs.leg import LegQuery, LegRanking
 from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.settings.legs import LEGS
 from retrieval.settings.tasks import ThreadsTask
+from retrieval.tasks.threads.links import Predicted, asked_messages, linked_threads
 from retrieval.tasks.threads.store import ReplyRow, ThreadStore
 from retrieval.text.normalize import seeded_hash
 
 FOLDER = "learned"
-#: Links that the ranker predicts for messages of the test split: thread → message → parents.
-LINKS = "links.json"
 _FOLDS_FILE = "folds.npy"
 #: Messages to fit on at most, whole threads by seed. More of them gain little and take longer.
 MOST_FITTED = 60_000
-#: Messages of the test split that are measured at most.
-MOST_MEASURED = 5_000
 #: With fewer replies whose parents are known, the ranker would learn chance.
 LEAST_REPLIES = 100
 #: Messages whose features are computed together.
@@ -73,7 +69,8 @@ class FittedMessages:
 
     Attributes:
         rows: the messages; one without parents starts a conversation.
-        training: how many of them are of the training split. The others, of the test split, are measured.
+        training: how many of them are of the training split. Of the others, of the test split, links are
+            predicted, and those that have a parent among their candidates, or none at all, are measured.
         folds: int8[threads], the fold of each thread of the training split, else `UNSEEN`.
     """
 
@@ -100,26 +97,30 @@ def choose_messages(
     ids, splits = list(threads.rows.column("id")), list(threads.rows.column("split"))
     order = sorted(range(len(ids)), key=lambda number: (seeded_hash(seed, "fitted", ids[number]), number))
     folds = np.full(len(ids), UNSEEN, dtype=np.int8)
-    rows: dict[str, list[ReplyRow]] = {"train": [], "test": []}
-    used: Counter[str] = Counter()
+    rows: list[ReplyRow] = []
+    used = 0
     for number in order:
-        split = splits[number]
-        if len(rows[split]) >= (MOST_FITTED if split == "train" else MOST_MEASURED):
+        if splits[number] != "train" or len(rows) >= MOST_FITTED:
             continue
         found = list(_known_messages(threads, number, task, left_out, tally))
-        if found and split == "train":
+        if found:
             # One fold after the other, so that all have as many threads.
-            folds[number] = used["train"] % FOLDS
-        used[split] += bool(found)
-        rows[split] += found
-    replies = sum(bool(row.parents) for row in rows["train"])
-    if used["train"] < FOLDS or replies < LEAST_REPLIES:
+            folds[number] = used % FOLDS
+        used += bool(found)
+        rows += found
+    replies = sum(bool(row.parents) for row in rows)
+    if used < FOLDS or replies < LEAST_REPLIES:
         raise InputError(
             f"threads.fusion: learned needs at least {FOLDS} training threads and {LEAST_REPLIES} replies "
-            f"whose parents are known and in the window, found {used['train']:,} and {replies:,}; give more "
+            f"whose parents are known and in the window, found {used:,} and {replies:,}; give more "
             "threads, or set fusion to rrf or weighted"
         )
-    return FittedMessages(rows["train"] + rows["test"], len(rows["train"]), folds)
+    held_out = [
+        row
+        for number in linked_threads(threads, task.window, seed)
+        for row in asked_messages(threads, number, task.window)
+    ]
+    return FittedMessages(rows + held_out, len(rows), folds)
 
 
 def _known_messages(
@@ -274,8 +275,8 @@ def fit_fusion(
     seed: int,
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Fit the ranker on the training split, write it, and return its measures.
+) -> tuple[dict[str, Any], Predicted]:
+    """Fit the ranker on the training split, and write it. Return its measures and held-out links.
 
     Args:
         source: gives features; its space has no cue words yet.
@@ -291,16 +292,17 @@ def fit_fusion(
     )
     measures["threads"] = int((chosen.folds != UNSEEN).sum())
     (folder / FOLDER).mkdir(exist_ok=True)
+    links: Predicted = {}
     if chosen.training < len(chosen.rows):
         progress("threads: measure fusion", 0, 0)
         log_p = [
             ranker.log_probabilities(features) for features in held_out_features(source, chosen, cosines)
         ]
         measures["test"] = held_out_measures(chosen, log_p, ranker)
-        write_json(folder / FOLDER / LINKS, _held_out_links(source, chosen, log_p, ranker))
+        links = _held_out_links(chosen, log_p, ranker)
     save_ranker(ranker, folder / FOLDER, measures)
     save_array(folder / FOLDER / _FOLDS_FILE, chosen.folds)
-    return measures
+    return measures, links
 
 
 def training_examples(
@@ -366,26 +368,30 @@ def held_out_measures(
         found: the log-probabilities of the candidates of each of them.
         ranker: the ranker.
     """
-    rows = chosen.rows[chosen.training :]
-    log_p = np.full((len(rows), max(map(len, found))), -np.inf)
+    pairs = [
+        (row, scores)
+        for row, scores in zip(chosen.rows[chosen.training :], found, strict=True)
+        if not row.parents or max(row.parents) >= row.low
+    ]
+    log_p = np.full((len(pairs), max((len(scores) for _, scores in pairs), default=1)), -np.inf)
     targets = np.zeros(log_p.shape, dtype=np.float32)
-    for number, (row, scores) in enumerate(zip(rows, found, strict=True)):
+    for number, (row, scores) in enumerate(pairs):
         log_p[number, : len(scores)] = scores
-        targets[number, [1 + parent - row.low for parent in row.parents] or [0]] = 1
-    return {"messages": len(rows), **link_measures(log_p, targets, ranker.second_parent)}
+        right = [1 + parent - row.low for parent in row.parents if parent >= row.low]
+        targets[number, right or [0]] = 1
+    return {"messages": len(pairs), **link_measures(log_p, targets, ranker.second_parent)}
 
 
 def _held_out_links(
-    source: FeatureSource, chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
-) -> dict[str, dict[str, list[str]]]:
+    chosen: FittedMessages, found: Sequence[np.ndarray], ranker: ReplyRanker
+) -> dict[tuple[int, int], list[int]]:
     """Return the predicted parents of each message, the best first; of a start, the message itself."""
-    out: dict[str, dict[str, list[str]]] = {}
-    for row, scores in zip(chosen.rows[chosen.training :], found, strict=True):
-        thread = source.threads.thread(row.thread)
-        places = [row.place if link == 0 else row.low + link - 1 for link in ranker.links(scores)]
-        of_thread = out.setdefault(thread.id, {})
-        of_thread[thread.posts[row.place].id] = [thread.posts[place].id for place in places]
-    return out
+    return {
+        (row.thread, row.place): [
+            row.place if link == 0 else row.low + link - 1 for link in ranker.links(scores)
+        ]
+        for row, scores in zip(chosen.rows[chosen.training :], found, strict=True)
+    }
 
 
 def _runs(rows: Sequence[ReplyRow]) -> list[tuple[int, int]]:

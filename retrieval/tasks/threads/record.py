@@ -63,7 +63,8 @@ class ThreadRecordBuilder:
         taught = right_labels
         if not right_labels and task.abstain:
             taught = [templates.NO_POST]
-            report.note(reply.split, "abstained")
+            if reply.parents:
+                report.note(reply.split, "abstained")
         # In time order and not by rank, because a conversation out of order is hard to understand.
         shown = [(label, texts[place]) for place, label in sorted(zip(places, labels, strict=True))]
         record = {
@@ -104,7 +105,7 @@ class ThreadRecordBuilder:
         def draw(place: int) -> int:
             return seeded_hash(self.seed, "distractor", reply.name, str(place))
 
-        if seeded_share(self.seed, "oracle", reply.name) >= task.oracle_share:
+        if not right or seeded_share(self.seed, "oracle", reply.name) >= task.oracle_share:
             chosen, outside = pick(others, task.n_contexts, task.ranks, draw)
             report.note(reply.split, "distractor_outside_ranks", outside)
             return chosen

@@ -1,4 +1,4 @@
-"""Score answers to thread records: the directionality of each system and of four simple baselines."""
+"""Score answers to thread records: the directionality of each system and of simple baselines, and links."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from retrieval.evaluation.answer_scores import (
 )
 from retrieval.evaluation.calibration import calibrations
 from retrieval.evaluation.combined_answers import combine, fit_weights
+from retrieval.evaluation.links.answer_links import answer_links, second_parent_threshold, second_parents
+from retrieval.evaluation.links.link_rows import LEARNED, RULES, links_in
+from retrieval.evaluation.links.link_scores import Links, link_scores
+from retrieval.evaluation.slices import reply_slices
 from retrieval.tasks.answers import Answers, RecordValues, Row
 
 #: The system of the most trained model and the learned fusion together.
@@ -31,13 +35,33 @@ def score(answers: Answers) -> dict[str, Any]:
     If the records have both choices and written answers, the choices are scored, and the scores of the
     written answers are added under `generated`. The choices' probabilities have their `calibration`.
     """
-    rankings = _rankings(answers)
+    rankings = _replies(_rankings(answers))
     seed, resamples = answers.seed, answers.resamples
     predictions = _predictions(answers, _scored_column(answers))
-    together = _combined(answers, rankings, predictions)
-    scores = directionality({**predictions, **together.predictions}, rankings, seed=seed, resamples=resamples)
+    together = _combined(answers, predictions)
+    scores = directionality(
+        {**predictions, **together.predictions},
+        rankings,
+        baselines=answers.baselines,
+        seed=seed,
+        resamples=resamples,
+    )
     if together.predictions:
         scores["combined"] = together.facts
+    scores["slices"] = reply_slices(
+        {
+            **baseline_predictions(rankings, seed, answers.baselines),
+            **predictions,
+            **together.predictions,
+        },
+        rankings,
+        answers.records,
+        seed=seed,
+        resamples=resamples,
+    )
+    links = _links(answers)
+    if links:
+        scores["links"] = links
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
     if answers.mode != "generate":
         scores["calibration"] = _calibrations(answers, predictions, rankings)
@@ -64,12 +88,12 @@ def _calibrations(
 
 def values(answers: Answers) -> RecordValues:
     """Return the measures of every system and baseline for each record, of choices where they exist."""
-    rankings = _rankings(answers)
+    rankings = _replies(_rankings(answers))
     predictions = _predictions(answers, _scored_column(answers))
     systems = {
-        **baseline_predictions(rankings, answers.seed),
+        **baseline_predictions(rankings, answers.seed, answers.baselines),
         **predictions,
-        **_combined(answers, rankings, predictions).predictions,
+        **_combined(answers, predictions).predictions,
     }
     return RecordValues(
         [row["id"] for row in rankings],
@@ -78,10 +102,86 @@ def values(answers: Answers) -> RecordValues:
     )
 
 
+def predicted_links(answers: Answers) -> Predicted | None:
+    """Return the links of every system that can say that a message starts a conversation; None without links.
+
+    Without records of starts these are the rules and the learned fusion, on all logs with links. With them,
+    the models are systems too, and all are scored on the logs of which every record was drawn.
+    """
+    rows = answers.links()
+    if not any(row["parents"] for row in rows):
+        return None
+    rankings = answers.rankings()
+    threshold = None
+    systems: dict[str, Mapping[str, Prediction]] = {}
+    second: Mapping[str, Mapping[str, Prediction]] = {}
+    if any(not row["gold_ids"] for row in rankings):
+        drawn = {record["id"] for record in answers.records}
+        cut = {row["context_id"] for row in rankings if row["id"] not in drawn}
+        rows = [row for row in rows if row["context_id"] not in cut]
+        predictions = _predictions(answers, _scored_column(answers))
+        systems = {**predictions, **_combined(answers, predictions).predictions}
+        if answers.unseen_records and answers.mode != "generate":
+            threshold = second_parent_threshold(answers.unseen_records, answers.unseen_rows)
+        if threshold is not None:
+            trained = answers.unseen_rows[0]["system"]
+            of_trained = [row for row in answers.rows if row["system"] == trained]
+            second = {trained: second_parents(answers.records, of_trained, threshold)}
+    columns = [
+        name
+        for name in (*RULES, LEARNED)
+        if any(row[name] for row in rows) and (answers.baselines is None or name in answers.baselines)
+    ]
+    said = {column: links_in(rows, column) for column in columns}
+    said |= {name: answer_links(rows, given, second.get(name)) for name, given in systems.items()}
+    asked = {row["id"] for row in rows if row["asked"]}
+    return Predicted(
+        links_in(rows, "parents"),
+        said,
+        {
+            "of_logs": len({row["context_id"] for row in answers.links()}),
+            "second_parent": threshold,
+            # Of the models: messages whose record was left out, such as one that reveals its answer.
+            "without_record": len(asked - {row["id"] for row in rankings}) if systems else None,
+        },
+    )
+
+
+def _links(answers: Answers) -> dict[str, Any]:
+    """Return the scores of the links of held-out threads; empty without links."""
+    found = predicted_links(answers)
+    if found is None:
+        return {}
+    scores = link_scores(found.gold, found.systems, seed=answers.seed, resamples=answers.resamples)
+    return {**scores, **found.facts}
+
+
 def _rankings(answers: Answers) -> list[Row]:
     # A limited evaluation answers some of the records only; the baselines are scored on the same ones.
     records = {record["id"] for record in answers.records}
     return [row for row in answers.rankings() if row["id"] in records]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Annotated and predicted links, by log, and facts about them.
+
+    Attributes:
+        gold: annotated links.
+        systems: predicted links by system.
+        facts: `of_logs`, the number of logs with links; `second_parent`, the probability from which the most
+            trained model's second choice is a parent too, None for never; `without_record`, how many of the
+            messages that could be asked have no record, so that the models count as saying "a start".
+    """
+
+    gold: Links
+    systems: Mapping[str, Links]
+    facts: Mapping[str, Any]
+
+
+def _replies(rankings: Sequence[Row]) -> list[Row]:
+    """Return the rows of messages that answer a post; the others start a conversation."""
+    return [row for row in rankings if row["gold_ids"]]
 
 
 def _scored_column(answers: Answers) -> str:
@@ -105,22 +205,22 @@ class _Together:
     facts: Mapping[str, Any]
 
 
-def _combined(
-    answers: Answers, rankings: Sequence[Row], predictions: Mapping[str, Mapping[str, Prediction]]
-) -> _Together:
+def _combined(answers: Answers, predictions: Mapping[str, Mapping[str, Prediction]]) -> _Together:
     """Combine the most trained system with the learned fusion, if there are records to fit the weights on."""
     if not answers.unseen_records:
         return _Together({}, {})
     weights = fit_weights(answers.unseen_records, answers.unseen_rows)
-    system = list(predictions)[-1]
+    system = answers.unseen_rows[0]["system"]
     rows = [row for row in answers.rows if row["system"] == system]
+    rankings = _rankings(answers)
     together = combine(answers.records, rows, rankings, weights)
+    replies = _replies(rankings)
     alone = {
         system: predictions[system],
-        "learned": baseline_predictions(rankings, answers.seed)["learned"],
+        "learned": baseline_predictions(rankings, answers.seed, ["learned"])["learned"],
     }
     minus = {
-        name: paired_difference(together, given, rankings, seed=answers.seed, resamples=answers.resamples)
+        name: paired_difference(together, given, replies, seed=answers.seed, resamples=answers.resamples)
         for name, given in alone.items()
     }
     return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights), "minus": minus})

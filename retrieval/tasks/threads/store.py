@@ -48,7 +48,12 @@ class Reply:
     @property
     def name(self) -> str:
         """The id of the record."""
-        return f"threads:{self.thread.id}:{self.comment.id}"
+        return self.record_id(self.thread, self.comment)
+
+    @staticmethod
+    def record_id(thread: Thread, post: Post) -> str:
+        """Return the id of the record of a post."""
+        return f"threads:{thread.id}:{post.id}"
 
     @property
     def candidates(self) -> Sequence[Post]:
@@ -77,6 +82,7 @@ class ThreadRow:
     time: float | None
     start: int
     n: int
+    links: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class ThreadStore:
         if self._last is None or self._last[0] != number:
             row = self.rows[number]
             posts = tuple(self.posts.run(row.start, row.start + row.n))
-            self._last = number, Thread(row.id, posts, row.source, row.row, row.split, row.time)
+            self._last = number, Thread(row.id, posts, row.source, row.row, row.split, row.time, row.links)
         return self._last[1]
 
     def reply(self, row: ReplyRow) -> Reply:
@@ -158,7 +164,7 @@ def store_threads(
                 if rows[thread.id].split == "test" or thread.split != "test":
                     continue
             about = (thread.id, thread.source, thread.row, thread.split, thread.time)
-            rows[thread.id] = ThreadRow(*about, start, len(thread.posts))
+            rows[thread.id] = ThreadRow(*about, start, len(thread.posts), thread.links)
     progress("threads: read", read, read)
     if not rows:
         raise InputError(f"threads.source: {task.source} holds no thread; expected at least one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from jora_core.base.errors import InputError
 from retrieval.corpus.mapped_items import Items, ItemSink, write_items
 from retrieval.corpus.types import Tally
-from retrieval.evaluation.task_report import Progress, TaskReport
+from retrieval.evaluation.task_report import STARTS, Progress, TaskReport
 from retrieval.guards.splits import cap, drop_across_splits, drop_near_duplicates, require_training
 from retrieval.prompts import templates
 from retrieval.prompts.token_budget import Count, token_count
@@ -42,6 +42,8 @@ from retrieval.tasks.threads.learned_fusion import (
     leg_features_of,
     ranked,
 )
+from retrieval.tasks.threads.link_rules import RuleAnswers
+from retrieval.tasks.threads.links import Predicted, linked_threads, write_links
 from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
 from retrieval.tasks.threads.vectors import ThreadVectors
@@ -86,7 +88,7 @@ def prepare(
     replies = write_items(folder / "replies.arrow", ReplyRow, (replies[number] for number in kept))
     (folder / "all-replies.arrow").unlink()
     index_texts(config, threads.texts(), len(threads.posts), folder, progress)
-    fitted = None
+    fitted, predicted = None, None
     if task.learns_fusion:
         fitted = choose_messages(threads, task, config.seed, left_out, report.tally)
     if embedder and "dense" in task.legs:
@@ -95,7 +97,8 @@ def prepare(
             messages = np.concatenate([messages, [(row.thread, row.place, row.low) for row in fitted.rows]])
         ThreadVectors.build(threads, messages, embedder, progress, folder)
     if fitted is not None:
-        report.learned_fusion = _fit(config, threads, fitted, len(replies), folder, progress)
+        report.learned_fusion, predicted = _fit(config, threads, fitted, len(replies), folder, progress)
+    write_links(threads, linked_threads(threads, task.window, config.seed), predicted, folder)
     return len(kept)
 
 
@@ -106,8 +109,11 @@ def _fit(
     n_replies: int,
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Fit the learned fusion, write it, and return its measures. `n_replies` comments have vectors before."""
+) -> tuple[dict[str, Any], Predicted]:
+    """Fit the learned fusion, write it, and return its measures and links of held-out threads.
+
+    `n_replies` comments have vectors before.
+    """
     task = config.threads
     assert task is not None
     cosines: Cosines | None = None
@@ -189,6 +195,15 @@ class ThreadsWork:
     dense: ThreadVectors | None
     reranker: Reranker | None
     learned: LearnedFusion | None = None
+    # Of the last thread, because the comments of a thread follow one another.
+    _rules: dict[int, RuleAnswers] = field(default_factory=dict, init=False)
+
+    def rules(self, number: int) -> RuleAnswers:
+        """Return what the rules answer in a thread, given by its number."""
+        if number not in self._rules:
+            self._rules.clear()
+            self._rules[number] = RuleAnswers.of(self.threads.thread(number).posts)
+        return self._rules[number]
 
     def build(self, low: int, high: int, report: TaskReport) -> Iterator[Example]:
         """Yield (record, ranking) of the replies `low` to `high - 1`, in source order.
@@ -228,6 +243,9 @@ def _stored_replies(threads: ThreadStore, task: ThreadsTask, tally: Tally) -> It
         split = thread.split
         places = {post.id: place for place, post in enumerate(thread.posts)}
         for place, post in enumerate(thread.posts):
+            if task.starts and place and post.has_known_parents and not post.parents and post.text:
+                yield ReplyRow(number, place, (), max(0, place - task.window))
+                continue
             if not post.has_known_parents or not post.parents:
                 tally.read["posts_without_parent" if post.has_known_parents else "posts_not_annotated"] += 1
                 continue
@@ -297,12 +315,15 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
     record = builder.record(reply, _wanted(reply, rankings, task), report)
     if record is None:
         return None
-    distance = reply.place - max(reply.parents)
-    # Only for written records, as the rankings below: the measures are of the same comments as the scores.
-    report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
-    for leg, ranking in rankings.items():
-        report.add_ranking(reply.split, leg, ranking, gold, outside_window)
-    found = _ranking(reply, rankings)
+    if reply.parents:
+        distance = reply.place - max(reply.parents)
+        # Only for written records, as the rankings below: measures and scores are of the same comments.
+        report.add_question(reply.split, reply.thread.id, reply.comment.text, distance)
+        for leg, ranking in rankings.items():
+            report.add_ranking(reply.split, leg, ranking, gold, outside_window)
+    else:
+        report.note(reply.split, STARTS)
+    found = _ranking(reply, rankings, work.rules(row.thread))
     if log_p is not None:
         record["choice_scores"] = choice_scores(record, [post.id for post in reply.candidates], log_p)
         found["learned_scores"] = [*log_p[1:].tolist(), float(log_p[0])]
@@ -334,8 +355,14 @@ def _rankings(legs: Mapping[str, LegRanking], n: int, task: ThreadsTask) -> dict
     return rankings
 
 
-def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the row of `rankings.parquet` of a reply."""
+def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray], rules: RuleAnswers) -> dict[str, Any]:
+    """Return the row of `rankings.parquet` of a reply.
+
+    Args:
+        reply: the reply.
+        rankings: places of the candidates by ranking, best first.
+        rules: what the rules answer in its thread.
+    """
     posts, candidates = reply.thread.posts, reply.candidates
     ids = [post.id for post in candidates]
     row: dict[str, Any] = {
@@ -349,7 +376,14 @@ def _ranking(reply: Reply, rankings: Mapping[str, np.ndarray]) -> dict[str, Any]
         "opening_author": posts[0].author,
         "gold_ids": [posts[place].id for place in reply.parents],
         "gold_authors": [posts[place].author for place in reply.parents],
+        "distance": reply.place - max(reply.parents) if reply.parents else 0,
+        "thread_messages": len(posts),
+        "addressed": rules.addressed[reply.place] is not None,
     }
+    for name in ("previous_other_author", "addressed_then_previous"):
+        place = getattr(rules, name)[reply.place]
+        # A start, and a post before the window, are no answers of this question.
+        row[name] = [posts[place].id if reply.low <= place < reply.place else ids[-1]]
     for leg in (*LEGS, "fused", "reranked", "learned"):
         found = rankings.get(leg)
         row[leg] = [] if found is None else [ids[place] for place in found[:RANKING_DEPTH].tolist()]

@@ -33,11 +33,11 @@ def test_rules_by_hand(script: ModuleType, tmp_path: Path) -> None:
     ((name, gold, posts),) = script.annotated(tmp_path)
     assert name == "a" and len(gold) == 5 and len(posts) == 5
     # Line 1 is of the system, and lines 2 and 5 answer the last message that is not.
-    assert script.predicted(script.previous, gold, posts) == {(1, 1), (2, 0), (3, 2), (4, 3), (5, 4)}
+    assert script.predicted(script.previous_post, gold, posts) == {(1, 1), (2, 0), (3, 2), (4, 3), (5, 4)}
     # Bob speaks for the first time in line 2, and line 3 names Ann.
     rule = script.addressed_then_previous
     assert script.predicted(rule, gold, posts) == {(1, 1), (2, 2), (3, 0), (4, 3), (5, 4)}
-    assert script.measure("previous", script.previous, tmp_path)["Link P"] == 1 / 5
+    assert script.measure("previous", script.previous_post, tmp_path)["Link P"] == 1 / 5
 
 
 @pytest.mark.corpus

@@ -22,7 +22,7 @@ from retrieval.settings.tasks import ThreadsTask
 
 pytest_plugins = ["tests.flows.prefect_session"]
 
-FILES = ("records.parquet", "rankings.parquet", "metrics.json")
+FILES = ("records.parquet", "rankings.parquet", "links.parquet", "metrics.json")
 RETRIES = RetryConfig(max_retries=1, delay_seconds=0.1, jitter=0)
 
 

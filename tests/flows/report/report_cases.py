@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.engine.artifact_store import ArtifactRef, Store
+from flows.report.thread_sections import CONVERSATION_NAMES, LINK_NAMES
 
 STAGES = ("build-context", "convert-model", "finetune-structure", "finetune-task", "evaluate", "export")
 UPSTREAM: dict[str, tuple[str, ...]] = {
@@ -215,6 +216,21 @@ def fill(stage: str, folder: Path) -> dict[str, Any]:
                 }
             },
             "generated": {"systems": {"base": systems["base"]}},
+            "slices": {
+                "parents": [
+                    {"group": name, "n": n, "systems": {s: score(v, n) for s in systems}}
+                    for name, v, n in (("one", 0.6, 1100), ("several", 0.3, 100))
+                ]
+            },
+            "links": {
+                **{"logs": 9, "of_logs": 10, "messages": 2300, "links": 2400},
+                **{"second_parent": 0.31, "without_record": 4},
+                "systems": {
+                    name: {key: score(0.5, 2400) for key in (*LINK_NAMES, *CONVERSATION_NAMES)}
+                    | {"adjusted_rand_index": {"value": None, "low": None, "high": None, "n": 2300}}
+                    for name in ("addressed_then_previous", "both_phases")
+                },
+            },
         }
         (folder / "metrics.json").write_text(json.dumps(scores))
         rows = [

@@ -152,6 +152,20 @@ def test_systems_are_compared_in_words_and_the_surest_choices_counted(
     assert "| Both phases | 1,200 | 4.2 % | 87.5 % |" in text
 
 
+def test_links_and_groups_of_comments_are_reported(
+    config: PipelineConfig, references: list[ArtifactRef]
+) -> None:
+    text = markdown_sections(config, references)["evaluation"].replace("**", "")
+    assert "2,300 annotated messages of 9 held-out threads with 2,400 links" in text
+    assert "The others of 10 threads were not drawn whole. Messages without a record" in text
+    assert "a parent too from a probability of 0.31" in text
+    assert "| Addressed, then previous | 50.0 % (47.6–52.6) | 50.0 % (47.6–52.6) |" in text
+    assert "| Both phases | 50.0 % (47.6–52.6) | none | 50.0 % (47.6–52.6) |" in text
+    # The models and the best baseline.
+    assert "| Comments | n | BM25 | Base model | Phase 1 only | Both phases |" in text
+    assert "| Right posts: several | 100 | 30.0 % (27.6–32.6) |" in text
+
+
 def test_the_data_is_reported_with_guards_intervals_and_groups(
     config: PipelineConfig, references: list[ArtifactRef]
 ) -> None:
@@ -215,7 +229,8 @@ def test_markdown_has_the_same_sections_and_embedded_charts(
         ET.fromstring(base64.b64decode(image))
     for line in parts["evaluation"].splitlines():
         if line.startswith("|"):
-            assert len(re.findall(r"(?<!\\)\|", line)) in (7, 6, 3)  # five columns, or two
+            # Tables of two, four, five, six and eight columns.
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 5, 6, 7, 9)
 
 
 def test_report_does_not_depend_on_where_and_when_it_is_written(

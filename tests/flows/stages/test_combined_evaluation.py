@@ -17,8 +17,9 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import LEARNED_RANKING_COLUMNS, RANKING_COLUMNS
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from tests.flows.conftest import Project
-from tests.flows.stages.test_stages import context_for, records_and_rankings
+from tests.flows.stages.test_stages import context_for, links_of, records_and_rankings
 
 LEARNED = (
     "context.threads.fusion=learned",
@@ -56,6 +57,7 @@ def _evaluate(
     for name, columns, rows in (
         ("records", RECORD_COLUMNS | LEARNED_RECORD_COLUMNS, records),
         ("rankings", RANKING_COLUMNS | LEARNED_RANKING_COLUMNS, rankings),
+        ("links", LINK_COLUMNS, links_of(rankings)),
     ):
         filled = [{"choice_scores": []} | row for row in rows]
         path = context.upstream["build-context"] / f"{name}.parquet"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.children.run_child import ChildFailed
+from flows.configuration.evaluated_systems import ADAPTER_FILES
 from flows.configuration.schema import PipelineConfig
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import StageContext
@@ -27,6 +28,7 @@ from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.model_files import ExportSpec
 from retrieval.build.record_files import RANKING_COLUMNS
+from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from tests.flows.conftest import Project
 
 AUTHORS = ("Ann", "Bob", "Cid")
@@ -199,9 +201,24 @@ def records_and_rankings() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return records, rankings
 
 
+def links_of(rankings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The links of the held-out threads: Ann starts, Bob answers her, and so does Cid, the asked one."""
+    rows = []
+    for ranking in rankings:
+        for number, (parent, asked) in enumerate(((0, False), (0, False), (0, True))):
+            about = {name: ranking[name] for name in ("task", "split", "context_id")}
+            rules = {"previous_post": [max(0, number - 1)], "previous_other_author": [max(0, number - 1)]}
+            name = ranking["id"] if asked else ""
+            rows.append(
+                _row(LINK_COLUMNS, **about, **rules, id=name, number=number, parents=[parent], asked=asked)
+                | {"addressed_then_previous": [number]}
+            )
+    return [row for row in rows if row["split"] == "test"]
+
+
 def _row(columns: Mapping[str, str], **values: Any) -> dict[str, Any]:
     """A row with these columns; what is not given is empty."""
-    empty: dict[str, Any] = {"str": "", "bool": False, "int": 0, "list": []}
+    empty: dict[str, Any] = {"str": "", "bool": False, "int": 0, "list": [], "ints": []}
     return {**{name: empty[kind] for name, kind in columns.items()}, **values}
 
 
@@ -216,6 +233,7 @@ def _evaluation(
     for name, columns, rows in (
         ("records", RECORD_COLUMNS, records),
         ("rankings", RANKING_COLUMNS, rankings),
+        ("links", LINK_COLUMNS, links_of(rankings)),
     ):
         path = context.upstream["build-context"] / f"{name}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)), path)
@@ -229,7 +247,7 @@ def _evaluation(
             right = {"base": False, "phase1": number % 2 == 0, "both_phases": True}
             for system in spec.systems:
                 good, bad = ("3", "4") if record["task"] == "tables" else ("#1 Ann", "#2 Bob")
-                said = good if right[system] else bad
+                said = good if right.get(system, True) else bad
                 choice = "" if spec.mode == "generate" else said
                 text = bad if spec.mode == "both" else said
                 rows.append(
@@ -277,6 +295,36 @@ def test_answers_of_unchanged_systems_are_not_computed_again(
     third = _evaluation(project, monkeypatch, *wanted)
     assert third[:2] == first[:2] and [len(spec.systems) for spec in third[2]] == [3, 3]
     assert not _evaluation(project, monkeypatch, *wanted)[2]
+
+
+def test_chosen_systems_and_links(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project.folder / "mine"
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        (folder / name).write_text("{}")
+    chosen = "evaluate.systems=[both_phases,previous_post,shuffled,before=./mine]"
+    scores, predictions, specs = _evaluation(project, monkeypatch, chosen)
+    assert list(scores["systems"]) == ["previous_post", "both_phases", "before", "shuffled"]
+    trained = project.folder / "up" / "finetune-task"
+    assert [spec.systems for spec in specs] == [
+        {"both_phases": trained, "before": folder},
+        {"shuffled": trained},
+    ]
+    assert {row["system"] for row in predictions} == {"both_phases", "before", "shuffled"}
+    # The records here have no text, so nothing could be put into another order.
+    assert scores["unchanged_prompts"] == {"threads": {"shuffled": THREADS}}
+    links = scores["links"]
+    assert list(links["systems"]) == ["previous_post"] and links["logs"] == THREADS
+    # Ann's start and Bob's answer to her are right, Cid's answer to Bob is not.
+    assert links["systems"]["previous_post"]["link_f1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    written = pq.read_table(project.folder / "out" / "links.parquet").to_pylist()
+    assert {row["system"] for row in written} == {"annotated", "previous_post"}
+    assert len(written) == 2 * 3 * THREADS
+    config = project.config(chosen)
+    assert list(EVALUATE.inputs(config)) == [f"systems/before/{name}" for name in ADAPTER_FILES]
+    settings = json.dumps(EVALUATE.settings(config))
+    assert "before" in settings and str(project.folder) not in settings
+    assert not EVALUATE.inputs(project.config())
 
 
 def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embe
         (shutil.copytree if source.is_dir() else shutil.copy)(source, moved / name)
         os.utime(moved / name, (0, 0))
     build_record_files(full_config(moved, tiny_embedder), tmp_path / "two")
-    for name in ("records.parquet", "rankings.parquet", "metrics.json"):
+    for name in ("records.parquet", "rankings.parquet", "links.parquet", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert {stage.split(":")[0] for stage, _, _ in told} == {
         "digest inputs",
@@ -147,6 +147,7 @@ def test_the_same_corpus_gives_the_same_bytes_anywhere(tmp_path: Path, tiny_embe
         "merge shards",
     }
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "links.parquet",
         "metrics.json",
         "rankings.parquet",
         "records.parquet",

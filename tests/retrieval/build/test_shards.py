@@ -26,7 +26,7 @@ from retrieval.evaluation.task_report import TaskReport
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, TablesTask, ThreadsTask
 
-FILES = ("records.parquet", "rankings.parquet", "metrics.json")
+FILES = ("records.parquet", "rankings.parquet", "links.parquet", "metrics.json")
 
 
 @pytest.fixture

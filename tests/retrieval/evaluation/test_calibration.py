@@ -69,6 +69,7 @@ def test_systems_that_wrote_freely_are_left_out() -> None:
     rows = [
         {"id": "a", "system": "base", "choice_logprobs": [-1.0, -1.0]},
         {"id": "b", "system": "base", "choice_logprobs": []},
+        {"id": "starts a conversation", "system": "base", "choice_logprobs": [-0.1, -3.0]},
         {"id": "a", "system": "written", "choice_logprobs": None},
     ]
     found = calibrations(rows, {"base": {"a": 1.0, "b": 0.0}})

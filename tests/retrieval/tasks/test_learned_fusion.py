@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from retrieval.build.build import build_record_files
 from retrieval.build.record_files import RANKING_COLUMNS, read_rankings, read_records
 from retrieval.build.shards import prepare
 from retrieval.corpus.types import Post
-from retrieval.evaluation.answer_scores import BASELINES, LEARNED_BASELINES, baseline_predictions
+from retrieval.evaluation.answer_scores import BASELINES, baseline_predictions
 from retrieval.search.learned.reply_ranker import UNSEEN, WEIGHTS
 from retrieval.search.legs.leg import LegQuery
 from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, ThreadsTask
 from retrieval.tasks.asking import Inquiry
-from retrieval.tasks.threads.learned_fusion import FOLDER, LINKS, ranked
+from retrieval.tasks.threads.learned_fusion import FOLDER, ranked
 from retrieval.tasks.threads.task import ThreadsWork, open_work
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample" / "threads.ndjson"
@@ -79,9 +78,10 @@ def test_the_learned_ranking_chooses_the_contexts(built: tuple[Path, dict[str, A
 def test_learned_and_fused_become_baselines(built: tuple[Path, dict[str, Any]], source: Path) -> None:
     rows = read_rankings(built[0] / "rankings.parquet", "threads", "test")
     found = baseline_predictions(rows)
-    assert list(found) == [*BASELINES, *LEARNED_BASELINES]
+    assert list(found) == [name for name in BASELINES if name not in ("dense", "reranked")]
     assert all(found["learned"][row["id"]].post_id == row["learned"][0] for row in rows)
-    assert list(baseline_predictions([{**row, "learned": []} for row in rows])) == [*BASELINES]
+    assert "learned" not in baseline_predictions([{**row, "learned": []} for row in rows])
+    assert list(baseline_predictions(rows, names=["bm25", "dense", "random"])) == ["random", "bm25"]
 
 
 def test_shards_and_a_second_build_give_the_same_bytes(
@@ -100,10 +100,8 @@ def test_the_prepared_ranker_is_read_with_its_folds_and_its_damage_noticed(
     prepared = prepare(config, tmp_path, lambda step, done, total: None)
     folder = tmp_path / "threads" / FOLDER
     folds = np.load(folder / "folds.npy")
-    links = json.loads((folder / LINKS).read_text())
     # Held-out threads are in no fold; the others are spread over five.
-    assert (folds == UNSEEN).sum() == len(links) > 2 and np.ptp(np.bincount(folds[folds >= 0])) <= 1
-    assert all(1 <= len(found) <= 2 for row in links.values() for found in row.values())
+    assert (folds == UNSEEN).sum() > 2 and np.ptp(np.bincount(folds[folds >= 0])) <= 1
     path = folder / WEIGHTS
     weights = path.read_bytes()
     path.write_bytes(weights[:-4] + b"\0\0\0\1")
