@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
+from flows.report.facts import TRAINED_FIRST
+from flows.report.statistics_sections import headline_comparisons, headline_seeds
+from flows.report.wording import points, probability, verdict_text
 from retrieval.evaluation.build_messages import left_out_line
 
 if TYPE_CHECKING:
@@ -99,6 +102,8 @@ def print_results(references: Sequence[ArtifactRef]) -> None:
         print()
         print_scores(scores)
     for reference in references:
+        if reference.stage == "compare-seeds":
+            print_seeds(json.loads((Path(reference.path) / "seeds.json").read_text(encoding="utf-8")))
         if reference.stage == "export":
             print(f"exported model: {Path(reference.path) / 'model'}")
             print(f"exported adapter: {Path(reference.path) / 'adapter'}")
@@ -129,10 +134,38 @@ def print_scores(scores: dict[str, Any]) -> None:
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
+    shown = next((name for name in TRAINED_FIRST if name in systems), None)
+    for measure, system, rows in headline_comparisons(scores, shown):
+        table = _grid(f"{system} against", f"{measure} in points", "p, corrected", "verdict")
+        for name, row in rows.items():
+            table.add_row(name, points(row), probability(row["p_holm"]), verdict_text(row))
+        console.print(table)
+        console.print("paired by record, over contexts; p corrected for all pairs (Holm)\n", style="dim")
     _print_links(console, scores.get("links"))
     for name, found in scores.get("combined", {}).get("minus", {}).items():
         line = f"reply@1 of model_and_learned minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
+
+
+def print_seeds(found: dict[str, Any]) -> None:
+    """Print the means over training seeds, and how the most trained system compares with each other one.
+
+    Args:
+        found: content of `seeds.json`.
+    """
+    console = _console()
+    for measure, means, rows in headline_seeds(found):
+        compared = {row["other"]: row for row in rows}
+        seeds = [f"seed {seed}" for seed in found["seeds"]]
+        shown = f"{rows[0]['one']} is" if rows else ""
+        table = _grid("system", f"{measure}, mean", *seeds, "spread", shown)
+        for name, mean in means.items():
+            values = [f"{value:.3f}" for value in (*mean["by_seed"], mean["spread"])]
+            table.add_row(
+                name, _interval(mean), *values, verdict_text(compared[name]) if name in compared else ""
+            )
+        console.print(table)
+        console.print("intervals and verdicts over contexts and seeds\n", style="dim")
 
 
 def _print_links(console: Console, found: Mapping[str, Any] | None) -> None:
@@ -247,6 +280,8 @@ def _bounded(leg: dict[str, Any], measure: str) -> str:
 def _interval(value: dict[str, Any]) -> str:
     if value["value"] is None:
         return "-"
+    if value["low"] is None:  # all records are of one context
+        return f"{value['value']:.3f}"
     # The backslash, because rich reads an opening bracket as markup.
     return f"{value['value']:.3f} \\[{value['low']:.3f}, {value['high']:.3f}]"
 

@@ -143,10 +143,10 @@ class EvaluateConfig(EvaluationSettings):
         "fusion, to score both together; 0: not together",
     )
     bootstrap_samples: int = Field(
-        default=1000,
+        default=2000,
         ge=10,
         title="Bootstrap samples",
-        description="Resamplings behind each interval, by thread",
+        description="Resamplings behind each interval, of whole threads, tables or documents",
     )
 
     @field_validator("systems")
@@ -291,6 +291,12 @@ class PipelineConfig(SpecModel):
     seed: int = Field(
         default=0, ge=0, title="Seed", description="Decides splits, order, dropout and new adapters"
     )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        title="Training seeds",
+        description="Each phase is trained once with each, and the evaluation tells the spread; the first "
+        "one's model is exported. Empty: the seed alone",
+    )
     model: ModelConfig = Field(title="Base model", description="What is fine-tuned")
     prompt: PromptSpec = Field(
         default_factory=PromptSpec,
@@ -341,6 +347,11 @@ class PipelineConfig(SpecModel):
 
     # Not a setting: no part of keys, manifests or forms.
     _source: ConfigSource | None = PrivateAttr(default=None)
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of the trainings that are exported; splits and draws of records follow `seed`."""
+        return self.seeds[0] if self.seeds else self.seed
 
     @property
     def source(self) -> ConfigSource | None:
@@ -423,6 +434,20 @@ class PipelineConfig(SpecModel):
                 f"evaluate.combine_records needs comments that the model has not seen: give the phase "
                 f"{seen[0]} a validation_share"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_other_trainings(self) -> PipelineConfig:
+        twice = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise ValueError(f"seeds has {twice} twice; expected different seeds, such as [0, 1, 2]")
+        if len(self.seeds) > 1:
+            going_on = [i for i, phase in enumerate(self.phases) if phase.continue_from is not None]
+            if going_on:
+                raise ValueError(
+                    f"phases.{going_on[0]}.continue_from goes on with one training, but seeds asks for "
+                    f"{len(self.seeds)}; leave one of them out"
+                )
         return self
 
     @model_validator(mode="after")

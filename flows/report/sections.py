@@ -6,20 +6,23 @@ from collections.abc import Sequence
 
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
 from flows.report.example_sections import predictions, records
-from flows.report.facts import TRAINED_FIRST, Row, RunFacts
+from flows.report.facts import TRAINED_FIRST, RunFacts
 from flows.report.lineage_sections import configuration, lineage
 from flows.report.records_sections import corpora, retrieval
+from flows.report.statistics_sections import HEADLINES, against, calibration, comparisons, seeds
 from flows.report.svg_charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
 from flows.report.thread_sections import link_blocks, slice_blocks
 from flows.report.wording import (
     byte_size,
     duration,
     percent,
+    points,
     score_note,
     score_text,
     score_value,
     short_number,
     system_name,
+    verdict_text,
 )
 from retrieval.settings.task_registry import TASKS
 
@@ -43,12 +46,6 @@ OTHER_METRICS = {
     "quotation_verbatim": "Quotations, share that is in the prompt word for word",
     "quotation_precision": "Quotations, share that is in a right document word for word",
 }
-# The summary shows the first of these that the evaluation has.
-HEADLINES = {
-    "reply@1": METRIC_NAMES["reply@1"],
-    "denotation_accuracy": "denotation accuracy",
-    "f1": "F1 of words",
-}
 PHASE_NAMES = {"finetune-structure": "Phase 1: structure", "finetune-task": "Phase 2: task"}
 
 
@@ -59,6 +56,7 @@ def sections(facts: RunFacts) -> list[Section]:
         for name, title, blocks in (
             ("summary", "Summary", summary(facts)),
             ("evaluation", "Evaluation", evaluation(facts)),
+            ("seeds", "Training seeds", seeds(facts)),
             ("gates", "Gates", gates(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
             ("corpora", "Records and guards", corpora(facts)),
@@ -87,17 +85,17 @@ def summary(facts: RunFacts) -> list[Block]:
         rival = _best_baseline(facts)
         if rival:
             other = facts.systems[rival]["reply@1"]
-            apart = "intervals do not overlap" if _apart(score, other) else "intervals overlap"
             items.append(
                 Fact(
                     f"Best baseline: {system_name(rival)}",
                     score_value(other),
-                    f"{score_note(other)}; {apart}",
+                    "; ".join(filter(None, (score_note(other), _compared(facts, "reply@1", rival)))),
                 )
             )
         if shown != "base" and "base" in facts.systems:
             before = facts.systems["base"].get(metric, {})
-            items.append(Fact("Before fine-tuning", score_value(before), score_note(before)))
+            note = "; ".join(filter(None, (score_note(before), _compared(facts, metric, "base"))))
+            items.append(Fact("Before fine-tuning", score_value(before), note))
     counts = [task["records"] for task in facts.context.values() if "records" in task]
     if counts:
         train, test = (sum(count[split] for count in counts) for split in ("train", "test"))
@@ -128,6 +126,8 @@ def evaluation(facts: RunFacts) -> list[Block]:
             rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
             blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
     written = facts.evaluation.get("generated", {}).get("systems", {})
+    blocks += comparisons(facts)
+    blocks += calibration(facts)
     if written:
         rows = tuple(
             (system_name(name), *(score_text(scores.get(metric)) for metric in METRICS))
@@ -195,9 +195,8 @@ def _combined_note(facts: RunFacts) -> list[Block]:
         return []
     weights = combined["weights"]
     differences = [
-        f"{100 * found['value']:+.1f} points ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}) "
-        f"against {system_name(name)}: {found['only_one']:,} comments that only both together answer "
-        f"rightly, {found['only_other']:,} that only the other does"
+        f"{points(found)} points against {system_name(name)}: {found['only_one']:,} comments that only both "
+        f"together answer rightly, {found['only_other']:,} that only the other does"
         for name, found in combined["minus"].items()
     ]
     return [
@@ -294,10 +293,13 @@ def _best_baseline(facts: RunFacts) -> str | None:
     return max(scores, key=lambda name: scores[name], default=None)
 
 
-def _apart(one: Row, other: Row) -> bool:
-    return None not in (one.get("low"), other.get("high")) and (
-        one["low"] > other["high"] or other["low"] > one["high"]
-    )
+def _compared(facts: RunFacts, metric: str, rival: str) -> str:
+    """Return in words how the shown system compares with another one; "" if they were not compared."""
+    for tables in facts.evaluation.get("comparisons", {}).values():
+        row = against(tables.get(metric, ()), facts.shown_system).get(rival)
+        if row:
+            return f"{system_name(facts.shown_system or '')} is {verdict_text(row)}"
+    return ""
 
 
 def _kind(facts: RunFacts, name: str) -> BarKind:

@@ -102,6 +102,34 @@ def score_text(score: Mapping[str, Any] | None) -> str:
     return f"{score_value(score)} ({bounds})" if bounds else score_value(score)
 
 
+def points(difference: Mapping[str, Any]) -> str:
+    """Return a difference of two shares in percentage points, with its interval; `none` without records."""
+    if difference["value"] is None:
+        return "none"
+    value = f"{100 * difference['value']:+.1f}"
+    if difference["low"] is None:
+        return value
+    return f"{value} ({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})"
+
+
+def verdict_text(comparison: Mapping[str, Any]) -> str:
+    """Return whether a system is better or worse than another, and how certain the difference is."""
+    verdict, value, low, high = (comparison[name] for name in ("verdict", "value", "low", "high"))
+    if value is None or high is None:
+        return f"{verdict}, fewer than two contexts"
+    # The bounds are no less than -1 and no more than 1, so one of them may be nearer.
+    margin = 100 * max(high - value, value - low)
+    if verdict == "not separable":
+        # A difference without spread is not separable if only a few contexts show it.
+        return f"{verdict}, ± {margin:.1f} points" if margin or not value else f"{verdict}, too few contexts"
+    return f"{verdict} by {100 * abs(value):.1f} ± {margin:.1f} points"
+
+
+def probability(p: float) -> str:
+    """Return a p-value with three decimals; `< 0.001` for a smaller one."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def score_note(score: Mapping[str, Any]) -> str:
     """Return the interval and the count of a score as a note; empty text without an interval."""
     bounds = score_bounds(score)

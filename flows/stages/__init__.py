@@ -9,6 +9,7 @@ from __future__ import annotations
 from flows.engine.stage import Registry
 from flows.stages.build_context import BUILD_CONTEXT
 from flows.stages.check_gates import CHECK_GATES
+from flows.stages.compare_seeds import COMPARE_SEEDS
 from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
@@ -23,6 +24,7 @@ STAGES: Registry = {
         FINETUNE_STRUCTURE,
         FINETUNE_TASK,
         EVALUATE,
+        COMPARE_SEEDS,
         CHECK_GATES,
         EXPORT,
         PUSH,

@@ -2,7 +2,8 @@
 
 It writes its verdicts to `gates.json` and does not fail if a gate is not met. The stage `export` reads them,
 and then exports nothing. So the verdicts are an artifact that the report can show. A comparison with another
-system is paired: the difference of the two on each record, with an interval that resamples contexts.
+system is paired: the difference of the two on each record, with an interval that resamples contexts. No
+correction is made for the number of gates.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ NAME = "check-gates"
 VERDICTS = "gates.json"
 # By name, because an import would make the code for scoring answers a part of the export's key.
 EVALUATE, EXPORT, RECORD_VALUES = "evaluate", "export", "record_values.parquet"
+_RELATIONS = {"better": "better than", "worse": "worse than", "not separable": "not separable from"}
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,13 @@ def _verdict(
         return base | {"passed": False, "rival": rival, "text": text}
     found = _difference(config, gate, shared, values, other)
     low, high = found["low"], found["high"]
-    passed = low > 0 if gate.better_than is not None else high >= -gate.margin
-    relation = "better than" if low > 0 else "worse than" if high < 0 else "not separable from"
-    text = (
-        f"{said}, {relation} {name}: difference {found['value']:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] on {len(shared)} records"
-    )
+    relation = found["verdict"]
+    # Without an interval, nothing is known to be worse: not separable.
+    lost = relation == "worse" and high < -gate.margin
+    passed = relation == "better" if gate.better_than is not None else not lost
+    text = f"{said}, {_RELATIONS[relation]} {name}: difference {found['value']:+.3f} "
+    text += "" if low is None else f"[{low:+.3f}, {high:+.3f}] "
+    text += f"on {len(shared)} records in {found['contexts']} contexts"
     if gate.margin and gate.not_worse_than is not None:
         text += f", {gate.margin:g} allowed"
     return base | {
@@ -131,7 +134,7 @@ def _verdict(
         "low": low,
         "high": high,
         "records": len(shared),
-        "contexts": len({values.contexts[record] for record in shared}),
+        "contexts": found["contexts"],
         "text": text,
     }
 
@@ -139,15 +142,17 @@ def _verdict(
 def _difference(
     config: PipelineConfig, gate: GateConfig, shared: list[str], own: _Values, other: _Values
 ) -> dict[str, Any]:
-    """Return the mean difference on the shared records, with its interval."""
+    """Return the mean difference on the shared records, with its interval and its `verdict`."""
     import numpy as np
 
+    from retrieval.evaluation.comparisons import verdict
     from retrieval.evaluation.context_bootstrap import ContextBootstrap
 
     contexts = [own.contexts[record] for record in shared]
-    resamples = ContextBootstrap.over(contexts, config.seed, config.evaluate.bootstrap_samples)
-    differences = np.array([own.by_id[record] - other.by_id[record] for record in shared])
-    return resamples.ratio(differences, np.ones(len(shared)), gate.confidence)
+    resampled = ContextBootstrap.over(contexts, config.seed, config.evaluate.bootstrap_samples)
+    one, two = (np.array([values.by_id[record] for record in shared]) for values in (own, other))
+    found = resampled.difference(one, two, gate.confidence)
+    return found | {"verdict": verdict(found["value"], found["p"], gate.confidence)}
 
 
 def _read(folder: Path, metric: str, system: str) -> _Values:
@@ -191,7 +196,7 @@ CHECK_GATES = Stage(
     settings=_settings,
     inputs=lambda config: {},
     upstream=lambda config: (Upstream(EVALUATE, (RECORD_VALUES,)),),
-    sources=lambda: stage_sources(__file__, "retrieval.evaluation.context_bootstrap"),
+    sources=lambda: stage_sources(__file__, "retrieval.evaluation.comparisons"),
     run=_run,
     applies=lambda config: bool(config.gates),
 )

@@ -44,6 +44,7 @@ from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (
     Answers,
     RecordValues,
+    comparisons,
     predicted_links,
     score_answers,
     values_of_records,
@@ -143,7 +144,7 @@ def _run(context: StageContext) -> dict[str, Any]:
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
         )
     records = read_records(context.upstream[build_context.NAME] / build_context.RECORDS, split="test")
-    scores: dict[str, Any] = {"systems": {}, "drawn": {}}
+    scores: dict[str, Any] = {"systems": {}, "drawn": {}, "comparisons": {}}
     answered: list[dict[str, Any]] = []
     values: dict[str, RecordValues] = {}
     # Times and memory of the child processes, for the manifest. They are not among the scores, so that
@@ -181,6 +182,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         answers = _answers(context, part, _Scored(chosen, rows, unseen, unseen_rows))
         _merge(scores, score_answers(part.task, answers))
         values[part.task] = values_of_records(part.task, answers)
+        scores["comparisons"][part.task] = comparisons(values[part.task], answers)
         links = predicted_links(part.task, answers)
         if links is not None:
             write_links(context.output_dir / LINKS, {ANNOTATED: links.gold, **links.systems})
@@ -209,7 +211,7 @@ def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
         # They are answered as held-out records are.
         row | {"split": "test"}
         for row in read_records(path, part.task, "train")
-        if all(phase.validates(row["context_id"], config.seed) for phase in phases)
+        if all(phase.validates(row["context_id"], config.training_seed) for phase in phases)
     ]
     if not rows:
         raise InputError(

@@ -59,7 +59,7 @@ def _phase(config: PipelineConfig, stage: str) -> tuple[int, PhaseConfig]:
 def _settings(config: PipelineConfig, stage: PhaseStage) -> dict[str, Any]:
     index, phase = _phase(config, stage)
     return {
-        "seed": config.seed,
+        "seed": config.training_seed,
         "model": config.model.model_dump(mode="json", exclude={"path"}),
         "mesh": config.mesh.model_dump(mode="json"),
         "prompt": prompt_settings(config),
@@ -151,7 +151,7 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
             config, phase, context.upstream[build_context.NAME] / build_context.RECORDS, context.cache_dir
         ),
         mesh=config.mesh,
-        seed=config.seed,
+        seed=config.training_seed,
         # Not in the artifact: a run that continues after a kill has a new artifact, but its curves continue.
         report_dir=context.cache_dir / "reports" / stage,
         report_tags=_lineage_tags(context, stage),

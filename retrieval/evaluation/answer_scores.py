@@ -5,9 +5,9 @@ and by measures of special records: without an answer, in scripts without blanks
 
 Directionality (JORA, arXiv:2403.11366, table 2) has four measures. target is the share of answers that name
 the right author, reply the share that name the right post, and joint the share that name both.
-p(reply|target) is joint / target. Intervals are 95 % percentile bootstrap intervals. Contexts are resampled,
-not records, because the records of one thread are not independent. All systems are scored on the same
-resamples.
+p(reply|target) is joint / target. Intervals are 95 % bootstrap intervals (`context_bootstrap`). Contexts are
+resampled, not records, because the records of one thread are not independent. All systems are scored on the
+same resamples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.evaluation.comparisons import discordant
 from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.denotations import denotation_correct
 from retrieval.evaluation.measures.quotations import QuotationCounts, quotation_counts
@@ -177,16 +178,12 @@ def paired_difference(
         resamples: number of resamples.
 
     Returns:
-        The difference of reply@1, one minus other, as {value, low, high, n}, with whole contexts resampled;
-        and the numbers of comments that only `one` and only `other` answers rightly.
+        The difference of reply@1, one minus other, as `ContextBootstrap.difference` and `discordant`
+        return it.
     """
     (_, first), (_, second) = _right(one, rankings), _right(other, rankings)
     intervals = ContextBootstrap.over([row["context_id"] for row in rankings], seed, resamples)
-    return {
-        **intervals.ratio(first - second, np.ones(len(rankings))),
-        "only_one": int(((first == 1) & (second == 0)).sum()),
-        "only_other": int(((first == 0) & (second == 1)).sum()),
-    }
+    return {**intervals.difference(first, second), **discordant(first, second)}
 
 
 def _right(

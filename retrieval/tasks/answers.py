@@ -106,6 +106,14 @@ def values_of_records(name: str, answers: Answers) -> RecordValues:
     return import_module(f"{TASKS[name].package}.scoring").values(answers)
 
 
+def comparisons(values: RecordValues, answers: Answers) -> dict[str, list[dict[str, Any]]]:
+    """Compare every two systems by each measure, as `compare_systems` does."""
+    # Imported here, because it loads numpy and scipy, which a plan of the stage does not need.
+    from retrieval.evaluation.comparisons import compare_systems
+
+    return compare_systems(values.contexts, values.systems, seed=answers.seed, resamples=answers.resamples)
+
+
 def predicted_links(name: str, answers: Answers) -> Any:
     """Return the links that answers to a task's records mean; None for a task without links."""
     find = getattr(import_module(f"{TASKS[name].package}.scoring"), "predicted_links", None)

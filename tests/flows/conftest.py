@@ -32,6 +32,7 @@ OUTPUTS = {
     "finetune-structure": ("adapter_model.safetensors", "adapter_config.json"),
     "finetune-task": ("adapter_model.safetensors", "adapter_config.json"),
     "evaluate": ("metrics.json", "predictions.parquet", "record_values.parquet"),
+    "compare-seeds": ("seeds.json",),
     "check-gates": ("gates.json",),
     "export": (
         "model/model.safetensors",

@@ -117,7 +117,7 @@ def _counted(
             model=model,
             data=data_spec(config, phase, *data),
             mesh=config.mesh,
-            seed=config.seed,
+            seed=config.training_seed,
             output_dir=Path(name) / "counts",
         )
         try:

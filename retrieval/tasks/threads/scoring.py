@@ -14,6 +14,7 @@ from retrieval.evaluation.answer_scores import (
     prediction_from_answer,
     thread_values,
 )
+from retrieval.evaluation.calibration import calibrations
 from retrieval.evaluation.combined_answers import combine, fit_weights
 from retrieval.evaluation.links.answer_links import answer_links, second_parent_threshold, second_parents
 from retrieval.evaluation.links.link_rows import LEARNED, RULES, links_in
@@ -32,7 +33,7 @@ def score(answers: Answers) -> dict[str, Any]:
     scored together too, and compared with each of the two.
 
     If the records have both choices and written answers, the choices are scored, and the scores of the
-    written answers are added under `generated`.
+    written answers are added under `generated`. The choices' probabilities have their `calibration`.
     """
     rankings = _replies(_rankings(answers))
     seed, resamples = answers.seed, answers.resamples
@@ -62,6 +63,8 @@ def score(answers: Answers) -> dict[str, Any]:
     if links:
         scores["links"] = links
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
+    if answers.mode != "generate":
+        scores["calibration"] = _calibrations(answers, predictions, rankings)
     if answers.mode == "both":
         written = directionality(_predictions(answers, "text"), rankings, seed=seed, resamples=resamples)[
             "systems"
@@ -69,6 +72,18 @@ def score(answers: Answers) -> dict[str, Any]:
         # The baselines choose a post; written answers of theirs would be the same figures again.
         scores["generated"] = {"systems": {name: written[name] for name in answers.by_system("text")}}
     return scores
+
+
+def _calibrations(
+    answers: Answers, predictions: Mapping[str, Mapping[str, Prediction]], rankings: Sequence[Row]
+) -> dict[str, Any]:
+    """Return how well each system's probabilities of its choices tell whether it names the right post."""
+    ids = [row["id"] for row in rankings]
+    right = {
+        system: dict(zip(ids, thread_values(given, rankings)["reply@1"], strict=True))
+        for system, given in predictions.items()
+    }
+    return calibrations(answers.rows, right)
 
 
 def values(answers: Answers) -> RecordValues:

@@ -101,7 +101,7 @@ def test_help_is_quick_and_light() -> None:
 
 def test_help_teaches(jora: Jora) -> None:
     text = jora("--help").out
-    assert len(COMMANDS) == 22
+    assert len(COMMANDS) == 23
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.MULTILINE), f"{command}: no whole sentence"
         assert jora(command, "--help").status == 0
@@ -343,6 +343,8 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
     def value(number: float | None, n: int) -> dict[str, Any]:
         return {"value": number, "low": number, "high": number, "n": n}
 
+    compared = {"one": "both_phases", "other": "bm25", "value": 0.021, "low": -0.01, "high": 0.052, "n": 1000}
+    compared |= {"p": 0.11, "p_holm": 0.22, "verdict": "not separable"}
     threads = {name: value(0.25, 1000) for name in ("target@1", "reply@1", "joint")}
     threads["p(reply|target)"] = value(None, 0)
     tables = {"denotation_accuracy": value(0.5, 77)}
@@ -350,6 +352,7 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
         {
             "systems": {"bm25": threads, "both_phases": {**threads, **tables}},
             "generated": {"systems": {"both_phases": threads}},
+            "comparisons": {"threads": {"reply@1": [compared]}},
         }
     )
     out = capsys.readouterr().out
@@ -357,6 +360,8 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
     assert re.search(r"bm25 +(0\.250 \[0\.250, 0\.250\] +){3}-", first), "one line, however many metrics"
     assert "both_phases, written freely" in first
     assert re.search(r"both_phases +0\.500 \[0\.500, 0\.500\]", second) and "n=77" in second
+    second, third = second.split("both_phases against")
+    assert re.search(r"bm25 +\+2\.1 \(-1\.0 to \+5\.2\) +0\.220 +not separable, ± 3\.1 points", third)
     assert "bm25" not in second and "exact_match" not in out
 
 

@@ -185,7 +185,7 @@ def test_reasons_compare_with_the_nearest_artifact_of_the_project(project: Proje
     _run(project)
     project.raw["evaluate"] = {"bootstrap_samples": 500}
     reason = _plan(project)["evaluate"].reason
-    assert reason == "config changed: evaluate.bootstrap_samples 1000 → 500"
+    assert reason == "config changed: evaluate.bootstrap_samples 2000 → 500"
     project.raw["project"] = "another"
     assert _plan(project)["evaluate"].reason == "no artifact"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -126,14 +127,29 @@ def test_page_says_what_the_artifacts_say(outline: Outline) -> None:
     assert "61.0 % (58.6–63.6)" in text
     assert "1,200 held-out comments in 140 threads (drawn by seed from 2,479 in 141 threads)" in text
     assert "0.41 · log-probability of the model + 0.9 · that of the fusion, weighed on 296 training" in text
-    assert "+1.2 points (-1.2 to +3.8) against Learned fusion: 40 comments" in text
-    assert "Best baseline: BM25 44.0 %" in text and "intervals do not overlap" in text
+    assert "+1.2 (-1.2 to +3.8) points against Learned fusion: 40 comments" in text
+    assert "Best baseline: BM25 44.0 %" in text and "Both phases is better by 17.0 ± 3.0 points" in text
     assert "88.0 % of the held-out prompts" in text
     assert "Denotation accuracy".lower() in text.lower()
     for stage in STAGES:
         assert stage in text and key_of(stage)[:12] in text
     assert "1 min 15 s" in text and "1.4 GiB" in text  # export's time, training's memory
     assert "and 3 more" in text  # of build-context's 15 input files
+
+
+def test_systems_are_compared_in_words_and_the_surest_choices_counted(
+    config: PipelineConfig, references: list[ArtifactRef]
+) -> None:
+    text = html.unescape(markdown_sections(config, references)["evaluation"])
+    assert "**Both phases against each other system: the right post**" in text
+    bm25 = "| BM25 | +17.0 (+14.0 to +20.0) | < 0.001 | 310 and 106 | 0.012 | better by 17.0 ± 3.0 points |"
+    assert bm25 in text
+    assert "| not separable, ± 3.0 points |" in text
+    # Of a system that comes after the shown one, the row is turned.
+    assert "| New | -47.0 (-50.0 to -44.0) | < 0.001 | 106 and 310 |" in text
+    assert "| worse by 47.0 ± 3.0 points |" in text
+    assert "| Base model | 1,200 | 15.1 % | 76.6 % | 63.2 % | 46.6 % |" in text
+    assert "| Both phases | 1,200 | 4.2 % | 87.5 % |" in text
 
 
 def test_links_and_groups_of_comments_are_reported(
@@ -173,7 +189,8 @@ def test_the_data_is_reported_with_guards_intervals_and_groups(
 
 def test_every_chart_has_a_title_and_a_description(page: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 4 + 2 + 1 + 2 + 1 + 1  # scores, recall, lengths, losses, time, lineage
+    # Scores, calibration, recall, lengths, losses, time, lineage.
+    assert len(charts) == 4 + 2 + 2 + 1 + 2 + 1 + 1
     for chart in charts:
         root = ET.fromstring(chart)
         ids = {element.get("id"): element.text for element in root if element.get("id")}
@@ -207,7 +224,7 @@ def test_markdown_has_the_same_sections_and_embedded_charts(
     assert [name for name in outline.ids if name in parts] == list(parts)
     assert all(re.fullmatch(r"[a-z-]+", name) for name in parts)
     images = re.findall(r"\(data:image/svg\+xml;base64,([^)]*)\)", "".join(parts.values()))
-    assert len(images) == 11
+    assert len(images) == 13
     for image in images:
         ET.fromstring(base64.b64decode(image))
     for line in parts["evaluation"].splitlines():

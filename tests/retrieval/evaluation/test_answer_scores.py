@@ -73,7 +73,7 @@ def test_any_parent_and_its_author_count() -> None:
 
 def test_ids_choose_the_rows_and_empty_ratios_are_none() -> None:
     out = directionality({"m": {}}, ROWS, ids={"b"})["systems"]
-    assert out["m"]["target@1"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1}
+    assert out["m"]["target@1"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert out["m"]["p(reply|target)"] == {"value": None, "low": None, "high": None, "n": 0}
     assert directionality({}, [])["systems"]["random"]["joint"]["n"] == 0
 

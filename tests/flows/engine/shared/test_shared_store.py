@@ -73,7 +73,7 @@ def test_what_one_machine_made_the_other_fetches(project: Project, url: str) -> 
     # The reason names what changed since the nearest artifact, which a third machine has not seen.
     three = machine(project, url, "three")
     plan = make_plan(project.config("evaluate.bootstrap_samples=500"), three, project.registry)
-    assert plan[4].reason == "config changed: evaluate.bootstrap_samples 1000 → 500"
+    assert plan[4].reason == "config changed: evaluate.bootstrap_samples 2000 → 500"
     assert not three.remote.stamps("leases")
     assert not list((three.root / "evaluate").glob("*")), "a plan fetches manifests only"
 

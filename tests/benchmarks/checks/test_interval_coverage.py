@@ -1,0 +1,36 @@
+"""Coverage of the evaluation's intervals, by the script that prints the table in docs/evaluation.md."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+
+
+def test_intervals_hold_the_truth_and_plain_percentiles_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("interval_coverage")
+    score, difference = script.CASES[0], script.CASES[3]
+    for case in (score, difference):
+        found = script.coverage(case, contexts=12, repetitions=400)
+        print(found)
+        # 95 % of 400 repetitions, with four standard errors.
+        assert found["coverage"] == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 400) ** 0.5)
+        assert found["coverage"] > found["plain_percentiles"]
+    assert script.coverage(score, 12, 400)["plain_percentiles"] < 0.93
+
+
+@pytest.mark.slow
+def test_coverage_is_between_93_and_97_percent_from_20_contexts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("interval_coverage")
+    for case in script.CASES:
+        for contexts in (20, 50, 200):
+            found = script.coverage(case, contexts, 2000)
+            print(found)
+            # A share of 5 % is a few right answers (docs/evaluation.md). Half a point is the counting error.
+            least = 0.91 if case.name == "score 0.05" else 0.93
+            assert least - 0.005 <= found["coverage"] <= 0.975

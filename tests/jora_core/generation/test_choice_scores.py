@@ -1,0 +1,142 @@
+"""Constrained choice: never an invalid answer, and the log-likelihoods of transformers, shared or apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jora_core.architecture.model_config import ModelConfig
+from jora_core.commands.predict import predict
+from jora_core.generation.choice_scores import Question, score_choices
+from jora_core.specs.answers import PredictSpec
+from jora_core.weights.load_params import load_params
+
+QUESTIONS, CONTEXTS = 50, 5
+END = 1
+
+
+def questions(vocabulary: int, longest: int, seed: int = 0) -> list[Question]:
+    """Questions whose contexts are shared by ten each; some choices begin others."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(size: int) -> np.ndarray:
+        return rng.integers(3, vocabulary, size, dtype=np.int32)
+
+    contexts = [tokens(int(rng.integers(1, longest))) for _ in range(CONTEXTS)]
+    found = []
+    for number in range(QUESTIONS):
+        prompt = np.concatenate([contexts[number % CONTEXTS], tokens(int(rng.integers(1, 12)))])
+        choices = [tokens(int(rng.integers(1, 6))) for _ in range(int(rng.integers(1, 5)))]
+        choices.append(np.append(choices[0], tokens(1)))  # as "12" begins with "1"
+        ended = tuple(np.append(choice, np.int32(END)) for choice in choices)
+        names = tuple(str(place) for place in range(len(choices)))
+        found.append(Question(str(number), prompt, names, ended, str(number % CONTEXTS)))
+    return found
+
+
+def of_transformers(folder: Path, asked: list[Question]) -> list[list[float]]:
+    """The summed log-likelihood of each choice, one plain row each, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    scores = []
+    for question in asked:
+        mine = []
+        for choice in question.choice_tokens:
+            row = torch.from_numpy(np.concatenate([question.prompt, choice])).long()[None]
+            with torch.no_grad():
+                logprobs = torch.log_softmax(model(input_ids=row).logits[0, :-1].double(), dim=-1)
+            of_choice = logprobs[-len(choice) :].gather(1, row[0, -len(choice) :, None])
+            mine.append(float(of_choice.sum()))
+        scores.append(mine)
+    return scores
+
+
+def check(folder: Path, asked: list[Question]) -> None:
+    config = ModelConfig.from_hf(folder)
+    params = load_params(folder, config)
+    shared, apart = (
+        score_choices(params, config, asked, tokens_per_batch=1024, share=share) for share in (True, False)
+    )
+    # And each question alone, without a neighbour in its batch.
+    alone = [score_choices(params, config, [q], tokens_per_batch=1024)[0] for q in asked[:5]]
+    expected = of_transformers(folder, asked)
+    assert len(expected) == QUESTIONS
+    for number, want in enumerate(expected):
+        np.testing.assert_allclose(shared[number], want, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(apart[number], want, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(shared[number], apart[number], rtol=0, atol=1e-5)
+    for got, want in zip(alone, shared[:5], strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_log_likelihoods_are_those_of_transformers(tiny_weights: Path) -> None:
+    pytest.importorskip("torch")
+    check(tiny_weights, questions(ModelConfig.from_hf(tiny_weights).vocab_size, longest=60))
+
+
+@pytest.mark.slow
+@pytest.mark.corpus
+def test_log_likelihoods_of_a_real_model_are_those_of_transformers() -> None:
+    pytest.importorskip("torch")
+    from flows.configuration.hub_models import fetched_folder
+
+    folder = fetched_folder("smollm2-135m")
+    if not (folder / "config.json").is_file():
+        pytest.skip("smollm2-135m is not fetched: `jora fetch smollm2-135m`")
+    check(folder, questions(ModelConfig.from_hf(folder).vocab_size, longest=60))
+
+
+def test_a_question_without_choices_has_no_scores(tiny_weights: Path) -> None:
+    config = ModelConfig.from_hf(tiny_weights)
+    asked = questions(config.vocab_size, longest=20)[:3]
+    asked[1] = replace(asked[1], choices=(), choice_tokens=())
+    scores = score_choices(load_params(tiny_weights, config), config, asked, tokens_per_batch=256)
+    assert [len(mine) for mine in scores] == [len(q.choices) for q in asked]
+    assert not len(scores[1]) and all((mine < 0).all() for mine in scores)
+
+
+def test_a_choice_is_never_invalid(
+    tiny_weights: Path,
+    alpaca_rows: Callable[..., list[dict[str, Any]]],
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Whatever the choices look like, the answer is one of them, letter for letter, and the likeliest."""
+    rows = alpaca_rows(contexts=6, questions=3, lines=3)
+    kinds = (
+        ["#1 Ann", "#12 Ann", "#1 Anna"],
+        ["one alone"],
+        ["twice", "twice", "once"],
+        [" leading blank", "leading blank", "trailing blank "],
+        ["北京", "né\u0301", "two\nlines", "</s>", "### Response:"],
+        [str(n) for n in range(40)],
+    )
+    for number, row in enumerate(rows):
+        row |= {"split": "test", "choices": kinds[number % len(kinds)], "gold": []}
+    spec = {
+        "model": str(tiny_weights),
+        "systems": {"base": None},
+        "records": str(write_rows(tmp_path / "records.parquet", rows)),
+        "max_seq_len": 192,
+        "tokens_per_batch": 512,
+        "output_dir": str(tmp_path / "out"),
+    }
+    predict(PredictSpec.model_validate(spec))
+    found = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    for row, answer in zip(rows, found, strict=True):
+        assert answer["choice"] in row["choices"]
+        scores = answer["choice_logprobs"]
+        assert len(scores) == len(row["choices"]) and np.isfinite(scores).all()
+        assert scores[row["choices"].index(answer["choice"])] == max(scores) == answer["choice_logprob"]
+    by_choices = {tuple(row["choices"]): answer for row, answer in zip(rows, found, strict=True)}
+    one, same, _ = by_choices["twice", "twice", "once"]["choice_logprobs"]
+    assert one == pytest.approx(same, abs=1e-5)
