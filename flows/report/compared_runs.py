@@ -228,9 +228,30 @@ class Comparison:
         """By the other run's name: the paired difference of each measure of each system of both runs."""
         return {other.name: self._differences(other) for other in self.others}
 
+    @cached_property
+    def unchanged(self) -> dict[str, list[str]]:
+        """By the other run's name: systems with the same values in both, such as rules without a model."""
+        return {
+            other.name: list(
+                dict.fromkeys(
+                    system
+                    for _, _, system in self._shared(other)
+                    if all(
+                        self.first.values[key] == other.values[key]
+                        for key in self._shared(other)
+                        if key[2] == system
+                    )
+                )
+            )
+            for other in self.others
+        }
+
+    def _shared(self, other: ComparedRun) -> list[tuple[str, str, str]]:
+        return [key for key in self.first.values if key in other.values]
+
     def _differences(self, other: ComparedRun) -> list[Difference]:
-        """Return the paired difference of each measure of each system that both runs have."""
-        keys = [key for key in self.first.values if key in other.values]
+        """Return the paired difference of each measure of each system of both runs that differs."""
+        keys = [key for key in self._shared(other) if key[2] not in self.unchanged[other.name]]
         pairs = [(key[2], self.first.values[key], other.values[key]) for key in keys]
         return [
             found

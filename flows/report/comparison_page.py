@@ -125,6 +125,12 @@ def _measures(comparison: Comparison) -> list[Block]:
             "resampling whole contexts; p is corrected for the rows of a measure (Holm)."
         )
     ]
+    for other in comparison.others:
+        if same := comparison.unchanged[other.name]:
+            names = ", ".join(map(system_name, same))
+            blocks.append(
+                Prose(f"{comparison.first.name} and {other.name} have the same values of: {names}.")
+            )
     return blocks + _tables(comparison, comparison.differences, named=True)
 
 

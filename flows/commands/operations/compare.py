@@ -95,6 +95,8 @@ def _print(comparison: Comparison) -> None:
         print(f"\n{other.name} against {comparison.first.name}:")
         headers = difference_headers(comparison, other)
         print_table(headers, [difference_row(one) for one in comparison.differences[other.name]])
+        if same := comparison.unchanged[other.name]:
+            print(f"the same values in both: {', '.join(same)}")
         print("paired by record, 95 % intervals by context; p corrected for the rows of a measure (Holm)")
         slices = comparison.slices[other.name]
         if slices:
@@ -125,6 +127,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         "against_the_first": {
             other.name: {
                 "differences": [asdict(one) for one in comparison.differences[other.name]],
+                "unchanged": comparison.unchanged[other.name],
                 "slices": [asdict(one) for one in comparison.slices[other.name]],
                 "only_first_and_only_other_right": comparison.counts_changed[other.name],
                 "changed": [asdict(one) for one in comparison.changed[other.name]],

@@ -45,7 +45,12 @@ def test_lm_eval_gets_our_score(tmp_path: Path) -> None:
         "model": {"path": str(DATA / "tiny-llama")},
         "context": {"threads": {"source": "threads.ndjson", "legs": ["bm25", "recency"], "n_contexts": 6}},
         "phases": [{"stage": "finetune-task", "tasks": ["threads"], **sizes}],
-        "evaluate": {"max_records": 40, "bootstrap_samples": 50, "max_seq_len": 300, "tokens_per_batch": 2048},
+        "evaluate": {
+            "max_records": 40,
+            "bootstrap_samples": 50,
+            "max_seq_len": 300,
+            "tokens_per_batch": 2048,
+        },
         "export": {"verify": False},
         "store": "runs",
     }
