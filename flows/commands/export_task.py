@@ -172,6 +172,6 @@ lm_eval --model hf --model_args pretrained=MODEL,dtype=float32,add_bos_token=Fal
 ```
 
 Expected: `acc` {expected["value"]:.4f} on {result["records"]} records, which is our {MEASURE} of the exported
-model (95 % interval {expected["low"]:.4f} to {expected["high"]:.4f}, from resampling whole contexts; the error
-that lm_eval prints takes records for independent). Add no chat template: the prompts have it.
+model (95 % interval {expected["low"]:.4f} to {expected["high"]:.4f}, from resampling whole contexts; the
+error that lm_eval prints takes records for independent). Add no chat template: the prompts have it.
 {note}"""
