@@ -218,7 +218,7 @@ def evaluate(
     references = _run_stages(["evaluate"], settings, force, as_json)
     if links is not None:
         # Here, because it loads numpy, which the other commands of this module do not need.
-        from retrieval.evaluation.links.annotation_files import write_annotations
+        from retrieval.evaluation.threads.annotation_files import write_annotations
 
         path = Path(references[0].path) / LINKS
         print_status(f"{links}: {write_annotations(path, links)} files")
