@@ -39,6 +39,7 @@ def test_links_are_counted_with_starts_and_lines_of_the_system(script: ModuleTyp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_learned_fusion_reaches_its_goals(script: ModuleType, shared: Path) -> None:
     data = shared / "data" / "irc"
     learned = script.learn(script.recipe_task(data), None, data / "dev")
