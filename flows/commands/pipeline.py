@@ -25,6 +25,7 @@ from flows.engine.run_stage import run_stages
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
 from flows.report.page import write_report
+from flows.report.wording import plural
 from flows.stages import STAGES
 from flows.stages.build_context import RECORDS
 from flows.stages.evaluate import LINKS
@@ -218,10 +219,10 @@ def evaluate(
     references = _run_stages(["evaluate"], settings, force, as_json)
     if links is not None:
         # Here, because it loads numpy, which the other commands of this module do not need.
-        from retrieval.evaluation.links.annotation_files import write_annotations
+        from retrieval.evaluation.threads.annotation_files import write_annotations
 
         path = Path(references[0].path) / LINKS
-        print_status(f"{links}: {write_annotations(path, links)} files")
+        print_status(f"{links}: {plural(write_annotations(path, links), 'file')}")
 
 
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:

@@ -21,6 +21,8 @@ RETRIEVAL = ("recall@1", "recall@10", "mrr")
 # Metrics of thread, table and document records. Those of one table are of the same records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
+    ("p(reply|not target)",),
+    ("invalid_answers",),
     ("denotation_accuracy",),
     ("exact_match", "f1"),
     ("has_answer_exact_match", "has_answer_f1"),

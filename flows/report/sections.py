@@ -32,6 +32,8 @@ METRIC_NAMES = {
     "p(reply|target)": "right post given right author",
 }
 OTHER_METRICS = {
+    "p(reply|not target)": "Right post where the named author is wrong",
+    "invalid_answers": "Written answers that are none of the choices",
     "denotation_accuracy": "Table questions, denotation accuracy",
     "exact_match": "Document questions, exact match",
     "f1": "Document questions, F1 of words",

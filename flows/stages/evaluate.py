@@ -38,7 +38,7 @@ from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
-from retrieval.evaluation.links.annotation_files import ANNOTATED, write_links
+from retrieval.evaluation.threads.annotation_files import ANNOTATED, write_links
 from retrieval.prompts.context_variants import with_context
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (

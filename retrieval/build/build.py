@@ -33,8 +33,8 @@ from retrieval.build.shards import (
 )
 from retrieval.corpus.file_sinks import ParquetSink
 from retrieval.corpus.mapped_items import map_batches
-from retrieval.evaluation.links.link_rows import LINK_COLUMNS
 from retrieval.evaluation.task_report import Progress
+from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
 from retrieval.tasks.task_protocol import LINKS as PREPARED_LINKS
 

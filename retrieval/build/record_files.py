@@ -8,7 +8,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS
-from retrieval.evaluation.links.link_rows import LINK_COLUMNS
+from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 

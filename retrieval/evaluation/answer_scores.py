@@ -108,8 +108,8 @@ def directionality(
 
     Returns:
         `{"systems": {name: scores}, "n", "contexts", "resamples", "seed"}`, the baselines first. `scores` are
-        "target@1", "reply@1", "joint" and "p(reply|target)", each `{value, low, high, n}`. The value of a
-        ratio is None if its denominator is 0.
+        "target@1", "reply@1", "joint", "p(reply|target)" and "p(reply|not target)", each `{value, low, high,
+        n}`. The value of a ratio is None if its denominator is 0.
     """
     # Rankings also have rows of tasks whose answers are text; directionality is defined for choices only.
     rows = [
@@ -133,6 +133,7 @@ def directionality(
             "reply@1": intervals.ratio(reply, ones),
             "joint": intervals.ratio(joint, ones),
             "p(reply|target)": intervals.ratio(joint, target),
+            "p(reply|not target)": intervals.ratio(reply - joint, 1 - target),
         }
     return {
         "systems": out,

@@ -26,6 +26,7 @@ from tests.flows.damage import damage
 DATA = SAMPLE_CONFIG.parents[2] / "data"
 MODEL = DATA / "tiny-llama"
 THREADS = 24
+MEASURES = ("target@1", "reply@1", "joint", "p(reply|target)")
 
 Finished = tuple[PipelineConfig, Store, list[ArtifactRef]]
 
@@ -103,10 +104,11 @@ def test_the_plan_counts_what_training_counted(finished: Finished) -> None:
 def test_evaluation_has_its_form(finished: Finished) -> None:
     scores = json.loads((Path(finished[2][4].path) / "metrics.json").read_text())
     assert list(scores["systems"]) == [
-        "random", "opening_post", "previous_post", "bm25", "base", "phase1", "both_phases",
+        "random", "opening_post", "previous_post", "previous_other_author", "addressed_then_previous", "bm25",
+        "fused", "base", "phase1", "both_phases",
     ]  # fmt: skip
     for values in scores["systems"].values():
-        assert set(values) == {"target@1", "reply@1", "joint", "p(reply|target)"}
+        assert set(values) == {*MEASURES, "p(reply|not target)"}
         assert values["reply@1"]["low"] <= values["reply@1"]["value"] <= values["reply@1"]["high"]
         assert values["reply@1"]["n"] == 12
 

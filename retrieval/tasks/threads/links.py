@@ -9,7 +9,7 @@ from typing import Any
 from jora_core.base.record_columns import arrow_schema
 from retrieval.corpus.mapped_items import RowSink
 from retrieval.corpus.types import Post, Thread
-from retrieval.evaluation.links.link_rows import LEARNED, LINK_COLUMNS
+from retrieval.evaluation.threads.link_rows import LEARNED, LINK_COLUMNS
 from retrieval.tasks.task_protocol import LINKS
 from retrieval.tasks.threads.link_rules import RULES
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore

@@ -15,10 +15,11 @@ from retrieval.evaluation.answer_scores import (
     thread_values,
 )
 from retrieval.evaluation.combined_answers import combine, fit_weights
-from retrieval.evaluation.links.answer_links import answer_links, second_parent_threshold, second_parents
-from retrieval.evaluation.links.link_rows import LEARNED, RULES, links_in
-from retrieval.evaluation.links.link_scores import Links, link_scores
-from retrieval.evaluation.slices import reply_slices
+from retrieval.evaluation.threads.answer_links import answer_links, second_parent_threshold, second_parents
+from retrieval.evaluation.threads.invalid_answers import invalid_answers
+from retrieval.evaluation.threads.link_rows import LEARNED, RULES, links_in
+from retrieval.evaluation.threads.link_scores import Links, link_scores
+from retrieval.evaluation.threads.slices import reply_slices
 from retrieval.tasks.answers import Answers, RecordValues, Row
 
 #: The system of the most trained model and the learned fusion together.
@@ -62,13 +63,29 @@ def score(answers: Answers) -> dict[str, Any]:
     if links:
         scores["links"] = links
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
+    if answers.mode == "generate":
+        for name, share in _invalid(answers).items():
+            scores["systems"][name]["invalid_answers"] = share
     if answers.mode == "both":
         written = directionality(_predictions(answers, "text"), rankings, seed=seed, resamples=resamples)[
             "systems"
         ]
         # The baselines choose a post; written answers of theirs would be the same figures again.
-        scores["generated"] = {"systems": {name: written[name] for name in answers.by_system("text")}}
+        scores["generated"] = {
+            "systems": {
+                name: {**written[name], "invalid_answers": share} for name, share in _invalid(answers).items()
+            }
+        }
     return scores
+
+
+def _invalid(answers: Answers) -> dict[str, Any]:
+    """Return the share of invalid written answers of each system."""
+    options = {"seed": answers.seed, "resamples": answers.resamples}
+    return {
+        name: invalid_answers(given, answers.records, **options)
+        for name, given in answers.by_system("text").items()
+    }
 
 
 def values(answers: Answers) -> RecordValues:

@@ -30,6 +30,7 @@ from flows.engine.stage import Stage, StageContext
 from flows.stages import STAGES
 from jora_core.specs.answers import GenerateSpec
 from jora_core.specs.model_files import ExportSpec
+from retrieval.evaluation.threads.annotation_files import write_links
 from tests.flows.changes import ALL
 from tests.flows.conftest import Project, let_others_read
 
@@ -205,6 +206,30 @@ def test_wrong_input_is_one_line(
     assert said.err.startswith("error: ") and said.err.count("\n") == 1
     assert words in said.err
     assert sorted(project.folder.rglob("*")) == before, "nothing half-written"
+
+
+def test_links_are_written_as_annotations(
+    jora: Jora, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("context", "convert", "train"):
+        assert jora(command, "pipeline.yaml").status == 0
+    command = ("evaluate", "pipeline.yaml", "--write-links", "annotations")
+    said = jora(*command)
+    assert said.status == 2 and "this evaluation has no links" in said.err
+    scored = STAGES["evaluate"]
+
+    def evaluate(context: StageContext) -> dict[str, Any]:
+        metrics = scored.run(context)
+        write_links(context.output_dir / "links.parquet", {"base": {"a/log": {(4, 4), (5, 4)}}})
+        return metrics
+
+    monkeypatch.setitem(STAGES, "evaluate", replace(scored, run=evaluate))  # type: ignore[arg-type]
+    said = jora(*command, "--force")
+    assert said.status == 0 and "annotations: 1 file" in said.err
+    written = project.folder / "annotations" / "base" / "log.annotation.txt"
+    assert written.read_text() == "4 4 -\n4 5 -\n"
+    said = jora(*command, "--set", "evaluate.max_records=0")
+    assert said.status == 2 and "--write-links: this configuration scores no threads" in said.err
 
 
 def test_wrong_usage_is_status_2(jora: Jora) -> None:

@@ -17,7 +17,7 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from retrieval.build.record_files import LEARNED_RANKING_COLUMNS, RANKING_COLUMNS
-from retrieval.evaluation.links.link_rows import LINK_COLUMNS
+from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from tests.flows.conftest import Project
 from tests.flows.stages.test_stages import context_for, links_of, records_and_rankings
 

@@ -28,11 +28,12 @@ from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.model_files import ExportSpec
 from retrieval.build.record_files import RANKING_COLUMNS
-from retrieval.evaluation.links.link_rows import LINK_COLUMNS
+from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from tests.flows.conftest import Project
 
 AUTHORS = ("Ann", "Bob", "Cid")
 THREADS = 8
+MEASURES = ("target@1", "reply@1", "joint", "p(reply|target)")
 
 
 def context_for(project: Project, stage: str, config: PipelineConfig) -> StageContext:
@@ -342,7 +343,7 @@ def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: 
     assert reply["both_phases"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": THREADS}
     assert reply["phase1"]["value"] == 0.5 and reply["phase1"]["low"] < 0.5 < reply["phase1"]["high"]
     assert (reply["base"]["value"], reply["opening_post"]["value"], reply["bm25"]["value"]) == (0.0, 1.0, 0.0)
-    assert set(scores["systems"]["base"]) == {"target@1", "reply@1", "joint", "p(reply|target)"}
+    assert set(scores["systems"]["base"]) == {*MEASURES, "p(reply|not target)"}
     (spec,) = specs
     assert spec.systems == {
         "base": None,

@@ -51,15 +51,19 @@ def test_baselines_and_models_by_hand() -> None:
         "reply@1": 0.25,
         "joint": 0.25,
         "p(reply|target)": 1.0,
+        "p(reply|not target)": 0.0,
     }
     assert values["previous_post"] == {
         "target@1": 0.5,
         "reply@1": 0.25,
         "joint": 0.25,
         "p(reply|target)": 0.5,
+        "p(reply|not target)": 0.0,
     }
-    assert values["bm25"] == {"target@1": 0.25, "reply@1": 0.25, "joint": 0.25, "p(reply|target)": 1.0}
-    assert values["base"] == {"target@1": 0.5, "reply@1": 0.5, "joint": 0.25, "p(reply|target)": 0.5}
+    assert values["bm25"] == values["opening_post"]
+    # Of the two comments whose author is missed, c has the right post.
+    half = dict.fromkeys(("target@1", "reply@1", "p(reply|target)", "p(reply|not target)"), 0.5)
+    assert values["base"] == {**half, "joint": 0.25}
     assert systems["base"]["p(reply|target)"]["n"] == 2
     assert (out["n"], out["contexts"]) == (4, 3)
     assert directionality({"base": model}, ROWS) == out

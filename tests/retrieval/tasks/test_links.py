@@ -15,9 +15,9 @@ from retrieval.build.record_files import read_rankings
 from retrieval.corpus.mapped_items import map_batches
 from retrieval.corpus.types import Post, Tally
 from retrieval.evaluation.answer_scores import Prediction, baseline_predictions
-from retrieval.evaluation.links.link_rows import LINK_COLUMNS, links_in
-from retrieval.evaluation.links.link_scores import link_scores
 from retrieval.evaluation.measures.links import annotated_links
+from retrieval.evaluation.threads.link_rows import LINK_COLUMNS, links_in
+from retrieval.evaluation.threads.link_scores import link_scores
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.task_protocol import LINKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval.evaluation.answer_scores import Prediction
-from retrieval.evaluation.slices import reply_slices
+from retrieval.evaluation.threads.slices import reply_slices
 
 
 def test_groups_by_hand() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
-from retrieval.evaluation.links.link_scores import Links
+from retrieval.evaluation.threads.link_scores import Links
 
 #: The right links, among the systems.
 ANNOTATED = "annotated"

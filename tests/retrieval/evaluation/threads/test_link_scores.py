@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from retrieval.evaluation.links.link_rows import links_in
-from retrieval.evaluation.links.link_scores import CONVERSATION_SCORES, LINK_SCORES, link_scores
 from retrieval.evaluation.measures.conversations import conversation_scores, conversations
 from retrieval.evaluation.measures.links import Link, count_links
+from retrieval.evaluation.threads.link_rows import links_in
+from retrieval.evaluation.threads.link_scores import CONVERSATION_SCORES, LINK_SCORES, link_scores
 
 GOLD: dict[str, set[Link]] = {
     "a": {(5, 5), (6, 5), (7, 3), (8, 6), (8, 7)},

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jora_core.base.errors import InputError
 from retrieval.evaluation.answer_scores import Prediction, prediction_from_answer
-from retrieval.evaluation.links.annotation_files import write_annotations, write_links
-from retrieval.evaluation.links.answer_links import answer_links, second_parent_threshold, second_parents
 from retrieval.evaluation.measures.links import annotated_links
+from retrieval.evaluation.threads.annotation_files import write_annotations, write_links
+from retrieval.evaluation.threads.answer_links import answer_links, second_parent_threshold, second_parents
 from retrieval.prompts.templates import NO_POST
 
 ROWS: list[dict[str, Any]] = [
