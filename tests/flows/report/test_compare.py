@@ -115,11 +115,12 @@ def test_differences_are_paired(compared: Comparison) -> None:
     assert tuned.system == "both_phases" and tuned.records == RECORDS
     assert tuned.first == pytest.approx(20 / 60) and tuned.other == pytest.approx(28 / 60)
     assert (tuned.paired["only_one"], tuned.paired["only_other"]) == (12, 4)
-    # Independently: the mean of the differences, resampled by context.
+    assert tuned.paired["value"] == pytest.approx(8 / 60, abs=1e-6)
+    # The same resamples of contexts as everywhere.
     contexts = [f"c{index % CONTEXTS}" for index in range(RECORDS)]
-    expected = ContextBootstrap.over(contexts, 0, 500).ratio(rights(HIGH) - rights(LOW), np.ones(RECORDS))
-    assert {name: tuned.paired[name] for name in ("value", "low", "high")} == pytest.approx(
-        {name: expected[name] for name in ("value", "low", "high")}
+    expected = ContextBootstrap.over(contexts, 0, 500).difference(rights(HIGH), rights(LOW))
+    assert {name: tuned.paired[name] for name in ("low", "high", "p")} == pytest.approx(
+        {name: expected[name] for name in ("low", "high", "p")}
     )
 
 
