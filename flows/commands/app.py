@@ -69,6 +69,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("push", "pipeline", "Upload the export to the hub (stage push)."),
         ("runs", "operations.housekeeping", "List the runs of a store, with their sizes."),
         ("why", "operations.housekeeping", "Say what a stage's key is made of, and what has changed."),
+        ("lineage", "operations.lineage", "Say which raw rows taught a model; verify all digests."),
         ("gc", "operations.housekeeping", "Remove artifacts that no kept run needs."),
         ("pin", "operations.housekeeping", "Keep a run from removal."),
         ("watch", "operations.watch", "Wait for changed data."),

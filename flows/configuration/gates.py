@@ -12,6 +12,8 @@ from jora_core.specs.common import SpecModel
 BASE = "base"
 FIRST_PHASE = "phase1"
 BOTH_PHASES = "both_phases"
+# From the most to the least trained. The first of them that an evaluation has is the run's model.
+TRAINED_FIRST = (BOTH_PHASES, FIRST_PHASE, BASE)
 # In place of a system: the model that an earlier run has exported.
 PREVIOUS = "previous"
 

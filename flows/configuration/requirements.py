@@ -20,6 +20,7 @@ from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE, PREVIOUS
 from flows.configuration.prompts import prompt_source
 from flows.configuration.schema import PipelineConfig
 from jora_core.base.errors import InputError
+from jora_core.specs.common import REPORTER_PACKAGES
 from jora_core.specs.prompts.jinja_template import check_template
 from jora_core.specs.prompts.source import check_format
 from retrieval.prompts.answer_styles import TEMPLATE_FIELDS
@@ -30,7 +31,6 @@ from retrieval.settings.tasks import QaTask, TaskSettings
 from retrieval.tasks.qa.inputs import document_files, question_files
 
 # Packages of the optional parts, by extra.
-_REPORTERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _DASK = ("prefect_dask", "distributed")
 
 
@@ -96,10 +96,10 @@ def require(config: PipelineConfig, source: str, overridden: Collection[str] = (
 def _packages(config: PipelineConfig) -> Iterator[Problem]:
     for number, phase in enumerate(config.phases):
         for name in phase.report_to:
-            if find_spec(_REPORTERS[name]) is None:
+            if find_spec(REPORTER_PACKAGES[name]) is None:
                 yield Problem(
                     name,
-                    f"phases.{number}.report_to: {name} needs the package {_REPORTERS[name]}; run "
+                    f"phases.{number}.report_to: {name} needs the package {REPORTER_PACKAGES[name]}; run "
                     f"`pip install 'jora-raft[{name}]'`, or leave {name} out",
                 )
     missing = [name for name in _DASK if find_spec(name) is None]

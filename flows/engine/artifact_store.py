@@ -105,32 +105,12 @@ class Store:
 
     def check(self, stage: str, key: str) -> Check:
         """Verify the manifest of an artifact and the SHA-256 of its files."""
-        folder = self.path(stage, key)
-        if not folder.is_dir():
-            return Check()
-        manifest = read_manifest(folder / MANIFEST)
+        found = check_folder(self.path(stage, key))
         # A folder that was renamed or copied by hand has a valid manifest, but of another stage or key than
         # its name says.
-        if manifest is None or (manifest["stage"], manifest["key"]) != (stage, key):
+        if found.manifest is not None and (found.manifest["stage"], found.manifest["key"]) != (stage, key):
             return Check(damage=MANIFEST)
-        outputs = manifest["outputs"]
-        present = _files(folder)
-        # Names first: a missing or an additional file is found without reading a byte.
-        for name in sorted(set(outputs) | present):
-            if name not in present or name not in outputs:
-                return Check(damage=name)
-        names = sorted(outputs)
-        try:
-            digests = file_digests([folder / name for name in names])
-        except OSError as error:
-            # A disk error in one file is damage of one artifact, which the stage can make again; it must
-            # not end `jora plan`.
-            unreadable = Path(error.filename or folder).relative_to(folder).as_posix()
-            return Check(damage=f"{unreadable} ({(error.strerror or 'unreadable').lower()})")
-        for name, digest in zip(names, digests, strict=True):
-            if digest != outputs[name]["sha256"]:
-                return Check(damage=name)
-        return Check(manifest=manifest)
+        return found
 
     def indexes(self, stage: str) -> list[StageIndex]:
         """Return what is known of the artifacts of a stage, without a check of seals and files."""
@@ -376,6 +356,33 @@ class Store:
         # Inside the store, because a rename is atomic only within one file system; and not below the
         # stage, where every folder is an artifact.
         return self.root / ".tmp" / f"{stage}-{key}"
+
+
+def check_folder(folder: Path) -> Check:
+    """Verify the manifest of an artifact, wherever its folder lies, and the SHA-256 of its files."""
+    if not folder.is_dir():
+        return Check()
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest is None:
+        return Check(damage=MANIFEST)
+    outputs = manifest["outputs"]
+    present = _files(folder)
+    # Names first: a missing or an additional file is found without reading a byte.
+    for name in sorted(set(outputs) | present):
+        if name not in present or name not in outputs:
+            return Check(damage=name)
+    names = sorted(outputs)
+    try:
+        digests = file_digests([folder / name for name in names])
+    except OSError as error:
+        # A disk error in one file is damage of one artifact, which the stage can make again; it must
+        # not end `jora plan`.
+        unreadable = Path(error.filename or folder).relative_to(folder).as_posix()
+        return Check(damage=f"{unreadable} ({(error.strerror or 'unreadable').lower()})")
+    for name, digest in zip(names, digests, strict=True):
+        if digest != outputs[name]["sha256"]:
+            return Check(damage=name)
+    return Check(manifest=manifest)
 
 
 def render_manifest(manifest: Mapping[str, Any]) -> bytes:

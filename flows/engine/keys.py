@@ -62,16 +62,30 @@ class Identity:
     @property
     def key(self) -> str:
         """The stage's key, a hexadecimal SHA-256 of the canonical JSON of its parts."""
-        return json_digest(
-            {
-                "stage": self.stage,
-                "version": self.version,
-                "config": self.config,
-                "inputs": self.inputs,
-                "upstream": {**self.upstream, **self.upstream_parts},
-                "code": self.code,
-            }
+        return _key(
+            self.stage,
+            self.version,
+            config=self.config,
+            inputs=self.inputs,
+            upstream={**self.upstream, **self.upstream_parts},
+            code=self.code,
         )
+
+
+def _key(stage: str, version: int, **parts: Mapping[str, Any]) -> str:
+    return json_digest({"stage": stage, "version": version, **parts})
+
+
+def key_of_manifest(manifest: Mapping[str, Any]) -> str:
+    """Return the key that the recorded parts of a manifest give, which must be the manifest's own `key`."""
+    return _key(
+        manifest["stage"],
+        manifest["version"],
+        config=manifest["config"],
+        inputs={name: item["sha256"] for name, item in manifest["inputs"].items()},
+        upstream={name: item.get("parts") or item["key"] for name, item in manifest["upstream"].items()},
+        code=manifest["code"],
+    )
 
 
 def digest_reads(manifest: Mapping[str, Any], reads: Sequence[str]) -> str:

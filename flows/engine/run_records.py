@@ -11,8 +11,11 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any, Literal
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from jora_core.base.errors import InputError
+from jora_core.base.secrets import mask
 
 RECORDS = ".runs"
 Result = Literal["running", "completed", "failed", "stopped", "killed"]
@@ -42,6 +46,8 @@ class RunRecord:
         keys: stage name to key, of all stages that the run selected.
         stages: for each finished stage `stage`, `cached` and `seconds`.
         place: which folder of a shared store the run worked in; empty for a store of one folder.
+        started_by: what has started the run, as `started_by` names it; empty in records of earlier versions.
+        root: folder that the configuration's paths are relative to; empty in records of earlier versions.
     """
 
     id: str
@@ -54,6 +60,32 @@ class RunRecord:
     keys: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Mapping[str, Any]] = ()
     place: str = ""
+    started_by: str = ""
+    root: str = ""
+
+
+# A context variable, so that runs in two threads of one process do not see each other's.
+_STARTER: ContextVar[str] = ContextVar("starter", default="")
+
+
+@contextmanager
+def started_by(what: str) -> Iterator[None]:
+    """Name what starts the runs of the block, for their records, such as `jora run --from evaluate`."""
+    token = _STARTER.set(what)
+    try:
+        yield
+    finally:
+        _STARTER.reset(token)
+
+
+def _starter() -> str:
+    """Return what starts a run: as `started_by` has named it, else the command line of this process."""
+    if named := _STARTER.get():
+        return named
+    name = Path(sys.argv[0]).name
+    if name in ("jora", "cli.py"):
+        return shlex.join(["jora", *sys.argv[1:]])
+    return f"program {name}" if name else "a program"
 
 
 class RunRecorder:
@@ -151,6 +183,8 @@ def recorded_run(store: Store, config: PipelineConfig, keys: Mapping[str, str]) 
             started=begun.isoformat(timespec="milliseconds"),
             keys=dict(keys),
             place=store.place,
+            started_by=mask(_starter()),
+            root=mask(config.root),
         ),
     )
     if store.exists:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from flows.configuration.gates import TRAINED_FIRST
 from flows.engine.artifact_store import Store
 from flows.engine.run_records import RunRecord, read_records
 from jora_core.base.errors import InputError
 
 PINS = ".pins"
+MAIN_MEASURES = ("reply@1", "denotation_accuracy", "exact_match", "f1")
 
 Name = tuple[str, str]  # stage and key of an artifact
 
@@ -134,6 +137,23 @@ def find_run(contents: StoreContents, text: str) -> StoredRun:
             f"run {text!r} is not unique; it begins {', '.join(run.record.id for run in found[:4])}"
         )
     raise InputError(f"there is no run {text!r} in this store; `jora runs` lists them")
+
+
+def main_measures(store: Store, run: StoredRun) -> dict[str, dict[str, Any]]:
+    """Return the main scores of the last model of a run, by task and measure; none without an evaluation.
+
+    The file is read as it is; who uses the numbers further verifies the artifact.
+    """
+    key = run.record.keys.get("evaluate")
+    path = store.path("evaluate", key) / "metrics.json" if key else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
+    except (ValueError, KeyError):
+        return {}
+    scores = next((systems[name] for name in TRAINED_FIRST if name in systems), {})
+    return {name: scores[name] for name in MAIN_MEASURES if name in scores}
 
 
 def pin(store: Store, run: str) -> None:

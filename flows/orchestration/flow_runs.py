@@ -21,6 +21,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
 from flows.engine.errors import GateFailed
 from flows.engine.plan import PlannedStage, make_plan
+from flows.engine.run_records import started_by
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stages_of
 from flows.housekeeping.disk_space import require_space
@@ -80,9 +81,20 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
             return _nothing_to_run(settings, plan)
         require_space(settings, open_store(settings), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
-        return _run_and_report(settings, names, request.force)
+        with started_by(starter(flow_run)):
+            return _run_and_report(settings, names, request.force)
     except (InputError, GateFailed) as error:
         return refused(error)
+
+
+def starter(flow_run: FlowRun) -> str:
+    """Return what has started a run of a deployment, for its record."""
+    by = flow_run.created_by
+    if by is not None and by.type == "AUTOMATION":
+        what = f"automation {by.display_value or by.id}"
+    else:
+        what = "schedule" if flow_run.auto_scheduled else "web form or API"
+    return f"{what}, flow run {flow_run.name}"
 
 
 def begin(flow_run: FlowRun) -> State[Any] | None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.gates import TRAINED_FIRST
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import MANIFEST, ArtifactRef, Manifest, read_manifest
 from retrieval.settings.task_registry import TASKS
@@ -22,8 +23,6 @@ Row = dict[str, Any]
 
 EXAMPLES = 5  # of right answers and of wrong ones
 SAMPLES = 10  # of training records
-# From the most to the least trained system. The report shows the answers of the first one with scores.
-TRAINED_FIRST = ("both_phases", "phase1", "base")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
 from flows.engine.artifact_store import Manifest
+from flows.lineage.graph import direct, edges_of
 from flows.report.blocks import Block, Code, Figure, Prose, Table
 from flows.report.facts import RunFacts
 from flows.report.svg_charts import Node, graph
@@ -19,31 +21,39 @@ _INPUT_NAMES = {"build-context": "Corpora", "convert-model": "Base model"}
 
 def lineage(facts: RunFacts) -> list[Block]:
     """Return blocks with the lineage from the input files to the export, as a graph and as tables."""
-    if not facts.manifests:
+    return lineage_of(facts.manifests)
+
+
+def lineage_of(manifests: Mapping[str, Manifest]) -> list[Block]:
+    """Return the blocks of `lineage` for the manifests of a run or of a chain of artifacts, by stage."""
+    if not manifests:
         return []
     # Versions may differ between artifacts. Those of the last stage are shown.
-    last = list(facts.manifests.values())[-1]
-    return [
+    versions = list(manifests.values())[-1].get("environment")
+    blocks: list[Block] = [
         Prose(
             "A key is the SHA-256 of a stage's settings, code, input contents and the keys of the stages it "
             "reads from, so the last key fixes everything above it. The full digests are in each artifact's "
             "`manifest.json`."
         ),
-        Figure("From the input files to the result", _picture(facts)),
+        Figure("From the input files to the result", _picture(manifests)),
         Table(
             "Artifacts",
             ("Stage", "Key", "Made from", "Finished (UTC)"),
-            tuple(_artifact_row(facts, name) for name in facts.manifests),
+            tuple(_artifact_row(name, manifest) for name, manifest in manifests.items()),
             text_columns=(1, 2),
         ),
-        Table("Input files", ("File", "SHA-256", "Read by"), tuple(_input_rows(facts)), text_columns=(1, 2)),
-        Table("Output files", ("File", "SHA-256", "Bytes"), tuple(_output_rows(facts)), text_columns=(1,)),
-        Prose(
-            "Made with "
-            + ", ".join(f"{name} {version}" for name, version in last["environment"].items())
-            + "."
+        Table(
+            "Input files", ("File", "SHA-256", "Read by"), tuple(_input_rows(manifests)), text_columns=(1, 2)
+        ),
+        Table(
+            "Output files", ("File", "SHA-256", "Bytes"), tuple(_output_rows(manifests)), text_columns=(1,)
         ),
     ]
+    if versions:
+        said = ", ".join(f"{name} {version}" for name, version in versions.items())
+        blocks.append(Prose(f"Made with {said}."))
+    return blocks
 
 
 def configuration(facts: RunFacts) -> list[Block]:
@@ -64,12 +74,12 @@ def configuration(facts: RunFacts) -> list[Block]:
     return blocks
 
 
-def _picture(facts: RunFacts) -> str:
+def _picture(manifests: Mapping[str, Manifest]) -> str:
     nodes: list[Node] = []
-    edges: list[tuple[str, str]] = []
+    edges = edges_of(manifests)
     ranks: dict[str, int] = {}
-    for name, manifest in facts.manifests.items():
-        upstream = [other for other in manifest["upstream"] if other in facts.manifests]
+    for name, manifest in manifests.items():
+        upstream = [other for other in manifest["upstream"] if other in manifests]
         # The longest path from an input, so that every arrow points down.
         ranks[name] = 1 + max((ranks[other] for other in upstream), default=0)
         if manifest["inputs"]:
@@ -80,31 +90,13 @@ def _picture(facts: RunFacts) -> str:
             )
             edges.append((source, name))
         nodes.append(Node(name, name, manifest["key"][:SHORT], ranks[name]))
-        edges += [(other, name) for other in upstream]
     chain = "; ".join(
-        f"{name} reads {', '.join(start for start, end in edges if end == name)}" for name in facts.manifests
+        f"{name} reads {', '.join(start for start, end in edges if end == name)}" for name in manifests
     )
-    return graph("From the input files to the result", f"{chain}.", nodes, _direct(edges))
+    return graph("From the input files to the result", f"{chain}.", nodes, direct(edges))
 
 
-def _direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Remove edges between nodes that a longer path connects too, which keeps the graph readable."""
-    after: dict[str, set[str]] = {}
-    for start, end in edges:
-        after.setdefault(start, set()).add(end)
-
-    def reaches(start: str, end: str) -> bool:
-        return end in after.get(start, ()) or any(reaches(middle, end) for middle in after.get(start, ()))
-
-    return [
-        (start, end)
-        for start, end in edges
-        if not any(middle != end and reaches(middle, end) for middle in after[start])
-    ]
-
-
-def _artifact_row(facts: RunFacts, name: str) -> tuple[str, ...]:
-    manifest = facts.manifests[name]
+def _artifact_row(name: str, manifest: Manifest) -> tuple[str, ...]:
     upstream = ", ".join(f"{other} `{item['key'][:SHORT]}`" for other, item in manifest["upstream"].items())
     parts = [plural(len(manifest["code"]), "source file")]
     if manifest["inputs"]:
@@ -114,9 +106,9 @@ def _artifact_row(facts: RunFacts, name: str) -> tuple[str, ...]:
     return name, f"`{manifest['key'][:SHORT]}`", "; ".join(parts), _moment(manifest)
 
 
-def _input_rows(facts: RunFacts) -> list[tuple[str, ...]]:
+def _input_rows(manifests: Mapping[str, Manifest]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for name, manifest in facts.manifests.items():
+    for name, manifest in manifests.items():
         # A corpus can have thousands of files; the manifest lists them all.
         files = list(manifest["inputs"].values())
         rows += [(item["path"], f"`{item['sha256'][:SHORT]}`", name) for item in files[:MOST_FILES]]
@@ -125,12 +117,12 @@ def _input_rows(facts: RunFacts) -> list[tuple[str, ...]]:
     return rows
 
 
-def _output_rows(facts: RunFacts) -> list[tuple[str, ...]]:
+def _output_rows(manifests: Mapping[str, Manifest]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for name, manifest in facts.manifests.items():
+    for name, manifest in manifests.items():
         files = list(manifest["outputs"].items())
         rows += [
-            (f"{name}/{path}", f"`{item['sha256'][:SHORT]}`", f"{item['size']:,}")
+            (f"{name}/{path}", f"`{item['sha256'][:SHORT]}`", f"{item['size']:,}" if "size" in item else "")
             for path, item in files[:MOST_FILES]
         ]
         if len(files) > MOST_FILES:
@@ -150,4 +142,4 @@ def _relative(value: object, root: str) -> object:
 
 def _moment(manifest: Manifest) -> str:
     """Return the time at which an artifact was finished, to the minute, in UTC."""
-    return manifest["ended"][:16].replace("T", " ")
+    return manifest.get("ended", "")[:16].replace("T", " ")

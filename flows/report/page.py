@@ -100,16 +100,25 @@ def markdown_sections(config: PipelineConfig, references: Sequence[ArtifactRef])
 
 def render_html(facts: RunFacts) -> str:
     """Render the whole report as an HTML page."""
+    return render_page(TITLE, _subtitle(facts), sections(facts), _footer(facts))
+
+
+def render_page(title: str, subtitle: str, parts: Sequence[Section], footer: str = "JORA-RAFT") -> str:
+    """Render sections as one self-contained HTML page.
+
+    Args:
+        title: title of the page.
+        subtitle: the line below it.
+        parts: the sections.
+        footer: the last line.
+    """
     import jinja2
 
     # Corpora hold markup of strangers, which must not run in the reader's browser. `StrictUndefined`: a
     # misspelled name is an error, not an empty place.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    parts: list[Section] = sections(facts)
-    page = template.render(
-        title=TITLE, subtitle=_subtitle(facts), sections=parts, chart_style=STYLE, footer=_footer(facts)
-    )
+    page = template.render(title=title, subtitle=subtitle, sections=parts, chart_style=STYLE, footer=footer)
     return mask(page)
 
 

@@ -7,22 +7,29 @@ because both libraries import torch.
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
 from flows.children.verify_export import VerifySpec
+from flows.configuration.gates import BOTH_PHASES, FIRST_PHASE
 from flows.configuration.hub_models import model_name
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
+from flows.engine.lineage_file import LINEAGE, render_lineage
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, check_gates, convert_model
 from jora_core.base.digests import json_digest
-from jora_core.specs.model_files import ExportSpec
+from jora_core.specs.common import values_of
+from jora_core.specs.model_files import ExportSettings, ExportSpec
 
 NAME = "export"
+# By name: an import of the evaluation for two names would make the code for scoring answers a part of this
+# stage's key.
+EVALUATE, METRICS = "evaluate", "metrics.json"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 REFERENCE = "reference.safetensors"
@@ -45,9 +52,7 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
         Upstream(build_context.NAME, (build_context.RECORDS,)),
         convert_model.upstream(config),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
-        # By name: an import of the evaluation for two names would make the code for scoring answers a part of
-        # this stage's key.
-        Upstream("evaluate", ("metrics.json",)),
+        Upstream(EVALUATE, (METRICS,)),
         *((Upstream(check_gates.NAME, (check_gates.VERDICTS,)),) if config.gates else ()),
     )
 
@@ -71,6 +76,15 @@ def lineage(context: StageContext) -> dict[str, Any]:
     return origin
 
 
+def _measures(context: StageContext) -> dict[str, Any]:
+    """Return the scores of each system, for the model card."""
+    text = (context.upstream[EVALUATE] / METRICS).read_text(encoding="utf-8")
+    return {
+        system: {name: score for name, score in scores.items() if isinstance(score, dict) and "low" in score}
+        for system, scores in json.loads(text)["systems"].items()
+    }
+
+
 def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
     if config.gates:
@@ -79,18 +93,20 @@ def _run(context: StageContext) -> dict[str, Any]:
         model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         # The last phase continues the first phase's adapter, so the last adapter contains both trainings.
         adapter=context.upstream[config.phases[-1].stage],
-        dtype=config.export.dtype,
-        max_shard_size=config.export.max_shard_size,
-        formats=config.export.formats,
-        gguf=config.export.gguf,
+        **values_of(ExportSettings, config.export),
         base_name=model_name(Path(config.model.path)),
         prompt=prompt_spec(config),
         output_dir=context.output_dir,
         verify=config.export.verify,
         lineage=lineage(context),
+        measures=_measures(context),
+        system=BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE,
     )
     result = run_child("export", spec, context.work_dir)
-    result.pop("files", None)  # the manifest has the digest of every file
+    # The manifest has the digest of every file, but does not go with an upload of the export.
+    files = result.pop("files")
+    text = render_lineage(NAME, context.key, files, _upstream(config), context.manifests)
+    (context.output_dir / LINEAGE).write_bytes(text)
     if config.export.verify:
         result |= _verify(context, str(result["dtype"]))
     return result

@@ -154,12 +154,20 @@ def train_spec(context: StageContext, stage: PhaseStage) -> TrainSpec:
         seed=config.training_seed,
         # Not in the artifact: a run that continues after a kill has a new artifact, but its curves continue.
         report_dir=context.cache_dir / "reports" / stage,
+        report_tags=_lineage_tags(context, stage),
         output_dir=context.output_dir,
         checkpoint_dir=context.work_dir / CHECKPOINTS,
         compilation_cache_dir=context.cache_dir / "jax",
         **values_of(ComputeSettings, config.model),
         **values_of(TrainingSettings, phase),
     )
+
+
+def _lineage_tags(context: StageContext, stage: PhaseStage) -> dict[str, str]:
+    """Return the keys of a training and of what it was made from, by which `jora lineage` finds the rest."""
+    upstream = {f"jora.upstream.{name}": str(item["key"]) for name, item in context.manifests.items()}
+    own = {"jora.project": context.config.project, "jora.stage": stage, "jora.key": context.key}
+    return own | upstream
 
 
 def _first_adapter(phase: PhaseConfig) -> Path | None:

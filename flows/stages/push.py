@@ -14,6 +14,7 @@ from typing import Any
 
 from flows.engine.code_files import stage_sources
 from flows.engine.errors import StageFailed
+from flows.engine.lineage_file import LINEAGE
 from flows.engine.stage import Stage, StageContext, Upstream
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
@@ -24,8 +25,9 @@ EXPORT = "export"
 RESULT = "push.json"
 TOKEN = "HF_TOKEN"
 MODEL_FOLDER, FOLDERS, CARD = "model", ("adapter", "gguf"), "README.md"
-# What of an export is uploaded. Its manifest is of the store, and names paths of this machine.
-_READS = (*(f"{name}/*" for name in (MODEL_FOLDER, *FOLDERS)), CARD)
+# What of an export is uploaded. Its manifest is of the store, and names paths of this machine; the lineage
+# names none.
+_READS = (*(f"{name}/*" for name in (MODEL_FOLDER, *FOLDERS)), CARD, LINEAGE)
 
 logger = logging.getLogger("jora.push")
 
@@ -66,6 +68,7 @@ def uploads(folder: Path, repository: str) -> list[Upload]:
             if file.is_file():
                 name = file.relative_to(folder / top if top == MODEL_FOLDER else folder)
                 found.append(Upload(name.as_posix(), file))
+    found.append(Upload(LINEAGE, folder / LINEAGE))
     card = (folder / CARD).read_text(encoding="utf-8")
     for ours, theirs in (
         ('from_pretrained("model")', f'from_pretrained("{repository}")'),

@@ -33,6 +33,9 @@ RECORD_COLUMNS: dict[str, str] = {
 #: They are empty for records without such a retriever.
 LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 
+#: File of a training with the `id` of each record that the weights have learned from, and how many `times`.
+TRAINED_RECORDS = "trained_records.parquet"
+
 #: Columns that training needs, and those that it uses to find shared contexts where they are there.
 TRAINING_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
 TRAINING_OPTIONAL_COLUMNS = ("context_ids", "oracle_ids")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jora_core.architecture.families import FAMILIES
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.base.json_fields import read_json_object
 from jora_core.specs.lora import LoraSpec
 from jora_core.specs.model_files import ExportSpec
+from jora_core.weights.companion_files import GGUF_SOURCE
 
 GGUF_FOLDER = "gguf"  # of an export
 _TRANSFORMERS = """```python
@@ -56,6 +60,7 @@ def model_card(
             f"Read back after writing; largest difference of a logit from base plus adapter: "
             f"{result['largest_logit_difference']:.2e}.\n"
         )
+    own = spec.license or base_license(spec.model)
     # Paths are relative to the card, so that the folder can be moved or uploaded as it is.
     files = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in result["files"].items())
     # YAML reads a JSON string: a name with a colon or a quote stays one value.
@@ -63,7 +68,7 @@ def model_card(
 base_model: {json.dumps(base)}
 library_name: transformers
 pipeline_tag: text-generation
-tags: [lora, raft, jora-raft]
+tags: [lora, raft, jora-raft]{f"{chr(10)}license: {json.dumps(own)}" if own else ""}
 ---
 
 # {base}, fine-tuned
@@ -77,7 +82,13 @@ tags: [lora, raft, jora-raft]
 {use if "peft" in spec.formats else ""}
 {prompts}
 {verified}
+{_measures(spec)}## Licences
+
+{_licences(spec, own, result)}
+
 ## Origin
+
+`jora lineage DIR` verifies this folder and all that it was made from, and names the rows that taught it.
 
 ```json
 {json.dumps(spec.lineage, indent=2, sort_keys=True, ensure_ascii=False)}
@@ -89,6 +100,68 @@ tags: [lora, raft, jora-raft]
 |---|---|
 {files}
 """
+
+
+def base_license(folder: Path) -> str | None:
+    """Return the licence that a model folder names: in its card, or in what its conversion wrote."""
+    card = folder / "README.md"
+    if card.is_file():
+        # The head of a card is YAML between two lines of dashes; one line of it is asked for.
+        head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        found = re.search(r"^license: *['\"]?([^'\"\n]+)", head[1], re.MULTILINE) if head else None
+        if found:
+            return found[1].strip()
+    source = folder / GGUF_SOURCE
+    if source.is_file():
+        return read_json_object(source, f"model folder {folder}").get("license")
+    return None
+
+
+def _licences(spec: ExportSpec, own: str | None, result: dict[str, Any]) -> str:
+    """Return a line for the model, its base and each corpus: a user must keep the terms of all of them."""
+    base = base_license(spec.model)
+    files = [name for name in result["files"] if name.startswith(("model/LICENSE", "model/NOTICE"))]
+    kept = f" ({', '.join(f'`{name}`' for name in files)})" if files else ""
+    lines = [
+        f"- This model: {own or 'not stated'}",
+        f"- Base model: {base or 'not stated in its folder'}{kept}",
+    ]
+    lines += [f"- Data, {name}: {licence}" for name, licence in spec.data_licenses.items()]
+    return "\n".join(lines if spec.data_licenses else [*lines, "- Data: not stated (`export.data_licenses`)"])
+
+
+def _measures(spec: ExportSpec) -> str:
+    """Return the scores of the evaluation with their intervals, a table for each group of measures."""
+    tables: list[str] = []
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for system, scores in spec.measures.items():
+        # Systems that answered the same tasks have the same measures.
+        groups.setdefault(tuple(scores), []).append(system)
+    for names, systems in groups.items():
+        rows = [f"| System | {' | '.join(names)} | n |", f"|---|{'---:|' * (len(names) + 1)}"]
+        for system in systems:
+            scores = spec.measures[system]
+            n = max((score["n"] or 0 for score in scores.values()), default=0)
+            cells = " | ".join(_score(scores[name]) for name in names)
+            rows.append(f"| {system} | {cells} | {n:,.0f} |")
+        tables.append("\n".join(rows))
+    if not tables:
+        return ""
+    return "\n\n".join(
+        [
+            "## Measures",
+            "On held-out records, with 95 % intervals from resampling whole contexts. "
+            f"This model is `{spec.system}`, `base` is the model before fine-tuning.",
+            *tables,
+            "",
+        ]
+    )
+
+
+def _score(score: dict[str, Any]) -> str:
+    if score.get("value") is None:
+        return "-"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def _commands(result: dict[str, Any]) -> str:

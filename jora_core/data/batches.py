@@ -8,7 +8,9 @@ at (epoch, index) builds the same batches as an uninterrupted run, without build
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -133,6 +135,19 @@ class BatchStream:
         total = sum(len(self.plan(epoch)) for epoch in range(whole))
         part = epochs - whole
         return total + (math.ceil(part * len(self.plan(whole))) if part > 0 else 0)
+
+    def record_counts(self, microbatches: int) -> Counter[str]:
+        """Return how often each record is in the first microbatches of the run, by the record's id."""
+        counts: Counter[str] = Counter()
+        epoch = 0
+        while microbatches > 0:
+            plans = self.plan(epoch)[:microbatches]
+            for plan in plans:
+                for number in itertools.chain.from_iterable(plan.rows):
+                    counts.update(self._groups[number].ids)
+            microbatches -= len(plans)
+            epoch += 1
+        return counts
 
     def build(self, plan: RowPlan) -> Batch:
         """Lay out the rows of a plan, padded to the batch's fixed shape."""

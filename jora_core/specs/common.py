@@ -15,7 +15,9 @@ ALPACA_SHORT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Re
 Dtype = Literal["float32", "bfloat16"]
 # The same names are static fields of `QuantizedWeight`, so a new one needs its arithmetic there.
 Quantization = Literal["none", "int8", "nf4"]
-Reporter = Literal["tensorboard", "wandb"]
+Reporter = Literal["tensorboard", "wandb", "mlflow"]
+# Package that a writer of curves needs. tensorboardX writes TensorBoard's files without TensorFlow or torch.
+REPORTER_PACKAGES: dict[Reporter, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 AttentionChoice = Literal["auto", "blockwise"]
 # The names of JAX's own setting, `jax_default_matmul_precision`.
 MatmulPrecision = Literal["default", "bfloat16"]

@@ -56,6 +56,16 @@ class ExportSettings(SpecModel):
         title="Largest weights file",
         description="Bytes; a larger model is written in shards with an index",
     )
+    license: str | None = Field(
+        default=None,
+        title="Licence",
+        description="Of the exported model, for its card; empty: that of the base model, where it names one",
+    )
+    data_licenses: dict[str, str] = Field(
+        default_factory=dict,
+        title="Licences of the data",
+        description="Name of a corpus to its licence, for the card, such as {wikitables: CC-BY-SA-4.0}",
+    )
 
 
 class ExportSpec(ExportSettings):
@@ -87,3 +97,9 @@ class ExportSpec(ExportSettings):
         title="Lineage",
         description="Digests of data, config and code, kept in the card",
     )
+    measures: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict,
+        title="Measures",
+        description="System to measure to value, low, high and n, shown in the card",
+    )
+    system: str = Field(default="", title="System", description="Name of this model among the measures")

@@ -105,7 +105,7 @@ class TrainingSettings(SpecModel):
     report_to: list[Reporter] = Field(
         default=[],
         title="Report to",
-        description="Curves for TensorBoard or Weights & Biases; each needs the extra of its name",
+        description="Curves for TensorBoard, Weights & Biases or MLflow; each needs the extra of its name",
     )
     # This has no effect on the trained weights, so that a run may change it and continue.
     checkpoint_every: int = Field(
@@ -169,6 +169,11 @@ class TrainSpec(TrainingSettings, ModelRun):
     )
     report_dir: Path | None = Field(
         default=None, title="Report folder", description="Of the curves; <output_dir>/reports if empty"
+    )
+    report_tags: dict[str, str] = Field(
+        default_factory=dict,
+        title="Report tags",
+        description="What the training was made from, for MLflow's run; decides nothing",
     )
     output_dir: Path = Field(title="Output folder", description="Adapter, metrics.jsonl, result.json")
     checkpoint_dir: Path = Field(

@@ -30,7 +30,7 @@ from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.metrics_log import MetricsLog, StepProgress
 from jora_core.training.prometheus import open_endpoint
-from jora_core.training.reporters import open_reporters
+from jora_core.training.reporters import open_reporters, report_folder
 from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
 from jora_core.training.training_checkpoints import Checkpoints, Position, run_digest
 
@@ -118,10 +118,11 @@ def run_loop(
     writers = open_endpoint(digest, run.steps, lines.append) if is_first() else []
     writers += open_reporters(
         spec.report_to if is_first() else [],
-        spec.report_dir or spec.output_dir / "reports",
+        report_folder(spec),
         digest,
         position.step,
-        spec.model_dump(mode="json"),
+        spec.model_dump(mode="json", exclude={"report_tags"}),
+        spec.report_tags,
     )
     log = MetricsLog(
         spec.output_dir / "metrics.jsonl",

@@ -1,4 +1,4 @@
-"""Optional writers of the metrics beside ``metrics.jsonl``: TensorBoard and Weights & Biases.
+"""Optional writers of the metrics beside ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
 
 Each is an optional extra of this package and imported only when a spec names it.
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jora_core.base.errors import InputError
-from jora_core.specs.common import Reporter
+from jora_core.specs.common import REPORTER_PACKAGES, Reporter
+from jora_core.specs.train import TrainSpec
+from jora_core.training.mlflow_run import MLflowRun, attach_files
 
-# tensorboardX writes TensorBoard's files without TensorFlow or torch.
-_MODULES: dict[Reporter, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+_MODULES = dict(REPORTER_PACKAGES)
 _ID_LENGTH = 16
+NOTHING: Mapping[str, str] = {}
 
 
 class Writer(Protocol):
@@ -47,7 +49,12 @@ def require_reporters(names: Sequence[Reporter]) -> None:
 
 
 def open_reporters(
-    names: Sequence[Reporter], folder: Path, run_id: str, steps_done: int, settings: Mapping[str, Any]
+    names: Sequence[Reporter],
+    folder: Path,
+    run_id: str,
+    steps_done: int,
+    settings: Mapping[str, Any],
+    tags: Mapping[str, str] = NOTHING,
 ) -> list[Writer]:
     """Open the writers of a run.
 
@@ -57,6 +64,7 @@ def open_reporters(
         run_id: id of the run, by which a resumed run continues its curves.
         steps_done: step of the checkpoint; later rows of a killed run are written again.
         settings: the spec, shown beside the curves.
+        tags: what the training was made from, for a writer that keeps tags.
 
     Raises:
         InputError: a package is missing, or the service refuses the run.
@@ -65,8 +73,29 @@ def open_reporters(
     make: dict[Reporter, Callable[[], Writer]] = {
         "tensorboard": lambda: _TensorBoard(folder / "tensorboard" / run_id[:_ID_LENGTH], steps_done),
         "wandb": lambda: _WandB(folder, run_id[:_ID_LENGTH], settings),
+        "mlflow": lambda: MLflowRun(folder / "mlflow", run_id, steps_done, settings, tags),
     }
     return [make[name]() for name in dict.fromkeys(names)]
+
+
+def report_folder(spec: TrainSpec) -> Path:
+    """Return the folder of the curves of a training."""
+    return spec.report_dir or spec.output_dir / "reports"
+
+
+def report_outputs(spec: TrainSpec, run_id: str) -> None:
+    """Hand the files of a finished training to the writers that keep files.
+
+    Args:
+        spec: spec of the training.
+        run_id: id of the run, as for `open_reporters`.
+
+    Raises:
+        InputError: a service refuses a file.
+    """
+    if "mlflow" in spec.report_to:
+        files = sorted(path for path in spec.output_dir.iterdir() if path.is_file())
+        attach_files(report_folder(spec) / "mlflow", run_id, files)
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jora_core.architecture.model_config import ModelConfig
-from jora_core.base.atomic_files import write_json
+from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import TRAINED_RECORDS
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
@@ -36,8 +39,9 @@ from jora_core.specs.train import TrainSpec
 from jora_core.training.continued_training import begin_from_state, save_training_state
 from jora_core.training.loop import Run, run_loop
 from jora_core.training.optimizer import make_schedule
-from jora_core.training.reporters import require_reporters
+from jora_core.training.reporters import report_outputs, require_reporters
 from jora_core.training.train_step import build_step
+from jora_core.training.training_checkpoints import run_digest
 from jora_core.weights.adapter_folder import load_adapter, save_adapter
 from jora_core.weights.checkpoint_folder import save_params
 from jora_core.weights.companion_files import copy_companions
@@ -99,7 +103,9 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     if is_first():
         if spec.keep_state:
             save_training_state(spec, result["steps"], result["best_step"] if spec.keep_best else None)
+        result["trained_records"] = _write_trained_records(spec, stream, result)
         _write_outputs(spec, config, trainable, result)
+        report_outputs(spec, run_digest(spec))
     wait_for_all("outputs")
     return result
 
@@ -180,6 +186,21 @@ def _adapter_to_continue(spec: TrainSpec, config: ModelConfig) -> Adapter:
         )
     # Dropout belongs to the run and not to the weights, so the new spec's value is used.
     return adapter.replace(dropout=spec.lora.lora_dropout)  # type: ignore[attr-defined]
+
+
+def _write_trained_records(spec: TrainSpec, stream: BatchStream, result: dict[str, Any]) -> dict[str, int]:
+    """Write which records the weights have learned from, and how often; return the two sums.
+
+    The microbatches follow from the seed and the lengths alone, so they are counted and not remembered.
+    """
+    # Of several states, the one that is kept: the records of later steps taught other weights.
+    steps = result.get("weights_of_step", result["steps"])
+    counts = stream.record_counts(steps * spec.gradient_accumulation_steps)
+    names = sorted(counts)
+    table = pa.table({"id": names, "times": pa.array([counts[name] for name in names], pa.int32())})
+    with atomic_path(spec.output_dir / TRAINED_RECORDS) as temporary:
+        pq.write_table(table, temporary)
+    return {"records": len(names), "times": counts.total()}
 
 
 def _write_outputs(spec: TrainSpec, config: ModelConfig, trainable: Any, result: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ _NOT_COMPUTED = {
     "keep_checkpoints",
     "report_to",
     "report_dir",
+    "report_tags",
     "distributed",
     "keep_state",
     "continue_from",

@@ -29,6 +29,9 @@ COMPANION_PATTERNS = (
     "NOTICE*",
 )
 
+# In a model folder that was a GGUF file: what the file said of itself, its licence too.
+GGUF_SOURCE = "gguf_source.json"
+
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the files of a model folder other than weights and config, each file atomically.

@@ -29,14 +29,13 @@ THREADS, PHASE = "context.threads", "phases.finetune-task"
 WINDOWS = {
     f"{THREADS}.contexts": "window",
     f"{THREADS}.n_contexts": "20",
-    f"{THREADS}.numbering": "time",
     f"{THREADS}.max_context_tokens": "null",
     f"{PHASE}.max_seq_len": "1024",
     "evaluate.max_seq_len": "1024",
 }
 SIDES: dict[str, dict[str, str]] = {
     "the recipe": {},
-    "numbered by time": {f"{THREADS}.numbering": "time"},
+    "numbered by rank": {f"{THREADS}.numbering": "rank"},
     "windows of 20": WINDOWS,
     "learning rate / 3": {f"{PHASE}.optim.learning_rate": "3.3e-4"},
     "learning rate x 3": {f"{PHASE}.optim.learning_rate": "3.0e-3"},
@@ -68,6 +67,7 @@ def run(side: str, args: argparse.Namespace, store: Path) -> dict[str, Any]:
     settings = {
         "store": str(store),
         f"{PHASE}.max_steps": str(max(1, args.steps * 1024 // tokens)),
+        f"{PHASE}.gradient_accumulation_steps": "1",
         f"{PHASE}.validation_share": "0",
         f"{PHASE}.evaluate_every": "null",
         "evaluate.max_records": str(args.records),

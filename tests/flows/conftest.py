@@ -19,6 +19,7 @@ import yaml
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
+from flows.engine.lineage_file import LINEAGE, render_lineage
 from flows.engine.stage import Part, Stage, StageContext, Upstream
 from flows.stages import STAGES
 from jora_core.base.digests import file_digest, json_digest
@@ -151,7 +152,8 @@ def _stand_in(stage: Stage, runs: list[str]) -> Callable[[StageContext], dict[st
     def read_of(item: Upstream, context: StageContext) -> list[str]:
         if item.parts:
             return [context.manifests[item.stage]["parts"][name] for name in item.reads]
-        return [file_digest(context.upstream[item.stage] / name) for name in item.reads]
+        found = [sorted(context.upstream[item.stage].glob(name)) for name in item.reads]
+        return [file_digest(path) for paths in found for path in paths]
 
     def run(context: StageContext) -> dict[str, Any]:
         runs.append(stage.name)
@@ -165,6 +167,11 @@ def _stand_in(stage: Stage, runs: list[str]) -> Callable[[StageContext], dict[st
             path = context.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{name} {json_digest(read)}\n")
+        if stage.name == "export":
+            upstream = stage.upstream(context.config)
+            files = {name: file_digest(context.output_dir / name) for name in OUTPUTS[stage.name][:-1]}
+            text = render_lineage(stage.name, context.key, files, upstream, context.manifests)
+            (context.output_dir / LINEAGE).write_bytes(text)
         (context.output_dir / "result.json").write_text(json.dumps({"at": time.time_ns()}))
         # As the real stage, which notes the digests of a task's rows.
         parts = {

@@ -18,7 +18,10 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.plan import make_plan, select
 from flows.engine.run_stage import execute_stage, run_stages
+from flows.lineage.chain import follow
+from flows.lineage.taught_rows import taught, taught_rows
 from flows.stages import STAGES
+from tests.flows.damage import damage
 
 DATA = SAMPLE_CONFIG.parents[2] / "data"
 MODEL = DATA / "tiny-llama"
@@ -122,6 +125,33 @@ def test_export_was_held_against_other_libraries(
     assert {path.name for path in folder.iterdir()} >= {"model", "adapter", "README.md", "manifest.json"}
     assert not (folder / "reference.safetensors").exists()
     assert finished[2][3].key in (folder / "README.md").read_text(), "the card names the adapter's key"
+
+
+def test_lineage_reaches_the_rows(finished: Finished) -> None:
+    folders = {reference.stage: Path(reference.path) for reference in finished[2]}
+    chain = follow(folders["export"] / "adapter")
+    assert not chain.findings and [link.folder for link in chain.links][-1] == folders["export"]
+    found = taught(chain)
+    assert not found.notes
+    for phase in ("finetune-structure", "finetune-task"):
+        steps = map(json.loads, (folders[phase] / "metrics.jsonl").read_text().splitlines())
+        rows = [one for one in found.sources if one.phase == phase]
+        assert sum(one.times for one in rows) == sum(step["records"] for step in steps)
+        assert all(0 <= one.rows <= one.records <= one.offered for one in rows)
+    threads = [row for row in taught_rows(chain) if row.task == "threads"]
+    assert threads and {row.source for row in threads} == {"threads.ndjson"}
+    for path in (
+        folders["export"] / "model" / "model.safetensors",
+        folders["build-context"] / "rankings.parquet",
+        folders["finetune-task"] / "trained_records.parquet",
+    ):
+        damage(path, "flip", seed=1)
+        (finding,) = follow(folders["export"]).findings
+        assert finding.state == "damaged" and finding.what.endswith(path.name)
+        damage(path, "flip", seed=1)
+    assert not follow(folders["export"]).findings
+    card = (folders["export"] / "README.md").read_text()
+    assert "| both_phases | " in card and "- Base model: " in card
 
 
 def test_forced_training_gives_the_same_bytes(

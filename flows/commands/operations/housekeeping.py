@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from flows.engine.plan import assess, changes, nearest
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stage_named
 from flows.housekeeping.collect import Removal, choose, collect, parse_age
-from flows.housekeeping.stored_runs import StoredRun, find_run, read_contents, unpin
+from flows.housekeeping.stored_runs import StoredRun, find_run, main_measures, read_contents, unpin
 from flows.housekeeping.stored_runs import pin as pin_run
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
@@ -28,17 +29,20 @@ MOST_NAMED = 20  # changes of a kind, of `why`
 def runs(
     config: Config = None,
     all_runs: Annotated[bool, typer.Option("--all")] = False,
+    keys: Annotated[bool, typer.Option("--keys")] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """List the runs of a store, with their sizes.
 
-    Shows when each run began, how it ended, which stages it computed and which it found in the store. Below
-    are the sizes of the store by stage. `gc` removes what no kept run needs, `pin` keeps a run.
+    Shows when each run began, of which configuration, how it ended, how many stages it computed and found in
+    the store, the main scores of its model, and by what it was started. Below are the sizes of the store by
+    stage. `compare` sets runs side by side, `gc` removes what no kept run needs, `pin` keeps a run.
 
     Args:
         config: configuration file, whose store is listed.
         all_runs: List all runs, not only the newest 20.
+        keys: Also list the key of each stage of each run.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
@@ -47,7 +51,14 @@ def runs(
     shown = contents.runs if all_runs or as_json else contents.runs[:SHOWN_RUNS]
     sizes = contents.sizes_by_stage()
     if as_json:
-        rows = [{**_run_as_json(run), "bytes": contents.size(run.artifacts)} for run in shown]
+        rows = [
+            {
+                **_run_as_json(run),
+                "measures": main_measures(store, run),
+                "bytes": contents.size(run.artifacts),
+            }
+            for run in shown
+        ]
         stages = {stage: {"artifacts": count, "bytes": size} for stage, (count, size) in sizes.items()}
         print_json({"store": str(store.root), "runs": rows, "stages": stages})
         return
@@ -55,21 +66,30 @@ def runs(
         print(f"no runs in {store.root}")
         return
     print_table(
-        ("run", "project", "took", "result", "computed", "cached", "size", ""),
+        ("run, from (UTC)", "configuration", "took", "result", "ran", "score", "size", "started by"),
         [
             (
-                run.record.id,
-                run.record.project or "-",
+                run.record.id + (", pinned" if run.pinned else ""),
+                _configuration(run),
                 _duration(run),
                 run.record.result,
-                ", ".join(run.computed) or "-",
-                str(len(run.cached)),
+                f"{len(run.computed)} of {len(run.computed) + len(run.cached)}",
+                _scores(main_measures(store, run)),
                 _bytes(contents.size(run.artifacts)),
-                "pinned" if run.pinned else "",
+                run.record.started_by or "-",
             )
             for run in shown
         ],
     )
+    if keys:
+        print_table(
+            ("run", "stage", "", "key"),
+            [
+                (run.record.id, stage, "ran" if stage in run.computed else "", key)
+                for run in shown
+                for stage, key in run.record.keys.items()
+            ],
+        )
     if len(shown) < len(contents.runs):
         print(f"{len(contents.runs) - len(shown)} older runs; --all lists them")
     for run in shown:
@@ -236,6 +256,19 @@ def _removal_as_json(removal: Removal, dry_run: bool) -> dict[str, Any]:
         "runs": [run.record.id for run in removal.runs],
         "kept": [run.record.id for run in removal.kept],
     }
+
+
+def _configuration(run: StoredRun) -> str:
+    """Return the project, and the configuration's file where it has another name."""
+    name = Path(run.record.config).name
+    known = run.record.project or "-"
+    return known if Path(name).stem in ("", known) else f"{known} ({name})"
+
+
+def _scores(measures: dict[str, dict[str, Any]]) -> str:
+    """Return each measure with its value, such as `reply@1 0.512`."""
+    known = [f"{name} {score['value']:.3f}" for name, score in measures.items() if score["value"] is not None]
+    return ", ".join(known) or "-"
 
 
 def _duration(run: StoredRun) -> str:

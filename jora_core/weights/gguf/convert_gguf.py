@@ -15,6 +15,7 @@ from jora_core.base.atomic_files import write_bytes, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 from jora_core.base.progress import progress
+from jora_core.weights.companion_files import GGUF_SOURCE
 from jora_core.weights.gguf.architectures import (
     GgufArchitecture,
     TensorPlace,
@@ -156,7 +157,7 @@ def _write_source(model: GgufModel, folder: Path, dtype: str) -> None:
     if set(kinds) - {kind.name for kind in PLAIN_TYPES}:
         size = sum(math.prod(model.tensor(name).shape) for name in model.names) * numpy_dtype(dtype).itemsize
         notice(f"{model.path}: {', '.join(kinds)} become {dtype}, {size / 1e6:,.0f} MB")
-    write_json(folder / "gguf_source.json", {"file": model.path.name, "types": kinds, **fields})
+    write_json(folder / GGUF_SOURCE, {"file": model.path.name, "types": kinds, **fields})
     for path in sorted(model.path.parent.glob("LICENSE*")) + sorted(model.path.parent.glob("NOTICE*")):
         if path.is_file():
             write_bytes(folder / path.name, path.read_bytes())

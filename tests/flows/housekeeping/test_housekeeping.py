@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands.operations.housekeeping import runs as list_runs
 from flows.engine.artifact_store import Store
 from flows.engine.plan import make_plan
-from flows.engine.run_records import read_records, recorded_run
+from flows.engine.run_records import read_records, recorded_run, started_by
 from flows.engine.run_stage import run_stages
 from flows.housekeeping.collect import choose, collect, parse_age
-from flows.housekeeping.stored_runs import StoreContents, find_run, pin, read_contents, unpin
+from flows.housekeeping.stored_runs import StoreContents, find_run, main_measures, pin, read_contents, unpin
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project
 
@@ -113,6 +114,34 @@ def test_killed_and_failed_runs_are_named(project: Project) -> None:
     # A broken file among the records is left out.
     (project.folder / "runs" / ".runs" / "x.json").write_text("{")
     assert len(read_records(project.store)) == 2
+
+
+def test_the_list_says_what_a_reader_needs(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/jora", "run", "pipeline.yaml", "--set", "seed=0"])
+    run_all(project)
+    with started_by("schedule, flow run lucky-owl"):
+        run_all(project, "seed=1")
+    scores = {"systems": {"base": {"f1": {"value": 0.1}}, "phase1": {"reply@1": {"value": 0.5}}}}
+    newest, oldest = read_contents(project.store).runs
+    evaluation = project.store.path("evaluate", oldest.record.keys["evaluate"])
+    (evaluation / "metrics.json").write_text(json.dumps(scores))
+    assert oldest.record.started_by == "jora run pipeline.yaml --set seed=0"
+    assert newest.record.started_by == "schedule, flow run lucky-owl"
+    assert oldest.record.root == str(project.folder)
+    # The stand-ins' evaluation is no JSON.
+    assert main_measures(project.store, newest) == {}
+    assert main_measures(project.store, oldest) == {"reply@1": {"value": 0.5}}
+    list_runs(project.config_file, keys=True)
+    said = " ".join(capsys.readouterr().out.split())
+    # A cell may be broken between words.
+    assert all(word in said.split() for word in ("reply@1", "0.500", "schedule,", "lucky-owl"))
+    assert all(key in said for key in newest.record.keys.values())
+    list_runs(project.config_file, as_json=True)
+    first, second = json.loads(capsys.readouterr().out)["runs"]
+    assert second["measures"] == {"reply@1": {"value": 0.5}} and first["measures"] == {}
+    assert first["started_by"].startswith("schedule") and set(first["keys"]) == set(ALL)
 
 
 def test_artifacts_without_a_record_are_runs(project: Project) -> None:

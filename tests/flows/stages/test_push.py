@@ -103,6 +103,7 @@ def exported(tmp_path: Path) -> Path:
         "model/additional_chat_templates/rag.jinja": "x",
         "gguf/model-q8_0.gguf": "gguf",
         "README.md": CARD,
+        "lineage.json": "{}",
     }
     for name, text in (files | {"manifest.json": "{}", "result.json": "{}"}).items():
         path = tmp_path / "artifact" / name
@@ -122,6 +123,7 @@ def test_one_commit_with_the_model_at_the_top(hub: Hub, exported: Path) -> None:
         "additional_chat_templates/rag.jinja",
         "config.json",
         "gguf/model-q8_0.gguf",
+        "lineage.json",
         "model.safetensors",
     ]
     assert hub.files["model.safetensors"] == b"weights"

@@ -93,6 +93,35 @@ def test_card_and_result_name_every_file(base: Path, adapter: Path, tmp_path: Pa
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
+def test_card_has_measures_and_licences(base: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\nlicense: not this\n")
+    (folder / "LICENSE").write_text("the terms")
+    score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 12}
+    fields: dict[str, Any] = {
+        "measures": {
+            "base": {"reply@1": score},
+            "phase1": {"reply@1": score | {"value": None, "n": 0}},
+            "bm25": {"recall": score},
+        },
+        "system": "phase1",
+        "data_licenses": {"threads": "CC-BY-4.0"},
+        "verify": False,
+        "formats": ["hf"],
+    }
+    export(order(folder, adapter, tmp_path / "out", **fields))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model:") and 'license: "apache-2.0"\n---' in card
+    assert "| base | 0.500 [0.250, 0.750] | 12 |" in card and "| phase1 | - | 0 |" in card
+    assert "| System | recall | n |" in card and "This model is `phase1`" in card
+    assert "- This model: apache-2.0" in card and "- Data, threads: CC-BY-4.0" in card
+    assert "- Base model: apache-2.0 (`model/LICENSE`)" in card
+    export(order(base, adapter, tmp_path / "plain", license="mit", verify=False, formats=["hf"]))
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "- This model: mit" in card and "- Base model: not stated in its folder" in card
+    assert "- Data: not stated" in card and "## Measures" not in card
+
+
 def test_bfloat16(base: Path, adapter: Path, tmp_path: Path) -> None:
     result = export(order(base, adapter, tmp_path, dtype="bfloat16"))
     assert TensorStore.of_model(tmp_path / "model").dtype("model.norm.weight") == "bfloat16"

@@ -85,6 +85,9 @@ def test_stops_when_nothing_gets_better_and_writes_the_best(order, scripted, tmp
     assert {name: result[name] for name in wanted} == wanted and result["weights_of_step"] == 8
     assert [row["step"] for row in metrics(stopping)] == list(range(1, 11))
     assert {row["step"] for row in metrics(stopping) if "validation_loss" in row} == {2, 4, 6, 8, 10}
+    # The records of steps 9 and 10 taught weights that are not kept.
+    seen = sum(row["records"] for row in metrics(stopping)[:8])
+    assert result["trained_records"]["times"] == seen
 
     # Step 8's weights are those of the same run, told that step 8 is the last to be better.
     last = copy_of(order, tmp_path, "last", keep_best=True)

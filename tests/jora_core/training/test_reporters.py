@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 from jora_core.base.errors import InputError
+from jora_core.specs.train import TrainSpec
 from jora_core.training import reporters
-from jora_core.training.reporters import open_reporters, require_reporters
+from jora_core.training.reporters import (
+    open_reporters,
+    report_folder,
+    report_outputs,
+    require_reporters,
+)
 
 ROWS = [
     {"step": n, "loss": 3.0 / n, "learning_rate": 1e-3, **({"validation_loss": 2.5} if n == 3 else {})}
@@ -75,7 +81,47 @@ def test_wandb_offline(tmp_path):
     assert content.count(b"validation/loss") >= 1 and content.count(b"train/loss") >= len(ROWS)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_mlflow_keeps_curves_settings_lineage_and_files(tmp_path, monkeypatch):
+    """A real run in a folder: killed after step 3, resumed from the checkpoint of step 2."""
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    spec = TrainSpec.model_validate(
+        {
+            "model": "m",
+            "data": {"records": "r"},
+            "max_steps": 4,
+            "report_to": ["mlflow"],
+            "output_dir": str(tmp_path / "out"),
+            "checkpoint_dir": str(tmp_path / "c"),
+        }
+    )
+    settings, tags = spec.model_dump(mode="json"), {"jora.key": "k" * 64, "jora.upstream.build-context": "b"}
+    folder, run_id = report_folder(spec), "c" * 64
+    for rows, done in ((ROWS[:3], 0), (ROWS[2:], 2)):
+        (writer,) = open_reporters(["mlflow"], folder, run_id, done, settings, tags)
+        for row in rows:
+            writer.write(row)
+        writer.close()
+    (tmp_path / "out" / "adapter_model.safetensors").write_bytes(b"weights")
+    report_outputs(spec, run_id)
+    client = MlflowClient(tracking_uri=(folder / "mlflow").resolve().as_uri())
+    (experiment,) = [one for one in client.search_experiments() if one.name == "jora"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in curve] == [(row["step"], row["loss"]) for row in ROWS]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "validation/loss")] == [3]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["max_steps"] == "4" and run.data.params["data.records"] == "r"
+    assert run.data.tags.items() >= tags.items()
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["adapter_model.safetensors"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-store://x")
+    with pytest.raises(InputError, match=r"report_to: mlflow: .*MLFLOW_TRACKING_URI"):
+        open_reporters(["mlflow"], folder, run_id, 0, settings)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     monkeypatch.setitem(reporters._MODULES, name, "no_such_package_here")
     assert find_spec("no_such_package_here") is None
@@ -85,7 +131,8 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
 
 def test_nothing_is_imported_unless_asked():
     program = (
-        "import sys, jora_core.training.reporters; print({'tensorboardX', 'wandb', 'jax'} & set(sys.modules))"
+        "import sys, jora_core.training.reporters; "
+        "print({'tensorboardX', 'wandb', 'mlflow', 'jax'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

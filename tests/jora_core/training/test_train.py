@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import TRAINED_RECORDS
+from jora_core.data.batches import BatchStream
+from jora_core.data.examples import load_groups
+from jora_core.data.tokenizer import load_tokenizer
 from jora_core.specs.train import TrainSpec
 from jora_core.training.loop import DivergedError
 from jora_core.training.train import train
@@ -52,6 +59,35 @@ def test_adapter_training_writes_what_it_promises(tiny_weights, records, train_o
     assert metrics(second)[0]["loss"] < 0.9 * rows[0]["loss"]
     with pytest.raises(InputError, match=r"the adapter has r=4, the spec lora\.r=8"):
         train(TrainSpec.model_validate(second | {"lora": {"r": 8, "lora_alpha": 8}}))
+
+
+def test_the_trained_records_are_those_of_the_batches(tiny_weights, records, train_order):
+    """Against the ids of the batches themselves, built one by one: more than an epoch, and less."""
+    for name, steps in (("few", 2), ("more", 15)):
+        order = train_order(
+            tiny_weights,
+            records,
+            name,
+            max_steps=steps,
+            gradient_accumulation_steps=2,
+            data={"validation_share": 0.2},
+        )
+        spec = TrainSpec.model_validate(order)
+        result = train(spec)
+        groups = load_groups(
+            spec.data, load_tokenizer(tiny_weights, ModelConfig.from_hf(tiny_weights).vocab_size), spec.seed
+        )
+        stream = BatchStream(groups.train, spec.data.tokens_per_batch, seed=spec.seed)
+        walk = itertools.islice(stream.walk(), 2 * steps)
+        expected = Counter(id for _, batch in walk for id in batch.ids)
+        table = pq.read_table(Path(order["output_dir"]) / TRAINED_RECORDS).to_pylist()
+        assert {row["id"]: row["times"] for row in table} == expected
+        sums = {"records": len(expected), "times": sum(row["records"] for row in metrics(order))}
+        assert result["trained_records"] == sums
+        offered = {id for group in groups.train for id in group.ids}
+        kept = {id for group in groups.validation for id in group.ids}
+        assert kept and set(expected) <= offered and not kept & set(expected)
+        assert (set(expected) == offered) is (name == "more"), "two steps do not reach all records"
 
 
 def test_all_parameters_from_scratch(tiny_model, records, train_order):
