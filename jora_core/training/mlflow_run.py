@@ -44,9 +44,9 @@ class MLflowRun:
         Raises:
             InputError: the server cannot be reached, or refuses the run.
         """
-        self._client = _client(folder)
-        self._entities = import_module("mlflow.entities")
         try:
+            self._client = _client(folder)
+            self._entities = import_module("mlflow.entities")
             found = _find(self._client, run_id)
             if found is None:
                 found = self._client.create_run(
@@ -98,8 +98,8 @@ def attach_files(folder: Path, run_id: str, files: Sequence[Path]) -> None:
     Raises:
         InputError: the server cannot be reached, or refuses a file.
     """
-    client = _client(folder)
     try:
+        client = _client(folder)
         run = _find(client, run_id)
         for file in files if run is not None else ():
             client.log_artifact(run, str(file))
@@ -110,7 +110,9 @@ def attach_files(folder: Path, run_id: str, files: Sequence[Path]) -> None:
 def _client(folder: Path) -> Any:
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
-        # A folder of files needs no server and no database.
+        # A folder of files needs no server and no database. MLflow advises against it for teams, and refuses
+        # it unless it is asked for by this variable.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         folder.mkdir(parents=True, exist_ok=True)
         address = folder.resolve().as_uri()
     return import_module("mlflow.tracking").MlflowClient(tracking_uri=address)
