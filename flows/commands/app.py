@@ -68,11 +68,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("export", "pipeline", "Write model and adapter (stage export)."),
         ("push", "pipeline", "Upload the export to the hub (stage push)."),
         ("runs", "operations.housekeeping", "List the runs of a store, with their sizes."),
-        (
-            "compare",
-            "operations.compare",
-            "Set runs side by side: settings, measures, curves, changed records.",
-        ),
+        ("compare", "operations.compare", "Set runs side by side, with their differences."),
         ("why", "operations.housekeeping", "Say what a stage's key is made of, and what has changed."),
         ("lineage", "operations.lineage", "Say which raw rows taught a model; verify all digests."),
         ("gc", "operations.housekeeping", "Remove artifacts that no kept run needs."),

@@ -1,16 +1,17 @@
-"""Sections of the report about the quality of the retrieval, and about the corpora and their records."""
+"""Sections of the report about the quality of the retrieval, the corpora, their records, and examples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.report.blocks import Block, Columns, Figure, Table
-from flows.report.facts import RunFacts
+from flows.report.blocks import Answer, Block, Columns, Example, Figure, Mark, Passage, Table
+from flows.report.facts import SAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
 from flows.report.svg_charts import Bar, Series, bar_chart, line_chart
-from flows.report.wording import in_reading_order, leg_name, percent, score_text
+from flows.report.wording import in_reading_order, leg_name, percent, score_text, system_name
 from retrieval.settings.task_registry import TASKS
 
+NOT_RETRIEVED = "(the right post was not retrieved, so it is not in the prompt)"
 DEPTHS = (1, 3, 5, 10, 20)
 #: Description of each task's records. Tasks with a measured retriever come first.
 TASK_NAMES = {
@@ -255,3 +256,55 @@ def _length_chart(title: str, metrics: Mapping[str, Any]) -> Figure | None:
 
 def _said(name: str) -> str:
     return name.replace("_", " ")
+
+
+def records(facts: RunFacts) -> list[Block]:
+    """Return blocks that show a few whole training records."""
+    examples: list[Example] = []
+    for row in facts.samples(SAMPLES):
+        context, question = _split(row["input"])
+        lines = tuple(Passage(text, "right" if _is_post(text, row["gold"]) else "") for text in context)
+        answers = (Answer("instruction", row["instruction"]), Answer("answer", row["output"]))
+        examples.append(Example(f"{row['task']}: {row['id']}", lines, question, answers))
+    return [Columns(tuple(examples))] if examples else []
+
+
+def predictions(facts: RunFacts, *, right: bool) -> list[Block]:
+    """Return blocks with held-out comments that the shown system answered right or wrong, and all answers."""
+    examples = tuple(_judged_example(facts, item) for item in facts.judged if item.right == right)
+    return [Columns(examples)] if examples else []
+
+
+def _judged_example(facts: RunFacts, item: Judged) -> Example:
+    row = item.record
+    context, question = _split(row["input"])
+    shown = facts.shown_system or ""
+    given = item.answers.get(shown, "")
+    lines = tuple(Passage(text, _line_mark(text, row["gold"], given)) for text in context)
+    reference = " or ".join(row["gold"]) or NOT_RETRIEVED
+    named = [name for name in (*TRAINED_FIRST, "bm25") if name in item.answers]
+    answers = tuple(
+        Answer(
+            system_name(name), item.answers[name], "right" if means_gold(item.answers[name], row) else "wrong"
+        )
+        for name in named
+    )
+    return Example(str(row["id"]), lines, question, (Answer("Right answer", reference), *answers))
+
+
+def _line_mark(text: str, gold: Sequence[str], given: str) -> Mark:
+    if _is_post(text, gold):
+        return "right"
+    return "wrong" if _is_post(text, [given]) else ""
+
+
+def _is_post(block: str, answers: Sequence[str]) -> bool:
+    """Whether the last line of a context block, which is the label of a post, is one of the answers."""
+    return block.rpartition("\n")[2] in answers
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """Split a prompt into its context blocks (posts, tables, documents) and its question."""
+    # The format of the prompts: empty lines separate the blocks, and the question is the last block.
+    *context, question = text.split("\n\n")
+    return context, question

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
-from flows.report.example_sections import predictions, records
 from flows.report.facts import TRAINED_FIRST, RunFacts
 from flows.report.lineage_sections import configuration, lineage
-from flows.report.records_sections import corpora, retrieval
+from flows.report.records_sections import corpora, predictions, records, retrieval
 from flows.report.statistics_sections import HEADLINES, against, calibration, comparisons, seeds
 from flows.report.svg_charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
 from flows.report.thread_sections import link_blocks, slice_blocks

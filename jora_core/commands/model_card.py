@@ -161,6 +161,8 @@ def _measures(spec: ExportSpec) -> str:
 def _score(score: dict[str, Any]) -> str:
     if score.get("value") is None:
         return "-"
+    if score["low"] is None:  # all records are of one context
+        return f"{score['value']:.3f}"
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 

@@ -14,8 +14,8 @@ from flows.commands.print_pipeline import print_table
 from flows.engine.errors import one_line_os_errors
 from flows.engine.shared.shared_store import open_store
 from flows.housekeeping.stored_runs import find_run, read_contents
-from flows.report.compared_runs import ComparedRun, Comparison
-from flows.report.comparison_page import (
+from flows.report.comparison.compared_runs import ComparedRun, Comparison
+from flows.report.comparison.comparison_page import (
     comparison_page,
     difference_headers,
     difference_row,
@@ -35,7 +35,7 @@ def compare(
     overrides: Set = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Set runs side by side: settings, measures, curves, changed records.
+    """Set runs side by side, with their differences.
 
     Shows which settings and input files differ, each measure with its paired difference to the first run and
     a 95 % interval, the same by kinds of records, and ten records that one run answers rightly and the other

@@ -64,11 +64,11 @@ def score(answers: Answers) -> dict[str, Any]:
     if links:
         scores["links"] = links
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
-    if answers.mode != "generate":
-        scores["calibration"] = _calibrations(answers, predictions, rankings)
     if answers.mode == "generate":
         for name, share in _invalid(answers).items():
             scores["systems"][name]["invalid_answers"] = share
+    else:
+        scores["calibration"] = _calibrations(answers, predictions, rankings)
     if answers.mode == "both":
         written = directionality(_predictions(answers, "text"), rankings, seed=seed, resamples=resamples)[
             "systems"

@@ -16,8 +16,8 @@ import pytest
 from flows.engine.run_stage import run_stages
 from flows.engine.stage import StageContext
 from flows.housekeeping.stored_runs import read_contents
-from flows.report.compared_runs import ComparedRun, Comparison, kinds_of
-from flows.report.comparison_page import comparison_page, comparison_sections
+from flows.report.comparison.compared_runs import ComparedRun, Comparison, kinds_of
+from flows.report.comparison.comparison_page import comparison_page, comparison_sections
 from jora_core.base.errors import InputError
 from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from tests.flows.conftest import Project

@@ -17,7 +17,7 @@ from flows.report.blocks import (
     Section,
     Table,
 )
-from flows.report.compared_runs import ChangedRecord, ComparedRun, Comparison, Difference
+from flows.report.comparison.compared_runs import ChangedRecord, ComparedRun, Comparison, Difference
 from flows.report.page import render_page
 from flows.report.sections import PHASE_NAMES
 from flows.report.svg_charts import Series, line_chart, smooth, thin
