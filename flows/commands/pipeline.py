@@ -201,7 +201,6 @@ def evaluate(
     overrides: Set = None,
     as_json: Json = False,
     links: Annotated[Path | None, typer.Option("--write-links", metavar="DIR")] = None,
-    export_task: Annotated[Path | None, typer.Option("--export-task", metavar="DIR")] = None,
 ) -> None:
     """Score held-out records (stage evaluate).
 
@@ -213,16 +212,10 @@ def evaluate(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
         links: Also write the reply links of each system, as annotations of irc-disentanglement, below DIR.
-        export_task: Also write the scored records as a task of lm-evaluation-harness, with the command.
     """
     settings = load(config, overrides)
     if links is not None and (settings.context.threads is None or settings.evaluate.max_records == 0):
         raise InputError("--write-links: this configuration scores no threads; give context.threads")
-    if export_task is not None:
-        # Here, because the other commands of this module write no task.
-        from flows.commands.export_task import check_task_folder, write_task_folder
-
-        check_task_folder(export_task, settings)
     references = _run_stages(["evaluate"], settings, force, as_json)
     if links is not None:
         # Here, because it loads numpy, which the other commands of this module do not need.
@@ -230,9 +223,6 @@ def evaluate(
 
         path = Path(references[0].path) / LINKS
         print_status(f"{links}: {plural(write_annotations(path, links), 'file')}")
-    if export_task is not None:
-        for line in write_task_folder(export_task, settings, Path(references[0].path)):
-            print_status(line)
 
 
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:

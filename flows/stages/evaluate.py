@@ -238,9 +238,23 @@ def _predict(
     # The drawn records are in a file of their own, so the child does not need to draw them again.
     records = folder / "records.parquet"
     pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
-    base = convert_model.base_folder(config, context.upstream[convert_model.NAME])
-    spec = predict_spec(config, (part.task, part.mode), records, base, folder).model_copy(
-        update={"systems": dict(systems), "compilation_cache_dir": context.cache_dir / "jax"}
+    spec = PredictSpec(
+        model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
+        systems=dict(systems),
+        records=records,
+        task=part.task,
+        split="test",
+        max_records=None,
+        prompt=prompt_spec(config),
+        max_seq_len=config.evaluate.max_seq_len,
+        tokens_per_batch=config.evaluate.tokens_per_batch,
+        mode=part.mode,
+        sharing=config.evaluate.sharing,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        mesh=config.mesh,
+        **values_of(ComputeSettings, config.model),
+        output_dir=folder,
+        compilation_cache_dir=context.cache_dir / "jax",
     )
     cache = AnswerCache(
         context.cache_dir / "answers", str(context.manifests[convert_model.NAME]["key"]), spec, chosen
@@ -258,38 +272,6 @@ def _predict(
     rows = [row for name in spec.systems for row in known[name]]
     cached = [name for name in spec.systems if name not in missing]
     return rows, {**result, "systems": list(spec.systems), "cached_systems": cached}
-
-
-def predict_spec(
-    config: PipelineConfig, task_and_mode: tuple[str, Mode], records: Path, model: Path, output_dir: Path
-) -> PredictSpec:
-    """Return the spec for answers of the base model to held-out records of one task.
-
-    Args:
-        config: configuration of the pipeline.
-        task_and_mode: name of the task, and how its records are answered.
-        records: file of the records.
-        model: folder of the base model.
-        output_dir: folder of the answers.
-    """
-    task, mode = task_and_mode
-    return PredictSpec(
-        model=model,
-        systems={BASE: None},
-        records=records,
-        task=task,
-        split="test",
-        max_records=None,
-        prompt=prompt_spec(config),
-        max_seq_len=config.evaluate.max_seq_len,
-        tokens_per_batch=config.evaluate.tokens_per_batch,
-        mode=mode,
-        sharing=config.evaluate.sharing,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        mesh=config.mesh,
-        **values_of(ComputeSettings, config.model),
-        output_dir=output_dir,
-    )
 
 
 def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
