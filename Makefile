@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/jora run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 40 --durations-min 5 -m "not slow and not browser"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
