@@ -41,6 +41,10 @@ NOT_RUN = {
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
     "jora push": "tests/flows/stages/test_push.py; uploads what a run exports",
+    "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
+    "git clone": "downloads data",
+    "ln -s . chats": "names what git has downloaded",
+    "export JORA_SHARED": "changes a shell",
     "jora generate": "reads a model that a run exports",
     "source .venv/bin/activate": "changes a shell",
     "pip install -c": "tests/flows/commands/test_project.py installs the wheel and runs the sample",
@@ -50,7 +54,6 @@ NOT_RUN = {
 NOT_RUN_ELSEWHERE = {
     "make install": "installs packages",
     "JORA_SHARED=../shared jora run": "needs the real data, and an hour",
-    "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
     "make hooks": "changes the repository's git configuration",
     "jora memory": "tests/flows/commands runs it; compiles for a minute",
     "jora plan --memory": "tests/flows/commands runs it; compiles for a minute",
