@@ -248,9 +248,15 @@ def bar_chart(
         value_format: formats the value of a bar.
         axis: whether to draw the axis; False draws only the zero line.
     """
-    ticks = nice_ticks(*(x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))), count=5)
+    low, high = x_range or (0.0, max([bar.high or bar.value for bar in bars] + [1e-9]))
     left = 16 + int(7.4 * max(len(bar.label) for bar in bars))
     right = 12 + int(7.8 * max(len(value_format(bar.value)) for bar in bars))
+    # Long labels leave a short axis: fewer ticks, so that their values do not overlap.
+    for count in (5, 4, 3, 2):
+        ticks = nice_ticks(low, high, count=count)
+        names = [value_format(tick).replace(".0 %", " %") for tick in ticks]
+        if (len(ticks) - 1) * (10 + 7.4 * max(map(len, names))) <= WIDTH - left - right:
+            break
     row, top = 30, 8
     bottom = top + row * len(bars)
 
@@ -260,10 +266,10 @@ def bar_chart(
         )
 
     body = []
-    for tick in ticks:
+    for tick, name in zip(ticks, names, strict=True):
         if axis:
             body.append(_line(px(tick), top, px(tick), bottom, "grid"))
-            body.append(_text(px(tick), bottom + 18, value_format(tick).replace(".0 %", " %")))
+            body.append(_text(px(tick), bottom + 18, name))
     body.append(_line(px(0), top, px(0), bottom, "axis"))
     for index, bar in enumerate(bars):
         centre = top + row * index + row / 2
@@ -275,9 +281,9 @@ def bar_chart(
             + _text(WIDTH - 2, centre + 5, value_format(bar.value), f"label{weight}", "end")
         )
         if bar.low is not None and bar.high is not None:
-            low, high = px(bar.low), px(bar.high)
-            body.append(_line(low, centre, high, centre, "whisker"))
-            body += [_line(x, centre - 5, x, centre + 5, "whisker") for x in (low, high)]
+            ends = px(bar.low), px(bar.high)
+            body.append(_line(ends[0], centre, ends[1], centre, "whisker"))
+            body += [_line(x, centre - 5, x, centre + 5, "whisker") for x in ends]
     return _svg(title, description, bottom + (26 if axis else 4), body)
 
 

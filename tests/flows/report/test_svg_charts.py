@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
@@ -57,3 +58,12 @@ def test_one_point_and_constant_series_can_be_drawn() -> None:
     for points in (((1.0, 0.0),), ((1.0, 0.5), (2.0, 0.5)), ((5.0, 0.0), (6.0, 0.0))):
         ET.fromstring(standalone(line_chart("t", "d", [Series("l", points)], "x", "y")))
     ET.fromstring(bar_chart("t", "d", [Bar("zero", 0.0)]))
+
+
+def test_ticks_of_a_short_axis_do_not_overlap() -> None:
+    def ticks(label: str) -> list[str]:
+        text = bar_chart("t", "d", [Bar(label, 0.31)], x_range=(0, 1))
+        return [found for found in re.findall(r">([^<]* %)<", text) if found != "31.0 %"]
+
+    assert ticks("BM25") == ["0 %", "25 %", "50 %", "75 %", "100 %"]
+    assert ticks("Previous post by another author") == ["0 %", "50 %", "100 %"]
