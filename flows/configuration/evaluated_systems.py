@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE
 from jora_core.base.errors import InputError
+from retrieval.corpus.remote_sources import is_path
 from retrieval.settings.task_registry import TASKS
 
 #: The run's own models.
@@ -61,7 +61,7 @@ def check_systems(entries: Sequence[str]) -> None:
         name, place = named_adapter(entry)
         if not _NAME.fullmatch(name) or not place:
             raise ValueError(f"expected NAME=KEY or NAME=FOLDER of letters, digits and ._@-, got {entry!r}")
-        if not _KEY.fullmatch(place) and not _is_path(place):
+        if not _KEY.fullmatch(place) and not is_path(place):
             known = ", ".join((*MODELS, *VARIANTS, *baselines()))
             raise ValueError(
                 f"no system {entry!r}; expected one of {known}, the key of a finished training, or a PEFT "
@@ -74,17 +74,6 @@ def check_systems(entries: Sequence[str]) -> None:
     owned = [entry for entry in entries if entry in (*baselines(), *VARIANTS)]
     if entries and len(owned) == len(entries):
         raise ValueError(f"expected at least one model, such as {BASE} or {BOTH_PHASES}")
-
-
-def resolve_system(entry: str, absolute: Callable[[str], str]) -> str:
-    """Return an entry with the path of its folder made absolute.
-
-    Args:
-        entry: an entry of `evaluate.systems`.
-        absolute: returns a path of the configuration as an absolute one.
-    """
-    name, mark, place = entry.rpartition("=")
-    return f"{name}{mark}{absolute(place)}" if not is_own(entry) and _is_path(place) else entry
 
 
 def adapter_folders(entries: Sequence[str], store: Path) -> dict[str, Path]:
@@ -102,7 +91,7 @@ def adapter_folders(entries: Sequence[str], store: Path) -> dict[str, Path]:
         if is_own(entry):
             continue
         name, place = named_adapter(entry)
-        if _is_path(place):
+        if is_path(place):
             folders = [Path(place)]
         else:
             folders = [folder for stage in _STAGES for folder in sorted((store / stage).glob(f"{place}*"))]
@@ -115,7 +104,3 @@ def adapter_folders(entries: Sequence[str], store: Path) -> dict[str, Path]:
             )
         found[name] = whole[0]
     return found
-
-
-def _is_path(place: str) -> bool:
-    return os.sep in place or place.startswith((".", "~"))

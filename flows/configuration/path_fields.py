@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.configuration.evaluated_systems import resolve_system
 from flows.configuration.fetched_models import MODELS
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import expand_variables, hide_credentials, references
 from jora_core.specs.prompts.source import TEMPLATE_NAMES, is_inline
-from retrieval.corpus.remote_sources import HUB_NAME, is_url, with_home
+from retrieval.corpus.remote_sources import HUB_NAME, is_path, is_url, with_home
 
 # The fields that name a file or a folder, as dotted keys; `*` is any one key.
 PATH_KEYS = (
@@ -80,9 +79,11 @@ def resolve_paths(
             # its credentials: they are filled in where it is opened.
             return hide_credentials(value) if is_url(filled) else _absolute(root / with_home(filled, where))
         if _is_one_of(key, (SYSTEMS_KEY,)):
-            return resolve_system(
-                value, lambda place: _absolute(root / with_home(_expanded(place, where), where))
-            )
+            name, mark, place = value.rpartition("=")
+            # Names of systems and keys are no paths.
+            if not is_path(place):
+                return value
+            return f"{name}{mark}{_absolute(root / with_home(_expanded(place, where), where))}"
         if _is_one_of(key, PATH_OR_TEMPLATE_KEYS):
             if value in TEMPLATE_NAMES or is_inline(value.replace("${", "")):
                 return value

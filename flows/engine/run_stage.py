@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -102,6 +102,7 @@ def execute_stage(
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                     fresh=force,
+                    execute=partial(execute_stage, force=force),
                 )
                 _run(stage, identity, context, store)
                 store.share(name, key, computed=True)

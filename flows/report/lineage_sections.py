@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from flows.engine.artifact_store import Manifest
-from flows.lineage.graph import direct, edges_of
+from flows.lineage.edges import direct, edges_of
 from flows.report.blocks import Block, Code, Figure, Prose, Table
 from flows.report.facts import RunFacts
 from flows.report.svg_charts import Node, graph

@@ -17,7 +17,6 @@ from typing import Any
 from flows.configuration.gates import BOTH_PHASES, FIRST_PHASE
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.run_stage import execute_stage
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import Registry, Stage, StageContext, Upstream
 from flows.stages import evaluate
@@ -68,7 +67,8 @@ def _evaluated(context: StageContext, seed: int) -> tuple[Path, str]:
     reference = None
     for name in (*(phase.stage for phase in config.phases), evaluate.NAME):
         logger.info("seed %s: %s", seed, name)
-        reference = execute_stage(name, config, store, _STAGES, force=context.fresh)
+        assert context.execute is not None
+        reference = context.execute(name, config, store, _STAGES)
     assert reference is not None
     return Path(reference.path), reference.key
 

@@ -30,7 +30,7 @@ from jora_core.parameters.trees import Params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.metrics_log import MetricsLog, StepProgress
 from jora_core.training.prometheus import open_endpoint
-from jora_core.training.reporters import open_reporters, report_folder
+from jora_core.training.reporting.reporters import open_reporters, report_folder
 from jora_core.training.train_step import StepMetrics, Sums, TrainState, TrainStep
 from jora_core.training.training_checkpoints import Checkpoints, Position, run_digest
 

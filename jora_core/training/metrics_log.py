@@ -11,7 +11,7 @@ from typing import IO, Any
 from jora_core.base.atomic_files import write_bytes
 from jora_core.base.errors import InputError
 from jora_core.base.progress import SECONDS_BETWEEN_LINES, ProgressBars
-from jora_core.training.reporters import Writer
+from jora_core.training.reporting.reporters import Writer
 
 
 class MetricsLog:

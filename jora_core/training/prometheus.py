@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from jora_core.base.errors import InputError
-from jora_core.training.reporters import Writer
+from jora_core.training.reporting.reporters import Writer
 
 PORT_VARIABLE = "JORA_METRICS_PORT"
 ADDRESS_VARIABLE = "JORA_METRICS_ADDRESS"

@@ -39,7 +39,7 @@ from jora_core.specs.train import TrainSpec
 from jora_core.training.continued_training import begin_from_state, save_training_state
 from jora_core.training.loop import Run, run_loop
 from jora_core.training.optimizer import make_schedule
-from jora_core.training.reporters import report_outputs, require_reporters
+from jora_core.training.reporting.reporters import report_outputs, require_reporters
 from jora_core.training.train_step import build_step
 from jora_core.training.training_checkpoints import run_digest
 from jora_core.weights.adapter_folder import load_adapter, save_adapter

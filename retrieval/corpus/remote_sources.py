@@ -46,6 +46,11 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_path(text: str) -> bool:
+    """Return whether a text that may be a name is a path: has a separator, or begins with . or ~."""
+    return os.sep in text or text.startswith((".", "~"))
+
+
 def with_home(text: str, field: str) -> Path:
     """Return a path whose `~` or `~user` at its beginning is the home directory.
 

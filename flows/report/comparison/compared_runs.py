@@ -56,6 +56,11 @@ class ComparedRun:
     def read(cls, name: str, run: StoredRun, store: Store) -> ComparedRun:
         """Verify and read the artifacts of a run, and those that they were made from.
 
+        Args:
+            name: the run's name in tables.
+            run: the run, as the store lists it.
+            store: the store with its artifacts.
+
         Raises:
             InputError: the evaluation of the run is missing or damaged.
         """

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from jora_core.base.errors import InputError
 from jora_core.specs.common import REPORTER_PACKAGES, Reporter
 from jora_core.specs.train import TrainSpec
-from jora_core.training.mlflow_run import MLflowRun, attach_files
+from jora_core.training.reporting.mlflow_run import MLflowRun, attach_files
+from jora_core.training.reporting.scalars import scalars
 
 _MODULES = dict(REPORTER_PACKAGES)
 _ID_LENGTH = 16
@@ -96,15 +97,6 @@ def report_outputs(spec: TrainSpec, run_id: str) -> None:
     if "mlflow" in spec.report_to:
         files = sorted(path for path in spec.output_dir.iterdir() if path.is_file())
         attach_files(report_folder(spec) / "mlflow", run_id, files)
-
-
-def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of a row as ``train/<name>``, and the validation loss as ``validation/loss``."""
-    return {
-        "validation/loss" if name == "validation_loss" else f"train/{name}": value
-        for name, value in row.items()
-        if name != "step"
-    }
 
 
 class _TensorBoard:

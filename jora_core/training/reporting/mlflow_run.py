@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
+from jora_core.training.reporting.scalars import scalars
 
 EXPERIMENT = "jora"  # unless MLFLOW_EXPERIMENT_NAME names another one
 RUN_TAG = "jora.training"
@@ -66,9 +67,6 @@ class MLflowRun:
         """Record one row of metrics."""
         if row["step"] <= self._last_step:
             return
-        # Here, because this module is imported by the one that has it.
-        from jora_core.training.reporters import scalars
-
         now = int(time.time() * 1000)
         self._client.log_batch(
             self._id,

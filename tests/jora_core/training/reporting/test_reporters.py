@@ -12,8 +12,8 @@ import pytest
 
 from jora_core.base.errors import InputError
 from jora_core.specs.train import TrainSpec
-from jora_core.training import reporters
-from jora_core.training.reporters import (
+from jora_core.training.reporting import reporters
+from jora_core.training.reporting.reporters import (
     open_reporters,
     report_folder,
     report_outputs,
@@ -70,7 +70,7 @@ def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb")
     program = (
         "import sys; from pathlib import Path; from tests.jora_core.training.test_reporters import ROWS;"
-        "from jora_core.training.reporters import open_reporters;"
+        "from jora_core.training.reporting.reporters import open_reporters;"
         "(w,) = open_reporters(['wandb'], Path(sys.argv[1]), 'b' * 64, 0, {'seed': 3});"
         "[w.write(row) for row in ROWS]; w.close()"
     )
@@ -131,7 +131,7 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
 
 def test_nothing_is_imported_unless_asked():
     program = (
-        "import sys, jora_core.training.reporters; "
+        "import sys, jora_core.training.reporting.reporters; "
         "print({'tensorboardX', 'wandb', 'mlflow', 'jax'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,0 +1,1 @@
+"""Curves of a training for TensorBoard, Weights & Biases and MLflow."""
