@@ -105,12 +105,7 @@ class Store:
 
     def check(self, stage: str, key: str) -> Check:
         """Verify the manifest of an artifact and the SHA-256 of its files."""
-        found = check_folder(self.path(stage, key))
-        # A folder that was renamed or copied by hand has a valid manifest, but of another stage or key than
-        # its name says.
-        if found.manifest is not None and (found.manifest["stage"], found.manifest["key"]) != (stage, key):
-            return Check(damage=MANIFEST)
-        return found
+        return check_folder(self.path(stage, key), (stage, key))
 
     def indexes(self, stage: str) -> list[StageIndex]:
         """Return what is known of the artifacts of a stage, without a check of seals and files."""
@@ -358,12 +353,19 @@ class Store:
         return self.root / ".tmp" / f"{stage}-{key}"
 
 
-def check_folder(folder: Path) -> Check:
-    """Verify the manifest of an artifact, wherever its folder lies, and the SHA-256 of its files."""
+def check_folder(folder: Path, name: tuple[str, str] | None = None) -> Check:
+    """Verify the manifest of an artifact, wherever its folder lies, and the SHA-256 of its files.
+
+    Args:
+        folder: folder of the artifact.
+        name: the stage and key that it must be of; None for any.
+    """
     if not folder.is_dir():
         return Check()
     manifest = read_manifest(folder / MANIFEST)
-    if manifest is None:
+    # A folder that was renamed or copied by hand has a valid manifest, but of another stage or key than its
+    # name says.
+    if manifest is None or name not in (None, (manifest["stage"], manifest["key"])):
         return Check(damage=MANIFEST)
     outputs = manifest["outputs"]
     present = _files(folder)

@@ -37,7 +37,9 @@ def _files(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("scripts")
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize(
+    "number", [0, 1, 2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4))]
+)
 def test_what_a_lesson_asks_is_in_its_context(number: int) -> None:
     import make_base_corpus as corpus
 

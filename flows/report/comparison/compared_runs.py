@@ -360,7 +360,7 @@ class Comparison:
         for name, one, two in pairs:
             shared = [record for record in one if record in two]
             values = [np.array([found[record] for record in shared]) for found in (one, two)]
-            means = [float(column.mean()) if shared else None for column in values]
+            first, other = (float(column.mean()) if shared else None for column in values)
             row: dict[str, Any] | None = None
             if shared:
                 (row,) = compare_systems(
@@ -369,7 +369,7 @@ class Comparison:
                     seed=self.seed,
                     resamples=self.resamples,
                 )["value"]
-            rows.append((Difference(*what, name, *means, None, len(shared)), row))
+            rows.append((Difference(*what, name, first, other, None, len(shared)), row))
         # Corrected over the rows of one measure, which are read together.
         corrected = iter(holm([row["p"] for _, row in rows if row is not None]))
         return [

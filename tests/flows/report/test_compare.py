@@ -114,6 +114,7 @@ def test_differences_are_paired(compared: Comparison) -> None:
     assert compared.unchanged == {"B": ["base"]}
     assert tuned.system == "both_phases" and tuned.records == RECORDS
     assert tuned.first == pytest.approx(20 / 60) and tuned.other == pytest.approx(28 / 60)
+    assert tuned.paired is not None
     assert (tuned.paired["only_one"], tuned.paired["only_other"]) == (12, 4)
     assert tuned.paired["value"] == pytest.approx(8 / 60, abs=1e-6)
     # The same resamples of contexts as everywhere.

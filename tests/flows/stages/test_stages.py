@@ -415,6 +415,9 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
     specs: list[ExportSpec] = []
     config = project.config("export.verify=false")
     context = context_for(project, "export", config)
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    metrics = {"systems": {"both_phases": {"reply@1": score, "slices": {}}}}
+    (context.upstream["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
 
     def child(module: str, spec: ExportSpec, workdir: Path, **_: Any) -> dict[str, Any]:
         specs.append(spec)
@@ -424,6 +427,7 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
     STAGES["export"].run(context)
     (spec,) = specs
     assert spec.adapter == project.folder / "up" / "finetune-task"
+    assert spec.measures == {"both_phases": {"reply@1": score}} and spec.system == "both_phases"
     assert set(spec.lineage["stages"]) == {
         "build-context",
         "convert-model",

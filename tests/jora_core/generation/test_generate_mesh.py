@@ -86,6 +86,7 @@ def compute(data: int, tensor: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow  # `test_placements` compares greedy answers
 @pytest.mark.timeout(600)
 def test_every_mesh_draws_the_same() -> None:
     env = os.environ | {

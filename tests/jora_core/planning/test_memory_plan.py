@@ -105,7 +105,7 @@ def test_70b_over_four_devices(tmp_path: Path) -> None:
     assert found["change"] == []
 
 
-@pytest.mark.parametrize("case", ["olmo2", "phi3"])
+@pytest.mark.parametrize("case", ["olmo2", pytest.param("phi3", marks=pytest.mark.slow)])
 def test_weights_of_a_family_are_those_of_its_table(tmp_path: Path, case: str) -> None:
     model = tmp_path / "model"
     model.mkdir()

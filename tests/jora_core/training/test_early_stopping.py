@@ -103,6 +103,7 @@ def test_stops_when_nothing_gets_better_and_writes_the_best(order, scripted, tmp
     assert adapter(again) == adapter(stopping)
 
 
+@pytest.mark.slow
 def test_best_and_patience_survive_kills(order, scripted, tmp_path, monkeypatch):
     scripted |= {2: 3.0, 4: 1.0, 6: 1.5, 8: 1.2, 10: 1.1, 12: 0.5}
     changes = {"early_stopping_patience": 3, "keep_best": True, "keep_checkpoints": 1}

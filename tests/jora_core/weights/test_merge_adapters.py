@@ -155,7 +155,15 @@ def test_the_file_is_the_librarys_of_the_whole_model(
     assert ("lm_head.weight" in tensors) != config.tie_embeddings
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "olmo2", "phi3"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "llama",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3")),
+        "olmo2",
+        "phi3",
+    ],
+)
 def test_shards_are_read_by_transformers(
     made: Any, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,8 +83,7 @@ def test_wandb_offline(tmp_path):
 
 def test_mlflow_keeps_curves_settings_lineage_and_files(tmp_path, monkeypatch):
     """A real run in a folder: killed after step 3, resumed from the checkpoint of step 2."""
-    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    from mlflow.tracking import MlflowClient
+    tracking = pytest.importorskip("mlflow.tracking", reason="the extra mlflow is not installed")
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     spec = TrainSpec.model_validate(
@@ -106,7 +105,7 @@ def test_mlflow_keeps_curves_settings_lineage_and_files(tmp_path, monkeypatch):
         writer.close()
     (tmp_path / "out" / "adapter_model.safetensors").write_bytes(b"weights")
     report_outputs(spec, run_id)
-    client = MlflowClient(tracking_uri=(folder / "mlflow").resolve().as_uri())
+    client = tracking.MlflowClient(tracking_uri=(folder / "mlflow").resolve().as_uri())
     (experiment,) = [one for one in client.search_experiments() if one.name == "jora"]
     (run,) = client.search_runs([experiment.experiment_id])
     curve = client.get_metric_history(run.info.run_id, "train/loss")
