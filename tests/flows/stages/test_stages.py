@@ -47,6 +47,7 @@ def context_for(project: Project, stage: str, config: PipelineConfig) -> StageCo
             "config": {"seed": 0},
             "inputs": {"corpus": {"path": "/home/somebody/corpus", "sha256": "0" * 64}},
             "code": {"a.py": "1" * 64},
+            "outputs": {"metrics.json": {"sha256": "2" * 64}},
         }
         for name in upstream
     }
@@ -421,7 +422,7 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
 
     def child(module: str, spec: ExportSpec, workdir: Path, **_: Any) -> dict[str, Any]:
         specs.append(spec)
-        return {"module": module}
+        return {"module": module, "files": {"model/config.json": "f" * 64}}
 
     monkeypatch.setattr(export, "run_child", child)
     STAGES["export"].run(context)
