@@ -353,19 +353,19 @@ class Store:
         return self.root / ".tmp" / f"{stage}-{key}"
 
 
-def check_folder(folder: Path, name: tuple[str, str] | None = None) -> Check:
+def check_folder(folder: Path, expected: tuple[str, str] | None = None) -> Check:
     """Verify the manifest of an artifact, wherever its folder lies, and the SHA-256 of its files.
 
     Args:
         folder: folder of the artifact.
-        name: the stage and key that it must be of; None for any.
+        expected: the stage and key that it must be of; None for any.
     """
     if not folder.is_dir():
         return Check()
     manifest = read_manifest(folder / MANIFEST)
     # A folder that was renamed or copied by hand has a valid manifest, but of another stage or key than its
     # name says.
-    if manifest is None or name not in (None, (manifest["stage"], manifest["key"])):
+    if manifest is None or expected not in (None, (manifest["stage"], manifest["key"])):
         return Check(damage=MANIFEST)
     outputs = manifest["outputs"]
     present = _files(folder)
