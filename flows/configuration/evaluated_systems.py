@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.configuration.gates import BASE, BOTH_PHASES, FIRST_PHASE
 from jora_core.base.errors import InputError
+from jora_core.specs.lora import ADAPTER_FILES
 from retrieval.corpus.remote_sources import is_path
 from retrieval.settings.task_registry import TASKS
 
@@ -16,8 +17,6 @@ MODELS = (BASE, FIRST_PHASE, BOTH_PHASES)
 #: The most trained model with changed contexts (`retrieval.prompts.context_variants`). Each costs as much as
 #: a model, so they are off unless they are named.
 VARIANTS = ("closed_book", "oracle_only", "shuffled")
-#: Files of a PEFT folder that decide its answers.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 _KEY = re.compile(r"[0-9a-f]{6,64}")
 _NAME = re.compile(r"[\w.@-]{1,60}")

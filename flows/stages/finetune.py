@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import ChildFailed, run_child
-from flows.configuration.evaluated_systems import ADAPTER_FILES
 from flows.configuration.prompts import prompt_settings, prompt_spec
 from flows.configuration.schema import PHASE_STAGES, PhaseConfig, PhaseStage, PipelineConfig
 from flows.engine.code_files import stage_sources
@@ -26,6 +25,7 @@ from jora_core.base.digests import sealed_path, whole
 from jora_core.base.errors import InputError
 from jora_core.specs.common import ComputeSettings, values_of
 from jora_core.specs.data import BatchingSettings, DataSpec
+from jora_core.specs.lora import ADAPTER_FILES
 from jora_core.specs.train import TrainingSettings, TrainSpec
 
 # Sums up the state of a finished training, in its artifact.

@@ -29,6 +29,7 @@ from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.freed_memory import release_freed_memory
 from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter
+from jora_core.specs.lora import ADAPTER_FILES
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -42,7 +43,6 @@ from jora_core.weights.tensor_store import write_tensors
 _MOST_CONTEXT = 8192
 # Rows of the verification's sequences, and logits of all of them.
 _ROWS, _MOST_LOGITS = 4, 1 << 23
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Merging adds W and scale·BA before the product instead of after it: equal but for rounding.
 _TOLERANCE = 1e-3
 
@@ -68,7 +68,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     names = [adapter_folder_name(number) for number in range(len(folders))]
     # Copied and not written again: the export holds the bytes that were trained.
     for folder, target in zip(folders, names, strict=True):
-        for name in _ADAPTER_FILES:
+        for name in ADAPTER_FILES:
             copy_file(folder / name, spec.output_dir / target / name)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}

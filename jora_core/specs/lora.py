@@ -13,6 +13,8 @@ from jora_core.specs.target_names import check_targets
 
 # The form offers the names as a choice; `check_targets` is what refuses others.
 LoraTarget = Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROJECTIONS)})]
+# Files of a PEFT folder that decide its answers.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class LoraSpec(SpecModel):

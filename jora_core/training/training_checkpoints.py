@@ -34,6 +34,7 @@ from jora_core.base.digests import file_digest, json_digest
 from jora_core.base.errors import InputError
 from jora_core.data.records import selection_digest
 from jora_core.parallel.processes import is_first, wait_for_all
+from jora_core.specs.lora import ADAPTER_FILES
 from jora_core.specs.prompts.source import template_source
 from jora_core.specs.train import TrainSpec
 from jora_core.training.checkpoint_digests import (
@@ -278,7 +279,7 @@ def run_parts(spec: TrainSpec) -> dict[str, Any]:
     if spec.continue_from is not None:
         files["continued"] = spec.continue_from / "training_state" / "training.json"
     if spec.adapter is not None:
-        files |= {n: spec.adapter / n for n in ("adapter_config.json", "adapter_model.safetensors")}
+        files |= {n: spec.adapter / n for n in ADAPTER_FILES}
     for role, file in files.items():
         if file.is_file():
             parts[role] = file_digest(file)

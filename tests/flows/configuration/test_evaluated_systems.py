@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.configuration.evaluated_systems import ADAPTER_FILES, VARIANTS, adapter_folders, named_adapter
+from flows.configuration.evaluated_systems import VARIANTS, adapter_folders, named_adapter
 from jora_core.base.errors import InputError
+from jora_core.specs.lora import ADAPTER_FILES
 from retrieval.prompts.context_variants import VARIANTS as CHANGED
 from tests.flows.conftest import Project
 

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.children.run_child import ChildFailed
-from flows.configuration.evaluated_systems import ADAPTER_FILES
 from flows.configuration.schema import PipelineConfig
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import StageContext
@@ -26,6 +25,7 @@ from flows.stages.finetune import train_spec
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.specs.answers import PredictSpec
+from jora_core.specs.lora import ADAPTER_FILES
 from jora_core.specs.model_files import ExportSpec
 from retrieval.build.record_files import RANKING_COLUMNS
 from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
