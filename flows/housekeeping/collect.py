@@ -93,9 +93,7 @@ def choose(
             kept.append(run)
         else:
             dropped.append(run)
-    names = with_upstream(
-        [*needed, *(name for run in kept for name in run.artifacts)], contents.artifacts
-    )
+    names = with_upstream([*needed, *(name for run in kept for name in run.artifacts)], contents.artifacts)
     removed = tuple(sorted(set(contents.artifacts) - names))
     return Removal(removed, tuple(dropped), tuple(kept), contents.size(removed))
 
