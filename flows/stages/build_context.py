@@ -53,12 +53,12 @@ def _parts(config: PipelineConfig) -> dict[str, Part]:
             settings=_settings(context),
             inputs=tuple(dict(input_files(context))),
             sources=_task_sources(task),
-            upstream=tuple(item.stage for item in _upstream(config)) if task == "qa" else (),
+            upstream=tuple(item.stage for item in questions_upstream(config)) if task == "qa" else (),
         )
     return found
 
 
-def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
+def questions_upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     """Return the questions of a teacher, if the configuration has one."""
     task = config.context.qa
     made = task is not None and task.generate is not None
@@ -145,7 +145,7 @@ BUILD_CONTEXT = Stage(
     version=1,
     settings=lambda config: _settings(config.context),
     inputs=lambda config: dict(input_files(config.context)),
-    upstream=_upstream,
+    upstream=questions_upstream,
     # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
     # scanner of imports cannot reach them.
     sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),

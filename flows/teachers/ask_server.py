@@ -216,7 +216,8 @@ class _Work:
         while True:
             if not self.pace.take():
                 return None
-            if not self.budget.reserve(request.tokens):
+            reserved = self.budget.reserve(request.tokens)
+            if reserved is None:
                 self.out_of_budget = True
                 self.stop.set()
                 return None
@@ -247,4 +248,4 @@ class _Work:
                 elif self.stop.wait(seconds):
                     return None
             finally:
-                self.budget.settle(request.tokens, *used)
+                self.budget.settle(reserved, request.tokens, used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,9 @@ from retrieval.settings.synthesis.question_generation import TeacherSettings
 
 #: Seconds of the longest wait, of our own and of a server's Retry-After.
 LONGEST_BACKOFF, LONGEST_RETRY_AFTER = 60.0, 900.0
+#: A prompt may have so many times the tokens that we count, before the teacher has said how many it counts;
+#: and afterwards so many times the largest share that was seen.
+_UNKNOWN_FACTOR, _MARGIN = 2.0, 1.2
 
 
 class Budget:
@@ -21,30 +25,44 @@ class Budget:
         self._settings = settings
         self._prompts, self._answers = prompt_tokens, answer_tokens
         self._reserved_prompts = self._reserved_answers = 0
+        self._largest_share = 0.0
         self._lock = threading.Lock()
 
-    def reserve(self, prompt_tokens: int) -> bool:
-        """Reserve a request with its longest answer; return False if it could pass the budget."""
+    def reserve(self, prompt_tokens: int) -> int | None:
+        """Reserve a request with its longest answer.
+
+        Returns:
+            The reserved tokens of the prompt; None if the request could pass the budget.
+        """
         settings = self._settings
         with self._lock:
-            prompts = self._prompts + self._reserved_prompts + prompt_tokens
+            factor = self._largest_share * _MARGIN or _UNKNOWN_FACTOR
+            reserved = math.ceil(prompt_tokens * factor)
+            prompts = self._prompts + self._reserved_prompts + reserved
             answers = self._answers + self._reserved_answers + settings.max_answer_tokens
             if settings.max_tokens is not None and prompts + answers > settings.max_tokens:
-                return False
+                return None
             cost = settings.cost(prompts, answers)
             if settings.max_cost is not None and cost is not None and cost > settings.max_cost:
-                return False
-            self._reserved_prompts += prompt_tokens
+                return None
+            self._reserved_prompts += reserved
             self._reserved_answers += settings.max_answer_tokens
-            return True
+            return reserved
 
-    def settle(self, reserved_prompt_tokens: int, prompt_tokens: int, answer_tokens: int) -> None:
-        """Replace a reservation by what the request has used."""
+    def settle(self, reserved: int, expected: int, used: tuple[int, int]) -> None:
+        """Replace a reservation by what the request has used.
+
+        Args:
+            reserved: what `reserve` returned.
+            expected: tokens of the prompt, as we count them.
+            used: tokens of the prompt and of the answer, as the teacher counts them; zeros without a reply.
+        """
         with self._lock:
-            self._reserved_prompts -= reserved_prompt_tokens
+            self._reserved_prompts -= reserved
             self._reserved_answers -= self._settings.max_answer_tokens
-            self._prompts += prompt_tokens
-            self._answers += answer_tokens
+            self._prompts += used[0]
+            self._answers += used[1]
+            self._largest_share = max(self._largest_share, used[0] / max(expected, 1))
 
     @property
     def used(self) -> tuple[int, int]:

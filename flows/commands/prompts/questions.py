@@ -89,6 +89,8 @@ def _sample(config: PipelineConfig, size: int, as_json: bool) -> None:
         teaching.write_requests()
         asked = teaching.ask(size)
         made = teaching.write_questions(folder / "questions", size)
+        # Of the other requests, which a sample does not make.
+        made["counts"].pop("requests_without_an_answer", None)
         rows = read_review(folder / "questions")
     if as_json:
         print_json({"asked": asked, "made": made, "questions": rows[:_SHOWN]})

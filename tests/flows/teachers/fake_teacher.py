@@ -1,7 +1,6 @@
 """A server with OpenAI's chat completions that answers from the text of the prompt, or fails as it is told.
 
-It counts its requests by prompt, so a test can see that nothing was asked twice. `python fake_teacher.py PORT`
-runs it as a process of its own.
+It counts its requests by prompt, so a test can see that nothing was asked twice.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import json
 import random
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -149,7 +149,9 @@ def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
                 self._begin(200, 100_000)
                 self.wfile.write(b'{"choices": [{"message": {"content": "')
                 self.wfile.flush()
-                self.connection.close()
+                self.close_connection = True
+                # Of the socket, because the files of the handler hold it open.
+                self.connection.shutdown(socket.SHUT_RDWR)
                 return
             if fault == "endless":
                 self._endless()
