@@ -267,9 +267,10 @@ def made_questions(facts: RunFacts) -> list[Block]:
     asked, trip = found["asked"], found["round_trip"]
     words = (
         f"{found['teacher']} made {found['questions']:,} questions about "
-        f"{found['documents_with_questions']:,} of {found['documents']['documents']:,} documents, in {asked['answered']:,} answers to "
-        f"{asked['requests']:,} requests ({asked['prompt_tokens']:,} tokens of prompts, "
-        f"{asked['answer_tokens']:,} of answers). They are synthetic."
+        f"{found['documents_with_questions']:,} of {found['documents']['documents']:,} documents, in "
+        f"{asked['answered']:,} answers to {asked['requests']:,} requests "
+        f"({asked['prompt_tokens']:,} tokens of "
+        f"prompts, {asked['answer_tokens']:,} of answers). They are synthetic."
     )
     kinds = tuple(
         (

@@ -88,8 +88,10 @@ def _synthetic(context: StageContext) -> str:
     teacher = context.manifests.get(MAKE_QUESTIONS, {}).get("metrics", {}).get("teacher")
     by = f" by {teacher}" if teacher else ""
     return (
-        f"Of {found['records']['train']:,} training records about documents, {made['train']:,} have "
-        f"questions and answers that a model made{by}; of {found['records']['test']:,} held-out ones {made['test']:,}."
+        f"Of {found['records']['train']:,} training records about documents, "
+        f"{made['train']:,} have questions "
+        f"and answers that a model made{by}; of {found['records']['test']:,} held-out ones "
+        f"{made['test']:,}."
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 MODEL = "fake-teacher"
 _TEXT = re.compile(r"^Text(?: \d)?:\n(.*?)\n\n(?=Text 2:|Write these)", re.DOTALL | re.MULTILINE)
 _WANTED = re.compile(r'^- (\d+) of kind "(\w+)"', re.MULTILINE)
-_GERMAN = "Wie lautet eigentlich die genaue Bezeichnung für das hier gemeinte Ding {n}, und warum ist das so?"
+_GERMAN = "Wie lautet eigentlich die genaue Bezeichnung für {name}, und warum ist das immer so gewesen, {n}?"
 
 
 @dataclass
@@ -87,7 +87,7 @@ def answer(user: str, fault: str = "") -> str:
             code = " ".join(digest[at : at + 5] for at in range(0, 30, 5))
             question = f"What follows after {' '.join(words[:-2])} for {code}?"
             if fault == "wrong_language":
-                question = _GERMAN.format(n=code)
+                question = _GERMAN.format(n=code, name=max(words, key=len))
             if fault == "not_standalone":
                 question = f"What does the text above say about {' '.join(words[:-2])}?"
             if fault == "not_in_text":
