@@ -42,9 +42,13 @@ def model_folder(config: PipelineConfig) -> Path:
         InputError: it is no folder in Hugging Face layout.
     """
     teacher = generation(config).teacher
-    folder = Path(teacher.path or config.model.path)
+    folder = Path(teacher.model_folder or config.model.path)
     if not (folder / "config.json").is_file():
-        name = f"{WHERE}.path" if teacher.path else f"{WHERE}.path is empty and model.path"
+        name = (
+            f"{WHERE}.model_folder"
+            if teacher.model_folder
+            else f"{WHERE}.model_folder is empty and model.path"
+        )
         raise InputError(
             f"{name}: {folder} is no model folder with a config.json; convert a model with `jora convert "
             "FILE DIR`, and give DIR"
@@ -64,8 +68,8 @@ def teacher_files(config: PipelineConfig) -> Iterator[tuple[str, Path]]:
     for path in sorted(model_folder(config).iterdir()):
         if path.name.endswith(_SUFFIXES) and path.is_file():
             yield f"teacher/model/{path.name}", path
-    for name in ADAPTER_FILES if teacher.adapter else ():
-        yield f"teacher/adapter/{name}", Path(teacher.adapter or "") / name
+    for name in ADAPTER_FILES if teacher.adapter_folder else ():
+        yield f"teacher/adapter/{name}", Path(teacher.adapter_folder or "") / name
 
 
 def teacher_name(config: PipelineConfig) -> str:

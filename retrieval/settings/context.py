@@ -25,7 +25,7 @@ from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
 PATH_FIELDS = frozenset(
     {
         "source", "test_source", "questions", "synthetic_questions", "embedder", "embedding_cache",
-        "reranker", "tokenizer", "decisions", "path", "adapter", "base_url",
+        "reranker", "tokenizer", "decisions", "model_folder", "adapter_folder", "base_url",
     }
 )  # fmt: skip
 

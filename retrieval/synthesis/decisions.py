@@ -13,7 +13,17 @@ from jora_core.base.errors import InputError, read_error
 
 DECISIONS = ("accept", "edit", "refuse")
 #: Columns of the CSV file of a review. `checks` says why the checks refused a question.
-COLUMNS = ("id", "decision", "kind", "question", "answer", "reasoned", "evidence", "document_id", "checks")
+COLUMNS: tuple[str, ...] = (
+    "id",
+    "decision",
+    "kind",
+    "question",
+    "answer",
+    "reasoned",
+    "evidence",
+    "document_id",
+    "checks",
+)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ def _groups(
     chunks: Items[Document], chosen: Sequence[int], kinds: Sequence[Kind], left_out: Counter[str]
 ) -> Iterator[tuple[tuple[int, ...], Sequence[Kind]]]:
     """Yield the places of the chunks of each request, and the kinds that it asks for."""
-    single = [kind for kind in kinds if kind != "comparison"]
+    single: list[Kind] = [kind for kind in kinds if kind != "comparison"]
+    pair: list[Kind] = ["comparison"]
     for place in chosen:
         if single:
             yield (place,), single
@@ -191,7 +192,7 @@ def _groups(
         after = place + 1
         document = chunks.value("parent", place)
         if document and after < len(chunks) and chunks.value("parent", after) == document:
-            yield (place, after), ["comparison"]
+            yield (place, after), pair
         else:
             left_out["comparison_without_a_second_chunk"] += 1
 

@@ -161,7 +161,7 @@ class Teaching:
         folder = self.work_dir / "teacher"
         return PredictSpec(
             model=model_folder(config),
-            systems={"teacher": None if teacher.adapter is None else Path(teacher.adapter)},
+            systems={"teacher": None if teacher.adapter_folder is None else Path(teacher.adapter_folder)},
             records=folder / "records.parquet",
             mode="generate",
             sharing="off",

@@ -29,7 +29,13 @@ from retrieval.text.token_counter import tokenizer_file
 _QA_SETTINGS = {"format", "columns", "split", "chunk_tokens", "chunk_overlap", "answer_style"}
 
 
+def _makes_questions(config: PipelineConfig) -> bool:
+    return config.context.qa is not None and config.context.qa.generate is not None
+
+
 def _settings(config: PipelineConfig) -> dict[str, Any]:
+    if not _makes_questions(config):
+        return {}
     context, settings = config.context, generation(config)
     assert context.qa is not None
     found: dict[str, Any] = {
@@ -90,6 +96,6 @@ MAKE_QUESTIONS = Stage(
         *(module for name, modules in LOADERS.items() if "documents" in name for module in modules),
     ),
     run=_run,
-    applies=lambda config: config.context.qa is not None and config.context.qa.generate is not None,
+    applies=_makes_questions,
     part_digests=lambda metrics: {"questions": metrics.get("digest", json_digest(None))},
 )

@@ -43,12 +43,12 @@ class TeacherSettings(SettingsModel):
     model: str | None = Field(
         default=None, title="Model", description="Name of the model at the server; only for kind openai."
     )
-    path: str | None = Field(
+    model_folder: str | None = Field(
         default=None,
         title="Model folder",
         description="In Hugging Face layout, for kind local; empty: the base model of the pipeline.",
     )
-    adapter: str | None = Field(
+    adapter_folder: str | None = Field(
         default=None, title="Adapter", description="PEFT folder over the model, for kind local."
     )
     api_key_env: str | None = Field(
@@ -135,7 +135,7 @@ class TeacherSettings(SettingsModel):
 
     @model_validator(mode="after")
     def _fields_of_its_kind(self) -> TeacherSettings:
-        ours, others = ("base_url", "model"), ("path", "adapter")
+        ours, others = ("base_url", "model"), ("model_folder", "adapter_folder")
         if self.kind == "openai":
             missing = next((name for name in ours if getattr(self, name) is None), None)
             if missing:
