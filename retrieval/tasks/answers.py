@@ -120,6 +120,21 @@ def predicted_links(name: str, answers: Answers) -> Any:
     return find(answers) if find else None
 
 
+def right_choices(name: str, records: Sequence[Row], rankings: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the numbers of each record's right choices, as `score_answers` counts them.
+
+    Args:
+        name: a task whose answers are choices.
+        records: records of the task.
+        rankings: the records' rows of `rankings.parquet`.
+
+    Returns:
+        Record id to numbers from 0; empty where no choice of the prompt is right. Records that the scores of
+        answers leave out are not there.
+    """
+    return import_module(f"{TASKS[name].package}.scoring").right_choices(records, rankings)
+
+
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:
     """Score answers to a task's records.
 

@@ -119,6 +119,20 @@ def values(answers: Answers) -> RecordValues:
     )
 
 
+def right_choices(records: Sequence[Row], rankings: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the numbers of the choices that name a right post, of each comment that answers one."""
+    right = {row["id"]: set(row["gold_ids"]) for row in _replies(rankings)}
+    return {
+        record["id"]: [
+            number
+            for number, choice in enumerate(record["choices"])
+            if prediction_from_answer(choice, record).post_id in right[record["id"]]
+        ]
+        for record in records
+        if record["id"] in right
+    }
+
+
 def predicted_links(answers: Answers) -> Predicted | None:
     """Return the links of every system that can say that a message starts a conversation; None without links.
 
