@@ -38,6 +38,7 @@ from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
+from retrieval.evaluation.measures.choice_likelihoods import with_normalised_choices
 from retrieval.evaluation.threads.annotation_files import ANNOTATED, write_links
 from retrieval.prompts.context_variants import with_context
 from retrieval.settings.task_registry import TASKS, scoring_modules
@@ -174,6 +175,7 @@ def _run(context: StageContext) -> dict[str, Any]:
                 context, part, given, {variant: _trained(context)[1]}
             )
             rows = [*rows, *more]
+        rows = with_normalised_choices(rows, chosen)
         answered += [{"task": part.task, **row} for row in rows]
         scores["drawn"][part.task] = draw_counts(held_out, chosen)
         unseen_rows: list[dict[str, Any]] = []
@@ -326,7 +328,7 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet as pq
 
     # A choice has no text and a written answer no log-probability; the file has all columns for both.
-    schema = answer_schema("task")
+    schema = answer_schema("task").append(pa.field("normalised_choice", pa.string()))
     kept = [{name: row.get(name) for name in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), path)
 

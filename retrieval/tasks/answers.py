@@ -23,7 +23,8 @@ class Answers:
     Attributes:
         records: the records, as in `records.parquet`.
         rows: one row for each answer: `id` of the record, `system`, `choice` (None if only a text was
-            generated), `text` (None if only a choice was made).
+            generated), `text` (None if only a choice was made), and where choices have log-likelihoods,
+            `normalised_choice`, the best for each of its characters.
         rankings: returns the records' rows of `rankings.parquet`, for a task that has such rows.
         baselines: names of the systems without a model that are scored; None: all that the rankings have.
         links: returns the rows of `links.parquet` of the task, for a task that has such rows.

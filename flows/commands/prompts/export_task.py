@@ -110,7 +110,11 @@ def export_tasks(config: PipelineConfig, evaluation: ArtifactRef, store: Store, 
 
 def _readme(config: PipelineConfig, name: str, result: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     system = next((found for found in TRAINED_FIRST if found in metrics["systems"]), None)
-    rows = [("acc", "reply@1", metrics["systems"].get(system, {}).get("reply@1"))]
+    found = metrics["systems"].get(system, {})
+    rows = [
+        (theirs, ours, found.get(ours))
+        for theirs, ours in (("acc", "reply@1"), ("acc_norm", "normalised_reply@1"))
+    ]
     scores = [
         f"| {theirs} | {ours} | {'not scored' if score is None else format(score['value'], '.4f')} |"
         for theirs, ours, score in rows
