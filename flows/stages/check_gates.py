@@ -53,6 +53,9 @@ def _run(context: StageContext) -> dict[str, Any]:
     last = BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE
     store = open_store(config)
     earlier = _previous(store, config, str(context.manifests[EVALUATE]["key"]))
+    if earlier is not None and any(gate.rival == PREVIOUS for gate in config.gates):
+        # The verdict can be proved only as long as this evaluation is there.
+        context.note_read(EVALUATE, earlier)
     verdicts = [_verdict(config, gate, gate.system or last, own, (store, earlier)) for gate in config.gates]
     found = {"verdicts": verdicts, "passed": all(verdict["passed"] for verdict in verdicts)}
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
@@ -65,7 +68,7 @@ def _previous(store: Store, config: PipelineConfig, own_key: str) -> str | None:
     for record in read_records(store):
         key = record.keys.get(EVALUATE)
         # A run of the export alone names no evaluation, and a run whose gates failed has no export.
-        exported = any(row["stage"] == EXPORT for row in record.stages)
+        exported = record.finished(EXPORT)
         if record.project != config.project or not exported or key in (None, own_key):
             continue
         store.fetch(EVALUATE, key)

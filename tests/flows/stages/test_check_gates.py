@@ -51,7 +51,9 @@ def values(folder: Path, **rights: int) -> Path:
     return folder
 
 
-def context(project: Project, config: PipelineConfig, evaluation: Path, key: str = "e" * 64) -> StageContext:
+def context(
+    project: Project, config: PipelineConfig, evaluation: Path, key: str, read: list[Any] | None = None
+) -> StageContext:
     output = project.folder / "out"
     output.mkdir(exist_ok=True)
     return StageContext(
@@ -62,12 +64,15 @@ def context(project: Project, config: PipelineConfig, evaluation: Path, key: str
         cache_dir=project.folder / "cache",
         upstream={"evaluate": evaluation},
         manifests={"evaluate": {"key": key}},
+        note_read=lambda *name: (read if read is not None else []).append(name),
     )
 
 
-def verdict(project: Project, gate: str, evaluation: Path, key: str = "e" * 64) -> dict[str, Any]:
+def verdict(
+    project: Project, gate: str, evaluation: Path, key: str = "e" * 64, read: list[Any] | None = None
+) -> dict[str, Any]:
     config = project.config(f"gates=[{gate}]")
-    check_gates.CHECK_GATES.run(context(project, config, evaluation, key))
+    check_gates.CHECK_GATES.run(context(project, config, evaluation, key, read))
     (found,) = json.loads((project.folder / "out" / check_gates.VERDICTS).read_text())["verdicts"]
     return found
 
@@ -122,7 +127,11 @@ def test_previous_is_the_last_export_of_the_project(project: Project, tmp_path: 
     night("2" * 64, 60, "evaluate")  # its gates failed, so it exported nothing
     night("3" * 64, 60, "evaluate", "export", project_name="other")
     own = values(tmp_path / "own", both_phases=30)
-    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own)
+    read: list[Any] = []
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own, read=read)
+    assert read == [("evaluate", "1" * 64)], "a clean-up keeps what a verdict was made from"
+    verdict(project, "{metric: threads.reply@1, at_least: 0.1}", own, read=(none := []))
+    assert none == [], "no gate compares with it"
     assert "the run before (evaluate 111111111111)" in found["text"] and found["passed"]
     assert found["difference"] == pytest.approx(10 / RECORDS, abs=1e-6)
     worse = values(tmp_path / "worse", both_phases=5)
