@@ -123,8 +123,8 @@ def _verdict(
     found = _difference(config, gate, shared, values, other)
     low, high = found["low"], found["high"]
     relation = found["verdict"]
-    # The verdict decides, not the interval alone: a few contexts that differ alike have a narrow interval, and
-    # the line must not say "not separable" of a gate that stops. Without an interval it is not separable.
+    # The verdict decides, not the interval alone: a few contexts that differ alike have a narrow interval,
+    # and the line must not say "not separable" of a gate that stops.
     lost = relation == "worse" and high < -gate.margin
     passed = relation == "better" if gate.better_than is not None else not lost
     text = f"{said}, {_RELATIONS[relation]} {name}: difference {found['value']:+.3f} "

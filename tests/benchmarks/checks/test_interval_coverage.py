@@ -34,6 +34,6 @@ def test_coverage_is_between_93_and_97_percent_from_10_contexts_on(monkeypatch: 
             print(found)
             # Where only a few records are right, or differ, the interval is too wide (docs/evaluation.md).
             rarest = min(case.right, 1 - case.right, *([case.only_other] if case.only_other else []))
-            few = rarest * script.RECORDS * contexts < 12
+            few = rarest * script.RECORDS * contexts < 12 or (case.seeds > 1 and contexts < 20)
             # Half a point is the counting error.
             assert 0.925 <= found["coverage"] <= (1.0 if few else 0.975)
