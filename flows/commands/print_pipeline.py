@@ -30,6 +30,7 @@ RETRIEVAL = ("recall@1", "recall@10", "mrr")
 # Metrics of thread, table and document records. Those of one table are of the same records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
+    ("normalised_reply@1", "normalised_target@1"),
     ("p(reply|not target)",),
     ("invalid_answers",),
     ("denotation_accuracy",),

@@ -42,6 +42,8 @@ METRIC_NAMES = {
     "p(reply|target)": "right post given right author",
 }
 OTHER_METRICS = {
+    "normalised_reply@1": "The right post, by log-likelihood for a character",
+    "normalised_target@1": "The right author, by log-likelihood for a character",
     "p(reply|not target)": "Right post where the named author is wrong",
     "invalid_answers": "Written answers that are none of the choices",
     "denotation_accuracy": "Table questions, denotation accuracy",
