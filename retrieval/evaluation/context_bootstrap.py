@@ -308,7 +308,7 @@ def share_interval(
 
 def _estimate(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> _Estimate:
     """Return Σsums / Σcounts as a share, with the variance of its resampled values."""
-    n = np.count_nonzero(counts)
+    n = int(np.count_nonzero(counts))
     # The factor, because the resamples spread as the contexts do divided by n and not by n - 1.
     variance = float(drawn.var()) * n / (n - 1)
     # Rounded sums of the resamples differ in the last digits, also where each resample has one value.
