@@ -153,6 +153,14 @@ def print_scores(scores: dict[str, Any]) -> None:
             table.add_row(name, points(row), probability(row["p_holm"]), verdict_text(row))
         console.print(table)
         console.print("paired by record, over contexts; p corrected for all pairs (Holm)\n", style="dim")
+    for origin, found in scores.get("question_origins", {}).items():
+        # Alone, made questions are what the tables above are of.
+        if len(scores["question_origins"]) > 1:
+            table = _grid(f"questions, {origin}", "exact_match", "f1")
+            for name, values in found["systems"].items():
+                table.add_row(name, *(_interval(values[metric]) for metric in ("exact_match", "f1")))
+            console.print(table)
+            console.print(f"n={found['records']}, of the questions above\n", style="dim")
     _print_links(console, scores.get("links"))
     for name, found in combined_differences(scores).items():
         line = f"reply@1 of {TOGETHER} minus {name}: {_interval(found)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
 from flows.report.facts import TRAINED_FIRST, RunFacts
 from flows.report.lineage_sections import configuration, lineage
-from flows.report.records_sections import corpora, predictions, records, retrieval
+from flows.report.records_sections import corpora, made_questions, predictions, records, retrieval
 from flows.report.statistics_sections import (
     HEADLINES,
     against,
@@ -69,6 +69,7 @@ def sections(facts: RunFacts) -> list[Section]:
             ("evaluation", "Evaluation", evaluation(facts)),
             ("seeds", "Training seeds", seeds(facts)),
             ("gates", "Gates", gates(facts)),
+            ("questions", "Made questions", made_questions(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
             ("corpora", "Records and guards", corpora(facts)),
             ("training", "Training", training(facts)),
@@ -140,6 +141,7 @@ def evaluation(facts: RunFacts) -> list[Block]:
             n = max(score["n"] for score in scores.values())
             rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
             blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
+    blocks += _origins(facts, systems)
     written = facts.evaluation.get("generated", {}).get("systems", {})
     blocks += comparisons(facts)
     blocks += calibration(facts)
@@ -150,6 +152,24 @@ def evaluation(facts: RunFacts) -> list[Block]:
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
     return blocks
+
+
+def _origins(facts: RunFacts, systems: Sequence[str]) -> list[Block]:
+    """Return the scores of questions by people and of made ones apart, if the records have made ones."""
+    found = facts.evaluation.get("question_origins", {})
+    rows = tuple(
+        (
+            system_name(name),
+            "by people" if origin == "human" else "made by a model",
+            f"{scores['records']:,}",
+            *(score_text(scores["systems"][name].get(metric)) for metric in ("exact_match", "f1")),
+        )
+        for name in systems
+        for origin, scores in found.items()
+        if name in scores["systems"]
+    )
+    headers = ("System", "Questions", "n", "Exact match", "F1 of words")
+    return [Table("Document questions, by who asked them", headers, rows, (1,))] if rows else []
 
 
 def gates(facts: RunFacts) -> list[Block]:
