@@ -61,7 +61,7 @@ def values(answers: Answers) -> RecordValues:
 def _without_joint_scores(answers: Answers) -> str:
     """Return why there are no scores of HotpotQA; "" if there are."""
     if not any(record.get("facts") for record in answers.records):
-        return "the source names no supporting facts, as HotpotQA's layout does"
+        return "the source names no supporting facts (HotpotQA's layout does)"
     if not any(map(_has_facts, answers.records)):
         return "no scored question with supporting facts has its documents in the prompt"
     if not any(quotations(text) for given in answers.by_system("text").values() for text in given.values()):

@@ -18,8 +18,8 @@ def score(answers: Answers) -> dict[str, Any]:
     if not without:
         return scores
     reason = (
-        f"canonical values of right answers: {without:,} of {len(answers.records):,} questions have none, as "
-        "WikiTableQuestions' tagged files do; the texts of their right answers decide"
+        f"canonical values of right answers: {without:,} of {len(answers.records):,} questions have none "
+        "(WikiTableQuestions has them in its tagged files); the texts of their right answers decide"
     )
     return scores | {"left_out": {"tables": [reason]}}
 
