@@ -22,6 +22,7 @@ from flows.engine.run_records import read_records
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import Stage, StageContext, Upstream
 from jora_core.base.errors import InputError
+from retrieval.evaluation.drawn_records import few_contexts
 
 NAME = "check-gates"
 VERDICTS = "gates.json"
@@ -92,7 +93,7 @@ def _verdict(
 
     Returns:
         The gate's `metric` and `system`, `passed`, and one line `text`; for a comparison also `rival`,
-        `difference`, `low`, `high`, `records` and `contexts`.
+        `difference`, `p`, `low`, `high`, `records` and `contexts`.
     """
     if gate.rival is None:
         return _bounded(gate, system, own)
@@ -119,18 +120,22 @@ def _verdict(
     found = _difference(config, gate, shared, values, other)
     low, high = found["low"], found["high"]
     relation = found["verdict"]
-    # Without an interval, nothing is known to be worse: not separable.
+    # The verdict decides, not the interval alone: a few contexts that differ alike have a narrow interval,
+    # and the line must not say "not separable" of a gate that stops.
     lost = relation == "worse" and high < -gate.margin
     passed = relation == "better" if gate.better_than is not None else not lost
     text = f"{said}, {_RELATIONS[relation]} {name}: difference {found['value']:+.3f} "
     text += "" if low is None else f"[{low:+.3f}, {high:+.3f}] "
     text += f"on {len(shared)} records in {found['contexts']} contexts"
+    if warning := few_contexts(found["contexts"]):
+        text += f" ({warning})"
     if gate.margin and gate.not_worse_than is not None:
         text += f", {gate.margin:g} allowed"
     return base | {
         "passed": passed,
         "rival": rival,
         "difference": found["value"],
+        "p": found["p"],
         "low": low,
         "high": high,
         "records": len(shared),

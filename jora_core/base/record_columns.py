@@ -38,6 +38,9 @@ LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 #: sentences of the prompt with their places in `input` (documents), each as a JSON list.
 EVIDENCE_RECORD_COLUMNS: dict[str, str] = {"canonical": "list", "facts": "list", "sentences": "list"}
 
+#: Column of a build with questions that a model made: whether the record's question is one of them.
+SYNTHETIC_RECORD_COLUMNS: dict[str, str] = {"synthetic": "bool"}
+
 #: File of a training with the `id` of each record that the weights have learned from, and how many `times`.
 TRAINED_RECORDS = "trained_records.parquet"
 

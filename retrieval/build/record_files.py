@@ -11,6 +11,7 @@ from jora_core.base.record_columns import (
     EVIDENCE_RECORD_COLUMNS,
     LEARNED_RECORD_COLUMNS,
     RECORD_COLUMNS,
+    SYNTHETIC_RECORD_COLUMNS,
 )
 from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
@@ -51,8 +52,9 @@ LEARNED_RANKING_COLUMNS: dict[str, str] = {"learned": "list", "learned_scores": 
 
 def record_columns(config: ContextConfig) -> dict[str, str]:
     """Return the columns of the `records.parquet` of a configuration."""
+    made = config.qa is not None and config.qa.has_made_questions
     learned = LEARNED_RECORD_COLUMNS if config.learns_fusion else {}
-    return RECORD_COLUMNS | EVIDENCE_RECORD_COLUMNS | learned
+    return RECORD_COLUMNS | EVIDENCE_RECORD_COLUMNS | (SYNTHETIC_RECORD_COLUMNS if made else {}) | learned
 
 
 def ranking_columns(config: ContextConfig) -> dict[str, str]:
@@ -61,9 +63,14 @@ def ranking_columns(config: ContextConfig) -> dict[str, str]:
 
 
 def row_values(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, ...]:
-    """Return the values of a row in the order of the columns. A column that is not of its task is empty."""
-    optional = LEARNED_RECORD_COLUMNS | LEARNED_RANKING_COLUMNS | EVIDENCE_RECORD_COLUMNS
-    return tuple(row.get(name, []) if name in optional else row[name] for name in columns)
+    """Return the values of a row in the order of the columns.
+
+    A column that is not of the row's task is empty, and a row without `synthetic` is not.
+    """
+    lists = (*LEARNED_RECORD_COLUMNS, *LEARNED_RANKING_COLUMNS, *EVIDENCE_RECORD_COLUMNS)
+    absent: dict[str, Any] = {name: [] for name in lists}
+    absent |= dict.fromkeys(SYNTHETIC_RECORD_COLUMNS, False)
+    return tuple(row.get(name, absent[name]) if name in absent else row[name] for name in columns)
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -106,7 +113,7 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    optional = [*EVIDENCE_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
+    optional = [*EVIDENCE_RECORD_COLUMNS, *SYNTHETIC_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
     return _select(read_rows(path, list(RECORD_COLUMNS), optional), task, split)
 
 

@@ -126,6 +126,8 @@ class Question:
             source does not name them.
         canonical: canonical form of each answer about a table (WikiTableQuestions' `targetCanon`); empty if
             the source does not have them.
+        reasoned: an answer that quotes, reasons and ends in the short answer; "" if the source has none.
+        synthetic: whether a model made the question.
     """
 
     id: str
@@ -140,6 +142,8 @@ class Question:
     needs_all: bool = True
     facts: tuple[str, ...] = ()
     canonical: tuple[str, ...] = ()
+    reasoned: str = ""
+    synthetic: bool = False
 
     @property
     def oracle_ids(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ _JOINT = "HotpotQA's answer, supporting-fact and joint scores"
 def score(answers: Answers) -> dict[str, Any]:
     """Return the measures of every system: exact match, F1, and those of special records.
 
-    `left_out` says why HotpotQA's scores are not there.
+    `left_out` says why HotpotQA's scores are not there. In a build with questions that a model made,
+    `question_origins` has the scores of these questions and of those by people apart.
     """
     scores = text_scores(answers, qa_scores)
+    if any("synthetic" in record for record in answers.records):
+        scores["question_origins"] = _by_origin(answers)
     reason = _without_joint_scores(answers)
     if reason:
         return scores | {"left_out": {"qa": [f"{_JOINT}: {reason}"]}}
@@ -37,6 +41,16 @@ def score(answers: Answers) -> dict[str, Any]:
             measure: intervals.ratio(found, ones) for measure, found in values.items()
         }
     return scores
+
+
+def _by_origin(answers: Answers) -> Mapping[str, Any]:
+    by_origin: dict[str, Any] = {}
+    for name, synthetic in (("human", False), ("synthetic", True)):
+        records = [record for record in answers.records if record.get("synthetic", False) is synthetic]
+        if records:
+            scores = text_scores(replace(answers, records=records), qa_scores)
+            by_origin[name] = {"records": len(records), **scores}
+    return by_origin
 
 
 def values(answers: Answers) -> RecordValues:

@@ -10,7 +10,6 @@ from retrieval.evaluation.answer_scores import (
     Prediction,
     baseline_predictions,
     directionality,
-    paired_difference,
     prediction_from_answer,
     thread_values,
 )
@@ -249,7 +248,7 @@ def _predictions(answers: Answers, column: str) -> dict[str, dict[str, Predictio
 
 @dataclass(frozen=True)
 class _Together:
-    """The answers of model and learned fusion as one system, and how they compare; both may be empty."""
+    """The answers of model and learned fusion as one system, and how they were weighed; both may be empty."""
 
     predictions: Mapping[str, Mapping[str, Prediction]]
     facts: Mapping[str, Any]
@@ -264,13 +263,5 @@ def _combined(answers: Answers, predictions: Mapping[str, Mapping[str, Predictio
     rows = [row for row in answers.rows if row["system"] == system]
     rankings = _rankings(answers)
     together = combine(answers.records, rows, rankings, weights)
-    replies = _replies(rankings)
-    alone = {
-        system: predictions[system],
-        "learned": baseline_predictions(rankings, answers.seed, ["learned"])["learned"],
-    }
-    minus = {
-        name: paired_difference(together, given, replies, seed=answers.seed, resamples=answers.resamples)
-        for name, given in alone.items()
-    }
-    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights), "minus": minus})
+    # How both together compare with each alone is among the comparisons of all systems.
+    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights)})
