@@ -44,9 +44,14 @@ def questions(vocabulary: int, longest: int, seed: int = 0) -> list[Question]:
 def of_transformers(folder: Path, asked: list[Question]) -> list[list[float]]:
     """The summed log-likelihood of each choice, one plain row each, in float32."""
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # A wrong reference must not look like a fault of ours: it has read what the file holds.
+    held = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, held.get(name, held["model.embed_tokens.weight"]).float()), name
     scores = []
     for question in asked:
         mine = []
