@@ -16,6 +16,7 @@ from flows.children.run_child import limit_silence
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
 from flows.commands.models.convert_file import convert_file, is_source
+from flows.commands.prompts.export_task import choice_parts, export_tasks
 from flows.commands.prompts.records_as_messages import check_target, write_messages
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef
@@ -201,6 +202,7 @@ def evaluate(
     overrides: Set = None,
     as_json: Json = False,
     links: Annotated[Path | None, typer.Option("--write-links", metavar="DIR")] = None,
+    task: Annotated[Path | None, typer.Option("--export-task", metavar="DIR")] = None,
 ) -> None:
     """Score held-out records (stage evaluate).
 
@@ -212,10 +214,13 @@ def evaluate(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
         links: Also write the reply links of each system, as annotations of irc-disentanglement, below DIR.
+        task: Also write the scored choices as a task of lm-eval to DIR.
     """
     settings = load(config, overrides)
     if links is not None and (settings.context.threads is None or settings.evaluate.max_records == 0):
         raise InputError("--write-links: this configuration scores no threads; give context.threads")
+    if task is not None:
+        choice_parts(settings)
     references = _run_stages(["evaluate"], settings, force, as_json)
     if links is not None:
         # Here, because it loads numpy, which the other commands of this module do not need.
@@ -223,6 +228,9 @@ def evaluate(
 
         path = Path(references[0].path) / LINKS
         print_status(f"{links}: {plural(write_annotations(path, links), 'file')}")
+    if task is not None:
+        for line in export_tasks(settings, references[0], open_store(settings), task):
+            print_status(line)
 
 
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:

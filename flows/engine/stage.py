@@ -84,6 +84,8 @@ class StageContext:
         fresh: whether the run is forced, so that the stage computes again what a cache holds.
         execute: runs another stage, of another configuration, as the pipeline does; the stage cannot import
             what itself is run by.
+        note_read: notes the stage and key of an artifact that is read besides `upstream`. A clean-up keeps
+            it, and lineage follows it. What `execute` has run is noted already.
     """
 
     config: PipelineConfig
@@ -96,6 +98,7 @@ class StageContext:
     build_records: BuildRecords | None = None
     fresh: bool = False
     execute: ExecuteStage | None = None
+    note_read: Callable[[str, str], None] = lambda stage, key: None
 
 
 @dataclass(frozen=True)

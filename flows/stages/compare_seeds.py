@@ -112,7 +112,8 @@ def _columns(rows: list[Mapping[str, Any]], ids: list[str]) -> dict[tuple[str, s
 COMPARE_SEEDS = Stage(
     name=NAME,
     description="Train and evaluate with the other training seeds, and compare them.",
-    version=1,
+    # 2: the manifest names the artifacts of the other seeds, so a clean-up keeps them.
+    version=2,
     settings=_settings,
     inputs=lambda config: {},
     upstream=lambda config: (Upstream(evaluate.NAME, (evaluate.RECORD_VALUES,)),),

@@ -55,6 +55,8 @@ NOT_RUN = {
 # The same for the other pages, beside what README prints too.
 NOT_RUN_ELSEWHERE = {
     "make install": "installs packages",
+    'pip install "lm-eval': "installs packages",
+    "lm_eval": "tests/jora_core/commands/test_write_task.py; reads a model that a run exports",
     "JORA_SHARED=../shared jora run": "needs the real data, and an hour",
     "make hooks": "changes the repository's git configuration",
     "jora memory": "tests/flows/commands runs it; compiles for a minute",
