@@ -52,21 +52,20 @@ def hidden_states(weights: MergedWeights, tokens: np.ndarray, adapter: Adapter |
     # Else a GPU multiplies float32 in TF32, whose rounding is larger than what the comparison looks for.
     with jax.default_matmul_precision("highest"):
         scale = 1.0 if adapter is None else adapter.scale
-        programs: dict[tuple[Any, ...], Any] = {}
+        programs: dict[tuple[str, ...], Any] = {}
         for number in range(config.num_layers):
             lora = {} if adapter is None else jax.tree.map(lambda a, i=number: a[i], adapter.weights)
-            window = config.windows[number] if config.windows else 0
-            # A window that holds every sequence is none, and needs no program of its own.
-            window = 0 if window >= tokens.shape[1] else window
+            # A value and not a part of the program, which all layers share.
+            window = np.int32(config.windows[number] if config.windows else 0)
             shapes = weights.layer_shapes(number)
             # Layers of a checkpoint that mixes types differ.
-            key = (window, *(leaf.dtype.name for leaf in jax.tree.leaves(shapes)))
+            key = tuple(leaf.dtype.name for leaf in jax.tree.leaves(shapes))
             if key not in programs:
                 # Before the layer is read: compiling takes more memory than most layers.
-                programs[key] = _one_layer.lower(config, window, scale, x, shapes, lora).compile()
+                programs[key] = _one_layer.lower(config, scale, window, x, shapes, lora).compile()
                 trim_freed_memory()
             # Wait before the next layer is read: dispatch is asynchronous, and two layers would be in memory.
-            x = jax.block_until_ready(programs[key](x, weights.layer(number), lora))
+            x = jax.block_until_ready(programs[key](window, x, weights.layer(number), lora))
             trim_freed_memory()
         return rms_norm(x, jnp.asarray(store.read(table["final_norm"].name()), jnp.float32), config)
 
@@ -82,12 +81,12 @@ def logits(weights: MergedWeights, hidden: jax.Array) -> Iterator[np.ndarray]:
         yield np.asarray(part if cap is None else cap * jnp.tanh(part / cap))
 
 
-# Compiled once for each width of window, not for each layer: the layer's number is no argument.
-@partial(jax.jit, static_argnums=(0, 1, 2))
+# Compiled once and not for each layer: the layer's number is no argument, and its window is a value.
+@partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(
     config: ModelConfig,
-    window: int,
     scale: float,
+    window: jax.Array,
     x: jax.Array,
     weights: LayerParams,
     lora: dict[str, LoraWeights],
