@@ -40,11 +40,13 @@ class Part:
         settings: the settings that decide the part, as `Stage.settings` returns them.
         inputs: names of the stage's input files that decide the part.
         sources: the source files that decide the part, by repository path.
+        upstream: names of the upstream stages whose artifacts decide the part.
     """
 
     settings: Mapping[str, Any]
     inputs: tuple[str, ...]
     sources: Mapping[str, Path]
+    upstream: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

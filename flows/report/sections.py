@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
 from flows.report.facts import TRAINED_FIRST, RunFacts
 from flows.report.lineage_sections import configuration, lineage
-from flows.report.records_sections import corpora, predictions, records, retrieval
+from flows.report.records_sections import corpora, made_questions, predictions, records, retrieval
 from flows.report.statistics_sections import (
     HEADLINES,
     against,
@@ -54,6 +54,12 @@ OTHER_METRICS = {
     "no_answer_accuracy": "Document questions without an answer, share left unanswered",
     "character_exact_match": "Answers in scripts without blanks, exact match",
     "character_f1": "Answers in scripts without blanks, F1 of characters",
+    "hotpotqa_exact_match": "Questions with supporting facts, exact match (HotpotQA)",
+    "hotpotqa_f1": "Questions with supporting facts, F1 of words (HotpotQA)",
+    "supporting_fact_exact_match": "Supporting facts by quotations, exact match (HotpotQA)",
+    "supporting_fact_f1": "Supporting facts by quotations, F1 (HotpotQA)",
+    "joint_exact_match": "Answer and supporting facts, exact match (HotpotQA)",
+    "joint_f1": "Answer and supporting facts, F1 (HotpotQA)",
     "quotation_verbatim": "Quotations, share that is in the prompt word for word",
     "quotation_precision": "Quotations, share that is in a right document word for word",
 }
@@ -69,6 +75,7 @@ def sections(facts: RunFacts) -> list[Section]:
             ("evaluation", "Evaluation", evaluation(facts)),
             ("seeds", "Training seeds", seeds(facts)),
             ("gates", "Gates", gates(facts)),
+            ("questions", "Made questions", made_questions(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
             ("corpora", "Records and guards", corpora(facts)),
             ("training", "Training", training(facts)),
@@ -140,6 +147,10 @@ def evaluation(facts: RunFacts) -> list[Block]:
             n = max(score["n"] for score in scores.values())
             rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
             blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
+    blocks += _origins(facts, systems)
+    left_out = [line for lines in facts.evaluation.get("left_out", {}).values() for line in lines]
+    if left_out:
+        blocks.append(Prose("Not measured here: " + ". ".join(left_out) + "."))
     written = facts.evaluation.get("generated", {}).get("systems", {})
     blocks += comparisons(facts)
     blocks += calibration(facts)
@@ -150,6 +161,24 @@ def evaluation(facts: RunFacts) -> list[Block]:
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
     return blocks
+
+
+def _origins(facts: RunFacts, systems: Sequence[str]) -> list[Block]:
+    """Return the scores of questions by people and of made ones apart, if the records have made ones."""
+    found = facts.evaluation.get("question_origins", {})
+    rows = tuple(
+        (
+            system_name(name),
+            "by people" if origin == "human" else "made by a model",
+            f"{scores['records']:,}",
+            *(score_text(scores["systems"][name].get(metric)) for metric in ("exact_match", "f1")),
+        )
+        for name in systems
+        for origin, scores in found.items()
+        if name in scores["systems"]
+    )
+    headers = ("System", "Questions", "n", "Exact match", "F1 of words")
+    return [Table("Document questions, by who asked them", headers, rows, (1,))] if rows else []
 
 
 def gates(facts: RunFacts) -> list[Block]:

@@ -112,6 +112,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     import jax
 
     from jora_core.architecture.model_config import ModelConfig
+    from jora_core.data.row_packing import ROW_STEP
     from jora_core.generation.choice_scores import _choice_groups, score_choices
     from jora_core.parallel.mesh import make_mesh
     from jora_core.weights.load_params import load_params
@@ -125,10 +126,13 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         def scores(share: bool) -> list[np.ndarray]:
             return score_choices(params, config, asked, tokens_per_batch=budget, share=share)
 
+        # Room for one question and no more: a batch is padded to its budget, which would be counted against
+        # this side.
+        longest = max(group.slots for group in _choice_groups(asked, budget, share=False)[1])
+        own = -(-longest // ROW_STEP) * ROW_STEP
+
         def one_by_one() -> list[np.ndarray]:
-            return [
-                score_choices(params, config, [question], tokens_per_batch=budget)[0] for question in asked
-            ]
+            return [score_choices(params, config, [question], tokens_per_batch=own)[0] for question in asked]
 
         sides: dict[str, Callable[[], list[np.ndarray]]] = {
             "shared": lambda: scores(True),

@@ -40,6 +40,7 @@ NOT_RUN = {
     "jora watch": "tests/flows/housekeeping tests it; runs until Ctrl-C",
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
+    "jora questions": "tests/flows/teachers; asks a teacher model",
     "jora push": "tests/flows/stages/test_push.py; uploads what a run exports",
     "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
     "git clone": "downloads data",
@@ -277,7 +278,7 @@ def test_configuration_keys_in_the_docs_exist() -> None:
             assert hasattr(value, part), key
             value = getattr(value, part)
     mesh = re.search(r"`mesh: \{data: (\d+), tensor: (\d+)\}`", README)
-    schedule = re.search(r'`schedule: \{cron: "([^"]+)", timezone: ([\w/]+)\}`', README)
+    schedule = re.search(r'schedule: \{cron: "([^"]+)", timezone: ([\w/]+)\}', README)
     assert mesh and schedule
     raw = config.model_dump(mode="json")
     raw["mesh"] = {"data": int(mesh[1]), "tensor": int(mesh[2])}
