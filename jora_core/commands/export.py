@@ -34,6 +34,7 @@ from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_weights
 from jora_core.weights.companion_files import PromptFiles, copy_file, prompt_files, write_prompt_files
+from jora_core.weights.gguf.write_tokenizer import tokenizer_fields
 from jora_core.weights.layerwise_logits import hidden_states, logits
 from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.model_folder import read_model
@@ -128,9 +129,6 @@ def _read_texts(spec: ExportSpec, config: ModelConfig) -> _Texts:
     del tokenizer
     if not writes_gguf:
         return _Texts(prompts, end)
-    # Here, because no other export needs the package.
-    from jora_core.weights.gguf.write_tokenizer import tokenizer_fields
-
     return _Texts(prompts, end, tokenizer_fields(spec.model, config.vocab_size))
 
 
