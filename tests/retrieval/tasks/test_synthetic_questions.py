@@ -14,10 +14,13 @@ from jora_core.base.errors import InputError
 from jora_core.base.record_columns import arrow_schema
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
+from retrieval.evaluation.task_report import TaskReport
 from retrieval.prompts.answer_styles import Passage, taught_answer
 from retrieval.readers.documents.synthetic_questions import read_synthetic_questions
+from retrieval.settings.context import ContextConfig
 from retrieval.synthesis.question_files import QUESTION_COLUMNS
 from retrieval.tasks.answers import Answers
+from retrieval.tasks.qa.corpus import read_corpus
 from retrieval.tasks.qa.scoring import score
 
 CHUNKS = {
@@ -27,6 +30,17 @@ CHUNKS = {
         Document("d@70-99", "", "It is free.", parent="d", start=70, end=99),
     ]
 }
+
+
+def test_a_corpus_whose_questions_were_all_refused_says_so(tmp_path: Path) -> None:
+    (tmp_path / "d.md").write_text("It opens at seven. It is free.")
+    empty = pa.Table.from_pylist([], schema=arrow_schema(QUESTION_COLUMNS))
+    pq.write_table(empty, tmp_path / "questions.parquet")
+    qa = {"source": str(tmp_path / "d.md"), "synthetic_questions": str(tmp_path / "questions.parquet")}
+    config = ContextConfig.model_validate({"qa": {**qa, "legs": ["bm25"]}})
+    assert config.qa is not None
+    with pytest.raises(InputError, match="every made question was refused"):
+        read_corpus(config, config.qa, tmp_path / "work", TaskReport(), lambda *step: None)
 
 
 def write(path: Path, **values: Any) -> SourceFile:
