@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -191,7 +192,8 @@ def test_the_choice_is_per_batch_and_the_same_in_both_directions(gpu: Callable[.
 
 def jaxpr_of(attend: Callable[..., jax.Array], width: int = WIDTH) -> str:
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays(width=width)[:3]]
-    return str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v))(*shapes))
+    # Functions of derivative rules are printed with their addresses.
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v))(*shapes)))
 
 
 @pytest.mark.parametrize("how", [{"softcap": 5.0}, {"windows": (0, 50)}])
@@ -200,7 +202,7 @@ def test_the_kernel_for_trees_takes_what_cudnn_does_not(
 ) -> None:
     gpu(2.0)
     found = jaxpr_of(partial(attend_with(PLAIN, **how), layer_window=0))
-    assert "tree_attention_output" in found and "cond" not in found
+    assert "tree_attention_output" in found and "cond[" not in found
 
 
 @pytest.mark.parametrize("how", [{"choice": "blockwise"}, {"width": 264}])
