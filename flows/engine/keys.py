@@ -157,6 +157,10 @@ def identify(config: PipelineConfig, registry: Registry, until: str | None = Non
                 config={"part": name, **part.settings},
                 inputs={label: whole.inputs[label] for label in part.inputs},
                 code=code_of(part.sources),
+                upstream={other: whole.upstream[other] for other in part.upstream},
+                upstream_parts={
+                    other: parts for other, parts in whole.upstream_parts.items() if other in part.upstream
+                },
             ).key
             for name, part in stage.parts(config).items()
         }

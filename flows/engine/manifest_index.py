@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from jora_core.base.errors import InputError
 MANIFEST = "manifest.json"
 # With fewer manifests to read, reading them takes less time than writing the index.
 WORTH_WRITING = 64
-_FORMAT = 1
+_FORMAT = 2
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class IndexRow:
         config: places of the flattened settings in `StageIndex.settings`.
         inputs: places of the input files in `StageIndex.files`.
         upstream: the manifest's own `upstream`.
+        also_read: stage and key of further artifacts that it was made from: those that it notes, and what
+            the paths of its input files look like.
     """
 
     key: str
@@ -62,6 +67,7 @@ class IndexRow:
     config: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
     upstream: Mapping[str, Any] = None  # type: ignore[assignment] - always given
+    also_read: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,8 +208,20 @@ def _row(
             config=tuple(settings.place(pair) for pair in dict(flatten(config)).items()),
             inputs=tuple(files.place(pair) for _, pair in inputs),
             upstream=manifest["upstream"],
+            also_read=_also_read(manifest),
         )
     return IndexRow(name, stamp, ended=ended, upstream={})
+
+
+def _also_read(manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what a manifest names besides its upstream artifacts; the artifacts need not exist."""
+    found = [(str(stage), str(key)) for stage, key in manifest.get("also_read", ())]
+    for item in manifest["inputs"].values():
+        # An adapter of this store that is evaluated or trained on, or a model that was exported into it. Its
+        # path may be relative, masked, or of another machine, but has the folders STAGE/KEY.
+        parts = item["path"].split("/")
+        found += [(stage, key) for stage, key in pairwise(parts) if _KEY.fullmatch(key)]
+    return tuple(dict.fromkeys(found))
 
 
 def _is_text(value: Any) -> bool:
@@ -225,7 +243,11 @@ def _read_file(file: Path) -> tuple[_Interned, _Interned, dict[str, IndexRow]]:
     rows = (dict(zip(names, values, strict=True)) for values in found["rows"])
     known = {
         row["key"]: IndexRow(
-            **{**row, **{name: tuple(row[name]) for name in ("stamp", "config", "inputs")}},
+            **{
+                **row,
+                **{name: tuple(row[name]) for name in ("stamp", "config", "inputs")},
+                "also_read": tuple(tuple(name) for name in row["also_read"]),
+            },
         )
         for row in rows
     }

@@ -63,6 +63,10 @@ class RunRecord:
     started_by: str = ""
     root: str = ""
 
+    def finished(self, stage: str) -> bool:
+        """Return whether the run has finished a stage, by computing it or by finding it in the store."""
+        return any(row["stage"] == stage for row in self.stages)
+
 
 # A context variable, so that runs in two threads of one process do not see each other's.
 _STARTER: ContextVar[str] = ContextVar("starter", default="")

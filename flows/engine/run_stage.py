@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -91,6 +91,7 @@ def execute_stage(
             checks, reason = look()
             if reason:
                 say(reason)
+                also_read: list[tuple[str, str]] = []
                 context = StageContext(
                     config=config,
                     key=key,
@@ -102,9 +103,10 @@ def execute_stage(
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                     fresh=force,
-                    execute=partial(execute_stage, force=force),
+                    execute=partial(_execute_and_note, also_read, force=force),
+                    note_read=lambda *name: also_read.append(name),
                 )
-                _run(stage, identity, context, store)
+                _run(stage, identity, context, store, also_read)
                 store.share(name, key, computed=True)
     if not reason:
         store.share(name, key, computed=False)
@@ -161,8 +163,29 @@ def run_stages(
     return done
 
 
-def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) -> None:
-    """Run a stage in a temporary folder and commit its artifact; the caller holds the lock of the key."""
+def _execute_and_note(noted: list[tuple[str, str]], *stage: Any, force: bool) -> ArtifactRef:
+    """Run a stage for another stage, and note what it has made among what the other has read."""
+    reference = execute_stage(*stage, force=force)
+    noted.append((reference.stage, reference.key))
+    return reference
+
+
+def _run(
+    stage: Stage,
+    identity: Identity,
+    context: StageContext,
+    store: Store,
+    also_read: Sequence[tuple[str, str]],
+) -> None:
+    """Run a stage in a temporary folder and commit its artifact; the caller holds the lock of the key.
+
+    Args:
+        stage: the stage.
+        identity: the parts of its key.
+        context: what it is given.
+        store: the artifact store.
+        also_read: stage and key of what it reads besides its upstream artifacts; known when it has run.
+    """
     key, config = identity.key, context.config
     begun = datetime.now(UTC)
     clock = time.monotonic()
@@ -198,6 +221,9 @@ def _run(stage: Stage, identity: Identity, context: StageContext, store: Store) 
                 for name, digest in identity.inputs.items()
             },
             "upstream": _upstream(identity, context.manifests),
+            # Not in the key: which artifacts these are follows from the settings, or from what was run
+            # before.
+            **({"also_read": [list(name) for name in dict.fromkeys(also_read)]} if also_read else {}),
             "parts": dict(stage.part_digests(metrics)),
             "code": dict(identity.code),
             "metrics": metrics,

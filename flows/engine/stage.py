@@ -40,11 +40,13 @@ class Part:
         settings: the settings that decide the part, as `Stage.settings` returns them.
         inputs: names of the stage's input files that decide the part.
         sources: the source files that decide the part, by repository path.
+        upstream: names of the upstream stages whose artifacts decide the part.
     """
 
     settings: Mapping[str, Any]
     inputs: tuple[str, ...]
     sources: Mapping[str, Path]
+    upstream: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class StageContext:
         fresh: whether the run is forced, so that the stage computes again what a cache holds.
         execute: runs another stage, of another configuration, as the pipeline does; the stage cannot import
             what itself is run by.
+        note_read: notes the stage and key of an artifact that is read besides `upstream`. A clean-up keeps
+            it, and lineage follows it. What `execute` has run is noted already.
     """
 
     config: PipelineConfig
@@ -96,6 +100,7 @@ class StageContext:
     build_records: BuildRecords | None = None
     fresh: bool = False
     execute: ExecuteStage | None = None
+    note_read: Callable[[str, str], None] = lambda stage, key: None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 from flows.engine.artifact_store import Store
 from flows.engine.run_records import no_run_in_progress, remove_record
-from flows.housekeeping.stored_runs import Name, StoreContents, StoredRun, read_contents
+from flows.housekeeping.stored_runs import Name, StoreContents, StoredRun, read_contents, with_upstream
 from jora_core.base.errors import InputError
 
 KEEP = 5  # runs of each project that are kept by default
+EXPORT = "export"
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -59,8 +60,9 @@ def choose(
     """Choose what a clean-up would remove.
 
     A run is kept if it is pinned, in progress, among the newest of its project, or newer than the age. Runs
-    with the same artifacts count once. An artifact is kept if a kept run selected it, or if a kept artifact
-    was made from it.
+    with the same artifacts count once. Where a number is kept, the newest run of each project that exported a
+    model stays too: gates compare with it, and without it the next model would pass them unseen. An artifact
+    is kept if a kept run selected it, or if a kept artifact was made from it.
 
     Args:
         contents: the store's artifacts and runs.
@@ -75,6 +77,7 @@ def choose(
     kept: list[StoredRun] = []
     dropped: list[StoredRun] = []
     counted: dict[str, list[frozenset[Name]]] = {}
+    exported: set[str] = set()
     for run in contents.runs:
         seen = counted.setdefault(run.record.project, [])
         if run.artifacts and run.artifacts not in seen:
@@ -82,12 +85,15 @@ def choose(
         # A run without artifacts is only a line in the list: it stays beside the runs of its time.
         among = bool(run.artifacts) and seen.index(run.artifacts) < newest
         among = among or (not run.artifacts and len(seen) < newest)
+        if newest and run.artifacts and run.record.finished(EXPORT) and run.record.project not in exported:
+            exported.add(run.record.project)
+            among = True
         young = limit is not None and _time(run.ended) > limit
         if run.pinned or run.record.result == "running" or among or young:
             kept.append(run)
         else:
             dropped.append(run)
-    names = _with_upstream(contents, [*needed, *(name for run in kept for name in run.artifacts)])
+    names = with_upstream([*needed, *(name for run in kept for name in run.artifacts)], contents.artifacts)
     removed = tuple(sorted(set(contents.artifacts) - names))
     return Removal(removed, tuple(dropped), tuple(kept), contents.size(removed))
 
@@ -123,17 +129,6 @@ def collect(
             remove_record(store, run.record.id)
         store.remove_leftovers()
     return removal
-
-
-def _with_upstream(contents: StoreContents, names: Collection[Name]) -> set[Name]:
-    found: set[Name] = set()
-    waiting = [name for name in names if name in contents.artifacts]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [one for one in contents.artifacts[name].upstream if one in contents.artifacts]
-    return found
 
 
 def _time(text: str) -> datetime:

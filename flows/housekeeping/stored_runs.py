@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flows.configuration.gates import TRAINED_FIRST
@@ -14,6 +14,8 @@ from jora_core.base.errors import InputError
 
 PINS = ".pins"
 MAIN_MEASURES = ("reply@1", "denotation_accuracy", "exact_match", "f1")
+
+_MILLISECONDS = 23  # characters of a time to compare: records have milliseconds, manifests microseconds
 
 Name = tuple[str, str]  # stage and key of an artifact
 
@@ -30,7 +32,7 @@ class StoredArtifact:
         ended: ISO 8601, in UTC.
         seconds: time that the stage took.
         size: bytes of all files.
-        upstream: the artifacts that it was made from.
+        upstream: the artifacts that it was made from, other seeds' and other runs' included.
     """
 
     stage: str
@@ -95,17 +97,25 @@ class StoreContents:
 def read_contents(store: Store) -> StoreContents:
     """Read all manifests and run records of a store.
 
-    An artifact counts as a run of its own if no record and no other artifact names it. Stores of older
-    versions have such artifacts.
+    An artifact that no record and no other artifact names belongs to the run of its project in whose time it
+    was made, such as another seed's training before the run was killed. Without such a run it counts as a run
+    of its own. Stores of older versions have such artifacts.
     """
     artifacts = {item.name: item for item in _artifacts(store)}
     records = read_records(store)
     pins = _pins(store)
-    runs = [_stored_run(record, artifacts, record.id in pins) for record in records]
-    named = {name for run in runs for name in run.artifacts}
+    found = [_stored_run(record, artifacts, record.id in pins) for record in records]
+    named = {name for run in found for name in run.artifacts}
     used = {upstream for item in artifacts.values() for upstream in item.upstream}
-    for item in artifacts.values():
-        if item.name not in named and item.name not in used:
+    unnamed = [item for item in artifacts.values() if item.name not in named and item.name not in used]
+    runs = [
+        replace(run, artifacts=run.artifacts | with_upstream(made, artifacts))
+        for run in found
+        for made in [[item.name for item in unnamed if _made_during(run.record, item, records)]]
+    ]
+    named |= {name for run in runs for name in run.artifacts}
+    for item in unnamed:
+        if item.name not in named:
             run = f"{item.ended[:19].replace('-', '').replace(':', '').replace('T', '-')}-{item.key[:4]}"
             record = RunRecord(
                 id=run,
@@ -156,6 +166,18 @@ def main_measures(store: Store, run: StoredRun) -> dict[str, dict[str, Any]]:
     return {name: scores[name] for name in MAIN_MEASURES if name in scores}
 
 
+def with_upstream(names: Iterable[Name], artifacts: Mapping[Name, StoredArtifact]) -> frozenset[Name]:
+    """Return those of some artifacts that exist, and all that they were made from."""
+    found: set[Name] = set()
+    waiting = [name for name in names if name in artifacts]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [one for one in artifacts[name].upstream if one in artifacts]
+    return frozenset(found)
+
+
 def pin(store: Store, run: str) -> None:
     """Keep a run from removal.
 
@@ -188,22 +210,31 @@ def _artifacts(store: Store) -> Iterable[StoredArtifact]:
                         ended=row.ended,
                         seconds=row.seconds,
                         size=row.size,
-                        upstream=tuple((name, item["key"]) for name, item in row.upstream.items()),
+                        upstream=(
+                            *((name, item["key"]) for name, item in row.upstream.items()),
+                            *row.also_read,
+                        ),
                     )
 
 
 def _stored_run(record: RunRecord, artifacts: Mapping[Name, StoredArtifact], pinned: bool) -> StoredRun:
-    needed: set[Name] = set()
-    waiting = [name for name in record.keys.items() if name in artifacts]
-    while waiting:
-        name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            waiting += [upstream for upstream in artifacts[name].upstream if upstream in artifacts]
     return StoredRun(
         record=record,
-        artifacts=frozenset(needed),
+        artifacts=with_upstream(record.keys.items(), artifacts),
         computed=tuple(row["stage"] for row in record.stages if not row["cached"]),
         cached=tuple(row["stage"] for row in record.stages if row["cached"]),
         pinned=pinned,
+    )
+
+
+def _made_during(run: RunRecord, item: StoredArtifact, records: Iterable[RunRecord]) -> bool:
+    """Return whether an artifact was made in the time of a run of its project."""
+    made = item.ended[:_MILLISECONDS]
+    if run.project != item.project or made < run.started[:_MILLISECONDS]:
+        return False
+    if run.ended:
+        return made <= run.ended[:_MILLISECONDS]
+    # When a run was killed is not known: before the next one of its project.
+    return not any(
+        other.project == run.project and run.started < other.started <= item.ended for other in records
     )

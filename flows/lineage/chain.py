@@ -98,7 +98,7 @@ class Chain:
 
     @property
     def manifests(self) -> dict[str, Manifest]:
-        """The manifests by stage."""
+        """The manifests by stage; of several artifacts of a stage, the one of the run itself."""
         return {link.manifest["stage"]: link.manifest for link in self.links}
 
 
@@ -135,6 +135,7 @@ def follow(folder: Path, store: Store | None = None, root: Path | None = None) -
     copied = _read_lineage(start, walk)
     manifest = _verified(start, start.name, walk) if (start / MANIFEST).is_file() else None
     if manifest is not None:
+        _visit_also_read(manifest, walk)
         _visit(Link(manifest, start), walk)
     elif copied is not None:
         _verify_copied_files(start, copied, walk)
@@ -240,6 +241,18 @@ def _visit(link: Link, walk: _Walk) -> None:
             walk.findings.append(Finding(state, file, detail))
     walk.other_code |= {label for label, digest in manifest["code"].items() if _code_digest(label) != digest}
     walk.links[link.name] = link
+
+
+def _visit_also_read(manifest: Mapping[str, Any], walk: _Walk) -> None:
+    """Verify what the first artifact read besides its upstream: other seeds, an earlier run's evaluation.
+
+    Only of the first artifact: the evaluation that a gate of an export has read taught the export nothing. It
+    is visited before the upstream, so that of two trainings of a stage the run's own is the later link.
+    """
+    for stage, key in manifest.get("also_read", ()):
+        found = None if (stage, key) in walk.links else _find((stage, key), walk)
+        if found is not None:
+            _visit(found, walk)
 
 
 def _walk_upstream(manifest: Mapping[str, Any], walk: _Walk) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.report.blocks import Answer, Block, Columns, Example, Figure, Mark, Passage, Table
+from flows.report.blocks import Answer, Block, Columns, Example, Figure, Mark, Passage, Prose, Table
 from flows.report.facts import SAMPLES, TRAINED_FIRST, Judged, RunFacts, means_gold
 from flows.report.svg_charts import Bar, Series, bar_chart, line_chart
 from flows.report.wording import in_reading_order, leg_name, percent, score_text, system_name
@@ -256,6 +256,51 @@ def _length_chart(title: str, metrics: Mapping[str, Any]) -> Figure | None:
 
 def _said(name: str) -> str:
     return name.replace("_", " ")
+
+
+def made_questions(facts: RunFacts) -> list[Block]:
+    """Return blocks about the questions that a teacher model made: how many, and why others were refused."""
+    manifest = facts.manifests.get("make-questions")
+    if manifest is None:
+        return []
+    found = manifest["metrics"]
+    asked, trip = found["asked"], found["round_trip"]
+    words = (
+        f"{found['teacher']} made {found['questions']:,} questions about "
+        f"{found['documents_with_questions']:,} of {found['documents']['documents']:,} documents, in "
+        f"{asked['answered']:,} answers to {asked['requests']:,} requests "
+        f"({asked['prompt_tokens']:,} tokens of "
+        f"prompts, {asked['answer_tokens']:,} of answers). They are synthetic."
+    )
+    kinds = tuple(
+        (
+            _said(kind),
+            f"{count:,}",
+            *(percent(trip[kind][measure]) for measure in ("recall@1", "recall@10")),
+            f"{trip[kind]['mrr']:.3f}",
+        )
+        for kind, count in found["kinds"].items()
+    )
+    counts = {
+        "refused": found["refused"],
+        "decided by a person": found["decisions"],
+        "counted": found["counts"],
+        "chunks left out": found["documents"]["left_out"],
+        "answers without a question": asked["unreadable"],
+        "asked again after": asked["retried"],
+        "failed for good": asked["failed"],
+    }
+    rows = tuple(
+        (title, _said(name), f"{count:,}") for title, group in counts.items() for name, count in group.items()
+    )
+    headers = ("Kind", "Questions", "Recall@1", "Recall@10", "MRR")
+    caption = "Made questions; the ranks are those of their own chunk by BM25 (round trip)"
+    blocks: list[Block] = [Prose(words)]
+    if kinds:
+        blocks.append(Table(caption, headers, kinds))
+    if rows:
+        blocks.append(Table("What did not become a question, and why", ("", "What", "Count"), rows, (1,)))
+    return blocks
 
 
 def records(facts: RunFacts) -> list[Block]:

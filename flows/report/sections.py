@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from flows.report.blocks import Block, Columns, Fact, Facts, Figure, Prose, Section, Table
 from flows.report.facts import TRAINED_FIRST, RunFacts
 from flows.report.lineage_sections import configuration, lineage
-from flows.report.records_sections import corpora, predictions, records, retrieval
-from flows.report.statistics_sections import HEADLINES, against, calibration, comparisons, seeds
+from flows.report.records_sections import corpora, made_questions, predictions, records, retrieval
+from flows.report.statistics_sections import (
+    HEADLINES,
+    against,
+    calibration,
+    combined_differences,
+    comparisons,
+    seeds,
+)
 from flows.report.svg_charts import Bar, BarKind, Series, bar_chart, line_chart, smooth, thin
 from flows.report.thread_sections import link_blocks, slice_blocks
 from flows.report.wording import (
@@ -23,6 +30,7 @@ from flows.report.wording import (
     system_name,
     verdict_text,
 )
+from retrieval.evaluation.drawn_records import few_contexts
 from retrieval.settings.task_registry import TASKS
 
 METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
@@ -34,6 +42,8 @@ METRIC_NAMES = {
     "p(reply|target)": "right post given right author",
 }
 OTHER_METRICS = {
+    "normalised_reply@1": "The right post, by log-likelihood for a character",
+    "normalised_target@1": "The right author, by log-likelihood for a character",
     "p(reply|not target)": "Right post where the named author is wrong",
     "invalid_answers": "Written answers that are none of the choices",
     "denotation_accuracy": "Table questions, denotation accuracy",
@@ -59,6 +69,7 @@ def sections(facts: RunFacts) -> list[Section]:
             ("evaluation", "Evaluation", evaluation(facts)),
             ("seeds", "Training seeds", seeds(facts)),
             ("gates", "Gates", gates(facts)),
+            ("questions", "Made questions", made_questions(facts)),
             ("retrieval", "Retrieval", retrieval(facts)),
             ("corpora", "Records and guards", corpora(facts)),
             ("training", "Training", training(facts)),
@@ -115,8 +126,12 @@ def evaluation(facts: RunFacts) -> list[Block]:
     systems = [name for name in (*_BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
     # Systems of a newer stage, which this module does not know, still get their rows.
     systems += [name for name in facts.systems if name not in systems]
+    blocks: list[Block] = []
+    for task, drawn in facts.evaluation.get("drawn", {}).items():
+        if warning := few_contexts(drawn["contexts"]):
+            blocks.append(Prose(f"Held-out records of {task}: {warning}. This is so for each score below."))
     # Without thread records there are no scores of replies, only of answers.
-    blocks = _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
+    blocks += _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
     baseline = _best_baseline(facts)
     blocks += slice_blocks(facts, [name for name in systems if name not in _BASELINES or name == baseline])
     blocks += link_blocks(facts)
@@ -126,6 +141,7 @@ def evaluation(facts: RunFacts) -> list[Block]:
             n = max(score["n"] for score in scores.values())
             rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
             blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
+    blocks += _origins(facts, systems)
     written = facts.evaluation.get("generated", {}).get("systems", {})
     blocks += comparisons(facts)
     blocks += calibration(facts)
@@ -136,6 +152,24 @@ def evaluation(facts: RunFacts) -> list[Block]:
         )
         blocks.append(Table("The same, written freely instead of chosen", ("System", *METRICS), rows))
     return blocks
+
+
+def _origins(facts: RunFacts, systems: Sequence[str]) -> list[Block]:
+    """Return the scores of questions by people and of made ones apart, if the records have made ones."""
+    found = facts.evaluation.get("question_origins", {})
+    rows = tuple(
+        (
+            system_name(name),
+            "by people" if origin == "human" else "made by a model",
+            f"{scores['records']:,}",
+            *(score_text(scores["systems"][name].get(metric)) for metric in ("exact_match", "f1")),
+        )
+        for name in systems
+        for origin, scores in found.items()
+        if name in scores["systems"]
+    )
+    headers = ("System", "Questions", "n", "Exact match", "F1 of words")
+    return [Table("Document questions, by who asked them", headers, rows, (1,))] if rows else []
 
 
 def gates(facts: RunFacts) -> list[Block]:
@@ -198,14 +232,14 @@ def _combined_note(facts: RunFacts) -> list[Block]:
     differences = [
         f"{points(found)} points against {system_name(name)}: {found['only_one']:,} comments that only both "
         f"together answer rightly, {found['only_other']:,} that only the other does"
-        for name, found in combined["minus"].items()
+        for name, found in combined_differences(facts.evaluation).items()
     ]
     return [
         Prose(
             f"Model and learned fusion: {short_number(weights['model'])} · log-probability of the model + "
             f"{short_number(weights['learned'])} · that of the fusion, weighed on {weights['fitted_on']:,} "
-            "training comments that the model has not seen. The right post, on the same comments: "
-            f"{'; '.join(differences)}."
+            "training comments that the model has not seen."
+            + (f" The right post, on the same comments: {'; '.join(differences)}." if differences else "")
         )
     ]
 

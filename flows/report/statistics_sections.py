@@ -16,6 +16,8 @@ HEADLINES = {
     "denotation_accuracy": "denotation accuracy",
     "f1": "F1 of words",
 }
+# The system of the most trained model and the learned fusion, as `retrieval.tasks.threads.scoring` names it.
+TOGETHER = "model_and_learned"
 _HEADERS = ("Difference in points", "p, corrected", "Right alone", "McNemar's p", "Verdict")
 
 
@@ -174,6 +176,18 @@ def headline_comparisons(
             rows = against(tables.get(measure, ()), system)
             if rows and system:
                 yield measure, system, rows
+
+
+def combined_differences(evaluation: Mapping[str, Any]) -> dict[str, Row]:
+    """Return how model and learned fusion together compare with each alone, by reply@1; empty without both.
+
+    Args:
+        evaluation: content of the evaluation's `metrics.json`.
+    """
+    combined = evaluation.get("combined")
+    rows = evaluation.get("comparisons", {}).get("threads", {}).get("reply@1", ())
+    rivals = against(rows, TOGETHER) if combined else {}
+    return {name: rivals[name] for name in ((combined or {}).get("system"), "learned") if name in rivals}
 
 
 def against(rows: Sequence[Row], system: str | None) -> dict[str, Row]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flows.report.blocks import Block, Prose, Table
 from flows.report.facts import RunFacts
 from flows.report.wording import score_text, system_name
+from retrieval.evaluation.drawn_records import few_contexts
 
 LINK_NAMES = {"link_precision": "Precision", "link_recall": "Recall", "link_f1": "F1"}
 CONVERSATION_NAMES = {
@@ -68,6 +69,8 @@ def link_blocks(facts: RunFacts) -> list[Block]:
         f"threads with {found['links']:,} links. A message that starts a conversation has a link to itself, "
         "which counts. Intervals resample whole threads."
     )
+    if warning := few_contexts(found["logs"]):
+        words += f" There are {warning}."
     if found["logs"] < found["of_logs"]:
         words += f" The others of {found['of_logs']:,} threads were not drawn whole."
     if found["without_record"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from retrieval.evaluation.drawn_records import few_contexts
 from retrieval.settings.legs import LEGS
 
 SYSTEM_NAMES = {
@@ -117,12 +118,15 @@ def verdict_text(comparison: Mapping[str, Any]) -> str:
     verdict, value, low, high = (comparison[name] for name in ("verdict", "value", "low", "high"))
     if value is None or high is None:
         return f"{verdict}, fewer than two contexts"
-    # The bounds are no less than -1 and no more than 1, so one of them may be nearer.
-    margin = 100 * max(high - value, value - low)
-    if verdict == "not separable":
-        # A difference without spread is not separable if only a few contexts show it.
-        return f"{verdict}, ± {margin:.1f} points" if margin or not value else f"{verdict}, too few contexts"
-    return f"{verdict} by {100 * abs(value):.1f} ± {margin:.1f} points"
+    # An interval is wider on the side of a difference of 0, so its farther bound is said.
+    margin = f"± {100 * max(high - value, value - low):.1f} points"
+    warning = few_contexts(comparison["contexts"])
+    said = (
+        f"{verdict}, {margin}"
+        if verdict == "not separable"
+        else f"{verdict} by {100 * abs(value):.1f} {margin}"
+    )
+    return f"{said}; {warning}" if warning else said
 
 
 def probability(p: float) -> str:

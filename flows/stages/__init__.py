@@ -15,10 +15,12 @@ from flows.stages.evaluate import EVALUATE
 from flows.stages.export import EXPORT
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
 from flows.stages.push import PUSH
+from flows.stages.questions.make_questions import MAKE_QUESTIONS
 
 STAGES: Registry = {
     stage.name: stage
     for stage in (
+        MAKE_QUESTIONS,
         BUILD_CONTEXT,
         CONVERT_MODEL,
         FINETUNE_STRUCTURE,

@@ -14,12 +14,14 @@ from flows.children.build_records_spec import BuildContextSpec
 from flows.children.run_child import run_child
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
-from flows.engine.stage import Part, Stage, StageContext
+from flows.engine.stage import Part, Stage, StageContext, Upstream
 from flows.stages.model_conversion import conversion_settings, tokenizer_folder
+from flows.teachers.teacher import STAGE as MAKE_QUESTIONS
 from retrieval.build.inputs import input_files
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.task_registry import LOADERS, build_modules, task_modules
+from retrieval.synthesis.question_files import QUESTIONS
 
 NAME = "build-context"
 RECORDS = "records.parquet"
@@ -51,8 +53,32 @@ def _parts(config: PipelineConfig) -> dict[str, Part]:
             settings=_settings(context),
             inputs=tuple(dict(input_files(context))),
             sources=_task_sources(task),
+            upstream=tuple(item.stage for item in questions_upstream(config)) if task == "qa" else (),
         )
     return found
+
+
+def questions_upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
+    """Return the questions of a teacher, if the configuration has one."""
+    task = config.context.qa
+    made = task is not None and task.generate is not None
+    return (Upstream(MAKE_QUESTIONS, (QUESTIONS,)),) if made else ()
+
+
+def with_made_questions(context: ContextConfig, folder: Path) -> ContextConfig:
+    """Return settings that read the made questions of an artifact of `make-questions`.
+
+    Args:
+        context: settings whose `qa.generate` made them.
+        folder: the artifact.
+    """
+    assert context.qa is not None and context.qa.generate is not None
+    changed = {
+        "generate": None,
+        "synthetic_questions": str(folder / QUESTIONS),
+        "synthetic_held_out": context.qa.generate.held_out,
+    }
+    return context.model_copy(update={"qa": context.qa.model_copy(update=changed)})
 
 
 def _task_sources(task: str) -> Mapping[str, Path]:
@@ -92,6 +118,8 @@ def _part_digests(metrics: Mapping[str, Any]) -> dict[str, str]:
 def _run(context: StageContext) -> dict[str, Any]:
     """Build the records in one child process or in Prefect tasks; both write the same bytes."""
     settings, retries = context.config.context, context.config.retries
+    if MAKE_QUESTIONS in context.upstream:
+        settings = with_made_questions(settings, context.upstream[MAKE_QUESTIONS])
     # Shared by all runs: embedding takes long, and the texts rarely change. The cache decides no output,
     # so it is set here and is no part of the key.
     if settings.embedding_cache is None:
@@ -117,7 +145,7 @@ BUILD_CONTEXT = Stage(
     version=1,
     settings=lambda config: _settings(config.context),
     inputs=lambda config: dict(input_files(config.context)),
-    upstream=lambda config: (),
+    upstream=questions_upstream,
     # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
     # scanner of imports cannot reach them.
     sources=lambda: stage_sources(__file__, "retrieval.build.build", *build_modules()),

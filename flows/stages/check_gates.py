@@ -22,6 +22,7 @@ from flows.engine.run_records import read_records
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import Stage, StageContext, Upstream
 from jora_core.base.errors import InputError
+from retrieval.evaluation.drawn_records import few_contexts
 
 NAME = "check-gates"
 VERDICTS = "gates.json"
@@ -53,6 +54,9 @@ def _run(context: StageContext) -> dict[str, Any]:
     last = BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE
     store = open_store(config)
     earlier = _previous(store, config, str(context.manifests[EVALUATE]["key"]))
+    if earlier is not None and any(gate.rival == PREVIOUS for gate in config.gates):
+        # The verdict can be proved only as long as this evaluation is there.
+        context.note_read(EVALUATE, earlier)
     verdicts = [_verdict(config, gate, gate.system or last, own, (store, earlier)) for gate in config.gates]
     found = {"verdicts": verdicts, "passed": all(verdict["passed"] for verdict in verdicts)}
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
@@ -65,7 +69,7 @@ def _previous(store: Store, config: PipelineConfig, own_key: str) -> str | None:
     for record in read_records(store):
         key = record.keys.get(EVALUATE)
         # A run of the export alone names no evaluation, and a run whose gates failed has no export.
-        exported = any(row["stage"] == EXPORT for row in record.stages)
+        exported = record.finished(EXPORT)
         if record.project != config.project or not exported or key in (None, own_key):
             continue
         store.fetch(EVALUATE, key)
@@ -88,7 +92,7 @@ def _verdict(
 
     Returns:
         The gate's `metric` and `system`, `passed`, and one line `text`; for a comparison also `rival`,
-        `difference`, `low`, `high`, `records` and `contexts`.
+        `difference`, `p`, `low`, `high`, `records` and `contexts`.
     """
     values = _read(own, gate.metric, system)
     value = sum(values.by_id.values()) / len(values.by_id)
@@ -119,18 +123,22 @@ def _verdict(
     found = _difference(config, gate, shared, values, other)
     low, high = found["low"], found["high"]
     relation = found["verdict"]
-    # Without an interval, nothing is known to be worse: not separable.
+    # The verdict decides, not the interval alone: a few contexts that differ alike have a narrow interval,
+    # and the line must not say "not separable" of a gate that stops.
     lost = relation == "worse" and high < -gate.margin
     passed = relation == "better" if gate.better_than is not None else not lost
     text = f"{said}, {_RELATIONS[relation]} {name}: difference {found['value']:+.3f} "
     text += "" if low is None else f"[{low:+.3f}, {high:+.3f}] "
     text += f"on {len(shared)} records in {found['contexts']} contexts"
+    if warning := few_contexts(found["contexts"]):
+        text += f" ({warning})"
     if gate.margin and gate.not_worse_than is not None:
         text += f", {gate.margin:g} allowed"
     return base | {
         "passed": passed,
         "rival": rival,
         "difference": found["value"],
+        "p": found["p"],
         "low": low,
         "high": high,
         "records": len(shared),

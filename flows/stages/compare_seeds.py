@@ -24,6 +24,7 @@ from flows.stages.build_context import BUILD_CONTEXT
 from flows.stages.convert_model import CONVERT_MODEL
 from flows.stages.evaluate import EVALUATE
 from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
+from flows.stages.questions.make_questions import MAKE_QUESTIONS
 
 NAME = "compare-seeds"
 SUMMARY = "seeds.json"
@@ -32,7 +33,15 @@ logger = logging.getLogger("jora.compare_seeds")
 
 # The stages that a seed decides, and those that they read from.
 _STAGES: Registry = {
-    stage.name: stage for stage in (BUILD_CONTEXT, CONVERT_MODEL, FINETUNE_STRUCTURE, FINETUNE_TASK, EVALUATE)
+    stage.name: stage
+    for stage in (
+        MAKE_QUESTIONS,
+        BUILD_CONTEXT,
+        CONVERT_MODEL,
+        FINETUNE_STRUCTURE,
+        FINETUNE_TASK,
+        EVALUATE,
+    )
 }
 
 
@@ -112,7 +121,8 @@ def _columns(rows: list[Mapping[str, Any]], ids: list[str]) -> dict[tuple[str, s
 COMPARE_SEEDS = Stage(
     name=NAME,
     description="Train and evaluate with the other training seeds, and compare them.",
-    version=1,
+    # 2: the manifest names the artifacts of the other seeds, so a clean-up keeps them.
+    version=2,
     settings=_settings,
     inputs=lambda config: {},
     upstream=lambda config: (Upstream(evaluate.NAME, (evaluate.RECORD_VALUES,)),),

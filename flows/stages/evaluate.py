@@ -38,6 +38,7 @@ from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_links, read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
+from retrieval.evaluation.measures.choice_likelihoods import with_normalised_choices
 from retrieval.evaluation.threads.annotation_files import ANNOTATED, write_links
 from retrieval.prompts.context_variants import with_context
 from retrieval.settings.task_registry import TASKS, scoring_modules
@@ -60,7 +61,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The evaluation of one task: how its records are answered, and the largest number of records."""
 
     task: str
@@ -78,7 +79,8 @@ class _Scored:
     unseen_rows: Sequence[Row]
 
 
-def _parts(config: PipelineConfig) -> list[_Part]:
+def evaluated_parts(config: PipelineConfig) -> list[Part]:
+    """Return the tasks of which records are answered, in the order of the scores."""
     wanted = config.evaluate
     chosen, written = [], []
     for name in config.context.tasks:
@@ -86,9 +88,9 @@ def _parts(config: PipelineConfig) -> list[_Part]:
         if most == 0:
             continue
         if TASKS[name].facts.answers == "choice":
-            chosen.append(_Part(name, wanted.mode, most))
+            chosen.append(Part(name, wanted.mode, most))
         else:
-            written.append(_Part(name, "generate", most))
+            written.append(Part(name, "generate", most))
     # The report shows the systems in the order of the scores, so tasks with baselines come first.
     return [*chosen, *written]
 
@@ -138,7 +140,7 @@ def _inputs(config: PipelineConfig) -> dict[str, Path]:
 
 
 def _run(context: StageContext) -> dict[str, Any]:
-    parts = _parts(context.config)
+    parts = evaluated_parts(context.config)
     if not parts:
         raise InputError(
             "evaluate: nothing to score; give evaluate.max_records or evaluate.tables_max_records"
@@ -173,6 +175,7 @@ def _run(context: StageContext) -> dict[str, Any]:
                 context, part, given, {variant: _trained(context)[1]}
             )
             rows = [*rows, *more]
+        rows = with_normalised_choices(rows, chosen)
         answered += [{"task": part.task, **row} for row in rows]
         scores["drawn"][part.task] = draw_counts(held_out, chosen)
         unseen_rows: list[dict[str, Any]] = []
@@ -195,7 +198,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     return {"predict": results, **({"peak_memory_bytes": max(peaks)} if peaks else {})}
 
 
-def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
+def _unseen_records(context: StageContext, part: Part) -> list[Row]:
     """Return training records that no phase has trained on, as many as `evaluate.combine_records` says.
 
     Raises:
@@ -222,37 +225,23 @@ def _unseen_records(context: StageContext, part: _Part) -> list[Row]:
 
 
 def _predict(
-    context: StageContext, part: _Part, chosen: Sequence[Row], systems: Mapping[str, Path | None]
+    context: StageContext, part: Part, chosen: Sequence[Row], systems: Mapping[str, Path | None]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Answer the chosen records with systems; return the rows of answers and the metrics.
 
     Answers that an earlier evaluation computed from the same records, model and adapter are read from the
     cache. A child process computes the others.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    config = context.config
     folder = context.work_dir / part.task
     folder.mkdir(parents=True, exist_ok=True)
-    # The drawn records are in a file of their own, so the child does not need to draw them again.
     records = folder / "records.parquet"
-    pq.write_table(pa.Table.from_pylist(list(chosen), schema=arrow_schema(RECORD_COLUMNS)), records)
+    write_drawn(chosen, records)
+    model = convert_model.base_folder(context.config, context.upstream[convert_model.NAME])
     spec = PredictSpec(
-        model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
+        **question_settings(context.config, part, model, records),
         systems=dict(systems),
-        records=records,
-        task=part.task,
-        split="test",
-        max_records=None,
-        prompt=prompt_spec(config),
-        max_seq_len=config.evaluate.max_seq_len,
-        tokens_per_batch=config.evaluate.tokens_per_batch,
-        mode=part.mode,
-        sharing=config.evaluate.sharing,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        mesh=config.mesh,
-        **values_of(ComputeSettings, config.model),
         output_dir=folder,
         compilation_cache_dir=context.cache_dir / "jax",
     )
@@ -274,7 +263,41 @@ def _predict(
     return rows, {**result, "systems": list(spec.systems), "cached_systems": cached}
 
 
-def _answers(context: StageContext, part: _Part, scored: _Scored) -> Answers:
+def write_drawn(records: Sequence[Row], path: Path) -> None:
+    """Write drawn records to a file of their own, so that a child process does not draw them again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(records), schema=arrow_schema(RECORD_COLUMNS)), path)
+
+
+def question_settings(config: PipelineConfig, part: Part, model: Path, records: Path) -> dict[str, Any]:
+    """Return the fields of a spec that decide the prompts of a task's drawn records.
+
+    Args:
+        config: configuration of the pipeline.
+        part: the task.
+        model: folder of the base model.
+        records: file of the drawn records.
+    """
+    return {
+        "model": model,
+        "records": records,
+        "task": part.task,
+        "split": "test",
+        "max_records": None,
+        "prompt": prompt_spec(config),
+        "max_seq_len": config.evaluate.max_seq_len,
+        "tokens_per_batch": config.evaluate.tokens_per_batch,
+        "mode": part.mode,
+        "sharing": config.evaluate.sharing,
+        "max_new_tokens": config.evaluate.max_new_tokens,
+        "mesh": config.mesh,
+        **values_of(ComputeSettings, config.model),
+    }
+
+
+def _answers(context: StageContext, part: Part, scored: _Scored) -> Answers:
     built = context.upstream[build_context.NAME]
     return Answers(
         records=scored.records,
@@ -305,7 +328,7 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet as pq
 
     # A choice has no text and a written answer no log-probability; the file has all columns for both.
-    schema = answer_schema("task")
+    schema = answer_schema("task").append(pa.field("normalised_choice", pa.string()))
     kept = [{name: row.get(name) for name in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), path)
 
@@ -340,7 +363,7 @@ def _write_values(path: Path, values: Mapping[str, RecordValues]) -> None:
 
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     # Only the held-out records of the tasks that are scored.
-    tasks = tuple(part.task for part in _parts(config))
+    tasks = tuple(part.task for part in evaluated_parts(config))
     # And the training records to weigh the model on.
     unseen = (
         build_context.part_names(["threads"], "train", "records") if config.evaluate.combine_records else ()

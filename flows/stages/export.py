@@ -22,6 +22,7 @@ from flows.engine.code_files import stage_sources
 from flows.engine.lineage_file import LINEAGE, render_lineage
 from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, check_gates, convert_model
+from flows.teachers.teacher import STAGE as MAKE_QUESTIONS
 from jora_core.base.digests import json_digest
 from jora_core.specs.common import values_of
 from jora_core.specs.model_files import ExportSettings, ExportSpec
@@ -49,6 +50,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     """Return all stages before the export, because the model card names all of them as the model's origin."""
     return (
+        *build_context.questions_upstream(config),
         Upstream(build_context.NAME, (build_context.RECORDS,)),
         convert_model.upstream(config),
         *(Upstream(phase.stage, (ADAPTER,)) for phase in config.phases),
@@ -76,6 +78,23 @@ def lineage(context: StageContext) -> dict[str, Any]:
     return origin
 
 
+def _synthetic(context: StageContext) -> str:
+    """Return how much of the training data comes from questions that a model made; "" if none does."""
+    task = context.config.context.qa
+    if task is None or not task.has_made_questions:
+        return ""
+    found = context.manifests[build_context.NAME]["metrics"]["tasks"]["qa"]
+    made = {split: found["notes"].get(split, {}).get("synthetic", 0) for split in ("train", "test")}
+    teacher = context.manifests.get(MAKE_QUESTIONS, {}).get("metrics", {}).get("teacher")
+    by = f" by {teacher}" if teacher else ""
+    return (
+        f"Of {found['records']['train']:,} training records about documents, "
+        f"{made['train']:,} have questions "
+        f"and answers that a model made{by}; of {found['records']['test']:,} held-out ones "
+        f"{made['test']:,}."
+    )
+
+
 def _measures(context: StageContext) -> dict[str, Any]:
     """Return the scores of each system, for the model card."""
     text = (context.upstream[EVALUATE] / METRICS).read_text(encoding="utf-8")
@@ -100,6 +119,7 @@ def _run(context: StageContext) -> dict[str, Any]:
         verify=config.export.verify,
         lineage=lineage(context),
         measures=_measures(context),
+        synthetic=_synthetic(context),
         system=BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE,
     )
     result = run_child("export", spec, context.work_dir)

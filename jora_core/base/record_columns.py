@@ -33,6 +33,9 @@ RECORD_COLUMNS: dict[str, str] = {
 #: They are empty for records without such a retriever.
 LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 
+#: Column of a build with questions that a model made: whether the record's question is one of them.
+SYNTHETIC_RECORD_COLUMNS: dict[str, str] = {"synthetic": "bool"}
+
 #: File of a training with the `id` of each record that the weights have learned from, and how many `times`.
 TRAINED_RECORDS = "trained_records.parquet"
 

@@ -81,15 +81,23 @@ def hide_credentials(url: str) -> str:
     """
 
     def hidden(value: str) -> str:
-        if has_variables(value):
-            return value
-        name = _TYPED + hashlib.sha256(value.encode()).hexdigest()[:12]
-        os.environ[name] = value
-        _note(value, f"${{{name}}}")
-        return f"${{{name}}}"
+        return value if has_variables(value) else hide_value(value)
 
     url = _USER_INFO.sub(lambda found: (found[1] or "") + hidden(found[2]), url)
     return _PARAMETER.sub(lambda found: f"{found[1]}={hidden(found[2])}", url)
+
+
+def hide_value(value: str) -> str:
+    """Move a secret into an environment variable of this process and its children, and mask it in all text.
+
+    Returns:
+        A reference to the variable.
+    """
+    mask_errors_with(mask)
+    name = _TYPED + hashlib.sha256(value.encode()).hexdigest()[:12]
+    os.environ[name] = value
+    _note(value, f"${{{name}}}")
+    return f"${{{name}}}"
 
 
 def references(text: str) -> str:

@@ -86,7 +86,7 @@ tags: [lora, raft, jora-raft]{f"{chr(10)}license: {json.dumps(own)}" if own else
 
 {_licences(spec, own, result)}
 
-## Origin
+{_synthetic(spec)}## Origin
 
 `jora lineage DIR` verifies this folder and all that it was made from, and names the rows that taught it.
 
@@ -128,6 +128,11 @@ def _licences(spec: ExportSpec, own: str | None, result: dict[str, Any]) -> str:
     ]
     lines += [f"- Data, {name}: {licence}" for name, licence in spec.data_licenses.items()]
     return "\n".join(lines if spec.data_licenses else [*lines, "- Data: not stated (`export.data_licenses`)"])
+
+
+def _synthetic(spec: ExportSpec) -> str:
+    """Return the section about data that a model made, or "" if there is none."""
+    return f"## Synthetic data\n\n{spec.synthetic}\n\n" if spec.synthetic else ""
 
 
 def _measures(spec: ExportSpec) -> str:

@@ -38,7 +38,7 @@ from jora_core.generation.text_stream import TextStream
 from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parameters.trees import Adapter, Params
-from jora_core.specs.answers import PredictSpec
+from jora_core.specs.answers import PredictSpec, QuestionSpec
 from jora_core.weights.adapter_folder import read_adapter
 from jora_core.weights.load_params import load_params
 from jora_core.weights.model_folder import read_model
@@ -93,7 +93,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     return result
 
 
-def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
+def read_rows(spec: QuestionSpec) -> list[dict[str, Any]]:
     """Return the records that a spec selects, in the file's order.
 
     Raises:
@@ -140,7 +140,7 @@ def read_rows(spec: PredictSpec) -> list[dict[str, Any]]:
 
 
 def make_questions(
-    rows: Sequence[dict[str, Any]], spec: PredictSpec, tokenizer: TextTokenizer, template: PromptTemplate
+    rows: Sequence[dict[str, Any]], spec: QuestionSpec, tokenizer: TextTokenizer, template: PromptTemplate
 ) -> tuple[list[Question], int]:
     """Make a tokenized question of each record. A prompt too long for its longest answer loses context.
 

@@ -74,12 +74,14 @@ def score_choices(
         return scores
     stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
     plans = stream.plan(0)
+    heights = _heights(plans) if blocks == 1 else {}
     mesh = current_mesh()
     with progress(label, len(plans)) as bar:
         for plan in plans:
             batch = stream.build(plan)
             # Added in float64: with float32 sums, two close choices could change places with the batch.
-            found = _token_logprobs(params, adapter, _device_arrays(batch), config, mesh, attention)
+            arrays = _device_arrays(batch, heights.get(plan.length))
+            found = _token_logprobs(params, adapter, arrays, config, mesh, attention)
             sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
             for id, value in zip(batch.ids, sums, strict=True):
                 question, choice = owners[int(id)]
@@ -109,9 +111,23 @@ def _choice_groups(
     return owners, share_contexts(examples, most_slots)
 
 
-def _device_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    names = ("tokens", "positions", "until", "index", "targets")
-    return {name: getattr(batch, name) for name in names}
+def _heights(plans: Sequence[RowPlan]) -> dict[int, int]:
+    """Return the most rows in use of the batches of each row length.
+
+    A stream pads every batch to its token budget, so that training has few programs. Here all batches are
+    known: a few questions of one thread, which fill one row, must not pay for three empty ones.
+    """
+    found: dict[int, int] = {}
+    for plan in plans:
+        found[plan.length] = max(found.get(plan.length, 0), len(plan.rows))
+    return found
+
+
+def _device_arrays(batch: Batch, height: int | None) -> dict[str, np.ndarray]:
+    """Return the arrays of a batch, without the rows after the first `height`; None keeps all rows."""
+    # Rows in use come first, and `index` counts slots row by row, so empty rows at the end may be cut off.
+    rows = {name: getattr(batch, name)[:height] for name in ("tokens", "positions", "until")}
+    return {**rows, "index": batch.index, "targets": batch.targets}
 
 
 # At module level, so that jit keeps the programs over all calls. Weights are arguments: captured by a

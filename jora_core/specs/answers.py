@@ -103,13 +103,9 @@ class GenerateSpec(AnswerSpec, PromptSettings, SequenceLimit, ModelRun):
     output_dir: Path = Field(title="Output folder", description="result.json")
 
 
-class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
-    """Answer held-out records with one base model and any number of adapters."""
+class QuestionSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
+    """Make prompts of held-out records for one base model."""
 
-    # All systems in one command: the base is loaded once, and equal adapters share compiled programs.
-    systems: dict[str, Path | None] = Field(
-        min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
-    )
     records: Path = Field(title="Records", description="Parquet file of Alpaca records")
     task: str | None = Field(default=None, title="Task", description="Keep only this task; all if empty")
     # test by default: answers to training records do not show the model's quality.
@@ -117,4 +113,26 @@ class PredictSpec(AnswerSpec, EvaluationSettings, PromptSettings, ModelRun):
     max_records: int | None = Field(
         default=None, ge=1, title="Most records", description="Read at most this many"
     )
+
+
+class PredictSpec(QuestionSpec):
+    """Answer held-out records with one base model and any number of adapters."""
+
+    # All systems in one command: the base is loaded once, and equal adapters share compiled programs.
+    systems: dict[str, Path | None] = Field(
+        min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
+    )
     output_dir: Path = Field(title="Output folder", description="predictions.parquet and result.json")
+
+
+class TaskFilesSpec(QuestionSpec):
+    """Write held-out records with choices as a task of lm-eval."""
+
+    # A file name and a name on a command line.
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", title="Name", description="Name of the task")
+    gold: dict[str, list[int]] = Field(
+        title="Right choices",
+        description="Id of a record to the numbers of its right choices, from 0; other records are left out",
+    )
+    folder: Path = Field(title="Task folder", description="Folder of the files of the task")
+    output_dir: Path = Field(title="Output folder", description="result.json")

@@ -102,4 +102,9 @@ class ExportSpec(ExportSettings):
         title="Measures",
         description="System to measure to value, low, high and n, shown in the card",
     )
+    synthetic: str = Field(
+        default="",
+        title="Synthetic data",
+        description="What a model made of the training data, in a sentence",
+    )
     system: str = Field(default="", title="System", description="Name of this model among the measures")

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import LEARNED_RECORD_COLUMNS, RECORD_COLUMNS
+from jora_core.base.record_columns import (
+    LEARNED_RECORD_COLUMNS,
+    RECORD_COLUMNS,
+    SYNTHETIC_RECORD_COLUMNS,
+)
 from retrieval.evaluation.threads.link_rows import LINK_COLUMNS
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
@@ -47,7 +51,9 @@ LEARNED_RANKING_COLUMNS: dict[str, str] = {"learned": "list", "learned_scores": 
 
 def record_columns(config: ContextConfig) -> dict[str, str]:
     """Return the columns of the `records.parquet` of a configuration."""
-    return RECORD_COLUMNS | (LEARNED_RECORD_COLUMNS if config.learns_fusion else {})
+    made = config.qa is not None and config.qa.has_made_questions
+    learned = LEARNED_RECORD_COLUMNS if config.learns_fusion else {}
+    return RECORD_COLUMNS | (SYNTHETIC_RECORD_COLUMNS if made else {}) | learned
 
 
 def ranking_columns(config: ContextConfig) -> dict[str, str]:
@@ -56,9 +62,13 @@ def ranking_columns(config: ContextConfig) -> dict[str, str]:
 
 
 def row_values(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, ...]:
-    """Return the values of a row in the order of the columns. A learned column that it lacks is empty."""
-    learned = LEARNED_RECORD_COLUMNS | LEARNED_RANKING_COLUMNS
-    return tuple(row.get(name, []) if name in learned else row[name] for name in columns)
+    """Return the values of a row in the order of the columns.
+
+    A learned column that the row lacks is empty, and a row without `synthetic` is not.
+    """
+    absent: dict[str, Any] = {name: [] for name in (*LEARNED_RECORD_COLUMNS, *LEARNED_RANKING_COLUMNS)}
+    absent |= dict.fromkeys(SYNTHETIC_RECORD_COLUMNS, False)
+    return tuple(row.get(name, absent[name]) if name in absent else row[name] for name in columns)
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -101,7 +111,8 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    return _select(read_rows(path, list(RECORD_COLUMNS), list(LEARNED_RECORD_COLUMNS)), task, split)
+    optional = [*SYNTHETIC_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
+    return _select(read_rows(path, list(RECORD_COLUMNS), optional), task, split)
 
 
 def read_rankings(path: Path, task: str | None = None, split: str | None = None) -> list[dict[str, Any]]:

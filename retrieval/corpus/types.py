@@ -119,6 +119,8 @@ class Question:
         time: the time of the question, in seconds since 1970; None means after all documents.
         span: (first character, last + 1) of the answer in the document's source text, if the source names it.
         needs_all: whether all oracles together hold the answer; False if one of them is enough (chunks).
+        reasoned: an answer that quotes, reasons and ends in the short answer; "" if the source has none.
+        synthetic: whether a model made the question.
     """
 
     id: str
@@ -131,6 +133,8 @@ class Question:
     time: float | None = None
     span: tuple[int, int] | None = None
     needs_all: bool = True
+    reasoned: str = ""
+    synthetic: bool = False
 
     @property
     def oracle_ids(self) -> tuple[str, ...]:

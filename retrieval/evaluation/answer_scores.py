@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.evaluation.comparisons import discordant
 from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.denotations import denotation_correct
 from retrieval.evaluation.measures.quotations import QuotationCounts, quotation_counts
@@ -159,32 +158,6 @@ def thread_values(
     """
     target, reply = _right(answers, rows)
     return {"target@1": target, "reply@1": reply, "joint": target * reply}
-
-
-def paired_difference(
-    one: Mapping[str, Prediction],
-    other: Mapping[str, Prediction],
-    rankings: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """Compare the posts that two systems name for the same comments.
-
-    Args:
-        one: answers of one system, by record id.
-        other: answers of the other one.
-        rankings: rows of `rankings.parquet` of the comments.
-        seed: seed of the resamples.
-        resamples: number of resamples.
-
-    Returns:
-        The difference of reply@1, one minus other, as `ContextBootstrap.difference` and `discordant`
-        return it.
-    """
-    (_, first), (_, second) = _right(one, rankings), _right(other, rankings)
-    intervals = ContextBootstrap.over([row["context_id"] for row in rankings], seed, resamples)
-    return {**intervals.difference(first, second), **discordant(first, second)}
 
 
 def _right(

@@ -63,7 +63,7 @@ def compare_seeds(
 
     Returns:
         Measure to `{"systems": {name: mean}, "comparisons": [row]}`. A mean is what
-        `ContextBootstrap.over_seeds` returns without its p. Rows are like those of `compare_systems`, of the
+        `ContextBootstrap.over_seeds` returns. Rows are like those of `compare_systems`, of the
         differences with each seed; p is corrected over them.
     """
     resampled = ContextBootstrap.over(contexts, seed, resamples)
@@ -71,12 +71,8 @@ def compare_seeds(
     for measure in dict.fromkeys(name for given in systems.values() for name in given):
         values = {name: given[measure] for name, given in systems.items() if measure in given}
         means = {name: resampled.over_seeds(given) for name, given in values.items()}
-        for mean in means.values():
-            del mean["p"]  # of a score: nobody asks whether it is 0
-            if mean["low"] is not None:
-                mean["low"] = max(mean["low"], 0.0)
         rows = [
-            {"one": shown, "other": name, **resampled.over_seeds(values[shown] - given)}
+            {"one": shown, "other": name, **resampled.over_seeds(values[shown], given)}
             for name, given in values.items()
             if shown in values and name != shown
         ]

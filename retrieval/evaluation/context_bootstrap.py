@@ -1,16 +1,19 @@
 """Bootstrap intervals that resample contexts, not records: the records of one context are not independent.
 
 A cluster bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 8) gives the
-standard error, and Student's t the width. Percentiles of the resamples are too narrow where contexts are few:
-`tests/benchmarks/interval_coverage.py` counts how often each holds the truth. The degrees of freedom are the
-effective number of contexts minus one, because a few long contexts among short ones tell less than as many
-equal ones (Kish, Survey Sampling, 1965).
+standard error. Percentiles of the resamples are too narrow where contexts are few, and lean to the wrong side
+where right answers are rare: `tests/benchmarks/interval_coverage.py` counts how often each holds the truth.
+So the bounds are those of a score interval, Wilson's for a share and Tango's for a paired difference, of as
+many independent records as would have this standard error (Korn and Graubard, Confidence Intervals for
+Proportions with Small Expected Number of Positive Counts, 1998; Franco, Little, Louis and Slud, Comparative
+Study of Confidence Intervals for Proportions in Complex Sample Surveys, 2019), with Student's t.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,62 @@ from scipy.special import stdtr, stdtrit
 CONFIDENCE = 0.95
 #: Resamples that are drawn at a time, which bounds the memory of the integer draws.
 _CHUNK = 250
+#: At least a little above zero, where t is not defined: one long context and a few single records.
+_LEAST_FREEDOM = 0.1
+#: Fewer degrees of freedom than this by kurtosis make intervals wider, and hold the truth no more often.
+_LEAST_BY_KURTOSIS = 6
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A mean of records, and how certain it is.
+
+    Attributes:
+        gained: mean of the positive parts of the values; of a share, the share.
+        lost: mean of the negative parts, as a positive number.
+        variance: variance of the mean over contexts; 0 if all contexts have the same ratio.
+        freedom: degrees of freedom of this variance.
+        effective: effective number of contexts.
+    """
+
+    gained: float
+    lost: float
+    variance: float
+    freedom: float
+    effective: float
+
+    @property
+    def value(self) -> float:
+        return self.gained - self.lost
+
+    @property
+    def records(self) -> float:
+        """As many independent records as would have this variance, if the values were -1, 0 and 1.
+
+        Without any spread between contexts, contexts count as records.
+        """
+        if not self.variance:
+            return self.effective
+        return (self.gained + self.lost - self.value**2) / self.variance
+
+    def share(self, confidence: float) -> tuple[float, float]:
+        """Return Wilson's interval (1927): all p with |value - p| <= t · √(p (1 - p) / records)."""
+        spread = _quantile(self.freedom, confidence) ** 2 / self.records
+        centre = (self.value + spread / 2) / (1 + spread)
+        half = math.sqrt(self.value * (1 - self.value) * spread + spread * spread / 4) / (1 + spread)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def difference(self, confidence: float) -> tuple[float, float]:
+        """Return Tango's interval (1998) of a difference of two shares of the same records."""
+        spread = _quantile(self.freedom, confidence) ** 2 / self.records
+        return -_tango(self.lost, self.gained, spread), _tango(self.gained, self.lost, spread)
+
+    def p(self) -> float:
+        """Return the two-sided p of a difference of 0: a bound is 0 where p is 1 - confidence."""
+        if not self.value:
+            return 1.0
+        statistic = abs(self.value) * math.sqrt(self.records / (self.gained + self.lost))
+        return 2 * float(stdtr(self.freedom, -statistic))
 
 
 @dataclass(frozen=True)
@@ -59,10 +118,7 @@ class ContextBootstrap:
     def ratio(self, above: np.ndarray, below: np.ndarray, confidence: float = CONFIDENCE) -> dict[str, Any]:
         """Return Σabove / Σbelow over the records, a share between 0 and 1, with its interval.
 
-        The interval is Wilson's (1927) with as many records as would have this standard error if they were
-        independent (Dean and Pagano, Evaluating Confidence Interval Methods for Binomial Proportions in
-        Clustered Surveys, 2015), and with Student's t. It stays between 0 and 1, and has a width also where
-        all answers are right or all are wrong.
+        The interval stays between 0 and 1, and has a width also where all answers are right or all are wrong.
 
         Args:
             above: float64[N].
@@ -84,17 +140,10 @@ class ContextBootstrap:
         if not 0 <= value <= 1:
             raise ValueError(f"a share of {value:g}; expected one between 0 and 1")
         counts = self._by_context(below)
-        if np.count_nonzero(counts) < 2:
-            return {"value": round(value, 6), "low": None, "high": None, "n": n}
-        freedom, variance = _freedom(counts), self._variance(above, counts)
-        # Without any spread, contexts count as records.
-        effective = min(value * (1 - value) / variance, total) if variance else freedom + 1
-        t = float(-stdtrit(freedom, (1 - confidence) / 2))
-        share = t * t / effective
-        centre = (value + share / 2) / (1 + share)
-        half = float(np.sqrt(value * (1 - value) * share + share * share / 4)) / (1 + share)
-        low, high = max(0.0, centre - half), min(1.0, centre + half)
-        return {"value": round(value, 6), "low": round(low, 6), "high": round(high, 6), "n": n}
+        low, high = None, None
+        if np.count_nonzero(counts) > 1:
+            low, high = _rounded(self._estimate(above, counts).share(confidence))
+        return {"value": round(value, 6), "low": low, "high": high, "n": n}
 
     def difference(
         self, one: np.ndarray, other: np.ndarray, confidence: float = CONFIDENCE
@@ -102,18 +151,19 @@ class ContextBootstrap:
         """Return the mean difference of two systems on the same records, one minus other.
 
         Args:
-            one: float64[N], a system's value for each record.
+            one: float64[N], a system's value for each record, between 0 and 1.
             other: float64[N], the other system's.
             confidence: probability that the interval holds the true difference.
 
         Returns:
-            `{value, low, high, n, contexts, p}`. The interval is the value ± t · standard error, with the
-            standard error of the resamples. `p` is the probability of a difference at least as large if there
-            is none (two-sided). The bounds are None, and p is 1, if all records are of one context.
+            `{value, low, high, n, contexts, p}`. `p` is the probability of a difference at least as large if
+            there is none (two-sided). The bounds are None, and p is 1, if all records are of one context.
         """
-        return self._mean(one - other, confidence)
+        return self._difference(one - other, confidence, None)
 
-    def over_seeds(self, values: np.ndarray, confidence: float = CONFIDENCE) -> dict[str, Any]:
+    def over_seeds(
+        self, values: np.ndarray, other: np.ndarray | None = None, confidence: float = CONFIDENCE
+    ) -> dict[str, Any]:
         """Return the mean of several trainings on the same records, with an interval for both sources.
 
         The variance is that of the mean over contexts plus that of the mean over trainings, with the degrees
@@ -122,72 +172,213 @@ class ContextBootstrap:
         rather too wide than too narrow.
 
         Args:
-            values: float64[seeds, N], the values, or the differences of two systems, with each training seed.
+            values: float64[seeds, N], a system's values with each training seed, between 0 and 1.
+            other: float64[seeds, N], another system's, which are subtracted; None: a score and no difference.
             confidence: probability that the interval holds the mean over all seeds and contexts.
 
         Returns:
-            What `difference` returns, with `by_seed` (the mean with each seed) and `spread` (their standard
-            deviation; None with one seed).
+            `{value, low, high, n, contexts}` of a score, what `difference` returns of a difference; with
+            `by_seed` (the mean with each seed) and `spread` (their standard deviation; None with one seed).
         """
-        means = values.mean(axis=1) if values.size else np.zeros(0)
+        given = values if other is None else values - other
+        means = given.mean(axis=1) if given.size else np.zeros(0)
         spread = float(means.std(ddof=1)) if len(means) > 1 else None
+        seeds = (spread, len(means)) if spread else None
+        mean = given.mean(axis=0)
+        found = (
+            self._share(mean, confidence, seeds)
+            if other is None
+            else self._difference(mean, confidence, seeds)
+        )
         return {
-            **self._mean(values.mean(axis=0), confidence, spread, len(values)),
+            **found,
             "by_seed": [round(float(mean), 6) for mean in means],
             "spread": None if spread is None else round(spread, 6),
         }
 
-    def _mean(
-        self, values: np.ndarray, confidence: float, spread: float | None = None, seeds: int = 1
+    def resampled(
+        self, values: np.ndarray, counts: np.ndarray, confidence: float = CONFIDENCE
+    ) -> tuple[float, float] | None:
+        """Return the interval of a statistic between 0 and 1 that is no ratio of sums.
+
+        Args:
+            values: float64[1 + resamples], its value, and its value in each resample; NaN where it has none.
+            counts: float64[contexts], the sizes of the contexts.
+            confidence: probability that the interval holds the true value.
+
+        Returns:
+            (low, high); None if it has no value, or if all records are of one context.
+        """
+        drawn = values[1:][~np.isnan(values[1:])]
+        if np.isnan(values[0]) or np.count_nonzero(counts) < 2 or not len(drawn):
+            return None
+        value = float(values[0])
+        # As if each context had the same value: then it is not known that few of them make the variance.
+        estimate = _estimate(value * counts, counts, drawn)
+        estimate = replace(estimate, gained=max(value, 0.0), lost=max(-value, 0.0))
+        # The adjusted Rand index may be below 0.
+        return _rounded(estimate.share(confidence) if value >= 0 else estimate.difference(confidence))
+
+    def _share(
+        self, values: np.ndarray, confidence: float, seeds: tuple[float, int] | None
     ) -> dict[str, Any]:
-        """Return the mean of values float64[N]; `spread` is that of the trainings whose mean they are."""
-        n = len(values)
-        counts = self._by_context(np.ones(n))
-        found = {"value": None, "low": None, "high": None, "n": n, "contexts": len(counts), "p": 1.0}
-        if not n:
-            return found
-        value = float(values.mean())
-        if len(counts) < 2:
-            return found | {"value": round(value, 6)}
-        variance = self._variance(values, counts)
-        freedom = _freedom(counts)
-        if spread:
-            of_seeds = spread**2 / seeds
-            freedom = (variance + of_seeds) ** 2 / (variance**2 / freedom + of_seeds**2 / (seeds - 1))
-            variance += of_seeds
-        error = float(np.sqrt(variance))
-        half = float(-stdtrit(freedom, (1 - confidence) / 2)) * error
-        p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
-        # The least p of any test that exchanges the systems within contexts. Without it, two contexts with
-        # the same difference, and so no spread, would be proof.
-        moved = np.count_nonzero(self._by_context(values))
-        return found | {
-            "value": round(value, 6),
-            # With two or three contexts, t can be larger than any difference of shares.
-            "low": round(max(value - half, -1.0), 6),
-            "high": round(min(value + half, 1.0), 6),
-            "p": min(1.0, max(p, 2.0 ** (1 - moved))),
+        """Return the mean of values float64[N]; `seeds` is the spread and number of trainings behind them."""
+        counts = self._by_context(np.ones(len(values)))
+        found = {"value": None, "low": None, "high": None, "n": len(values), "contexts": len(counts)}
+        if len(values):
+            found["value"] = round(float(values.mean()), 6)
+        if len(counts) > 1:
+            found["low"], found["high"] = _rounded(self._estimate(values, counts, seeds).share(confidence))
+        return found
+
+    def _difference(
+        self, values: np.ndarray, confidence: float, seeds: tuple[float, int] | None
+    ) -> dict[str, Any]:
+        """Return the mean of differences float64[N]; `seeds` as in `_share`."""
+        counts = self._by_context(np.ones(len(values)))
+        found = {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": len(values),
+            "contexts": len(counts),
+            "p": 1.0,
         }
+        if len(values):
+            found["value"] = round(float(values.mean()), 6)
+        if len(counts) > 1:
+            estimate = self._estimate(values, counts, seeds)
+            found["low"], found["high"] = _rounded(estimate.difference(confidence))
+            # The least p of any test that exchanges the systems within contexts. Without it, a few contexts
+            # with nearly the same difference would be proof.
+            moved = np.count_nonzero(self._by_context(values))
+            found["p"] = min(1.0, max(estimate.p(), 2.0 ** float(1 - moved)))
+        return found
 
     def _by_context(self, values: np.ndarray) -> np.ndarray:
         """Sum values of records over each context, float64[contexts]."""
         return np.bincount(self.membership, weights=values, minlength=self.draws.shape[1])
 
-    def _variance(self, above: np.ndarray, counts: np.ndarray) -> float:
-        """Return the variance of Σabove / Σcounts; 0 if all contexts have the same ratio."""
+    def _estimate(
+        self, values: np.ndarray, counts: np.ndarray, seeds: tuple[float, int] | None = None
+    ) -> _Estimate:
+        """Return Σvalues / Σcounts with its variance.
+
+        Args:
+            values: float64[N].
+            counts: float64[contexts], what the sum is divided by.
+            seeds: spread and number of the trainings whose mean the values are; None: one training.
+        """
+        sums = self._by_context(values)
         # Summed by context first: a resample is then a row of one matrix product, whatever the number of
         # records.
-        up, down = self.draws @ self._by_context(above), self.draws @ counts
+        up, down = self.draws @ sums, self.draws @ counts
         # A resample may hold no record that counts.
-        drawn = up[down > 0] / down[down > 0]
-        n = np.count_nonzero(counts)
-        # The factor, because the resamples spread as the contexts do divided by n and not by n - 1.
-        variance = float(drawn.var()) * n / (n - 1)
-        # Rounded sums of the resamples differ in the last digits, also where each resample has one value.
-        return 0.0 if variance < 1e-13 else variance
+        estimate = _estimate(sums, counts, up[down > 0] / down[down > 0])
+        if seeds:
+            spread, number = seeds
+            of_contexts, of_seeds = estimate.variance, spread**2 / number
+            both = of_contexts + of_seeds
+            freedom = both**2 / (of_contexts**2 / estimate.freedom + of_seeds**2 / (number - 1))
+            estimate = replace(estimate, variance=both, freedom=freedom)
+        lost = float(np.maximum(-values, 0).sum() / counts.sum())
+        return replace(estimate, gained=estimate.gained + lost, lost=lost)
 
 
-def _freedom(counts: np.ndarray) -> float:
-    """Return the degrees of freedom of contexts with so many records each."""
-    # At least a little above zero, where t is not defined: one long context and a few single records.
-    return max(float(counts.sum() ** 2 / (counts**2).sum()) - 1, 0.1)
+def share_interval(
+    sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray, confidence: float = CONFIDENCE
+) -> tuple[float | None, float | None]:
+    """Return the interval of Σsums / Σcounts, a share, as `ContextBootstrap.ratio` does.
+
+    It is for so many contexts that not all resamples fit into memory at a time.
+
+    Args:
+        sums: float64[contexts], what each context adds to the numerator.
+        counts: float64[contexts], what each context adds to the denominator.
+        drawn: float64[resamples], the ratio in each resample of the contexts.
+        confidence: probability that the interval holds the true share.
+
+    Returns:
+        (low, high), both None if there are fewer than two contexts.
+    """
+    if np.count_nonzero(counts) < 2:
+        return None, None
+    return _rounded(_estimate(sums, counts, drawn).share(confidence))
+
+
+def _estimate(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> _Estimate:
+    """Return Σsums / Σcounts as a share, with the variance of its resampled values."""
+    n = int(np.count_nonzero(counts))
+    # The factor, because the resamples spread as the contexts do divided by n and not by n - 1.
+    variance = float(drawn.var()) * n / (n - 1)
+    # Rounded sums of the resamples differ in the last digits, also where each resample has one value.
+    variance = 0.0 if variance < 1e-13 else variance
+    value = float(sums.sum() / counts.sum())
+    effective = _effective(counts)
+    freedom = effective - 1
+    if variance:
+        freedom = min(freedom, _freedom(sums - value * counts, n))
+    return _Estimate(value, 0.0, variance, max(freedom, _LEAST_FREEDOM), effective)
+
+
+def _effective(counts: np.ndarray) -> float:
+    """Return the effective number of contexts: a few long ones among short ones tell less than equal ones.
+
+    Kish, Survey Sampling, 1965.
+    """
+    return float(counts.sum()) ** 2 / float((counts**2).sum())
+
+
+def _freedom(residuals: np.ndarray, contexts: int) -> float:
+    """Return the degrees of freedom of a variance that few contexts make.
+
+    They are those of the chi-squared distribution with the mean and variance of a sum of squares whose terms
+    have the kurtosis of the residuals (Box, Some Theorems on Quadratic Forms, 1954). Where only a few
+    contexts have any right answer, they are far fewer than the contexts.
+
+    Args:
+        residuals: float64[contexts], what each context has above the mean.
+        contexts: number of contexts that count.
+    """
+    squares = residuals**2
+    total = float(squares.sum())
+    kurtosis = contexts * float((squares**2).sum()) / total**2 if total else 0.0
+    # The kurtosis itself is badly known from few contexts, and a single right answer has the largest one.
+    return max(2 * contexts / (kurtosis - 1), _LEAST_BY_KURTOSIS) if kurtosis > 1 else math.inf
+
+
+def _quantile(freedom: float, confidence: float) -> float:
+    """Return Student's t that both tails together leave out with the probability 1 - confidence."""
+    return float(-stdtrit(freedom, (1 - confidence) / 2))
+
+
+def _tango(gained: float, lost: float, spread: float) -> float:
+    """Return the upper bound of a paired difference.
+
+    It is the largest d with |gained - lost - d| <= √(spread · v(d)), where v(d) is the variance of one record
+    under the likeliest probabilities whose difference is d (Tango, Equivalence Test and Confidence Interval
+    for the Difference in Proportions for the Paired-Sample Design, 1998).
+
+    Args:
+        gained: share of records that only the first system has right.
+        lost: share of records that only the second system has right.
+        spread: square of the quantile, divided by the number of records.
+    """
+    value = gained - lost
+    inside, outside = value, 1.0
+    # Halving 40 times is exact to 12 digits.
+    for _ in range(40):
+        tried = (inside + outside) / 2
+        linear = (2 - gained + lost) * tried - gained - lost
+        only_lost = (math.sqrt(linear**2 + 8 * lost * tried * (1 - tried)) - linear) / 4
+        variance = 2 * only_lost + tried * (1 - tried)
+        if (tried - value) ** 2 <= spread * variance:
+            inside = tried
+        else:
+            outside = tried
+    return inside
+
+
+def _rounded(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    return round(float(low), 6), round(float(high), 6)

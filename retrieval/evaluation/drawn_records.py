@@ -13,6 +13,9 @@ from retrieval.text.normalize import seeded_hash
 
 Row = Mapping[str, Any]
 
+#: From this many contexts on, an interval holds the truth as often as it says (docs/evaluation.md).
+LEAST_CONTEXTS = 10
+
 
 def draw_records(rows: Sequence[Row], most: int | None, seed: int) -> list[Row]:
     """Return at most `most` of the rows, in their order: whole runs of records that share their beginning.
@@ -53,3 +56,10 @@ def draw_counts(rows: Sequence[Row], drawn: Sequence[Row]) -> dict[str, int]:
         "contexts": len({row["context_id"] for row in drawn}),
         "of_contexts": len({row["context_id"] for row in rows}),
     }
+
+
+def few_contexts(contexts: int) -> str:
+    """Return a warning where records are of too few contexts for an interval to be trusted; else no text."""
+    if contexts >= LEAST_CONTEXTS:
+        return ""
+    return f"only {contexts} context{'s' * (contexts != 1)}, so the interval is not to be trusted"

@@ -2,9 +2,9 @@
 
 The measures are also grouped by the distance of the answer and by the length of the question.
 
-Intervals are 95 % percentile bootstrap intervals. Contexts (threads, documents) are resampled, not questions,
-because the questions of one context are not independent. The draws are seeded, so the same ranks give the
-same report.
+Intervals are those of the evaluation (`retrieval.evaluation.context_bootstrap`): contexts (threads,
+documents) are resampled, not questions, because the questions of one context are not independent. The draws
+are seeded, so the same ranks give the same report.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.evaluation.context_bootstrap import share_interval
 from retrieval.evaluation.retriever_ranks import RankTally
 
 RESAMPLES = 1000
@@ -66,16 +67,16 @@ class QuestionFacts:
 
 def intervals(
     values: np.ndarray, contexts: Sequence[str], resamples: int = RESAMPLES
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[tuple[float | None, float | None]]:
     """Compute 95 % intervals of means.
 
     Args:
-        values: float64[N, M], M measures of N records.
+        values: float64[N, M], M measures of N records, between 0 and 1.
         contexts: context of each record.
         resamples: how many times the contexts are drawn.
 
     Returns:
-        (low, high), float64[M] each.
+        (low, high) of each measure; None if all records are of one context.
     """
     names, membership = np.unique(np.array(contexts, dtype=object).astype(str), return_inverse=True)
     n, width = len(names), values.shape[1]
@@ -92,8 +93,7 @@ def intervals(
         times_drawn = np.bincount(rng.integers(0, n, size=n), minlength=n).astype(np.float64)
         total = times_drawn @ sums
         drawn[i] = total[:width] / total[width]
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return low, high
+    return [share_interval(sums[:, column], sums[:, width], drawn[:, column]) for column in range(width)]
 
 
 def leg_summary(tally: RankTally, facts: QuestionFacts | None) -> dict[str, Any]:
@@ -105,9 +105,8 @@ def leg_summary(tally: RankTally, facts: QuestionFacts | None) -> dict[str, Any]
     if facts is None or not out["n"]:
         return out
     measures = tally.measures()
-    low, high = intervals(np.stack(list(measures.values()), axis=1), facts.contexts)
-    bounds = zip(measures, low.tolist(), high.tolist(), strict=True)
-    return out | {"interval": {name: [round(a, 6), round(b, 6)] for name, a, b in bounds}}
+    bounds = intervals(np.stack(list(measures.values()), axis=1), facts.contexts)
+    return out | {"interval": {name: list(pair) for name, pair in zip(measures, bounds, strict=True)}}
 
 
 def grouped(tally: RankTally, facts: QuestionFacts) -> dict[str, list[dict[str, Any]]]:
@@ -143,8 +142,7 @@ def _row(
     if not row["n"]:
         return row
     values = np.stack([values[chosen] for values in measures.values()], axis=1)
-    low, high = intervals(values, contexts[chosen].tolist())
-    for i, name in enumerate(measures):
-        cells = (values[:, i].mean(), low[i], high[i])
-        row[name] = dict(zip(("value", "low", "high"), (round(float(c), 6) for c in cells), strict=True))
+    bounds = intervals(values, contexts[chosen].tolist())
+    for name, mean, (low, high) in zip(measures, values.mean(axis=0), bounds, strict=True):
+        row[name] = {"value": round(float(mean), 6), "low": low, "high": high}
     return row

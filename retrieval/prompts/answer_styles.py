@@ -1,4 +1,4 @@
-"""Answer styles: the direct answer, a quotation before the answer, or a template of the user.
+"""Answer styles: the direct answer, a quotation before it, a reasoned answer, or a template of the user.
 
 Quote-then-answer is RAFT's format (arXiv:2403.10131, section 3): the sentence of the right document that
 holds the answer, verbatim between `##begin_quote##` and `##end_quote##`, then `##Answer:` and the answer.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jora_core.base.errors import InputError
 from retrieval.prompts.answer_matching import ANSWER_MARK
-from retrieval.settings.answer_style import Style
+from retrieval.settings.answer_style import DocumentStyle
 from retrieval.text.sentences import sentence_spans, sentences
 from retrieval.text.words import tokenize
 
@@ -185,7 +185,7 @@ class Taught:
 
 
 def taught_answer(
-    style: Style,
+    style: DocumentStyle,
     template: AnswerTemplate | None,
     *,
     record: str,
@@ -195,6 +195,7 @@ def taught_answer(
     passages: Sequence[Passage],
     oracles: Sequence[Passage],
     abstain: str | None,
+    reasoned: str = "",
 ) -> Taught:
     """Return the answer that a record teaches, in the configured style.
 
@@ -212,6 +213,7 @@ def taught_answer(
         oracles: those of the passages that hold the answer; empty if the prompt does not answer the
             question.
         abstain: taught answer if `oracles` is empty; None: the accepted answer is still taught.
+        reasoned: the question's own reasoned answer, for the style "reasoned"; "" for none.
 
     Raises:
         InputError: the template fails on the record.
@@ -222,6 +224,12 @@ def taught_answer(
         return Taught(abstain, (abstain,), "abstained")
     if style == "direct":
         return Taught(direct, gold)
+    if style == "reasoned" and reasoned and oracles:
+        shown = "\n\n".join(passage.text for passage in oracles)
+        if not false_quotes(reasoned, shown):
+            return Taught(reasoned, gold, "reasoned")
+        # The budget of the context has cut what it quotes.
+        return Taught(direct, gold, "reasoned_quote_not_in_prompt")
     quote = supporting_sentence([passage.text for passage in oracles], answers, question)
     if style == "template":
         if template is None:

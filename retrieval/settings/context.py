@@ -23,8 +23,11 @@ from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
 #: Fields that hold paths. They stay out of what is written into the records, so that a moved corpus gives the
 #: same bytes. The digests of the files' contents are written instead.
 PATH_FIELDS = frozenset(
-    {"source", "test_source", "questions", "embedder", "embedding_cache", "reranker", "tokenizer"}
-)
+    {
+        "source", "test_source", "questions", "synthetic_questions", "embedder", "embedding_cache",
+        "reranker", "tokenizer", "decisions", "model_folder", "adapter_folder", "base_url",
+    }
+)  # fmt: skip
 
 #: Fields that decide which processes build the records. They change no record, so they stay out as well.
 EXECUTION_FIELDS = frozenset(
@@ -216,7 +219,14 @@ class _ContextSettings(SettingsModel):
     def fingerprint(self) -> dict[str, Any]:
         """Return, as JSON values, the settings that can change a record."""
         # At any depth, because tasks have path fields of their own.
-        return _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
+        found = _without(self.model_dump(mode="json"), PATH_FIELDS | EXECUTION_FIELDS)
+        # The questions of a teacher are an input. Of their making, records depend on `held_out` alone.
+        qa = found.get("qa")
+        if qa is not None:
+            made, held_out = qa.pop("generate"), qa.pop("synthetic_held_out")
+            if held_out or (made is not None and made["held_out"]):
+                qa["synthetic_held_out"] = True
+        return found
 
 
 # A type checker needs the fields written out. Both definitions must have the same ones.

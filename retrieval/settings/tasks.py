@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from retrieval.settings.answer_style import Style
+from retrieval.settings.answer_style import DocumentStyle, Style
 from retrieval.settings.choices import OneOf
 from retrieval.settings.columns import (
     DocumentColumns,
@@ -20,6 +20,7 @@ from retrieval.settings.columns import (
 from retrieval.settings.document_layouts import DocumentLayoutName, TableFormatName
 from retrieval.settings.legs import DOCUMENT_LEGS, LEGS
 from retrieval.settings.limits import SettingsModel
+from retrieval.settings.synthesis.question_generation import QuestionGeneration
 from retrieval.settings.thread_formats import ThreadFormatName
 
 LegName = Annotated[str, OneOf(tuple(LEGS))]
@@ -459,6 +460,23 @@ class QaTask(_Styled):
         description="File, folder or glob of .jsonl, .json or .parquet; empty: in the documents' files, as "
         "in SQuAD and HotpotQA.",
     )
+    generate: QuestionGeneration | None = Field(
+        default=None,
+        title="Make questions",
+        description="Let a teacher model make questions about the documents (stage make-questions).",
+    )
+    synthetic_questions: str | None = Field(
+        default=None,
+        title="Made questions",
+        description="A questions.parquet that the stage make-questions wrote, without a teacher; not beside "
+        "generate.",
+    )
+    synthetic_held_out: bool = Field(
+        default=False,
+        title="Made held-out questions",
+        description="Whether questions of synthetic_questions may be held out; else those about held-out "
+        "documents are dropped and counted.",
+    )
     columns: DocumentColumns | None = Field(
         default=None,
         title="Columns of the documents",
@@ -471,6 +489,13 @@ class QaTask(_Styled):
     )
     format: DocumentLayoutName = Field(
         default="auto", title="Format", description="Layout of rows; auto: told by their fields."
+    )
+    answer_style: DocumentStyle = Field(
+        default="direct",
+        title="Answer style",
+        description="What is taught: the answer alone (direct), the sentence that holds it and then the "
+        "answer (quote), what answer_template makes (template), or the reasoned answer of a made question "
+        "(reasoned), else as quote.",
     )
     split: Literal["context", "time"] = Field(
         default="context",
@@ -534,11 +559,41 @@ class QaTask(_Styled):
 
     @model_validator(mode="after")
     def _columns_of_their_files(self) -> QaTask:
-        if self.columns is not None and self.questions is None:
+        if self.columns is not None and self.questions is None and not self.has_made_questions:
             raise ValueError("columns needs questions: give the questions in a file of their own")
         if self.question_columns is not None and self.questions is None:
             raise ValueError("question_columns needs questions: give the file that has these columns")
         return self
+
+    @model_validator(mode="after")
+    def _made_questions_have_an_effect(self) -> QaTask:
+        if self.generate is not None and self.synthetic_questions is not None:
+            raise ValueError("generate and synthetic_questions exclude each other; give one of them")
+        if self.generate is not None and "unanswerable" in self.generate.kinds and not self.abstain:
+            raise ValueError(
+                "generate.kinds has unanswerable, whose answer is that of abstain: set abstain, or leave "
+                "the kind out"
+            )
+        if self.synthetic_held_out and self.synthetic_questions is None:
+            raise ValueError(
+                "synthetic_held_out goes with synthetic_questions; beside generate it is generate.held_out"
+            )
+        return self
+
+    @property
+    def quotes_first(self) -> bool:
+        """Whether an answer begins with a quotation."""
+        return self.answer_style in ("quote", "reasoned")
+
+    @property
+    def has_made_questions(self) -> bool:
+        """Whether a teacher's questions are among the questions, made in this pipeline or before."""
+        return self.generate is not None or self.synthetic_questions is not None
+
+    @property
+    def may_hold_out_made_questions(self) -> bool:
+        """Whether made questions may be in the held-out split."""
+        return self.synthetic_held_out or (self.generate is not None and self.generate.held_out)
 
     @model_validator(mode="after")
     def _overlap_below_chunk(self) -> QaTask:

@@ -23,7 +23,8 @@ class Answers:
     Attributes:
         records: the records, as in `records.parquet`.
         rows: one row for each answer: `id` of the record, `system`, `choice` (None if only a text was
-            generated), `text` (None if only a choice was made).
+            generated), `text` (None if only a choice was made), and where choices have log-likelihoods,
+            `normalised_choice`, the best for each of its characters.
         rankings: returns the records' rows of `rankings.parquet`, for a task that has such rows.
         baselines: names of the systems without a model that are scored; None: all that the rankings have.
         links: returns the rows of `links.parquet` of the task, for a task that has such rows.
@@ -118,6 +119,21 @@ def predicted_links(name: str, answers: Answers) -> Any:
     """Return the links that answers to a task's records mean; None for a task without links."""
     find = getattr(import_module(f"{TASKS[name].package}.scoring"), "predicted_links", None)
     return find(answers) if find else None
+
+
+def right_choices(name: str, records: Sequence[Row], rankings: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the numbers of each record's right choices, as `score_answers` counts them.
+
+    Args:
+        name: a task whose answers are choices.
+        records: records of the task.
+        rankings: the records' rows of `rankings.parquet`.
+
+    Returns:
+        Record id to numbers from 0; empty where no choice of the prompt is right. Records that the scores of
+        answers leave out are not there.
+    """
+    return import_module(f"{TASKS[name].package}.scoring").right_choices(records, rankings)
 
 
 def score_answers(name: str, answers: Answers) -> dict[str, Any]:

@@ -40,6 +40,7 @@ NOT_RUN = {
     "jora watch": "tests/flows/housekeeping tests it; runs until Ctrl-C",
     "jora serve": "tests/flows/orchestration/test_serve.py",
     "jora ask": "tests/flows/commands/test_ask.py; reads a model that a run trains",
+    "jora questions": "tests/flows/teachers; asks a teacher model",
     "jora push": "tests/flows/stages/test_push.py; uploads what a run exports",
     "jora fetch": "downloads a model from the package index; the slow tests of real models use it",
     "git clone": "downloads data",
@@ -55,6 +56,8 @@ NOT_RUN = {
 # The same for the other pages, beside what README prints too.
 NOT_RUN_ELSEWHERE = {
     "make install": "installs packages",
+    'pip install "lm-eval': "installs packages",
+    "lm_eval": "tests/jora_core/commands/test_write_task.py; reads a model that a run exports",
     "JORA_SHARED=../shared jora run": "needs the real data, and an hour",
     "make hooks": "changes the repository's git configuration",
     "jora memory": "tests/flows/commands runs it; compiles for a minute",

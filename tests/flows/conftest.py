@@ -27,6 +27,7 @@ from jora_core.base.digests import file_digest, json_digest
 # What each stage's stand-in writes: files that the next stages read (a function of what the stage read),
 # and a log that differs from run to run, as a real one's times do.
 OUTPUTS = {
+    "make-questions": ("questions.parquet", "refused.parquet", "metrics.json"),
     "build-context": ("records.parquet", "rankings.parquet", "links.parquet", "metrics.json"),
     "convert-model": ("model.json",),
     "finetune-structure": ("adapter_model.safetensors", "adapter_config.json"),

@@ -169,7 +169,8 @@ def gc(
 
     Without an option, the newest 5 runs of each project are kept. With both options, a run is removed only if
     both allow it. A run that is pinned or in progress is always kept, with its artifacts and those that
-    they were made from. Refuses while a run is in progress.
+    they were made from. Where a number of runs is kept, the newest run of each project that exported is kept
+    too, because gates compare with it. Refuses while a run is in progress.
 
     \b
     Examples:

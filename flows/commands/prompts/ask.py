@@ -21,13 +21,16 @@ from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
+from flows.stages.build_context import with_made_questions
 from flows.stages.converted_model import converted
 from flows.stages.model_conversion import tokenizer_folder
+from flows.teachers.teacher import STAGE as QUESTIONS_STAGE
 from jora_core.base.errors import InputError
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.prompts.answer_matching import final_answer
 from retrieval.prompts.answer_styles import quotations
+from retrieval.settings.context import ContextConfig
 from retrieval.settings.task_registry import TASKS
 
 # Longer texts are cut in the printed list; --json has them whole.
@@ -157,7 +160,7 @@ def ask_questions(
     with tempfile.TemporaryDirectory(prefix="jora-ask-") as name:
         folder = Path(name)
         records = folder / "records.parquet"
-        context = config.context
+        context = _with_questions(config, store, task)
         if context.embedding_cache is None:
             context = context.model_copy(update={"embedding_cache": str(store.cache_dir / "embeddings")})
         if context.tokenizer and context.counts_tokens:
@@ -199,6 +202,24 @@ def ask_questions(
         run_child("predict", spec, folder)
         rows = _read(folder / "answers" / "predictions.parquet")
     return [_answer(text, one, row, model) for text, one, row in zip(asking.texts, found, rows, strict=True)]
+
+
+def _with_questions(config: PipelineConfig, store: Store, task: str) -> ContextConfig:
+    """Return the settings of the corpus. Where a teacher makes its questions, they are those of the store.
+
+    Raises:
+        InputError: the store has none.
+    """
+    context = config.context
+    if task != "qa" or context.qa is None or context.qa.generate is None:
+        return context
+    key = identify(config, STAGES, until=QUESTIONS_STAGE)[QUESTIONS_STAGE].key
+    store.fetch(QUESTIONS_STAGE, key)
+    if not store.check(QUESTIONS_STAGE, key).whole:
+        raise InputError(
+            f"ask: the questions of this corpus are not made yet; run `{config.command('questions')}`"
+        )
+    return with_made_questions(context, store.path(QUESTIONS_STAGE, key))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

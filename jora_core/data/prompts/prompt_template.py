@@ -95,6 +95,11 @@ def load_template(prompt: PromptSpec, tokenizer: TextTokenizer) -> PromptTemplat
     return _format_template(source, prompt.system, tokenizer)
 
 
+def unmarked(text: str, tokenizer: TextTokenizer) -> str:
+    """Return a marked text with the texts of its control tokens, as other programs write it."""
+    return _ALIAS.sub(lambda found: tokenizer.text_of(int(found[1])), text)
+
+
 def jinja_of_format(text: str, system: str = "", bos: bool = False) -> str:
     """Return the chat template that gives the prompts of a template with {instruction} and {input}.
 

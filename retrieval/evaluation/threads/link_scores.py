@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.evaluation.context_bootstrap import CONFIDENCE, ContextBootstrap
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.conversations import COUNTS, conversation_counts, conversations, measures
 from retrieval.evaluation.measures.links import Link
 
@@ -45,29 +45,34 @@ def link_scores(gold: Links, systems: Mapping[str, Links], *, seed: int, resampl
     """
     # Of a log without annotated messages nothing is known.
     logs = sorted(log for log, links in gold.items() if links)
-    draws = ContextBootstrap.over(logs, seed, resamples).draws.astype(np.float64)
-    found = {name: _scores(gold, said, logs, draws) for name, said in systems.items()}
+    bootstrap = ContextBootstrap.over(logs, seed, resamples)
+    found = {name: _scores(gold, said, logs, bootstrap) for name, said in systems.items()}
     messages = sum(len({message for message, _ in gold[log]}) for log in logs)
     links = sum(len(gold[log]) for log in logs)
     return {"logs": len(logs), "messages": messages, "links": links, "systems": found}
 
 
-def _scores(gold: Links, said: Links, logs: list[str], draws: np.ndarray) -> dict[str, dict[str, Any]]:
+def _scores(
+    gold: Links, said: Links, logs: list[str], bootstrap: ContextBootstrap
+) -> dict[str, dict[str, Any]]:
     counts = np.array([_counts(gold[log], said.get(log, frozenset())) for log in logs])
     counts = counts.reshape(len(logs), 3 + len(COUNTS))
+    matched, predicted, right = counts[:, 0], counts[:, 1], counts[:, 2]
+    links = int(right.sum())
+    found = {
+        "link_precision": bootstrap.ratio(matched, predicted),
+        "link_recall": bootstrap.ratio(matched, right),
+        "link_f1": bootstrap.ratio(2 * matched, predicted + right),
+    }
+    found = {name: score | {"n": links} for name, score in found.items()}
     # Row 0 is the sum over all logs, the others are those of the resamples.
-    sums = np.concatenate([counts.sum(axis=0, keepdims=True), draws @ counts])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        matched, predicted, right = sums[:, 0], sums[:, 1], sums[:, 2]
-        values = {
-            "link_precision": matched / predicted,
-            "link_recall": matched / right,
-            "link_f1": 2 * matched / (predicted + right),
-        }
-    values |= measures(sums[:, 3:])
-    messages = int(sums[0, 3 + COUNTS.index("messages")])
-    n = {name: int(sums[0, 2]) if name in LINK_SCORES else messages for name in values}
-    return {name: _with_interval(each, n[name]) for name, each in values.items()}
+    sums = np.concatenate([counts.sum(axis=0, keepdims=True), bootstrap.draws.astype(np.float64) @ counts])
+    messages = counts[:, 3 + COUNTS.index("messages")]
+    for name, values in measures(sums[:, 3:]).items():
+        low, high = bootstrap.resampled(values, messages) or (None, None)
+        value = None if np.isnan(values[0]) else round(float(values[0]), 6)
+        found[name] = {"value": value, "low": low, "high": high, "n": int(messages.sum())}
+    return found
 
 
 def _counts(gold: Set[Link], said: Set[Link]) -> list[float]:
@@ -79,17 +84,3 @@ def _counts(gold: Set[Link], said: Set[Link]) -> list[float]:
         for links in (gold, said)
     )
     return [len(gold & said), len(said), len(gold), *conversation_counts(right, predicted).tolist()]
-
-
-def _with_interval(values: np.ndarray, n: int) -> dict[str, Any]:
-    value, drawn = values[0], values[1:][~np.isnan(values[1:])]
-    if np.isnan(value) or not len(drawn):
-        return {"value": None, "low": None, "high": None, "n": n}
-    outside = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, [outside, 100 - outside])
-    return {
-        "value": round(float(value), 6),
-        "low": round(float(low), 6),
-        "high": round(float(high), 6),
-        "n": n,
-    }

@@ -62,7 +62,7 @@ def ask(
             instruction=templates.instruction(
                 templates.QA_INSTRUCTION,
                 templates.NO_DOCUMENT if task.abstain else None,
-                task.answer_style == "quote",
+                task.quotes_first,
             ),
             input=templates.qa_input(shown, inquiry.text),
             context_ids=[document.id for document in documents.values()],

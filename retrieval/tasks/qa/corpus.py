@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from retrieval.evaluation.task_report import Progress, TaskReport
 from retrieval.guards.near_duplicates import NearDuplicates
 from retrieval.guards.splits import split_of, splits_by_time
 from retrieval.readers.documents.documents import no_questions, stream_documents, stream_questions
+from retrieval.readers.documents.synthetic_questions import read_synthetic_questions
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask
-from retrieval.tasks.qa.inputs import document_survey, question_files
+from retrieval.tasks.qa.inputs import document_survey, question_files, synthetic_files
 from retrieval.tasks.task_index import counted
 from retrieval.text.labels import titled
 from retrieval.text.normalize import duplicate_key
@@ -102,9 +104,11 @@ def read_corpus(
     read = stream_questions(files, chunks, report.tally, task.format, task.abstain, left_out)
     read = counted(read, "qa: read questions", progress)
     found_questions = with_chunk_oracles(read, chunks, report.tally)
+    made = synthetic_files(task)
+    found_questions = chain(found_questions, read_synthetic_questions(made, chunks, report.tally))
     questions = write_items(folder / "questions.arrow", Question, found_questions)
     if not len(questions):
-        raise no_questions(files)
+        raise no_questions([*files, *made] or survey.files)
     return documents, questions
 
 

@@ -25,6 +25,8 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
     # Without a source of their own the questions are in the documents' files, which are named already.
     for file in question_files(config.qa) if config.qa.questions is not None else []:
         yield f"qa.questions/{file.name}", file.path
+    for file in synthetic_files(config.qa):
+        yield f"qa.synthetic_questions/{file.name}", file.path
 
 
 def document_files(task: QaTask) -> list[SourceFile]:
@@ -49,16 +51,28 @@ def document_survey(task: QaTask) -> Survey:
 
 
 def question_files(task: QaTask) -> list[SourceFile]:
-    """Return the files of a question task's questions.
+    """Return the files of a question task's questions, without those that a model made.
 
-    Without a separate source of questions, these are the documents' files, as in SQuAD.
+    Without a separate source of questions, these are the documents' files, as in SQuAD. Beside made
+    questions, only a separate source counts.
 
     Raises:
         InputError: the source has no files.
     """
     if task.questions is None:
-        return document_files(task)
+        return [] if task.has_made_questions else document_files(task)
     files = find_files(task.questions, TABLE_SUFFIXES, "qa.questions", DATASET_FILES)
     if task.question_columns is None:
         return files
     return mapped_files(files, task.question_columns, "qa.question_columns")
+
+
+def synthetic_files(task: QaTask) -> list[SourceFile]:
+    """Return the files of made questions, if the settings name some.
+
+    Raises:
+        InputError: the source has no files.
+    """
+    if task.synthetic_questions is None:
+        return []
+    return find_files(task.synthetic_questions, (".parquet",), "qa.synthetic_questions")

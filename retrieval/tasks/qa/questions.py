@@ -138,6 +138,7 @@ def _kept(
     """
     contexts = list(questions.column("context_id"))
     dropped = report.tally.dropped
+    trained_only = list(questions.column("synthetic")) if not task.may_hold_out_made_questions else []
 
     def split(number: int) -> str:
         return split_of_context[contexts[number]]
@@ -147,7 +148,9 @@ def _kept(
         marks = (
             [] if split(number) == "test" else [corpus.barred[corpus.place[o]] for o in oracles or (context,)]
         )
-        if any(mark in (HELD_OUT, TWIN) for mark in marks):
+        if trained_only and trained_only[number] and split(number) == "test":
+            dropped["synthetic_question_held_out"] += 1
+        elif any(mark in (HELD_OUT, TWIN) for mark in marks):
             dropped["document_also_in_test"] += 1
         elif any(mark == NEAR_TWIN for mark in marks):
             dropped["document_nearly_in_test"] += 1

@@ -141,8 +141,10 @@ class QaBuilder:
             passages=list(passages.values()),
             oracles=[passages[place] for place in there] if enough else [],
             abstain=templates.NO_DOCUMENT if task.abstain else None,
+            reasoned=question.reasoned,
         )
         report.note(ranked.split, taught.counted)
+        report.note(ranked.split, "synthetic" if question.synthetic else "")
         # Only a user's template can do this: other quotations are taken from the texts of the prompt.
         if answer_styles.false_quotes(taught.output, shown):
             report.tally.dropped[leaks.FALSE_QUOTE] += 1
@@ -152,7 +154,7 @@ class QaBuilder:
             "instruction": templates.instruction(
                 templates.QA_INSTRUCTION,
                 templates.NO_DOCUMENT if task.abstain else None,
-                task.answer_style == "quote",
+                task.quotes_first,
             ),
             "input": shown,
             "output": taught.output,
@@ -166,6 +168,7 @@ class QaBuilder:
             "choices": [],
             "source": question.source,
             "source_row": question.row,
+            "synthetic": question.synthetic,
         }
 
     def _with_oracle(self, ranked: RankedQuestion) -> bool:

@@ -58,7 +58,7 @@ def holds_instructions(task: QaTask) -> bool:
     """
     if task.format != "auto":
         return DOCUMENT_LAYOUTS[task.format].instructions
-    if task.questions is not None:  # then the source holds their documents
+    if task.questions is not None or task.has_made_questions:  # then the source holds their documents
         return False
     return tells_instructions(document_files(task)[0])
 

@@ -10,7 +10,6 @@ from retrieval.evaluation.answer_scores import (
     Prediction,
     baseline_predictions,
     directionality,
-    paired_difference,
     prediction_from_answer,
     thread_values,
 )
@@ -25,6 +24,10 @@ from retrieval.tasks.answers import Answers, RecordValues, Row
 
 #: The system of the most trained model and the learned fusion together.
 COMBINED = "model_and_learned"
+#: Before the names of measures of choices by log-likelihood for a character, and the measures that have them.
+#: A choice names a post with its author, so `joint` would be `reply@1` again.
+NORMALISED = "normalised_"
+LENGTH_MEASURES = ("reply@1", "target@1")
 
 
 def score(answers: Answers) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def score(answers: Answers) -> dict[str, Any]:
     links = _links(answers)
     if links:
         scores["links"] = links
+    for name, measures in _normalised(answers, rankings).items():
+        scores["systems"][name] |= measures
     scores["answers"] = "generated" if answers.mode == "generate" else "choice"
     if answers.mode == "generate":
         for name, share in _invalid(answers).items():
@@ -80,6 +85,19 @@ def score(answers: Answers) -> dict[str, Any]:
             }
         }
     return scores
+
+
+def _normalised(answers: Answers, rankings: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the scores of each system's choices by log-likelihood for a character; empty without choices."""
+    options = {"baselines": (), "seed": answers.seed, "resamples": answers.resamples}
+    found = directionality(_normalised_predictions(answers), rankings, **options)["systems"]
+    return {name: {f"{NORMALISED}{m}": scores[m] for m in LENGTH_MEASURES} for name, scores in found.items()}
+
+
+def _normalised_predictions(answers: Answers) -> dict[str, dict[str, Prediction]]:
+    if answers.mode == "generate" or any(row.get("normalised_choice") is None for row in answers.rows):
+        return {}
+    return _predictions(answers, "normalised_choice")
 
 
 def _calibrations(
@@ -112,11 +130,25 @@ def values(answers: Answers) -> RecordValues:
         **predictions,
         **_combined(answers, predictions).predictions,
     }
-    return RecordValues(
-        [row["id"] for row in rankings],
-        [row["context_id"] for row in rankings],
-        {system: thread_values(given, rankings) for system, given in systems.items()},
-    )
+    found = {system: thread_values(given, rankings) for system, given in systems.items()}
+    for system, given in _normalised_predictions(answers).items():
+        measures = thread_values(given, rankings)
+        found[system] |= {f"{NORMALISED}{name}": measures[name] for name in LENGTH_MEASURES}
+    return RecordValues([row["id"] for row in rankings], [row["context_id"] for row in rankings], found)
+
+
+def right_choices(records: Sequence[Row], rankings: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the numbers of the choices that name a right post, of each comment that answers one."""
+    right = {row["id"]: set(row["gold_ids"]) for row in _replies(rankings)}
+    return {
+        record["id"]: [
+            number
+            for number, choice in enumerate(record["choices"])
+            if prediction_from_answer(choice, record).post_id in right[record["id"]]
+        ]
+        for record in records
+        if record["id"] in right
+    }
 
 
 def predicted_links(answers: Answers) -> Predicted | None:
@@ -216,7 +248,7 @@ def _predictions(answers: Answers, column: str) -> dict[str, dict[str, Predictio
 
 @dataclass(frozen=True)
 class _Together:
-    """The answers of model and learned fusion as one system, and how they compare; both may be empty."""
+    """The answers of model and learned fusion as one system, and how they were weighed; both may be empty."""
 
     predictions: Mapping[str, Mapping[str, Prediction]]
     facts: Mapping[str, Any]
@@ -231,13 +263,5 @@ def _combined(answers: Answers, predictions: Mapping[str, Mapping[str, Predictio
     rows = [row for row in answers.rows if row["system"] == system]
     rankings = _rankings(answers)
     together = combine(answers.records, rows, rankings, weights)
-    replies = _replies(rankings)
-    alone = {
-        system: predictions[system],
-        "learned": baseline_predictions(rankings, answers.seed, ["learned"])["learned"],
-    }
-    minus = {
-        name: paired_difference(together, given, replies, seed=answers.seed, resamples=answers.resamples)
-        for name, given in alone.items()
-    }
-    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights), "minus": minus})
+    # How both together compare with each alone is among the comparisons of all systems.
+    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights)})

@@ -27,7 +27,9 @@ def test_all_ways_score_the_same_questions(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads(to.read_text())
-    assert set(written["ratios"]) == {"shared/apart", "shared/one by one"}
+    assert set(written["ratios"]) == {
+        f"shared/{side}, {what} time" for side in ("apart", "one by one") for what in ("wall", "processor")
+    }
     slots = {result["side"]: result["slots"] for result in written["results"]}
     # Apart, each of six questions reads its 80 tokens; shared, two threads read 60 once.
     assert slots["apart"] == slots["one by one"] and slots["apart"] - slots["shared"] == 2 * 2 * 60

@@ -13,7 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 def test_intervals_hold_the_truth_and_plain_percentiles_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("interval_coverage")
-    score, difference = script.CASES[0], script.CASES[3]
+    cases = {case.name: case for case in script.CASES}
+    score, difference = cases["score 0.50"], cases["difference 0.00, of 0.10 and 0.10"]
     for case in (score, difference):
         found = script.coverage(case, contexts=12, repetitions=400)
         print(found)
@@ -24,13 +25,15 @@ def test_intervals_hold_the_truth_and_plain_percentiles_do_not(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_coverage_is_between_93_and_97_percent_from_20_contexts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coverage_is_between_93_and_97_percent_from_10_contexts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("interval_coverage")
     for case in script.CASES:
-        for contexts in (20, 50, 200):
+        for contexts in (10, 20, 50, 200):
             found = script.coverage(case, contexts, 2000)
             print(found)
-            # A share of 5 % is a few right answers (docs/evaluation.md). Half a point is the counting error.
-            least = 0.91 if case.name == "score 0.05" else 0.93
-            assert least - 0.005 <= found["coverage"] <= 0.975
+            # Where only a few records are right, or differ, the interval is too wide (docs/evaluation.md).
+            rarest = min(case.right, 1 - case.right, *([case.only_other] if case.only_other else []))
+            few = rarest * script.RECORDS * contexts < 12 or (case.seeds > 1 and contexts < 20)
+            # Half a point is the counting error.
+            assert 0.925 <= found["coverage"] <= (1.0 if few else 0.975)

@@ -369,6 +369,7 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
         return {"value": number, "low": number, "high": number, "n": n}
 
     compared = {"one": "both_phases", "other": "bm25", "value": 0.021, "low": -0.01, "high": 0.052, "n": 1000}
+    compared |= {"contexts": 140}
     compared |= {"p": 0.11, "p_holm": 0.22, "verdict": "not separable"}
     threads = {name: value(0.25, 1000) for name in ("target@1", "reply@1", "joint")}
     threads["p(reply|target)"] = value(None, 0)

@@ -66,6 +66,38 @@ def test_clean_up_keeps_what_kept_runs_need(project: Project) -> None:
     assert not list((project.folder / "runs" / ".tmp").iterdir())
 
 
+def test_clean_up_keeps_adapters_that_a_kept_evaluation_has_scored(project: Project) -> None:
+    """By key and by a path into the store; the training's own upstream stays with it."""
+    run_all(project)
+    run_all(project, "phases.1.optim.learning_rate=2e-4")
+    oldest, newer = (run.record.keys["finetune-task"] for run in reversed(read_contents(project.store).runs))
+    before = project.store.path("finetune-task", newer).relative_to(project.folder)
+    systems = f"evaluate.systems=[both_phases, {oldest[:12]}, before=./{before}]"
+    run_all(project, "phases.1.optim.learning_rate=3e-4", systems)
+    removal = collect(project.store, keep=1)
+    assert {stage for stage, _ in removal.artifacts} == {"evaluate", "export"}
+    assert len(removal.artifacts) == 4
+    left = [key for stage, key in read_contents(project.store).artifacts if stage == "finetune-task"]
+    assert len(left) == 3 and {oldest, newer} < set(left)
+    # Again from an index that was written before, and not from the manifests.
+    assert not collect(project.store, keep=1).artifacts
+
+
+def test_clean_up_keeps_the_export_that_gates_compare_with(project: Project) -> None:
+    run_all(project)
+    first = read_contents(project.store).runs[0]
+    for rate in ("2e-4", "3e-4"):
+        # As runs whose gates failed: all but the export.
+        config = project.config(f"phases.1.optim.learning_rate={rate}")
+        run_stages(ALL[:-1], config, project.store, project.registry)
+    removal = collect(project.store, keep=1)
+    assert {stage for stage, _ in removal.artifacts} == {"finetune-task", "evaluate"}
+    assert [run.record.id for run in removal.kept][1:] == [first.record.id]
+    assert len(removal.kept) == 2
+    collect(project.store, keep=0)
+    assert not read_contents(project.store).artifacts, "0 keeps none"
+
+
 def test_age_and_number_together(project: Project) -> None:
     contents = three_runs(project)
     later = datetime.now(UTC) + timedelta(days=40)

@@ -51,7 +51,9 @@ def values(folder: Path, **rights: int) -> Path:
     return folder
 
 
-def context(project: Project, config: PipelineConfig, evaluation: Path, key: str = "e" * 64) -> StageContext:
+def context(
+    project: Project, config: PipelineConfig, evaluation: Path, key: str, read: list[Any] | None = None
+) -> StageContext:
     output = project.folder / "out"
     output.mkdir(exist_ok=True)
     return StageContext(
@@ -62,12 +64,15 @@ def context(project: Project, config: PipelineConfig, evaluation: Path, key: str
         cache_dir=project.folder / "cache",
         upstream={"evaluate": evaluation},
         manifests={"evaluate": {"key": key}},
+        note_read=lambda *name: (read if read is not None else []).append(name),
     )
 
 
-def verdict(project: Project, gate: str, evaluation: Path, key: str = "e" * 64) -> dict[str, Any]:
+def verdict(
+    project: Project, gate: str, evaluation: Path, key: str = "e" * 64, read: list[Any] | None = None
+) -> dict[str, Any]:
     config = project.config(f"gates=[{gate}]")
-    check_gates.CHECK_GATES.run(context(project, config, evaluation, key))
+    check_gates.CHECK_GATES.run(context(project, config, evaluation, key, read))
     (found,) = json.loads((project.folder / "out" / check_gates.VERDICTS).read_text())["verdicts"]
     return found
 
@@ -101,8 +106,46 @@ def test_the_interval_is_paired_and_by_context(project: Project, tmp_path: Path)
     own = values(tmp_path / "own", base=29, both_phases=30)
     found = verdict(project, "{metric: threads.reply@1, not_worse_than: base}", own)
     assert found["difference"] == pytest.approx(1 / RECORDS, abs=1e-6)
-    assert found["low"] >= -2 / RECORDS and found["high"] <= 4 / RECORDS
+    assert -0.11 < found["low"] < 0 and found["high"] < 0.2
+    alone = 2 * 1.96 * (0.5 * 0.5 / RECORDS) ** 0.5
+    assert found["high"] - found["low"] < alone, "narrower than the interval of one system alone"
     assert (found["records"], found["contexts"]) == (RECORDS, CONTEXTS)
+
+
+@pytest.mark.parametrize(("contexts", "decided"), [(5, False), (6, True)])
+def test_the_verdict_decides_and_not_the_interval_alone(
+    project: Project, tmp_path: Path, contexts: int, decided: bool
+) -> None:
+    """In five contexts that differ nearly alike, the interval leaves out 0, and p cannot be below 0.05."""
+    rows = [
+        {
+            "task": "threads",
+            "id": f"r{context}-{index}",
+            "context_id": f"c{context}",
+            "system": system,
+            "measure": "reply@1",
+            # Half of the records of each context, and one more in the first.
+            "value": float(system == "base" and index < 20 + (context == 0)),
+        }
+        for system in ("base", "both_phases")
+        for context in range(contexts)
+        for index in range(40)
+    ]
+    own = tmp_path / "own"
+    own.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), own / check_gates.RECORD_VALUES)
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: base}", own)
+    assert found["high"] < 0 and (found["p"] < 0.05) is decided and found["p"] == 2 / 2**contexts
+    assert found["passed"] is not decided
+    word = "worse than" if decided else "not separable from"
+    assert f"{word} base" in found["text"]
+    assert f"only {contexts} contexts, so the interval is not to be trusted" in found["text"]
+    other = verdict(project, "{metric: threads.reply@1, system: base, better_than: both_phases}", own)
+    assert other["low"] > 0 and other["passed"] is decided
+    # The whole interval must be beyond the allowed loss.
+    for margin, passed in ((0.3, not decided), (0.52, True)):
+        gate = f"{{metric: threads.reply@1, not_worse_than: base, margin: {margin}}}"
+        assert verdict(project, gate, own)["passed"] is passed
 
 
 def test_previous_is_the_last_export_of_the_project(project: Project, tmp_path: Path) -> None:
@@ -122,7 +165,11 @@ def test_previous_is_the_last_export_of_the_project(project: Project, tmp_path: 
     night("2" * 64, 60, "evaluate")  # its gates failed, so it exported nothing
     night("3" * 64, 60, "evaluate", "export", project_name="other")
     own = values(tmp_path / "own", both_phases=30)
-    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own)
+    read: list[Any] = []
+    found = verdict(project, "{metric: threads.reply@1, not_worse_than: previous}", own, read=read)
+    assert read == [("evaluate", "1" * 64)], "a clean-up keeps what a verdict was made from"
+    verdict(project, "{metric: threads.reply@1, at_least: 0.1}", own, read=(none := []))
+    assert none == [], "no gate compares with it"
     assert "the run before (evaluate 111111111111)" in found["text"] and found["passed"]
     assert found["difference"] == pytest.approx(10 / RECORDS, abs=1e-6)
     worse = values(tmp_path / "worse", both_phases=5)

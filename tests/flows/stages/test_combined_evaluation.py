@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.configuration.schema import PipelineConfig
+from flows.report.statistics_sections import combined_differences
 from flows.stages import evaluate
 from flows.stages.evaluate import EVALUATE
 from jora_core.base.errors import InputError
@@ -101,8 +102,10 @@ def test_both_together_are_better_than_each(project: Project, monkeypatch: pytes
     combined = scores["combined"]
     assert combined["system"] == "both_phases" and combined["weights"]["fitted_on"] == len(unseen)
     assert combined["weights"]["model"] > 0 and combined["weights"]["learned"] > 0
-    assert list(combined["minus"]) == ["both_phases", "learned"]
-    for difference in combined["minus"].values():
+    assert set(combined) == {"system", "weights"}
+    differences = combined_differences(scores)
+    assert list(differences) == ["both_phases", "learned"]
+    for difference in differences.values():
         assert (difference["value"], difference["only_one"], difference["only_other"]) == (0.5, 4, 0)
     assert scores["drawn"]["threads"] == {"records": 8, "of_records": 8, "contexts": 8, "of_contexts": 8}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from flows.commands.print_pipeline import print_seeds
 from flows.configuration.requirements import require
 from flows.engine.run_stage import run_stages
 from flows.engine.stage import StageContext, stages_of
+from flows.housekeeping.collect import collect
+from flows.housekeeping.stored_runs import Name, read_contents
+from flows.lineage.chain import follow
 from flows.report.facts import RunFacts
 from flows.report.statistics_sections import seeds as seed_blocks
 from flows.stages import compare_seeds
 from flows.stages.evaluate import RECORD_VALUES
 from jora_core.base.errors import InputError
 from tests.flows.conftest import Project
+from tests.flows.damage import damage
 
 RECORDS, CONTEXTS = 60, 20
 # Right answers of the tuned model with each seed; the base model is right on the first ten records.
@@ -138,3 +142,57 @@ def test_wrong_seeds_are_refused(project: Project, overrides: tuple[str, ...], w
     with pytest.raises(InputError, match=words) as refused:
         require(project.config(*overrides), "pipeline.yaml")
     assert "\n" not in str(refused.value)
+
+
+def artifacts(project: Project) -> set[Name]:
+    return set(read_contents(project.store).artifacts)
+
+
+def test_a_clean_up_keeps_the_artifacts_of_all_seeds(seeded: Project) -> None:
+    """Another run follows, whose seeds are removed by the next clean-up and not before."""
+    run(seeded)
+    kept = artifacts(seeded)
+    assert len(kept) == 12
+    (only,) = read_contents(seeded.store).runs
+    assert only.artifacts == kept, "the other seeds belong to the run, and are no runs of their own"
+    assert not collect(seeded.store, keep=1).artifacts
+    run(seeded, "phases.1.optim.learning_rate=2e-4")
+    newest = artifacts(seeded) - kept
+    assert len(newest) == 7  # one training and one evaluation for each seed, and the summary
+    removal = collect(seeded.store, keep=1)
+    assert len(removal.artifacts) == 7 and artifacts(seeded) >= newest
+    seeded.runs.clear()
+    run(seeded, "phases.1.optim.learning_rate=2e-4")
+    assert seeded.runs == []
+    # Every artifact of the seeds is verified from the summary on.
+    (summary,) = [path for path in (seeded.folder / "runs" / "compare-seeds").iterdir() if path.is_dir()]
+    chain = follow(summary)
+    assert len(chain.links) == 12 and not chain.findings
+    assert chain.manifests["evaluate"]["upstream"]["finetune-task"]["key"] in {key for _, key in newest}
+    other = next(link for link in chain.links if link.manifest["stage"] == "evaluate")
+    assert other.name != ("evaluate", chain.manifests["evaluate"]["key"]) and other.folder is not None
+    damage(other.folder / RECORD_VALUES, "flip", seed=0)
+    (finding,) = follow(summary).findings
+    assert finding.state == "damaged" and RECORD_VALUES in finding.what
+
+
+def test_a_clean_up_keeps_what_a_killed_run_has_trained(
+    seeded: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other seeds' artifacts are newer than the run itself, and no record names them."""
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_seeds, "_summary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(seeded)
+    made = artifacts(seeded)
+    (only,) = read_contents(seeded.store).runs
+    assert only.record.result == "stopped" and only.artifacts == made and len(made) == 11
+    # As a kill leaves the record: begun, and never ended.
+    record = replace(only.record, ended="", result="running")
+    seeded.store.write_document(".runs", f"{record.id}.json", json.dumps(asdict(record)).encode())
+    (only,) = read_contents(seeded.store).runs
+    assert only.record.result == "killed" and only.artifacts == made
+    assert not collect(seeded.store, keep=1).artifacts

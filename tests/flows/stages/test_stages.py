@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.children.run_child import ChildFailed
+from flows.commands.print_pipeline import print_scores
 from flows.configuration.schema import PipelineConfig
 from flows.engine.run_stage import execute_stage
 from flows.engine.stage import StageContext
@@ -365,7 +366,53 @@ def test_evaluation_of_all_systems_and_baselines(project: Project, monkeypatch: 
         "choice_logprob",
         "choice_logprobs",
         "text",
+        "normalised_choice",
     }
+
+
+def test_choices_for_a_character_are_scored_too(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sums are never right, the quotients of every other record: the wrong author's name is short."""
+
+    def child(module: str, spec: PredictSpec, workdir: Path) -> dict[str, Any]:
+        rows = []
+        for number, record in enumerate(pq.read_table(spec.records).to_pylist()):
+            # Six characters against four: -1.2 and -1.0 in sum, -0.2 and -0.25 for a character.
+            logprobs = [-1.2, -1.0] if number % 2 else [-1.0, -0.6]
+            for system in spec.systems:
+                best = record["choices"][logprobs.index(max(logprobs))]
+                row = {"id": record["id"], "system": system, "choice": best, "choice_logprob": max(logprobs)}
+                rows.append(row | {"choice_logprobs": logprobs, "text": ""})
+        pq.write_table(pa.Table.from_pylist(rows), workdir / "predictions.parquet")
+        return {}
+
+    config = project.config("evaluate.tables_max_records=0", "evaluate.qa_max_records=0")
+    context = context_for(project, "evaluate", config)
+    records, rankings = records_and_rankings()
+    for row in records:
+        row["choices"] = ["#1 Ann", "#2 B"]
+    for name, columns, rows in (
+        ("records", RECORD_COLUMNS, records),
+        ("rankings", RANKING_COLUMNS, rankings),
+        ("links", LINK_COLUMNS, links_of(rankings)),
+    ):
+        path = context.upstream["build-context"] / f"{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)), path)
+    monkeypatch.setattr(evaluate, "run_child", child)
+    EVALUATE.run(context)
+    scores = json.loads((context.output_dir / "metrics.json").read_text())
+    both = scores["systems"]["both_phases"]
+    assert (both["reply@1"]["value"], both["normalised_reply@1"]["value"]) == (0.0, 0.5)
+    assert both["normalised_target@1"]["value"] == 0.5 and both["normalised_reply@1"]["n"] == THREADS
+    assert "normalised_reply@1" not in scores["systems"]["bm25"], "a baseline has no log-likelihoods"
+    kept = pq.read_table(context.output_dir / "predictions.parquet").to_pylist()
+    assert [row["normalised_choice"] for row in kept[:2]] == ["#2 B", "#1 Ann"]
+    values = pq.read_table(context.output_dir / "record_values.parquet").to_pylist()
+    found = [row["value"] for row in values if row["measure"] == "normalised_reply@1"]
+    assert len(found) == 3 * THREADS and sum(found) == 1.5 * THREADS
+    print_scores(scores)
+    assert "normalised_reply@1" in capsys.readouterr().out
 
 
 def test_free_writing_is_reported_beside_the_choice(

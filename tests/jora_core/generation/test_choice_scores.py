@@ -13,6 +13,7 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.commands.predict import predict
+from jora_core.generation import choice_scores
 from jora_core.generation.choice_scores import Question, score_choices
 from jora_core.specs.answers import PredictSpec
 from jora_core.weights.load_params import load_params
@@ -140,3 +141,27 @@ def test_a_choice_is_never_invalid(
     by_choices = {tuple(row["choices"]): answer for row, answer in zip(rows, found, strict=True)}
     one, same, _ = by_choices["twice", "twice", "once"]["choice_logprobs"]
     assert one == pytest.approx(same, abs=1e-5)
+
+
+def test_questions_of_one_row_do_not_pay_for_empty_rows(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has as many rows as are in use, not as many as its budget allows; the scores are the same."""
+    config = ModelConfig.from_hf(tiny_weights)
+    params = load_params(tiny_weights, config)
+    asked = questions(config.vocab_size, longest=40)
+    rows: list[int] = []
+    computed = choice_scores._token_logprobs
+
+    def watched(params: Any, adapter: Any, batch: dict[str, np.ndarray], *rest: Any) -> Any:
+        assert (batch["until"].max(axis=1) > 0).any()
+        rows.append(len(batch["tokens"]))
+        return computed(params, adapter, batch, *rest)
+
+    monkeypatch.setattr(choice_scores, "_token_logprobs", watched)
+    alone = score_choices(params, config, asked[:1], tokens_per_batch=4096)[0]
+    assert rows == [1]
+    rows.clear()
+    many = score_choices(params, config, asked, tokens_per_batch=512, share=False)
+    assert len(rows) > 1 and max(rows) > 1
+    np.testing.assert_allclose(alone, many[0], rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from jora_core.base.errors import InputError
-from retrieval.evaluation.answer_scores import Prediction, paired_difference
+from retrieval.evaluation.answer_scores import Prediction
 from retrieval.evaluation.combined_answers import Weights, combine, fit_weights
 
 CHOICES = [f"#{n} Ann" for n in range(1, 5)]
@@ -86,18 +86,3 @@ def test_both_decide_and_posts_outside_the_prompt_stay() -> None:
     }
     alone = combine(records, rows, rankings, Weights(0.0, 1.0, 9))
     assert [alone[name].post_id for name in ("model", "fusion", "outside")] == ["a", "a", "z"]
-
-
-def test_the_difference_is_of_the_same_comments() -> None:
-    rankings = [
-        {"id": str(n), "context_id": f"t{n // 10}", "gold_ids": ["a"], "gold_authors": ["Ann"]}
-        for n in range(100)
-    ]
-    one = {str(n): Prediction("a" if n % 10 < 7 else "b", "Ann") for n in range(100)}
-    other = {str(n): Prediction("a" if n % 10 in (0, 1, 2, 3, 9) else "b", "Ann") for n in range(100)}
-    found = paired_difference(one, other, rankings, resamples=200)
-    # Every thread has the same difference, so resampling threads changes nothing.
-    interval = {name: found[name] for name in ("value", "low", "high", "n")}
-    assert interval == {"value": 0.2, "low": 0.2, "high": 0.2, "n": 100}
-    assert (found["only_one"], found["only_other"]) == (30, 10)
-    assert paired_difference(other, one, rankings, resamples=200)["value"] == -0.2

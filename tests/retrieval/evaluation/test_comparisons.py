@@ -109,14 +109,30 @@ def test_few_contexts_prove_nothing() -> None:
     assert one.difference(right, wrong) == {
         "value": 1.0, "low": None, "high": None, "n": 12, "contexts": 1, "p": 1.0,
     }  # fmt: skip
-    for contexts, expected in ((3, "not separable"), (4, "not separable"), (6, "better")):
-        resampled = ContextBootstrap.over([str(n % contexts) for n in range(12)], 0, 100)
-        found = resampled.difference(right, wrong)
+    for contexts, expected in (
+        (3, "not separable"),
+        (4, "not separable"),
+        (6, "not separable"),
+        (7, "better"),
+    ):
+        resampled = ContextBootstrap.over([str(n % contexts) for n in range(contexts * 2)], 0, 100)
+        found = resampled.difference(np.ones(contexts * 2), np.zeros(contexts * 2))
+        # Without any spread, contexts count as records, each of which has one chance in two.
+        by_t = 2 * stats.t.sf(contexts**0.5, contexts - 1)
+        assert found["p"] == pytest.approx(max(by_t, 2 / 2**contexts))
+        assert verdict(found["value"], found["p"]) == expected and (found["low"] > 0) is (
+            expected == "better"
+        )
         # Of all 2^contexts ways to exchange the systems, two give such a difference.
-        assert found["p"] == 2 / 2**contexts
-        assert verdict(found["value"], found["p"]) == expected
+        alike = resampled.difference(0.5 + 0.01 * np.arange(contexts * 2) % 0.05, np.zeros(contexts * 2))
+        assert alike["p"] == 2 / 2**contexts and alike["low"] > 0
+    # Two systems that agree on all records of two contexts may differ anywhere else.
     same = ContextBootstrap.over(["a", "b"] * 6, 0, 100).difference(right, right)
-    assert (same["value"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
+    assert (same["value"], same["p"]) == (0.0, 1.0) and same["high"] == -same["low"] > 0.9
+    agreed = ContextBootstrap.over([str(n) for n in range(400)], 0, 100).difference(
+        np.ones(400), np.ones(400)
+    )
+    assert agreed["high"] == pytest.approx(1.966**2 / (400 + 1.966**2), abs=1e-5)
     nothing = ContextBootstrap.over([], 0, 100).difference(np.zeros(0), np.zeros(0))
     assert nothing["value"] is None and verdict(nothing["value"], nothing["p"]) == "not separable"
 
@@ -133,7 +149,8 @@ def test_intervals_of_few_contexts_are_wider_than_percentiles() -> None:
     share = values.mean()
     # Wilson's interval solves |share - p| = t · √(p (1 - p) / n) for p, with n by the standard error.
     effective = share * (1 - share) / (drawn.var() * 10 / 9)
-    t = stats.t.ppf(0.975, sizes.sum() ** 2 / (sizes**2).sum() - 1)
+    few = 2 * 10 / (stats.kurtosis(sums - share * sizes, fisher=False) - 1)
+    t = stats.t.ppf(0.975, min(few, sizes.sum() ** 2 / (sizes**2).sum() - 1))
     for p in (found["low"], found["high"]):
         assert abs(share - p) == pytest.approx(t * np.sqrt(p * (1 - p) / effective), abs=1e-5)
     assert found["low"] < share < found["high"]
@@ -166,14 +183,54 @@ def test_the_interval_over_seeds_holds_both_sources() -> None:
     assert mean["by_seed"] == pytest.approx(by_seed, abs=1e-6)
     of_contexts = np.array([tuned.mean(axis=0)[k::60].mean() for k in range(60)]).var(ddof=1) / 60
     of_seeds = by_seed.var(ddof=1) / 3
+    # The contexts are as many as they seem: their means have a smaller kurtosis than normal ones.
     freedom = (of_contexts + of_seeds) ** 2 / (of_contexts**2 / 59 + of_seeds**2 / 2)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(of_contexts + of_seeds)
     assert 2 < freedom < 59
-    assert mean["high"] - mean["value"] == pytest.approx(half, rel=0.04)
+    share = tuned.mean()
+    for p in (mean["low"], mean["high"]):
+        error = np.sqrt((of_contexts + of_seeds) * p * (1 - p) / (share * (1 - share)))
+        assert abs(p - share) == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=0.04)
     # Seeds that all give the same add nothing.
-    alone = ContextBootstrap.over(contexts, 0, 4000).difference(base, np.zeros(720))
+    alone = ContextBootstrap.over(contexts, 0, 4000).ratio(base, np.ones(720))
     same = found["systems"]["base"]
     assert (same["low"], same["high"]) == (alone["low"], alone["high"]) and same["spread"] == 0
     (row,) = found["comparisons"]
     assert (row["one"], row["other"]) == ("tuned", "base")
     assert row["value"] == pytest.approx(mean["value"] - same["value"], abs=2e-6)
+
+
+def test_a_paired_interval_is_that_of_tango() -> None:
+    """Its bounds solve the paper's equation, by a search over all probabilities; a record is a context."""
+    for gained, lost, n in ((9, 16, 100), (0, 2, 40), (12, 0, 60)):
+        values = np.repeat([1.0, -1.0, 0.0], [gained, lost, n - gained - lost])
+        found = ContextBootstrap.over([str(k) for k in range(n)], 0, 20000)
+        got = found.difference(np.maximum(values, 0), np.maximum(-values, 0))
+        kurtosis = stats.kurtosis(values, fisher=False)
+        t = stats.t.ppf(0.975, min(n - 1, max(6, 2 * n / (kurtosis - 1))))
+        # As many records as there are, but for the factor n / (n - 1).
+        for bound in (got["low"], got["high"]):
+            # The likeliest share of records that only the other has right, if the difference is the bound.
+            tried = np.linspace(max(0, -bound), (1 - bound) / 2, 200_001)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                likely = (
+                    np.where(gained, gained * np.log(tried + bound), 0)
+                    + np.where(lost, lost * np.log(tried), 0)
+                    + (n - gained - lost) * np.log(1 - 2 * tried - bound)
+                )
+            only_other = tried[np.nanargmax(likely)]
+            variance = 2 * only_other + bound - bound**2
+            statistic = abs((gained - lost) / n - bound) / np.sqrt(variance / (n - 1))
+            assert statistic == pytest.approx(t, rel=0.02), (gained, lost, n, bound)
+
+
+def test_rare_answers_in_few_contexts_count_as_few() -> None:
+    """All right answers are in two of 40 contexts, so the variance is known as badly as from two."""
+    contexts = np.repeat(np.arange(40), 8).astype(str).tolist()
+    rare = np.isin(np.arange(320), (0, 1, 9)).astype(float)
+    spread = np.isin(np.arange(320) % 8, (0,)) & (np.arange(320) < 24)
+    one, other = (
+        ContextBootstrap.over(contexts, 0, 4000).ratio(values, np.ones(320))
+        for values in (rare, spread.astype(float))
+    )
+    assert one["value"] == other["value"] == pytest.approx(3 / 320, abs=1e-6)
+    assert one["high"] > 1.2 * other["high"]

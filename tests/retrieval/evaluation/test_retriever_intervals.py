@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.evaluation import retriever_intervals
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.retriever_ranks import DEPTHS, RankTally
 from retrieval.evaluation.task_report import TaskReport, lengths
 
@@ -56,15 +57,19 @@ def test_intervals_are_clustered_and_seeded() -> None:
     values = np.repeat(rng.random(40) < 0.5, 25).astype(float)[:, None]
     clustered = retriever_intervals.intervals(values, [str(i // 25) for i in range(1000)])
     alone = retriever_intervals.intervals(values, [str(i) for i in range(1000)])
-    width, narrow = (float((high - low)[0]) for low, high in (clustered, alone))
+    width, narrow = ((high or 0.0) - (low or 0.0) for ((low, high),) in (clustered, alone))
     assert width == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, rel=0.15)
     assert narrow == pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.15)
     again = retriever_intervals.intervals(values, [str(i // 25) for i in range(1000)])
-    assert [a.tolist() for a in again] == [a.tolist() for a in clustered]
-    assert [float(side[0]) for side in retriever_intervals.intervals(np.ones((5, 1)), list("aabbc"))] == [
-        1.0,
-        1.0,
-    ]
+    assert again == clustered
+    # As the scores of answers have them; all right is no certainty, and one context has no interval.
+    contexts = [str(i // 25) for i in range(1000)]
+    ((low, high),) = clustered
+    found = ContextBootstrap.over(contexts, 0, 1000).ratio(values[:, 0], np.ones(1000))
+    assert (low, high) == pytest.approx((found["low"], found["high"]), abs=0.01)
+    ((low, high),) = retriever_intervals.intervals(np.ones((5, 1)), list("aabbc"))
+    assert low is not None and low < 0.6 and high == 1.0
+    assert retriever_intervals.intervals(np.ones((5, 1)), list("aaaaa")) == [(None, None)]
 
 
 def test_groups_by_distance_and_length() -> None:

@@ -1,4 +1,4 @@
-"""The web UI of `jora serve` in Debian's Chromium: form, run, report, one stage, and a cancelled run."""
+"""The web UI of `jora serve` in Debian's Chromium: form, run, report, gate, one stage, a cancelled run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,9 @@ SHORT = (
     "evaluate.max_records=40",
     "evaluate.tables_max_records=20",
 )
+# Two questions after three steps of training: no model reaches it.
+GATE = "gates=[{metric: qa.exact_match, at_least: 0.99}]"
+NOT_MET = "gate not met, nothing is exported: qa.exact_match of phase1 is 0.000, below 0.99"
 # A folder for new pictures of docs/images.
 PICTURES = os.environ.get("JORA_SCREENSHOTS")
 
@@ -177,6 +182,46 @@ def cancel_in_training(project: SmallProject, page: Any) -> None:
     page.get_by_role("button", name="Cancel Flow Run").click()
     wait_for_state(page, "Cancelled")
     assert not list((project.folder / "runs" / ".tmp").glob("finetune-structure-*/metrics.jsonl"))
+
+
+def jora(project: SmallProject, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the folder of a served project, as its user does in another terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *words],
+        cwd=project.folder,
+        env={**os.environ, "PREFECT_HOME": str(project.folder / "home"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE / 1000,
+        check=False,
+    )
+
+
+def fail_at_a_gate(project: SmallProject, page: Any) -> None:
+    """Submit a run whose gate is not met: the page of the run, the report and the terminal say one line."""
+    runs = project.folder / "runs"
+    exports = sorted(runs.glob("export/*"))
+    open_form(page, project)
+    add_change(page, GATE)
+    submit(project, page)
+    wait_for_state(page, "Failed")
+    page.get_by_role("tab", name="Details").click()
+    page.get_by_text(NOT_MET).first.wait_for()
+    picture(page, "run-failed-gate.png")
+    assert sorted(runs.glob("export/*")) == exports
+    page.goto((runs / "report.html").as_uri())
+    said = page.inner_text("body")
+    assert "A gate is not met, so nothing was exported." in said
+    assert NOT_MET.partition(": ")[2] in said
+    again = jora(project, "run", "small.yaml", "--set", GATE)
+    assert again.returncode == 1, again.stderr
+    assert again.stderr.strip().splitlines()[-1].startswith(f"failed: {NOT_MET}")
+    assert "Traceback" not in again.stderr
+    assert sorted(runs.glob("export/*")) == exports
+
+
+def test_a_gate_that_fails(project: SmallProject, page: Any) -> None:
+    fail_at_a_gate(project, page)
 
 
 def test_form_run_and_report(project: SmallProject, page: Any) -> None:

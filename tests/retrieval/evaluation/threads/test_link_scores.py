@@ -46,8 +46,18 @@ def test_intervals_are_those_of_whole_logs() -> None:
     gold = {log: {(n, n) for n in range(4)} for log in "abc"}
     said = gold | {log: {(n, max(0, n - 1)) for n in range(4)} - {(0, 0)} | {(0, -1)} for log in "bc"}
     score = link_scores(gold, {"s": said}, seed=1, resamples=4000)["systems"]["s"]["link_recall"]
-    # P(no right one) = (2/3)³ = 0.30, P(three) = 1/27 = 0.037: both are inside of 95 %.
-    assert (score["value"], score["low"], score["high"], score["n"]) == (0.333333, 0.0, 1.0, 12)
+    assert (score["value"], score["n"]) == (0.333333, 12)
+    # The variance of the mean of 1, 0 and 0 is 1/9, as that of two independent records. Student's t of two
+    # degrees of freedom is 4.30, so three logs say next to nothing.
+    for p in (score["low"], score["high"]):
+        assert abs(1 / 3 - p) == pytest.approx(4.3027 * (p * (1 - p) / 2) ** 0.5, rel=0.02)
+    assert score["low"] < 0.02 and score["high"] > 0.94
+
+
+def test_one_log_has_no_interval() -> None:
+    found = link_scores({"a": GOLD["a"]}, {"rule": SAID}, seed=0, resamples=50)["systems"]["rule"]
+    assert all((score["low"], score["high"]) == (None, None) for score in found.values())
+    assert found["link_f1"]["value"] is not None
 
 
 def test_messages_without_annotation_are_in_no_conversation() -> None:

@@ -1,0 +1,1 @@
+"""The stage that lets a teacher model make questions, and what it would take."""

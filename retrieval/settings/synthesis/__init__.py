@@ -1,0 +1,1 @@
+"""The settings of making questions about documents with a teacher model."""
