@@ -66,7 +66,7 @@ class Tilings(NamedTuple):
 # two of a row share their lists of blocks, so their sizes are equal.
 _TILINGS = {
     128: Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 3), Tiling(64, 64, 4, 2)),
-    256: Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 2), Tiling(32, 128, 8, 2)),
+    256: Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 2), Tiling(64, 64, 8, 2)),
     512: Tilings(Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 64, 8, 2)),
     1024: Tilings(Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1), Tiling(16, 32, 8, 1)),
 }

@@ -6,6 +6,8 @@ import numpy as np
 
 from jora_core.model.attention_slots import Slots
 
+_PADDING = -2  # in place of a slot's parent
+
 
 def random_rows(rng: np.random.Generator, rows: int, length: int) -> tuple[Slots, np.ndarray]:
     """Draw rows of trees and padding.
@@ -23,7 +25,7 @@ def random_rows(rng: np.random.Generator, rows: int, length: int) -> tuple[Slots
     for row in range(rows):
         parents = _row(rng, length)
         for slot, parent in enumerate(parents):
-            if parent is None:
+            if parent == _PADDING:
                 continue
             path = [slot]
             while parent >= 0:
@@ -35,9 +37,9 @@ def random_rows(rng: np.random.Generator, rows: int, length: int) -> tuple[Slots
     return Slots(until, positions), sees
 
 
-def _row(rng: np.random.Generator, length: int) -> list[int | None]:
-    """Draw each slot's parent, -1 for a root, None for padding. Trees are laid out depth first."""
-    parents: list[int | None] = []
+def _row(rng: np.random.Generator, length: int) -> list[int]:
+    """Draw each slot's parent, -1 for a root. Trees are laid out depth first."""
+    parents: list[int] = []
     end = length - int(rng.integers(0, length // 3)) if rng.random() < 0.7 else length
     branching, ending = rng.choice([0.0, 0.02, 0.2]), rng.choice([0.01, 0.05])
     path: list[int] = []
@@ -48,4 +50,4 @@ def _row(rng: np.random.Generator, length: int) -> list[int | None]:
             path = path[: int(rng.integers(1, len(path) + 1))]
         parents.append(path[-1] if path else -1)
         path.append(slot)
-    return parents + [None] * (length - end)
+    return parents + [_PADDING] * (length - end)

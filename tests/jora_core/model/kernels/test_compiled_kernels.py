@@ -48,8 +48,8 @@ HEADS = [
     (128, "float32", 30.0, (512,)),
     (256, "float32", 50.0, (0, 512)),
 ]
-# Bytes that a thread keeps outside of registers: none in bfloat16 but for soft-caps.
-MOST_SPILLED = {"bfloat16": 64, "float32": 4096}
+# Bytes of a thread that do not fit into registers. Tiles are chosen for bfloat16.
+MOST_SPILLED = {"bfloat16": 128, "float32": 4096}
 LENGTH = 2048
 
 
@@ -83,7 +83,9 @@ def compile_passes(
     options = {**CUDA_OPTIONS, "xla_dump_to": str(dump), "xla_dump_hlo_as_text": True}
     with jax.set_mesh(mesh):
         lowered = jax.jit(both).lower(q, k, k, q, Slots(ids, ids), shape(of=jnp.int32))
-        return lowered.compile(compiler_options=options).as_text(), read_thunks(dump)
+        text = lowered.compile(compiler_options=options).as_text()
+    assert text is not None
+    return text, read_thunks(dump)
 
 
 def squares(text: str, length: int) -> set[str]:
@@ -144,7 +146,7 @@ GEMMA2 = {
     **LLAMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
     "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "sliding_window": 512,
     "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": None,
 }  # fmt: skip
 MISTRAL = {
     **LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "head_dim": 128,
@@ -182,18 +184,14 @@ def compiled_step(config: dict[str, Any], settings: dict[str, Any], folder: Path
     ],
 )  # fmt: skip
 def test_no_step_holds_scores(config: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
-    """Of every setting: attention is the three kernels, and no array of the heap is T x T."""
+    """Of every setting: attention is the kernel, no array is T x T, and no base is dequantized as a whole."""
     step = compiled_step(config, settings, tmp_path)
     names = [made.name for made in step.program.named.values() if "tree_attention" in made.op_name]
     assert names, "the step has the kernel"
     wide = [b for b in step.heap.buffers if sum(axis >= LENGTH for axis in b.shape) > 1]
     assert wide == []
-    widths = {256, 704, 512, 128}
-    whole = {
-        (buffer.dtype, buffer.shape)
-        for buffer in step.heap.buffers
-        if len(buffer.shape) in (2, 3)
-        and set(buffer.shape[-2:]) <= widths
-        and buffer.dtype in ("bf16", "f32")
-    }
-    print(settings, whole)
+    if "quantization" in settings:
+        # Of the widened weights there is one projection of one layer at a time, never those of all layers.
+        layers = config["num_hidden_layers"]
+        stacks = [b for b in step.heap.buffers if len(b.shape) == 3 and b.shape[0] == layers]
+        assert [b for b in stacks if min(b.shape[1:]) >= 128 and b.shape[1] < LENGTH] == []
