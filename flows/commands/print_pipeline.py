@@ -38,6 +38,8 @@ METRICS = (
     ("has_answer_exact_match", "has_answer_f1"),
     ("no_answer_accuracy",),
     ("character_exact_match", "character_f1"),
+    ("hotpotqa_exact_match", "hotpotqa_f1", "supporting_fact_exact_match", "supporting_fact_f1"),
+    ("joint_exact_match", "joint_f1"),
     ("quotation_verbatim",),
     ("quotation_precision",),
 )
@@ -162,6 +164,9 @@ def print_scores(scores: dict[str, Any]) -> None:
             console.print(table)
             console.print(f"n={found['records']}, of the questions above\n", style="dim")
     _print_links(console, scores.get("links"))
+    for lines in scores.get("left_out", {}).values():
+        for line in lines:
+            console.print(f"not measured: {line}", style="dim")
     for name, found in combined_differences(scores).items():
         line = f"reply@1 of {TOGETHER} minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")

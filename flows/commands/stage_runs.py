@@ -26,7 +26,7 @@ def run_stages_here(
         force: run even what is up to date.
         as_json: print JSON instead of text.
     """
-    _log_to_stderr()
+    log_to_stderr()
     limit_silence(config.retries.no_progress_seconds)
     references = run_stages(
         names,
@@ -44,7 +44,7 @@ def run_stages_here(
     return references
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Show log lines on stderr, such as the output of child processes if stderr is no terminal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Our own lines from INFO on, other libraries' from WARNING on.

@@ -23,7 +23,7 @@ class GateConfig(SpecModel):
 
     metric: str = Field(
         title="Metric",
-        description="Task and measure, such as threads.reply@1, tables.denotation_accuracy or qa.f1",
+        description="Task and measure, such as threads.reply@1, threads.link_f1 or qa.f1",
     )
     system: str | None = Field(
         default=None,
@@ -36,6 +36,13 @@ class GateConfig(SpecModel):
         le=1.0,
         title="At least",
         description="The smallest value that passes, 1 at most",
+    )
+    at_most: float | None = Field(
+        default=None,
+        ge=-1.0,
+        le=1.0,
+        title="At most",
+        description="The largest value that passes, for measures that are better the smaller they are",
     )
     not_worse_than: str | None = Field(
         default=None,
@@ -58,18 +65,18 @@ class GateConfig(SpecModel):
 
     @model_validator(mode="after")
     def _one_condition(self) -> GateConfig:
-        conditions = ("at_least", "not_worse_than", "better_than")
+        conditions = ("at_least", "at_most", "not_worse_than", "better_than")
         given = [name for name in conditions if getattr(self, name) is not None]
         if not all(self.metric.partition(".")):
             raise ValueError(f"metric: expected TASK.MEASURE, such as qa.f1, got {self.metric!r}")
         if len(given) != 1:
             raise ValueError(
-                "expected one of at_least, not_worse_than and better_than, got "
+                "expected one of at_least, at_most, not_worse_than and better_than, got "
                 + (" and ".join(given) or "none of them")
             )
         return self
 
     @property
     def rival(self) -> str | None:
-        """The system that the judged one is compared with; None for `at_least`."""
+        """The system that the judged one is compared with; None for a bound."""
         return self.not_worse_than or self.better_than

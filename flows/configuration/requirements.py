@@ -259,11 +259,24 @@ def _gates(config: PipelineConfig) -> Iterator[Problem]:
             yield Problem(
                 "gates", f"gates.{index}.metric: {task} is not evaluated; expected one of {', '.join(scored)}"
             )
-        elif measure not in TASKS[task].facts.measures:
-            known = ", ".join(f"{task}.{name}" for name in TASKS[task].facts.measures)
-            yield Problem("gates", f"gates.{index}.metric: no measure {gate.metric}; expected one of {known}")
+        elif measure not in (
+            known := (*TASKS[task].facts.measures, *(pooled := TASKS[task].facts.pooled_measures))
+        ):
+            names = ", ".join(f"{task}.{name}" for name in known)
+            yield Problem("gates", f"gates.{index}.metric: no measure {gate.metric}; expected one of {names}")
+        elif measure in pooled and gate.rival is not None:
+            yield Problem(
+                "gates",
+                f"gates.{index}: {gate.metric} is counted over all records together, so two systems cannot "
+                "be compared record by record; give at_least or at_most",
+            )
         else:
-            systems = (*_models(config), *filter(config.evaluate.scores, TASKS[task].facts.baselines))
+            together = ("model_and_learned",) if task == "threads" and config.evaluate.combine_records else ()
+            systems = (
+                *_models(config),
+                *filter(config.evaluate.scores, TASKS[task].facts.baselines),
+                *together,
+            )
             for field in ("system", "not_worse_than", "better_than"):
                 name = getattr(gate, field)
                 expected = systems if field == "system" else (PREVIOUS, *systems)

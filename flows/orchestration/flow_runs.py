@@ -25,7 +25,7 @@ from flows.engine.run_records import started_by
 from flows.engine.shared.shared_store import open_store
 from flows.engine.stage import stages_of
 from flows.housekeeping.disk_space import require_space
-from flows.orchestration.live_view import publish_plan, publish_report
+from flows.orchestration.live_view import publish_plan, publish_report, report_place
 from flows.orchestration.notifications import notified
 from flows.orchestration.references import pipeline_references, report_of, verified_reference
 from flows.orchestration.serving.catch_up import NAME as SKIPPED
@@ -34,6 +34,7 @@ from flows.orchestration.serving.catch_up_runs import newer_due_run
 from flows.orchestration.serving.lost_runs import note_process
 from flows.orchestration.serving.run_request import RunRequest
 from flows.orchestration.tasks.stage_tasks import run_stages
+from flows.report.page import write_report
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import mask
@@ -59,7 +60,7 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
     flow_run = deployed_run()
     if flow_run is None:
         settings = request.settings()
-        return _run_and_report(settings, chosen(settings), request.force)
+        return _run_and_report(settings, chosen(settings), request.force)[0]
     if skipped := begin(flow_run):
         return skipped
     try:
@@ -82,7 +83,9 @@ def answer(request: RunRequest, chosen: Callable[[PipelineConfig], list[str]]) -
         require_space(settings, open_store(settings), [line.name for line in plan if line.action == "run"])
         publish_plan(plan)
         with started_by(starter(flow_run)):
-            return _run_and_report(settings, names, request.force)
+            outcome, place = _run_and_report(settings, names, request.force)
+        made = sum(not stage["cached"] for stage in outcome["stages"])
+        return Completed(message=f"{made} of {len(outcome['stages'])} stages ran{place}", data=outcome)
     except (InputError, GateFailed) as error:
         return refused(error)
 
@@ -132,8 +135,12 @@ def deployed_run() -> FlowRun | None:
     return cast("FlowRun", found) if found is not None and found.deployment_id is not None else None
 
 
-def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> dict[str, Any]:
-    """Run stages, and write and publish the report if the artifacts of all stages exist."""
+def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> tuple[dict[str, Any], str]:
+    """Run stages, and write and publish the report if the artifacts of all stages exist.
+
+    Returns:
+        The outcome, and what to say of the report's place.
+    """
     store = open_store(config)
     try:
         with notified(config):
@@ -148,10 +155,10 @@ def _run_and_report(config: PipelineConfig, names: list[str], force: bool) -> di
     # A run of one stage may complete the pipeline, so the report looks at all stages and not at the
     # selected ones.
     whole = pipeline_references(config, store, references)
-    report = report_of(config, store, whole)
+    outcome = _outcome(references, report_of(config, store, whole))
     if whole is not None and any(not reference.cached for reference in references):
         publish_report(config, store, whole)
-    return _outcome(references, report)
+    return outcome, _place(config, whole)
 
 
 def _nothing_to_run(config: PipelineConfig, plan: Sequence[PlannedStage]) -> State[Any]:
@@ -162,8 +169,18 @@ def _nothing_to_run(config: PipelineConfig, plan: Sequence[PlannedStage]) -> Sta
     message = f"nothing to run: {len(plan)} stages verified"
     get_run_logger().info("%s; the report and the artifacts of the run that made them stay", message)
     complete = {line.name for line in plan} == {stage.name for stage in stages_of(config, STAGES)}
-    report = report_of(config, store, references) if complete else None
-    return Completed(message=message, data=_outcome(references, report))
+    whole = references if complete else None
+    outcome = _outcome(references, report_of(config, store, whole))
+    return Completed(message=f"{message}{_place(config, whole)}", data=outcome)
+
+
+def _place(config: PipelineConfig, whole: Sequence[ArtifactRef] | None) -> str:
+    """Say where the report of these artifacts is, for the state of a run; nothing where one is missing."""
+    if whole is None:
+        return ""
+    store = open_store(config)
+    # Not the copy, which later runs replace.
+    return f"; report: {report_place(store, write_report(store, config, whole, latest=False))}"
 
 
 def _outcome(references: Sequence[ArtifactRef], report: Path | None) -> dict[str, Any]:

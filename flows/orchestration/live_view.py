@@ -69,6 +69,12 @@ def publish_plan(plan: Sequence[PlannedStage]) -> None:
         )
 
 
+def report_place(store: Store, page: Path) -> str:
+    """Return the address of a report if `jora serve` serves the store, and else the path of its file."""
+    address = json.loads(os.environ.get(REPORT_SERVERS, "{}")).get(str(store.root))
+    return f"{address}/{page.relative_to(store.root)}" if address else str(page)
+
+
 def publish_report(config: PipelineConfig, store: Store, whole: Sequence[ArtifactRef]) -> None:
     """Show the main sections of the report, and the link to its HTML page if `jora serve` serves the store.
 
@@ -80,10 +86,9 @@ def publish_report(config: PipelineConfig, store: Store, whole: Sequence[Artifac
     with _never_failing("the report"):
         # Not the copy: the link shows the report of this run also when a later run has written a newer one.
         page = write_report(store, config, whole, latest=False)
-        address = json.loads(os.environ.get(REPORT_SERVERS, "{}")).get(str(store.root))
         sections = markdown_sections(config, whole)
-        place = f"{address}/reports/{page.name}" if address else str(page)
-        link = f"[Open the HTML report]({place})" if address else f"`{place}`"
+        place = report_place(store, page)
+        link = f"[Open the HTML report]({place})" if place.startswith("http") else f"`{place}`"
         # In the log of the run too, which is nearer than the page of the artifact.
         get_run_logger().info("report: %s", place)
         create_markdown_artifact(

@@ -54,6 +54,12 @@ OTHER_METRICS = {
     "no_answer_accuracy": "Document questions without an answer, share left unanswered",
     "character_exact_match": "Answers in scripts without blanks, exact match",
     "character_f1": "Answers in scripts without blanks, F1 of characters",
+    "hotpotqa_exact_match": "Questions with supporting facts, exact match (HotpotQA)",
+    "hotpotqa_f1": "Questions with supporting facts, F1 of words (HotpotQA)",
+    "supporting_fact_exact_match": "Supporting facts by quotations, exact match (HotpotQA)",
+    "supporting_fact_f1": "Supporting facts by quotations, F1 (HotpotQA)",
+    "joint_exact_match": "Answer and supporting facts, exact match (HotpotQA)",
+    "joint_f1": "Answer and supporting facts, F1 (HotpotQA)",
     "quotation_verbatim": "Quotations, share that is in the prompt word for word",
     "quotation_precision": "Quotations, share that is in a right document word for word",
 }
@@ -142,6 +148,9 @@ def evaluation(facts: RunFacts) -> list[Block]:
             rows = tuple((system_name(name), score_text(score)) for name, score in scores.items())
             blocks.append(Table(f"{title}, n\u00a0=\u00a0{n:,}", ("System", "Score (95 % interval)"), rows))
     blocks += _origins(facts, systems)
+    left_out = [line for lines in facts.evaluation.get("left_out", {}).values() for line in lines]
+    if left_out:
+        blocks.append(Prose("Not measured here: " + ". ".join(left_out) + "."))
     written = facts.evaluation.get("generated", {}).get("systems", {})
     blocks += comparisons(facts)
     blocks += calibration(facts)

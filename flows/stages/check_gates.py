@@ -27,7 +27,8 @@ from retrieval.evaluation.drawn_records import few_contexts
 NAME = "check-gates"
 VERDICTS = "gates.json"
 # By name, because an import would make the code for scoring answers a part of the export's key.
-EVALUATE, EXPORT, RECORD_VALUES = "evaluate", "export", "record_values.parquet"
+EVALUATE, EXPORT = "evaluate", "export"
+RECORD_VALUES, METRICS = "record_values.parquet", "metrics.json"
 _RELATIONS = {"better": "better than", "worse": "worse than", "not separable": "not separable from"}
 
 
@@ -94,16 +95,12 @@ def _verdict(
         The gate's `metric` and `system`, `passed`, and one line `text`; for a comparison also `rival`,
         `difference`, `p`, `low`, `high`, `records` and `contexts`.
     """
+    if gate.rival is None:
+        return _bounded(gate, system, own)
     values = _read(own, gate.metric, system)
     value = sum(values.by_id.values()) / len(values.by_id)
     base: dict[str, Any] = {"metric": gate.metric, "system": system, "value": round(value, 6)}
     said = f"{gate.metric} of {system} is {value:.3f}"
-    if gate.at_least is not None:
-        passed = value >= gate.at_least
-        return base | {
-            "passed": passed,
-            "text": f"{said}, {'at least' if passed else 'below'} {gate.at_least:g}",
-        }
     rival = str(gate.rival)
     store, earlier = history
     if rival == PREVIOUS and earlier is None:
@@ -147,6 +144,69 @@ def _verdict(
     }
 
 
+def _bounded(gate: GateConfig, system: str, own: Path) -> dict[str, Any]:
+    """Judge a gate with `at_least` or `at_most`."""
+    value = _value(own, gate.metric, system)
+    base: dict[str, Any] = {"metric": gate.metric, "system": system}
+    if value is None:
+        # Not "passed": nobody has seen that the bound holds.
+        text = f"{gate.metric} of {system} has no value, because nothing was counted"
+        return base | {"value": None, "passed": False, "text": text}
+    if gate.at_least is not None:
+        passed, bound, words = value >= gate.at_least, gate.at_least, ("at least", "below")
+    else:
+        bound = float(gate.at_most or 0.0)
+        passed, words = value <= bound, ("at most", "above")
+    text = f"{gate.metric} of {system} is {value:.3f}, {words[not passed]} {bound:g}"
+    return base | {"value": round(value, 6), "passed": passed, "text": text}
+
+
+def _value(folder: Path, metric: str, system: str) -> float | None:
+    """Return a system's value of a measure: the mean over its records, or what was counted over all of them.
+
+    Raises:
+        InputError: the evaluation does not have it. The message names what it has.
+    """
+    rows = _rows(folder, metric)
+    mine = [row["value"] for row in rows if row["system"] == system]
+    if mine:
+        return sum(mine) / len(mine)
+    measure = metric.partition(".")[2]
+    pooled = _pooled(folder)
+    if measure in pooled.get(system, {}):
+        return pooled[system][measure]
+    having = sorted({row["system"] for row in rows} | {name for name in pooled if measure in pooled[name]})
+    if having:
+        raise InputError(f"gates: no system {system} has {metric}; expected one of {', '.join(having)}")
+    raise InputError(
+        f"gates: the evaluation has no {metric}, because no record has what it counts; {system} has "
+        f"{', '.join(pooled.get(system, {})) or 'no measure'}"
+    )
+
+
+def _pooled(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return the values that an evaluation counted over all records, by system and measure.
+
+    Measures of different tasks have different names. Those of written answers that stand beside choices begin
+    with `generated.`.
+    """
+    path = folder / METRICS
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, dict[str, float | None]] = {}
+    for prefix, section in (
+        ("", scores),
+        ("", scores.get("links", {})),
+        ("generated.", scores.get("generated", {})),
+    ):
+        for system, measures in section.get("systems", {}).items():
+            for measure, score in measures.items():
+                if isinstance(score, dict) and "value" in score:
+                    found.setdefault(system, {})[f"{prefix}{measure}"] = score["value"]
+    for system, each in scores.get("calibration", {}).items():
+        found.setdefault(system, {})["expected_calibration_error"] = each["expected_calibration_error"]
+    return found
+
+
 def _difference(
     config: PipelineConfig, gate: GateConfig, shared: list[str], own: _Values, other: _Values
 ) -> dict[str, Any]:
@@ -164,17 +224,24 @@ def _difference(
 
 
 def _read(folder: Path, metric: str, system: str) -> _Values:
+    found = _rows(folder, metric)
+    rows = [row for row in found if row["system"] == system]
+    if not rows:
+        known = ", ".join(sorted({row["system"] for row in found}))
+        raise InputError(
+            f"gates: no system {system} has values of {metric} for each record; expected one of {known}"
+            if known
+            else f"gates: the evaluation has no values of {metric} for each record; give at_least or at_most"
+        )
+    return _Values({row["id"]: row["value"] for row in rows}, {row["id"]: row["context_id"] for row in rows})
+
+
+def _rows(folder: Path, metric: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     task, _, measure = metric.partition(".")
-    table = pq.read_table(folder / RECORD_VALUES, filters=[("task", "=", task), ("measure", "=", measure)])
-    rows = [row for row in table.to_pylist() if row["system"] == system]
-    if not rows:
-        known = sorted(set(table.column("system").to_pylist()))
-        raise InputError(
-            f"gates: no system {system} has {metric}; expected one of {', '.join(known) or 'nothing'}"
-        )
-    return _Values({row["id"]: row["value"] for row in rows}, {row["id"]: row["context_id"] for row in rows})
+    filters = [("task", "=", task), ("measure", "=", measure)]
+    return pq.read_table(folder / RECORD_VALUES, filters=filters).to_pylist()
 
 
 def failed_gates(folder: Path) -> list[str]:
@@ -203,7 +270,7 @@ CHECK_GATES = Stage(
     version=1,
     settings=_settings,
     inputs=lambda config: {},
-    upstream=lambda config: (Upstream(EVALUATE, (RECORD_VALUES,)),),
+    upstream=lambda config: (Upstream(EVALUATE, (RECORD_VALUES, METRICS)),),
     sources=lambda: stage_sources(__file__, "retrieval.evaluation.comparisons"),
     run=_run,
     applies=lambda config: bool(config.gates),

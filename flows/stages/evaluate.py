@@ -320,6 +320,8 @@ def _merge(scores: dict[str, Any], part: dict[str, Any]) -> None:
     for name, metrics in part.pop("systems").items():
         # Metrics of different tasks have different names, so nothing is overwritten.
         scores["systems"].setdefault(name, {}).update(metrics)
+    if "left_out" in part:
+        scores.setdefault("left_out", {}).update(part.pop("left_out"))
     scores.update(part)
 
 

@@ -116,8 +116,8 @@ def _block(name: str) -> str:
         value = str(Secret.load(name).get())  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # of the server, of the network, and of a block that is missing
         raise InputError(
-            f"{WHERE}.api_key_block: no Secret block {name} can be read ({type(error).__name__}); make it "
-            "with `prefect block register`, or in the UI"
+            f"{WHERE}.api_key_block: no Secret block {name} can be read ({type(error).__name__}); make it in "
+            "the web UI of `jora serve` (Blocks, Secret)"
         ) from None
     hide_value(value)
     return value

@@ -33,6 +33,11 @@ RECORD_COLUMNS: dict[str, str] = {
 #: They are empty for records without such a retriever.
 LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 
+#: Columns that only some measures read, empty where the source does not have what they hold. `canonical` is
+#: the canonical form of each of `gold` (tables). `facts` are supporting facts and `sentences` the numbered
+#: sentences of the prompt with their places in `input` (documents), each as a JSON list.
+EVIDENCE_RECORD_COLUMNS: dict[str, str] = {"canonical": "list", "facts": "list", "sentences": "list"}
+
 #: Column of a build with questions that a model made: whether the record's question is one of them.
 SYNTHETIC_RECORD_COLUMNS: dict[str, str] = {"synthetic": "bool"}
 

@@ -26,8 +26,10 @@ from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.generate import CHUNK, GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
+from jora_core.model.projections import frozen_type
 from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
+from jora_core.parameters.trees import reads_weights
 from jora_core.specs.answers import GenerateSpec
 from jora_core.weights.adapter_folder import read_adapter
 from jora_core.weights.load_params import load_params
@@ -66,7 +68,8 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapter = read_adapter(spec.adapter, config, mesh)
-        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
+        kept = frozen_type(spec.dtype, exact=reads_weights(adapter))
+        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization, kept)
         # Loading is not counted: the time is that of the answer.
         began = time.perf_counter()
         (answer,) = generate(

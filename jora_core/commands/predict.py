@@ -35,9 +35,10 @@ from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import Question, score_choices
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
+from jora_core.model.projections import frozen_type
 from jora_core.parallel.devices import peak_memory_bytes
 from jora_core.parallel.mesh import make_mesh
-from jora_core.parameters.trees import Adapter, Params
+from jora_core.parameters.trees import Adapter, Params, reads_weights
 from jora_core.specs.answers import PredictSpec, QuestionSpec
 from jora_core.weights.adapter_folder import read_adapter
 from jora_core.weights.load_params import load_params
@@ -63,7 +64,8 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
-        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization)
+        kept = frozen_type(spec.dtype, exact=reads_weights(*adapters.values()))
+        params = load_params(spec.model, config, jnp.dtype(spec.dtype), mesh, spec.quantization, kept)
         # `seconds` compares systems and leaves the load out; `seconds_total` has it.
         loaded = time.perf_counter()
         table: dict[str, list[Any]] = {name: [] for name in answer_schema().names}

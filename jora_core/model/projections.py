@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -51,6 +53,19 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 def rounds_products() -> bool:
     """Return whether the inputs of products are rounded to bfloat16, by JAX's default of the precision."""
     return getattr(jax.config, "jax_default_matmul_precision") == "bfloat16"  # noqa: B009 - unknown to pyright
+
+
+def frozen_type(dtype: Any, *, exact: bool = False) -> Any:
+    """Return the type in which frozen projection weights are kept.
+
+    Where products round their inputs, the weights are rounded once, at loading, and not again at every step.
+    The results are the same bits, and the weights take half the memory.
+
+    Args:
+        dtype: the type that the weights would have otherwise.
+        exact: whether something beside the products reads them, as DoRA's norm does.
+    """
+    return jnp.bfloat16 if rounds_products() and jnp.dtype(dtype) == jnp.float32 and not exact else dtype
 
 
 # With a derivative rule of its own: automatic differentiation would multiply the float32 gradient of the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,14 @@ _VARIABLES = {
     "num_processes": "JORA_NUM_PROCESSES",
     "process_id": "JORA_PROCESS_ID",
 }
+
+# Seconds without a sign of life after which a process counts as lost. A host that lost its power or network
+# closes no connection, so nothing else ends the others.
+_HEARTBEAT_TIMEOUT = 40
+# What the collectives' libraries and JAX's coordination service say of a peer that is gone.
+_LOST = re.compile(
+    r"Gloo .*failed|NCCL .*(remote|connection)|heartbeat timeout|Connection (reset|closed)", re.I
+)
 
 
 def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -52,6 +61,7 @@ def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] 
             spec.num_processes,
             spec.process_id,
             initialization_timeout=spec.timeout_seconds,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         )
     except RuntimeError as err:
         line = " ".join(str(err).split())
@@ -94,6 +104,27 @@ def _from_slurm(environment: Mapping[str, str]) -> DistributedSpec | None:
         num_processes=count,
         process_id=int(environment["SLURM_PROCID"]),
     )
+
+
+@contextmanager
+def ending_with_peers() -> Iterator[None]:
+    """Run the block, and end this process with one line where another process of the mesh is gone.
+
+    The process ends at once, with status 1. An ordinary end would wait for the lost process.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as err:
+        if jax.process_count() == 1 or not _LOST.search(str(err)):
+            raise
+        reason = " ".join(str(err).split())
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} lost another one, which ended or "
+            f"cannot be reached; start all of them again, they go on from the last checkpoint ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def is_first() -> bool:

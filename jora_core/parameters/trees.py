@@ -52,6 +52,12 @@ class Adapter:
         return factors[0] if len({*factors}) == 1 else jnp.asarray(factors, jnp.float32)[layer]
 
 
+def reads_weights(*adapters: Adapter | None) -> bool:
+    """Return whether an adapter reads the base weights beside their products: DoRA's norm does."""
+    pairs = (pair for adapter in adapters if adapter is not None for pair in adapter.weights.values())
+    return any(pair.magnitude is not None for pair in pairs)
+
+
 @flax.struct.dataclass
 class LayerParams:
     """Weights of all decoder layers, each with a leading layer axis L.

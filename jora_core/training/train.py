@@ -19,6 +19,7 @@ from jora_core.base.record_columns import TRAINED_RECORDS
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.model.projections import frozen_type
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
 from jora_core.parallel.processes import (
@@ -143,7 +144,9 @@ def _initial_weights(spec: TrainSpec, config: ModelConfig, mesh: Any) -> tuple[A
             check_quantization(config, mesh, kind)
             params = jax.jit(lambda p: quantize_params(p, kind))(params)
     else:
-        params = load_params(spec.model, config, dtype, mesh, spec.quantization)
+        # Trained weights keep all bits, and so do those that DoRA's norm reads.
+        kept = frozen_type(dtype, exact=spec.trainable == "all" or spec.lora.use_dora)
+        params = load_params(spec.model, config, dtype, mesh, spec.quantization, kept)
     if spec.trainable == "all":
         return params, None
     if spec.adapter is not None:

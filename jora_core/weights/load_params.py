@@ -45,6 +45,7 @@ def load_params(
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     quantization: Quantization = "none",
+    projection_dtype: Any = None,
 ) -> Params:
     """Read a model's weights to their placements on the mesh.
 
@@ -54,6 +55,8 @@ def load_params(
         dtype: type of the weights that are not quantized.
         mesh: data × tensor; one device if None.
         quantization: quantization of the projections, which become `QuantizedWeight`s without a float copy.
+        projection_dtype: type of the projections where it is another one; see
+            `jora_core.model.projections.frozen_type`.
 
     Raises:
         InputError: file missing or truncated; tensor missing, unexpected, misshaped or not finite; more
@@ -78,7 +81,7 @@ def load_params(
             shape=tensor_shape(row, config),
             layers=config.num_layers if row.per_layer else None,
             quantization=quantization if row.is_projection else "none",
-            dtype=jnp.dtype(dtype),
+            dtype=jnp.dtype((row.is_projection and projection_dtype) or dtype),
         )
         return _load_field(store, row, field, bar.advance)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import (
+    EVIDENCE_RECORD_COLUMNS,
     LEARNED_RECORD_COLUMNS,
     RECORD_COLUMNS,
     SYNTHETIC_RECORD_COLUMNS,
@@ -53,7 +54,7 @@ def record_columns(config: ContextConfig) -> dict[str, str]:
     """Return the columns of the `records.parquet` of a configuration."""
     made = config.qa is not None and config.qa.has_made_questions
     learned = LEARNED_RECORD_COLUMNS if config.learns_fusion else {}
-    return RECORD_COLUMNS | (SYNTHETIC_RECORD_COLUMNS if made else {}) | learned
+    return RECORD_COLUMNS | EVIDENCE_RECORD_COLUMNS | (SYNTHETIC_RECORD_COLUMNS if made else {}) | learned
 
 
 def ranking_columns(config: ContextConfig) -> dict[str, str]:
@@ -64,9 +65,10 @@ def ranking_columns(config: ContextConfig) -> dict[str, str]:
 def row_values(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any, ...]:
     """Return the values of a row in the order of the columns.
 
-    A learned column that the row lacks is empty, and a row without `synthetic` is not.
+    A column that is not of the row's task is empty, and a row without `synthetic` is not.
     """
-    absent: dict[str, Any] = {name: [] for name in (*LEARNED_RECORD_COLUMNS, *LEARNED_RANKING_COLUMNS)}
+    lists = (*LEARNED_RECORD_COLUMNS, *LEARNED_RANKING_COLUMNS, *EVIDENCE_RECORD_COLUMNS)
+    absent: dict[str, Any] = {name: [] for name in lists}
     absent |= dict.fromkeys(SYNTHETIC_RECORD_COLUMNS, False)
     return tuple(row.get(name, absent[name]) if name in absent else row[name] for name in columns)
 
@@ -111,7 +113,7 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    optional = [*SYNTHETIC_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
+    optional = [*EVIDENCE_RECORD_COLUMNS, *SYNTHETIC_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
     return _select(read_rows(path, list(RECORD_COLUMNS), optional), task, split)
 
 

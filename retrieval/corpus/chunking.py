@@ -14,6 +14,7 @@ from pathlib import Path
 
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.text.normalize import keep_lines
+from retrieval.text.supporting_facts import sentence_places
 from retrieval.text.token_counter import load_counter
 from retrieval.text.words import tokenize
 
@@ -72,17 +73,22 @@ def chunk_document(document: Document, raw: str, chunker: Chunker) -> list[Docum
     # The id of a document that is not cut does not change, so `oracle_ids` of the source stay valid.
     if len(spans) < 2:
         return [document]
-    return [
-        replace(
-            document,
-            id=f"{document.id}@{start}-{end}",
-            text=keep_lines(raw[start:end]),
-            parent=document.id,
-            start=start,
-            end=end,
+    sentences = [document.text[low:high] if low >= 0 else "" for low, high in document.sentences]
+    chunks = []
+    for start, end in spans:
+        text = keep_lines(raw[start:end])
+        chunks.append(
+            replace(
+                document,
+                id=f"{document.id}@{start}-{end}",
+                text=text,
+                parent=document.id,
+                start=start,
+                end=end,
+                sentences=sentence_places(sentences, text),
+            )
         )
-        for start, end in spans
-    ]
+    return chunks
 
 
 def holding_chunks(question: Question, chunks: Sequence[Document]) -> list[Document]:

@@ -86,6 +86,8 @@ class Document:
         parent: id of the whole document if this is a chunk, else "".
         start: first character of a chunk in the text of the source.
         end: last character of a chunk in the text of the source, + 1.
+        sentences: places of the sentences in the text, if the source numbers them: (first character, last +
+            1) of each, (-1, -1) for one that is not in this chunk.
     """
 
     id: str
@@ -97,6 +99,7 @@ class Document:
     parent: str = ""
     start: int = 0
     end: int = 0
+    sentences: tuple[tuple[int, int], ...] = ()
 
     @property
     def context_id(self) -> str:
@@ -119,6 +122,10 @@ class Question:
         time: the time of the question, in seconds since 1970; None means after all documents.
         span: (first character, last + 1) of the answer in the document's source text, if the source names it.
         needs_all: whether all oracles together hold the answer; False if one of them is enough (chunks).
+        facts: the sentences that support the answer, as `supporting_facts.as_texts` writes them; empty if the
+            source does not name them.
+        canonical: canonical form of each answer about a table (WikiTableQuestions' `targetCanon`); empty if
+            the source does not have them.
         reasoned: an answer that quotes, reasons and ends in the short answer; "" if the source has none.
         synthetic: whether a model made the question.
     """
@@ -133,6 +140,8 @@ class Question:
     time: float | None = None
     span: tuple[int, int] | None = None
     needs_all: bool = True
+    facts: tuple[str, ...] = ()
+    canonical: tuple[str, ...] = ()
     reasoned: str = ""
     synthetic: bool = False
 

@@ -205,7 +205,10 @@ def tables_scores(
 
 def tables_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return the denotation accuracy of each record, as measure to float64[N]; a missing answer is wrong."""
-    right = [denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"]) for r in records]
+    right = [
+        denotation_correct(final_answer(answers.get(r["id"], "")), r["gold"], r.get("canonical") or None)
+        for r in records
+    ]
     return {"denotation_accuracy": _array(right)}
 
 
@@ -231,7 +234,7 @@ def qa_scores(
         "character_f1" over records with accepted answers in scripts without blanks, "quotation_verbatim" and
         "quotation_precision" over the quoted spans that the system wrote.
     """
-    pairs, values = _pairs(answers, records), qa_values(answers, records)
+    pairs, values = answer_pairs(answers, records), qa_values(answers, records)
     intervals = ContextBootstrap.over([r["context_id"] for r in records], seed, resamples)
     scores = {name: intervals.ratio(found, np.ones(len(records))) for name, found in values.items()}
     exact, overlap = values["exact_match"], values["f1"]
@@ -260,17 +263,20 @@ def qa_scores(
 
 def qa_values(answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return exact match and F1 of each record, as measure to float64[N]; a missing answer is wrong."""
-    pairs = _pairs(answers, records)
+    pairs = answer_pairs(answers, records)
     return {
         "exact_match": _array([text is not None and exact_match(text, gold) for text, gold in pairs]),
         "f1": _array([0.0 if text is None else f1(text, gold) for text, gold in pairs]),
     }
 
 
-def _pairs(
+def answer_pairs(
     answers: Mapping[str, str], records: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str | None, tuple[str, ...]]]:
-    """Return the scored text and the accepted answers of each record."""
+    """Return the scored text and the accepted answers of each record.
+
+    The text is None for a missing answer. There are no accepted answers where the prompt has none.
+    """
     # A missing answer is None and not an empty text, which is right where a question has no answer.
     said = [_scored_text(answers[r["id"]]) if r["id"] in answers else None for r in records]
     gold = [() if _abstains(r["gold"]) else tuple(r["gold"]) for r in records]

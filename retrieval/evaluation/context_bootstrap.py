@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 #: Resamples that are drawn at a time, which bounds the memory of the integer draws.
@@ -77,6 +76,9 @@ class _Estimate:
         if not self.value:
             return 1.0
         statistic = abs(self.value) * math.sqrt(self.records / (self.gained + self.lost))
+        # Here, as below: a second of loading that building records without scores does not need.
+        from scipy.special import stdtr
+
         return 2 * float(stdtr(self.freedom, -statistic))
 
 
@@ -349,6 +351,8 @@ def _freedom(residuals: np.ndarray, contexts: int) -> float:
 
 def _quantile(freedom: float, confidence: float) -> float:
     """Return Student's t that both tails together leave out with the probability 1 - confidence."""
+    from scipy.special import stdtrit
+
     return float(-stdtrit(freedom, (1 - confidence) / 2))
 
 

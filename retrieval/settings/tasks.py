@@ -47,6 +47,29 @@ BASELINES = (
 )
 
 
+#: Scores of reply links as sets, and of the conversations that they make.
+LINK_SCORES = ("link_precision", "link_recall", "link_f1")
+CONVERSATION_SCORES = (
+    "one_minus_vi",
+    "adjusted_rand_index",
+    "one_to_one",
+    "shen_f1",
+    "exact_precision",
+    "exact_recall",
+    "exact_f1",
+)
+#: Scores of questions with supporting facts; of single records only if every record has some.
+HOTPOTQA_SCORES = (
+    "hotpotqa_exact_match",
+    "hotpotqa_f1",
+    "supporting_fact_exact_match",
+    "supporting_fact_f1",
+    "joint_exact_match",
+    "joint_f1",
+)
+_DIRECTIONALITY = ("target@1", "reply@1", "joint", "p(reply|target)", "p(reply|not target)")
+
+
 @dataclass(frozen=True)
 class TaskFacts:
     """Facts about a task that the form, the evaluation and the report use.
@@ -59,7 +82,10 @@ class TaskFacts:
         answers: form of the answers in an evaluation. "choice" is one of the record's choices (or as
             `evaluate.mode` sets it), "text" is written freely.
         ranked: whether its records have rows in `rankings.parquet`, which measure its retriever.
-        measures: measures of its answers that a gate can name.
+        measures: measures of its answers that have a value for each record. A gate can compare two systems
+            by them.
+        pooled_measures: measures of all records together, of which a gate can only bound the value. Some are
+            there only if the records have what they count.
         baselines: systems without a model that can be among its scores.
         unique_context_ids: whether ids in `context_ids` are unique in the corpus, not only in one context.
     """
@@ -69,6 +95,7 @@ class TaskFacts:
     records: str
     contexts: str
     measures: tuple[str, ...]
+    pooled_measures: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     answers: Literal["choice", "text"] = "text"
     ranked: bool = True
@@ -295,7 +322,15 @@ class ThreadsTask(TaskSettings):
         description="Reply questions, if wanted.",
         records="comments in threads",
         contexts="posts",
-        measures=("reply@1", "target@1", "joint"),
+        measures=("reply@1", "target@1", "joint", "normalised_reply@1", "normalised_target@1"),
+        pooled_measures=(
+            *_DIRECTIONALITY[3:],
+            "invalid_answers",
+            "expected_calibration_error",
+            *LINK_SCORES,
+            *CONVERSATION_SCORES,
+            *(f"generated.{name}" for name in (*_DIRECTIONALITY, "invalid_answers")),
+        ),
         baselines=BASELINES,
         answers="choice",
         unique_context_ids=False,
@@ -447,7 +482,16 @@ class QaTask(_Styled):
         description="Document questions, if wanted.",
         records="questions on documents",
         contexts="documents",
-        measures=("exact_match", "f1"),
+        measures=("exact_match", "f1", *HOTPOTQA_SCORES),
+        pooled_measures=(
+            "has_answer_exact_match",
+            "has_answer_f1",
+            "no_answer_accuracy",
+            "character_exact_match",
+            "character_f1",
+            "quotation_verbatim",
+            "quotation_precision",
+        ),
     )
 
     source: str = Field(

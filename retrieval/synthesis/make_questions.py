@@ -13,6 +13,7 @@ from jora_core.base.digests import canonical_json, json_digest
 from retrieval.corpus.mapped_items import Items
 from retrieval.corpus.types import Document
 from retrieval.evaluation.task_report import Progress
+from retrieval.prompts.answer_matching import final_answer
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.synthesis.question_generation import QuestionGeneration
 from retrieval.synthesis.checks import Candidate, Checked, check, edited
@@ -31,6 +32,7 @@ from retrieval.synthesis.repeated import answered_elsewhere, repeated
 from retrieval.synthesis.requests import CHUNKS, REQUESTS, TeacherRequest
 from retrieval.synthesis.round_trip import measures, round_trip
 from retrieval.tasks.task_index import counted
+from retrieval.text.words import tokenize
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,10 @@ def _with_decision(one: _Made, decision: Decision) -> _Made:
         return replace(one, decision="accept")
     answer = draft.answer if decision.answer is None else decision.answer
     checked = edited(decision.question, answer, chunks)
-    if decision.reasoned:
-        checked = replace(checked, reasoned=decision.reasoned)
-    elif answer == one.checked.answer and one.checked.reasoned:
-        checked = replace(checked, reasoned=one.checked.reasoned)
+    reasoned = decision.reasoned or one.checked.reasoned
+    # Else the reasons still lead to the answer before the edit; those that follow from the text are taken.
+    if reasoned and tokenize(final_answer(reasoned)) == tokenize(answer):
+        checked = replace(checked, reasoned=reasoned)
     candidate = replace(one.candidate, draft=replace(draft, question=decision.question, answer=answer))
     return replace(one, candidate=candidate, checked=checked, decision="edit")
 

@@ -278,7 +278,7 @@ def test_configuration_keys_in_the_docs_exist() -> None:
             assert hasattr(value, part), key
             value = getattr(value, part)
     mesh = re.search(r"`mesh: \{data: (\d+), tensor: (\d+)\}`", README)
-    schedule = re.search(r'`schedule: \{cron: "([^"]+)", timezone: ([\w/]+)\}`', README)
+    schedule = re.search(r'schedule: \{cron: "([^"]+)", timezone: ([\w/]+)\}', README)
     assert mesh and schedule
     raw = config.model_dump(mode="json")
     raw["mesh"] = {"data": int(mesh[1]), "tensor": int(mesh[2])}

@@ -13,7 +13,7 @@ import typer
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, Json, Set, load, print_json, print_status
 from flows.commands.prompts.review_files import FORMATS, read_review, write_review
-from flows.commands.stage_runs import run_stages_here
+from flows.commands.stage_runs import log_to_stderr, run_stages_here
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import MANIFEST, read_manifest
 from flows.engine.shared.shared_store import open_store
@@ -82,6 +82,7 @@ def questions(
 
 def _sample(config: PipelineConfig, size: int, as_json: bool) -> None:
     """Ask for some requests, and print the questions and what they have taken."""
+    log_to_stderr()
     store = open_store(config)
     with tempfile.TemporaryDirectory(prefix="jora-questions-") as name:
         folder = Path(name)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 from flows.configuration.schema import ConfigSource, PipelineConfig
-from flows.orchestration.prefect_server import prepare_environment
+from flows.orchestration.prefect_server import LINE_SECONDS, prepare_environment
 from flows.orchestration.serving.catch_up_runs import skip_superseded
 from flows.orchestration.serving.data_triggers import run_on_changed_data
 from flows.orchestration.serving.deployments import PIPELINE, deployments, served
 from flows.orchestration.serving.lost_runs import resume_lost_runs, watch_for_lost_runs
 
 if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
     from prefect.runner import Runner
 
 NAME = "jora-raft"
@@ -44,7 +46,8 @@ From a terminal: export PREFECT_API_URL={api} DO_NOT_TRACK=1
                  prefect deployment run raft-pipeline/raft-pipeline --param force=true
                  prefect deployment run evaluate/evaluate
 Deployments:     {names}
-Ctrl-C ends this and whatever it runs; a later run goes on from the checkpoints.
+Ctrl-C ends this and whatever it runs. After the next start, open a cancelled run and choose ⋮, then
+"Copy to new run": it goes on from the checkpoint.
 """
 
 
@@ -95,10 +98,7 @@ def work(order: WorkerOrder) -> None:
     # Without the heartbeats a killed run would count as running for ever. Schedules stay as they
     # are when the worker stops: Prefect's default would pause them for good.
     runner = Runner(name=NAME, limit=1, heartbeat_seconds=HEARTBEAT_SECONDS, pause_on_shutdown=False)
-    ids = {
-        f"{item.flow_name}/{item.name}": cast("UUID", runner.add_deployment(item))
-        for item in deployments(order.configs)
-    }
+    ids = _register(runner, deployments(order.configs))
     with get_client(sync_client=True) as client:
         watch_for_lost_runs(client, HEARTBEAT_SECONDS)
         run_on_changed_data(client, served(order.configs), ids[f"{PIPELINE}/{PIPELINE}"])
@@ -107,6 +107,18 @@ def work(order: WorkerOrder) -> None:
     if not order.restarted:
         _print_ready(order, ids)
     asyncio.run(_until_signal(runner, list(ids.values())))
+
+
+def _register(runner: Runner, wanted: Sequence[RunnerDeployment]) -> dict[str, UUID]:
+    """Register deployments and return their ids; on a busy machine, a line now and then says how many."""
+    ids: dict[str, UUID] = {}
+    said = time.monotonic()
+    for number, item in enumerate(wanted):
+        if time.monotonic() - said > LINE_SECONDS:
+            _say(f"registering deployments: {number} of {len(wanted)}")
+            said = time.monotonic()
+        ids[f"{item.flow_name}/{item.name}"] = cast("UUID", runner.add_deployment(item))
+    return ids
 
 
 async def _until_signal(runner: Runner, deployment_ids: Sequence[UUID]) -> None:

@@ -15,18 +15,6 @@ from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.conversations import COUNTS, conversation_counts, conversations, measures
 from retrieval.evaluation.measures.links import Link
 
-#: The scores of a system, in the order of tables.
-LINK_SCORES = ("link_precision", "link_recall", "link_f1")
-CONVERSATION_SCORES = (
-    "one_minus_vi",
-    "adjusted_rand_index",
-    "one_to_one",
-    "shen_f1",
-    "exact_precision",
-    "exact_recall",
-    "exact_f1",
-)
-
 Links = Mapping[str, Set[Link]]
 
 

@@ -17,6 +17,7 @@ from retrieval.corpus.types import Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion, Paragraph
 from retrieval.readers.files.rows import rows, text_of, texts_of
 from retrieval.text.normalize import fold, one_paragraph
+from retrieval.text.supporting_facts import as_texts
 from retrieval.text.words import is_unspaced
 
 _OPTIONAL = ("_id", "id", "answer", "supporting_facts")
@@ -56,7 +57,8 @@ def _rows(file: SourceFile) -> Iterator[tuple[list[Paragraph], FoundQuestion]]:
             if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
                 raise InputError(f"{where}: field context has a paragraph that is not a list of sentences")
             name, text = text_of(title, "context", where), joined_sentences(sentences)
-            paragraphs.append(Paragraph.identified(where, row, fold(name), text if text.strip() else ""))
+            made = Paragraph.identified(where, row, fold(name), text if text.strip() else "")
+            paragraphs.append(made._replace(sentences=tuple(sentences)))
         yield paragraphs, _question(file, where, row, value, paragraphs)
 
 
@@ -67,7 +69,12 @@ def _question(
     with_text = [paragraph for paragraph in paragraphs if paragraph.text]
     by_title = {paragraph.title: paragraph.id for paragraph in reversed(with_text)}
     facts = _pairs(value["supporting_facts"] or [], ("title", "sent_id"), "supporting_facts", where)
-    titles = dict.fromkeys(fold(text_of(title, "supporting_facts", where)) for title, _ in facts)
+    named = [(fold(text_of(title, "supporting_facts", where)), number) for title, number in facts]
+    titles = dict.fromkeys(title for title, _ in named)
+    # Some numbers are beyond the last sentence. They are facts as well, which nobody can name.
+    supporting = [
+        (by_title[title], _sentence_number(number, where)) for title, number in named if title in by_title
+    ]
     missing = not titles or any(title not in by_title for title in titles)
     oracles = tuple(by_title[title] for title in titles if title in by_title)
     answers = texts_of(value["answer"], "answer", where)
@@ -81,9 +88,19 @@ def _question(
         row,
         # A single oracle is named by `context_id` already.
         oracles if len(oracles) > 1 else (),
+        facts=tuple(as_texts(dict.fromkeys(supporting))),
     )
     reason = "question_without_its_paragraphs" if missing else "" if answers else UNANSWERABLE
     return FoundQuestion(where, question, reason)
+
+
+def _sentence_number(value: Any, where: str) -> int:
+    # JSON's true is an int in Python.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise InputError(
+        f"{where}: field supporting_facts has {value!r} for a sentence number; expected a whole number"
+    )
 
 
 def joined_sentences(sentences: Sequence[str]) -> str:

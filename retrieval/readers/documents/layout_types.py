@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.text.normalize import keep_lines
+from retrieval.text.supporting_facts import sentence_places
 
 #: Why a question is dropped that its documents do not answer. Where abstaining is taught, it is kept.
 UNANSWERABLE = "question_unanswerable"
@@ -101,13 +102,17 @@ class LayoutReader(Protocol):
 
 
 class Paragraph(NamedTuple):
-    """A document of a question set without document ids. The text is that of the file."""
+    """A document of a question set without document ids. The text is that of the file.
+
+    `sentences` are its numbered sentences, if the layout has them.
+    """
 
     where: str
     row: int
     title: str
     text: str
     id: str
+    sentences: tuple[str, ...] = ()
 
     @classmethod
     def identified(cls, where: str, row: int, title: str, text: str) -> Paragraph:
@@ -127,5 +132,7 @@ class Paragraph(NamedTuple):
 
     def found(self, file: SourceFile) -> FoundDocument:
         """Return the paragraph as a document that was found in the file."""
-        document = Document(self.id, self.title, keep_lines(self.text), file.name, self.row)
+        text = keep_lines(self.text)
+        places = sentence_places([keep_lines(sentence) for sentence in self.sentences], text)
+        document = Document(self.id, self.title, text, file.name, self.row, sentences=places)
         return FoundDocument(self.where, document, self.text, id_from_content=True)

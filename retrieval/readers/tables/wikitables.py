@@ -1,8 +1,9 @@
 """Tables with questions in WikiTableQuestions' layout (Pasupat and Liang 2015).
 
 `data/*.tsv` has the columns `id`, `utterance`, `context` (path of a table's CSV below the root) and
-`targetValue` (answers joined by `|`; `\\n` is a newline, `\\p` a pipe, `\\\\` a backslash). The tables are
-CSV of any dialect (:mod:`retrieval.readers.tables.csv_tables`), and a cell may hold a newline.
+`targetValue` (answers joined by `|`; `\\n` is a newline, `\\p` a pipe, `\\\\` a backslash). The canonical
+values of answers are in a column `targetCanon`, or in a tagged file (`tagged_values`), if there is one. The
+tables are CSV of any dialect (:mod:`retrieval.readers.tables.csv_tables`), and a cell may hold a newline.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from retrieval.corpus.types import Question, Table, Tally
 from retrieval.readers.files.columns import advice
 from retrieval.readers.files.packed_lines import text_lines
 from retrieval.readers.tables.table_cells import table_in_file
+from retrieval.readers.tables.tagged_values import CANONICAL, read_tagged, tagged_file
 from retrieval.text.normalize import fold
 
 COLUMNS = ("id", "utterance", "context", "targetValue")
@@ -63,6 +65,9 @@ def read_tables(
             f"{advice(tsv, {'table_questions': 'tables.question_columns'}) if header_line else ''}"
         )
     places = [header.index(name) for name in COLUMNS]
+    own = header.index(CANONICAL) if CANONICAL in header else None
+    beside = tagged_file(root, tsv) if own is None else None
+    tagged = {} if beside is None else read_tagged(beside)
     for number, line in lines:
         # The last line of a file edited by hand is often empty.
         if not line:
@@ -81,6 +86,8 @@ def read_tables(
         answers = tuple(filter(None, (fold(unescape(part)) for part in target.split("|"))))
         if not text:
             raise InputError(f"{tsv}:{number}: question {key!r} has no text; fill it in")
+        place, field = tagged.get(key, (number, "" if own is None else fields[own]))
+        canonical = _canonical(field, answers, f"{beside or tsv}:{place}")
         tally.read["questions"] += 1
         if context not in tables:
             tables[context] = _read_csv(root, context, f"{tsv}:{number}", tally)
@@ -88,7 +95,8 @@ def read_tables(
             tally.dropped["question_of_table_without_rows"] += 1
         elif answers or keep_unanswerable:
             tally.read["questions_unanswerable"] += not answers
-            questions.append(Question(key, context, text, answers, source, number))
+            tally.read["questions_with_canonical_values"] += bool(canonical)
+            questions.append(Question(key, context, text, answers, source, number, canonical=canonical))
         else:
             tally.dropped["question_unanswerable"] += 1
     if not questions:
@@ -96,6 +104,18 @@ def read_tables(
         said = f"every one is dropped ({found})" if found else "expected a question a line"
         raise InputError(f"{tsv}: no question after the header; {said}")
     return {key: table for key, table in tables.items() if table is not None}, questions
+
+
+def _canonical(field: str, answers: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Return the canonical form of each answer; nothing if the field is empty."""
+    if not field:
+        return ()
+    found = tuple(filter(None, (unescape(part).strip() for part in field.split("|"))))
+    if len(found) != len(answers):
+        raise InputError(
+            f"{where}: {len(found)} values in {CANONICAL}, {len(answers)} in targetValue; expected as many"
+        )
+    return found
 
 
 def _table_path(root: Path, key: str) -> Path | None:

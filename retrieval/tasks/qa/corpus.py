@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jora_core.base.errors import InputError
 from retrieval.corpus.chunking import load_chunker, with_chunk_oracles
 from retrieval.corpus.id_index import IdIndex
 from retrieval.corpus.mapped_items import Items, load_array, save_array, write_items
@@ -107,8 +108,13 @@ def read_corpus(
     made = synthetic_files(task)
     found_questions = chain(found_questions, read_synthetic_questions(made, chunks, report.tally))
     questions = write_items(folder / "questions.arrow", Question, found_questions)
+    if not len(questions) and made and not files:
+        raise InputError(
+            f"{made[0].path}: every made question was refused, so nothing can be taught; `jora questions` "
+            "says why, and its --review shows them"
+        )
     if not len(questions):
-        raise no_questions([*files, *made] or survey.files)
+        raise no_questions(files)
     return documents, questions
 
 

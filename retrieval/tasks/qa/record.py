@@ -6,7 +6,7 @@ high. A held-out prompt holds the documents that the retriever finds, right or n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,31 @@ from retrieval.prompts.token_budget import Count, fit
 from retrieval.settings.tasks import QaTask
 from retrieval.text.labels import titled
 from retrieval.text.normalize import seeded_hash, seeded_share
+from retrieval.text.supporting_facts import ShownSentence, as_texts, sentence_places
+
+
+def _shown_sentences(documents: Mapping[int, Document], context: Mapping[int, str]) -> list[ShownSentence]:
+    """Return the numbered sentences of the documents of a prompt, with their places in its `input`.
+
+    Args:
+        documents: the documents in prompt order, by place.
+        context: their texts as the prompt shows them, from which sentences may be cut.
+    """
+    found = []
+    begin = 0
+    for number, (place, document) in enumerate(documents.items(), start=1):
+        shown = context[place]
+        line = templates.document_line(number, document.title, shown)
+        # The text is at the end of its line, behind number and title.
+        first = begin + len(line) - len(shown)
+        begin += len(line) + 1
+        sentences = [document.text[low:high] if low >= 0 else "" for low, high in document.sentences]
+        found += [
+            ShownSentence(document.context_id, n, first + low, first + high)
+            for n, (low, high) in enumerate(sentence_places(sentences, shown))
+            if low >= 0
+        ]
+    return found
 
 
 @dataclass(frozen=True)
@@ -168,6 +193,8 @@ class QaBuilder:
             "choices": [],
             "source": question.source,
             "source_row": question.row,
+            "facts": list(question.facts),
+            "sentences": as_texts(_shown_sentences(documents, context)) if question.facts else [],
             "synthetic": question.synthetic,
         }
 

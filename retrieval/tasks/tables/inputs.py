@@ -17,6 +17,7 @@ from retrieval.corpus.source_files import (
     survey_files,
     unpacked_name,
 )
+from retrieval.readers.tables.tagged_values import tagged_file
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.file_suffixes import DATASET_FILES, TABLE_SUFFIXES
 from retrieval.settings.tasks import TablesTask
@@ -46,6 +47,8 @@ def input_files(config: ContextConfig) -> Iterator[tuple[str, Path]]:
             for path in sorted(tsv.parent.glob("*.tables.*")):
                 yield f"{role}/{path.name}", path
             continue
+        if (tagged := tagged_file(root, tsv)) is not None:
+            yield f"{role}/tagged/{tagged.name}", tagged
         # All tables beside the questions, also unused ones: which are used is known only after the questions
         # are read.
         for path in sorted((root / "csv").rglob("*.csv")):
@@ -150,7 +153,7 @@ def _tables_copy(url: str, field: str) -> str:
 
     Of a URL of one .tsv file, the folder around the file is fetched, because it holds the tables.
     """
-    kinds = (".csv", ".tsv")
+    kinds = (".csv", ".tsv", ".tagged")
     if not url.endswith(".tsv"):
         return expand_path(url, field, kinds)
     # `…/data/training.tsv`: two levels up is the root that the tables lie below.

@@ -326,6 +326,8 @@ def _record(
         "choices": [],
         "source": question.source,
         "source_row": question.row,
+        # Not of an abstention, which has no canonical form.
+        "canonical": list(question.canonical) if taught.gold == question.answers else [],
     }
 
 

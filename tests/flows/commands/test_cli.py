@@ -102,7 +102,7 @@ def test_help_is_quick_and_light() -> None:
 
 def test_help_teaches(jora: Jora) -> None:
     text = jora("--help").out
-    assert len(COMMANDS) == 23
+    assert len(COMMANDS) == 24
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.MULTILINE), f"{command}: no whole sentence"
         assert jora(command, "--help").status == 0

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -229,10 +230,12 @@ def test_runs_through_the_api(served: Served) -> None:
 
 
 def test_dry_run_and_unchanged_data(served: Served) -> None:
-    """A dry run publishes the plan; a run without work publishes nothing."""
+    """A dry run publishes the plan; a run without work publishes nothing, and says where the report is."""
     before = served.artifacts()
     state = served.run("raft-pipeline")
-    assert (state.name, state.message) == ("Completed", "nothing to run: 4 stages verified")
+    said, _, place = state.message.partition("; report: ")
+    assert (state.name, said) == ("Completed", "nothing to run: 4 stages verified")
+    assert b"</html>" in urllib.request.urlopen(place).read()
     assert served.artifacts() == before
     config = toy_config(served.folder)
     state = served.run("raft-pipeline", dry_run=True, changes=["seed=9"])

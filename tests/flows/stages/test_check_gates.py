@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from flows.commands.print_pipeline import LINK_METRICS, METRICS
 from flows.configuration.requirements import require
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
@@ -22,9 +23,12 @@ from flows.engine.errors import GateFailed
 from flows.engine.run_records import recorded_run
 from flows.engine.stage import StageContext
 from flows.report.facts import RunFacts
+from flows.report.sections import METRIC_NAMES, OTHER_METRICS
 from flows.report.sections import gates as gate_blocks
+from flows.report.thread_sections import CONVERSATION_NAMES, LINK_NAMES
 from flows.stages import STAGES, check_gates
 from jora_core.base.errors import InputError
+from retrieval.settings.task_registry import TASKS
 from tests.flows.conftest import Project
 from tests.flows.orchestration.serving.small_project import ROOT, write_project
 
@@ -179,6 +183,94 @@ def test_previous_is_the_last_export_of_the_project(project: Project, tmp_path: 
     assert "no earlier exported run" in again["text"]
 
 
+def _score(value: float | None) -> dict[str, Any]:
+    return {"value": value, "low": None, "high": None, "n": 10}
+
+
+def _pooled(folder: Path) -> Path:
+    """An evaluation with links, written answers beside choices, and calibration."""
+    values(folder, both_phases=30)
+    scores = {
+        "systems": {"both_phases": {"reply@1": _score(0.5), "p(reply|target)": _score(None)}},
+        "links": {"logs": 3, "systems": {"learned": {"link_f1": _score(0.72), "shen_f1": _score(0.4)}}},
+        "generated": {"systems": {"both_phases": {"reply@1": _score(0.25), "invalid_answers": _score(0.1)}}},
+        "calibration": {"both_phases": {"n": 60, "expected_calibration_error": 0.08}},
+    }
+    (folder / check_gates.METRICS).write_text(json.dumps(scores))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed", "words"),
+    [
+        (
+            "metric: threads.link_f1, system: learned, at_least: 0.7",
+            True,
+            "link_f1 of learned is 0.720, at least 0.7",
+        ),
+        ("metric: threads.link_f1, system: learned, at_least: 0.73", False, "is 0.720, below 0.73"),
+        ("metric: threads.link_f1, system: learned, at_most: 0.71", False, "is 0.720, above 0.71"),
+        ("metric: threads.shen_f1, system: learned, at_least: 0.4", True, "shen_f1 of learned is 0.400"),
+        (
+            "metric: threads.generated.reply@1, at_least: 0.3",
+            False,
+            "generated.reply@1 of both_phases is 0.250",
+        ),
+        ("metric: threads.generated.invalid_answers, at_most: 0.1", True, "is 0.100, at most 0.1"),
+        ("metric: threads.expected_calibration_error, at_most: 0", False, "is 0.080, above 0"),
+        (
+            "metric: 'threads.p(reply|target)', at_least: 0.0",
+            False,
+            "has no value, because nothing was counted",
+        ),
+        ("metric: threads.reply@1, at_most: 0.5", True, "reply@1 of both_phases is 0.500, at most 0.5"),
+    ],
+)
+def test_measures_of_all_records_together(
+    project: Project, tmp_path: Path, gate: str, passed: bool, words: str
+) -> None:
+    config = project.config(f"gates=[{{{gate}}}]")
+    assert not [line for line in require(config, "pipeline.yaml") if "gates" in line]
+    found = verdict(project, f"{{{gate}}}", _pooled(tmp_path / "own"))
+    assert found["passed"] is passed and words in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (
+            "metric: threads.link_f1, at_least: 0.5",
+            "no system both_phases has threads.link_f1; expected one of learned",
+        ),
+        (
+            "metric: threads.invalid_answers, at_most: 0.5",
+            "has no threads.invalid_answers, because no record has what it counts; both_phases has reply@1",
+        ),
+        (
+            "metric: threads.normalised_reply@1, not_worse_than: base",
+            "no values of threads.normalised_reply@1 for each record; give at_least or at_most",
+        ),
+    ],
+)
+def test_what_the_evaluation_does_not_have_is_one_line(
+    project: Project, tmp_path: Path, gate: str, words: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        verdict(project, f"{{{gate}}}", _pooled(tmp_path / "own"))
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_gate_can_name_every_measure_of_the_evaluation() -> None:
+    """What the report and the terminal show by name is known to the gates, and to no task twice."""
+    known = [
+        name for entry in TASKS.values() for name in (*entry.facts.measures, *entry.facts.pooled_measures)
+    ]
+    assert len(known) == len(set(known))
+    shown = {*METRIC_NAMES, *OTHER_METRICS, *LINK_NAMES, *CONVERSATION_NAMES}
+    shown |= {name for names in (*METRICS, *LINK_METRICS) for name in names}
+    assert shown <= set(known)
+
+
 def test_runs_without_a_common_record_are_no_pass(project: Project, tmp_path: Path) -> None:
     key = "1" * 64
     folder = project.store.begin("evaluate", key)
@@ -214,7 +306,22 @@ def test_export_obeys_and_the_lineage_tells(project: Project, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("gate", "words"),
     [
-        ("{metric: threads.reply@1}", "expected one of at_least, not_worse_than and better_than, got none"),
+        (
+            "{metric: threads.reply@1}",
+            "expected one of at_least, at_most, not_worse_than and better_than, got none",
+        ),
+        (
+            "{metric: threads.link_f, at_least: 1}",
+            "no measure threads.link_f; expected one of threads.reply@1",
+        ),
+        (
+            "{metric: threads.link_f, at_least: 1}",
+            ", threads.link_precision, threads.link_recall, threads.link_f1, ",
+        ),
+        (
+            "{metric: threads.link_f1, better_than: previous_post}",
+            "gates.0: threads.link_f1 is counted over all records together",
+        ),
         ("{metric: f1, at_least: 1}", "expected TASK.MEASURE, such as qa.f1, got 'f1'"),
         ("{metric: threads.f1, at_least: 1}", "expected one of threads.reply@1"),
         ("{metric: threads.reply@1, at_least: 60}", "gates.0.at_least: expected at most 1, got 60"),

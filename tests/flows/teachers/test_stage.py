@@ -125,24 +125,28 @@ def test_held_out_documents_are_asked_about_only_if_the_configuration_says_so(tm
 def test_decisions_are_an_input_and_are_applied(tmp_path: Path) -> None:
     write_documents(tmp_path / "documents.jsonl", 12)
     with serve(FakeTeacher(faults={"not_standalone": 0.3})) as server:
-        config = config_of(tmp_path, server.url)
+        config = config_of(tmp_path, server.url, qa={"answer_style": "reasoned"})
         made = run_stage(config)
         review = read_review(made)
         refused = next(row for row in review if row["checks"])
         accepted = [row for row in review if not row["checks"]]
         accepted[0] |= {"decision": "refuse"}
-        accepted[1] |= {"decision": "edit", "question": "What do tickets cost?", "answer": "some crowns"}
+        accepted[1] |= {"decision": "edit", "question": "What do tickets cost?", "answer": "crowns"}
         refused |= {"decision": "accept"}
         decisions = tmp_path / "decisions.csv"
         write_review(decisions, review, "ferries")
-        decided = config_of(tmp_path, server.url, decisions=str(decisions))
+        decided = config_of(tmp_path, server.url, qa={"answer_style": "reasoned"}, decisions=str(decisions))
         again = run_stage(decided)
         asked = server.requests
     assert again != made and asked == 12
     found = {row["id"]: row for row in rows(again)}
     assert accepted[0]["id"] not in found and found[refused["id"]]["decision"] == "accept"
     edited = found[accepted[1]["id"]]
-    assert (edited["question"], edited["answers"]) == ("What do tickets cost?", ["some crowns"])
+    assert (edited["question"], edited["answers"]) == ("What do tickets cost?", ["crowns"])
+    # The reasons on the page still led to the answer before the edit.
+    assert edited["reasoned"].startswith("##begin_quote##") and edited["reasoned"].endswith(
+        "##Answer: crowns"
+    )
     assert edited["synthetic"] and edited["decision"] == "edit"
     assert len(found) == len(rows(made))
 

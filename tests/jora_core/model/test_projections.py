@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jora_core.model.projections import linear
+from jora_core.model.projections import frozen_type, linear
 
 
 @pytest.fixture
@@ -57,3 +57,25 @@ def test_bfloat16_arrays_stay_bfloat16(inputs):
     assert out.dtype == d_x.dtype == d_weight.dtype == jnp.bfloat16
     expected = rounded(x) @ rounded(weight).T
     assert np.abs(np.asarray(out, np.float64) - expected).max() <= 2**-8 * np.abs(expected).max()
+
+
+def test_weights_rounded_at_loading_give_the_same_bits(inputs):
+    x, weight, upstream = inputs
+    with jax.default_matmul_precision("bfloat16"):
+        kept = weight.astype(frozen_type(weight.dtype))
+        assert kept.dtype == jnp.bfloat16
+        for found, expected in zip(frozen(x, kept, upstream), frozen(x, weight, upstream), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def frozen(x: jax.Array, weight: jax.Array, upstream: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The product with a weight that is not trained, and the gradient of x."""
+    out, backward = jax.vjp(jax.jit(lambda x: linear(x, weight)), x)
+    return out, *backward(upstream)
+
+
+def test_exact_products_and_exact_readers_keep_all_bits():
+    assert frozen_type(jnp.float32) == jnp.float32
+    with jax.default_matmul_precision("bfloat16"):
+        assert frozen_type(jnp.float32, exact=True) == jnp.float32
+        assert frozen_type(jnp.float16) == jnp.float16

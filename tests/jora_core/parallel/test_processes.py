@@ -49,6 +49,15 @@ def finish(started: list[subprocess.Popen[str]], status: int = 0) -> list[str]:
     return said
 
 
+def until_steps(first: subprocess.Popen[str], order: dict[str, Any], steps: int) -> None:
+    """Wait until so many steps are logged."""
+    log = Path(order["output_dir"]) / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= steps):
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.1)
+
+
 def rows(order: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(x) for x in (Path(order["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
 
@@ -100,11 +109,7 @@ def test_two_processes_train_what_one_trains(order, tmp_path):
 def test_sigterm_to_one_stops_all_at_one_step(order, tmp_path):
     order = order | {"max_steps": 100_000, "checkpoint_every": 100_000, "evaluate_every": 100_000}
     started = start(order, tmp_path, 2, 2)
-    log = Path(order["output_dir"]) / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
-        assert started[0].poll() is None, started[0].communicate()[1]
-        time.sleep(0.1)
+    until_steps(started[0], order, 2)
     started[1].send_signal(signal.SIGTERM)
     first, _ = finish(started, status=143)
     assert "stopped by SIGTERM after step" in first
@@ -120,3 +125,16 @@ def test_what_does_not_fit_is_said_in_one_line(order, tmp_path):
         join_processes(None, values)
     said = finish(start(order | {"mesh": {"data": 1, "tensor": 2}}, tmp_path, 2, 2), status=2)
     assert all("error: mesh of 2 devices, but 2 processes have 4" in text for text in said)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_with_one_line(order, tmp_path, killed):
+    order = order | {"max_steps": 100_000, "checkpoint_every": 100_000, "evaluate_every": 100_000}
+    started = start(order, tmp_path, 2, 2)
+    until_steps(started[0], order, 2)
+    started[killed].kill()
+    # The wait ends by the closed connection, long before the timeout of a silent peer.
+    said = started[1 - killed].communicate(timeout=60)[1]
+    (line,) = (text for text in said.splitlines() if text.startswith("error:"))
+    assert f"process {1 - killed} of 2 lost another one" in line and "start all of them again" in line
+    assert "Traceback" not in said and started[1 - killed].returncode == 1

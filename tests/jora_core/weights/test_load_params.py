@@ -18,8 +18,10 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import expected_tensors
+from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
+from jora_core.weights.load_params import load_params
 from jora_core.weights.safetensors_reader import TensorFile
 from jora_core.weights.tensor_store import write_tensors
 
@@ -210,3 +212,17 @@ def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
         handle.truncate(1000)
     with pytest.raises(InputError, match="is truncated at byte 1000"):
         file.read("matrix")
+
+
+def test_projections_may_have_a_type_of_their_own(tiny_weights: Path) -> None:
+    config = ModelConfig.from_hf(tiny_weights)
+    exact = load_params(tiny_weights, config)
+    narrow = load_params(tiny_weights, config, projection_dtype=jnp.bfloat16)
+    for name, whole in vars(exact.layers).items():
+        found = getattr(narrow.layers, name)
+        if name in PROJECTIONS and whole is not None:
+            assert found.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(found, whole.astype(jnp.bfloat16))
+        elif whole is not None:
+            assert found.dtype == jnp.float32
+    assert narrow.embedding.dtype == narrow.final_norm.dtype == jnp.float32

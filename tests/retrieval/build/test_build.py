@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import RECORD_COLUMNS
+from jora_core.base.record_columns import EVIDENCE_RECORD_COLUMNS, RECORD_COLUMNS
 from retrieval.build.build import build_record_files
 from retrieval.build.inputs import input_digests
 from retrieval.build.record_files import (
@@ -100,7 +100,7 @@ def test_columns_and_metadata(threads_file: Path, tmp_path: Path) -> None:
 
     config = threads_config(threads_file)
     build_record_files(config, tmp_path)
-    assert pq.read_schema(tmp_path / "records.parquet").names == list(RECORD_COLUMNS)
+    assert pq.read_schema(tmp_path / "records.parquet").names == [*RECORD_COLUMNS, *EVIDENCE_RECORD_COLUMNS]
     assert pq.read_schema(tmp_path / "rankings.parquet").names == list(RANKING_COLUMNS)
     metadata = file_metadata(tmp_path / "records.parquet")
     assert json.loads(metadata["inputs"]) == input_digests(config)

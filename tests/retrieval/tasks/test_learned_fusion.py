@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import RECORD_COLUMNS
+from jora_core.base.record_columns import EVIDENCE_RECORD_COLUMNS, RECORD_COLUMNS
 from retrieval.build.ask import ask_corpus
 from retrieval.build.build import build_record_files
 from retrieval.build.record_files import RANKING_COLUMNS, read_rankings, read_records
@@ -147,7 +147,7 @@ def _places(work: ThreadsWork, name: str) -> tuple[int, int]:
 
 def test_without_learned_fusion_the_columns_stay(source: Path, tmp_path: Path) -> None:
     build_record_files(config_of(source, "rrf", max_records=30), tmp_path)
-    assert pq.read_schema(tmp_path / "records.parquet").names == list(RECORD_COLUMNS)
+    assert pq.read_schema(tmp_path / "records.parquet").names == [*RECORD_COLUMNS, *EVIDENCE_RECORD_COLUMNS]
     assert pq.read_schema(tmp_path / "rankings.parquet").names == list(RANKING_COLUMNS)
 
 

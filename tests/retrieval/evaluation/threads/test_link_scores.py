@@ -7,7 +7,8 @@ import pytest
 from retrieval.evaluation.measures.conversations import conversation_scores, conversations
 from retrieval.evaluation.measures.links import Link, count_links
 from retrieval.evaluation.threads.link_rows import links_in
-from retrieval.evaluation.threads.link_scores import CONVERSATION_SCORES, LINK_SCORES, link_scores
+from retrieval.evaluation.threads.link_scores import link_scores
+from retrieval.settings.tasks import CONVERSATION_SCORES, LINK_SCORES
 
 GOLD: dict[str, set[Link]] = {
     "a": {(5, 5), (6, 5), (7, 3), (8, 6), (8, 7)},

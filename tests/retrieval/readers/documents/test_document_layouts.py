@@ -206,6 +206,10 @@ def test_records_of_hotpotqa_need_all_their_paragraphs(write: Write, tmp_path: P
             [{"supporting_facts": [], "context": [["A", ["x"]]], "question": "?", "answer": "x"}],
             r"field _id is empty or no text",
         ),
+        (
+            [hotpot("A") | {"supporting_facts": [["A", "first"]]}],
+            r"item 1 \(line 1\): field supporting_facts has 'first' for a sentence number",
+        ),
         ([hotpot("A") | {"answer": ["x", {}]}], r"item 1 \(line 1\): field answer is no text and no list"),
     ],
 )

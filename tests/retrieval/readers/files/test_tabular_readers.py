@@ -25,8 +25,9 @@ from retrieval.readers.files.csv_dialect import find_separator
 from retrieval.readers.tables.csv_tables import read_csv
 from retrieval.readers.tables.wikitables import read_tables, unescape
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.tasks import QaTask
+from retrieval.settings.tasks import QaTask, TablesTask
 from retrieval.tasks.qa.inputs import document_files
+from retrieval.tasks.tables.inputs import input_files
 from tests.retrieval.read_all import read_documents, read_questions
 
 Write = Callable[[str, str], Path]
@@ -82,6 +83,48 @@ def test_bad_tables_are_named(write: Write, tmp_path: Path, text: str, said: str
     write("csv/2.csv", '"only a header"\n')
     (tmp_path.parent / "outside.csv").write_text('"a"\n"b"\n', encoding="utf-8")
     tsv = write("data/training.tsv", text)
+    with pytest.raises(InputError, match=said):
+        read_tables(tmp_path, tsv, Tally(), tsv.name)
+
+
+TAGGED = "id\tposTags\ttargetCanon\n"
+
+
+def test_canonical_values_of_a_tagged_file_and_of_a_column(write: Write, tmp_path: Path) -> None:
+    write("csv/1.csv", '"a"\n"b"\n')
+    rows = ("q1\twho?\tcsv/1.csv\t1,000|a\\pb", "q2\twho?\tcsv/1.csv\tx", "q3\twho?\tcsv/1.csv\ty")
+    tsv = write("data/training.tsv", HEAD + "".join(f"{row}\n" for row in rows))
+    # Joined and escaped as targetValue is, in another order, and not of every question.
+    write("tagged/data/training.tagged", TAGGED + "q3\tNN\ty\nq1\tCD\t1000.0|a\\pb\n")
+    tally = Tally()
+    _, questions = read_tables(tmp_path, tsv, tally, tsv.name)
+    assert [question.canonical for question in questions] == [("1000.0", "a|b"), (), ("y",)]
+    assert tally.read["questions_with_canonical_values"] == 2
+    tables = TablesTask(source=str(tmp_path))
+    files = dict(input_files(ContextConfig(tables=tables)))
+    assert files["tables/tagged/training.tagged"] == tmp_path / "tagged" / "data" / "training.tagged"
+    # A column of the questions' own file goes before.
+    own = "".join(f"{row}\t{canonical}\n" for row, canonical in zip(rows, ("1.0|c", "z", ""), strict=True))
+    write("data/training.tsv", HEAD.strip() + "\ttargetCanon\n" + own)
+    _, questions = read_tables(tmp_path, tsv, Tally(), tsv.name)
+    assert [question.canonical for question in questions] == [("1.0", "c"), ("z",), ()]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id\tposTags\n", r"training\.tagged:1: column targetCanon is missing; expected a tagged file"),
+        (TAGGED + "q1\tNN\n", r"training\.tagged:2: 2 tab-separated fields, expected 3"),
+        (
+            TAGGED + "q2\tNN\tx\nq1\tNN\tx|y\n",
+            r"training\.tagged:3: 2 values in targetCanon, 1 in targetValue",
+        ),
+    ],
+)
+def test_bad_tagged_files_are_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
+    write("csv/1.csv", '"a"\n"b"\n')
+    tsv = write("data/training.tsv", HEAD + "q1\twho?\tcsv/1.csv\tx\n")
+    write("tagged/data/training.tagged", text)
     with pytest.raises(InputError, match=said):
         read_tables(tmp_path, tsv, Tally(), tsv.name)
 
