@@ -147,12 +147,13 @@ GEMMA2 = {
     **LLAMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
     "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "sliding_window": 512,
     "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": None,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": None, "num_key_value_heads": 1,
 }  # fmt: skip
 MISTRAL = {
     **LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "head_dim": 128,
     "sliding_window": 512,
 }  # fmt: skip
+# All widths, also of q, k and v as one product, are below the length of a row.
 STEPS = [
     (LLAMA, {}),
     (LLAMA, {"remat": "none"}),
