@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ from jora_core.commands.model_card import GGUF_FOLDER, adapter_folder_name, base
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.parameters.freed_memory import release_freed_memory
-from jora_core.parameters.lora_math import with_one_scale
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.lora import ADAPTER_FILES
 from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
-from jora_core.weights.checkpoint_folder import open_checkpoint
-from jora_core.weights.companion_files import copy_file, write_prompt_files
+from jora_core.weights.checkpoint_folder import open_weights
+from jora_core.weights.companion_files import PromptFiles, copy_file, prompt_files, write_prompt_files
+from jora_core.weights.gguf.write_tokenizer import tokenizer_fields
 from jora_core.weights.layerwise_logits import hidden_states, logits
 from jora_core.weights.merge_adapters import MergedWeights, write_merged
 from jora_core.weights.model_folder import read_model
@@ -59,10 +60,14 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = read_model(spec.model)
+    # Before JAX starts its device: a large vocabulary comes and goes while little else is in memory.
+    texts = _read_texts(spec, config)
+    _release_memory()
     folders = (spec.adapter, *spec.then)
     # All adapters are read before the first byte is written: a wrong one leaves no half export.
     adapters, loras = zip(*(load_adapter(folder, config) for folder in folders), strict=True)
     written = spec.output_dir / "model"
+    _release_memory()
     dtype = write_merged(spec.model, config, adapters, written, spec.dtype, spec.max_shard_size)
     _release_memory()
     names = [adapter_folder_name(number) for number in range(len(folders))]
@@ -72,18 +77,15 @@ def export(spec: ExportSpec) -> dict[str, Any]:
             copy_file(folder / name, spec.output_dir / target / name)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     result: dict[str, Any] = {"dtype": dtype, "parameters": parameters}
-    if spec.prompt is not None:
-        # Read again, although `write_merged` has checked it: two of a large vocabulary would be in memory.
-        tokenizer = load_tokenizer(spec.model, config.vocab_size, encodes=False)
-        result["prompts"] = write_prompt_files(spec.prompt, spec.model, tokenizer, written)
-        del tokenizer
-        _release_memory()
+    if texts.prompts is not None:
+        write_prompt_files(texts.prompts, written)
+        result["prompts"] = texts.prompts.description
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
     if "gguf" in spec.formats:
         _release_memory()
-        result["gguf"] = _write_gguf(spec, written)
+        result["gguf"] = _write_gguf(spec, written, texts)
     for kind, unwanted in (("hf", ["model"]), ("peft", names)):
         for name in unwanted if kind not in spec.formats else []:
             shutil.rmtree(spec.output_dir / name)
@@ -102,25 +104,59 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """What an export takes from the base's tokenizer.
+
+    Attributes:
+        prompts: what the written folder lacks to give the prompts of the training; None if not asked for.
+        end: text of the end token.
+        gguf: fields of a GGUF file; None if not asked for.
+    """
+
+    prompts: PromptFiles | None = None
+    end: str = ""
+    gguf: dict[str, Any] | None = None
+
+
+def _read_texts(spec: ExportSpec, config: ModelConfig) -> _Texts:
+    writes_gguf = "gguf" in spec.formats
+    if spec.prompt is None and not writes_gguf:
+        return _Texts()
+    tokenizer = load_tokenizer(spec.model, config.vocab_size, encodes=False)
+    prompts = None if spec.prompt is None else prompt_files(spec.prompt, spec.model, tokenizer)
+    end = tokenizer.text_of(tokenizer.eos_id)
+    del tokenizer
+    if not writes_gguf:
+        return _Texts(prompts, end)
+    return _Texts(prompts, end, tokenizer_fields(spec.model, config.vocab_size))
+
+
 def _release_memory() -> None:
     """Free what the step before has compiled and kept, so that the steps' peaks do not add up."""
     jax.clear_caches()
     release_freed_memory()
 
 
-def _write_gguf(spec: ExportSpec, written: Path) -> str:
-    """Write the merged model as a GGUF file with its Modelfile; return the file's name."""
+def _write_gguf(spec: ExportSpec, written: Path, texts: _Texts) -> str:
+    """Write the merged model as a GGUF file with its Modelfile; return the file's name.
+
+    Args:
+        spec: the export's.
+        written: folder of the merged model, with the base's tokenizer.
+        texts: what was read of this tokenizer.
+    """
     # Here, because no other export needs the package.
     from jora_core.weights.gguf.modelfile import write_modelfile
     from jora_core.weights.gguf.write_gguf import write_gguf
 
     config = read_model(written)
-    tokenizer = load_tokenizer(written, config.vocab_size, encodes=False)
     name = f"model-{spec.gguf}.gguf"
     folder = spec.output_dir / GGUF_FOLDER
-    write_gguf(written, config, folder / name, spec.gguf, f"{base_name(spec)}, fine-tuned")
+    title = f"{base_name(spec)}, fine-tuned"
+    write_gguf(written, config, folder / name, spec.gguf, title, tokenizer=texts.gguf)
     context = min(config.max_positions, _MOST_CONTEXT)
-    write_modelfile(written, folder / "Modelfile", name, tokenizer.text_of(tokenizer.eos_id), context)
+    write_modelfile(written, folder / "Modelfile", name, texts.end, context)
     return name
 
 
@@ -143,12 +179,12 @@ def _verify(spec: ExportSpec, config: ModelConfig, adapters: Sequence[Adapter], 
     if config.bos_token_id is not None:
         tokens[:, 0] = config.bos_token_id
     # Opened again, as any reader would: the comparison includes what was written to disk.
-    base = MergedWeights(
-        open_checkpoint(spec.model, config), config, tuple(map(with_one_scale, adapters[:-1]))
-    )
-    written = MergedWeights(open_checkpoint(spec.output_dir / "model", config), config)
+    base = MergedWeights.of(open_weights(spec.model, config), config, adapters[:-1])
+    written = MergedWeights.of(open_weights(spec.output_dir / "model", config), config)
     expected = hidden_states(base, tokens, adapters[-1])
+    _release_memory()
     found = hidden_states(written, tokens)
+    _release_memory()
     merged = np.empty((*tokens.shape, config.vocab_size), np.float32)
     done, differences = 0, []
     # Both yield the same rows of the vocabulary: their number depends on the shape and not on the type.

@@ -184,15 +184,10 @@ def open_tokenizer(folder: Path, *, merges: bool = True) -> Tokenizer:
     )
 
 
-def read_merges(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a byte-pair tokenizer, in the sequence of their ranks, some thousands at a time.
-
-    Args:
-        folder: the model folder.
-        tokenizer: its tokenizer, read for a folder without a ``tokenizer.json``.
-    """
+def read_merges(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a folder's byte-pair tokenizer, by rank, some thousands at a time."""
     path = folder / "tokenizer.json"
-    raw = path.read_bytes() if path.is_file() else tokenizer.to_str().encode()
+    raw = path.read_bytes() if path.is_file() else open_tokenizer(folder).to_str().encode()
     found = _MERGES.search(raw)
     if found is None:
         return
@@ -247,10 +242,8 @@ def _load_fast(path: Path, merges: bool) -> Tokenizer:
 
     raw = path.read_bytes()
     refuse_lfs_pointer(path, raw)
-    # As bytes, without parsing: what the file becomes in Python is as large as what the library makes of it.
-    found = None if merges else _MERGES.search(raw)
-    if found is not None:
-        raw = raw[: found.end("key")] + raw[found.end() - 1 :]
+    if not merges:
+        raw = _without_merges(raw)
     try:
         tokenizer = Tokenizer.from_buffer(raw.removeprefix(BOM_UTF8))
     except Exception as err:  # the library raises bare Exception for a broken file
@@ -259,6 +252,13 @@ def _load_fast(path: Path, merges: bool) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _without_merges(raw: bytes) -> bytes:
+    """Return a ``tokenizer.json`` with an empty list of merges."""
+    # As bytes, without parsing: what the file becomes in Python is as large as what the library makes of it.
+    found = _MERGES.search(raw)
+    return raw if found is None else raw[: found.end("key")] + raw[found.end() - 1 :]
 
 
 def _load_sentencepiece(folder: Path) -> Tokenizer:

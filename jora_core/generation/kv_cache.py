@@ -79,7 +79,8 @@ def prefill(
         Hidden states [R, T, D] of the rows, the same as from `forward`, and the cache.
     """
     length = prompts.tokens.shape[1]
-    over_rows = model_attention(config, Slots(prompts.until, prompts.positions), choice)
+    slots = Slots(prompts.until, prompts.positions)
+    over_rows = model_attention(config, slots, choice, params.embedding.dtype)
     rotary = rotary_tables(config, prompts.positions)
     split = tokens_split(length)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.model.cudnn_attention import KernelChoice
 from jora_core.model.decoder import forward, output_head
 from jora_core.model.rematerialization import Remat
 from jora_core.parallel.collectives import (
@@ -23,7 +24,6 @@ from jora_core.parallel.collectives import (
     tokens_split,
 )
 from jora_core.parameters.trees import Adapter, Params
-from jora_core.specs.common import AttentionChoice
 
 Arrays = dict[str, jax.Array]
 
@@ -40,7 +40,7 @@ def batch_loss(
     dropout_key: jax.Array | None,
     noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
-    attention: AttentionChoice = "auto",
+    attention: KernelChoice = "auto",
 ) -> jax.Array:
     """Compute the weighted sum of cross-entropies over a microbatch's supervised positions.
 

@@ -72,67 +72,6 @@ def blockwise_attention(
     return _flat(_attend(kernel, *grouped, _Mask(slots, limit)), length)
 
 
-def forward_pass(
-    q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, *, scale: float, window: int = 0
-) -> tuple[jax.Array, jax.Array]:
-    """Compute blockwise attention for a caller that has its own derivative rule.
-
-    Args:
-        q: [B, T, N, H].
-        k: [B, T, K, H].
-        v: [B, T, K, H].
-        slots: the attention mask.
-        scale: factor of the scores.
-        window: attention window in positions, 0 for none.
-
-    Returns:
-        The output [B, T, N, H] in the type of `q`, and the log-sum-exp of each query's scores, float32
-        [B, K, G, T'], for `backward_pass`.
-    """
-    length, block = q.shape[1], _block(q.shape[1])
-    grouped = _grouped(q, k, v, scale, block)
-    mask = _Mask(_filled(slots, block), reach(window))
-    out, log_total = _all_queries(_Kernel(None, block), *grouped, mask)
-    return _flat(out, length), log_total
-
-
-def backward_pass(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    slots: Slots,
-    *,
-    out: jax.Array,
-    log_total: jax.Array,
-    grad: jax.Array,
-    scale: float,
-    window: int = 0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compute the gradients of blockwise attention for q, k and v.
-
-    Args:
-        q: [B, T, N, H].
-        k: [B, T, K, H].
-        v: [B, T, K, H].
-        slots: the attention mask.
-        out: first result of `forward_pass`.
-        log_total: second result of `forward_pass`.
-        grad: gradient of `out`.
-        scale: factor of the scores.
-        window: attention window in positions, 0 for none.
-    """
-    block = _block(q.shape[1])
-    grouped, back = jax.vjp(lambda q, k, v: _grouped(q, k, v, scale, block), q, k, v)
-    out, grad = (_by_head(x, k.shape[2], block) for x in (out, grad))
-    saved = (*grouped, _Mask(_filled(slots, block), reach(window)), out, log_total)
-    return back(_backward(_Kernel(None, block), saved, grad)[:3])
-
-
-def filled_length(length: int) -> int:
-    """Return T', the number of slots of a row padded to whole blocks."""
-    return length + -length % _block(length)
-
-
 class _Kernel(NamedTuple):
     """Static settings of a call: the soft-cap of the scores, and the slots of a block."""
 

@@ -1,8 +1,10 @@
-"""Choice of the attention kernel: cuDNN's flash attention where possible, else blockwise attention.
+"""Choice of the attention kernel: cuDNN's flash attention, our kernel for trees, or blockwise attention.
 
-cuDNN computes causal attention within one example, without packed rows or shared prefixes. So the choice has
-two parts. The first is made at compile time from static values (device, shapes, type, soft-cap, window). The
-second is made for each batch from the content of its rows.
+On NVIDIA GPUs from Ampere on, packed rows and shared prefixes use the kernel for trees
+(`jora_core.model.kernels.tree_attention`). cuDNN computes causal attention within one example, and takes the
+rows that hold one. So its choice has two parts. The first is made at compile time from static values (device,
+shapes, type, soft-cap, window). The second is made for each batch from the content of its rows. All other
+devices use blockwise attention.
 
 The padding of a row comes after its example, where causal attention does not read. So cuDNN gets no sequence
 lengths and computes the padding too, because its kernels with lengths fail or give NaN at some row lengths.
@@ -11,18 +13,23 @@ lengths and computes the padding too, because its kernels with lengths fail or g
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jora_core.model.attention_slots import Slots
-from jora_core.model.blockwise_attention import (
-    backward_pass,
-    blockwise_attention,
-    filled_length,
-    forward_pass,
+from jora_core.model.blockwise_attention import blockwise_attention
+from jora_core.model.kernels.tree_attention import (
+    MOST_WIDTH,
+    Residuals,
+    Scores,
+    TreePlan,
+    plan_trees,
+    tree_attention,
+    tree_backward,
+    tree_forward,
 )
 from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.specs.common import AttentionChoice
@@ -34,6 +41,10 @@ _MOST_WIDTH = 128
 _LENGTH_MULTIPLE = 64
 # 8.0 is Ampere (A100); older devices have no flash attention in cuDNN.
 _FIRST_CAPABILITY = (8, 0)
+
+
+# `trees` is for programs compiled ahead of time for a described card, for which cuDNN has no kernels.
+KernelChoice = AttentionChoice | Literal["trees"]
 
 
 class SelfAttention(Protocol):
@@ -57,32 +68,47 @@ class SelfAttention(Protocol):
 def self_attention(
     slots: Slots,
     *,
+    width: int,
+    dtype: Any,
     scale: float,
     softcap: float | None = None,
-    window: int | None = 0,
-    choice: AttentionChoice = "auto",
+    windows: tuple[int, ...] = (0,),
+    choice: KernelChoice = "auto",
 ) -> SelfAttention:
     """Return the attention function of all layers for the rows of a batch.
 
     Args:
         slots: the attention mask.
+        width: head width H.
+        dtype: type of q, k and v.
         scale: factor of the scores.
         softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
-        window: attention window of all layers in positions, 0 for none; None where layers differ.
-        choice: `auto` takes cuDNN where it applies, `blockwise` never does.
+        windows: the distinct attention windows of the layers in positions, 0 for none.
+        choice: `auto` takes the kernels that the device has, `blockwise` none, `trees` the kernel for trees.
     """
     capability = cuda_capability() if choice == "auto" else None
-    plain = None if capability is None else plain_rows(slots)  # once, not in every layer
+    if width > MOST_WIDTH or not (choice == "trees" or (capability or (0, 0)) >= _FIRST_CAPABILITY):
+        return partial(_blockwise, slots=slots, scale=scale, softcap=softcap)
+    # Once, not in every layer.
+    plan = plan_trees(slots, width, dtype, windows)
+    plain = None if capability is None else plain_rows(slots)
+    window = windows[0] if len(windows) == 1 else None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
         applies = flash_applies(
             q.shape, k.shape, q.dtype, softcap=softcap, window=window, capability=capability
         )
         if plain is None or window is None or not applies:
-            return blockwise_attention(q, k, v, slots, scale=scale, softcap=softcap, window=layer_window)
-        return _either(_Static(scale, window), q, k, v, _Rows(slots, plain))
+            return tree_attention(q, k, v, plan, scale=scale, softcap=softcap, window=layer_window)
+        return _either(_Static(scale, window), q, k, v, _Rows(plan, plain))
 
     return attend
+
+
+def _blockwise(
+    q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int, *, slots: Slots, **scores: Any
+) -> jax.Array:
+    return blockwise_attention(q, k, v, slots, window=layer_window, **scores)
 
 
 def flash_applies(
@@ -164,9 +190,9 @@ class _Static(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The attention mask of a batch, and whether all rows are plain (see `plain_rows`)."""
+    """The plan of a batch's rows, and whether all rows are plain (see `plain_rows`)."""
 
-    slots: Slots
+    plan: TreePlan
     plain: jax.Array
 
 
@@ -187,17 +213,16 @@ def _forward(
 ) -> tuple[jax.Array, _Saved]:
     scale, window = static
 
-    def flash(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
+    def flash(q: jax.Array, k: jax.Array, v: jax.Array, plan: TreePlan) -> tuple[jax.Array, jax.Array]:
         # JAX gives cuDNN's log-sum-exp in the type of `q` only, too coarse for a backward pass. So zeros take
         # its place, and the backward pass runs cuDNN's forward pass once more.
         out = flash_attention(q, k, v, scale=scale, window=window)
-        shape = (q.shape[0], k.shape[2], q.shape[2] // k.shape[2], filled_length(q.shape[1]))
-        return out, jnp.zeros(shape, jnp.float32) + 0 * q[:1, :1, :1, :1].astype(jnp.float32)
+        shape = (q.shape[0], q.shape[2], plan.slots.until.shape[1])
+        return out, jnp.zeros(shape, jnp.float32) + 0 * q[:1, :1, :1, 0].astype(jnp.float32)
 
-    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
-        return forward_pass(q, k, v, slots, scale=scale, window=window)
-
-    out, log_total = jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots)
+    out, log_total = jax.lax.cond(
+        rows.plain, flash, partial(tree_forward, Scores(scale, None)), q, k, v, rows.plan
+    )
     out = checkpoint_name(out, KEPT_ATTENTION)
     log_total = checkpoint_name(log_total, KEPT_ATTENTION)
     return out, (q, k, v, rows, out, log_total)
@@ -209,20 +234,16 @@ def _backward(
     q, k, v, rows, out, log_total = saved
     scale, window = static
 
-    def flash(
-        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
-    ) -> _Gradients:
+    def flash(saved: Residuals, grad: jax.Array) -> _Gradients:
+        q, k, v, plan, _, _ = saved
         _, back = jax.vjp(partial(flash_attention, scale=scale, window=window), q, k, v)
         # The gradient of padding is set to zero, because the output there has no meaning.
-        return back(jnp.where((slots.until > 0)[:, :, None, None], results["grad"], 0).astype(grad.dtype))
+        real = plan.slots.until[:, : q.shape[1], None, None] > 0
+        return back(jnp.where(real, grad, 0).astype(grad.dtype))
 
-    def blocks(
-        q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, results: dict[str, jax.Array]
-    ) -> _Gradients:
-        return backward_pass(q, k, v, slots, **results, scale=scale, window=window)
-
-    results = {"out": out, "log_total": log_total, "grad": grad}
-    return *jax.lax.cond(rows.plain, flash, blocks, q, k, v, rows.slots, results), None
+    trees = partial(tree_backward, Scores(scale, None))
+    residuals = (q, k, v, rows.plan, out, log_total)
+    return *jax.lax.cond(rows.plain, flash, trees, residuals, grad), None
 
 
 _either.defvjp(_forward, _backward)

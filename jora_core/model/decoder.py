@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.model.attention_slots import Slots
-from jora_core.model.cudnn_attention import SelfAttention, self_attention
+from jora_core.model.cudnn_attention import KernelChoice, SelfAttention, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.embedding_noise import embedding_noise
 from jora_core.model.projections import linear, rounds_products
@@ -45,7 +45,7 @@ from jora_core.parallel.mesh import splits_inputs
 from jora_core.parameters.lora_math import adapted, low_rank
 from jora_core.parameters.quantization import dense
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights, Params
-from jora_core.specs.common import AttentionChoice, Remat
+from jora_core.specs.common import Remat
 
 # The number of each projection, which is folded into the key of the projection's dropout mask.
 _NUMBERS = {name: number for number, name in enumerate(PROJECTIONS)}
@@ -62,7 +62,7 @@ def forward(
     dropout_key: jax.Array | None = None,
     noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
-    attention: AttentionChoice = "auto",
+    attention: KernelChoice = "auto",
 ) -> jax.Array:
     """Compute the model's hidden states after the final norm.
 
@@ -83,7 +83,7 @@ def forward(
         [B, T/N, D] where `tokens_split(T)`.
     """
     split = tokens_split(tokens.shape[1])
-    attend = model_attention(config, Slots(until, positions), attention)
+    attend = model_attention(config, Slots(until, positions), attention, params.embedding.dtype)
     # Outside of the scan: all layers have the same positions, so the tables are computed once.
     rotary = rotary_tables(config, positions)
 
@@ -320,16 +320,25 @@ def _same(x: jax.Array) -> jax.Array:
     return x
 
 
-def model_attention(config: ModelConfig, slots: Slots, choice: AttentionChoice) -> SelfAttention:
+def model_attention(config: ModelConfig, slots: Slots, choice: KernelChoice, dtype: Any) -> SelfAttention:
     """Return the model's attention function over whole rows.
 
     Args:
         config: the model's.
         slots: the attention mask.
         choice: kernel choice, see `jora_core.model.cudnn_attention`.
+        dtype: type of the weights.
     """
     scale, softcap = attention_scale(config), config.attention_softcap
-    kernel = self_attention(slots, scale=scale, softcap=softcap, window=common_window(config), choice=choice)
+    kernel = self_attention(
+        slots,
+        width=config.head_dim,
+        dtype=jnp.bfloat16 if rounds_products() else dtype,
+        scale=scale,
+        softcap=softcap,
+        windows=tuple(sorted(set(config.windows) or {0})),
+        choice=choice,
+    )
 
     if not rounds_products():
         return kernel

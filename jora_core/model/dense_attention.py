@@ -35,7 +35,7 @@ def attention(
     return out.reshape(q.shape).astype(q.dtype)
 
 
-def example_mask(slots: Slots, window: int = 0) -> jax.Array:
+def example_mask(slots: Slots, window: jax.Array | int = 0) -> jax.Array:
     """Compute the attention mask of whole rows, bool [B, T, T] (query, key)."""
     slot = jnp.arange(slots.until.shape[1])
     return allowed(slot, slots.positions, slot, slots, window)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jora_core.parallel.collectives import as_varying
 from jora_core.parameters.quantization import dequantize
 from jora_core.parameters.trees import QuantizedWeight
 
@@ -14,9 +15,9 @@ from jora_core.parameters.trees import QuantizedWeight
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
     """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
     if isinstance(weight, QuantizedWeight):
-        return _quantized_linear(_as_varying(x, weight.codes), weight)
+        return _quantized_linear(as_varying(x, weight.codes), weight)
     if rounds_products():
-        return _narrow_linear(_as_varying(x, weight), _as_varying(weight, x))
+        return _narrow_linear(as_varying(x, weight), as_varying(weight, x))
     # Not ``x @ weight.T``: differentiated in a scan over layers, it would keep a transposed copy of all
     # weights.
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
@@ -94,17 +95,3 @@ def _narrow_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax
     a16, b16 = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     axes = (((a_axis,), (b_axis,)), ((), ()))
     return jax.lax.dot_general(a16, b16, axes, preferred_element_type=jnp.float32).astype(a.dtype)
-
-
-def _as_varying(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Return x, marked as varying over the mesh axes of `like` under `jax.shard_map`.
-
-    The transpose of that cast sums the gradient over the devices, which a custom derivative must do itself.
-    """
-    apart = _varying(like) - _varying(x)
-    return jax.lax.pcast(x, tuple(sorted(apart)), to="varying") if apart else x
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Return the mesh axes over which x varies under `jax.shard_map`; none elsewhere."""
-    return jax.typeof(x).manual_axis_type.varying

@@ -110,3 +110,17 @@ def gather_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
 def sum_over_batch(x: jax.Array) -> jax.Array:
     """Sum x over the devices of the data axis. All of them get the sum."""
     return jax.lax.psum(x, BATCH) if _shards(BATCH) > 1 else x
+
+
+def as_varying(x: jax.Array, *like: jax.Array) -> jax.Array:
+    """Return x, marked as varying over the mesh axes of other arrays under `jax.shard_map`.
+
+    The transpose of that cast sums the gradient over the devices, which a custom derivative must do itself.
+    """
+    apart = varying_axes(*like) - varying_axes(x)
+    return jax.lax.pcast(x, tuple(sorted(apart)), to="varying") if apart else x
+
+
+def varying_axes(*arrays: jax.Array) -> frozenset[str]:
+    """Return the mesh axes over which any of the arrays varies under `jax.shard_map`; none elsewhere."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))

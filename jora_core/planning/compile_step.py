@@ -117,7 +117,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
         trainable = _placed(adapter, adapter_shardings(config, adapter, mesh))
     frozen = params if lora else None
     # A constant rate: the schedule's values take no part in the memory.
-    step = build_step(config, _train_spec(spec, dtype), mesh, lambda _: jnp.float32(1e-4), trainable)
+    step = build_step(config, _train_spec(spec, dtype, target), mesh, lambda _: jnp.float32(1e-4), trainable)
     state = jax.eval_shape(step.start, trainable)
     sums = jax.eval_shape(step.zero, state)
     batch = _batch(spec, mesh, seq_len)
@@ -198,7 +198,7 @@ def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
         return compiled, read_heap(Path(folder))
 
 
-def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
+def _train_spec(spec: MemorySpec, dtype: np.dtype, target: Target) -> TrainSpec:
     """Return the `TrainSpec` of the planned step, whose paths are never read."""
     unused = Path("unused")
     settings = {
@@ -210,8 +210,10 @@ def _train_spec(spec: MemorySpec, dtype: np.dtype) -> TrainSpec:
     }
     known = {name: getattr(spec, name) for name in ("trainable", "lora", "mesh", "remat", "quantization")}
     made = TrainSpec.model_validate(settings | known | {"dtype": spec.dtype})
-    # Set after validation: float16, which stands in for bfloat16, is no type that a spec may name.
-    return made.model_copy(update={"dtype": dtype.name})
+    # Set after validation: float16, which stands in for bfloat16, is no type that a spec may name. No device
+    # tells the model's code that the program is for an NVIDIA card, and cuDNN needs one to be compiled for.
+    attention = "trees" if target.kind == "cuda" else made.attention
+    return made.model_copy(update={"dtype": dtype.name, "attention": attention})
 
 
 def _kind(buffer: Buffer, program: Program, config: ModelConfig, tensor: int, gradients: set) -> str:

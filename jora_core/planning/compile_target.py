@@ -25,25 +25,41 @@ from jora_core.parallel.mesh import BATCH, TENSOR, make_mesh
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
-# NVIDIA H100 SXM5 as its data sheet describes it, with the memory of the largest card planned for: the
+# NVIDIA's cards as their data sheets describe them, with the memory of the largest card planned for: the
 # compiler must not start to recompute by itself to fit.
 _CARD = """
-gpu_device_info {
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 {shared}
+  threads_per_core_limit: 2048 {cores}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 150754820096
+  {speed} device_memory_size: 150754820096
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 }
-}
+  cuda_compute_capability {{ major: {major} }}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
 """
+DESCRIBED_CARDS = {
+    "h100": _CARD.format(
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        cores="core_count: 132 fpus_per_core: 128",
+        shared="shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448",
+        speed="memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98",
+    ),
+    "a100": _CARD.format(
+        name="NVIDIA A100-SXM4-80GB",
+        major=8,
+        cores="core_count: 108 fpus_per_core: 64",
+        shared="shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912",
+        speed="memory_bandwidth: 2039000000000 l2_cache_size: 41943040 clock_rate_ghz: 1.41",
+    ),
+}
 
+CUDA_OPTIONS = {"xla_gpu_autotune_level": 0}  # there is no device to time kernels on
 _HOST_OPTIONS = {
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion,change-op-data-type,operand_upcaster",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -76,7 +92,7 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
     Raises:
         InputError: `kind` is `cuda` and its plugin is not installed.
     """
-    plugin = next((name for name in CUDA_PLUGINS if _installed(name)), None)
+    plugin = cuda_plugin()
     if kind == "auto":
         kind = "cuda" if plugin else "host"
     if kind == "cuda" and plugin is None:
@@ -87,7 +103,10 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
     jax.config.update("jax_enable_compilation_cache", False)
     if kind == "cuda":
         return Target(
-            "cuda", "CUDA compiler, H100 (no device used)", _described_mesh(data, tensor), _cuda_options()
+            "cuda",
+            "CUDA compiler, H100 (no device used)",
+            described_mesh("h100", data, tensor),
+            dict(CUDA_OPTIONS),
         )
     jax.config.update("jax_num_cpu_devices", data * tensor)
     mesh = make_mesh(data, tensor)
@@ -98,6 +117,11 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
     )
 
 
+def cuda_plugin() -> str | None:
+    """Return the module of JAX's CUDA plugin, None where it is not installed."""
+    return next((name for name in CUDA_PLUGINS if _installed(name)), None)
+
+
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
@@ -106,15 +130,21 @@ def _installed(name: str) -> bool:
         return False
 
 
-def _described_mesh(data: int, tensor: int) -> Mesh:
+def described_mesh(card: str, data: int = 1, tensor: int = 1) -> Mesh:
+    """Return a mesh of described cards, for programs that are compiled and never run.
+
+    Args:
+        card: a key of `DESCRIBED_CARDS`.
+        data: size of the mesh's data axis.
+        tensor: size of the mesh's tensor axis.
+    """
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", target_config=_CARD, topology=f"1x1x{data * tensor}"
+        platform="cuda",
+        topology_name=card,
+        target_config=DESCRIBED_CARDS[card],
+        topology=f"1x1x{data * tensor}",
     ).devices
     grid = np.asarray(devices).reshape(data, tensor)
     return Mesh(grid, (BATCH, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def _cuda_options() -> dict[str, Any]:
-    return {"xla_gpu_autotune_level": 0}  # there is no device to time kernels on

@@ -102,7 +102,7 @@ class ComputeSettings(WeightSettings):
     attention: AttentionChoice = Field(
         default="auto",
         title="Attention",
-        description="auto: cuDNN's where it applies (NVIDIA, bfloat16), else our own; blockwise: our own",
+        description="auto: on NVIDIA GPUs cuDNN's or our kernel, else XLA's blocks; blockwise: always these",
     )
     matmul_precision: MatmulPrecision = Field(
         default="default",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from codecs import BOM_UTF8
+from dataclasses import dataclass
 from pathlib import Path
 
 from jora_core.base.atomic_files import atomic_path, write_json
@@ -50,17 +51,30 @@ def copy_companions(source: Path, folder: Path) -> None:
             copy_file(path, folder / path.relative_to(source))
 
 
-def write_prompt_files(prompt: PromptSpec, model: Path, tokenizer: TextTokenizer, folder: Path) -> str:
-    """Let a derived model's folder give the prompts of its training, and return what they were, for a card.
+@dataclass(frozen=True)
+class PromptFiles:
+    """What a derived model's folder lacks to give the prompts of its training.
 
-    A template that is not the tokenizer's own becomes ``chat_template.jinja``, which has priority over the
-    base's. A token that ends answers and that no file names as an end is added to ``generation_config.json``.
+    Attributes:
+        template: text of the chat template; None if the base's is the one.
+        end: id of the token that ends an answer.
+        eos: id of the tokenizer's end token.
+        description: what the prompts were, for a card.
+    """
+
+    template: str | None
+    end: int
+    eos: int
+    description: str
+
+
+def prompt_files(prompt: PromptSpec, model: Path, tokenizer: TextTokenizer) -> PromptFiles:
+    """Find what a derived model's folder lacks to give the prompts of its training.
 
     Args:
         prompt: the setting of the training's prompts.
         model: the base model's folder.
         tokenizer: its tokenizer.
-        folder: the derived model's folder, with the base's files.
 
     Raises:
         InputError: the template cannot be used.
@@ -72,20 +86,34 @@ def write_prompt_files(prompt: PromptSpec, model: Path, tokenizer: TextTokenizer
         text = jinja_of_format(source.text, prompt.system, len(template.bos) > 0)
     else:
         text = source.text
-    if own is None or text != own.text:
+    system = (
+        f", after the system message {json.dumps(prompt.system, ensure_ascii=False)}" if prompt.system else ""
+    )
+    return PromptFiles(
+        template=None if own is not None and text == own.text else text,
+        end=template.end_id,
+        eos=tokenizer.eos_id,
+        description=f"template of {template.name}{system}; "
+        f"answers end with {tokenizer.text_of(template.end_id)}",
+    )
+
+
+def write_prompt_files(files: PromptFiles, folder: Path) -> None:
+    """Let a derived model's folder, which has the base's files, give the prompts of its training.
+
+    A template that is not the tokenizer's own becomes ``chat_template.jinja``, which has priority over the
+    base's. A token that ends answers and that no file names as an end is added to ``generation_config.json``.
+    """
+    if files.template is not None:
         with atomic_path(folder / CHAT_TEMPLATE_FILES[0]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(files.template, encoding="utf-8")
     path = folder / "generation_config.json"
     settings = read_json_object(path, f"model folder {folder}") if path.is_file() else {}
     named = settings.get("eos_token_id")
     ends = named if isinstance(named, list) else [] if named is None else [named]
     # Without a file, transformers takes the end that config.json or the tokenizer names.
-    if template.end_id not in (*ends, tokenizer.eos_id):
-        write_json(path, {**settings, "eos_token_id": [*(ends or [tokenizer.eos_id]), template.end_id]})
-    system = (
-        f", after the system message {json.dumps(prompt.system, ensure_ascii=False)}" if prompt.system else ""
-    )
-    return f"template of {template.name}{system}; answers end with {tokenizer.text_of(template.end_id)}"
+    if files.end not in (*ends, files.eos):
+        write_json(path, {**settings, "eos_token_id": [*(ends or [files.eos]), files.end]})
 
 
 def copy_file(source: Path, target: Path) -> None:

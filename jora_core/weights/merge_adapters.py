@@ -26,6 +26,7 @@ from jora_core.base.atomic_files import write_json
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.progress import progress
+from jora_core.parameters.freed_memory import trim_freed_memory
 from jora_core.parameters.lora_math import merged_weight, with_one_scale
 from jora_core.parameters.trees import Adapter, LayerParams, LoraWeights
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -46,6 +47,17 @@ class MergedWeights:
     config: ModelConfig
     adapters: tuple[Adapter, ...] = ()
 
+    @classmethod
+    def of(cls, store: TensorStore, config: ModelConfig, adapters: Sequence[Adapter] = ()) -> MergedWeights:
+        """Return the weights of an opened model folder with adapters merged in, in this order.
+
+        Args:
+            store: the folder's tensors.
+            config: the model's.
+            adapters: adapters to merge.
+        """
+        return cls(store, config, tuple(map(on_host, adapters)))
+
     def layer(self, number: int) -> LayerParams:
         """Return one layer's weights without the layer axis, merged ones in float32, others as stored."""
         rows = [row for row in model_rows(self.config) if row.per_layer]
@@ -57,6 +69,18 @@ class MergedWeights:
                 for row in rows
             }
         )
+
+    def layer_shapes(self, number: int) -> LayerParams:
+        """Return the shapes and types of what `layer` returns, without reading weights."""
+        shapes = {
+            row.field: jax.ShapeDtypeStruct(
+                self.store.shape(row.name(number)),
+                jnp.float32 if self._adapters_of(row) else numpy_dtype(self.store.dtype(row.name(number))),
+            )
+            for row in model_rows(self.config)
+            if row.per_layer
+        }
+        return LayerParams(**shapes)  # type: ignore[arg-type]
 
     def parts(self, row: TensorRow, layer: int, dtype: str) -> Iterator[np.ndarray]:
         """Yield one tensor in parts of whole rows, merged in float32 and cast once to `dtype`.
@@ -97,12 +121,18 @@ class MergedWeights:
 
     def _merged(self, row: TensorRow, layer: int) -> jax.Array:
         used = self._adapters_of(row)
+        # Parts of arrays on the host: a part of a device's array would be a program to compile.
         pairs = tuple(jax.tree.map(lambda x: x[layer], adapter.weights[row.field]) for adapter in used)
         weight = jnp.asarray(self.store.read(row.name(layer)))
         return merged_tensor(weight, pairs, tuple(adapter.scale for adapter in used))
 
     def _adapters_of(self, row: TensorRow) -> list[Adapter]:
         return [adapter for adapter in self.adapters if row.field in adapter.weights]
+
+
+def on_host(adapter: Adapter) -> Adapter:
+    """Return an adapter with one scale whose arrays are numpy's, so that a layer of them is a view."""
+    return jax.tree.map(np.asarray, with_one_scale(adapter))
 
 
 # One program for each shape and number of adapters; all layers share it.
@@ -162,11 +192,13 @@ def write_merged(
     expected = expected_tensors(config)
     # The first tensor is the embedding. Where a checkpoint mixes types, all tensors get the embedding's.
     dtype = dtype or store.dtype(next(iter(expected)))
-    weights = MergedWeights(store, config, tuple(map(with_one_scale, adapters)))
+    weights = MergedWeights.of(store, config, adapters)
     size = sum(map(math.prod, expected.values())) * numpy_dtype(dtype).itemsize
 
     def parts(name: str) -> Iterator[np.ndarray]:
         yield from weights.parts(*places[name], dtype)
+        # What merging one tensor has freed; else all of it adds up.
+        trim_freed_memory()
         bar.advance()
 
     # No bar for a small model, whose merge is finished too soon.

@@ -79,6 +79,10 @@ class Worker:
             raise WorkerFailed(f"{self.name} ended with exit code {code}\n{tail}")
         return json.loads(line)
 
+    def stop(self) -> None:
+        """End the process, from any thread: who waits for its answer gets `WorkerFailed`."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the process and wait for it, so that its memory is free for the next."""
         self._process.kill()

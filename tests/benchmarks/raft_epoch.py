@@ -1,7 +1,6 @@
 """Records per second of an epoch in which examples share contexts: ours against transformers + peft, and TRL.
 
     JORA_SHARED=../shared python tests/benchmarks/raft_epoch.py --json out.json    # 15 minutes on two cores
-    python tests/benchmarks/raft_epoch.py --gpu                # Llama-2-7B shapes, contexts of 2,000 tokens
 
 400 questions over tables (WikiTableQuestions, up to 2,048 tokens), 400 over windows of 100 chat messages
 (Ubuntu IRC), and the same replies where each sees only the messages before it; whole contexts, Llama 2's
@@ -36,13 +35,12 @@ from harness import (
     write_result,
 )
 from sides.raft_records import Context, chat_contexts, growing_contexts, table_contexts, take
-from sides.workload import LLAMA_2_7B, TINY, Tokenised, write_config, write_examples
+from sides.workload import TINY, Tokenised, write_config, write_examples
 
 HERE = Path(__file__).resolve().parent
 MIB = 2**20
 BATCH = 4  # records of a batch of peft's
 CPU_ONLY = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-GPU_ENV = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 LLAMA_58M = {
     "hidden_size": 512,
     "intermediate_size": 1408,
@@ -72,7 +70,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens-per-batch", type=at_least_one, default=8192, help="of ours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few records, to try the script")
-    parser.add_argument("--gpu", action="store_true", help="7B shapes, bfloat16, made-up contexts")
     return parser.parse_args()
 
 
@@ -265,18 +262,16 @@ def base_settings(
         "batch": BATCH,
         "rank": 16,
         "alpha": 16,
-        "dtype": "bfloat16" if args.gpu else "float32",
-        "device": "gpu" if args.gpu else "cpu",
+        "dtype": "float32",
+        "device": "cpu",
         "learning_rate": 1e-4,
         "seed": args.seed,
         "rounds": args.rounds,
-        "checkpointing": args.gpu,
-        "remat": "full" if args.gpu else None,
-        "layer_kinds": 2 if args.gpu else None,
+        "checkpointing": False,
     }
 
 
-def on_cpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measured(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The data sets, one after the other."""
     shared = Path(os.environ.get("JORA_SHARED", ROOT.parent / "shared"))
     if not (shared / "data").is_dir():
@@ -301,49 +296,13 @@ def on_cpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, fl
     return results, ratios | ({"memory/peft": max(memory)} if memory else {})
 
 
-def has_gpu() -> bool:
-    """Whether our side finds a GPU; asked in a process of its own."""
-    probe = Worker("probe", HERE / "sides" / "raft_ours.py", {"probe": True}, GPU_ENV)
-    try:
-        probe.answer()
-        return probe.ask("device")["platform"] == "gpu"
-    finally:
-        probe.close()
-
-
-def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Llama-2-7B shapes, contexts of 2,000 tokens with 1 to 32 questions; peft in batches of 4."""
-    results: list[dict[str, Any]] = []
-    ratios: dict[str, float] = {}
-    if not has_gpu():
-        print("not measured: no GPU was found")
-        return results, ratios
-    for suffixes in (1, 4, 8, 16, 32):
-        with tempfile.TemporaryDirectory() as made:
-            folder, name = Path(made), f"S={suffixes}"
-            rows = made_up(2000, suffixes, max(8, 48 // suffixes), args.seed)
-            write_config(folder, LLAMA_2_7B, 2048)
-            write_examples(folder / "examples.npz", rows)
-            base = base_settings(args, folder, LLAMA_2_7B, 2048)
-            sides = plans(name, base, (1, 1, 1, 1), args)
-            # One side at a time has the device's memory: no turns between sides here, only rounds of each.
-            found = [
-                r for side in sides for r in measure(name, rows, {side: sides[side]}, GPU_ENV, args.rounds, 1)
-            ]
-        results += found
-        ratios |= ratios_of(name, found)
-        print_table(rows_of(found))
-        print()
-    return results, ratios
-
-
 def main() -> int:
     """Measure, print, write."""
     args = arguments()
     about = machine()
     print(f"{about['processor']}, {about['cores']} cores, load {about['load_before']}\n")
     try:
-        results, ratios = (on_gpu if args.gpu else on_cpu)(args)
+        results, ratios = measured(args)
     except WorkerFailed as err:
         raise SystemExit(str(err)) from None
     for name, ratio in ratios.items():

@@ -70,13 +70,17 @@ class GgufTensor:
 class GgufFile:
     """An open GGUF file: its metadata, the places of its tensors, and their values on demand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, texts: bool = True) -> None:
         """Open a file and read its header.
+
+        Args:
+            path: the file.
+            texts: False leaves lists of texts, such as the vocabulary, empty.
 
         Raises:
             InputError: the file is missing, unreadable, truncated, or no GGUF file that can be decoded.
         """
-        self.path = path
+        self.path, self._texts = path, texts
         try:
             with path.open("rb") as handle:
                 head = handle.read(64)
@@ -161,11 +165,15 @@ class GgufFile:
         return tensor
 
     def _string(self, place: int) -> tuple[str, int]:
+        end = self._end_of_string(place)
+        return self._data[place + 8 : end].decode(), end
+
+    def _end_of_string(self, place: int) -> int:
         (length,) = struct.unpack_from("<Q", self._data, place)
         end = place + 8 + length
         if end > len(self._data):
             raise struct.error(f"a text of {length} bytes at byte {place}")
-        return self._data[place + 8 : end].decode(), end
+        return end
 
     def _value(self, place: int, kind: int, name: str) -> tuple[Any, int]:
         if kind == _STRING:
@@ -187,6 +195,9 @@ class GgufFile:
             )
         values = []
         for _ in range(count):
+            if inner == _STRING and not self._texts:
+                place = self._end_of_string(place)
+                continue
             value, place = self._value(place, inner, name)
             values.append(value)
         return values, place
@@ -230,14 +241,18 @@ class GgufFile:
 class GgufModel:
     """A model in one GGUF file or in the parts of a split one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, texts: bool = True) -> None:
         """Open all parts.
+
+        Args:
+            path: the file, or any part of a split one.
+            texts: see `GgufFile`.
 
         Raises:
             InputError: a part is missing or cannot be read.
         """
         self.path = path
-        files = [GgufFile(part) for part in _parts(path)]
+        files = [GgufFile(part, texts=texts) for part in _parts(path)]
         self.files = files
         self.metadata = files[0].metadata
         self._places = {name: file for file in files for name in file.tensors}

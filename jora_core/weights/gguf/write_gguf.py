@@ -20,6 +20,7 @@ from jora_core.base.atomic_files import atomic_path
 from jora_core.base.errors import InputError
 from jora_core.base.notices import notice
 from jora_core.base.progress import progress
+from jora_core.parameters.freed_memory import release_freed_memory
 from jora_core.specs.model_files import GgufType
 from jora_core.weights.checkpoint_folder import open_weights
 from jora_core.weights.gguf.architectures import (
@@ -32,7 +33,7 @@ from jora_core.weights.gguf.architectures import (
 from jora_core.weights.gguf.gguf_file import CHUNK_VALUES, GgufModel
 from jora_core.weights.gguf.read_config import read_config
 from jora_core.weights.gguf.write_config import write_config
-from jora_core.weights.gguf.write_tokenizer import chat_templates, tokenizer_fields
+from jora_core.weights.gguf.write_tokenizer import chat_templates, tokenizer_fields, turn_end
 from jora_core.weights.tensor_store import TensorStore
 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
@@ -46,7 +47,15 @@ _TYPES: Mapping[GgufType, tuple[GGMLQuantizationType, LlamaFileType]] = {
 _NOT_IN_FILE = ("initializer_range", "bos_token_id", "eos_token_ids", "pad_token_id")
 
 
-def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, name: str) -> None:
+def write_gguf(
+    folder: Path,
+    config: ModelConfig,
+    path: Path,
+    kind: GgufType,
+    name: str,
+    *,
+    tokenizer: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model folder as one GGUF file, atomically.
 
     Args:
@@ -55,6 +64,7 @@ def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, na
         path: file to write.
         kind: type of the matrices; vectors are always float32.
         name: name of the model in the file.
+        tokenizer: fields of the folder's tokenizer, where they are known; see `tokenizer_fields`.
 
     Raises:
         InputError: llama.cpp would compute the model or read its texts differently, a value does not fit into
@@ -76,7 +86,9 @@ def write_gguf(folder: Path, config: ModelConfig, path: Path, kind: GgufType, na
     with atomic_path(path) as temporary:
         writer = GGUFWriter(temporary, architecture.name)
         try:
-            _add_metadata(writer, architecture, fields, tokenizer_fields(folder, config.vocab_size))
+            tokens = tokenizer or tokenizer_fields(folder, config.vocab_size)
+            _add_metadata(writer, architecture, fields, {**tokens, **turn_end(folder, tokens)})
+            del tokens
             writer.add_name(name)
             writer.add_file_type(_TYPES[kind][1])
             for template, text in chat_templates(folder).items():
@@ -170,6 +182,7 @@ def _write_file(
     writer.write_ti_data_to_file()
     # The lists of a large vocabulary are not needed any more.
     writer.kv_data.clear()
+    release_freed_memory()
     assert writer.fout is not None
     (out,) = writer.fout
     with progress("write gguf", len(places), shown=True) as bar:
@@ -197,7 +210,7 @@ def check_gguf(path: Path, folder: Path, config: ModelConfig) -> None:
     Raises:
         RuntimeError: the file says another model.
     """
-    found = read_config(GgufModel(path))
+    found = read_config(GgufModel(path, texts=False))
     # llama.cpp computes Mistral as Llama.
     same = {name: getattr(config, name) for name in _NOT_IN_FILE} | {"family": config.family}
     for field in dataclasses.fields(config):

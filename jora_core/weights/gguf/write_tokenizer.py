@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from jora_core.base.errors import InputError
 from jora_core.base.json_fields import read_json_object
 from jora_core.base.notices import notice
 from jora_core.data.special_tokens import TOKENIZER_CONFIG, read_special_tokens
 from jora_core.data.tokenizer import open_tokenizer, read_merges
+from jora_core.parameters.freed_memory import release_freed_memory
 from jora_core.weights.gguf.pre_tokenizers import find_pre_tokenizer
 from jora_core.weights.gguf.read_tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -21,8 +23,34 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NO_MERGE = -1e9
 
 
+class PackedTexts(Sequence[bytes]):
+    """Texts as UTF-8 in one piece: a few bytes each, where Python's own strings take a hundred."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Pack texts, which may be made one by one."""
+        packed, ends = bytearray(), array("Q", [0])
+        for text in texts:
+            packed += text.encode()
+            ends.append(len(packed))
+        self._packed, self._ends = bytes(packed), ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        """Return a text, or a list of them."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return self._packed[self._ends[number] : self._ends[number + 1]]
+
+
 def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
-    """Return the metadata fields of a folder's tokenizer.
+    """Return the metadata fields of a folder's tokenizer, but for `turn_end`.
 
     Args:
         folder: model folder in Hugging Face layout.
@@ -31,6 +59,34 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
     Raises:
         InputError: the folder has no tokenizer, or one that llama.cpp does not know.
     """
+    fields, special = _fields_without_merges(folder, rows)
+    # The library's tokenizer is as large as all fields together, and is not needed beside the merges.
+    release_freed_memory()
+    tokens = fields["tokens"]
+    scores = dict.fromkeys(tokens, _NO_MERGE) if fields["model"] == "llama" else {}
+    spaced = False
+
+    def merged() -> Iterator[str]:
+        nonlocal spaced
+        for rank, (left, right) in enumerate(read_merges(folder)):
+            spaced = spaced or " " in left or " " in right
+            # The first merge that makes a token decides.
+            if scores.get(left + right) == _NO_MERGE:
+                scores[left + right] = -float(rank)
+            yield f"{left} {right}"
+
+    merges = PackedTexts(merged())
+    if scores:
+        fields["scores"] = array("d", (scores[token] for token in tokens))
+    fields["tokens"] = PackedTexts(tokens)
+    # In a file of scores, too: llama.cpp ignores them there, and other readers need not derive them.
+    if not spaced:
+        fields["merges"] = merges
+    return fields | special
+
+
+def _fields_without_merges(folder: Path, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of the tokens and the steps of a tokenizer, and those of the special tokens."""
     tokenizer = open_tokenizer(folder, merges=False)
     model = tokenizer.model
     if type(model).__name__ != "BPE":
@@ -39,13 +95,11 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
             "export.formats"
         )
     tokens, kinds = _vocabulary(folder, tokenizer, rows)
-    fields: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
+    fields: dict[str, Any] = {"tokens": tokens, "token_type": array("i", kinds)}
     steps = {name: _part(getattr(tokenizer, name)) for name in ("normalizer", "pre_tokenizer")}
     if model.byte_fallback:
-        scores = dict.fromkeys(tokens, _NO_MERGE)
         fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(steps)}
     else:
-        scores = {}
         splitting = find_pre_tokenizer({**steps, "model": {"ignore_merges": model.ignore_merges}})
         if splitting is None:
             raise InputError(
@@ -53,30 +107,16 @@ def tokenizer_fields(folder: Path, rows: int) -> dict[str, Any]:
                 "texts differently; leave gguf out of export.formats"
             )
         fields |= {"model": "gpt2", "pre": splitting.names[0]}
-    merges, spaced = [], False
-    for rank, (left, right) in enumerate(read_merges(folder, tokenizer)):
-        merges.append(f"{left} {right}")
-        spaced = spaced or " " in left or " " in right
-        # The first merge that makes a token decides.
-        if scores.get(left + right) == _NO_MERGE:
-            scores[left + right] = -float(rank)
-    if scores:
-        fields["scores"] = [scores[token] for token in tokens]
-    # In a file of scores, too: llama.cpp ignores them there, and other readers need not derive them.
-    if not spaced:
-        fields["merges"] = merges
     special = read_special_tokens(folder, tokenizer, rows)
     named = _named_tokens(folder, tokenizer)
-    fields["add_bos_token"] = special.bos_id is not None
-    fields["add_eos_token"] = False
     ids = {
         "bos": special.bos_id if special.bos_id is not None else named.get("bos"),
         "eos": special.eos_id,
         "unknown": named.get("unk"),
         "padding": named.get("pad"),
-        "eot": _turn_end(folder, special.eos_id, rows),
     }
-    return fields | {f"{name}_token_id": number for name, number in ids.items() if number is not None}
+    added = {"add_bos_token": special.bos_id is not None, "add_eos_token": False}
+    return fields, added | {f"{name}_token_id": number for name, number in ids.items() if number is not None}
 
 
 def _part(part: Any) -> Any:
@@ -108,16 +148,12 @@ def chat_templates(folder: Path) -> dict[str, str]:
 def _vocabulary(folder: Path, tokenizer: Any, rows: int) -> tuple[list[str], list[int]]:
     """Return the texts and kinds of all rows of the embedding."""
     model = tokenizer.model
-    by_id = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=False).items()}
     added = tokenizer.get_added_tokens_decoder()
-    by_id |= {number: each.content for number, each in added.items()}
-    if beyond := [token for number, token in by_id.items() if number >= rows]:
-        notice(
-            f"{folder}: {len(beyond)} tokens without a row in the embedding are left out, such as {beyond[0]}"
-        )
-    tokens, kinds = [], []
+    tokens, kinds, found = [], [], 0
+    # One by one: a dictionary of a large vocabulary takes as much memory as the tokens themselves.
     for number in range(rows):
-        token = by_id.get(number)
+        token = tokenizer.id_to_token(number)
+        found += token is not None
         if token is None:
             tokens.append(f"[PAD{number}]")
             kinds.append(UNUSED)
@@ -130,6 +166,10 @@ def _vocabulary(folder: Path, tokenizer: Any, rows: int) -> tuple[list[str], lis
         else:
             is_byte = model.byte_fallback and _BYTE.fullmatch(token)
             kinds.append(BYTE if is_byte else NORMAL)
+    if beyond := tokenizer.get_vocab_size() - found:
+        ids = tokenizer.get_vocab()
+        first = min((token for token in ids if ids[token] >= rows), key=ids.__getitem__)
+        notice(f"{folder}: {beyond} tokens without a row in the embedding are left out, such as {first}")
     return tokens, kinds
 
 
@@ -163,11 +203,19 @@ def _named_tokens(folder: Path, tokenizer: Any) -> dict[str, int]:
     return found
 
 
-def _turn_end(folder: Path, eos: int, rows: int) -> int | None:
-    """Return the id of another token that ends generation, None for none."""
+def turn_end(folder: Path, fields: Mapping[str, Any]) -> dict[str, int]:
+    """Return the field of another token that ends generation; none if there is no such token.
+
+    Args:
+        folder: model folder, whose ``generation_config.json`` names the token.
+        fields: what `tokenizer_fields` returns.
+    """
     path = folder / "generation_config.json"
     if not path.is_file():
-        return None
+        return {}
     ends: Any = read_json_object(path, f"model folder {folder}").get("eos_token_id")
-    others: Sequence[Any] = ends if isinstance(ends, list) else [ends]
-    return next((each for each in others if isinstance(each, int) and each != eos and each < rows), None)
+    eos, rows = fields["eos_token_id"], len(fields["tokens"])
+    for each in ends if isinstance(ends, list) else [ends]:
+        if isinstance(each, int) and each != eos and each < rows:
+            return {"eot_token_id": each}
+    return {}

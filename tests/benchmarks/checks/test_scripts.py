@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def run(script: str, *words: str, to: Path) -> tuple[dict[str, Any], str]:
         [sys.executable, str(HERE / script), *words, "--steps", "2", "--warmup", "1", "--json", str(to)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,14 +110,59 @@ def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch, 
     assert all(f"\n{row['output']}\n" in f"\n{text}\n" for row, text in zip(rows, shown, strict=True))
 
 
-@pytest.mark.slow
-def test_gpu_lora_without_a_gpu_says_what_it_could_not_measure(tmp_path: Path) -> None:
-    written, printed = run("gpu_lora.py", "--cpu", to=tmp_path / "out.json")
-    assert written["ratios"] == {} and "not measured: no GPU was used" in printed
-    assert len(written["results"]) == 4
-    for ours, theirs in zip(written["results"][::2], written["results"][1::2], strict=True):
+@pytest.mark.timeout(600)
+def test_gpu_suite_runs_every_part_on_a_tiny_model(tmp_path: Path) -> None:
+    # The fifth part is the second with another setting.
+    words = ["--tiny", "--rounds", "1", "--parts", "attention", "lora", "raft", "longest"]
+    written, printed = run("gpu_suite.py", *words, to=tmp_path / "out.json")
+    assert {part["ended"] for part in written["settings"]["parts"].values()} == {"done"}
+    assert "which says nothing about speed" in printed
+    by_part: dict[str, list[dict[str, Any]]] = {}
+    for result in written["results"]:
+        by_part.setdefault(result["part"], []).append(result)
+    assert [result["right"] for result in by_part["attention"]] == [True, True]
+    assert len(by_part["lora"]) == 4, "two lengths, two sides"
+    for ours, theirs in zip(by_part["lora"][::2], by_part["lora"][1::2], strict=True):
         assert (ours["side"], theirs["side"]) == ("ours", "peft") and ours["setting"] == theirs["setting"]
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    shared, apart = (r for r in by_part["raft"] if r["data"] == "S=4" and r["side"].endswith("shared"))
+    losses = by_part["raft check"][0]["losses"]
+    assert losses["shared"] == pytest.approx(losses["unshared"], rel=1e-5)
+    assert losses["shared"] == pytest.approx(losses["peft"], rel=1e-4)
+    assert shared["padded"] < apart["padded"] / 2
+    planned, tried = by_part["longest row"]
+    assert planned["planned"] == tried["length"] == 256 and tried["fits"]
+
+
+def test_gpu_suite_keeps_what_a_part_found_before_its_time_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    gpu_suite = importlib.import_module("gpu_suite")
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_suite.py", "--json", str(tmp_path / "out.json"), "--seconds", "60"]
+    )
+    suite = gpu_suite.Suite(gpu_suite.arguments(), tmp_path)
+
+    def part(suite: Any) -> None:
+        suite.add({"part": "endless", "figure": 1})
+        suite.worker("endless", "ours.py", {"probe": True}).ask("nothing that it ever answers")
+        suite.add({"part": "endless", "figure": 2})
+
+    def answer(worker: Any) -> None:
+        while worker._process.poll() is None:
+            time.sleep(0.05)
+        raise gpu_suite.WorkerFailed("ended")
+
+    monkeypatch.setattr(gpu_suite.Worker, "answer", answer)
+    suite.run("endless", 6, part)
+    suite.args.seconds = 1
+    suite.run("late", 6, part)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [result["figure"] for result in written["results"]] == [1]
+    parts = written["settings"]["parts"]
+    assert parts["endless"]["ended"] == "cut off after 6 s"
+    assert parts["late"]["ended"] == "not run: no time was left"
 
 
 def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +182,7 @@ def test_needed_operations_are_those_that_torch_counts(
     monkeypatch.syspath_prepend(str(HERE))
     torch = importlib.import_module("torch")
     counter = importlib.import_module("torch.utils.flop_counter")
-    gpu_lora, theirs = importlib.import_module("gpu_lora"), importlib.import_module("sides.theirs")
+    gpu_suite, theirs = importlib.import_module("gpu_suite"), importlib.import_module("sides.theirs")
     workload = importlib.import_module("sides.workload")
     settings = {"folder": str(tmp_path), "shape": workload.TINY, "batch": 2, "sequence": 32, "supervised": 0,
                 "rank": 4, "alpha": 4, "dtype": "float32", "checkpointing": False, "seed": 0}  # fmt: skip
@@ -148,7 +194,7 @@ def test_needed_operations_are_those_that_torch_counts(
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     more = 11 * 2 * 64 * (2 * 32 * 32 - 32 * 33)  # it computes whole squares of scores, not triangles,
     more += 2 * 2 * 2 * 64 * 256  # and logits of the last token too
-    assert counted.get_total_flops() - more == gpu_lora.model_flops(settings)["needed"]
+    assert counted.get_total_flops() - more == gpu_suite.model_flops(settings)["needed"]
 
 
 def test_tensor_parallel(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from jora_core.model.attention_slots import Slots
 from jora_core.model.dense_attention import attention, example_mask
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parameters.initialize import init_adapter, init_params
+from jora_core.parameters.quantization import quantize_params
 from jora_core.specs.train import TrainSpec
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.train_step import build_step
@@ -162,6 +163,8 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     jax.set_mesh(mesh)
     jax.config.update("jax_default_matmul_precision", spec.matmul_precision)
     frozen = make_weights(settings, config)
+    if settings.get("quantization"):
+        frozen = quantize_params(frozen, settings["quantization"])
     adapter = make_adapter(settings, config, spec)
     functions = build_step(config, spec, mesh, make_schedule(spec.optim, 1000), adapter)
     state = functions.start(adapter)
@@ -190,8 +193,13 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         peak = device.get("peak_bytes_in_use")
         return memory.report() | ({} if peak is None else {"device_peak_bytes": peak})
 
+    def use(sequence: int) -> dict[str, Any]:
+        """Go on with rows of another length; memory's peak is that of all so far."""
+        settings["sequence"] = sequence
+        return {}
+
     chosen = forward if settings.get("only") == "forward" else step
-    return {"step": chosen, "warm": memory.warm, "memory": report}
+    return {"step": chosen, "warm": memory.warm, "memory": report, "use": use}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,22 @@ def grouped(settings: dict[str, Any], rows: Sequence[Tokenised]) -> list[Group]:
     return share_contexts(examples, most_slots(order(settings).data))
 
 
+class Epoch:
+    """An epoch of some examples as training would plan it, and the microbatches that are timed."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        spec = order(settings)
+        self.rows = read_examples(Path(settings["examples"]))
+        self.groups = grouped(settings, self.rows)
+        self.stream = BatchStream(self.groups, spec.data.tokens_per_batch, seed=settings["seed"])
+        # A row of 4,096 slots with a tenth less in it costs less attention, not less of anything else.
+        self.plans = sorted(
+            self.stream.plan(0),
+            key=lambda p: (p.length, sum(len(self.groups[n].branches) for r in p.rows for n in r)),
+        )
+        self.chosen = systematic(len(self.plans), settings["rounds"], settings["per_round"])
+
+
 def build(settings: dict[str, Any]) -> dict[str, Any]:
     """Make the model and plan an epoch; the sampled microbatches are the work of the turns."""
     memory = HostMemory()
@@ -44,14 +60,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return {"device": device}
     config = ModelConfig.from_hf(Path(settings["folder"]))
     spec = order(settings)
-    rows = read_examples(Path(settings["examples"]))
-    groups = grouped(settings, rows)
-    stream = BatchStream(groups, spec.data.tokens_per_batch, seed=settings["seed"])
-    # A row of 4,096 slots with a tenth less in it costs less attention, not less of anything else.
-    plans = sorted(
-        stream.plan(0), key=lambda p: (p.length, sum(len(groups[n].branches) for r in p.rows for n in r))
-    )
-    chosen = systematic(len(plans), settings["rounds"], settings["per_round"])
+    epoch = Epoch(settings)
     mesh = make_mesh()
     jax.set_mesh(mesh)
     frozen = make_weights(settings, config)
@@ -69,7 +78,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return loss
 
     def check(ids: Sequence[str]) -> dict[str, Any]:
-        few = grouped(settings, [row for row in rows if row.id in ids])
+        few = grouped(settings, [row for row in epoch.rows if row.id in ids])
         checked = BatchStream(few, spec.data.tokens_per_batch, seed=0)
         batches = [checked.build(plan) for plan in checked.plan(0)]
         found = [functions.evaluate(state, frozen, functions.place(batch)) for batch in batches]
@@ -78,15 +87,15 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
 
     def warm() -> dict[str, Any]:
         """One step of each shape, without a trace of it in the weights' later steps that anyone looks at."""
-        for length in stream.row_lengths:
-            plan = next((plan for plan in plans if plan.length == length), None)
+        for length in epoch.stream.row_lengths:
+            plan = next((plan for plan in epoch.plans if plan.length == length), None)
             if plan is not None:
-                train(stream.build(plan))
+                train(epoch.stream.build(plan))
         return memory.warm()
 
     def step(step: int) -> dict[str, Any]:
         began = time.perf_counter()
-        done = [stream.build(plans[number]) for number in chosen[step]]
+        done = [epoch.stream.build(epoch.plans[number]) for number in epoch.chosen[step]]
         losses = [train(batch) for batch in done]
         return {
             "seconds": time.perf_counter() - began,
@@ -98,19 +107,26 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
 
     def about() -> dict[str, Any]:
         return {
-            "microbatches": len(plans),
-            "records": sum(len(group.ids) for group in groups),
-            "groups": len(groups),
-            "slots": sum(group.slots for group in groups),
-            "padded": int(sum(stream.build(plan).tokens.size for plan in plans)),
-            "row_lengths": list(stream.row_lengths),
+            "microbatches": len(epoch.plans),
+            "records": sum(len(group.ids) for group in epoch.groups),
+            "groups": len(epoch.groups),
+            "slots": sum(group.slots for group in epoch.groups),
+            "padded": int(sum(epoch.stream.build(plan).tokens.size for plan in epoch.plans)),
+            "row_lengths": list(epoch.stream.row_lengths),
         }
 
     def report() -> dict[str, Any]:
         peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return memory.report() | ({} if peak is None else {"device_peak_bytes": peak})
 
-    return {"check": check, "warm": warm, "step": step, "about": about, "memory": report}
+    def use(**changes: Any) -> dict[str, Any]:
+        """Go on with other examples, or another sharing, over the same weights."""
+        nonlocal epoch
+        settings.update(changes)
+        epoch = Epoch(settings)
+        return {}
+
+    return {"check": check, "warm": warm, "step": step, "about": about, "memory": report, "use": use}
 
 
 if __name__ == "__main__":

@@ -76,18 +76,25 @@ def packed_batches(rows: Sequence[Tokenised], length: int) -> list[tuple[int, di
     return sorted(made, key=lambda batch: batch[1]["input_ids"].shape[1])
 
 
+class Epoch:
+    """The batches of an epoch, each with its number of records, and those that are timed."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.rows = read_examples(Path(settings["examples"]))
+        if settings["packed"]:
+            self.batches = packed_batches(self.rows, settings["packed"])
+        else:
+            self.batches = padded_batches(self.rows, settings["batch"], settings["seed"])
+        self.chosen = systematic(len(self.batches), settings["rounds"], settings["per_round"])
+
+
 def build(settings: dict[str, Any]) -> dict[str, Any]:
     """Make the model and the batches of an epoch; the sampled ones are the work of the turns."""
     memory = HostMemory()
     torch.set_num_threads(cores())
     device = torch.device("cuda" if settings["device"] == "gpu" else "cpu")
     gpu = device.type == "cuda"
-    rows = read_examples(Path(settings["examples"]))
-    if settings["packed"]:
-        batches = packed_batches(rows, settings["packed"])
-    else:
-        batches = padded_batches(rows, settings["batch"], settings["seed"])
-    chosen = systematic(len(batches), settings["rounds"], settings["per_round"])
+    epoch = Epoch(settings)
     model = make_model(settings, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=0.0, fused=gpu)
@@ -109,7 +116,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return value
 
     def check(ids: Sequence[str]) -> dict[str, Any]:
-        few = [row for row in rows if row.id in ids]
+        few = [row for row in epoch.rows if row.id in ids]
         made = (
             [batch for _, batch in packed_batches(few, settings["packed"])]
             if settings["packed"]
@@ -123,32 +130,40 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         return {"loss": total / weight, "records": len(few)}
 
     def warm() -> dict[str, Any]:
-        train(batches[-1][1])  # the longest: what memory it takes is part of the epoch's peak
+        train(epoch.batches[-1][1])  # the longest: what memory it takes is part of the epoch's peak
         return memory.warm()
 
     def step(step: int) -> dict[str, Any]:
         began = time.perf_counter()
-        losses = [train(batches[number][1]) for number in chosen[step]]
-        sizes = [batches[number] for number in chosen[step]]
+        done = [epoch.batches[number] for number in epoch.chosen[step]]
+        losses = [train(batch) for _, batch in done]
         return {
             "seconds": time.perf_counter() - began,
-            "records": sum(count for count, _ in sizes),
-            "padded": sum(batch["input_ids"].numel() for _, batch in sizes),
+            "records": sum(count for count, _ in done),
+            "padded": sum(batch["input_ids"].numel() for _, batch in done),
             "loss": losses[-1],
         }
 
     def about() -> dict[str, Any]:
-        padded_slots = sum(batch["input_ids"].numel() for _, batch in batches)
         return {
-            "microbatches": len(batches),
-            "records": sum(count for count, _ in batches),
-            "padded": padded_slots,
+            "microbatches": len(epoch.batches),
+            "records": sum(count for count, _ in epoch.batches),
+            "padded": sum(batch["input_ids"].numel() for _, batch in epoch.batches),
         }
 
     def report() -> dict[str, Any]:
         return memory.report() | ({"device_peak_bytes": torch.cuda.max_memory_allocated()} if gpu else {})
 
-    return {"check": check, "warm": warm, "step": step, "about": about, "memory": report}
+    def use(**changes: Any) -> dict[str, Any]:
+        """Go on with other examples, or packed otherwise, over the same weights."""
+        nonlocal epoch
+        settings.update(changes)
+        epoch = Epoch(settings)
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        return {}
+
+    return {"check": check, "warm": warm, "step": step, "about": about, "memory": report, "use": use}
 
 
 if __name__ == "__main__":

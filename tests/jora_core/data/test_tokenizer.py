@@ -132,7 +132,7 @@ def test_without_merges_and_merges_in_parts(
     (folder / "tokenizer.json").write_text(raw)
     monkeypatch.setattr("jora_core.data.tokenizer._CHUNK", 7)
     full, light = open_tokenizer(folder), open_tokenizer(folder, merges=False)
-    assert list(read_merges(folder, light)) == [tuple(pair) for pair in merges]
+    assert list(read_merges(folder)) == [tuple(pair) for pair in merges]
     assert light.get_vocab() == full.get_vocab()
     ours, theirs = load_tokenizer(folder, encodes=False), load_tokenizer(folder)
     assert (ours.bos_id, ours.eos_id, ours.controls, ours.names, ours.digest) == (

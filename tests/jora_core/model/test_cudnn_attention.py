@@ -1,7 +1,8 @@
-"""The choice between cuDNN's attention and blockwise attention, and that both give the same.
+"""The choice between cuDNN's attention, the kernel for trees and blockwise attention: all give the same.
 
 Where there is no GPU, JAX's own plain attention stands in for cuDNN's kernel, called with the same arguments,
-and the kernel's calls are looked for in programs that are lowered for CUDA and never run.
+the kernel for trees runs in interpret mode, and the calls of both are looked for in programs that are
+lowered for CUDA and never run.
 This file is also the program that a test runs in a process of its own, with four virtual devices.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,12 +28,12 @@ from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.generation.generate import GenerationSettings, generate
-from jora_core.model import blockwise_attention as blockwise
 from jora_core.model import cudnn_attention
 from jora_core.model.answer_loss import batch_loss
 from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention
-from jora_core.model.cudnn_attention import flash_applies, plain_rows, self_attention
+from jora_core.model.cudnn_attention import SelfAttention, flash_applies, plain_rows, self_attention
+from jora_core.model.kernels.tree_attention import plan_trees
 from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.parallel.collectives import per_device
 from jora_core.parallel.mesh import make_mesh
@@ -44,6 +46,7 @@ from tests.jora_core.trees import until_of
 AMPERE = (8, 0)
 HEADS, KV_HEADS, WIDTH, LENGTH = 4, 2, 8, 192
 SCALE = 0.3
+TREE_KERNEL = "@__gpu$xla.gpu.triton("
 
 jax_attention = jax.nn.dot_product_attention
 
@@ -60,7 +63,7 @@ def as_on_gpu(factor: float = 1.0) -> pytest.MonkeyPatch:
     patch.setattr(cudnn_attention, "cuda_capability", lambda: AMPERE)
     patch.setattr(cudnn_attention, "TYPES", ("float32",))
     patch.setattr(jax.nn, "dot_product_attention", partial(stand_in, factor))
-    patch.setitem(blockwise.BLOCK_SLOTS, "cpu", 128)  # does not divide the length
+    patch.setattr(cudnn_attention, "plan_trees", partial(plan_trees, interpret=True))
     return patch
 
 
@@ -83,6 +86,11 @@ def rows(*examples: tuple[int, ...], suffix: int = 0) -> Slots:
             start += length
     suffixes[0, LENGTH - 2 * suffix :], suffixes[0, LENGTH - suffix :] = 1, 2
     return Slots(jnp.asarray(until_of(segments, suffixes)), jnp.asarray(positions))
+
+
+def attend_with(slots: Slots, **how: Any) -> SelfAttention:
+    """The function under test for the heads of this file."""
+    return self_attention(slots, **{"width": WIDTH, "dtype": jnp.float32, "scale": SCALE, **how})
 
 
 PLAIN = rows((LENGTH,), (100,), ())
@@ -163,9 +171,7 @@ def passes(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, .
 @pytest.mark.parametrize("window", [0, 50])
 def test_both_paths_give_the_same(gpu: Callable[..., None], window: int) -> None:
     gpu()
-    ours = passes(
-        lambda slots, q, k, v: self_attention(slots, scale=SCALE, window=window)(q, k, v, jnp.int32(window))
-    )
+    ours = passes(lambda slots, q, k, v: attend_with(slots, windows=(window,))(q, k, v, jnp.int32(window)))
     theirs = passes(
         lambda slots, q, k, v: blockwise_attention(q, k, v, slots, scale=SCALE, window=window, block=64)
     )
@@ -177,27 +183,47 @@ def test_both_paths_give_the_same(gpu: Callable[..., None], window: int) -> None
 def test_the_choice_is_per_batch_and_the_same_in_both_directions(gpu: Callable[..., None]) -> None:
     """A stand-in that gives twice too much: plain rows show it, packed rows do not."""
     gpu(2.0)
-    both = passes(lambda slots, q, k, v: self_attention(slots, scale=SCALE)(q, k, v, 0))
+    both = passes(lambda slots, q, k, v: attend_with(slots)(q, k, v, 0))
     blocks = passes(lambda slots, q, k, v: blockwise_attention(q, k, v, slots, scale=SCALE))
     for slots, factor in ((PLAIN, 2), (PACKED, 1)):
         for got, expected in zip(both(*arrays(), slots)[:4], blocks(*arrays(), slots)[:4], strict=True):
             np.testing.assert_allclose(got, factor * expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("how", [{"choice": "blockwise"}, {"softcap": 5.0}, {"window": None}])
-def test_never_where_it_does_not_apply(gpu: Callable[..., None], how: dict[str, Any]) -> None:
+def jaxpr_of(attend: Callable[..., jax.Array], width: int = WIDTH) -> str:
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays(width=width)[:3]]
+    # Functions of derivative rules are printed with their addresses.
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v))(*shapes)))
+
+
+@pytest.mark.parametrize("how", [{"softcap": 5.0}, {"windows": (0, 50)}])
+def test_the_kernel_for_trees_takes_what_cudnn_does_not(
+    gpu: Callable[..., None], how: dict[str, Any]
+) -> None:
     gpu(2.0)
-    attend = partial(self_attention(PLAIN, scale=SCALE, **how), layer_window=0)
-    expected = partial(blockwise_attention, slots=PLAIN, scale=SCALE, softcap=how.get("softcap"))
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays()[:3]]
-    found, same = (str(jax.make_jaxpr(lambda q, k, v, f=f: f(q, k, v))(*shapes)) for f in (attend, expected))
-    assert found == same
+    found = jaxpr_of(partial(attend_with(PLAIN, **how), layer_window=0))
+    assert "tree_attention_output" in found and "cond[" not in found
+
+
+@pytest.mark.parametrize("how", [{"choice": "blockwise"}, {"width": 264}])
+def test_blocks_where_no_kernel_applies(gpu: Callable[..., None], how: dict[str, Any]) -> None:
+    gpu(2.0)
+    width = how.get("width", WIDTH)
+    found = jaxpr_of(partial(attend_with(PLAIN, **how), layer_window=0), width)
+    assert found == jaxpr_of(partial(blockwise_attention, slots=PLAIN, scale=SCALE), width)
+
+
+def test_blocks_without_a_gpu() -> None:
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is a GPU")
+    found = jaxpr_of(partial(attend_with(PACKED, softcap=5.0), layer_window=50))
+    assert found == jaxpr_of(partial(blockwise_attention, slots=PACKED, scale=SCALE, softcap=5.0, window=50))
 
 
 def test_padding_gives_no_gradient_whatever_comes_back(gpu: Callable[..., None]) -> None:
     gpu()
     q, k, v, grad = arrays()
-    back = jax.vjp(lambda q, k, v: self_attention(PLAIN, scale=SCALE)(q, k, v, 0), q, k, v)[1]
+    back = jax.vjp(lambda q, k, v: attend_with(PLAIN)(q, k, v, 0), q, k, v)[1]
     for part in back(grad):
         np.testing.assert_array_equal(part[1, 100:], 0)
         np.testing.assert_array_equal(part[2], 0)
@@ -207,7 +233,7 @@ def test_padding_gives_no_gradient_whatever_comes_back(gpu: Callable[..., None])
 def test_recomputation_keeps_the_output(gpu: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     """Under a policy that keeps attention, its two results are all that is kept."""
     gpu()
-    attend = self_attention(PLAIN, scale=SCALE)
+    attend = attend_with(PLAIN)
     policy = jax.checkpoint_policies.save_only_these_names(KEPT_ATTENTION)
     step = jax.checkpoint(lambda q, k, v: (attend(q, k, v, 0) ** 2).sum(), policy=policy)
     print_saved_residuals(step, *arrays()[:3])
@@ -223,7 +249,8 @@ def lowered_for_cuda(monkeypatch: pytest.MonkeyPatch, dtype: Any, **how: Any) ->
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> jax.Array:
-        return self_attention(slots, scale=SCALE, **how)(q, k, v, 0).astype(jnp.float32).sum()
+        attend = self_attention(slots, **{"width": 64, "dtype": dtype, "scale": SCALE, **how})
+        return attend(q, k, v, 0).astype(jnp.float32).sum()
 
     inputs = [jax.ShapeDtypeStruct(x.shape, dtype) for x in arrays(width=64)[:3]]
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs, PLAIN)
@@ -239,30 +266,37 @@ def test_the_program_for_cuda_calls_cudnn(monkeypatch: pytest.MonkeyPatch) -> No
     text = lowered_for_cuda(monkeypatch, jnp.bfloat16)
     assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text
     assert "CAUSAL" in text and "PADDING" not in text
-    assert text.count("stablehlo.case") >= 2 and "stablehlo.exponential" in text, "has the other path too"
-    assert '"sliding_window_length": 32' in lowered_for_cuda(monkeypatch, jnp.bfloat16, window=32)
+    assert text.count("stablehlo.case") >= 2 and text.count(TREE_KERNEL) == 3, "has the other path too"
+    assert "stablehlo.exponential" not in text and "stablehlo.while" not in text, "no attention by XLA"
+    assert '"sliding_window_length": 32' in lowered_for_cuda(monkeypatch, jnp.bfloat16, windows=(32,))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "how"),
+    ("dtype", "how", "kernels"),
     [
-        (jnp.float32, {}),
-        (jnp.bfloat16, {"softcap": 30.0}),
-        (jnp.bfloat16, {"window": None}),
-        (jnp.bfloat16, {"choice": "blockwise"}),
+        (jnp.float32, {}, 3),
+        (jnp.bfloat16, {"softcap": 30.0}, 3),
+        (jnp.bfloat16, {"windows": (0, 32)}, 3),
+        (jnp.bfloat16, {"choice": "trees"}, 3),
+        (jnp.bfloat16, {"choice": "blockwise"}, 0),
     ],
 )
-def test_other_programs_for_cuda_do_not(monkeypatch: pytest.MonkeyPatch, dtype: Any, how: Any) -> None:
-    assert "__cudnn" not in lowered_for_cuda(monkeypatch, dtype, **how)
+def test_other_programs_for_cuda_do_not(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, how: Any, kernels: int
+) -> None:
+    text = lowered_for_cuda(monkeypatch, dtype, **how)
+    assert "__cudnn" not in text and text.count(TREE_KERNEL) == kernels
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(cudnn_attention.cuda_capability() is None, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [0, 50])
-@pytest.mark.parametrize("width", [64, 128])
-def test_cudnn_equals_blockwise_on_a_gpu(window: int, width: int) -> None:
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+def test_kernels_equal_blockwise_on_a_gpu(window: int, width: int) -> None:
+    """cuDNN's kernel on plain rows, the kernel for trees on packed ones."""
     scale = width**-0.5
-    ours = passes(lambda slots, q, k, v: self_attention(slots, scale=scale, window=window)(q, k, v, window))
+    how = {"width": width, "dtype": jnp.bfloat16, "scale": scale, "windows": (window,)}
+    ours = passes(lambda slots, q, k, v: self_attention(slots, **how)(q, k, v, window))
     blocks = passes(lambda slots, q, k, v: blockwise_attention(q, k, v, slots, scale=scale, window=window))
     half = arrays(jnp.bfloat16, width=width)
     whole = [x.astype(jnp.float32) for x in half]

@@ -15,7 +15,7 @@ from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.specs.prompts.settings import PromptSpec
 from jora_core.weights.checkpoint_folder import hf_tensors
-from jora_core.weights.companion_files import copy_companions, write_prompt_files
+from jora_core.weights.companion_files import copy_companions, prompt_files, write_prompt_files
 from jora_core.weights.load_params import load_params
 from jora_core.weights.merge_adapters import write_merged
 from jora_core.weights.model_folder import read_model
@@ -188,7 +188,9 @@ def test_the_exported_folder_gives_the_prompts_of_training(tmp_path: Path) -> No
     for number, prompt in enumerate((PromptSpec(), PromptSpec(template="alpaca", system="Sys."))):
         folder = tmp_path / f"out{number}"
         copy_companions(model, folder)
-        card = write_prompt_files(prompt, model, tokenizer, folder)
+        files = prompt_files(prompt, model, tokenizer)
+        write_prompt_files(files, folder)
+        card = files.description
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         template = load_template(prompt, tokenizer)
         if prompt.template == "auto":

@@ -1,7 +1,8 @@
-"""Written GGUF files as llama.cpp itself computes them.
+"""Written GGUF files as llama.cpp itself computes them; see `llama_judge`.
 
-llama-cpp-python is no dependency: it compiles llama.cpp for minutes. Where it is installed, such as by
-`pip install --target FOLDER llama-cpp-python` with FOLDER in PYTHONPATH, it is an independent judge.
+In float32 it gives the probabilities and greedy tokens of this core. It multiplies matrices of F16 and Q8_0
+with inputs that it rounds to the same type, and reads GELU (Gemma) from a table of float16, so there the
+probabilities differ a little.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,65 +21,99 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.generation.generate import GenerationSettings, generate
+from jora_core.model.decoder import forward, unembed
+from jora_core.specs.model_files import GgufType
+from jora_core.weights.gguf.convert_gguf import convert_gguf
 from jora_core.weights.gguf.write_gguf import write_gguf
 from jora_core.weights.load_params import load_params
 from jora_core.weights.model_folder import read_model
-from tests.jora_core.weights.gguf.gguf_cases import QUICK_CASES, TEXTS, make_folder
+from tests.jora_core.family_cases import LONGROPE
+from tests.jora_core.weights.gguf.gguf_cases import OTHER_CASES, QUICK_CASES, TEXTS, make_folder
+from tests.jora_core.weights.gguf.llama_judge import open_llama
 
-llama_cpp: Any = pytest.importorskip(
-    "llama_cpp", reason="llama-cpp-python is not installed; see the head of this file"
-)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-_FLOAT32 = 0  # number of the type in ggml
+
+# Largest difference of a log-probability on the tiny models, whose weights are no round numbers.
+TOLERANCES: dict[GgufType, float] = {"f32": 1e-4, "f16": 0.01, "q8_0": 0.5}
+GELU_TOLERANCE = 0.01
+# llama.cpp chooses the factors of longrope by the size of its context, and this core by the length of the
+# text, as transformers does. With these lengths both take the short ones.
+_LONG: dict[str, Any] = {"original_max_position_embeddings": 1024, "max_position_embeddings": 4096}
+CHANGES: dict[str, dict[str, Any]] = {
+    "phi3-long": _LONG,
+    "llama-longrope": {**_LONG, "rope_scaling": LONGROPE | {"original_max_position_embeddings": 1024}},
+}
+REAL_TEXTS = ["The capital of France is", "Привет, мир 42", "def f(x):\n    return x**2\n"]
 
 
-def open_llama(path: Path) -> Any:
-    # Keys and values in float32: in float16, the default, greedy tokens differ after some dozens.
-    return llama_cpp.Llama(
-        str(path), n_ctx=512, n_gpu_layers=0, verbose=False, type_k=_FLOAT32, type_v=_FLOAT32
-    )
+def log_probabilities(params: Any, config: ModelConfig, prompts: list[np.ndarray]) -> np.ndarray:
+    """Those of the token behind each prompt, by this core: [prompts, V]."""
+    # Zeros behind a prompt: nothing before them sees them.
+    tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+    for row, ids in zip(tokens, prompts, strict=True):
+        row[: len(ids)] = ids
+    slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = forward(params, config, tokens, slots, jnp.full(tokens.shape, tokens.shape[1]))
+    last = hidden[jnp.arange(len(prompts)), jnp.array([len(ids) - 1 for ids in prompts])]
+    return np.asarray(jax.nn.log_softmax(unembed(params, config, last)))
 
 
-def greedy(llama: Any, prompt: np.ndarray, count: int) -> list[int]:
-    """The next tokens by llama.cpp, each the one of the largest logit."""
-    llama.reset()
-    llama.eval(prompt.tolist())
-    found: list[int] = []
-    while len(found) < count:
-        logits = np.ctypeslib.as_array(
-            llama_cpp.llama_get_logits_ith(llama.ctx, -1), shape=(llama.n_vocab(),)
-        )
-        found.append(int(np.argmax(logits)))
-        llama.eval(found[-1:])
-    return found
+def greedy(params: Any, config: ModelConfig, prompts: list[np.ndarray], count: int) -> list[list[int]]:
+    """The next tokens of each prompt by this core, end tokens included."""
+    settings = GenerationSettings(eos_ids=(), max_new_tokens=count)
+    return [ids.tolist() for ids in generate(params, config, prompts, settings)]
 
 
-def assert_same(folder: Path, path: Path, texts: list[str], count: int) -> None:
-    config = read_model(folder)
-    tokenizer, llama = load_tokenizer(folder, config.vocab_size), open_llama(path)
-    params = load_params(folder, config)
-    for text in texts:
-        ids = tokenizer.encode(text)
-        assert llama.tokenize(text.encode(), add_bos=False, special=False) == ids.tolist(), text
-        settings = GenerationSettings(eos_ids=(), max_new_tokens=count)
-        (expected,) = generate(params, config, [ids], settings)
-        assert greedy(llama, ids, count) == expected.tolist(), text
-
-
-@pytest.mark.parametrize("case", QUICK_CASES)
-def test_tiny_models(case: str, tmp_path: Path) -> None:
-    make_folder(tmp_path / "hf", case)
-    write_gguf(tmp_path / "hf", ModelConfig.from_hf(tmp_path / "hf"), tmp_path / "f32.gguf", "f32", "tiny")
-    assert_same(tmp_path / "hf", tmp_path / "f32.gguf", TEXTS, 20)
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_real_models(name: str, tmp_path: Path) -> None:
-    """The folder of a fetched model, written as GGUF again."""
+def fetched(name: str) -> Path:
+    """The folder of a model of the table, fetched once."""
     try:
-        folder = fetch_model(name)
+        return fetch_model(name)
     except InputError as error:
         pytest.skip(str(error))
-    write_gguf(folder, read_model(folder), tmp_path / "f32.gguf", "f32", name)
-    texts = ["The capital of France is", "Привет, мир 42", "def f(x):\n    return x**2\n"]
-    assert_same(folder, tmp_path / "f32.gguf", texts, 60)
+
+
+@pytest.mark.parametrize("kind", list(TOLERANCES))
+@pytest.mark.parametrize("case", [*QUICK_CASES, *OTHER_CASES])
+def test_tiny_models(case: str, kind: GgufType, tmp_path: Path) -> None:
+    make_folder(tmp_path / "hf", case, **CHANGES.get(case, {}))
+    path = tmp_path / "model.gguf"
+    write_gguf(tmp_path / "hf", ModelConfig.from_hf(tmp_path / "hf"), path, kind, "tiny")
+    # What the file holds, as this core reads it.
+    convert_gguf(path, tmp_path / "again")
+    config = read_model(tmp_path / "again")
+    params = load_params(tmp_path / "again", config)
+    tokenizer = load_tokenizer(tmp_path / "again", config.vocab_size)
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    with open_llama(path) as llama:
+        assert [llama.tokenize(text) for text in TEXTS] == [ids.tolist() for ids in prompts]
+        theirs = np.stack([llama.log_probabilities(ids, config.vocab_size) for ids in prompts])
+        found = [llama.greedy(ids, 20) for ids in prompts] if kind == "f32" else []
+    difference = float(np.abs(theirs - log_probabilities(params, config, prompts)).max())
+    print(f"{case} {kind}: log-probabilities differ by at most {difference:.1e}")
+    assert difference <= max(TOLERANCES[kind], GELU_TOLERANCE if case.startswith("gemma") else 0)
+    # An end token ends an answer of llama.cpp, and is not part of it.
+    for answer, ours in zip(found, greedy(params, config, prompts, 20) if found else [], strict=True):
+        assert answer == ours[: len(answer)]
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_real_models(name: str, kind: GgufType, tmp_path: Path) -> None:
+    """The folder of a fetched model as GGUF, as a folder, and as GGUF: the same greedy tokens everywhere."""
+    folder = fetched(name)
+    write_gguf(folder, read_model(folder), tmp_path / "one.gguf", kind, name)
+    convert_gguf(tmp_path / "one.gguf", tmp_path / "again")
+    config = read_model(tmp_path / "again")
+    write_gguf(tmp_path / "again", config, tmp_path / "two.gguf", kind, name)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
+    prompts = [tokenizer.encode(text) for text in REAL_TEXTS]
+    answers = []
+    for path in (tmp_path / "one.gguf", tmp_path / "two.gguf"):
+        with open_llama(path) as llama:
+            assert [llama.tokenize(text) for text in REAL_TEXTS] == [ids.tolist() for ids in prompts]
+            answers.append([llama.greedy(ids, 40) for ids in prompts])
+    assert answers[0] == answers[1]
+    params = load_params(tmp_path / "again", config)
+    for found, ours in zip(answers[0], greedy(params, config, prompts, 40), strict=True):
+        assert len(found) > 1
+        assert found == ours[: len(found)]

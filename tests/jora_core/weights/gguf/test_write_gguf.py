@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.weights.gguf.convert_gguf import convert_gguf
+from jora_core.weights.gguf.gguf_file import GgufFile
 from jora_core.weights.gguf.modelfile import write_modelfile
 from jora_core.weights.gguf.write_config import write_config
 from jora_core.weights.gguf.write_gguf import write_gguf
@@ -24,6 +26,7 @@ from tests.jora_core.weights.gguf.gguf_cases import (
     ROWS,
     TEMPLATE,
     TEXTS,
+    byte_level_tokenizer,
     make_folder,
 )
 
@@ -143,6 +146,39 @@ def test_what_gguf_cannot_say_is_refused(
 def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"llama\.cpp does not know this pre_tokenizer"):
         tokenizer_fields(Path("data/tiny-llama"), 3072)
+
+
+def test_a_large_vocabulary_stays_small_in_memory(tmp_path: Path) -> None:
+    """Fields of 50,000 tokens and 25,000 merges: less than 40 bytes each, where Python's texts take 60."""
+    whole = json.loads(byte_level_tokenizer().to_str())
+    vocabulary, merges = whole["model"]["vocab"], whole["model"]["merges"]
+    for number in range(25_000):
+        word = f"w{number:05}"
+        for token in (word, f"{word}b"):
+            vocabulary.setdefault(token, len(vocabulary))
+        merges.append([word, "b"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer_fields(tmp_path, len(vocabulary))  # what is imported on the way is no part of it
+    tracemalloc.start()
+    fields = tokenizer_fields(tmp_path, len(vocabulary))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 40 * (len(vocabulary) + len(merges))
+    assert [token.decode() for token in fields["tokens"]] == sorted(vocabulary, key=vocabulary.__getitem__)
+    assert [merge.decode() for merge in fields["merges"]] == [f"{left} {right}" for left, right in merges]
+    assert (fields["tokens"][-1], fields["tokens"][:2]) == (b"w24999b", list(fields["tokens"])[:2])
+
+
+def test_lists_of_texts_can_be_left_out(tmp_path: Path) -> None:
+    make_folder(tmp_path / "hf", "llama-3")
+    write_gguf(tmp_path / "hf", ModelConfig.from_hf(tmp_path / "hf"), tmp_path / "f32.gguf", "f32", "tiny")
+    whole, light = (GgufFile(tmp_path / "f32.gguf", texts=texts) for texts in (True, False))
+    assert len(whole.metadata["tokenizer.ggml.tokens"]) == ROWS and light.tensors == whole.tensors
+    assert list(light.metadata) == list(whole.metadata)
+    for name, value in whole.metadata.items():
+        texts = isinstance(value, list)
+        assert light.metadata[name] == [] if texts else np.array_equal(light.metadata[name], value), name
 
 
 def test_the_modelfile_has_template_and_stop_words(tmp_path: Path) -> None:
