@@ -17,6 +17,9 @@ from jora_core.weights.gguf.architectures import BY_FAMILY, GgufArchitecture
 from jora_core.weights.gguf.read_config import GEMMA_PATTERNS, LOCAL_THETA, WIDE_GEMMA
 from jora_core.weights.gguf.rope_factors import write_rope_fields
 
+# Architectures of llama.cpp that have no head width of their own.
+_HEADS_SPLIT_THE_WIDTH = frozenset({"qwen2", "olmo2", "phi3"})
+
 
 def write_config(
     config: ModelConfig, where: str
@@ -53,6 +56,18 @@ def write_config(
         notice(
             f"{where}: llama.cpp has no windows for Mistral; texts of more than {max(config.windows):,} "
             "tokens are computed otherwise there"
+        )
+    if (
+        architecture.name in _HEADS_SPLIT_THE_WIDTH
+        and config.num_heads * config.head_dim != config.hidden_size
+    ):
+        notice(
+            f"{where}: llama.cpp does not load this: of {FAMILIES[config.family].title} it expects heads "
+            f"of width {config.hidden_size // config.num_heads}, not {config.head_dim}"
+        )
+    if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
+        notice(
+            f"{where}: the answers of llama.cpp with longrope were seen to differ; compare them before use"
         )
     if config.attention_softcap is not None:
         fields["attn_logit_softcapping"] = config.attention_softcap

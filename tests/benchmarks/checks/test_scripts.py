@@ -143,10 +143,13 @@ def test_gpu_suite_keeps_what_a_part_found_before_its_time_ended(
         sys, "argv", ["gpu_suite.py", "--json", str(tmp_path / "out.json"), "--seconds", "60"]
     )
     suite = gpu_suite.Suite(gpu_suite.arguments(), tmp_path)
+    # No side of the suite: without a GPU, those end by themselves.
+    endless = tmp_path / "endless.py"
+    endless.write_text("import time\n\ntime.sleep(600)\n")
 
     def part(suite: Any) -> None:
         suite.add({"part": "endless", "figure": 1})
-        suite.worker("endless", "ours.py", {"probe": True}).ask("nothing that it ever answers")
+        suite.worker("endless", str(endless), {}).ask("nothing that it ever answers")
         suite.add({"part": "endless", "figure": 2})
 
     def answer(worker: Any) -> None:
