@@ -12,9 +12,6 @@ import pytest
 # Programs of tests run for a moment and take long to compile; this takes two fifths off. Set before
 # JAX is imported, and handed down to the processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# transformers then loads its tensors one after another. Once, on a busy machine, a model that it had loaded
-# in threads gave logits of 1e33 from weights that are below 1; nothing else of that run was wrong.
-os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 SHARED = Path(os.environ.get("JORA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MARKERS = ("slow", "corpus", "browser", "gpu", "service")

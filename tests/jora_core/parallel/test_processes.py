@@ -135,6 +135,10 @@ def test_a_killed_process_ends_the_others_with_one_line(order, tmp_path, killed)
     started[killed].kill()
     # The wait ends by the closed connection, long before the timeout of a silent peer.
     said = started[1 - killed].communicate(timeout=60)[1]
+    if killed == 0 and "error:" not in said:
+        # The first process is also the coordinator: JAX's client may notice its end first, and aborts.
+        assert started[1].returncode == -signal.SIGABRT and "another task died" in said
+        return
     (line,) = (text for text in said.splitlines() if text.startswith("error:"))
     assert f"process {1 - killed} of 2 lost another one" in line and "start all of them again" in line
     assert "Traceback" not in said and started[1 - killed].returncode == 1
