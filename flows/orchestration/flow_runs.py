@@ -34,7 +34,7 @@ from flows.orchestration.serving.catch_up_runs import newer_due_run
 from flows.orchestration.serving.lost_runs import note_process
 from flows.orchestration.serving.run_request import RunRequest
 from flows.orchestration.tasks.stage_tasks import run_stages
-from flows.report.page import write_report
+from flows.report.page import report_page
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
 from jora_core.base.secrets import mask
@@ -179,8 +179,9 @@ def _place(config: PipelineConfig, whole: Sequence[ArtifactRef] | None) -> str:
     if whole is None:
         return ""
     store = open_store(config)
-    # Not the copy, which later runs replace.
-    return f"; report: {report_place(store, write_report(store, config, whole, latest=False))}"
+    # `report_of` has written it. Not the copy, which later runs replace.
+    page = report_page(store, {reference.stage: reference.key for reference in whole})
+    return f"; report: {report_place(store, page)}"
 
 
 def _outcome(references: Sequence[ArtifactRef], report: Path | None) -> dict[str, Any]:

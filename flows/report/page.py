@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.configuration.hub_models import model_name
@@ -48,10 +48,7 @@ def write_report(
         InputError: the store cannot be written, or the disk is full.
     """
     facts = RunFacts.read(config, references)
-    keys = "\n".join(f"{name} {manifest['key']}" for name, manifest in facts.manifests.items())
-    # Named by the keys, so that the same artifacts give the same file and other reports stay.
-    name = text_digest(keys)[:16]
-    page_path = store.root / REPORTS / f"{name}.html"
+    page_path = report_page(store, {name: manifest["key"] for name, manifest in facts.manifests.items()})
     page = page_path.read_bytes() if page_path.is_file() else b""
     # Reading the records for a page takes longer than all checks of a run without work.
     if not page.endswith(_stamp(facts, page[:-STAMP_LENGTH])):
@@ -64,6 +61,18 @@ def write_report(
     newest = latest_path(store, config.project)
     write_bytes(newest, page)
     return newest
+
+
+def report_page(store: Store, keys: Mapping[str, str]) -> Path:
+    """Return the path of the page about artifacts, which stays when newer reports are written.
+
+    Args:
+        store: the artifact store.
+        keys: keys of the artifacts by stage, in the order in which the stages run.
+    """
+    # Named by the keys, so that the same artifacts give the same file.
+    name = text_digest("\n".join(f"{stage} {key}" for stage, key in keys.items()))[:16]
+    return store.root / REPORTS / f"{name}.html"
 
 
 def latest_path(store: Store, project: str) -> Path:

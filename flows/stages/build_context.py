@@ -17,6 +17,7 @@ from flows.engine.code_files import stage_sources
 from flows.engine.stage import Part, Stage, StageContext, Upstream
 from flows.stages.model_conversion import conversion_settings, tokenizer_folder
 from flows.teachers.teacher import STAGE as MAKE_QUESTIONS
+from flows.teachers.teacher import makes_questions
 from retrieval.build.inputs import input_files
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
@@ -60,9 +61,7 @@ def _parts(config: PipelineConfig) -> dict[str, Part]:
 
 def questions_upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     """Return the questions of a teacher, if the configuration has one."""
-    task = config.context.qa
-    made = task is not None and task.generate is not None
-    return (Upstream(MAKE_QUESTIONS, (QUESTIONS,)),) if made else ()
+    return (Upstream(MAKE_QUESTIONS, (QUESTIONS,)),) if makes_questions(config) else ()
 
 
 def with_made_questions(context: ContextConfig, folder: Path) -> ContextConfig:

@@ -21,6 +21,11 @@ STAGE = "make-questions"
 WHERE = "context.qa.generate.teacher"
 
 
+def makes_questions(config: PipelineConfig) -> bool:
+    """Return whether a teacher makes questions in this configuration."""
+    return config.context.qa is not None and config.context.qa.generate is not None
+
+
 def generation(config: PipelineConfig) -> QuestionGeneration:
     """Return the settings of making questions.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
@@ -15,7 +14,7 @@ from pydantic import (
 )
 
 from jora_core.base.secrets import references
-from retrieval.settings.limits import InputLimits
+from retrieval.settings.limits import InputLimits, Threshold
 from retrieval.settings.task_registry import TASKS
 from retrieval.settings.tasks import QaTask, SettingsModel, TablesTask, TaskSettings, ThreadsTask
 from retrieval.text.normalize import Diacritics, Stemmer, Tokenizer
@@ -33,12 +32,6 @@ PATH_FIELDS = frozenset(
 EXECUTION_FIELDS = frozenset(
     {"backend", "workers", "dask_address", "shard_records", "limits", "allow_links_outside"}
 )
-
-#: YAML 1.1 reads `off` as false.
-Threshold = Annotated[
-    Annotated[float, Field(gt=0, le=1)] | Literal["off"],
-    BeforeValidator(lambda value: "off" if value is False else value),
-]
 
 
 class _ContextSettings(SettingsModel):

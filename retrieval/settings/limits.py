@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+#: A similarity from which texts count as copies. YAML 1.1 reads `off` as false.
+Threshold = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | Literal["off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 
 
 class SettingsModel(BaseModel):

@@ -16,7 +16,7 @@ from flows.engine.code_files import stage_sources
 from flows.engine.stage import Stage, StageContext
 from flows.stages.model_conversion import conversion_settings
 from flows.stages.questions.ask_teacher import Teaching
-from flows.teachers.teacher import STAGE, generation, teacher_files, teacher_name
+from flows.teachers.teacher import STAGE, generation, makes_questions, teacher_files, teacher_name
 from jora_core.base.digests import json_digest
 from retrieval.build.inputs import limits_of
 from retrieval.corpus.reading_limits import limited_to
@@ -29,12 +29,8 @@ from retrieval.text.token_counter import tokenizer_file
 _QA_SETTINGS = {"format", "columns", "split", "chunk_tokens", "chunk_overlap", "answer_style"}
 
 
-def _makes_questions(config: PipelineConfig) -> bool:
-    return config.context.qa is not None and config.context.qa.generate is not None
-
-
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    if not _makes_questions(config):
+    if not makes_questions(config):
         return {}
     context, settings = config.context, generation(config)
     assert context.qa is not None
@@ -96,6 +92,6 @@ MAKE_QUESTIONS = Stage(
         *(module for name, modules in LOADERS.items() if "documents" in name for module in modules),
     ),
     run=_run,
-    applies=_makes_questions,
+    applies=makes_questions,
     part_digests=lambda metrics: {"questions": metrics.get("digest", json_digest(None))},
 )

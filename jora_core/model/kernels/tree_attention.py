@@ -250,18 +250,16 @@ def tree_forward(
     q, k, v = (_filled(x, plan) for x in (q, k, v))
     filled = q.shape[1]
     tiling = plan.tilings.output
-    own = _by_head(tiling.queries, plan.width)
-    rows = pl.BlockSpec((None, filled, None, _columns(plan.width)), lambda i, n, b: (b, 0, n // groups, 0))
-    logs = pl.BlockSpec((None, None, tiling.queries), lambda i, n, b: (b, n, i))
+    own, rows, logs = _blocks_of_queries(tiling, plan.width, filled, groups)
     out, log_total = _launch(
         tree_attention_output,
         scores,
         plan,
         tiling,
-        grid=(q.shape[1] // tiling.queries, heads, q.shape[0]),
+        grid=(filled // tiling.queries, heads, q.shape[0]),
         blocks=plan.by_query,
         inputs=[(q, own), (k, rows), (v, rows)],
-        outputs=[(q.shape, q.dtype, own), ((q.shape[0], heads, q.shape[1]), jnp.float32, logs)],
+        outputs=[(q.shape, q.dtype, own), ((q.shape[0], heads, filled), jnp.float32, logs)],
     )
     return out[:, :length], log_total
 
@@ -287,9 +285,7 @@ def tree_backward(
     batch, filled = q.shape[:2]
 
     tiling = plan.tilings.d_q
-    own = _by_head(tiling.queries, plan.width)
-    rows = pl.BlockSpec((None, filled, None, _columns(plan.width)), lambda i, n, b: (b, 0, n // groups, 0))
-    logs = pl.BlockSpec((None, None, tiling.queries), lambda i, n, b: (b, n, i))
+    own, rows, logs = _blocks_of_queries(tiling, plan.width, filled, groups)
     (d_q,) = _launch(
         tree_attention_d_q,
         scores,
@@ -357,6 +353,25 @@ def _launch(
         interpret=plan.interpret,
         name=kernel.__name__,
     )(*arrays)
+
+
+def _blocks_of_queries(
+    tiling: Tiling, width: int, filled: int, groups: int
+) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    """Return the blocks of programs that own queries of one head.
+
+    Args:
+        tiling: sizes of the kernel's blocks.
+        width: head width H.
+        filled: T'.
+        groups: G.
+
+    Returns:
+        Blocks of an array [B, T', N, H], whole rows of one [B, T', K, H], blocks of one [B, N, T'].
+    """
+    rows = pl.BlockSpec((None, filled, None, _columns(width)), lambda i, n, b: (b, 0, n // groups, 0))
+    logs = pl.BlockSpec((None, None, tiling.queries), lambda i, n, b: (b, n, i))
+    return _by_head(tiling.queries, width), rows, logs
 
 
 def _by_head(size: int, width: int) -> pl.BlockSpec:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from retrieval.settings.limits import SettingsModel
+from retrieval.settings.limits import SettingsModel, Threshold
 
 #: fact: the short answer stands in the text. comparison: over two neighbouring chunks of a document. how_to:
 #: the steps of something. unanswerable: about the text's subject, and not answered by it.
@@ -190,10 +190,7 @@ class QuestionGeneration(SettingsModel):
         description="Whether held-out questions may be made ones too; else they are about the documents of "
         "the training split only.",
     )
-    near_duplicates: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | Literal["off"],
-        BeforeValidator(lambda value: "off" if value is False else value),
-    ] = Field(
+    near_duplicates: Threshold = Field(
         default=0.8,
         title="Near-duplicates",
         description="Share of common words (Jaccard) from which a question repeats an earlier one; off: "
