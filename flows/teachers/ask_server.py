@@ -214,8 +214,6 @@ class _Work:
             temperature = max(temperature, _REPEATED_TEMPERATURE)
         retries = 0
         while True:
-            if not self.pace.take():
-                return None
             reserved = self.budget.reserve(request.tokens)
             if reserved is None:
                 self.out_of_budget = True
@@ -223,6 +221,9 @@ class _Work:
                 return None
             used = (0, 0)
             try:
+                # After the reservation, which may have waited for requests that have ended the work.
+                if not self.pace.take():
+                    return None
                 schema = None
                 if self.structured:
                     schema = answer_schema(request.kinds, self.settings.questions_per_chunk, self.reasoned)

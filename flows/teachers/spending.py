@@ -26,28 +26,35 @@ class Budget:
         self._prompts, self._answers = prompt_tokens, answer_tokens
         self._reserved_prompts = self._reserved_answers = 0
         self._largest_share = 0.0
-        self._lock = threading.Lock()
+        self._settled = threading.Condition()
 
     def reserve(self, prompt_tokens: int) -> int | None:
         """Reserve a request with its longest answer.
 
+        Requests in flight mostly use less than is reserved for them, so it waits for them before it says no.
+
         Returns:
             The reserved tokens of the prompt; None if the request could pass the budget.
         """
-        settings = self._settings
-        with self._lock:
-            factor = self._largest_share * _MARGIN or _UNKNOWN_FACTOR
-            reserved = math.ceil(prompt_tokens * factor)
-            prompts = self._prompts + self._reserved_prompts + reserved
-            answers = self._answers + self._reserved_answers + settings.max_answer_tokens
-            if settings.max_tokens is not None and prompts + answers > settings.max_tokens:
-                return None
-            cost = settings.cost(prompts, answers)
-            if settings.max_cost is not None and cost is not None and cost > settings.max_cost:
-                return None
-            self._reserved_prompts += reserved
-            self._reserved_answers += settings.max_answer_tokens
+        with self._settled:
+            while (reserved := self._fitting(prompt_tokens)) is None and self._reserved_answers:
+                self._settled.wait()
+            if reserved is not None:
+                self._reserved_prompts += reserved
+                self._reserved_answers += self._settings.max_answer_tokens
             return reserved
+
+    def _fitting(self, prompt_tokens: int) -> int | None:
+        settings = self._settings
+        factor = self._largest_share * _MARGIN or _UNKNOWN_FACTOR
+        reserved = math.ceil(prompt_tokens * factor)
+        prompts = self._prompts + self._reserved_prompts + reserved
+        answers = self._answers + self._reserved_answers + settings.max_answer_tokens
+        if settings.max_tokens is not None and prompts + answers > settings.max_tokens:
+            return None
+        cost = settings.cost(prompts, answers)
+        passes = settings.max_cost is not None and cost is not None and cost > settings.max_cost
+        return None if passes else reserved
 
     def settle(self, reserved: int, expected: int, used: tuple[int, int]) -> None:
         """Replace a reservation by what the request has used.
@@ -57,12 +64,13 @@ class Budget:
             expected: tokens of the prompt, as we count them.
             used: tokens of the prompt and of the answer, as the teacher counts them; zeros without a reply.
         """
-        with self._lock:
+        with self._settled:
             self._reserved_prompts -= reserved
             self._reserved_answers -= self._settings.max_answer_tokens
             self._prompts += used[0]
             self._answers += used[1]
             self._largest_share = max(self._largest_share, used[0] / max(expected, 1))
+            self._settled.notify_all()
 
     @property
     def used(self) -> tuple[int, int]:
