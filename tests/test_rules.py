@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -74,6 +75,17 @@ def test_structure(code_style: ModuleType) -> None:
     assert found["files a folder, max"] <= 12
     assert not found["functions of 3+ arguments without Args"]
     assert not found["functions of more than 6 positional arguments"]
+
+
+def test_folders_of_tests_and_scripts_hold_a_dozen_files() -> None:
+    """The measure of `test_structure` leaves out tests, and knows the packages alone."""
+    folders = Counter(
+        path.parent.relative_to(ROOT).as_posix()
+        for room in ("tests", "data", "deploy")
+        for path in (ROOT / room).rglob("*.py")
+    )
+    assert folders["tests/benchmarks"], "no script was found"
+    assert not {folder: files for folder, files in folders.items() if files > 12}
 
 
 def test_importing_the_rooms_loads_nothing_heavy() -> None:

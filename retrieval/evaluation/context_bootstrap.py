@@ -2,11 +2,11 @@
 
 A cluster bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 8) gives the
 standard error. Percentiles of the resamples are too narrow where contexts are few, and lean to the wrong side
-where right answers are rare: `tests/benchmarks/interval_coverage.py` counts how often each holds the truth.
-So the bounds are those of a score interval, Wilson's for a share and Tango's for a paired difference, of as
-many independent records as would have this standard error (Korn and Graubard, Confidence Intervals for
-Proportions with Small Expected Number of Positive Counts, 1998; Franco, Little, Louis and Slud, Comparative
-Study of Confidence Intervals for Proportions in Complex Sample Surveys, 2019), with Student's t.
+where right answers are rare. `tests/benchmarks/evaluation/interval_coverage.py` counts how often each holds
+the truth. So the bounds are those of a score interval, Wilson's for a share and Tango's for a paired
+difference, of as many independent records as would have this standard error (Korn and Graubard, Confidence
+Intervals for Proportions with Small Expected Number of Positive Counts, 1998; Franco, Little, Louis and Slud,
+Comparative Study of Confidence Intervals for Proportions in Complex Sample Surveys, 2019), with Student's t.
 """
 
 from __future__ import annotations

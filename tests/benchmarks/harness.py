@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
+SIDE_SCRIPTS = Path(__file__).resolve().parent / "sides"
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "peft", "numpy")
 # Between two turns: threads of the side that just finished spin for some milliseconds before they sleep.
 _PAUSE = 0.05

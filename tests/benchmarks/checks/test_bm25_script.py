@@ -20,7 +20,7 @@ def test_sides_agree_and_ratios_are_written(tmp_path: Path) -> None:
     sides = ["ours", "rank_bm25", "tantivy"]  # bm25s would compile for a quarter of a minute
     words = ["--sizes", "12000", "--turns", "2", "--turn", "0.02", "--sides", *sides, "--json", str(to)]
     done = subprocess.run(
-        [sys.executable, str(HERE / "bm25.py"), *words],
+        [sys.executable, str(HERE / "search" / "bm25.py"), *words],
         capture_output=True,
         text=True,
         timeout=280,
@@ -43,7 +43,7 @@ def test_sides_agree_and_ratios_are_written(tmp_path: Path) -> None:
 
 def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
-    script = importlib.import_module("bm25")
+    script = importlib.import_module("search.bm25")
 
     class Side:
         def __init__(self, name: str, scores: list[list[float]]) -> None:
@@ -59,5 +59,5 @@ def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_sizes_have_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
-    script = importlib.import_module("bm25")
+    script = importlib.import_module("search.bm25")
     assert [script.size_name(n) for n in (500, 10_000, 1_000_000)] == ["500", "10k", "1M"]

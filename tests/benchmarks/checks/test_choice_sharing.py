@@ -18,8 +18,9 @@ ROOT = HERE.parents[1]
 def test_all_ways_score_the_same_questions(tmp_path: Path) -> None:
     to = tmp_path / "out.json"
     words = ["--threads", "2", "--questions", "3", "--window", "60", "--choices", "3", "--rounds", "1"]
+    script = HERE / "generation" / "choice_sharing.py"
     done = subprocess.run(
-        [sys.executable, str(HERE / "choice_sharing.py"), *words, "--tokens-per-batch", "512", "--json", to],
+        [sys.executable, str(script), *words, "--tokens-per-batch", "512", "--json", to],
         capture_output=True,
         text=True,
         timeout=280,

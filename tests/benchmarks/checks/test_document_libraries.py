@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "document_libraries.py"
+SCRIPT = Path(__file__).parents[1] / "readers/document_libraries.py"
 
 
 def test_our_readers_are_scored(tmp_path: Path) -> None:

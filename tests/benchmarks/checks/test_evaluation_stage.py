@@ -17,8 +17,9 @@ HERE = Path(__file__).resolve().parents[1]
 @pytest.mark.timeout(1800)
 def test_the_stage_runs_twice_with_three_models(tmp_path: Path) -> None:
     to = tmp_path / "out.json"
+    script = HERE / "evaluation" / "evaluation_stage.py"
     done = subprocess.run(
-        [sys.executable, str(HERE / "evaluation_stage.py"), "--records", "30", "--json", str(to)],
+        [sys.executable, str(script), "--records", "30", "--json", str(to)],
         capture_output=True,
         text=True,
         timeout=1700,

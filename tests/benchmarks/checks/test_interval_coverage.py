@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 
 def test_intervals_hold_the_truth_and_plain_percentiles_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("interval_coverage")
+    script = importlib.import_module("evaluation.interval_coverage")
     cases = {case.name: case for case in script.CASES}
     score, difference = cases["score 0.50"], cases["difference 0.00, of 0.10 and 0.10"]
     for case in (score, difference):
@@ -27,7 +27,7 @@ def test_intervals_hold_the_truth_and_plain_percentiles_do_not(monkeypatch: pyte
 @pytest.mark.slow
 def test_coverage_is_between_93_and_97_percent_from_10_contexts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("interval_coverage")
+    script = importlib.import_module("evaluation.interval_coverage")
     for case in script.CASES:
         for contexts in (10, 20, 50, 200):
             found = script.coverage(case, contexts, 2000)

@@ -15,7 +15,7 @@ PAGE = BENCHMARKS.parents[1] / "docs" / "evaluation.md"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("irc_links")
+    return importlib.import_module("evaluation.irc_links")
 
 
 def test_rules_by_hand(script: ModuleType, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("irc_recall")
+    return importlib.import_module("search.irc_recall")
 
 
 def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(HERE))
-    return importlib.import_module("language_recall")
+    return importlib.import_module("search.language_recall")
 
 
 def test_every_language_reaches_nine_tenths_of_english(script, tmp_path, monkeypatch) -> None:

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parents[1]
 def test_reading(tmp_path: Path) -> None:
     words = ["--rows", "60", "--turns", "1", "--against", str(HERE.parents[1])]
     done = subprocess.run(
-        [sys.executable, str(HERE / "reading.py"), *words, "--json", str(tmp_path / "out.json")],
+        [sys.executable, str(HERE / "readers" / "reading.py"), *words, "--json", str(tmp_path / "out.json")],
         capture_output=True,
         text=True,
         timeout=100,

@@ -17,8 +17,9 @@ def test_retrieval_scale(tmp_path: Path) -> None:
         ["single", "threads"] if importlib.util.find_spec("distributed") is None else ["single", "dask"]
     )
     words = ["--documents", "700", "--questions", "90", "--backends", *backends, "--folder", str(tmp_path)]
+    script = HERE / "search" / "retrieval_scale.py"
     done = subprocess.run(
-        [sys.executable, str(HERE / "retrieval_scale.py"), *words, "--json", str(tmp_path / "out.json")],
+        [sys.executable, str(script), *words, "--json", str(tmp_path / "out.json")],
         capture_output=True,
         text=True,
         timeout=200,

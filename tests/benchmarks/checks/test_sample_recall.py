@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_learned_fusion_learns_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("sample_recall")
+    script = importlib.import_module("search.sample_recall")
     found, learned = script.recalls(script.recipe_config())
     print(found, learned)
     by_leg = {result["leg"]: result["recall@1"] for result in found}

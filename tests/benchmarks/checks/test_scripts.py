@@ -43,9 +43,29 @@ def run(script: str, *words: str, to: Path) -> tuple[dict[str, Any], str]:
     return written, done.stdout
 
 
+SCRIPTS = sorted(
+    path.relative_to(HERE).as_posix()
+    for path in HERE.glob("*/*.py")
+    if path.parent.name not in {"checks", "sides"}
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_how_to_call_it(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {Path(script).name}")
+
+
 def test_lora_step_compares_the_same_computation(tmp_path: Path) -> None:
     words = ["--sequences", "64", "--supervised", "5"]
-    written, printed = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    written, printed = run("training/lora_step.py", *TINY, *words, to=tmp_path / "out.json")
     assert set(written["ratios"]) == {"speed@64", "memory@64"} and "speed@64" in printed
     ours, off, on = results = written["results"]
     assert [r["side"] for r in results] == ["ours", "peft, checkpointing off", "peft, checkpointing on"]
@@ -59,7 +79,7 @@ def test_lora_step_compares_the_same_computation(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
     words = ["--sequences", "64", "--ablate", "--supervised", "all"]
-    written, _ = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    written, _ = run("training/lora_step.py", *TINY, *words, to=tmp_path / "out.json")
     by_side = {r["side"]: r["losses"] for r in written["results"]}
     steps = {side: losses for side, losses in by_side.items() if side != "forward only"}
     first = next(iter(steps.values()))
@@ -71,7 +91,7 @@ def test_lora_step_compares_our_variants(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_lora_step_compares_our_products(tmp_path: Path) -> None:
     words = ["--sequences", "64", "--precisions", "--supervised", "all"]
-    written, _ = run("lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    written, _ = run("training/lora_step.py", *TINY, *words, to=tmp_path / "out.json")
     exact, rounded = (result["losses"] for result in written["results"])
     assert rounded != exact and rounded == pytest.approx(exact, rel=1e-2)
 
@@ -81,8 +101,9 @@ def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> N
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
     to = tmp_path / "out.json"
     words = ["--tiny", "--records", "30", "--rounds", "1", "--data", "wikitables", "--json", str(to)]
+    script = HERE / "training" / "raft_epoch.py"
     done = subprocess.run(
-        [sys.executable, str(HERE / "raft_epoch.py"), *words, "--sides", "shared", "unshared", "peft"],
+        [sys.executable, str(script), *words, "--sides", "shared", "unshared", "peft"],
         capture_output=True,
         text=True,
         timeout=280,
@@ -114,7 +135,7 @@ def test_growing_windows_hold_what_came_before(monkeypatch: pytest.MonkeyPatch, 
 def test_gpu_suite_runs_every_part_on_a_tiny_model(tmp_path: Path) -> None:
     # The fifth part is the second with another setting.
     words = ["--tiny", "--rounds", "1", "--parts", "attention", "lora", "raft", "longest"]
-    written, printed = run("gpu_suite.py", *words, to=tmp_path / "out.json")
+    written, printed = run("training/gpu_suite.py", *words, to=tmp_path / "out.json")
     assert {part["ended"] for part in written["settings"]["parts"].values()} == {"done"}
     assert "which says nothing about speed" in printed
     by_part: dict[str, list[dict[str, Any]]] = {}
@@ -138,7 +159,7 @@ def test_gpu_suite_keeps_what_a_part_found_before_its_time_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(HERE))
-    gpu_suite = importlib.import_module("gpu_suite")
+    gpu_suite = importlib.import_module("training.gpu_suite")
     monkeypatch.setattr(
         sys, "argv", ["gpu_suite.py", "--json", str(tmp_path / "out.json"), "--seconds", "60"]
     )
@@ -185,7 +206,7 @@ def test_needed_operations_are_those_that_torch_counts(
     monkeypatch.syspath_prepend(str(HERE))
     torch = importlib.import_module("torch")
     counter = importlib.import_module("torch.utils.flop_counter")
-    gpu_suite, theirs = importlib.import_module("gpu_suite"), importlib.import_module("sides.theirs")
+    gpu_suite, theirs = importlib.import_module("training.gpu_suite"), importlib.import_module("sides.theirs")
     workload = importlib.import_module("sides.workload")
     settings = {"folder": str(tmp_path), "shape": workload.TINY, "batch": 2, "sequence": 32, "supervised": 0,
                 "rank": 4, "alpha": 4, "dtype": "float32", "checkpointing": False, "seed": 0}  # fmt: skip
@@ -204,7 +225,7 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     to = tmp_path / "out.json"
     words = ["--small", "--sequences", "256", "--tensor", "1", "4", "--remat", "full", "--target", "host"]
     done = subprocess.run(
-        [sys.executable, str(HERE / "tensor_parallel.py"), *words, "--json", str(to)],
+        [sys.executable, str(HERE / "memory" / "tensor_parallel.py"), *words, "--json", str(to)],
         capture_output=True,
         text=True,
         timeout=280,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import serve
-from kernel_launches import tree_row
+from training.kernel_launches import tree_row
 
 from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention

@@ -1,8 +1,8 @@
 """One LoRA training step on the CPU: ours against transformers + peft, interleaved in one run.
 
-    python tests/benchmarks/lora_step.py --json out.json      # the comparison, under six minutes on two cores
-    python tests/benchmarks/lora_step.py --ablate             # what each technique of ours gives
-    python tests/benchmarks/lora_step.py --precisions         # ours with exact and with bfloat16 products
+    python tests/benchmarks/training/lora_step.py --json out.json  # the comparison, six minutes on two cores
+    python tests/benchmarks/training/lora_step.py --ablate         # what each technique of ours gives
+    python tests/benchmarks/training/lora_step.py --precisions     # ours with exact and bfloat16 products
 
 Model: a random float32 Llama of 58M parameters, rank 16 on q and v. The other side runs with gradient
 checkpointing off and on, as two workers of the same run, and is judged by the faster. Memory is the peak
@@ -17,7 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
 from harness import (
+    SIDE_SCRIPTS,
     Worker,
     at_least_one,
     check_losses,
@@ -29,7 +32,6 @@ from harness import (
 )
 from sides.workload import supervised_tokens, write_config
 
-HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of the losses, relative, before anything is timed
 ROUNDED_TOLERANCE = 1e-2  # where one side's products round to bfloat16
 MIB = 2**20
@@ -133,7 +135,7 @@ def run(
     workers: list[Worker] = []
     try:
         for name, (script, settings) in plan.items():
-            workers.append(Worker(name, HERE / "sides" / script, settings, CPU_ONLY))
+            workers.append(Worker(name, SIDE_SCRIPTS / script, settings, CPU_ONLY))
         return measure(workers, args.warmup, args.steps, tolerance)
     finally:
         for worker in workers:

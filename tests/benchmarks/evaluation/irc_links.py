@@ -1,6 +1,6 @@
 """Links and conversations of two rules on the development logs of irc-disentanglement.
 
-    python tests/benchmarks/irc_links.py [--data FOLDER] [--json FILE]
+    python tests/benchmarks/evaluation/irc_links.py [--data FOLDER] [--json FILE]
 
 `previous message`: every message answers the last message before it. `addressed, then previous`: a message
 that begins with the name of someone who has spoken answers the last message of that person. Else someone who
@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import machine, print_table, write_result
 

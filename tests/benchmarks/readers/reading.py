@@ -1,7 +1,7 @@
 """Reading corpora: rows a second of processor time, by format.
 
-    python tests/benchmarks/reading.py [--rows N] [--turns N] [--formats NAME ...] [--against CHECKOUT]
-                                       [--json FILE]
+    python tests/benchmarks/readers/reading.py [--rows N] [--turns N] [--formats NAME ...]
+        [--against CHECKOUT] [--json FILE]
 
 Writes a seeded corpus of each format into a temporary folder and reads it to its end through the project's
 readers, with everything that a build does while it reads (detection of the format, ids, replies).
@@ -18,12 +18,15 @@ import importlib
 import json
 import mailbox
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, Worker, at_least_one, machine, median, print_table, serve, write_result
 

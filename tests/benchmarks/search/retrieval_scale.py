@@ -1,7 +1,7 @@
 """Building records at scale: a synthetic corpus of a million documents and a hundred thousand questions.
 
-    python tests/benchmarks/retrieval_scale.py [--documents N] [--questions N] [--backends single dask]
-                                               [--workers N] [--dense] [--json FILE]
+    python tests/benchmarks/search/retrieval_scale.py [--documents N] [--questions N] [--backends single dask]
+        [--workers N] [--dense] [--json FILE]
 
 Makes a seeded corpus in a temporary folder (documents of about thirty words, drawn by Zipf's law; a question
 is four rare words of its document and two common ones), then runs the real `build_record_files` over it, each
@@ -25,7 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import at_least_one, machine, print_table, write_result
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
+from harness import ROOT, at_least_one, machine, print_table, write_result
 
 VOCABULARY = 200_000
 WORDS = 30
@@ -33,7 +35,7 @@ SPREAD = 10
 CHUNK = 20_000
 SAMPLE_SECONDS = 0.2
 BACKENDS = ("single", "threads", "dask")
-EMBEDDER = Path(__file__).resolve().parents[2] / "data" / "tiny-embedder"
+EMBEDDER = ROOT / "data" / "tiny-embedder"
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def measure(folder: Path, backend: str, workers: int, dense: bool) -> dict[str, 
         [sys.executable, __file__, "--one", json.dumps(order)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     peak = [0]
     ended = threading.Event()

@@ -1,6 +1,6 @@
 """Memory and collectives of a tensor-parallel LoRA step on Llama-2-7B shapes, compiled ahead of time.
 
-    python tests/benchmarks/tensor_parallel.py --json out.json     # no weights, no accelerator
+    python tests/benchmarks/memory/tensor_parallel.py --json out.json     # no weights, no accelerator
 
 Rank 16 on q and v, one row, an eighth of its tokens supervised. Each mesh is compiled in a process of
 its own by `jora_core.planning.memory_plan`, as `jora memory` does. bytes@N is N times the bytes of a device
@@ -19,7 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import at_least_one, machine, print_table, write_result
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
+from harness import ROOT, at_least_one, machine, print_table, write_result
 
 SHAPE = {
     "hidden_size": 4096,
@@ -77,7 +79,7 @@ def compile_one(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     spec = folder / "spec.json"
     spec.write_text(json.dumps(settings | {"model": str(folder), "output_dir": str(folder / "out")}))
     command = [sys.executable, "-m", "jora_core.commands.memory", "--spec", str(spec)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{settings}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads((folder / "out" / "result.json").read_text())

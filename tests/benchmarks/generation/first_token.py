@@ -1,7 +1,7 @@
 """Seconds from `jora generate` to the first text of its answer: without and with compiled programs.
 
-    python tests/benchmarks/first_token.py                       # SmolLM2 135M
-    python tests/benchmarks/first_token.py --repeats 5 --json out.json
+    python tests/benchmarks/generation/first_token.py                       # SmolLM2 135M
+    python tests/benchmarks/generation/first_token.py --repeats 5 --json out.json
 
 Each call is a process of its own, as a user starts it; the time ends with the first character on its standard
 output. The first call of a pair finds an empty cache of compiled programs, the second one what the first has
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from flows.commands.models.fetch import fetch_model  # noqa: E402

@@ -1,6 +1,6 @@
 """What the stage `evaluate` costs on the embedded sample: 2,500 comments, three models, on the processor.
 
-    python tests/benchmarks/evaluation_stage.py [--records 2500] [--profile] [--json FILE]
+    python tests/benchmarks/evaluation/evaluation_stage.py [--records 2500] [--profile] [--json FILE]
 
 The stage itself runs, as the pipeline runs it: `flows/configs/sample.yaml` with all its baselines, threads
 only, and adapters of random weights in place of trained ones, because the time does not depend on them. It
@@ -17,11 +17,14 @@ import argparse
 import cProfile
 import pstats
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, at_least_one, machine, print_table, write_result
 

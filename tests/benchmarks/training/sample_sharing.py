@@ -1,6 +1,6 @@
 """What sharing contexts gives the embedded sample: the same pipeline with and without it, seed by seed.
 
-    python tests/benchmarks/sample_sharing.py --json out.json     # ten minutes on two cores
+    python tests/benchmarks/training/sample_sharing.py --json out.json     # ten minutes on two cores
 
 Phase 2 as the recipe has it (posts picked by retrieval, contexts shared), the same with `sharing: off`, and
 apart in larger batches until it scores the same. Seconds are those of the phase's training, program start and
@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, at_least_one, machine, print_table, write_result
 

@@ -1,7 +1,7 @@
 """What helps a real pretrained model to learn whom a message answers: short trainings, one change each.
 
     jora fetch smollm2-135m
-    python tests/benchmarks/real_learning.py --json out.json        # an hour and a half on two cores
+    python tests/benchmarks/training/real_learning.py --json out.json        # an hour and a half on two cores
 
 Each side trains flows/configs/smollm2-irc.yaml for the same small number of tokens (`--steps` of the recipe's
 microbatches) and chooses the answered post of drawn development comments. Sides whose prompts begin alike are
@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, at_least_one, machine, print_table, write_result
 

@@ -1,7 +1,7 @@
 """Measure `jora plan`, `runs`, `why` and `gc` on a store of thousands of artifacts, and on an empty one.
 
-    python tests/benchmarks/store_scale.py                      # 10,000 artifacts
-    python tests/benchmarks/store_scale.py --artifacts 2000 --rounds 3 --json out.json
+    python tests/benchmarks/store/store_scale.py                      # 10,000 artifacts
+    python tests/benchmarks/store/store_scale.py --artifacts 2000 --rounds 3 --json out.json
 
 The artifacts are small, but their manifests have the settings, inputs, code and upstream of the sample's own
 stages. Each night of the made-up history changes one or two of them: a setting, an input file, the code of
@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, machine, print_table, write_result
 

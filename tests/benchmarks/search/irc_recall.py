@@ -1,6 +1,6 @@
 """How often retrieval finds what an IRC message answers: recall by leg, fused and learned, and F1 of links.
 
-    python tests/benchmarks/irc_recall.py [--ablate] [--embedder FOLDER|minilm] [--json FILE]
+    python tests/benchmarks/search/irc_recall.py [--ablate] [--embedder FOLDER|minilm] [--json FILE]
 
 It builds the records of the thread task of flows/configs/wtq-irc.yaml (window, legs, weights) with the very
 code of `build-context` and reads the rankings that this writes. The weights were chosen on training logs; the
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
 import numpy as np
-from harness import machine, print_table, write_result
+from harness import ROOT, machine, print_table, write_result
 
 from retrieval.build.build import LINKS, RANKINGS, build_record_files
 from retrieval.build.record_files import read_links, read_rankings
@@ -34,7 +37,6 @@ from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
 from retrieval.settings.tasks import ThreadsTask
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "flows" / "configs" / "wtq-irc.yaml"
 DEPTHS = (1, 5, 10)
 RESAMPLES = 2000

@@ -1,6 +1,7 @@
 """Constrained choice: questions a second with contexts shared, apart, and one by one.
 
-    python tests/benchmarks/choice_sharing.py [--model FOLDER] [--threads 3] [--questions 20] [--json FILE]
+    python tests/benchmarks/generation/choice_sharing.py [--model FOLDER] [--threads 3] [--questions 20]
+        [--json FILE]
 
 Threads as the evaluation asks them: a window of posts, and comments that each ask for one of the last posts.
 All questions of a thread have the same window, so sharing reads it once. Three ways of the same scores:
@@ -19,11 +20,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 import numpy as np
 from harness import at_least_one, machine, print_table, write_result

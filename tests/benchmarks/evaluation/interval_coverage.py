@@ -1,6 +1,7 @@
 """How often a 95 % interval of the evaluation holds the truth, on simulated systems whose truth is known.
 
-    python tests/benchmarks/interval_coverage.py [--contexts 5 10 20 50] [--repetitions 1000] [--json FILE]
+    python tests/benchmarks/evaluation/interval_coverage.py [--contexts 5 10 20 50] [--repetitions 1000]
+        [--json FILE]
 
 Each repetition draws contexts of unequal sizes (lognormal, coefficient of variation 1, mean of 8 records).
 Each context has its own probability of a right answer, drawn around the true one with an intraclass
@@ -14,10 +15,13 @@ to within 1.4 points.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 import numpy as np
 from harness import at_least_one, machine, print_table, write_result

@@ -1,6 +1,6 @@
 """What quantising the frozen base costs in validation loss: the sample's thread task over its tiny base.
 
-    python tests/benchmarks/quantised_base.py --json out.json     # some five minutes on two cores
+    python tests/benchmarks/training/quantised_base.py --json out.json     # some five minutes on two cores
 
 The same order three times (`quantization` none, int8, nf4), for as many steps as take the loss far from where
 it began. Losses are of records held out by context, without dropout. Nothing here is timed.
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, at_least_one, machine, print_table, write_result
 

@@ -1,6 +1,6 @@
 """Launches of one layer's attention over trees, compiled for an H100 by description: nothing is run.
 
-    python tests/benchmarks/kernel_launches.py --json out.json      # needs jora-raft[gpu], but no GPU
+    python tests/benchmarks/training/kernel_launches.py --json out.json    # needs jora-raft[gpu], but no GPU
 
 Heads of Llama-2-7B in bfloat16 and rows of 8,192 slots: contexts of 2,000 tokens with questions of 40, and
 the same slots as one example. The kernel for trees stands beside blockwise attention. XLA lists what a
@@ -11,10 +11,13 @@ of a loop or branch the host waits for the device.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """How often retrieval finds the post that a comment of the sample answers: recall by leg, fused and learned.
 
-    python tests/benchmarks/sample_recall.py [--json FILE]
+    python tests/benchmarks/search/sample_recall.py [--json FILE]
 
 It builds the records of the thread task of flows/configs/sample.yaml with `fusion: learned` and the code of
 `build-context`, and reads the rankings of the held-out split. These threads are written by a script
@@ -11,12 +11,15 @@ nothing about real ones. Intervals are 95 % percentile bootstrap over threads.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
 from harness import ROOT, machine, print_table, write_result
-from irc_recall import DEPTHS, measure, table_row
+from search.irc_recall import DEPTHS, measure, table_row
 
 from retrieval.build.build import RANKINGS, build_record_files
 from retrieval.build.record_files import read_rankings

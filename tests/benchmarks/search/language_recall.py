@@ -1,7 +1,7 @@
 """Recall of BM25 by language, on parallel questions: the same passages and questions in several languages.
 
-    python tests/benchmarks/language_recall.py --json out.json
-    python tests/benchmarks/language_recall.py --squad en=xquad.en.json zh=xquad.zh.json
+    python tests/benchmarks/search/language_recall.py --json out.json
+    python tests/benchmarks/search/language_recall.py --squad en=xquad.en.json zh=xquad.zh.json
 
 Without files, it reads `parallel_questions.json` beside this script: pairs of passages that differ in few
 words. `plain words` splits at everything that is no letter or digit, as this project did before.
@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import machine, print_table, write_result
 

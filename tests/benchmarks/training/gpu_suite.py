@@ -1,7 +1,7 @@
 """All GPU tables of the docs in one run, eight minutes on one H100 from a cold start.
 
-    python tests/benchmarks/gpu_suite.py --json out.json
-    python tests/benchmarks/gpu_suite.py --tiny                 # a tiny model on the CPU, to try the script
+    python tests/benchmarks/training/gpu_suite.py --json out.json
+    python tests/benchmarks/training/gpu_suite.py --tiny    # a tiny model on the CPU, to try the script
 
 Parts, the most wanted first: the kernel for trees against dense attention, and its time beside blockwise and
 cuDNN's attention; a LoRA step of Llama-2-7B shapes with every layer recomputed, against transformers + peft;
@@ -28,8 +28,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
 from harness import (
     ROOT,
+    SIDE_SCRIPTS,
     Worker,
     WorkerFailed,
     at_least_one,
@@ -40,7 +43,6 @@ from harness import (
     take_turns,
     write_result,
 )
-from raft_epoch import BATCH, made_up, ratios_of
 from sides.workload import (
     LLAMA_2_7B,
     TARGETS,
@@ -49,8 +51,8 @@ from sides.workload import (
     write_config,
     write_examples,
 )
+from training.raft_epoch import BATCH, made_up, ratios_of
 
-SIDES = Path(__file__).resolve().parent / "sides"
 GIB = 2**30
 # Neither side may hold memory that it does not use: the other is on the same device.
 SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -154,7 +156,7 @@ class Suite:
 
     def worker(self, name: str, script: str, settings: dict[str, Any]) -> Worker:
         """Start a worker that ends with its part."""
-        worker = Worker(name, SIDES / script, settings, self.env)
+        worker = Worker(name, SIDE_SCRIPTS / script, settings, self.env)
         self._alive.append(worker)
         return worker
 

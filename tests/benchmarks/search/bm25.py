@@ -1,7 +1,7 @@
 """BM25 side by side: ours, rank_bm25, bm25s with numba and without, tantivy.
 
-    python tests/benchmarks/bm25.py --sizes 10000 100000 --json out.json
-    python tests/benchmarks/bm25.py --sizes 1000000
+    python tests/benchmarks/search/bm25.py --sizes 10000 100000 --json out.json
+    python tests/benchmarks/search/bm25.py --sizes 1000000
 
 Corpora are seeded: documents of 6 to 18 words, frequencies after Zipf; queries are eight words drawn
 likewise; the best ten are wanted. Each side is a process of its own; they build one after the other and then
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,10 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness import Worker, at_least_one, machine, print_table, write_result
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
+from harness import SIDE_SCRIPTS, Worker, at_least_one, machine, print_table, write_result
 from sides.bm25_side import QUERY, SIDES, VOCABULARY, K, write_corpus
 
-HERE = Path(__file__).resolve().parent
 PACKAGES = {"rank_bm25": "rank-bm25", "bm25s": "bm25s", "bm25s_numba": "bm25s", "tantivy": "tantivy"}
 #: rank_bm25 takes seconds a query and gigabytes beyond this.
 RANK_BM25_MOST = 200_000
@@ -87,7 +89,7 @@ def measure(documents: int, options: argparse.Namespace) -> list[dict[str, Any]]
             settings = {"folder": folder, "seed": options.seed, "turn": options.turn}
             results = []
             for side in sides:  # one after the other: a build is measured alone
-                worker = Worker(side, HERE / "sides" / "bm25_side.py", {"side": side, **settings}, {})
+                worker = Worker(side, SIDE_SCRIPTS / "bm25_side.py", {"side": side, **settings}, {})
                 workers.append(worker)
                 worker.answer()
                 results.append(

@@ -1,6 +1,6 @@
 """Settings of the learned fusion, compared on training logs of IRC by cross-validation, over several seeds.
 
-    python tests/benchmarks/learned_fusion_trials.py [--embedder FOLDER|minilm] [--seeds 3] [--folds 5]
+    python tests/benchmarks/search/learned_fusion_trials.py [--embedder FOLDER|minilm] [--seeds 3] [--folds 5]
         [--json FILE] [--trial hidden=96,48 epochs=8 dropout=0.25] …
 
 Features are computed once. Each trial then fits the perceptrons with its settings, once for each seed, and
@@ -16,15 +16,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
+
 import numpy as np
 from harness import machine, print_table, write_result
-from irc_recall import data_folder, embedder_folder, recipe_task, with_dense
+from search.irc_recall import data_folder, embedder_folder, recipe_task, with_dense
 
 from retrieval.build.shards import prepare
 from retrieval.corpus.types import Tally

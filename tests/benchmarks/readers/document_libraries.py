@@ -1,6 +1,6 @@
 """Compare libraries that read documents on ten made files: what they keep, and which lines and menus.
 
-    python tests/benchmarks/document_libraries.py --python OTHER/bin/python --json out.json
+    python tests/benchmarks/readers/document_libraries.py --python OTHER/bin/python --json out.json
 
 `OTHER` is an environment with the other libraries, which are no dependencies of the project:
 `pip install 'markitdown[docx,pdf]' trafilatura lxml_html_clean pypdfium2`. Without it, only the project's
@@ -280,5 +280,6 @@ def _report(found: dict[str, dict[str, Any]], to: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # retrieval and tests.pdf_page
     main()
