@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scipy import stats
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 
@@ -23,9 +24,22 @@ def test_recall_is_the_share_of_parents_found(script: ModuleType) -> None:
         {"context_id": "b", "gold_ids": ["5"], "fused": ["5"], "bm25": []},
     ]
     fused, bm25 = script.measure("fused without bm25", rows), script.measure("bm25", rows)
-    assert fused["recall@1"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert fused["recall@1"]["value"] == 0.5
     assert (fused["recall@5"]["value"], fused["mrr"]["value"]) == (0.75, 0.75)
     assert (bm25["recall@1"]["value"], bm25["mrr"]["value"], bm25["n"], bm25["logs"]) == (0.25, 0.5, 2, 2)
+
+
+def test_intervals_are_those_of_the_evaluation(script: ModuleType) -> None:
+    """Percentiles of resamples would be no interval at all where every reply is found."""
+    found = [{"context_id": str(log), "gold_ids": ["1"], "bm25": ["1"]} for log in range(12)]
+    recall = script.measure("bm25", found)["recall@1"]
+    # Wilson's interval of 12 of 12, with Student's t of 11 degrees of freedom: 12 / (12 + t²).
+    t = float(stats.t.ppf(0.975, 11))
+    assert (recall["value"], recall["high"]) == (1.0, 1.0)
+    assert recall["low"] == pytest.approx(12 / (12 + t * t), abs=1e-6)
+    one_log = script.measure("bm25", [found[0], found[0]])
+    assert one_log["recall@1"]["low"] is None
+    assert script.table_row(one_log)["recall@1"] == "1.000 (one log)"
 
 
 def test_links_are_counted_with_starts_and_lines_of_the_system(script: ModuleType, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 It builds the records of the thread task of flows/configs/wtq-irc.yaml (window, legs, weights) with the very
 code of `build-context` and reads the rankings that this writes. The weights were chosen on training logs; the
 table is of the development logs. A reply's recall@k is the share of its parents (nearly always one) among the
-first k; a parent before the window counts as not found. Intervals are 95 % percentile bootstrap over logs.
+first k; a parent before the window counts as not found. The 95 % intervals are those of the evaluation, over
+whole logs (docs/evaluation.md).
 
 The learned fusion is fitted on the training logs. Its links are counted as graph-eval.py of
 irc-disentanglement counts them: pairs of a message and its parent, and of a message with itself where it
@@ -32,6 +33,7 @@ from harness import ROOT, machine, print_table, write_result
 from retrieval.build.build import LINKS, RANKINGS, build_record_files
 from retrieval.build.record_files import read_links, read_rankings
 from retrieval.build.shards import prepare
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.measures.links import Link, annotated_links, count_links
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.legs import LEGS
@@ -188,7 +190,7 @@ def rank(task: ThreadsTask, embedder: str | None) -> list[dict[str, Any]]:
 
 def measure(name: str, rankings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Recall@k and the reciprocal rank among the first 20 of the leg `name`, or of `fused` if it is none."""
-    names, logs = np.unique([row["context_id"] for row in rankings], return_inverse=True)
+    logs = [row["context_id"] for row in rankings]
     found: dict[str, list[float]] = {f"recall@{k}": [] for k in DEPTHS} | {"mrr": []}
     for row in rankings:
         gold = set(row["gold_ids"])
@@ -197,16 +199,9 @@ def measure(name: str, rankings: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for k in DEPTHS:
             found[f"recall@{k}"].append(sum(rank <= k for rank in ranks) / len(gold))
         found["mrr"].append(1 / min(ranks) if ranks else 0.0)
-    values = {key: _interval(np.array(each), logs, len(names)) for key, each in found.items()}
-    return {"leg": name, "n": len(rankings), "logs": len(names), **values}
-
-
-def _interval(values: np.ndarray, cluster: np.ndarray, clusters: int) -> dict[str, float]:
-    """Mean with its 95 % interval, resampling whole logs."""
-    total, count = np.bincount(cluster, weights=values), np.bincount(cluster)
-    draws = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
-    low, high = np.percentile((draws @ total) / (draws @ count), [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    intervals, each_reply = ContextBootstrap.over(logs, 0, RESAMPLES), np.ones(len(rankings))
+    values = {key: intervals.ratio(np.array(each), each_reply) for key, each in found.items()}
+    return {"leg": name, "n": len(rankings), "logs": len(set(logs)), **values}
 
 
 def _mention_then_recency(row: dict[str, Any]) -> list[str]:
@@ -242,8 +237,13 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     """The cells of a result of `measure`."""
     cells = {key: value for key, value in result.items() if isinstance(value, dict)}
     return {"Leg": result["leg"], "n": f"{result['n']:,}"} | {
-        key: f"{v['value']:.3f} ({v['low']:.3f}–{v['high']:.3f})" for key, v in cells.items()
+        key: f"{cell['value']:.3f} ({_bounds(cell)})" for key, cell in cells.items()
     }
+
+
+def _bounds(cell: dict[str, Any]) -> str:
+    """The interval of a cell; replies of one log have none."""
+    return "one log" if cell["low"] is None else f"{cell['low']:.3f}–{cell['high']:.3f}"
 
 
 if __name__ == "__main__":

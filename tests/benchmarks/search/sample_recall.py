@@ -5,7 +5,7 @@
 It builds the records of the thread task of flows/configs/sample.yaml with `fusion: learned` and the code of
 `build-context`, and reads the rankings of the held-out split. These threads are written by a script
 (data/make_sample.py), so the figures tell how a fusion learns another kind of conversation than IRC, and
-nothing about real ones. Intervals are 95 % percentile bootstrap over threads.
+nothing about real ones. The 95 % intervals are those of the evaluation, over threads (docs/evaluation.md).
 """
 
 from __future__ import annotations
