@@ -19,7 +19,7 @@ from flows.report.statistics_sections import (
 )
 from flows.report.wording import points, probability, verdict_text
 from retrieval.evaluation.build_messages import left_out_line
-from retrieval.evaluation.drawn_records import few_contexts
+from retrieval.evaluation.drawn_records import few_contexts_of_tasks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,9 +145,8 @@ def print_scores(scores: dict[str, Any]) -> None:
         count = next(iter(rows.values()))[metrics[0]]["n"]
         console.print(table)
         console.print(f"n={count}, with 95 % intervals, bootstrap by context\n", style="dim")
-    for task, drawn in scores.get("drawn", {}).items():
-        if warning := few_contexts(drawn["contexts"]):
-            console.print(f"{task}: {warning}\n", style="yellow")
+    for warning in few_contexts_of_tasks(scores.get("drawn", {})):
+        console.print(f"{warning}\n", style="yellow")
     shown = next((name for name in TRAINED_FIRST if name in systems), None)
     for measure, system, rows in headline_comparisons(scores, shown):
         table = _grid(f"{system} against", f"{measure} in points", "p, corrected", "verdict")

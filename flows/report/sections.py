@@ -30,7 +30,7 @@ from flows.report.wording import (
     system_name,
     verdict_text,
 )
-from retrieval.evaluation.drawn_records import few_contexts
+from retrieval.evaluation.drawn_records import few_contexts_of_tasks
 from retrieval.settings.task_registry import TASKS
 
 METRICS = ("reply@1", "target@1", "joint", "p(reply|target)")
@@ -132,10 +132,7 @@ def evaluation(facts: RunFacts) -> list[Block]:
     systems = [name for name in (*_BASELINES, *reversed(TRAINED_FIRST)) if name in facts.systems]
     # Systems of a newer stage, which this module does not know, still get their rows.
     systems += [name for name in facts.systems if name not in systems]
-    blocks: list[Block] = []
-    for task, drawn in facts.evaluation.get("drawn", {}).items():
-        if warning := few_contexts(drawn["contexts"]):
-            blocks.append(Prose(f"Held-out records of {task}: {warning}. This is so for each score below."))
+    blocks: list[Block] = [Prose(text) for text in few_contexts_of_tasks(facts.evaluation.get("drawn", {}))]
     # Without thread records there are no scores of replies, only of answers.
     blocks += _reply_scores(facts, [name for name in systems if "reply@1" in facts.systems[name]])
     baseline = _best_baseline(facts)

@@ -8,6 +8,7 @@ because both libraries import torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from flows.teachers.teacher import STAGE as MAKE_QUESTIONS
 from jora_core.base.digests import json_digest
 from jora_core.specs.common import values_of
 from jora_core.specs.model_files import ExportSettings, ExportSpec
+from retrieval.evaluation.drawn_records import few_contexts_of_tasks
 
 NAME = "export"
 # By name: an import of the evaluation for two names would make the code for scoring answers a part of this
@@ -95,12 +97,11 @@ def _synthetic(context: StageContext) -> str:
     )
 
 
-def _measures(context: StageContext) -> dict[str, Any]:
-    """Return the scores of each system, for the model card."""
-    text = (context.upstream[EVALUATE] / METRICS).read_text(encoding="utf-8")
+def _measures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of each system in an evaluation, for the model card."""
     return {
         system: {name: score for name, score in scores.items() if isinstance(score, dict) and "low" in score}
-        for system, scores in json.loads(text)["systems"].items()
+        for system, scores in found["systems"].items()
     }
 
 
@@ -108,6 +109,7 @@ def _run(context: StageContext) -> dict[str, Any]:
     config = context.config
     if config.gates:
         check_gates.require_passed(context.upstream[check_gates.NAME], config)
+    found = json.loads((context.upstream[EVALUATE] / METRICS).read_text(encoding="utf-8"))
     spec = ExportSpec(
         model=convert_model.base_folder(config, context.upstream[convert_model.NAME]),
         # The last phase continues the first phase's adapter, so the last adapter contains both trainings.
@@ -118,7 +120,8 @@ def _run(context: StageContext) -> dict[str, Any]:
         output_dir=context.output_dir,
         verify=config.export.verify,
         lineage=lineage(context),
-        measures=_measures(context),
+        measures=_measures(found),
+        measure_warnings=few_contexts_of_tasks(found["drawn"]),
         synthetic=_synthetic(context),
         system=BOTH_PHASES if len(config.phases) > 1 else FIRST_PHASE,
     )

@@ -157,6 +157,7 @@ def _measures(spec: ExportSpec) -> str:
             "## Measures",
             "On held-out records, with 95 % intervals from resampling whole contexts. "
             f"This model is `{spec.system}`, `base` is the model before fine-tuning.",
+            *spec.measure_warnings,
             *tables,
             "",
         ]

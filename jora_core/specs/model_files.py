@@ -102,6 +102,11 @@ class ExportSpec(ExportSettings):
         title="Measures",
         description="System to measure to value, low, high and n, shown in the card",
     )
+    measure_warnings: list[str] = Field(
+        default_factory=list,
+        title="Warnings of the measures",
+        description="Which measures' intervals are not to be trusted, and why, a sentence each, for the card",
+    )
     synthetic: str = Field(
         default="",
         title="Synthetic data",

@@ -63,3 +63,17 @@ def few_contexts(contexts: int) -> str:
     if contexts >= LEAST_CONTEXTS:
         return ""
     return f"only {contexts} context{'s' * (contexts != 1)}, so the interval is not to be trusted"
+
+
+def few_contexts_of_tasks(drawn: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a warning for each task whose scores are of too few contexts.
+
+    Args:
+        drawn: `draw_counts` of each task, as `metrics.json` of an evaluation has them.
+    """
+    warnings = {task: few_contexts(counts["contexts"]) for task, counts in drawn.items()}
+    return [
+        f"Held-out records of {task}: {warning}. This is so for each of their scores."
+        for task, warning in warnings.items()
+        if warning
+    ]

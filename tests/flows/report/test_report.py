@@ -152,6 +152,22 @@ def test_systems_are_compared_in_words_and_the_surest_choices_counted(
     assert "| Both phases | 1,200 | 4.2 % | 87.5 % |" in text
 
 
+def test_few_contexts_are_said_before_the_scores(config: PipelineConfig, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    own = [commit(store, stage) for stage in STAGES]
+    (evaluation,) = (Path(one.path) for one in own if one.stage == "evaluate")
+    scores = json.loads((evaluation / "metrics.json").read_text())
+    texts = []
+    for contexts in (9, 10):
+        scores["drawn"]["threads"]["contexts"] = contexts
+        (evaluation / "metrics.json").write_text(json.dumps(scores))
+        texts.append(markdown_sections(config, own)["evaluation"])
+    few, enough = texts
+    said = "Held-out records of threads: only 9 contexts, so the interval is not to be trusted."
+    assert said in few and "61.0 %" not in few.partition(said)[0]
+    assert "Held-out records of threads: only" not in enough
+
+
 def test_links_and_groups_of_comments_are_reported(
     config: PipelineConfig, references: list[ArtifactRef]
 ) -> None:

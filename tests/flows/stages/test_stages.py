@@ -464,7 +464,8 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
     config = project.config("export.verify=false")
     context = context_for(project, "export", config)
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
-    metrics = {"systems": {"both_phases": {"reply@1": score, "slices": {}}}}
+    drawn = {"threads": {"records": 10, "of_records": 10, "contexts": 9, "of_contexts": 9}}
+    metrics = {"systems": {"both_phases": {"reply@1": score, "slices": {}}}, "drawn": drawn}
     (context.upstream["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
 
     def child(module: str, spec: ExportSpec, workdir: Path, **_: Any) -> dict[str, Any]:
@@ -476,6 +477,7 @@ def test_export_merges_the_last_adapter_and_tells_the_origin(
     (spec,) = specs
     assert spec.adapter == project.folder / "up" / "finetune-task"
     assert spec.measures == {"both_phases": {"reply@1": score}} and spec.system == "both_phases"
+    assert "threads: only 9 contexts, so the interval is not to be trusted" in spec.measure_warnings[0]
     assert set(spec.lineage["stages"]) == {
         "build-context",
         "convert-model",

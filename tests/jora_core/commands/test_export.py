@@ -105,6 +105,7 @@ def test_card_has_measures_and_licences(base: Path, adapter: Path, tmp_path: Pat
             "bm25": {"recall": score},
         },
         "system": "phase1",
+        "measure_warnings": ["Held-out records of qa: only 9 contexts."],
         "data_licenses": {"threads": "CC-BY-4.0"},
         "verify": False,
         "formats": ["hf"],
@@ -114,6 +115,7 @@ def test_card_has_measures_and_licences(base: Path, adapter: Path, tmp_path: Pat
     assert card.startswith("---\nbase_model:") and 'license: "apache-2.0"\n---' in card
     assert "| base | 0.500 [0.250, 0.750] | 12 |" in card and "| phase1 | - | 0 |" in card
     assert "| System | recall | n |" in card and "This model is `phase1`" in card
+    assert "before fine-tuning.\n\nHeld-out records of qa: only 9 contexts.\n\n| System" in card
     assert "- This model: apache-2.0" in card and "- Data, threads: CC-BY-4.0" in card
     assert "- Base model: apache-2.0 (`model/LICENSE`)" in card
     export(order(base, adapter, tmp_path / "plain", license="mit", verify=False, formats=["hf"]))

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from retrieval.evaluation.drawn_records import draw_counts, draw_records
+from retrieval.evaluation.drawn_records import draw_counts, draw_records, few_contexts_of_tasks
 
 #: Windows of a thread, and the number of records in each.
 SIZES = {("a", 0): 5, ("a", 1): 5, ("b", 0): 3, ("b", 1): 7, ("c", 0): 4, ("c", 1): 6, ("c", 2): 5}
@@ -72,3 +72,15 @@ def test_counts_say_what_was_drawn_from_what() -> None:
         "contexts": len({row["context_id"] for row in drawn}),
         "of_contexts": 3,
     }
+
+
+def test_tasks_of_few_contexts_are_named() -> None:
+    drawn = {
+        name: {"records": 40, "of_records": 40, "contexts": contexts, "of_contexts": contexts}
+        for name, contexts in {"threads": 10, "tables": 9, "qa": 1}.items()
+    }
+    tables, qa = few_contexts_of_tasks(drawn)
+    assert tables.startswith(
+        "Held-out records of tables: only 9 contexts, so the interval is not to be trusted"
+    )
+    assert qa.startswith("Held-out records of qa: only 1 context, so")
