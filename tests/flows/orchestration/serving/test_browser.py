@@ -80,6 +80,8 @@ def submit(project: SmallProject, page: Any) -> None:
     # The page of the deployment lists its runs, the newest one first.
     page.locator("a[href*='/runs/flow-run/']").first.click()
     page.wait_for_url(re.compile(r"/runs/flow-run/"))
+    # The address changes before the page does, and the old page lists other runs with their states.
+    page.get_by_role("tab", name="Artifacts").wait_for()
 
 
 def count_of_runs(project: SmallProject) -> int:
@@ -168,7 +170,7 @@ def evaluate_again(project: SmallProject, page: Any, *changes: str) -> None:
         add_change(page, change)
     submit(project, page)
     wait_for_state(page, "Completed")
-    assert "1 Task run" in page.inner_text("body")
+    page.get_by_text(re.compile(r"^\s*1 Task run\s*$")).first.wait_for()  # the page counts them a moment later
 
 
 def cancel_in_training(project: SmallProject, page: Any) -> None:
