@@ -103,7 +103,7 @@ def execute_stage(
                     manifests={other: checks[other].manifest or {} for other in identity.upstream},
                     build_records=build_records,
                     fresh=force,
-                    execute=partial(_execute_and_note, also_read, force=force),
+                    execute=partial(_execute_and_note, also_read, registry, force),
                     note_read=lambda *name: also_read.append(name),
                 )
                 _run(stage, identity, context, store, also_read)
@@ -163,9 +163,25 @@ def run_stages(
     return done
 
 
-def _execute_and_note(noted: list[tuple[str, str]], *stage: Any, force: bool) -> ArtifactRef:
-    """Run a stage for another stage, and note what it has made among what the other has read."""
-    reference = execute_stage(*stage, force=force)
+def _execute_and_note(
+    noted: list[tuple[str, str]],
+    registry: Registry,
+    force: bool,
+    name: str,
+    config: PipelineConfig,
+    store: Store,
+) -> ArtifactRef:
+    """Run a stage for another stage, and note what it has made among what the other has read.
+
+    Args:
+        noted: stage and key of each artifact that the other stage has read, to which this one is added.
+        registry: name to stage.
+        force: run the stage even if its artifact is current.
+        name: name of the stage.
+        config: configuration to run it with.
+        store: the artifact store.
+    """
+    reference = execute_stage(name, config, store, registry, force=force)
     noted.append((reference.stage, reference.key))
     return reference
 

@@ -28,8 +28,8 @@ CHECKPOINTS = "checkpoints"
 # Builds the records of a corpus: settings, records folder, work folder, retries; returns the stage's metrics.
 # A function type, so that the engine needs no import from the orchestration layer above.
 BuildRecords = Callable[[ContextConfig, Path, Path, RetryConfig], dict[str, Any]]
-# Runs one stage: name, configuration, store, registry; returns the `ArtifactRef`, of a module above this one.
-ExecuteStage = Callable[[str, PipelineConfig, Any, Mapping[str, Any]], Any]
+# Runs one stage: name, configuration, store; returns the `ArtifactRef`, of a module above this one.
+ExecuteStage = Callable[[str, PipelineConfig, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class StageContext:
         build_records: function that builds the records in Prefect tasks; None outside of a flow run. The
             stage cannot import the function, because orchestration is the layer above.
         fresh: whether the run is forced, so that the stage computes again what a cache holds.
-        execute: runs another stage, of another configuration, as the pipeline does; the stage cannot import
-            what itself is run by.
+        execute: runs another stage of the same registry, with another configuration, as the pipeline does;
+            the stage cannot import what itself is run by, nor the registry that it is in.
         note_read: notes the stage and key of an artifact that is read besides `upstream`. A clean-up keeps
             it, and lineage follows it. What `execute` has run is noted already.
     """

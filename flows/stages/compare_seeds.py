@@ -18,31 +18,13 @@ from flows.configuration.gates import BOTH_PHASES, FIRST_PHASE
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.shared.shared_store import open_store
-from flows.engine.stage import Registry, Stage, StageContext, Upstream
+from flows.engine.stage import Stage, StageContext, Upstream
 from flows.stages import evaluate
-from flows.stages.build_context import BUILD_CONTEXT
-from flows.stages.convert_model import CONVERT_MODEL
-from flows.stages.evaluate import EVALUATE
-from flows.stages.finetune import FINETUNE_STRUCTURE, FINETUNE_TASK
-from flows.stages.questions.make_questions import MAKE_QUESTIONS
 
 NAME = "compare-seeds"
 SUMMARY = "seeds.json"
 
 logger = logging.getLogger("jora.compare_seeds")
-
-# The stages that a seed decides, and those that they read from.
-_STAGES: Registry = {
-    stage.name: stage
-    for stage in (
-        MAKE_QUESTIONS,
-        BUILD_CONTEXT,
-        CONVERT_MODEL,
-        FINETUNE_STRUCTURE,
-        FINETUNE_TASK,
-        EVALUATE,
-    )
-}
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -77,7 +59,7 @@ def _evaluated(context: StageContext, seed: int) -> tuple[Path, str]:
     for name in (*(phase.stage for phase in config.phases), evaluate.NAME):
         logger.info("seed %s: %s", seed, name)
         assert context.execute is not None
-        reference = context.execute(name, config, store, _STAGES)
+        reference = context.execute(name, config, store)
     assert reference is not None
     return Path(reference.path), reference.key
 

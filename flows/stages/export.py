@@ -171,6 +171,11 @@ EXPORT = Stage(
     settings=_settings,
     inputs=lambda config: {},
     upstream=_upstream,
-    sources=lambda: stage_sources(__file__, "jora_core.commands.export", "flows.children.verify_export"),
+    sources=lambda: stage_sources(
+        __file__,
+        "jora_core.commands.export",
+        "flows.children.verify_export",
+        "retrieval.evaluation.drawn_records",
+    ),
     run=_run,
 )

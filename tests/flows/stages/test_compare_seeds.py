@@ -60,12 +60,11 @@ def evaluation(runs: list[str]) -> Callable[[StageContext], dict[str, Any]]:
 
 
 @pytest.fixture
-def seeded(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def seeded(project: Project) -> Project:
     project.raw["seeds"] = [0, 1, 2]
     registry = project.registry
     registry["evaluate"] = replace(registry["evaluate"], run=evaluation(project.runs))
     registry["compare-seeds"] = replace(registry["compare-seeds"], run=compare_seeds.COMPARE_SEEDS.run)
-    monkeypatch.setattr(compare_seeds, "_STAGES", {name: registry[name] for name in compare_seeds._STAGES})
     return project
 
 
