@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 
 # A sentence ends at its mark and white space. The marks of scripts without blanks need no white space.
-_END = re.compile(r"(?<=[.!?।॥؟۔。！？])[\"'”’)\]」』）]*\s+|(?<=[。！？])[”’」』）]*(?=[^\s”’」』）])|\n+")
+_END = re.compile(
+    r"(?<=[.!?।॥؟۔。！？])[\"'”’)\]」』）]*\s+|(?<=[。！？])[”’」』）]*(?=[^\s”’」』）])|(?P<line>\n+)"
+)
 # A line that begins like this is an item, a heading, a quotation, a row of a table or code.
 _OPENS_BLOCK = re.compile(r"(?:\s|[-*+•–] |\d+[.)] |[#>|]|```)")
 #: Lines of running text are about as long as the page is wide. A shorter line ends because its text ends.
@@ -16,8 +18,9 @@ _FULL_LINE = 45
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Return the (first character, last + 1) of each sentence of a text, without white space at the ends.
 
-    A sentence ends after `.`, `!` or `?` (also the signs of other scripts) and closing quotes, and at a line
-    break, but not at one that only wraps a long line.
+    A sentence ends after `.`, `!` or `?` (also the signs of other scripts) and closing quotes, within a line
+    and at its end. It also ends at a line break without such a mark, but not at one that only wraps a long
+    line.
     """
     spans = []
     for start, end in _pieces(text):
@@ -36,7 +39,8 @@ def sentences(text: str) -> list[str]:
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     for end in _END.finditer(text):
-        if end[0] == "\n" and _wraps(text, end.start()):
+        # A break behind a mark is no `line`: the mark has ended the sentence, however long its line is.
+        if end["line"] == "\n" and _wraps(text, end.start()):
             continue
         yield start, end.end()
         start = end.end()

@@ -75,6 +75,14 @@ def test_a_wrapped_line_ends_no_sentence() -> None:
     ]
 
 
+@pytest.mark.parametrize("mark", [".", "!", "?", '."', ".)", "؟", "।"])
+@pytest.mark.parametrize("following", ["It has boiled since.", "and it boils.", "2 of them boil."])
+def test_a_mark_at_the_end_of_a_long_line_ends_the_sentence(mark: str, following: str) -> None:
+    first = f"The kettle was bought in the year after the war{mark}"
+    assert sentences(f"{first}\n{following}") == [first, following]
+    assert sentences(f"Old.\n{first}  \n  {following} New.") == ["Old.", first, following, "New."]
+
+
 def test_an_answer_over_several_lines_is_quoted_whole() -> None:
     text = "Intro.\n\ndef double(x):\n    return 2 * x\n\nThe end."
     quote = supporting_sentence([text], ["def double(x):\n    return 2 * x"], "how?")
