@@ -21,12 +21,12 @@ from flows.engine.plan import missing_upstream
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration import run_pipeline
 from flows.report.page import write_report
-from flows.report.wording import plural
 from flows.stages import STAGES
 from flows.stages.build_context import RECORDS
 from flows.stages.evaluate import LINKS
 from flows.stages.push import EXPORT, NAME, uploads
 from jora_core.base.errors import InputError
+from retrieval.text.labels import plural
 
 
 def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.lineage.chain import SHORT, Chain, Link
 from flows.lineage.edges import direct, edges_of
+from retrieval.text.labels import plural
 
 MOST_FILES = 6  # input files of one stage that the drawing names
 
@@ -44,8 +45,7 @@ def draw(chain: Chain) -> list[str]:
 def _described(link: Link, chain: Chain) -> str:
     manifest = link.manifest
     stage, key = link.name
-    count = len(manifest["outputs"])
-    text = f"{stage} {key[:SHORT]}  {count} file{'s' if count != 1 else ''}"
+    text = f"{stage} {key[:SHORT]}  {plural(len(manifest['outputs']), 'file')}"
     if ended := manifest.get("ended"):
         text += f", {ended[:16].replace('T', ' ')} UTC"
     wrong = [one for one in chain.findings if one.what.startswith(f"{stage}/{key[:SHORT]}")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,33 @@ class Taught:
 
     sources: tuple[TaughtSource, ...]
     notes: tuple[str, ...]
+
+
+#: What `counted_rows` and `listed_rows` return, for a terminal and a page.
+COUNTED = ("Training", "Corpus file", "Task", "Rows", "Records", "Seen", "Offered")
+LISTED = ("Training", "Corpus file", "Row", "Task", "Record", "Seen")
+
+
+def counted_rows(sources: Iterable[TaughtSource]) -> list[tuple[str, ...]]:
+    """Return what each corpus file gave to each training, as rows of a table with the columns `COUNTED`."""
+    return [
+        (
+            one.phase,
+            one.source,
+            one.task,
+            *(f"{n:,}" for n in (one.rows, one.records, one.times, one.offered)),
+        )
+        for one in sources
+    ]
+
+
+def listed_rows(rows: Iterable[TaughtRow]) -> list[tuple[str, ...]]:
+    """Return raw rows, as rows of a table with the columns `LISTED`."""
+    return [
+        # Numbers without separators: the command's lines are for other programs too.
+        (row.phase, row.source, str(row.source_row), row.task, row.record, str(row.times))
+        for row in rows
+    ]
 
 
 def trainings(chain: Chain) -> list[Link]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.lineage.chain import Chain
-from flows.lineage.taught_rows import Taught, TaughtRow
+from flows.lineage.taught_rows import COUNTED, LISTED, Taught, TaughtRow, counted_rows, listed_rows
 from flows.report.blocks import Block, Fact, Facts, Prose, Section, Table
 from flows.report.lineage_sections import lineage_of
 from flows.report.page import render_page
-from flows.report.wording import plural
+from retrieval.text.labels import plural
 
 MOST_ROWS = 2_000  # rows of the page; a browser shows many more only slowly
 
@@ -50,29 +50,12 @@ def _verified(chain: Chain) -> list[Block]:
 def _rows(found: Taught, rows: Sequence[TaughtRow]) -> list[Block]:
     blocks: list[Block] = []
     if found.sources:
-        counts = tuple(
-            (
-                one.source,
-                one.phase,
-                one.task,
-                f"{one.rows:,}",
-                f"{one.records:,}",
-                f"{one.times:,}",
-                f"{one.offered:,}",
-            )
-            for one in found.sources
-        )
-        headers = ("Corpus file", "Training", "Task", "Rows", "Records", "Seen", "Offered")
-        blocks.append(Table("By corpus file", headers, counts, text_columns=(1, 2)))
+        counts = tuple(counted_rows(found.sources))
+        blocks.append(Table("By corpus file", COUNTED, counts, text_columns=(1, 2)))
     blocks += [Prose(f"{note}.") for note in found.notes]
     if rows:
-        first = rows[:MOST_ROWS]
-        shown = tuple(
-            (row.source, f"{row.source_row:,}", row.phase, row.record, f"{row.times:,}") for row in first
-        )
+        shown = tuple(listed_rows(rows[:MOST_ROWS]))
         more = len(rows) - len(shown)
         caption = plural(len(rows), "record") + (f", the first {MOST_ROWS:,} shown" if more else "")
-        blocks.append(
-            Table(caption, ("Corpus file", "Row", "Training", "Record", "Seen"), shown, text_columns=(2, 3))
-        )
+        blocks.append(Table(caption, LISTED, shown, text_columns=(1, 3, 4)))
     return blocks

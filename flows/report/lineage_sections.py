@@ -12,7 +12,7 @@ from flows.lineage.edges import direct, edges_of
 from flows.report.blocks import Block, Code, Figure, Prose, Table
 from flows.report.facts import RunFacts
 from flows.report.svg_charts import Node, graph
-from flows.report.wording import plural
+from retrieval.text.labels import plural
 
 SHORT = 12  # hexadecimal digits of a digest that are shown
 MOST_FILES = 12  # files of one stage in the tables

@@ -78,11 +78,6 @@ def byte_size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, in the plural unless the count is one."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def score_value(score: Mapping[str, Any]) -> str:
     """Return the value of a score {value, low, high, n} as a percentage; `none` for a missing value."""
     return percent(score["value"]) if score.get("value") is not None else "none"

@@ -16,8 +16,12 @@ from jora_core.base.digests import file_digest, json_digest
 from jora_core.specs.model_files import ConvertSpec, FolderSpec
 from jora_core.specs.model_sources import SourceKind, source_files, source_kind
 
-# The command of the training core for each kind.
-_COMMANDS: dict[SourceKind, str] = {"gguf": "convert_gguf", "meta": "convert_meta"}
+_COMMAND = "convert_model"
+# The converter for each kind, whose code decides the folder.
+_CONVERTERS: dict[SourceKind, str] = {
+    "gguf": "jora_core.weights.gguf.convert_gguf",
+    "meta": "jora_core.weights.meta.convert_meta",
+}
 
 
 def conversion_settings(source: Path) -> dict[str, Any]:
@@ -29,7 +33,7 @@ def conversion_settings(source: Path) -> dict[str, Any]:
     kind = source_kind(source)
     if kind == "folder":
         return {}
-    return {"conversion": {"kind": kind, "code": _code_digest(f"jora_core.commands.{_COMMANDS[kind]}")}}
+    return {"conversion": {"kind": kind, "code": _code_digest(_CONVERTERS[kind])}}
 
 
 @cache
@@ -56,7 +60,7 @@ def convert_and_check(source: Path, folder: Path, check: ConvertSpec, work_dir: 
     """
     kind = source_kind(source)
     spec = FolderSpec(source=source, folder=folder, output_dir=work_dir / "convert")
-    converted = run_child(_COMMANDS[kind], spec, work_dir)["tensors"]
+    converted = run_child(_COMMAND, spec, work_dir)["tensors"]
     result = run_child("check_model", check, work_dir)
     model = json.loads((check.output_dir / "model.json").read_text(encoding="utf-8"))
     found = {name: tensor["sha256"] for name, tensor in model["tensors"].items()}
@@ -114,5 +118,5 @@ def tokenizer_folder(source: Path, cache_dir: Path, work_dir: Path) -> Path:
             spec = FolderSpec(
                 source=source, folder=making, tokenizer_only=True, output_dir=work_dir / "tokenizer"
             )
-            run_child(_COMMANDS[source_kind(source)], spec, work_dir)
+            run_child(_COMMAND, spec, work_dir)
     return folder

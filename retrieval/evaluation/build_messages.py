@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from retrieval.text.labels import plural
 from retrieval.text.left_out import counted_reasons
 
 #: Query terms from which on their shares say something about the language.
@@ -37,7 +38,7 @@ def warnings(
     # Said here, because evaluation refuses it only after the training.
     if records.get("train", 0) and not records.get("test", 0):
         out.append(
-            f"no records are held out ({contexts:,} context{'s' * (contexts != 1)} in all), so evaluation "
+            f"no records are held out ({plural(contexts, 'context')} in all), so evaluation "
             "would have nothing to score; raise test_share, or cut long conversations by block"
         )
     if cut := read.get(CUT_BY_EMBEDDER, 0):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retrieval.text.labels import plural
 from retrieval.text.normalize import seeded_hash
 
 Row = Mapping[str, Any]
@@ -62,7 +63,7 @@ def few_contexts(contexts: int) -> str:
     """Return a warning where records are of too few contexts for an interval to be trusted; else no text."""
     if contexts >= LEAST_CONTEXTS:
         return ""
-    return f"only {contexts} context{'s' * (contexts != 1)}, so the interval is not to be trusted"
+    return f"only {plural(contexts, 'context')}, so the interval is not to be trusted"
 
 
 def few_contexts_of_tasks(drawn: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Labels for an unknown author and an empty text, and titles in front of texts."""
+"""Labels for an unknown author and an empty text, titles in front of texts, counts with their nouns."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def titled(title: str, text: str) -> str:
         return text
     space = "\n" if "\n" in text else " "
     return f"{title}{space}{text}" if title[-1] in ".!?:。！？" else f"{title}.{space}{text}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless the count is one."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

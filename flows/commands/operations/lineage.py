@@ -14,10 +14,16 @@ from flows.engine.errors import one_line_os_errors
 from flows.engine.shared.shared_store import open_store
 from flows.lineage.chain import Chain, follow
 from flows.lineage.graph import draw
-from flows.lineage.taught_rows import Taught, TaughtRow, taught, taught_rows
+from flows.lineage.taught_rows import (
+    COUNTED,
+    Taught,
+    TaughtRow,
+    counted_rows,
+    listed_rows,
+    taught,
+    taught_rows,
+)
 from jora_core.base.atomic_files import write_bytes
-
-HEADERS = ("training", "corpus file", "task", "rows", "records", "seen", "offered")
 
 
 def lineage(
@@ -77,25 +83,14 @@ def _print(chain: Chain, found: Taught, listed: list[TaughtRow] | None) -> None:
     if found.sources:
         print("\nrows that taught the model:")
         print_table(
-            HEADERS,
-            [
-                (
-                    one.phase,
-                    one.source,
-                    one.task,
-                    f"{one.rows:,}",
-                    f"{one.records:,}",
-                    f"{one.times:,}",
-                    f"{one.offered:,}",
-                )
-                for one in found.sources
-            ],
+            tuple(header.lower() for header in COUNTED),
+            counted_rows(found.sources),
         )
         print("rows: of the file; records: made from them; seen: how often; offered: training records there")
     for note in found.notes:
         print(note)
-    for row in listed or ():
-        print(f"{row.phase}\t{row.source}\t{row.source_row}\t{row.task}\t{row.record}\t{row.times}")
+    for row in listed_rows(listed or ()):
+        print("\t".join(row))
     print()
     if chain.other_code:
         first = chain.other_code[0]

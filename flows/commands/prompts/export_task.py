@@ -14,7 +14,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.engine.errors import one_line_os_errors
 from flows.engine.keys import identify
-from flows.report.wording import plural, system_name
+from flows.report.wording import system_name
 from flows.stages import STAGES, build_context
 from flows.stages.converted_model import converted
 from flows.stages.evaluate import METRICS, Part, evaluated_parts, question_settings, write_drawn
@@ -24,6 +24,7 @@ from jora_core.specs.answers import TaskFilesSpec
 from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.drawn_records import draw_records
 from retrieval.tasks.answers import right_choices
+from retrieval.text.labels import plural
 
 _README = """\
 # {name}: a task of lm-eval

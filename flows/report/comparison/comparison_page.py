@@ -21,7 +21,8 @@ from flows.report.comparison.compared_runs import ChangedRecord, ComparedRun, Co
 from flows.report.page import render_page
 from flows.report.sections import PHASE_NAMES
 from flows.report.svg_charts import Series, line_chart, smooth, thin
-from flows.report.wording import percent, plural, points, probability, system_name, verdict_text
+from flows.report.wording import percent, points, probability, system_name, verdict_text
+from retrieval.text.labels import plural
 
 DIFFERENCE_HEADERS = (
     "System",

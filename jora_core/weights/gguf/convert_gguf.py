@@ -66,6 +66,15 @@ def convert_gguf(path: Path, folder: Path) -> dict[str, str]:
     return digests
 
 
+def convert_gguf_tokenizer(path: Path, folder: Path) -> None:
+    """Write the tokenizer of a GGUF file alone.
+
+    Raises:
+        InputError: the file cannot be read, or the tokenizer is of an unknown kind.
+    """
+    write_tokenizer(GgufModel(path), folder)
+
+
 def write_converted(
     folder: Path,
     config: ModelConfig,

@@ -74,7 +74,7 @@ def convert_meta(source: Path, folder: Path) -> dict[str, str]:
         raise InputError(f"{source}: tensor {missing[0]} is missing; expected a Llama model in Meta's layout")
     rows = model.shape(EMBEDDING)[0]
     # Before the weights: an unknown tokenizer is told at once.
-    write_meta_tokenizer(source, folder, rows, has_scaled_rope(model))
+    write_meta_tokenizer(source, folder, rows, _has_scaled_rope(model))
     tokenizer = load_tokenizer(folder, rows)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config = read_config(model, ids)
@@ -92,6 +92,16 @@ def convert_meta(source: Path, folder: Path) -> dict[str, str]:
         if path.is_file():
             write_bytes(folder / path.name, path.read_bytes())
     return digests
+
+
+def convert_meta_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer of a model in Meta's layout alone.
+
+    Raises:
+        InputError: a file cannot be read, or the tokenizer is of an unknown kind.
+    """
+    model = MetaModel(source)
+    write_meta_tokenizer(source, folder, model.shape(EMBEDDING)[0], _has_scaled_rope(model))
 
 
 def read_config(model: MetaModel, ids: dict[str, Any]) -> ModelConfig:
@@ -128,7 +138,7 @@ def read_config(model: MetaModel, ids: dict[str, Any]) -> ModelConfig:
         "tie_word_embeddings": _tied(model),
         **ids,
     }
-    if has_scaled_rope(model):
+    if _has_scaled_rope(model):
         factor = float(read_number(where, params, "rope_scaling_factor", float, 0.0))
         if not factor:
             factor = _FACTORS.get(given["hidden_size"], _FACTOR)
@@ -143,7 +153,7 @@ def read_config(model: MetaModel, ids: dict[str, Any]) -> ModelConfig:
     return ModelConfig.from_fields(given, where)
 
 
-def has_scaled_rope(model: MetaModel) -> bool:
+def _has_scaled_rope(model: MetaModel) -> bool:
     """Return whether the rotary frequencies are scaled, as in Llama 3.1 and later."""
     return read_flag(
         str(model.path / META_PARAMS), {"use_scaled_rope": False, **model.params}, "use_scaled_rope"
@@ -155,7 +165,7 @@ def _longest(model: MetaModel, theta: float) -> int:
     where, params = str(model.path / META_PARAMS), model.params
     if params.get("max_seq_len") is not None:
         return read_number(where, params, "max_seq_len", int)
-    if has_scaled_rope(model):
+    if _has_scaled_rope(model):
         found = 131072  # Llama 3.1 and later
     elif theta >= 500000 and theta != 1000000:
         found = 8192  # Llama 3
