@@ -34,6 +34,8 @@ from jora_core.specs.model_files import ExportSpec
 from jora_core.weights.adapter_folder import load_adapter
 from jora_core.weights.checkpoint_folder import open_weights
 from jora_core.weights.companion_files import PromptFiles, copy_file, prompt_files, write_prompt_files
+from jora_core.weights.gguf.modelfile import write_modelfile
+from jora_core.weights.gguf.write_gguf import write_gguf
 from jora_core.weights.gguf.write_tokenizer import tokenizer_fields
 from jora_core.weights.layerwise_logits import hidden_states, logits
 from jora_core.weights.merge_adapters import MergedWeights, write_merged
@@ -146,10 +148,6 @@ def _write_gguf(spec: ExportSpec, written: Path, texts: _Texts) -> str:
         written: folder of the merged model, with the base's tokenizer.
         texts: what was read of this tokenizer.
     """
-    # Here, because no other export needs the package.
-    from jora_core.weights.gguf.modelfile import write_modelfile
-    from jora_core.weights.gguf.write_gguf import write_gguf
-
     config = read_model(written)
     name = f"model-{spec.gguf}.gguf"
     folder = spec.output_dir / GGUF_FOLDER

@@ -9,6 +9,7 @@ import typer
 
 from flows.commands import print_pipeline
 from flows.commands.common_options import Config, Force, From, Json, Only, Set, load, print_json, print_status
+from flows.commands.planning.print_memory import print_phases
 from flows.commands.planning.sharing_counts import sharing_of_phases
 from flows.engine.plan import make_plan
 from flows.engine.shared.shared_store import open_store
@@ -67,6 +68,4 @@ def plan(
         print(describe(asked))
     print_pipeline.print_sharing(sharing)
     if memory:
-        from flows.commands.planning.print_memory import print_phases
-
         print_phases(needs)

@@ -14,11 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flows.configuration.gates import TRAINED_FIRST
 from flows.engine.artifact_store import Manifest, Store
 from flows.engine.manifest_index import flatten
 from flows.housekeeping.stored_runs import StoredRun
 from jora_core.base.errors import InputError
+from retrieval.evaluation.comparisons import compare_systems, holm, verdict
 from retrieval.settings.task_registry import TASKS
 
 Row = Mapping[str, Any]
@@ -352,10 +355,6 @@ class Comparison:
         pairs: Sequence[tuple[str, Mapping[str, float], Mapping[str, float]]],
     ) -> list[Difference]:
         """Compare the values of two runs, for each named pair of them."""
-        import numpy as np
-
-        from retrieval.evaluation.comparisons import compare_systems, holm, verdict
-
         rows: list[tuple[Difference, dict[str, Any] | None]] = []
         for name, one, two in pairs:
             shared = [record for record in one if record in two]
