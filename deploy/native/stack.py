@@ -111,14 +111,14 @@ def stack(folder: Path, password: str | None = None) -> Iterator[dict[str, str]]
             "postgres",
             _postgres_command(postgres, folder / "postgres", ports["postgres"], files["postgres_password"]),
             {},
-            lambda: _listens(ports["postgres"]),
+            lambda: _takes_queries(postgres, ports["postgres"]),
         )
         _make_database(postgres, ports["postgres"], files["postgres_password"])
         start(
             "redis",
             [redis, *_redis_options(folder / "redis", ports["redis"], files["redis_password"])],
             {},
-            lambda: _listens(ports["redis"]),
+            lambda: _has_loaded(ports["redis"], files["redis_password"]),
         )
         _run("migration", [str(ENTRYPOINT), "prefect", "server", "database", "upgrade", "-y"], server)
         command = [
@@ -169,7 +169,7 @@ def database(folder: Path) -> Iterator[str]:
     password = _secret_files(folder / "secrets", None)["postgres_password"]
     (port,) = _free_ports(1)
     command = _postgres_command(programs, folder / "data", port, password)
-    with _process("postgres", command, {}, lambda: _listens(port), folder / "logs"):
+    with _process("postgres", command, {}, lambda: _takes_queries(programs, port), folder / "logs"):
         _make_database(programs, port, password)
         secret = quote(password.read_text(encoding="utf-8"), safe="")
         yield f"postgresql+asyncpg://{DATABASE_USER}:{secret}@127.0.0.1:{port}/{DATABASE_USER}"
@@ -294,9 +294,18 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _takes_queries(programs: Path, port: int) -> bool:
+    """Return whether Postgres takes queries; its port is open earlier, while it still starts up."""
+    command = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def _has_loaded(port: int, password: Path) -> bool:
+    """Return whether Redis takes commands; its port is open earlier, while it still loads its data."""
+    environment = {**os.environ, "REDISCLI_AUTH": password.read_text(encoding="utf-8").strip()}
+    command = ["redis-cli", "-h", "127.0.0.1", "-p", str(port), "ping"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() == "PONG"
 
 
 def _answers(url: str) -> bool:
