@@ -18,7 +18,7 @@ from jora_core.base.atomic_files import write_json
 from jora_core.base.progress import progress
 from jora_core.commands.run_command import run_command
 from jora_core.data.tokenizer import load_tokenizer
-from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.mesh import mesh_of_one_process
 from jora_core.parallel.placements import check_mesh, check_quantization
 from jora_core.specs.model_files import ConvertSpec
 from jora_core.weights.checkpoint_folder import open_checkpoint
@@ -41,7 +41,7 @@ def convert(spec: ConvertSpec) -> dict[str, Any]:
     began = time.perf_counter()
     config = read_model(spec.model)
     # What needs no weights is checked first: hashing a large model takes minutes.
-    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    mesh = mesh_of_one_process(spec.mesh.data, spec.mesh.tensor)
     check_mesh(config, mesh)
     check_quantization(config, mesh, spec.quantization)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)

@@ -28,7 +28,7 @@ from jora_core.generation.generate import CHUNK, GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.model.projections import frozen_type
 from jora_core.parallel.devices import peak_memory_bytes
-from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.mesh import mesh_of_one_process
 from jora_core.parameters.trees import reads_weights
 from jora_core.specs.answers import GenerateSpec
 from jora_core.weights.adapter_folder import read_adapter
@@ -65,7 +65,7 @@ def generate_text(spec: GenerateSpec, on_text: Callable[[str], None]) -> dict[st
         give(text.add(tokens))
         return text.stopped
 
-    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    mesh = mesh_of_one_process(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapter = read_adapter(spec.adapter, config, mesh)
         kept = frozen_type(spec.dtype, exact=reads_weights(adapter))

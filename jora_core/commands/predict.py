@@ -37,7 +37,7 @@ from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.model.projections import frozen_type
 from jora_core.parallel.devices import peak_memory_bytes
-from jora_core.parallel.mesh import make_mesh
+from jora_core.parallel.mesh import mesh_of_one_process
 from jora_core.parameters.trees import Adapter, Params, reads_weights
 from jora_core.specs.answers import PredictSpec, QuestionSpec
 from jora_core.weights.adapter_folder import read_adapter
@@ -61,7 +61,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
     rows = read_rows(spec)
     template = load_template(spec.prompt, tokenizer)
     questions, shortened = make_questions(rows, spec, tokenizer, template)
-    mesh = make_mesh(spec.mesh.data, spec.mesh.tensor)
+    mesh = mesh_of_one_process(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
         kept = frozen_type(spec.dtype, exact=reads_weights(*adapters.values()))

@@ -8,9 +8,11 @@ than "12", which begins with "1".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +29,11 @@ from jora_core.parallel.mesh import current_mesh
 from jora_core.parallel.placements import batch_sharding, model_shardings
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.common import AttentionChoice
+
+# Batches that the device computes at once. A CPU runs two programs side by side, which uses its cores better
+# than one program of small operations does. Any device goes on while the host adds up results.
+_BATCHES_AT_ONCE = 2
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -76,18 +83,33 @@ def score_choices(
     plans = stream.plan(0)
     heights = _heights(plans) if blocks == 1 else {}
     mesh = current_mesh()
+
+    def start(plan: RowPlan) -> tuple[RowPlan, Batch, jax.Array]:
+        batch = stream.build(plan)
+        arrays = _device_arrays(batch, heights.get(plan.length))
+        return plan, batch, _token_logprobs(params, adapter, arrays, config, mesh, attention)
+
+    # Two programs with collectives could wait for each other's devices.
+    at_once = _BATCHES_AT_ONCE if mesh.size == 1 else 1
     with progress(label, len(plans)) as bar:
-        for plan in plans:
-            batch = stream.build(plan)
+        for plan, batch, found in _delayed(map(start, plans), at_once - 1):
             # Added in float64: with float32 sums, two close choices could change places with the batch.
-            arrays = _device_arrays(batch, heights.get(plan.length))
-            found = _token_logprobs(params, adapter, arrays, config, mesh, attention)
             sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
             for id, value in zip(batch.ids, sums, strict=True):
                 question, choice = owners[int(id)]
                 scores[question][choice] = value
             bar.advance()
     return scores
+
+
+def _delayed(items: Iterator[_Item], count: int) -> Iterator[_Item]:
+    """Yield each item when `count` later ones have been taken from the iterator, or none is left."""
+    kept: deque[_Item] = deque()
+    for item in items:
+        kept.append(item)
+        if len(kept) > count:
+            yield kept.popleft()
+    yield from kept
 
 
 def _choice_groups(

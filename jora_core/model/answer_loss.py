@@ -234,21 +234,18 @@ def _chunk_terms(
     top = logits.max(axis=-1)
     split = head.shape[0] != config.vocab_size
     first = tensor_index() * head.shape[0] if split else 0
-    # A comparison with every token id instead of a gather: where another device has the target, it is false
-    # for all of them and adds zero to the sum over devices.
     hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == (targets - first)[:, None]
-    if split:
-        top = max_over_tensor(top)
-    # Both sums in one array: one collective instead of two.
-    sums = jnp.stack(
-        [
-            jnp.exp(logits - top[:, None]).sum(axis=-1),
-            jnp.where(hit, logits, 0.0).sum(axis=-1),
-        ]
+    if not split:
+        total = jnp.exp(logits - top[:, None]).sum(axis=-1)
+        chosen = jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")[:, 0]
+        return top + jnp.log(total), chosen, logits, hit
+    top = max_over_tensor(top)
+    # A comparison with every token id instead of a gather: where another device has the target, it is false
+    # for all of them and adds zero to the sum over devices. Both sums in one array: one collective, not two.
+    total, chosen = sum_over_tensor(
+        jnp.stack([jnp.exp(logits - top[:, None]).sum(axis=-1), jnp.where(hit, logits, 0.0).sum(axis=-1)])
     )
-    if split:
-        sums = sum_over_tensor(sums)
-    return top + jnp.log(sums[0]), sums[1], logits, hit
+    return top + jnp.log(total), chosen, logits, hit
 
 
 def _chunks(arrays: tuple[jax.Array, ...], vocabulary: int) -> tuple[tuple[jax.Array, ...], int]:

@@ -150,9 +150,9 @@ def _all_queries(
     block = kernel.block
     needed = _needed(mask, block)
     count = needed.shape[0]
-    # The loop over keys begins at the first needed block: in a long row of many groups, stepping over the
-    # blocks of the groups before would take most of the time.
-    first = jnp.where(needed.any(axis=1), needed.argmax(axis=1), count)
+    # The loop over keys takes the needed blocks from a list. Stepping over the others would take most of the
+    # time in a long row of many groups.
+    visited, visits = _visited(needed)
 
     def queries(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_i = jax.lax.dynamic_slice_in_dim(q, i * block, block, 3)
@@ -175,9 +175,7 @@ def _all_queries(
         if count == 1:
             top, total, out = visit(i, start)
         else:
-            top, total, out = jax.lax.fori_loop(
-                first[i], i + 1, lambda j, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, j, s), start
-            )
+            top, total, out = jax.lax.fori_loop(0, visits[i], lambda n, s: visit(visited[i, n], s), start)
         # A skipped row of blocks (padding) has a sum of 0; the division must stay finite.
         total = jnp.maximum(total, 1e-30)
         return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
@@ -196,7 +194,7 @@ def _backward(
     block = kernel.block
     needed = _needed(mask, block)
     count = needed.shape[0]
-    end = jnp.where(needed.any(axis=0), count - needed[::-1].argmax(axis=0), 0)
+    visited, visits = _visited(needed.T)
     # The sum over keys of probability times its gradient, which softmax's derivative subtracts. It equals the
     # product of the output with its gradient, so no second pass over the keys is needed.
     inner = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1)
@@ -230,12 +228,8 @@ def _backward(
         if count == 1:
             d_q, d_k, d_v = visit(j, (d_q, zeros, zeros))
         else:
-            d_q, d_k, d_v = jax.lax.fori_loop(
-                j,
-                end[j],
-                lambda i, s: jax.lax.cond(needed[i, j], visit, lambda _, s: s, i, s),
-                (d_q, zeros, zeros),
-            )
+            start = (d_q, zeros, zeros)
+            d_q, d_k, d_v = jax.lax.fori_loop(0, visits[j], lambda n, s: visit(visited[j, n], s), start)
         return d_q, (d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype))
 
     zeros = jnp.zeros_like(q, jnp.float32) + 0 * (grad[..., :1] + (k + v)[:, :, None, :1, :1]).astype(
@@ -272,13 +266,20 @@ def _needed(mask: _Mask, block: int) -> jax.Array:
     """Return which pairs of blocks (query, key) may hold an allowed pair in any row: bool [T'/b, T'/b].
 
     Only the smallest and largest values of each block are compared. So a pair without an allowed pair of
-    slots may count as needed, but a needed pair is never missed. The loops' bounds exclude the future.
+    slots may count as needed, but a needed pair is never missed.
     """
     until, positions = (x.reshape(x.shape[0], -1, block) for x in (mask.slots.until, mask.slots.positions))
     starts = block * jnp.arange(until.shape[1])
     on_path = starts[:, None] < until.max(axis=2)[:, None, :]
     in_window = positions.min(axis=2)[:, :, None] - positions.max(axis=2)[:, None, :] < mask.limit
-    return (on_path & in_window).any(axis=0)
+    # Blocks after the query's are the future.
+    return jnp.tril((on_path & in_window).any(axis=0))
+
+
+def _visited(needed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return each row's true columns, in ascending order before all others, and their number."""
+    # A stable sort puts the true columns first and keeps their order.
+    return jnp.argsort(~needed, axis=1, stable=True).astype(jnp.int32), needed.sum(axis=1, dtype=jnp.int32)
 
 
 def _join(x: jax.Array, axis: int) -> jax.Array:

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from jora_core.architecture.tensor_names import projection_row
 from jora_core.base.errors import InputError
+from jora_core.base.notices import notice
 
 BATCH = "data"
 TENSOR = "tensor"
@@ -32,16 +33,7 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
         InputError: there are fewer devices than data × tensor, or JAX finds none.
     """
     # All devices of all processes; `check_whole` refuses a smaller mesh where there are several processes.
-    try:
-        found = jax.devices()
-    # JAX has an error of its own for some platforms that are not there, and an assertion for others.
-    except (RuntimeError, AssertionError) as err:
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        reason = " ".join(str(err).split()) or "no such device"
-        raise InputError(
-            f"JAX finds no device with JAX_PLATFORMS={wanted or '(not set)'} ({reason:.200}); set it to cpu, "
-            "or install the driver and package of that device"
-        ) from None
+    found = _devices()
     if data * tensor > len(found):
         raise InputError(
             f"mesh data={data} x tensor={tensor} needs {data * tensor} devices, found {len(found)} "
@@ -53,6 +45,40 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(
         shape, (BATCH, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto), devices=found[: data * tensor]
     )
+
+
+def mesh_of_one_process(data: int, tensor: int) -> Mesh:
+    """Make the mesh of a command that runs in one process, whose data axis is shorter if devices are missing.
+
+    Training may have the devices of several processes. The other commands have those of one, and the data
+    axis changes only how many rows they compute at once.
+
+    Raises:
+        InputError: there are fewer devices than `tensor`, or JAX finds none.
+    """
+    found = len(_devices())
+    fitting = max(1, min(data, found // tensor))
+    if fitting < data:
+        notice(f"mesh: {data} x {tensor} devices are set, this process has {found}; data={fitting} here")
+    return make_mesh(fitting, tensor)
+
+
+def _devices() -> list[jax.Device]:
+    """Return all devices of all processes.
+
+    Raises:
+        InputError: JAX finds none.
+    """
+    try:
+        return jax.devices()
+    # JAX has an error of its own for some platforms that are not there, and an assertion for others.
+    except (RuntimeError, AssertionError) as err:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(err).split()) or "no such device"
+        raise InputError(
+            f"JAX finds no device with JAX_PLATFORMS={wanted or '(not set)'} ({reason:.200}); set it to cpu, "
+            "or install the driver and package of that device"
+        ) from None
 
 
 def data_shards() -> int:
