@@ -26,6 +26,8 @@ _SUPERVISED_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2
 # Groups are packed window by window, in windows of about this many batches. A wider window fills rows better;
 # a narrower one follows a curriculum more closely.
 _WINDOW_BATCHES = 32
+# Enough to tell long rows of one example from many short branches.
+_SAMPLED_BATCHES = 16
 # Plans of epochs that a stream keeps: training walks through one while `count` may ask for another.
 _PLANS_KEPT = 2
 Curriculum = Literal["none", "length", "file"]
@@ -128,6 +130,10 @@ class BatchStream:
                 yield follows, self.build(plans[index])
                 index += 1
             epoch, index = epoch + 1, 0
+
+    def sample_of_until(self) -> list[np.ndarray]:
+        """Return `until` of the first microbatches, for which the block size of attention is chosen."""
+        return [self.build(plan).until for plan in self.plan(0)[:_SAMPLED_BATCHES]]
 
     def count(self, epochs: float) -> int:
         """Return the number of microbatches in a number of epochs, which may be fractional."""

@@ -9,7 +9,8 @@ than "12", which begins with "1".
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,6 +24,7 @@ from jora_core.base.progress import progress
 from jora_core.data.batches import Batch, BatchStream, RowPlan
 from jora_core.data.shared_context import Example, Group, share_contexts
 from jora_core.model.answer_loss import pick_positions, target_logprobs
+from jora_core.model.blockwise_attention import fitting_block
 from jora_core.model.decoder import forward
 from jora_core.parallel.collectives import per_device
 from jora_core.parallel.mesh import current_mesh
@@ -30,10 +32,11 @@ from jora_core.parallel.placements import batch_sharding, model_shardings
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.common import AttentionChoice
 
-# Batches that the device computes at once. A CPU runs two programs side by side, which uses its cores better
-# than one program of small operations does. Any device goes on while the host adds up results.
+# Batches that are computed at once, each by a thread. A CPU runs their programs side by side, which uses its
+# cores better than one program of small operations does. Any device goes on while the host adds up results.
 _BATCHES_AT_ONCE = 2
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -83,23 +86,47 @@ def score_choices(
     plans = stream.plan(0)
     heights = _heights(plans) if blocks == 1 else {}
     mesh = current_mesh()
+    block = fitting_block(stream.sample_of_until())
+    precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 - unknown to pyright
 
-    def start(plan: RowPlan) -> tuple[RowPlan, Batch, jax.Array]:
+    def compute(plan: RowPlan) -> tuple[RowPlan, Batch, np.ndarray]:
         batch = stream.build(plan)
         arrays = _device_arrays(batch, heights.get(plan.length))
-        return plan, batch, _token_logprobs(params, adapter, arrays, config, mesh, attention)
+        # JAX's settings belong to a thread.
+        with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
+            found = _token_logprobs(
+                params, adapter, arrays, config, mesh, attention=attention, attention_block=block
+            )
+            # In float64: with float32 sums, two close choices could change places with the batch.
+            return plan, batch, np.asarray(found, np.float64)
 
     # Two programs with collectives could wait for each other's devices.
     at_once = _BATCHES_AT_ONCE if mesh.size == 1 else 1
-    with progress(label, len(plans)) as bar:
-        for plan, batch, found in _delayed(map(start, plans), at_once - 1):
-            # Added in float64: with float32 sums, two close choices could change places with the batch.
-            sums = _per_branch(batch, plan, groups, np.asarray(found, np.float64))
+    with progress(label, len(plans)) as bar, ThreadPoolExecutor(at_once) as pool:
+        for future in _delayed(_started(pool, compute, plans), at_once):
+            plan, batch, found = future.result()
+            sums = _per_branch(batch, plan, groups, found)
             for id, value in zip(batch.ids, sums, strict=True):
                 question, choice = owners[int(id)]
                 scores[question][choice] = value
             bar.advance()
     return scores
+
+
+def _started(
+    pool: ThreadPoolExecutor, compute: Callable[[RowPlan], _Result], plans: Iterable[RowPlan]
+) -> Iterator[Future[_Result]]:
+    """Start the computation of each plan in the pool, but the first of each row length here."""
+    compiled: set[int] = set()
+    for plan in plans:
+        if plan.length in compiled:
+            yield pool.submit(compute, plan)
+        else:
+            # It compiles the program of this length, which two threads would do twice.
+            compiled.add(plan.length)
+            first: Future[_Result] = Future()
+            first.set_result(compute(plan))
+            yield first
 
 
 def _delayed(items: Iterator[_Item], count: int) -> Iterator[_Item]:
@@ -154,20 +181,29 @@ def _device_arrays(batch: Batch, height: int | None) -> dict[str, np.ndarray]:
 
 # At module level, so that jit keeps the programs over all calls. Weights are arguments: captured by a
 # closure, they would be constants inside of the program.
-@partial(jax.jit, static_argnames=("config", "mesh", "attention"))
+@partial(jax.jit, static_argnames=("config", "mesh", "attention", "attention_block"))
 def _token_logprobs(
     params: Params,
     adapter: Adapter | None,
     batch: dict[str, jax.Array],
     config: ModelConfig,
     mesh: Mesh,
+    *,
     attention: AttentionChoice,
+    attention_block: int | None,
 ) -> jax.Array:
     """Compute the log-probability of each gathered position's target, float32 [G, M]."""
 
     def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
         places = (batch["tokens"], batch["positions"], batch["until"])
-        hidden = forward(params, config, *places, adapter=adapter, attention=attention)
+        hidden = forward(
+            params,
+            config,
+            *places,
+            adapter=adapter,
+            attention=attention,
+            attention_block=attention_block,
+        )
         picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
         return target_logprobs(params, config, picked, batch["targets"])
 

@@ -41,6 +41,7 @@ def batch_loss(
     noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
     attention: KernelChoice = "auto",
+    attention_block: int | None = None,
 ) -> jax.Array:
     """Compute the weighted sum of cross-entropies over a microbatch's supervised positions.
 
@@ -55,13 +56,23 @@ def batch_loss(
         noise: alpha and random key of noise on the embeddings, see `forward`.
         remat: rematerialization policy, see `jora_core.model.rematerialization`.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
+        attention_block: slots of a block of blockwise attention; chosen by platform if None.
 
     Returns:
         The loss, a float32 scalar.
     """
     places = (batch["tokens"], batch["positions"], batch["until"])
-    options = {"adapter": adapter, "dropout_key": dropout_key, "remat": remat, "attention": attention}
-    hidden = forward(params, config, *places, noise=noise, **options)
+    hidden = forward(
+        params,
+        config,
+        *places,
+        adapter=adapter,
+        dropout_key=dropout_key,
+        noise=noise,
+        remat=remat,
+        attention=attention,
+        attention_block=attention_block,
+    )
     picked = pick_positions(hidden, batch["index"], batch["tokens"].shape[1])
     loss = cross_entropy(
         picked.reshape(-1, picked.shape[-1]),

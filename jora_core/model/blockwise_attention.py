@@ -10,11 +10,13 @@ Shape letters beside the usual ones: G = N/K query heads of one key/value head, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jora_core.model.attention_slots import MASKED, Slots, allowed, reach
@@ -22,8 +24,12 @@ from jora_core.model.rematerialization import KEPT_ATTENTION
 
 # Slots of a block: small enough that its scores stay in a CPU's cache, or large enough that its products keep
 # an accelerator busy.
-BLOCK_SLOTS = {"cpu": 128}
+BLOCK_SLOTS = {"cpu": 256}
 _OTHER_BLOCK_SLOTS = 512
+# Of blocks for a CPU, and by how much the visited pairs of slots may exceed those of the smallest blocks.
+# Large blocks use several cores better; with small ones more of what no query sees is left out.
+_CPU_BLOCKS = (256, 128, 64)
+_MOST_EXCESS = 1.3
 
 
 def blockwise_attention(
@@ -70,6 +76,38 @@ def blockwise_attention(
         # less time for rows of 1,024 slots.
         return _flat(jax.lax.scan(one_row, None, (*grouped, slots), unroll=2)[1], length)
     return _flat(_attend(kernel, *grouped, _Mask(slots, limit)), length)
+
+
+def fitting_block(batches: Iterable[np.ndarray]) -> int | None:
+    """Return the block size on a CPU for rows like the given ones, None on other platforms.
+
+    It is computed from the rows alone, so a run that resumes has the same blocks.
+
+    Args:
+        batches: `until` [B, T] of some batches, on the host.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    visited = dict.fromkeys(_CPU_BLOCKS, 0)
+    for until in batches:
+        for block in _CPU_BLOCKS:
+            visited[block] += visited_slots(until, block)
+    most = _MOST_EXCESS * visited[_CPU_BLOCKS[-1]]
+    return next(block for block in _CPU_BLOCKS if visited[block] <= most)
+
+
+def visited_slots(until: np.ndarray, block: int) -> int:
+    """Count the pairs of slots in the blocks that `blockwise_attention` visits on a CPU, without a window.
+
+    Args:
+        until: int32 [B, T], see `Slots`.
+        block: slots of a block.
+    """
+    block = min(block, until.shape[1])
+    filled = np.pad(until, [(0, 0), (0, -until.shape[1] % block)])
+    last = filled.reshape(len(filled), -1, block).max(axis=2)
+    starts = block * np.arange(last.shape[1])
+    return block * block * int(np.tril(starts[:, None] < last[:, None, :]).sum())
 
 
 class _Kernel(NamedTuple):

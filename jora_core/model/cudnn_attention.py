@@ -74,6 +74,7 @@ def self_attention(
     softcap: float | None = None,
     windows: tuple[int, ...] = (0,),
     choice: KernelChoice = "auto",
+    block: int | None = None,
 ) -> SelfAttention:
     """Return the attention function of all layers for the rows of a batch.
 
@@ -85,10 +86,11 @@ def self_attention(
         softcap: see `jora_core.model.blockwise_attention.blockwise_attention`.
         windows: the distinct attention windows of the layers in positions, 0 for none.
         choice: `auto` takes the kernels that the device has, `blockwise` none, `trees` the kernel for trees.
+        block: slots of a block of blockwise attention; chosen by platform if None.
     """
     capability = cuda_capability() if choice == "auto" else None
     if width > MOST_WIDTH or not (choice == "trees" or (capability or (0, 0)) >= _FIRST_CAPABILITY):
-        return partial(_blockwise, slots=slots, scale=scale, softcap=softcap)
+        return partial(_blockwise, slots=slots, scale=scale, softcap=softcap, block=block)
     # Once, not in every layer.
     plan = plan_trees(slots, width, dtype, windows)
     plain = None if capability is None else plain_rows(slots)

@@ -63,6 +63,7 @@ def forward(
     noise: tuple[float, jax.Array] | None = None,
     remat: Remat = "none",
     attention: KernelChoice = "auto",
+    attention_block: int | None = None,
 ) -> jax.Array:
     """Compute the model's hidden states after the final norm.
 
@@ -77,13 +78,15 @@ def forward(
         noise: NEFTune's alpha and the random key of noise on the embeddings, in training; None for none.
         remat: rematerialization policy, see `jora_core.model.rematerialization`.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
+        attention_block: slots of a block of blockwise attention; chosen by platform if None.
 
     Returns:
         Hidden states [B, T, D] in the type of the weights; under `per_device` this device's tokens
         [B, T/N, D] where `tokens_split(T)`.
     """
     split = tokens_split(tokens.shape[1])
-    attend = model_attention(config, Slots(until, positions), attention, params.embedding.dtype)
+    slots = Slots(until, positions)
+    attend = model_attention(config, slots, attention, params.embedding.dtype, attention_block)
     # Outside of the scan: all layers have the same positions, so the tables are computed once.
     rotary = rotary_tables(config, positions)
 
@@ -320,7 +323,9 @@ def _same(x: jax.Array) -> jax.Array:
     return x
 
 
-def model_attention(config: ModelConfig, slots: Slots, choice: KernelChoice, dtype: Any) -> SelfAttention:
+def model_attention(
+    config: ModelConfig, slots: Slots, choice: KernelChoice, dtype: Any, block: int | None = None
+) -> SelfAttention:
     """Return the model's attention function over whole rows.
 
     Args:
@@ -328,6 +333,7 @@ def model_attention(config: ModelConfig, slots: Slots, choice: KernelChoice, dty
         slots: the attention mask.
         choice: kernel choice, see `jora_core.model.cudnn_attention`.
         dtype: type of the weights.
+        block: slots of a block of blockwise attention; chosen by platform if None.
     """
     scale, softcap = attention_scale(config), config.attention_softcap
     kernel = self_attention(
@@ -338,6 +344,7 @@ def model_attention(config: ModelConfig, slots: Slots, choice: KernelChoice, dty
         softcap=softcap,
         windows=tuple(sorted(set(config.windows) or {0})),
         choice=choice,
+        block=block,
     )
 
     if not rounds_products():

@@ -19,6 +19,7 @@ from jora_core.base.record_columns import TRAINED_RECORDS
 from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
+from jora_core.model.blockwise_attention import fitting_block
 from jora_core.model.projections import frozen_type
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
@@ -95,7 +96,8 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
             with first_before_others("continued state"):
                 lines += begin_from_state(spec, steps) if is_first() else []
         trainable, frozen = _initial_weights(spec, config, mesh)
-        functions = build_step(config, spec, mesh, make_schedule(spec.optim, steps), trainable)
+        schedule, block = make_schedule(spec.optim, steps), fitting_block(stream.sample_of_until())
+        functions = build_step(config, spec, mesh, schedule, trainable, block)
         run = Run(spec, config, steps, stream, _validation_stream(spec, data), functions, frozen)
         state, result = run_loop(run, functions.start(trainable), lines, verbose)
     result |= {"data": data.counts, "seconds_total": round(time.perf_counter() - began, 3)}

@@ -88,7 +88,12 @@ class TrainStep:
 
 
 def build_step(
-    config: ModelConfig, spec: TrainSpec, mesh: Mesh, schedule: optax.Schedule, trainable: Any
+    config: ModelConfig,
+    spec: TrainSpec,
+    mesh: Mesh,
+    schedule: optax.Schedule,
+    trainable: Any,
+    attention_block: int | None = None,
 ) -> TrainStep:
     """Build the compiled functions of a training step.
 
@@ -98,6 +103,7 @@ def build_step(
         mesh: data × tensor devices.
         schedule: learning rate by step.
         trainable: the tree to train, or its shapes; only its structure is used.
+        attention_block: slots of a block of blockwise attention; chosen by platform if None.
     """
     optimizer = make_optimizer(spec.optim, schedule)
     lora = spec.trainable == "lora"
@@ -115,7 +121,11 @@ def build_step(
     state_placed = TrainState(step=whole, trainable=placed, opt_state=opt_placed)  # type: ignore[arg-type]
     sums_placed = Sums(grads=placed, loss=whole, weight=whole)  # type: ignore[arg-type]
 
-    options: dict[str, Any] = {"remat": spec.remat, "attention": spec.attention}
+    options: dict[str, Any] = {
+        "remat": spec.remat,
+        "attention": spec.attention,
+        "attention_block": attention_block,
+    }
 
     alpha = spec.neftune_noise_alpha
 

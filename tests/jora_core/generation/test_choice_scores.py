@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -161,10 +162,10 @@ def test_questions_of_one_row_do_not_pay_for_empty_rows(
     rows: list[int] = []
     computed = choice_scores._token_logprobs
 
-    def watched(params: Any, adapter: Any, batch: dict[str, np.ndarray], *rest: Any) -> Any:
+    def watched(params: Any, adapter: Any, batch: dict[str, np.ndarray], *rest: Any, **named: Any) -> Any:
         assert (batch["until"].max(axis=1) > 0).any()
         rows.append(len(batch["tokens"]))
-        return computed(params, adapter, batch, *rest)
+        return computed(params, adapter, batch, *rest, **named)
 
     monkeypatch.setattr(choice_scores, "_token_logprobs", watched)
     alone = score_choices(params, config, asked[:1], tokens_per_batch=4096)[0]
@@ -173,3 +174,22 @@ def test_questions_of_one_row_do_not_pay_for_empty_rows(
     many = score_choices(params, config, asked, tokens_per_batch=512, share=False)
     assert len(rows) > 1 and max(rows) > 1
     np.testing.assert_allclose(alone, many[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["default", "bfloat16"])
+def test_batches_at_once_give_the_scores_of_one_after_another(
+    precision: str, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits, also in a thread with another precision than JAX's default."""
+    config = ModelConfig.from_hf(tiny_weights)
+    params = load_params(tiny_weights, config)
+    asked = questions(config.vocab_size, longest=40)
+    found = []
+    for at_once in (1, 2):
+        monkeypatch.setattr(choice_scores, "_BATCHES_AT_ONCE", at_once)
+        with jax.default_matmul_precision(precision):
+            found.append(score_choices(params, config, asked, tokens_per_batch=256, share=False))
+    exact = score_choices(params, config, asked, tokens_per_batch=256, share=False)
+    for one, two, same in zip(*found, exact, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert (precision == "default") == np.array_equal(one, same)

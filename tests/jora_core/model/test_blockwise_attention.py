@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jora_core.model.attention_slots import Slots
-from jora_core.model.blockwise_attention import blockwise_attention
+from jora_core.model.blockwise_attention import blockwise_attention, fitting_block, visited_slots
 from jora_core.model.dense_attention import attention, example_mask
 from tests.jora_core.trees import until_of
 
@@ -127,3 +127,24 @@ def test_padding_gets_finite_values_and_gives_no_gradient() -> None:
         grads = np.asarray(jax.grad(lambda x, b=block: (out(x, b)[:, :3] ** 2).sum())(x))
         assert np.isfinite(grads).all() and np.abs(grads[:, :3]).max() > 0
         np.testing.assert_array_equal(grads[:, 3:], 0)
+
+
+@pytest.mark.parametrize("block", [2, 4, 8, 64])
+def test_visited_slots_are_those_of_the_blocks_with_a_pair(block: int) -> None:
+    until = np.asarray([make_slots(30).until[0], make_slots(30).until[1]])
+    block = min(block, 30)
+    count = 0
+    for row in until:
+        # Only the largest bound of a block counts. So a block without a pair may be visited.
+        for i in range(0, 30, block):
+            for j in range(0, i + 1, block):
+                count += block * block * any(row[s] > i for s in range(j, min(j + block, 30)))
+    assert visited_slots(until, block) == count
+
+
+def test_long_rows_get_large_blocks_and_short_branches_small_ones() -> None:
+    rows = np.full((2, 1024), 1024, np.int32)
+    # A prefix of 100 slots, then branches of 20.
+    branches = np.asarray([[1024] * 100 + [100 + 20 * (slot // 20 + 1) for slot in range(924)]], np.int32)
+    assert fitting_block([rows]) == 256
+    assert fitting_block([branches]) == 64

@@ -170,7 +170,8 @@ def evaluate_again(project: SmallProject, page: Any, *changes: str) -> None:
         add_change(page, change)
     submit(project, page)
     wait_for_state(page, "Completed")
-    page.get_by_text(re.compile(r"^\s*1 Task run\s*$")).first.wait_for()  # the page counts them a moment later
+    # The page counts them a moment later.
+    page.get_by_text(re.compile(r"^\s*1 Task run\s*$")).first.wait_for()
 
 
 def cancel_in_training(project: SmallProject, page: Any) -> None:
