@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -63,7 +64,7 @@ def mesh_of_one_process(data: int, tensor: int) -> Mesh:
     return make_mesh(fitting, tensor)
 
 
-def _devices() -> list[jax.Device]:
+def _devices() -> list[Any]:
     """Return all devices of all processes.
 
     Raises:
