@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jora_core.model.attention_slots import MASKED, Slots, allowed, reach
 from jora_core.model.rematerialization import KEPT_ATTENTION
+from jora_core.parallel.mesh import traced_platform
 
 # Slots of a block: small enough that its scores stay in a CPU's cache, or large enough that its products keep
 # an accelerator busy.
@@ -66,7 +67,7 @@ def blockwise_attention(
     kernel = _Kernel(softcap, block)
     # On a CPU one row at a time: scores of a row fit into the cache, those of a batch do not. A block is
     # skipped only if no row of the call needs it, so a single row skips the most.
-    if jax.default_backend() == "cpu" and q.shape[0] > 1:
+    if traced_platform() == "cpu" and q.shape[0] > 1:
 
         def one_row(_: None, row: tuple[Any, ...]) -> tuple[None, jax.Array]:
             q, k, v, slots = jax.tree.map(lambda x: jnp.expand_dims(x, 0), row)
@@ -129,7 +130,7 @@ _Saved = tuple[jax.Array, jax.Array, jax.Array, _Mask, jax.Array, jax.Array]
 
 
 def _block(length: int, block: int | None = None) -> int:
-    return min(block or BLOCK_SLOTS.get(jax.default_backend(), _OTHER_BLOCK_SLOTS), length)
+    return min(block or BLOCK_SLOTS.get(traced_platform(), _OTHER_BLOCK_SLOTS), length)
 
 
 def _filled(tree: Any, block: int) -> Any:

@@ -88,6 +88,15 @@ def data_shards() -> int:
     return 1 if mesh.empty else mesh.shape[BATCH]
 
 
+def traced_platform() -> str:
+    """Return the platform that code is traced for: that of the current mesh's devices, else JAX's default.
+
+    The two differ where a program is compiled for devices that are described only.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def current_mesh() -> Mesh:
     """Return the mesh that `jax.set_mesh` has set, or a mesh of one device."""
     mesh = jax.sharding.get_mesh()

@@ -79,8 +79,12 @@ class Heap:
         return chosen
 
 
-def read_heap(folder: Path) -> Heap:
+def read_heap(folder: Path, *, main_memory_only: bool = False) -> Heap:
     """Read the heap of the one program that was compiled with ``xla_dump_to`` = `folder`.
+
+    Args:
+        folder: the dump.
+        main_memory_only: leave out what lies in other memories, such as the vector memory of a TPU.
 
     Raises:
         RuntimeError: the folder has no buffer assignment, several, or one in another format.
@@ -88,14 +92,19 @@ def read_heap(folder: Path) -> Heap:
     files = sorted(folder.glob("*buffer-assignment.txt"))
     if len(files) != 1:
         raise RuntimeError(f"expected one buffer assignment of XLA in {folder}, found {len(files)}")
-    heap = parse_heap(files[0].read_text(encoding="utf-8"))
+    heap = parse_heap(files[0].read_text(encoding="utf-8"), main_memory_only=main_memory_only)
     if heap.bytes and not heap.buffers:
         raise RuntimeError(f"{files[0]}: a heap of {heap.bytes} bytes without values; XLA's text has changed")
     return heap
 
 
-def parse_heap(text: str) -> Heap:
-    """Read the temporaries from the text of a buffer assignment. Several heaps are joined end to end."""
+def parse_heap(text: str, *, main_memory_only: bool = False) -> Heap:
+    """Read the temporaries from the text of a buffer assignment. Several heaps are joined end to end.
+
+    Args:
+        text: the buffer assignment.
+        main_memory_only: leave out allocations of another memory, which have a number ("color").
+    """
     start = 0
     buffers = []
     # Behind "Total bytes used" XLA lists all values once more, by name.
@@ -104,6 +113,8 @@ def parse_heap(text: str) -> Heap:
         size = re.search(r"size (\d+)", head)
         # Other allocations hold arguments, results and constants, which `memory_analysis` counts.
         if size is None or "preallocated-temp" not in head:
+            continue
+        if main_memory_only and ", color " in head:
             continue
         for name, width, offset, dtype, dims in _VALUE.findall(values):
             shape = tuple(int(n) for n in dims.split(",") if n)

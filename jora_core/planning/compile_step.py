@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,22 @@ from jora_core.specs.train import TrainSpec
 from jora_core.training.train_step import build_step
 
 HEAP_KINDS = ("activations", "logits", "gradients", "workspace")
+# Examples: Ran out of memory on HBM, the total memory required for HLO temporaries (27.39G) exceeds available
+# HBM (15.75G). Ran out of memory in memory space hbm. Used 27.39G of 15.75G hbm.
+_SIZE = r"(\d[\d.]*)([KMGT])"
+_REFUSED = re.compile(rf"(?i)memory required[^(]*\({_SIZE}\) exceeds available HBM|used {_SIZE} of \S+ hbm")
+
+
+class DoesNotFitError(Exception):
+    """The compiler refuses a program that needs more memory than the device has.
+
+    Attributes:
+        total: bytes that the program needs, as the compiler says.
+    """
+
+    def __init__(self, total: int) -> None:
+        super().__init__(f"the program needs {total / 1e9:.2f} GB")
+        self.total = total
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,9 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
         config: the model's.
         spec: settings of the training step.
         seq_len: slots of a row.
+
+    Raises:
+        DoesNotFitError: the compiler refuses the step. Only that of a TPU does.
     """
     dtype = target.dtype(spec.dtype)
     mesh = target.mesh
@@ -124,7 +144,7 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     with jax.set_mesh(mesh):
         # Two programs run in a step. The forward and backward pass holds the activations. The optimizer's
         # update counts only where it needs more memory than that pass.
-        compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target.options)
+        compiled, heap = _compile(step.accumulate.lower(sums, state, frozen, batch, 0), target)
         updated = step.update.lower(state, sums).compile(compiler_options=dict(target.options))
     program = parse_program(compiled.as_text())
     stats, update = compiled.memory_analysis(), updated.memory_analysis()
@@ -140,6 +160,9 @@ def compile_step(target: Target, config: ModelConfig, spec: MemorySpec, seq_len:
     update_peak = update.temp_size_in_bytes + update.output_size_in_bytes - update.alias_size_in_bytes
     # The few temporaries outside of the heap, and what only the optimizer's update needs beyond the peak.
     other = max(peak - heap.bytes, 0) + max(update_peak - max(peak, heap.bytes), 0)
+    if target.kind == "tpu":
+        # Arrays lie in tiles there. One whose last axes are not multiples of a tile takes more than its size.
+        other += max(stats.argument_size_in_bytes - weights - trained - inputs, 0)
     return StepMemory(
         rows=spec.rows,
         seq_len=seq_len,
@@ -186,7 +209,7 @@ def _with_place(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
-def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
+def _compile(lowered: Any, target: Target) -> tuple[Any, Heap]:
     """Compile a lowered program and read its heap.
 
     `compiled.memory_analysis()` gives only the size of all temporaries together. Their division by kind needs
@@ -194,8 +217,23 @@ def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, Heap]:
     """
     with tempfile.TemporaryDirectory(prefix="jora-memory-") as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiled = lowered.compile(compiler_options={**options, **dump})
-        return compiled, read_heap(Path(folder))
+        try:
+            compiled = lowered.compile(compiler_options={**target.options, **dump})
+        except jax.errors.JaxRuntimeError as err:
+            total = needed_bytes(str(err))
+            if total is None:
+                raise
+            raise DoesNotFitError(total) from None
+        return compiled, read_heap(Path(folder), main_memory_only=target.kind == "tpu")
+
+
+def needed_bytes(message: str) -> int | None:
+    """Return the bytes that a program needs, from the message of the TPU compiler that refuses it."""
+    found = _REFUSED.search(message)
+    if found is None:
+        return None
+    amount, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(amount) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit.upper()])
 
 
 def _train_spec(spec: MemorySpec, dtype: np.dtype, target: Target) -> TrainSpec:

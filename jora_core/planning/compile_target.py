@@ -1,9 +1,10 @@
-"""Compilation targets without hardware: virtual devices of this CPU, or the description of an NVIDIA card.
+"""Compilation targets without hardware: virtual devices of this CPU, or a described NVIDIA card or TPU slice.
 
 The targets, from the most exact to the most available:
 
 - ``cuda``: JAX's CUDA plugin compiles for a described card without driver or device. Buffers, kernels and
   collectives are those of a real run.
+- ``tpu``: libtpu compiles for a described slice of TPUs, without a device, in the same sense.
 - ``host``: the CPU compiler takes the place of an accelerator's. The CPU compiler would widen bfloat16
   products to float32, whole weights at a time, which no accelerator does. So bfloat16 is replaced by float16,
   which stays narrow. The passes that widen arrays or move code out of loops are turned off.
@@ -22,6 +23,7 @@ from jax.sharding import AxisType, Mesh
 
 from jora_core.base.errors import InputError
 from jora_core.parallel.mesh import BATCH, TENSOR, make_mesh
+from jora_core.planning.tpu_topology import EXAMPLE, Chip, described_slice
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
@@ -68,29 +70,41 @@ _HOST_OPTIONS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A mesh to compile for, the compiler's options, and the element types that replace others."""
+    """What to compile for.
+
+    Attributes:
+        kind: `cuda`, `tpu`, `host` or `cpu`.
+        description: the compiler, in words.
+        mesh: described or virtual devices.
+        options: the compiler's options.
+        stand_in: element types that replace others.
+        chip: the chip of a TPU slice; None for other targets.
+    """
 
     kind: str
     description: str
     mesh: Mesh
     options: dict[str, Any] = field(default_factory=dict)
     stand_in: dict[str, str] = field(default_factory=dict)
+    chip: Chip | None = None
 
     def dtype(self, name: str) -> np.dtype:
         """Return the element type to compile with in place of the type `name`."""
         return jax.numpy.dtype(self.stand_in.get(name, name))
 
 
-def make_target(kind: str, data: int, tensor: int) -> Target:
+def make_target(kind: str, data: int, tensor: int, topology: str | None = None) -> Target:
     """Return the devices to compile for. Call this before anything else starts a JAX backend.
 
     Args:
-        kind: `cuda`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else `host`.
+        kind: `cuda`, `tpu`, `host`, `cpu`, or `auto`, which is `cuda` where its plugin is installed, else
+            `host`.
         data: size of the mesh's data axis.
         tensor: size of the mesh's tensor axis.
+        topology: slice of TPUs for the target `tpu`, such as `v5e:2x4`.
 
     Raises:
-        InputError: `kind` is `cuda` and its plugin is not installed.
+        InputError: the compiler of `kind` is not installed, or the mesh does not fit the slice.
     """
     plugin = cuda_plugin()
     if kind == "auto":
@@ -108,6 +122,10 @@ def make_target(kind: str, data: int, tensor: int) -> Target:
             described_mesh("h100", data, tensor),
             dict(CUDA_OPTIONS),
         )
+    if kind == "tpu":
+        topology = topology or EXAMPLE
+        chip, mesh = described_slice(topology, data, tensor)
+        return Target("tpu", f"TPU compiler, {topology} (no device used)", mesh, chip=chip)
     jax.config.update("jax_num_cpu_devices", data * tensor)
     mesh = make_mesh(data, tensor)
     if kind == "cpu":

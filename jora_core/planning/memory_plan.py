@@ -15,8 +15,8 @@ from jora_core.architecture.model_tensors import model_rows
 from jora_core.base.errors import InputError
 from jora_core.data.row_packing import ROW_STEP
 from jora_core.parallel.placements import check_mesh
-from jora_core.planning.compile_step import StepMemory, compile_step
-from jora_core.planning.compile_target import make_target
+from jora_core.planning.compile_step import DoesNotFitError, StepMemory, compile_step
+from jora_core.planning.compile_target import Target, make_target
 from jora_core.planning.hlo_text import collectives, unsplit_rows
 from jora_core.planning.step_flops import step_flops
 from jora_core.specs.planning import Card, MemorySpec
@@ -38,6 +38,16 @@ def card_bytes(card: int) -> int:
     return card * 10**9
 
 
+def devices_of(target: Target) -> dict[int, tuple[str, int]]:
+    """Return the devices that a plan is held against: memory by name to the name and the bytes of a step.
+
+    NVIDIA's cards have their memory in GB. Of a TPU there is the one chip of the slice, in GiB.
+    """
+    if target.chip is not None:
+        return {target.chip.gib: (f"{target.chip.name}, {target.chip.gib} GiB", target.chip.usable)}
+    return {card: (f"{card} GB", card_bytes(card)) for card in CARDS}
+
+
 def read_model(spec: MemorySpec) -> ModelConfig:
     """Read the config of the spec's model.
 
@@ -54,10 +64,11 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
     """Compile the training step of a spec and return its plan. `jora memory --json` prints the plan.
 
     Raises:
-        InputError: an unsupported model, a mesh that cannot split the model, a target that is not installed.
+        InputError: an unsupported model, a mesh that cannot split the model, a target that is not installed,
+            a step that does not fit a TPU.
     """
     config = read_model(spec)
-    target = make_target(spec.target, spec.mesh.data, spec.mesh.tensor)
+    target = make_target(spec.target, spec.mesh.data, spec.mesh.tensor, spec.topology)
     check_mesh(config, target.mesh)
 
     def compile_at(seq_len: int) -> StepMemory:
@@ -68,15 +79,33 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
         return found
 
     log(f"compiler: {target.description}; mesh {spec.mesh.data} x {spec.mesh.tensor}")
-    step = compile_at(spec.seq_len)
-    fitting = [card for card in CARDS if step.total <= card_bytes(card)]
-    card = spec.card or (fitting[0] if fitting else CARDS[-1])
+    devices = devices_of(target)
+    try:
+        step = compile_at(spec.seq_len)
+    except DoesNotFitError as err:
+        (name, usable), *_ = devices.values()
+        raise InputError(
+            f"{spec.rows} row(s) of {spec.seq_len} tokens need {err.total / 1e9:.2f} GB a device, more than "
+            f"the {usable / 1e9:.2f} GB for a program on a {name}; take shorter or fewer rows, remat "
+            "full, quantization int8 or nf4, or a larger topology with more devices on the tensor axis"
+        ) from None
+
+    def total_at(length: int) -> int:
+        try:
+            return compile_at(length).total
+        except DoesNotFitError as err:
+            log(f"rows of {length} tokens need {err.total / 1e9:.2f} GB a device, which the compiler refuses")
+            return err.total
+
+    fitting = [card for card, (_, usable) in devices.items() if step.total <= usable]
+    card = spec.card or (fitting[0] if fitting else max(devices))
+    _, budget = devices[card]
     points = {spec.seq_len: step.total}
     # Beyond the model's positions there may be memory, but the answers are wrong.
     most = max(config.max_positions // ROW_STEP * ROW_STEP, ROW_STEP)
     longest = None
     if spec.find_longest:
-        longest = longest_row(card_bytes(card), points, lambda length: compile_at(length).total, most)
+        longest = longest_row(budget, points, total_at, most)
     answers = min(spec.answer_tokens or max(spec.seq_len // 8, 1), spec.seq_len)
     lora = spec.lora if spec.trainable == "lora" else None
     flops = step_flops(config, lora, spec.remat, spec.seq_len, answers / spec.seq_len)
@@ -87,15 +116,15 @@ def plan_memory(spec: MemorySpec, log: Callable[[str], None]) -> dict[str, Any]:
         "offloaded_bytes": step.offloaded,
         "largest_arrays": step.largest(8),
         "cards": [
-            {"gb": size, "fits": size in fitting, "free_bytes": card_bytes(size) - step.total}
-            for size in CARDS
+            {"gb": size, "name": name, "fits": size in fitting, "free_bytes": usable - step.total}
+            for size, (name, usable) in devices.items()
         ],
         "card": card,
         "longest_row": longest,
         "most_positions": most,
         "row_bytes": {str(length): total for length, total in sorted(points.items())},
-        "change": [] if card in fitting else what_to_change(spec, config, step, card, longest),
-        "collectives": collective_rows(step, config),
+        "change": [] if card in fitting else what_to_change(spec, config, step, budget, longest),
+        "collectives": None if target.kind == "tpu" else collective_rows(step, config),
         "unsplit_logits": unsplit_logits(step, config, spec, answers),
         "flops_per_token": flops.as_dict(),
     }
@@ -161,7 +190,7 @@ def _next_length(
 
 
 def what_to_change(
-    spec: MemorySpec, config: ModelConfig, step: StepMemory, card: int, longest: int | None
+    spec: MemorySpec, config: ModelConfig, step: StepMemory, budget: int, longest: int | None
 ) -> list[str]:
     """Return changes of settings that make a step fit onto a card, each with the expected bytes.
 
@@ -169,10 +198,10 @@ def what_to_change(
         spec: the settings that do not fit.
         config: the model's.
         step: the compiled step of these settings.
-        card: GB of the card.
+        budget: bytes that a step may use on the card.
         longest: longest row in slots that fits with these settings, None if unknown.
     """
-    budget, advice = card_bytes(card), []
+    advice: list[str] = []
 
     def add(text: str, total: float) -> None:
         advice.append(

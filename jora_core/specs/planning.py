@@ -42,11 +42,17 @@ class MemorySpec(MeshSettings, WeightSettings):
     card: Card | None = Field(
         default=None, title="Card", description="Memory of the card in GB; empty: the smallest that fits"
     )
-    target: Literal["auto", "cuda", "host", "cpu"] = Field(
+    target: Literal["auto", "cuda", "tpu", "host", "cpu"] = Field(
         default="auto",
         title="Compiler",
-        description="cuda: a card described, not present; host: the CPU's compiler in its place; cpu: a run "
-        "on this machine; auto: cuda where its plugin is installed, else host",
+        description="cuda: a card described, not present; tpu: a TPU slice, likewise; host: the CPU's "
+        "compiler in its place; cpu: a run on this machine; auto: cuda where its plugin is installed, else "
+        "host",
+    )
+    topology: str | None = Field(
+        default=None,
+        title="TPU slice",
+        description="For the target tpu: chip and shape, such as v5e:2x4; empty: v5e:2x4",
     )
     find_longest: bool = Field(
         default=True, title="Longest row", description="Search the longest row that fits the card"
@@ -58,6 +64,10 @@ class MemorySpec(MeshSettings, WeightSettings):
         # As in `TrainSpec`: codes are integers, and no gradient could change them.
         if self.trainable == "all" and self.quantization != "none":
             raise ValueError("quantization is of a frozen base, for trainable=lora; choose none")
+        if self.topology is not None and self.target != "tpu":
+            raise ValueError(f"topology is for target=tpu, and target is {self.target}")
+        if self.card is not None and self.target == "tpu":
+            raise ValueError("card is for NVIDIA cards; with target=tpu the topology names the chip")
         return self
 
 

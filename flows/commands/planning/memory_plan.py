@@ -42,6 +42,7 @@ def memory(
     lora_targets: Annotated[str | None, typer.Option("--lora-targets")] = None,
     card: Annotated[int | None, typer.Option("--card")] = None,
     target: Annotated[str | None, typer.Option("--target")] = None,
+    topology: Annotated[str | None, typer.Option("--topology")] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +55,7 @@ def memory(
     \b
     Example:
       jora memory --model config.json --tensor 4 --seq-len 4096 --card 80
+      jora memory --model config.json --tensor 8 --target tpu --topology v5e:2x4
 
     Args:
         config: configuration file.
@@ -70,7 +72,8 @@ def memory(
         lora_r: Rank of the adapter.
         lora_targets: Projections with an adapter, separated by commas.
         card: Memory of the card in GB: 24, 40, 48, 80 or 141.
-        target: Compiler: auto, cuda, host or cpu (see docs/memory.md).
+        target: Compiler: auto, cuda, tpu, host or cpu (see docs/memory.md).
+        topology: For --target tpu: the slice to compile for, whose devices the mesh must have; else v5e:2x4.
         overrides: changes of single values of the configuration.
         as_json: print JSON instead of text.
     """
@@ -90,6 +93,7 @@ def memory(
         "target_modules": lora_targets.split(",") if lora_targets else None,
         "card": card,
         "target": target,
+        "topology": topology,
     }
     settings = memory_settings(None if model else with_model_folder(load(config, overrides)), model, given)
     plan = memory_plan(settings, print_status)

@@ -30,21 +30,26 @@ def print_memory(plan: dict[str, Any]) -> None:
         print(f"  {KINDS[kind]:32s}{_gigabytes(size)}")
     if plan["offloaded_bytes"]:
         print(f"  {'on the host (offloaded)':32s}{_gigabytes(plan['offloaded_bytes'])}")
-    print("\ncard      fits")
+    print("\ncard              fits")
     for card in plan["cards"]:
         free = card["free_bytes"]
         verdict = f"yes, {free / 1e9:.1f} GB free" if card["fits"] else f"no, {-free / 1e9:.1f} GB short"
-        print(f"  {card['gb']:4d} GB  {verdict}")
+        print(f"  {card['name']:>14s}  {verdict}")
+    name = next(card["name"] for card in plan["cards"] if card["gb"] == plan["card"])
     if plan["change"]:
-        print(f"\nto fit {plan['card']} GB")
+        print(f"\nto fit {name}")
         for line in plan["change"]:
             print(f"  {line}")
     if settings["find_longest"]:
         longest = plan["longest_row"]
         ends = longest == plan["most_positions"]
         why = " (the model has no more positions)" if ends else ""
-        print(f"\nlongest row on {plan['card']} GB: {f'{longest:,} tokens{why}' if longest else 'none fits'}")
-    _print_collectives(plan["collectives"])
+        print(f"\nlongest row on {name}: {f'{longest:,} tokens{why}' if longest else 'none fits'}")
+    if plan["collectives"] is None:
+        # Its text has one collective many times: one for each step of a computation that hides it.
+        print("\ncollectives: not counted, because a TPU's compiler spreads each over several computations")
+    else:
+        _print_collectives(plan["collectives"])
     flops = plan["flops_per_token"]
     print(
         f"\nFLOPs per token: {flops['total']:.3g} (forward {flops['forward']:.3g}, backward "
