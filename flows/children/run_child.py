@@ -134,7 +134,7 @@ def run_child(
     status, tail = _supervised(
         launch_command(module, supervised_process.python_module(target, "--spec", str(spec_path))),
         env={**child_environment(), **(env or {})},
-        on_line=on_line or _log_line(),
+        on_line=on_line or log_line(),
         on_output=on_output,
         grace_seconds=grace_seconds,
     )
@@ -317,8 +317,8 @@ def _read(source: int) -> bytes:
         return b""
 
 
-def _log_line() -> Callable[[str], None]:
-    """Return a function that logs a line of the child, in a Prefect task with the name of the task."""
+def log_line() -> Callable[[str], None]:
+    """Return a function that logs a line of progress, in a Prefect task with the name of the task."""
     if not inside_flow_run():
         return logger.info
     from prefect.context import TaskRunContext

@@ -266,8 +266,9 @@ def made_questions(facts: RunFacts) -> list[Block]:
     found = manifest["metrics"]
     asked, trip = found["asked"], found["round_trip"]
     words = (
-        f"{found['teacher']} made {found['questions']:,} questions about "
-        f"{found['documents_with_questions']:,} of {found['documents']['documents']:,} documents, in "
+        f"The teacher {found['teacher']} was asked for {found['documents']['questions_asked']:,} questions, "
+        f"of which {found['questions']:,} were accepted, about {found['documents_with_questions']:,} of "
+        f"{found['documents']['documents']:,} documents, in "
         f"{asked['answered']:,} answers to {asked['requests']:,} requests "
         f"({asked['prompt_tokens']:,} tokens of "
         f"prompts, {asked['answer_tokens']:,} of answers). They are synthetic."
@@ -286,7 +287,10 @@ def made_questions(facts: RunFacts) -> list[Block]:
         "decided by a person": found["decisions"],
         "counted": found["counts"],
         "chunks left out": found["documents"]["left_out"],
-        "answers without a question": asked["unreadable"],
+        "lost a part of the text": asked.get("shortened", {}),
+        "answers that are not whole": {
+            name: count for name, count in found["answers"].items() if name != "ok"
+        },
         "asked again after": asked["retried"],
         "failed for good": asked["failed"],
     }

@@ -18,6 +18,7 @@ from flows.engine.stage import Part, Stage, StageContext, Upstream
 from flows.stages.model_conversion import conversion_settings, tokenizer_folder
 from flows.teachers.teacher import STAGE as MAKE_QUESTIONS
 from flows.teachers.teacher import makes_questions
+from jora_core.base.notices import notice
 from retrieval.build.inputs import input_files
 from retrieval.search.sentence_models import model_folder, models
 from retrieval.settings.context import ContextConfig
@@ -128,14 +129,26 @@ def _run(context: StageContext) -> dict[str, Any]:
         folder = tokenizer_folder(Path(settings.tokenizer), context.cache_dir, context.work_dir)
         settings = settings.model_copy(update={"tokenizer": str(folder)})
     if context.build_records is not None:
-        return context.build_records(settings, context.output_dir, context.work_dir, retries)
+        found = context.build_records(settings, context.output_dir, context.work_dir, retries)
+        return _with_note(context, found)
     spec = BuildContextSpec(
         context=settings,
         work_dir=context.work_dir / "build",
         records_dir=context.output_dir,
         output_dir=context.work_dir / "specs",
     )
-    return run_child("flows.children.build_records", spec, context.work_dir)
+    return _with_note(context, run_child("flows.children.build_records", spec, context.work_dir))
+
+
+def _with_note(context: StageContext, found: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a build, after a note if the evaluation will have nothing to score."""
+    # Said before a training of hours. Few questions of a small teacher may all be about training documents.
+    if MAKE_QUESTIONS in context.upstream and not found["tasks"]["qa"]["records"].get("test"):
+        notice(
+            "build-context: none of the made questions is about a held-out document, so the stage evaluate "
+            "will refuse to score; raise context.test_share, or ask about more chunks"
+        )
+    return found
 
 
 BUILD_CONTEXT = Stage(

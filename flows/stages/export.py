@@ -88,11 +88,11 @@ def _synthetic(context: StageContext) -> str:
     found = context.manifests[build_context.NAME]["metrics"]["tasks"]["qa"]
     made = {split: found["notes"].get(split, {}).get("synthetic", 0) for split in ("train", "test")}
     teacher = context.manifests.get(MAKE_QUESTIONS, {}).get("metrics", {}).get("teacher")
-    by = f" by {teacher}" if teacher else ""
+    named = f" (teacher: {teacher})" if teacher else ""
     return (
         f"Of {found['records']['train']:,} training records about documents, "
         f"{made['train']:,} have questions "
-        f"and answers that a model made{by}; of {found['records']['test']:,} held-out ones "
+        f"and answers that a model made{named}; of {found['records']['test']:,} held-out ones "
         f"{made['test']:,}."
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jora_core.base.digests import json_digest
 from jora_core.base.errors import InputError, write_error
+from retrieval.synthesis.read_answers import TeacherAnswer
 
 FILE = "answers.sqlite"
 #: Seconds that a run waits for another one that writes.
@@ -35,29 +36,6 @@ CREATE TABLE IF NOT EXISTS spent (
 );
 CREATE INDEX IF NOT EXISTS spent_by_key ON spent (key);
 """
-
-
-@dataclass(frozen=True)
-class StoredAnswer:
-    """An answer in the store.
-
-    Attributes:
-        request: id of the request.
-        status: "ok", or why the text has no question that can be read.
-        text: what the teacher wrote.
-        model: name of the model, as the teacher gives it.
-        created: time of the answer, in whole seconds since 1970.
-        prompt_tokens: tokens of the prompt, as the teacher counts them.
-        answer_tokens: tokens of the answer.
-    """
-
-    request: str
-    status: str
-    text: str
-    model: str
-    created: int
-    prompt_tokens: int
-    answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -128,13 +106,13 @@ class AnswerStore:
         """Return the key of this teacher's answer to a request."""
         return json_digest([request, self.teacher])
 
-    def answers(self, requests: Iterable[str]) -> Iterator[StoredAnswer]:
+    def answers(self, requests: Iterable[str]) -> Iterator[TeacherAnswer]:
         """Yield the stored answers to requests, in the order of the requests."""
         columns = "request, status, text, model, created, prompt_tokens, answer_tokens"
         for request in requests:
             row = self._one(f"SELECT {columns} FROM answers WHERE key = ?", self.key(request))
             if row is not None:
-                yield StoredAnswer(*row)
+                yield TeacherAnswer(*row)
 
     def has(self, request: str) -> bool:
         """Return whether a request is answered."""
@@ -167,7 +145,7 @@ class AnswerStore:
             return None
         return Measured(int(done[0]), sums[0] / done[1], sums[1] / done[2])
 
-    def add(self, answer: StoredAnswer | None, request: str, usage: Usage) -> None:
+    def add(self, answer: TeacherAnswer | None, request: str, usage: Usage) -> None:
         """Store what a reply has used, and the answer if the request is finished, in one transaction.
 
         Args:
@@ -186,17 +164,7 @@ class AnswerStore:
                 # Another run may have asked the same: the first answer stays.
                 self._database.execute(
                     "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        key,
-                        answer.request,
-                        self.teacher,
-                        answer.status,
-                        answer.text,
-                        answer.model,
-                        answer.created,
-                        answer.prompt_tokens,
-                        answer.answer_tokens,
-                    ),
+                    (key, answer.request, self.teacher, *list(vars(answer).values())[1:]),
                 )
 
     def _one(self, query: str, value: str) -> Any:

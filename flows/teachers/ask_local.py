@@ -1,29 +1,26 @@
-"""Ask a teacher that runs here, through the generation of the training core, block by block.
+"""Ask a teacher that runs here, through the generation of the training core.
 
-Each block is a child process, and its answers are stored before the next one begins, so a kill loses at most
-one block.
+One child process has the model. It tells each answer when its batch ends, and the answer is stored at once.
+So a kill loses at most one batch.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flows.children.run_child import run_child
-from flows.teachers.answer_store import AnswerStore, StoredAnswer, Usage
+from flows.teachers.answer_store import AnswerStore, Usage
 from flows.teachers.ask_server import Asked
 from jora_core.base.record_columns import arrow_schema
 from jora_core.specs.answers import PredictSpec, SamplingSpec
 from retrieval.settings.synthesis.question_generation import QuestionGeneration
-from retrieval.synthesis.read_answers import is_refusal, usable
+from retrieval.synthesis.read_answers import TeacherAnswer, is_refusal, usable
 
-#: Requests of a child process, whose model is loaded anew.
-BLOCK = 64
-#: Characters of a token of the answer, which the core does not count here.
-_CHARACTERS_OF_TOKEN = 4
 _COLUMNS: dict[str, str] = dict.fromkeys(("id", "instruction", "input", "split", "task"), "str")
 
 
@@ -32,7 +29,7 @@ def ask_local(
     settings: QuestionGeneration,
     spec: PredictSpec,
     store: AnswerStore,
-    on_answer: Callable[[], None],
+    on_answer: Callable[[str], None],
 ) -> dict[str, Any]:
     """Let the model answer all requests that are not answered yet.
 
@@ -41,53 +38,60 @@ def ask_local(
         settings: how questions are made.
         spec: the model, its adapter, and the folder of its files; records and lengths are set here.
         store: the teacher's answers.
-        on_answer: called after each finished request.
+        on_answer: called after each finished request, with the rate of writing.
 
     Returns:
         Counts of requests.
     """
-    pending = (request for request in requests() if not store.has(request.id))
-    asked = 0
-    unreadable: dict[str, int] = {}
-    while block := list(islice(pending, BLOCK)):
-        texts = _answer(block, settings, spec)
-        for request, text in zip(block, texts, strict=True):
-            outcome = "ok" if usable(text, request.kinds) else "no_questions_in_it"
-            if outcome != "ok":
-                outcome = "refusal" if is_refusal(text) else outcome
-                unreadable[outcome] = unreadable.get(outcome, 0) + 1
-            tokens = -(-len(text) // _CHARACTERS_OF_TOKEN)
-            usage = Usage(
-                outcome,
-                request.tokens,
-                tokens,
-                request.tokens,
-                settings.questions_per_chunk * len(request.kinds),
-            )
-            name = spec.model.name
-            now = int(time.time())
-            store.add(
-                StoredAnswer(request.id, outcome, text, name, now, request.tokens, tokens), request.id, usage
-            )
-            on_answer()
-        asked += len(block)
+    pending = {request.id: request for request in requests() if not store.has(request.id)}
+    unreadable: Counter[str] = Counter()
+    shortened, written, began = 0, 0, time.monotonic()
+
+    def take(line: str) -> None:
+        nonlocal written
+        found = json.loads(line)
+        request, text = pending[found["id"]], found["text"]
+        outcome = "ok" if usable(text, request.kinds) else "no_questions_in_it"
+        if outcome != "ok":
+            outcome = "refusal" if is_refusal(text) else outcome
+            unreadable[outcome] += 1
+        tokens = found["prompt_tokens"], found["answer_tokens"]
+        questions = settings.questions_per_chunk * len(request.kinds)
+        answer = TeacherAnswer(request.id, outcome, text, spec.model.name, int(time.time()), *tokens)
+        store.add(answer, request.id, Usage(outcome, *tokens, request.tokens, questions))
+        written += tokens[1]
+        # From the start of the child: who waits also waits for the model and its compilation.
+        on_answer(f"{written / (time.monotonic() - began):.1f} tokens/s")
+
+    if pending:
+        shortened = _answer(list(pending.values()), settings, spec, take)
     everything = [request.id for request in requests()]
     prompts, answers = store.spent(everything)
     return {
         "requests": len(everything),
         "answered": sum(store.has(name) for name in everything),
-        "asked": asked,
+        "asked": len(pending),
         "retried": {},
         "failed": {},
         "unreadable": dict(sorted(unreadable.items())),
+        "shortened": {"prompts_over_the_longest": shortened} if shortened else {},
         "structured_output": False,
         "prompt_tokens": prompts,
         "answer_tokens": answers,
     }
 
 
-def _answer(block: Sequence[Asked], settings: QuestionGeneration, spec: PredictSpec) -> list[str]:
-    """Return the texts that the model writes for a block of requests."""
+def _answer(
+    pending: Sequence[Asked], settings: QuestionGeneration, spec: PredictSpec, take: Callable[[str], None]
+) -> int:
+    """Let the child answer requests, and return how many prompts were too long and lost a part.
+
+    Args:
+        pending: the requests.
+        settings: how questions are made.
+        spec: the model and the folder of its files.
+        take: called with each line of the child.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,11 +105,11 @@ def _answer(block: Sequence[Asked], settings: QuestionGeneration, spec: PredictS
             "split": "test",
             "task": "qa",
         }
-        for request in block
+        for request in pending
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(_COLUMNS)), spec.records)
     teacher = settings.teacher
-    longest = max(request.tokens for request in block)
+    longest = max(request.tokens for request in pending)
     changed = spec.model_copy(
         update={
             "max_new_tokens": teacher.max_answer_tokens,
@@ -114,7 +118,4 @@ def _answer(block: Sequence[Asked], settings: QuestionGeneration, spec: PredictS
             "sampling": SamplingSpec(temperature=teacher.temperature, seed=settings.seed),
         }
     )
-    run_child("predict", changed, folder)
-    written = pq.read_table(folder / "predictions.parquet", columns=["id", "text"]).to_pylist()
-    texts = {row["id"]: row["text"] or "" for row in written}
-    return [texts[request.id] for request in block]
+    return run_child("predict", changed, folder, on_output=take)["shortened"]

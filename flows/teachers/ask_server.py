@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.engine.errors import StageFailed
-from flows.teachers.answer_store import AnswerStore, StoredAnswer, Usage
+from flows.teachers.answer_store import AnswerStore, Usage
 from flows.teachers.chat_client import ChatClient, Reply, RequestFailed, SchemaRefused
 from flows.teachers.spending import Budget, Failures, Pace, backoff
 from retrieval.settings.synthesis.question_generation import QuestionGeneration
 from retrieval.synthesis.prompts import answer_schema
-from retrieval.synthesis.read_answers import is_refusal, usable
+from retrieval.synthesis.read_answers import TeacherAnswer, is_refusal, usable
 
 #: A repeated request is drawn at this temperature at least: the likeliest text would be the same again.
 _REPEATED_TEMPERATURE = 0.5
@@ -154,6 +154,7 @@ class _Work:
         self.failures = Failures(self.teacher.max_failures)
         self.pace = Pace(self.teacher.requests_per_minute, lambda seconds: self.stop.wait(max(seconds, 0)))
         self.structured = self.teacher.structured_output != "off"
+        self.with_lengths = True
         self.unreadable: Counter[str] = Counter()
         self.out_of_budget = False
         self.last_failure = ""
@@ -195,7 +196,7 @@ class _Work:
         prompt, answer = self._tokens(request, reply)
         questions = self.settings.questions_per_chunk * len(request.kinds)
         usage = Usage(outcome, prompt, answer, request.tokens, questions)
-        stored = StoredAnswer(request.id, outcome, reply.text, reply.model, int(time.time()), prompt, answer)
+        stored = TeacherAnswer(request.id, outcome, reply.text, reply.model, int(time.time()), prompt, answer)
         self.store.add(stored if finished else None, request.id, usage)
 
     def _tokens(self, request: Asked, reply: Reply) -> tuple[int, int]:
@@ -224,15 +225,22 @@ class _Work:
                 # After the reservation, which may have waited for requests that have ended the work.
                 if not self.pace.take():
                     return None
-                schema = None
+                schema, with_lengths = None, self.with_lengths
                 if self.structured:
-                    schema = answer_schema(request.kinds, self.settings.questions_per_chunk, self.reasoned)
+                    schema = answer_schema(
+                        request.kinds, self.settings.questions_per_chunk, self.reasoned, with_lengths
+                    )
                 reply = self.client.complete(
                     request.system, request.user, schema, self.settings.seed + repeated, temperature
                 )
                 used = self._tokens(request, reply)
                 return reply
             except SchemaRefused as refused:
+                if with_lengths:
+                    # Some servers know schemas and no largest lengths.
+                    self.failures.note("schema_with_lengths_refused", final=False)
+                    self.with_lengths = False
+                    continue
                 if self.teacher.structured_output == "on":
                     raise RequestFailed("schema_refused", again=False, detail=str(refused)) from None
                 self.failures.note("schema_refused", final=False)

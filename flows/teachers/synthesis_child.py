@@ -19,7 +19,8 @@ from jora_core.specs.read_spec import read_spec
 from retrieval.build.inputs import limits_of
 from retrieval.corpus.mapped_items import Items
 from retrieval.corpus.reading_limits import limited_to
-from retrieval.synthesis.make_questions import TeacherAnswer, make_questions
+from retrieval.synthesis.make_questions import make_questions
+from retrieval.synthesis.read_answers import TeacherAnswer
 from retrieval.synthesis.requests import REQUESTS, TeacherRequest, write_requests
 
 METRICS = "metrics.json"

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -30,10 +30,24 @@ SECONDS_BETWEEN_LINES = 10.0  # between two plain lines of one step
 class ProgressBars:
     """Progress display of work in several steps: a bar for each step, or plain lines without a terminal."""
 
-    def __init__(self, seconds_between_lines: float = SECONDS_BETWEEN_LINES, shown: bool = True) -> None:
+    def __init__(
+        self,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+        shown: bool = True,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make a display that is not drawn yet.
+
+        Args:
+            seconds_between_lines: between two plain lines of one step.
+            shown: False shows nothing.
+            write: receives each plain line; None prints it on standard error.
+        """
         self._pause = seconds_between_lines
+        self._write = write
         self._shown = shown
         self._started: dict[str, float] = {}
+        self._before: dict[str, int] = {}
         self._last_line: dict[str, float] = {}
         self._display: Any = None
         self._bars: dict[str, Any] = {}
@@ -89,7 +103,8 @@ class ProgressBars:
         finished = total > 0 and done >= total
         if first or finished or now - self._last_line[step] >= self._pause:
             self._last_line[step] = now
-            self.say(_line(step, done, total, now - started) + (f" {note}" if note else ""))
+            here = done - self._before.get(step, 0)
+            self.say(_line(step, done, total, now - started, here) + (f" {note}" if note else ""))
 
     def start(self, step: str, total: int, done: int = 0) -> None:
         """Start a step: draw its empty bar, or wait for an interval before the first plain line.
@@ -97,9 +112,10 @@ class ProgressBars:
         Args:
             step: title of the step.
             total: number of all items, 0 if unknown.
-            done: number of items that an earlier process has done.
+            done: number of items that an earlier process has done; they do not count in the rate.
         """
         self._started[step] = self._last_line[step] = time.monotonic()
+        self._before[step] = done
         if self._display is not None:
             self._draw(step, done, total, "")
 
@@ -110,59 +126,75 @@ class ProgressBars:
         if self._display is not None:
             # rich would take square brackets in a path or message as markup, and colour the numbers.
             self._display.console.print(line, highlight=False, markup=False)
+        elif self._write is not None:
+            self._write(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def _draw(self, step: str, done: int, total: int, note: str) -> None:
         if step not in self._bars:
             # None draws a moving bar without an end. rich takes a total of 0 as finished.
-            self._bars[step] = self._display.add_task(step, total=total or None, note="")
+            self._bars[step] = self._display.add_task(step, total=total or None, completed=done, note="")
         self._display.update(self._bars[step], completed=done, total=total or None, note=note)
 
 
 class Progress:
     """Progress display of one step, made by `progress`."""
 
-    def __init__(self, bars: ProgressBars, title: str, total: int) -> None:
+    def __init__(self, bars: ProgressBars, title: str, total: int, done: int = 0) -> None:
         self._bars, self._title, self._total = bars, title, total
-        self._done = 0
+        self._done = done
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` items are done."""
         self._done = done
         self._bars.show(self._title, done, self._total, note)
 
-    def advance(self, count: int = 1) -> None:
-        """Show that `count` more items are done."""
-        self.update(self._done + count)
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Show that `count` more items are done, and a short text."""
+        self.update(self._done + count, note)
 
 
 @contextmanager
-def progress(title: str, total: int, shown: bool = True) -> Iterator[Progress]:
+def progress(
+    title: str,
+    total: int,
+    shown: bool = True,
+    done: int = 0,
+    write: Callable[[str], None] | None = None,
+) -> Iterator[Progress]:
     """Show the progress of one step while the context lasts.
 
     Args:
         title: title of the step, such as "load tensors".
         total: number of all items.
         shown: False shows nothing, for short work or work that another process reports.
+        done: number of items that an earlier process has done.
+        write: receives each plain line, such as a logger; None prints it on standard error.
     """
-    with ProgressBars(shown=shown) as bars:
-        bars.start(title, total)
-        yield Progress(bars, title, total)
+    with ProgressBars(shown=shown, write=write) as bars:
+        bars.start(title, total, done)
+        yield Progress(bars, title, total, done)
 
 
-def _line(step: str, done: int, total: int, seconds: float) -> str:
-    """Return `qa: records: 4000 of 10000 (812/s, 7 s left)`."""
+def _line(step: str, done: int, total: int, seconds: float, here: int) -> str:
+    """Return `qa: records: 4000 of 10000 (812/s, 7 s left)`. The rate is that of the items done here."""
     if not done:
         return f"{step}: {f'{total} to do' if total else 'begins'}"
     text = f"{step}: {done}{f' of {total}' if total else ''}"
     # The first call comes at the time that counts as the begin: there is no rate yet.
-    if seconds <= 0:
+    if seconds <= 0 or here <= 0:
         return text
-    rate = done / seconds
+    rate = here / seconds
     left = f", {(total - done) / rate:.0f} s left" if done < total else f", {seconds:.1f} s"
-    # Slow work, such as long answers on a CPU, does less than ten items a second.
-    return f"{text} ({rate:.{0 if rate >= 10 else 1}f}/s{left})"
+    return f"{text} ({_rate(rate)}{left})"
+
+
+def _rate(each_second: float) -> str:
+    """Return `812/s`, `2.3/s`, or `1.5/min` for slow work, such as long answers on a CPU."""
+    if each_second < 0.1:
+        return f"{60 * each_second:.1f}/min"
+    return f"{each_second:.{0 if each_second >= 10 else 1}f}/s"
 
 
 def _rich_display() -> Any:
@@ -185,7 +217,7 @@ def _rich_display() -> Any:
 
         def render(self, task: Task) -> Text:
             rate = task.finished_speed or task.speed
-            return Text(f"{rate:.{0 if rate >= 10 else 1}f}/s" if rate else "")
+            return Text(_rate(rate) if rate else "")
 
     return Display(
         TextColumn("{task.description}"),

@@ -2,14 +2,18 @@
 
 ``python -m jora_core.commands.predict --spec FILE`` writes ``predictions.parquet`` (id, system, choice,
 choice_logprob, choice_logprobs, text) and ``result.json``. The base model is read once. Adapters of equal
-shapes share their compiled programs.
+shapes share their compiled programs. With ``stream``, each generated answer is also written to standard
+output when its batch ends: a line of JSON with ``id``, ``text``, ``prompt_tokens`` and ``answer_tokens``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +49,12 @@ from jora_core.weights.load_params import load_params
 from jora_core.weights.model_folder import read_model
 
 
-def predict(spec: PredictSpec) -> dict[str, Any]:
+def predict(spec: PredictSpec, on_answer: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Answer the records and write ``predictions.parquet`` and ``result.json``.
+
+    Args:
+        spec: the records, the model, and the settings of the answers.
+        on_answer: called with each generated answer and its tokens when its batch ends.
 
     Returns:
         The content of ``result.json``.
@@ -78,7 +86,7 @@ def predict(spec: PredictSpec) -> dict[str, Any]:
             table["choice"] += choices
             table["choice_logprob"] += best
             table["choice_logprobs"] += logprobs
-            table["text"] += work.write(system, adapter)
+            table["text"] += work.write(system, adapter, on_answer)
     # The table comes first: a result.json says that the table beside it is whole.
     _write_table(spec.output_dir / "predictions.parquet", table)
     result = {
@@ -234,21 +242,46 @@ class Work:
         logprobs = [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
         return choices, logprobs, [values.tolist() for values in scores]
 
-    def write(self, system: str, adapter: Adapter | None) -> list[str]:
+    def write(
+        self,
+        system: str,
+        adapter: Adapter | None,
+        on_answer: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[str]:
         """Return the generated answer to each question; "" where only choices are scored.
 
         A record's random draws depend on its id alone, so its answer does not depend on the other records.
+
+        Args:
+            system: name of the adapter, for the progress.
+            adapter: the adapter, None for the base model.
+            on_answer: called with each answer and its tokens when its batch ends.
         """
         if self.spec.mode == "choice":
             return [""] * len(self.questions)
-        texts = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
+        streams = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
+        texts = [""] * len(self.questions)
 
         def watch(place: int, tokens: np.ndarray) -> bool:
-            texts[place].add(tokens)
-            return texts[place].stopped
+            streams[place].add(tokens)
+            return streams[place].stopped
 
-        with progress(f"generate, {system}", len(self.questions)) as bar:
-            answers = generate(
+        with progress(f"generate, {system}", len(self.questions), shown=not self.spec.stream) as bar:
+
+            def take(places: Sequence[int], answers: Sequence[np.ndarray]) -> None:
+                for place, answer in zip(places, answers, strict=True):
+                    if self.spec.stop:
+                        streams[place].finish()
+                        texts[place] = streams[place].text.strip()
+                    else:
+                        texts[place] = self.tokenizer.decode(answer.tolist()).strip()
+                    if on_answer is not None:
+                        question = self.questions[place]
+                        tokens = {"prompt_tokens": len(question.prompt), "answer_tokens": len(answer)}
+                        on_answer({"id": question.id, "text": texts[place], **tokens})
+                bar.advance(len(places))
+
+            generate(
                 self.params,
                 self.config,
                 [question.prompt for question in self.questions],
@@ -266,13 +299,9 @@ class Work:
                 contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
                 # Only stop strings need the text during generation; else an answer is decoded once.
                 watch=watch if self.spec.stop else None,
-                on_answers=bar.advance,
+                on_answers=take,
             )
-        if not self.spec.stop:
-            return [self.tokenizer.decode(answer.tolist()).strip() for answer in answers]
-        for text in texts:
-            text.finish()
-        return [text.text.strip() for text in texts]
+        return texts
 
 
 def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
@@ -286,7 +315,14 @@ def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
 
 
 def _main(spec: PredictSpec) -> None:
-    predict(spec)
+    if not spec.stream:
+        predict(spec)
+        return
+    # What libraries print to standard output goes to standard error: it must not come between the lines.
+    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Flushed, because a kill must lose the batch in work at most.
+    predict(spec, lambda answer: print(json.dumps(answer), file=lines, flush=True))
 
 
 if __name__ == "__main__":

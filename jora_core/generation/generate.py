@@ -86,7 +86,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     contexts: Sequence[str] | None = None,
     watch: Callable[[int, np.ndarray], bool] | None = None,
-    on_answers: Callable[[int], None] | None = None,
+    on_answers: Callable[[Sequence[int], Sequence[np.ndarray]], None] | None = None,
 ) -> list[np.ndarray]:
     """Continue each prompt until an end token, `max_new_tokens`, or until `watch` ends its answer.
 
@@ -101,7 +101,7 @@ def generate(
             same batch share the prefill of their common prefix.
         watch: called every `chunk` tokens with a prompt's index and new tokens; True ends the answer. A batch
             runs until its last answer has ended.
-        on_answers: called after each batch with the number of its prompts.
+        on_answers: called after each batch with the indices of its prompts and their answers.
 
     Returns:
         The answer to each prompt, int32 [tokens], in the order of the prompts.
@@ -130,7 +130,8 @@ def generate(
         for place, answer in zip(batch.places, generator.answers(batch, watch_row, chunk), strict=False):
             answers[place] = answer
         if on_answers is not None:
-            on_answers(len(batch.places))
+            places = batch.places.tolist()
+            on_answers(places, [answers[place] for place in places])
     return answers
 
 

@@ -156,7 +156,8 @@ def cross_entropy(
         config: the model's, for vocabulary size and soft-cap.
         head_trained: whether the gradient of `head` is needed too.
     """
-    return _cross_entropy(config, head_trained, hidden, head, targets, weights)
+    with jax.named_scope("vocabulary"):
+        return _cross_entropy(config, head_trained, hidden, head, targets, weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

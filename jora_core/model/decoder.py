@@ -225,18 +225,20 @@ def projector(
         weight = getattr(layer.weights, name)
         # Flattened to two axes: with three, XLA would materialise a transposed copy of the input for the
         # weight gradient.
-        out = linear(x.reshape(-1, x.shape[-1]), weight)
+        with jax.named_scope("projection"):
+            out = linear(x.reshape(-1, x.shape[-1]), weight)
         if adapter is not None and name in layer.lora:
             pair, y = layer.lora[name], x if own is None else own
             row = splits_inputs(name)
             if key is not None and adapter.dropout > 0:
                 target = jax.random.fold_in(key, _NUMBERS[name])
                 y = dropout(y, adapter.dropout, target, by_inputs=row, by_tokens=split and not row)
-            low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
-            low = low.reshape(-1, low.shape[-1])
-            over_inputs = sum_over_tensor if row else _same
-            scale = adapter.scale_of(name, layer.index)
-            out = adapted(out, low, weight, pair, scale, dense=dense, sum_over_inputs=over_inputs)
+            with jax.named_scope("lora"):
+                low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
+                low = low.reshape(-1, low.shape[-1])
+                over_inputs = sum_over_tensor if row else _same
+                scale = adapter.scale_of(name, layer.index)
+                out = adapted(out, low, weight, pair, scale, dense=dense, sum_over_inputs=over_inputs)
         # Only some families have biases, such as Qwen 2 on q, k and v. A partial sum gets none here: the
         # caller first adds up the parts of all devices.
         bias = None if splits_inputs(name) else getattr(layer.weights, name.replace("_proj", "_bias"), None)
@@ -287,9 +289,12 @@ def decoder_layer(
         else:
             q, k = rms_norm(q, weights.q_norm, config), rms_norm(k, weights.k_norm, config)
     tables = rotary.of(layer.window)
-    q, k, v = rotate(q, *tables), own_kv_heads(config, rotate(k, *tables)), own_kv_heads(config, v)
+    with jax.named_scope("rotary"):
+        q, k = rotate(q, *tables), rotate(k, *tables)
+    k, v = own_kv_heads(config, k), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
-    mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+    with jax.named_scope("attention"):
+        mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
     # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
     # its result are one collective.
     out = _with_bias(add_up(project("o_proj", mixed), split), weights.o_bias)
@@ -303,7 +308,8 @@ def decoder_layer(
         flat = jnp.split(project("gate_up_proj", y, own), 2, axis=-1)
     gate, up = (checkpoint_name(part, KEPT_MLP) for part in flat)
     # Gemma's gate is the tanh approximation of GELU; the exact one gives other logits.
-    gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
+    with jax.named_scope("activation"):
+        gated = swiglu(gate, up) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True) * up
     out = _with_bias(add_up(project("down_proj", gated), split), weights.down_bias)
     return x + _norm_if_any(out, weights.mlp_post_norm, config)
 
@@ -377,8 +383,9 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
         config: the model's, for epsilon and the kind of weight.
     """
     # Squares of float16 overflow above 256, and a bfloat16 sum loses its small terms.
-    wide = x.astype(jnp.float32)
-    return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
+    with jax.named_scope("norm"):
+        wide = x.astype(jnp.float32)
+        return _normed(x, jnp.mean(wide * wide, axis=-1, keepdims=True), weight, config)
 
 
 def all_heads_norm(x: jax.Array, weight: jax.Array, config: ModelConfig, heads: int) -> jax.Array:

@@ -122,6 +122,11 @@ class PredictSpec(QuestionSpec):
     systems: dict[str, Path | None] = Field(
         min_length=1, title="Systems", description="Name to PEFT folder; null is the base model alone"
     )
+    stream: bool = Field(
+        default=False,
+        title="Stream",
+        description="Write a line of JSON for each answer when its batch ends, and draw no progress",
+    )
     output_dir: Path = Field(title="Output folder", description="predictions.parquet and result.json")
 
 

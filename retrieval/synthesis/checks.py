@@ -17,15 +17,18 @@ from retrieval.prompts.answer_styles import (
 )
 from retrieval.settings.synthesis.question_generation import QuestionGeneration
 from retrieval.synthesis.language import is_other_language
+from retrieval.synthesis.prompts import LONGEST_ANSWER, LONGEST_FACT, LONGEST_QUESTION
 from retrieval.synthesis.read_answers import Draft
 from retrieval.synthesis.standalone import named_source, points_at_text
 from retrieval.text.sentences import sentence_spans
 from retrieval.text.words import tokenize
 
-LONGEST_QUESTION, LONGEST_ANSWER = 400, 600  # characters
 #: Words that a question must share with its text. Shorter words are those of grammar in most languages.
 _CONTENT_WORD = 4
 _NEAR = 1
+#: Of all scripts; and languages that write questions without one.
+_QUESTION_MARKS = "?\uff1f\u061f\u037e\u055e\u1367"
+_WITHOUT_MARKS = frozenset({"ja", "km", "lo", "th"})
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _DIGITS = re.compile(r"(?<![\w.])\+?\(?\d[\d ()/-]{7,}\d(?!\w)")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
@@ -86,7 +89,11 @@ def check(candidate: Candidate) -> Checked:
 
 def _question_is_text(candidate: Candidate) -> str:
     question = candidate.draft.question
-    return "" if tokenize(question) and len(question) <= LONGEST_QUESTION else "question_no_question"
+    if not tokenize(question) or len(question) > LONGEST_QUESTION:
+        return "question_no_question"
+    # Small models repeat a sentence of the text in its place.
+    marked = candidate.language in _WITHOUT_MARKS or any(mark in question for mark in _QUESTION_MARKS)
+    return "" if marked else "question_no_question"
 
 
 def _stands_alone(candidate: Candidate) -> str:
@@ -120,8 +127,10 @@ def _answer_is_right_kind(candidate: Candidate) -> str:
     held = any(_holds(tokenize(chunk.text), words) for chunk in candidate.chunks)
     if kind == "unanswerable":
         return "answerable_after_all" if held else ""
-    if not words or len(answer) > LONGEST_ANSWER:
+    if not words:
         return "answer_missing"
+    if len(answer) > (LONGEST_FACT if kind == "fact" else LONGEST_ANSWER):
+        return "answer_too_long"
     if kind == "fact" and not held:
         return "answer_not_in_text"
     if kind == "fact" and _holds(tokenize(candidate.draft.question), words):

@@ -27,31 +27,12 @@ from retrieval.synthesis.question_files import (
     REFUSED_COLUMNS,
     write_questions,
 )
-from retrieval.synthesis.read_answers import kind_of, read_drafts
+from retrieval.synthesis.read_answers import TeacherAnswer, kind_of, read_drafts
 from retrieval.synthesis.repeated import answered_elsewhere, repeated
 from retrieval.synthesis.requests import CHUNKS, REQUESTS, TeacherRequest
 from retrieval.synthesis.round_trip import measures, round_trip
 from retrieval.tasks.task_index import counted
 from retrieval.text.words import tokenize
-
-
-@dataclass(frozen=True)
-class TeacherAnswer:
-    """The answer of a teacher to one request.
-
-    Attributes:
-        request: id of the request.
-        text: what the teacher wrote.
-        created: time of the answer, in whole seconds since 1970.
-        prompt_tokens: tokens of the prompt, as the teacher counts them.
-        answer_tokens: tokens of the answer.
-    """
-
-    request: str
-    text: str
-    created: int
-    prompt_tokens: int
-    answer_tokens: int
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from retrieval.settings.synthesis.question_generation import Kind
 
 #: Recorded with each question. The digest of the whole prompt is part of the key of an answer.
 PROMPT_VERSION = 1
+#: Characters of texts of an answer; of the first three, longer ones are refused.
+LONGEST_QUESTION, LONGEST_ANSWER, LONGEST_FACT = 400, 600, 120
+_LONGEST_QUOTE, _LONGEST_REASONING = 400, 1200
 
 _SYSTEM = (
     "You write questions that test whether a reader can find answers in documents. You answer with one JSON "
@@ -66,21 +69,30 @@ def messages(
     return _SYSTEM, "\n\n".join(["\n".join(parts[:2]), *parts[2:]])
 
 
-def answer_schema(kinds: Sequence[Kind], count: int, reasoned: bool) -> dict[str, Any]:
+def answer_schema(
+    kinds: Sequence[Kind], count: int, reasoned: bool, with_lengths: bool = True
+) -> dict[str, Any]:
     """Return the JSON schema of an answer (JSON Schema 2020-12, in the part that servers support).
 
     Args:
         kinds: the kinds of questions that are asked for.
         count: number of questions of each kind.
         reasoned: whether answers come with their reasoning.
+        with_lengths: whether texts have a largest length. Not all servers know it. Without it, small models
+            write one text without end.
     """
-    text = {"type": "string"}
+
+    def text(longest: int) -> dict[str, Any]:
+        return {"type": "string", **({"maxLength": longest} if with_lengths else {})}
+
+    facts = list(kinds) == ["fact"]
     fields: dict[str, Any] = {
         "kind": {"type": "string", "enum": list(kinds)},
-        "question": text,
-        "answer": text,
-        "quotes": {"type": "array", "items": text, "maxItems": 4},
-        **({"reasoning": text} if reasoned else {}),
+        "question": text(LONGEST_QUESTION),
+        "answer": text(LONGEST_FACT if facts else LONGEST_ANSWER),
+        # A fact stands in one sentence.
+        "quotes": {"type": "array", "items": text(_LONGEST_QUOTE), "maxItems": 1 if facts else 4},
+        **({"reasoning": text(_LONGEST_REASONING)} if reasoned else {}),
     }
     item = {
         "type": "object",

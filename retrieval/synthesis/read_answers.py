@@ -11,11 +11,35 @@ from typing import Any
 from retrieval.text.normalize import one_paragraph
 
 _DECODER = json.JSONDecoder(strict=False)
+_NAME = re.compile(r'[\s,]*"(\w+)"\s*:\s*')
 _REFUSAL = re.compile(
     r"\s*(?:i['’]?m sorry|sorry,|i am sorry|i can(?:no|['’])t|i am (?:unable|not able)|as an ai|"
     r"es tut mir leid|lo siento|je suis désolé|mi dispiace|desculpe)",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class TeacherAnswer:
+    """The answer of a teacher to one request.
+
+    Attributes:
+        request: id of the request.
+        status: "ok", or why the text has no question that can be read.
+        text: what the teacher wrote.
+        model: name of the model, as the teacher gives it.
+        created: time of the answer, in whole seconds since 1970.
+        prompt_tokens: tokens of the prompt, as the teacher counts them.
+        answer_tokens: tokens of the answer.
+    """
+
+    request: str
+    status: str
+    text: str
+    model: str
+    created: int
+    prompt_tokens: int
+    answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -55,12 +79,36 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             value, end = _DECODER.raw_decode(text, at)
         # A list that was cut is no JSON, but the objects in it are. Deep nesting is no answer.
         except (ValueError, RecursionError):
+            value = _begun_object(text, at)
+            if "question" in value and "answer" in value:
+                yield value
             at = text.find("{", at + 1)
             continue
         items = value.get("questions") if isinstance(value, dict) else None
         found = items if isinstance(items, list) else [value]
         yield from (item for item in found if isinstance(item, dict) and "question" in item)
         at = text.find("{", end)
+
+
+def _begun_object(text: str, at: int) -> dict[str, Any]:
+    """Return the whole members of an object that was cut, such as at the longest answer.
+
+    Args:
+        text: the text with the object.
+        at: place of its bracket.
+    """
+    value: dict[str, Any] = {}
+    at += 1
+    while name := _NAME.match(text, at):
+        try:
+            found, at = _DECODER.raw_decode(text, name.end())
+        except (ValueError, RecursionError):
+            break
+        # A number at the end may have had more digits.
+        if at == len(text):
+            break
+        value[name[1]] = found
+    return value
 
 
 def _draft(value: dict[str, Any]) -> Draft | None:

@@ -44,8 +44,11 @@ def round_trip(
     def texts() -> Any:
         return (titled(chunk.title, chunk.text) for chunk in chunks)
 
-    index_texts(config, texts(), len(chunks), folder, progress)
-    ranker = open_index(config, texts, folder)
+    # Its name is the title of the progress.
+    index = folder / "round_trip"
+    index.mkdir(exist_ok=True)
+    index_texts(config, texts(), len(chunks), index, progress)
+    ranker = open_index(config, texts, index)
     place = {name: number for number, name in enumerate(chunks.column("id"))}
     ranks: list[int] = []
     for start in range(0, len(questions), _BATCH):

@@ -21,7 +21,10 @@ _POINTERS: dict[str, tuple[str, str, str]] = {
         r"section)|in (?:the|this) (?:text|passage|document|article|excerpt|context|paragraph)|mentioned "
         r"(?:above|here|below)|described (?:above|here|below)|(?:the|this) (?:text|passage|excerpt) (?:say|"
         r"says|mention|mentions|describe|describes|state|states)|text [12]\b|the author (?:above|say|says|"
-        r"mention|mentions)|does the (?:text|passage|document|article|author|excerpt|context)",
+        r"mention|mentions)|does the (?:text|passage|document|article|author|excerpt|context)|(?:name|title|"
+        r"author|subject|topic|purpose|writer) of the (?:text|passage|document|article|excerpt|paragraph|"
+        r"section)|wrote the (?:text|passage|document|article|excerpt|paragraph)|this one|of the "
+        r"following",
     ),
     "de": (
         r"dies(?:e|er|es|em|en)|(?:der|die|das|dem|den) (?:obige|obigen|folgende|folgenden|gegebene|"

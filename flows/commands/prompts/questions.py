@@ -94,12 +94,17 @@ def _sample(config: PipelineConfig, size: int, as_json: bool) -> None:
         made["counts"].pop("requests_without_an_answer", None)
         rows = read_review(folder / "questions")
     if as_json:
-        print_json({"asked": asked, "made": made, "questions": rows[:_SHOWN]})
+        print_json({"asked": asked, "made": made, "questions": rows})
         return
     for row in rows[:_SHOWN]:
         print(f"[{row['checks'] or 'accepted'}] {row['kind']}: {row['question']}")
         print(f"    {row['answer'] or '(no answer)'}")
     print_made({**made, "asked": asked})
+
+
+def _not_whole(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of answers by what was wrong with them, of all runs."""
+    return {name: count for name, count in metrics["answers"].items() if name != "ok"}
 
 
 def print_made(metrics: Mapping[str, Any]) -> None:
@@ -116,7 +121,8 @@ def print_made(metrics: Mapping[str, Any]) -> None:
         ("decided by a person", metrics["decisions"]),
         ("also", metrics["counts"]),
         ("left out", left_out),
-        ("answers without a question", asked["unreadable"]),
+        ("lost a part of the text", asked.get("shortened", {})),
+        ("answers that are not whole", _not_whole(metrics)),
         ("asked again after", asked["retried"]),
         ("failed for good", asked["failed"]),
     ]

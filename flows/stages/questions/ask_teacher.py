@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.children.run_child import run_child
+from flows.children.run_child import inside_flow_run, log_line, run_child
 from flows.configuration.schema import PipelineConfig
 from flows.stages.model_conversion import tokenizer_folder
 from flows.teachers.answer_store import AnswerStore
@@ -83,11 +83,16 @@ class Teaching:
         total = sum(1 for _ in self.requests(sample))
         done = sum(store.has(request.id) for request in self.requests(sample))
         try:
-            with progress(ANSWERING, total, shown=done < total) as bar:
-                bar.update(done)
+            # In a Prefect task as a line of its log, like those of child processes.
+            write = log_line() if inside_flow_run() else None
+            with progress(ANSWERING, total, shown=done < total, done=done, write=write) as bar:
                 if settings.teacher.kind == "local":
                     return ask_local(
-                        lambda: self.requests(sample), settings, self._predict_spec(), store, bar.advance
+                        lambda: self.requests(sample),
+                        settings,
+                        self._predict_spec(),
+                        store,
+                        lambda note: bar.advance(note=note),
                     )
                 return ask_server(
                     lambda: self.requests(sample),
@@ -119,9 +124,7 @@ class Teaching:
             ):
                 for answer in store.answers(request.id for request in self.requests(sample)):
                     statuses[answer.status] = statuses.get(answer.status, 0) + 1
-                    line = asdict(answer)
-                    del line["status"], line["model"]
-                    lines.write(json.dumps(line) + "\n")
+                    lines.write(json.dumps(asdict(answer)) + "\n")
         finally:
             store.close()
         found = run_child(CHILD, self._spec("questions", output), self.work_dir / "specs")
@@ -164,6 +167,7 @@ class Teaching:
             systems={"teacher": None if teacher.adapter_folder is None else Path(teacher.adapter_folder)},
             records=folder / "records.parquet",
             mode="generate",
+            stream=True,
             sharing="off",
             tokens_per_batch=config.evaluate.tokens_per_batch,
             mesh=config.mesh,

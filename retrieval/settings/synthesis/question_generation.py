@@ -141,7 +141,8 @@ class TeacherSettings(SettingsModel):
             if missing:
                 raise ValueError(f"teacher.{missing} is needed for kind openai")
         else:
-            others = (*ours, "api_key_env", "api_key_block", "requests_per_minute", "max_cost")
+            keys = ("api_key_env", "api_key_block")
+            others = (*ours, *keys, "requests_per_minute", "max_tokens", "max_cost")
         wrong = next((name for name in others if getattr(self, name) is not None), None)
         if wrong:
             raise ValueError(f"teacher.{wrong} has no effect for kind {self.kind}: leave it out")

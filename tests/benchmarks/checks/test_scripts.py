@@ -97,6 +97,43 @@ def test_lora_step_compares_our_products(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_lora_step_tells_where_the_time_goes(tmp_path: Path) -> None:
+    words = ["--profile", "--sequences", "64"]
+    written, printed = run("training/lora_step.py", *TINY, *words, to=tmp_path / "out.json")
+    for result in written["results"]:
+        assert min(result["by_kind"][kind] for kind in ("projection", "attention", "lora", "vocabulary")) > 0
+    assert "operations of" in printed and "64, bfloat16" in printed
+
+
+def test_operations_are_counted_for_the_part_that_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    kinds = importlib.import_module("sides.step_profile").kinds_of_operations
+    program = """
+%fused (p: f32[2]) -> f32[2] {
+  ROOT %exp.1 = f32[2]{0} exponential(%p), metadata={op_name="jit(f)/jvp()/while/body/attention/exp"}
+}
+
+%body (p: f32[2]) -> f32[2] {
+  %dot.1 = f32[2]{0} dot(%p, %p), metadata={op_name="jit(f)/projection/lora/dot_general"}
+  %product.1 = f32[2]{0} fusion(%p), kind=kCustom, calls=%nothing
+  %inner.1 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %while.1 = f32[2]{0} while(%p), body=%body
+  %copy.1 = f32[2]{0} copy(%p)
+}
+"""
+    assert kinds(program) == {
+        "exp.1": "attention",
+        "dot.1": "lora",
+        "product.1": "lora",
+        "inner.1": "attention",
+        "copy.1": "other",
+    }
+
+
+@pytest.mark.slow
 def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> None:
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
     to = tmp_path / "out.json"

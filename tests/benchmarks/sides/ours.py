@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import HostMemory, serve
+from sides.step_profile import seconds_by_kind
 from sides.workload import (
     ADAPTER_B_BOUND,
     WEIGHT_BOUND,
@@ -30,6 +31,7 @@ from jora_core.data.shared_context import Branch, Group, Piece
 from jora_core.model import blockwise_attention, cudnn_attention
 from jora_core.model.attention_slots import Slots
 from jora_core.model.dense_attention import attention, example_mask
+from jora_core.model.projections import frozen_type
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parameters.initialize import init_adapter, init_params
 from jora_core.parameters.quantization import quantize_params
@@ -57,7 +59,7 @@ def make_weights(settings: dict[str, Any], config: ModelConfig) -> Any:
         if "norm" in name:
             return jnp.asarray(np.ones(leaf.shape, dtype))
         if len(path) > 1:
-            return stacked(settings, name, leaf.shape, WEIGHT_BOUND, dtype)
+            return stacked(settings, name, leaf.shape, WEIGHT_BOUND, frozen_type(dtype))
         return jnp.asarray(random_values(name, 0, leaf.shape, WEIGHT_BOUND).astype(dtype))
 
     shapes = jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
@@ -198,8 +200,25 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
         settings["sequence"] = sequence
         return {}
 
+    def profile(step: int) -> dict[str, Any]:
+        """Seconds of a step's gradient by kind of operation, and of the whole."""
+        placed = functions.place(make_batch(settings, step))
+        arguments = (sums, state, frozen, placed, 0)
+        compiled = functions.accumulate.lower(*arguments).compile()
+
+        def gradient() -> None:
+            nonlocal sums
+            sums = compiled(sums, state, frozen, placed, 0)
+            jax.block_until_ready(sums)
+
+        gradient()
+        began = time.perf_counter()
+        gradient()
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "by_kind": seconds_by_kind(gradient, compiled.as_text())}
+
     chosen = forward if settings.get("only") == "forward" else step
-    return {"step": chosen, "warm": memory.warm, "memory": report, "use": use}
+    return {"step": chosen, "warm": memory.warm, "memory": report, "use": use, "profile": profile}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.data.batches import Batch, BatchStream
 from jora_core.data.examples import most_slots
 from jora_core.data.shared_context import Example, Group, plain_group, share_contexts
+from jora_core.model.blockwise_attention import fitting_block
 from jora_core.parallel.mesh import make_mesh
 from jora_core.training.optimizer import make_schedule
 from jora_core.training.train_step import build_step
@@ -65,7 +66,8 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     jax.set_mesh(mesh)
     frozen = make_weights(settings, config)
     adapter = make_adapter(settings, config, spec)
-    functions = build_step(config, spec, mesh, make_schedule(spec.optim, 1000), adapter)
+    block = fitting_block(epoch.stream.sample_of_until())
+    functions = build_step(config, spec, mesh, make_schedule(spec.optim, 1000), adapter, block)
     state = functions.start(adapter)
     sums = functions.zero(state)
 

@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings, results, ratios")
     parser.add_argument("--ablate", action="store_true", help="compare our own step's variants instead")
     parser.add_argument("--precisions", action="store_true", help="compare our products in two types instead")
+    parser.add_argument("--profile", action="store_true", help="tell our step's time by kind of operation")
     parser.add_argument("--sequences", type=at_least_one, nargs="+", default=[256, 1024], help="of 64 each")
     parser.add_argument("--steps", type=at_least_one, default=6, help="timed steps of each side")
     parser.add_argument(
@@ -228,6 +229,33 @@ def precisions(
     return results, ratios
 
 
+def profile(base: dict[str, Any], args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Our step's gradient by kind of operation, exact and with products in bfloat16."""
+    results: list[dict[str, Any]] = []
+    for sequence in args.sequences:
+        for precision in ("default", "bfloat16"):
+            settings = {**base, "sequence": sequence, "matmul_precision": precision}
+            worker = Worker("ours", SIDE_SCRIPTS / "ours.py", settings, CPU_ONLY)
+            try:
+                worker.answer()
+                found = worker.ask("profile", step=0)
+            finally:
+                worker.close()
+            results.append({"sequence": sequence, "matmul_precision": precision, **found})
+    kinds = results[0]["by_kind"]
+    names = [f"{result['sequence']}, {result['matmul_precision']}" for result in results]
+    by_name = dict(zip(names, results, strict=True))
+    print_table(
+        [
+            {"operations of": kind, **{n: f"{1000 * r['by_kind'][kind]:.0f} ms" for n, r in by_name.items()}}
+            for kind in kinds
+        ]
+    )
+    # Of all threads, with what the profiler adds.
+    totals = {f"processor@{n}": sum(r["by_kind"].values()) for n, r in by_name.items()}
+    return results, {**totals, **{f"wall@{n}": r["seconds"] for n, r in by_name.items()}}
+
+
 def rows_of(results: list[dict[str, Any]], first: dict[str, Any]) -> list[dict[str, str]]:
     """Results as the rows of a table."""
     return [
@@ -249,7 +277,8 @@ def main() -> int:
     args = arguments()
     about = machine()
     base = settings_of(args)
-    chosen = ablate if args.ablate else precisions if args.precisions else compare
+    others = {"ablate": ablate, "precisions": precisions, "profile": profile}
+    chosen = next((other for name, other in others.items() if getattr(args, name)), compare)
     supervised = "all tokens" if not args.supervised else f"the last {args.supervised} tokens"
     print(
         f"{about['processor']}, {about['cores']} cores, load {about['load_before']}; batch {args.batch}, "

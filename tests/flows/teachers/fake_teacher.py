@@ -33,12 +33,14 @@ class FakeTeacher:
         delay: seconds before a reply.
         key: the key that it wants; "" for none.
         schema: whether it takes a JSON schema.
+        lengths: whether it takes one with largest lengths of texts.
     """
 
     faults: dict[str, float] = field(default_factory=dict)
     delay: float = 0.0
     key: str = ""
     schema: bool = True
+    lengths: bool = True
     seed: int = 0
     requests: int = 0
     answered: Counter[str] = field(default_factory=Counter)
@@ -136,6 +138,9 @@ def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
                 return
             if "response_format" in body and not teacher.schema:
                 self._send(400, {"error": {"message": "response_format json_schema is not supported"}})
+                return
+            if "maxLength" in json.dumps(body.get("response_format")) and not teacher.lengths:
+                self._send(400, {"error": {"message": "Invalid schema: 'maxLength' is not permitted"}})
                 return
             time.sleep(teacher.delay)
             fault = teacher.draw()

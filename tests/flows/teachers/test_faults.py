@@ -164,9 +164,15 @@ def test_a_server_without_schemas_is_asked_without(tmp_path: Path) -> None:
     with serve(FakeTeacher(schema=False)) as server:
         counts, answers = ask(server, requests(12), tmp_path, max_concurrency=1)
         assert counts["structured_output"] is False and len(answers) == 12
-        assert server.schemas == 1 and counts["retried"] == {"schema_refused": 1}
+        assert server.schemas == 2
+        assert counts["retried"] == {"schema_refused": 1, "schema_with_lengths_refused": 1}
         with pytest.raises(StageFailed, match="schema_refused"):
             ask(server, requests(15), tmp_path, structured_output="on", max_failures=0)
+    # Some servers take schemas, and no lengths of texts in them.
+    with serve(FakeTeacher(lengths=False)) as server:
+        counts, answers = ask(server, requests(12), tmp_path / "no lengths")
+        assert counts["structured_output"] is True and len(answers) == 12
+        assert set(counts["retried"]) == {"schema_with_lengths_refused"}
     with serve(FakeTeacher()) as server:
         ask(server, requests(3), tmp_path / "other", structured_output="off")
         assert server.schemas == 0

@@ -29,6 +29,7 @@ from tests.flows.teachers.project import (
     write_documents,
 )
 
+LOCAL = {"kind": "local", "base_url": None, "model": None}
 KEY = "planted-key-7f3a9c51e0b2"
 
 
@@ -120,6 +121,20 @@ def test_held_out_documents_are_asked_about_only_if_the_configuration_says_so(tm
     assert not held_out & {row["document_id"] for row in rows(made)}
     assert {r["synthetic"] for r in records if r["split"] == "test"} == {False}
     assert {r["synthetic"] for r in records if r["split"] == "train"} == {False, True}
+
+
+def test_no_held_out_question_is_said_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_documents(tmp_path / "documents.jsonl", 40)
+    with serve(FakeTeacher()) as server:
+        for share, said in ((0.2, False), (0.0, True)):
+            raw = raw_config(tmp_path, server.url)
+            raw["context"]["test_share"] = share
+            config = load_config(write_config(tmp_path, raw))
+            run_stage(config)
+            run_stage(config, "build-context")
+            assert ("questions is about a held-out document" in capsys.readouterr().err) == said
 
 
 def test_decisions_are_an_input_and_are_applied(tmp_path: Path) -> None:
@@ -224,6 +239,7 @@ def test_no_key_is_in_any_file_or_output(tmp_path: Path, monkeypatch: pytest.Mon
         ({"teacher": {"model": None}}, "teacher.model is needed"),
         ({"teacher": {"max_cost": 1.0}}, "needs input_price and output_price"),
         ({"kinds": ["fact", "fact"]}, "kinds names one twice"),
+        ({"teacher": {**LOCAL, "max_tokens": 100}}, "no effect for kind local"),
         ({"kinds": ["unanswerable"], "qa": {"abstain": False}}, "kinds has unanswerable"),
         ({"qa": {"synthetic_questions": "x.parquet"}}, "exclude each other"),
         ({"qa": {"synthetic_held_out": True}}, "goes with synthetic_questions"),

@@ -251,6 +251,13 @@ def test_command_line(order: dict[str, Any], tmp_path: Path) -> None:
         bad.stderr
         == f"error: spec {tmp_path}/spec.json: max_record: unknown key; did you mean max_records?\n"
     )
+    streamed = run({"mode": "generate", "stream": True, "systems": {"base": None}})
+    assert streamed.returncode == 0, streamed.stderr
+    lines = [json.loads(line) for line in streamed.stdout.splitlines()]
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert {line["id"]: line["text"] for line in lines} == {row["id"]: row["text"] for row in table}
+    assert len(lines) == 9 and all(line["prompt_tokens"] > line["answer_tokens"] > 0 for line in lines)
+    assert "generate, base" not in streamed.stderr
     good = run({"max_records": 2, "compilation_cache_dir": str(tmp_path / "cache")})
     assert good.returncode == 0, good.stderr
     assert "choose, tuned: " in good.stderr

@@ -94,6 +94,7 @@ def test_log_likelihoods_are_those_of_transformers(tiny_weights: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.corpus
+@pytest.mark.timeout(1800)
 def test_log_likelihoods_of_a_real_model_are_those_of_transformers() -> None:
     pytest.importorskip("torch")
     from flows.configuration.hub_models import fetched_folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -90,10 +90,14 @@ def test_same_tokens_as_transformers(
     base: tuple[ModelConfig, Params], with_adapter: tuple[Adapter, Path], expected: list[list[int]]
 ) -> None:
     config, params = base
-    seen: list[int] = []
-    got = generate(params, config, PROMPTS, settings(), adapter=with_adapter[0], on_answers=seen.append)
+    seen: dict[int, list[int]] = {}
+
+    def take(places: Sequence[int], answers: Sequence[np.ndarray]) -> None:
+        seen.update(zip(places, (answer.tolist() for answer in answers), strict=True))
+
+    got = generate(params, config, PROMPTS, settings(), adapter=with_adapter[0], on_answers=take)
     assert [answer.tolist() for answer in got] == expected
-    assert sum(seen) == len(PROMPTS)
+    assert [seen[place] for place in range(len(PROMPTS))] == expected
     # A budget of one row a batch: padding and neighbours change nothing.
     alone = generate(params, config, PROMPTS, settings(tokens_per_batch=1), adapter=with_adapter[0])
     assert [answer.tolist() for answer in alone] == expected

@@ -53,11 +53,18 @@ def test_a_good_question_is_accepted_with_its_evidence() -> None:
     [
         ({"question": "???"}, "question_no_question"),
         ({"question": "W" * 500}, "question_no_question"),
+        # What small models write: a sentence of the text.
+        ({"question": "The harbour office of Norwick opens."}, "question_no_question"),
+        ({"answer": "The harbour office of Norwick " * 5}, "answer_too_long"),
         ({"answer": ""}, "answer_missing"),
         ({"answer": "at eight"}, "answer_not_in_text"),
         ({"question": "Who opens at seven in the morning at Norwick?"}, "answer_in_question"),
         ({"question": "When does the office described above open?"}, "question_not_standalone"),
         ({"question": "What does this table say about Norwick?"}, "question_not_standalone"),
+        ({"question": "Who wrote the text about Norwick?"}, "question_not_standalone"),
+        ({"question": "Which of the following opens at Norwick?"}, "question_not_standalone"),
+        ({"question": "Which harbour of Norwick opens after this one?"}, "question_not_standalone"),
+        ({"question": "What is the name of the document on Norwick?"}, "question_not_standalone"),
         (
             {"question": "According to the text, when does the Norwick office open?"},
             "question_not_standalone",

@@ -26,6 +26,16 @@ def test_a_question_is_found(text: str) -> None:
     assert (draft.kind, draft.question, draft.answer, draft.quotes) == ("fact", "Who?", "Ann", ("Ann did.",))
 
 
+def test_a_question_with_its_answer_is_read_where_the_rest_was_cut() -> None:
+    (draft,) = read_drafts(ONE[: ONE.index("did")])
+    assert (draft.question, draft.answer, draft.quotes) == ("Who?", "Ann", ())
+    # An answer that was cut is none, and of a question without an answer nobody knows what it asks.
+    assert read_drafts(ONE[: ONE.index("nn")]) == []
+    assert read_drafts('{"question": "How many?", "answer": 1') == []
+    (draft,) = read_drafts('{"question": "How many?", "answer": 1, "quotes": ["a')
+    assert draft.answer == "1"
+
+
 @pytest.mark.parametrize(
     "text", ["", "I am sorry", "[1, 2", '{"question": null}', '{"question": ["a"]}', "{" * 5000]
 )
