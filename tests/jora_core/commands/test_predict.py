@@ -215,7 +215,7 @@ def test_end_tokens_come_from_all_three_places(tiny_model: Path, tmp_path: Path)
         ({"records": "nowhere.parquet"}, "records file nowhere.parquet does not exist"),
         ({"task": "tables"}, "no records with split='test' and task='tables'"),
         ({"task": "qa"}, "no record has choices"),
-        ({"mesh": {"data": 64}}, "needs 64 devices"),
+        ({"mesh": {"tensor": 64}}, "needs 64 devices"),
         ({"systems": {"tuned": "nowhere"}}, "adapter folder nowhere does not exist"),
         ({"model": "nowhere"}, "model folder nowhere does not exist"),
         ({"prompt_template": "{question}"}, "prompt.template: bad field {question}"),
