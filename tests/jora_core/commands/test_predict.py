@@ -130,7 +130,7 @@ def test_questions_of_one_context_share_it() -> None:
         for number, own in enumerate(owns)
     ]
     questions = [Question(str(n), prompt, names, choices, str(n % 2)) for n, prompt in enumerate(prompts)]
-    owners, groups = choice_scores._choice_groups(questions, 1024, True)
+    owners, groups = choice_scores.group_choices(questions, 1024, True)
     assert owners == [(q, c) for q in range(6) for c in range(3)]
     assert sorted(int(id) for group in groups for id in group.ids) == list(range(18)) and len(groups) == 2
     for group in groups:
@@ -141,7 +141,7 @@ def test_questions_of_one_context_share_it() -> None:
             assert np.flatnonzero(chain.weights)[0] == len(questions[question].prompt)
     # Of each choice one slot more than its question's, and the last prompt token for each but the first.
     assert sum(group.slots for group in groups) == 2 * 200 + sum(owns) + 6 * (3 + 2)
-    apart = choice_scores._choice_groups(questions, 1024, False)[1]
+    apart = choice_scores.group_choices(questions, 1024, False)[1]
     assert sum(group.slots for group in apart) == sum(len(q.prompt) + 5 for q in questions)
 
 
