@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.configuration.hub_models import model_name
 from flows.configuration.schema import PipelineConfig
 from jora_core.base.digests import file_digest
 from jora_core.base.errors import InputError
@@ -80,7 +81,7 @@ def teacher_files(config: PipelineConfig) -> Iterator[tuple[str, Path]]:
 def teacher_name(config: PipelineConfig) -> str:
     """Return the name of the teacher for files and reports: that at the server, or of the folder."""
     teacher = generation(config).teacher
-    return teacher.model or model_folder(config).name
+    return teacher.model or model_name(model_folder(config))
 
 
 def identity(config: PipelineConfig) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ output when its batch ends: a line of JSON with ``id``, ``text``, ``prompt_token
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -36,7 +37,7 @@ from jora_core.commands.run_command import run_command
 from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
 from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
-from jora_core.generation.choice_scores import Question, score_choices
+from jora_core.generation.choice_scores import GroupedChoices, Question, group_choices, score_choices
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.model.projections import frozen_type
@@ -215,6 +216,15 @@ class Work:
     tokenizer: TextTokenizer
     ends: tuple[int, ...]
 
+    @functools.cached_property
+    def _grouped(self) -> GroupedChoices:
+        """The choices in groups, which are the same for all systems."""
+        return group_choices(self.questions, self.spec.tokens_per_batch, self._share)
+
+    @property
+    def _share(self) -> bool:
+        return self.spec.sharing == "auto"
+
     def choose(
         self, system: str, adapter: Adapter | None
     ) -> tuple[list[str], list[float | None], list[list[float]]]:
@@ -234,7 +244,8 @@ class Work:
             adapter=adapter,
             attention=self.spec.attention,
             label=f"choose, {system}",
-            share=self.spec.sharing == "auto",
+            share=self._share,
+            grouped=self._grouped,
         )
         # Of equal scores the first choice wins; a record without choices has none.
         best = [int(np.argmax(values)) if len(values) else None for values in scores]
@@ -296,7 +307,7 @@ class Work:
                 adapter=adapter,
                 # crc32 and not hash(): Python's hash of a string differs from process to process.
                 numbers=[zlib.crc32(question.id.encode()) for question in self.questions],
-                contexts=[q.context for q in self.questions] if self.spec.sharing == "auto" else None,
+                contexts=[q.context for q in self.questions] if self._share else None,
                 # Only stop strings need the text during generation; else an answer is decoded once.
                 watch=watch if self.spec.stop else None,
                 on_answers=take,

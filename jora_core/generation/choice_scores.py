@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -50,6 +50,13 @@ class Question:
     context: str = ""
 
 
+class GroupedChoices(NamedTuple):
+    """Groups of the choices of questions, and the numbers of question and choice of each example."""
+
+    owners: list[tuple[int, int]]
+    groups: list[Group]
+
+
 def score_choices(
     params: Params,
     config: ModelConfig,
@@ -61,6 +68,7 @@ def score_choices(
     attention: AttentionChoice = "auto",
     label: str = "choose",
     share: bool = True,
+    grouped: GroupedChoices | None = None,
 ) -> list[np.ndarray]:
     """Compute the log-likelihood of every choice of every question, end-of-sequence token included.
 
@@ -74,12 +82,13 @@ def score_choices(
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
         label: title of the progress bar.
         share: whether questions of one context share one pass over it.
+        grouped: `group_choices` of the same questions, for a caller that scores them with several models.
 
     Returns:
         float64 [choices] for each question.
     """
     scores = [np.zeros(len(question.choices)) for question in questions]
-    owners, groups = _choice_groups(questions, tokens_per_batch, share)
+    owners, groups = grouped or group_choices(questions, tokens_per_batch, share)
     if not groups:
         return scores
     stream = BatchStream(groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
@@ -139,13 +148,13 @@ def _delayed(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     yield from kept
 
 
-def _choice_groups(
-    questions: Sequence[Question], most_slots: int, share: bool
-) -> tuple[list[tuple[int, int]], list[Group]]:
+def group_choices(questions: Sequence[Question], most_slots: int, share: bool = True) -> GroupedChoices:
     """Make an example of each choice and group the examples. An example's id is its number.
 
-    Returns:
-        The numbers of question and choice for each example, and the groups.
+    Args:
+        questions: the questions with their choices.
+        most_slots: largest group, in token slots.
+        share: whether questions of one context share one pass over it.
     """
     owners: list[tuple[int, int]] = []
     examples: list[Example] = []
@@ -157,7 +166,7 @@ def _choice_groups(
             # Grouping changes the order, so the id is the place in `owners`.
             examples.append(Example(str(len(owners)), context, question.prompt, tokens))
             owners.append((number, choice))
-    return owners, share_contexts(examples, most_slots)
+    return GroupedChoices(owners, share_contexts(examples, most_slots))
 
 
 def _heights(plans: Sequence[RowPlan]) -> dict[int, int]:

@@ -117,7 +117,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
     from jora_core.architecture.model_config import ModelConfig
     from jora_core.data.row_packing import ROW_STEP
-    from jora_core.generation.choice_scores import _choice_groups, score_choices
+    from jora_core.generation.choice_scores import group_choices, score_choices
     from jora_core.parallel.mesh import make_mesh
     from jora_core.weights.load_params import load_params
 
@@ -132,7 +132,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
         # Room for one question and no more: a batch is padded to its budget, which would be counted against
         # this side.
-        longest = max(group.slots for group in _choice_groups(asked, budget, share=False)[1])
+        longest = max(group.slots for group in group_choices(asked, budget, share=False)[1])
         own = -(-longest // ROW_STEP) * ROW_STEP
 
         def one_by_one() -> list[np.ndarray]:
@@ -158,7 +158,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
                 side()
                 seconds[name].append(time.perf_counter() - begun)
                 processor[name].append(time.process_time() - worked)
-    slots = {share: sum(g.slots for g in _choice_groups(asked, budget, share)[1]) for share in (True, False)}
+    slots = {share: sum(g.slots for g in group_choices(asked, budget, share)[1]) for share in (True, False)}
     return [
         {
             "side": name,

@@ -51,14 +51,17 @@ def test_describing_twice_gives_the_same_bytes(tiny_weights: Path, tmp_path: Pat
     assert (tmp_path / "a" / "model.json").read_bytes() == (tmp_path / "b" / "model.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("mesh", "said"), [({"tensor": 64}, "needs 64 devices"), ({"data": 9}, "lower mesh.data or mesh.tensor")]
-)
-def test_mesh_larger_than_the_devices(
-    tiny_weights: Path, tmp_path: Path, mesh: dict[str, int], said: str
+def test_tensor_axis_longer_than_the_devices(tiny_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"needs 64 devices, found \d+ \(cpu\); lower mesh"):
+        convert(order(tiny_weights, tmp_path, mesh={"tensor": 64}))
+
+
+def test_data_axis_of_several_processes(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match=said):
-        convert(order(tiny_weights, tmp_path, mesh=mesh))
+    """The mesh is that of a training in several processes; the check has the devices of one."""
+    assert convert(order(tiny_weights, tmp_path, mesh={"data": 4096}))
+    assert "mesh: 4096 x 1 devices are set, this process has" in capsys.readouterr().err
 
 
 def test_folder_without_a_tokenizer(tiny_weights: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_questions_of_one_context_share_it() -> None:
         for number, own in enumerate(owns)
     ]
     questions = [Question(str(n), prompt, names, choices, str(n % 2)) for n, prompt in enumerate(prompts)]
-    owners, groups = choice_scores._choice_groups(questions, 1024, True)
+    owners, groups = choice_scores.group_choices(questions, 1024, True)
     assert owners == [(q, c) for q in range(6) for c in range(3)]
     assert sorted(int(id) for group in groups for id in group.ids) == list(range(18)) and len(groups) == 2
     for group in groups:
@@ -141,7 +141,7 @@ def test_questions_of_one_context_share_it() -> None:
             assert np.flatnonzero(chain.weights)[0] == len(questions[question].prompt)
     # Of each choice one slot more than its question's, and the last prompt token for each but the first.
     assert sum(group.slots for group in groups) == 2 * 200 + sum(owns) + 6 * (3 + 2)
-    apart = choice_scores._choice_groups(questions, 1024, False)[1]
+    apart = choice_scores.group_choices(questions, 1024, False)[1]
     assert sum(group.slots for group in apart) == sum(len(q.prompt) + 5 for q in questions)
 
 
@@ -215,7 +215,7 @@ def test_end_tokens_come_from_all_three_places(tiny_model: Path, tmp_path: Path)
         ({"records": "nowhere.parquet"}, "records file nowhere.parquet does not exist"),
         ({"task": "tables"}, "no records with split='test' and task='tables'"),
         ({"task": "qa"}, "no record has choices"),
-        ({"mesh": {"data": 64}}, "needs 64 devices"),
+        ({"mesh": {"tensor": 64}}, "needs 64 devices"),
         ({"systems": {"tuned": "nowhere"}}, "adapter folder nowhere does not exist"),
         ({"model": "nowhere"}, "model folder nowhere does not exist"),
         ({"prompt_template": "{question}"}, "prompt.template: bad field {question}"),
