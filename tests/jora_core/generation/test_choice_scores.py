@@ -82,9 +82,10 @@ def check(folder: Path, asked: list[Question]) -> None:
     for number, want in enumerate(expected):
         np.testing.assert_allclose(shared[number], want, rtol=0, atol=1e-4)
         np.testing.assert_allclose(apart[number], want, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(shared[number], apart[number], rtol=0, atol=1e-5)
+        # A float32 of 100 is known to 1e-5 only: with a real model's log-likelihoods, a millionth of them.
+        np.testing.assert_allclose(shared[number], apart[number], rtol=1e-6, atol=1e-5)
     for got, want in zip(alone, shared[:5], strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-5)
 
 
 def test_log_likelihoods_are_those_of_transformers(tiny_weights: Path) -> None:
