@@ -130,18 +130,14 @@ def _run(context: StageContext) -> dict[str, Any]:
         settings = settings.model_copy(update={"tokenizer": str(folder)})
     if context.build_records is not None:
         found = context.build_records(settings, context.output_dir, context.work_dir, retries)
-        return _with_note(context, found)
-    spec = BuildContextSpec(
-        context=settings,
-        work_dir=context.work_dir / "build",
-        records_dir=context.output_dir,
-        output_dir=context.work_dir / "specs",
-    )
-    return _with_note(context, run_child("flows.children.build_records", spec, context.work_dir))
-
-
-def _with_note(context: StageContext, found: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a build, after a note if the evaluation will have nothing to score."""
+    else:
+        spec = BuildContextSpec(
+            context=settings,
+            work_dir=context.work_dir / "build",
+            records_dir=context.output_dir,
+            output_dir=context.work_dir / "specs",
+        )
+        found = run_child("flows.children.build_records", spec, context.work_dir)
     # Said before a training of hours. Few questions of a small teacher may all be about training documents.
     if MAKE_QUESTIONS in context.upstream and not found["tasks"]["qa"]["records"].get("test"):
         notice(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class AnswerStore:
                 # Another run may have asked the same: the first answer stays.
                 self._database.execute(
                     "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key, answer.request, self.teacher, *list(vars(answer).values())[1:]),
+                    (key, answer.request, self.teacher, *astuple(answer)[1:]),
                 )
 
     def _one(self, query: str, value: str) -> Any:

@@ -244,7 +244,6 @@ class Work:
             adapter=adapter,
             attention=self.spec.attention,
             label=f"choose, {system}",
-            share=self._share,
             grouped=self._grouped,
         )
         # Of equal scores the first choice wins; a record without choices has none.

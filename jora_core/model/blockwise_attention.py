@@ -87,7 +87,7 @@ def fitting_block(batches: Iterable[np.ndarray]) -> int | None:
     Args:
         batches: `until` [B, T] of some batches, on the host.
     """
-    if jax.default_backend() != "cpu":
+    if traced_platform() != "cpu":
         return None
     visited = dict.fromkeys(_CPU_BLOCKS, 0)
     for until in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,12 +41,21 @@ def make_mesh(data: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={data} x tensor={tensor} needs {data * tensor} devices, found {len(found)} "
             f"({found[0].platform}); lower mesh.data or mesh.tensor"
         )
+    return mesh_of(found[: data * tensor], data, tensor)
+
+
+def mesh_of(devices: Sequence[Any], data: int, tensor: int) -> Mesh:
+    """Make a mesh of given devices, present or described.
+
+    Args:
+        devices: data × tensor devices.
+        data: size of the data axis.
+        tensor: size of the tensor axis.
+    """
     # Auto: placements are those of `in_specs` and `device_put`. With JAX's Explicit axes the type of each
     # array would hold its placement, and the model's code would differ with and without a mesh.
-    shape = (data, tensor)
-    return jax.make_mesh(
-        shape, (BATCH, TENSOR), axis_types=(AxisType.Auto, AxisType.Auto), devices=found[: data * tensor]
-    )
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, tensor), (BATCH, TENSOR), axis_types=axes, devices=devices)
 
 
 def mesh_of_one_process(data: int, tensor: int) -> Mesh:

@@ -7,11 +7,10 @@ import os
 import re
 from dataclasses import dataclass
 
-import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from jora_core.base.errors import InputError
-from jora_core.parallel.mesh import BATCH, TENSOR
+from jora_core.parallel.mesh import mesh_of
 
 EXAMPLE = "v5e:2x4"
 # Of a slice name: chip and shape, as Google names them.
@@ -94,5 +93,4 @@ def described_slice(topology: str, data: int, tensor: int) -> tuple[Chip, Mesh]:
             f"topology {topology} has {len(devices)} devices, the mesh data={data} x tensor={tensor} has "
             f"{data * tensor}; choose data and tensor whose product is {len(devices)}, or another topology"
         )
-    axes = (AxisType.Auto, AxisType.Auto)
-    return chip, jax.make_mesh((data, tensor), (BATCH, TENSOR), axis_types=axes, devices=devices)
+    return chip, mesh_of(devices, data, tensor)
