@@ -37,7 +37,8 @@ from jora_core.commands.run_command import run_command
 from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
 from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
-from jora_core.generation.choice_scores import GroupedChoices, Question, group_choices, score_choices
+from jora_core.generation.choice_scores import score_choices
+from jora_core.generation.choice_trees import GroupedChoices, Question, group_choices
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.model.projections import frozen_type

@@ -32,8 +32,7 @@ from jora_core.generation.sampling import (
     sampling_method,
     sampling_settings,
 )
-from jora_core.model.answer_loss import pick_positions
-from jora_core.model.decoder import unembed
+from jora_core.model.decoder import pick_positions, unembed
 from jora_core.parallel.collectives import gather_vocabulary, per_device, sum_over_batch
 from jora_core.parallel.mesh import current_mesh, data_shards
 from jora_core.parallel.placements import batch_sharding, cache_sharding, model_shardings, replicated

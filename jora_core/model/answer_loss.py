@@ -13,15 +13,13 @@ import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.model.cudnn_attention import KernelChoice
-from jora_core.model.decoder import forward, output_head
+from jora_core.model.decoder import forward, output_head, pick_positions
 from jora_core.model.rematerialization import Remat
 from jora_core.parallel.collectives import (
     max_over_tensor,
     sum_over_batch,
     sum_over_tensor,
     tensor_index,
-    tensor_shards,
-    tokens_split,
 )
 from jora_core.parameters.trees import Adapter, Params
 
@@ -83,32 +81,6 @@ def batch_loss(
         head_trained=adapter is None,
     )
     return sum_over_batch(loss)
-
-
-def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Array:
-    """Gather the hidden states of the supervised positions.
-
-    Args:
-        hidden: result [B, T, D] of `forward`, or this device's tokens of the result.
-        index: int32 [G, M], slots numbered within their block of B/G rows, so that no gather crosses the
-            data axis.
-        length: T, slots of a row.
-
-    Returns:
-        [G, M, D], the same on every device of the tensor axis.
-    """
-    rows = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
-    if not tokens_split(length):
-        # Every index is valid. JAX's default mode would compare each with the bounds, to fill the others with
-        # NaN.
-        return jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
-    # Each device has the hidden states of its own tokens only: it puts zeros for the others, and a sum over
-    # the tensor axis puts the parts together.
-    size = length // tensor_shards()
-    row, token = index // length, index % length
-    own = token // size == tensor_index()
-    picked = jnp.take_along_axis(rows, (row * size + token % size)[..., None], axis=1, mode="clip")
-    return sum_over_tensor(jnp.where(own[..., None], picked, jnp.zeros_like(picked)))
 
 
 def target_logprobs(params: Params, config: ModelConfig, picked: jax.Array, targets: jax.Array) -> jax.Array:

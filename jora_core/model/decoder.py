@@ -102,6 +102,91 @@ def forward(
     return rms_norm(x, params.final_norm, config)
 
 
+def forward_at(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    until: jax.Array,
+    index: jax.Array,
+    *,
+    adapter: Adapter | None = None,
+    attention: KernelChoice = "auto",
+    attention_block: int | None = None,
+) -> jax.Array:
+    """Compute the hidden states of some positions after the final norm, for inference.
+
+    The last layer's output projection and MLP are computed at these positions only: no other position reads
+    them. This is a fifth of the work of a model of four layers. `forward` and `pick_positions` give the same.
+
+    Args:
+        params: weights, or this device's part of them.
+        config: the model's.
+        tokens: int32 [B, T].
+        positions: int32 [B, T], position of each token within its own example.
+        until: int32 [B, T], the attention mask; see `jora_core.model.attention_slots.Slots`.
+        index: int32 [G, M], the slots, as `pick_positions` takes them.
+        adapter: low-rank updates to add.
+        attention: kernel choice, see `jora_core.model.cudnn_attention`.
+        attention_block: slots of a block of blockwise attention; chosen by platform if None.
+
+    Returns:
+        Hidden states [G, M, D] in the type of the weights, the same on every device of the tensor axis.
+    """
+    length = tokens.shape[1]
+    split = tokens_split(length)
+    slots = Slots(until, positions)
+    attend = model_attention(config, slots, attention, params.embedding.dtype, attention_block)
+    rotary = rotary_tables(config, positions)
+
+    def heads(x: jax.Array, layer: Layer) -> jax.Array:
+        project = projector(layer, adapter, None, split)
+        attend_here = partial(attend, layer_window=layer.window)
+        return attention_heads(config, x, layer, project, rotary, attend=attend_here, split=split)
+
+    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+        project = projector(layer, adapter, None, split)
+        return finish_layer(config, x, heads(x, layer), layer, project, split=split), None
+
+    x = over_layers(step, embed(params, config, tokens), params, config, adapter, but_last=True)[0]
+    last = layer_at(params, config, adapter, config.num_layers - 1)
+    mixed = _take(heads(x, last), index)
+    x = pick_positions(x, index, length)
+    x = finish_layer(config, x, mixed, last, projector(last, adapter, None), split=False)
+    return rms_norm(x, params.final_norm, config)
+
+
+def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """Gather the hidden states of some positions.
+
+    Args:
+        hidden: result [B, T, D] of `forward`, or this device's tokens of the result.
+        index: int32 [G, M], slots numbered within their block of B/G rows, so that no gather crosses the
+            data axis.
+        length: T, slots of a row.
+
+    Returns:
+        [G, M, D], the same on every device of the tensor axis.
+    """
+    if not tokens_split(length):
+        return _take(hidden, index)
+    # Each device has the hidden states of its own tokens only: it puts zeros for the others, and a sum over
+    # the tensor axis puts the parts together.
+    size = length // tensor_shards()
+    row, token = index // length, index % length
+    own = token // size == tensor_index()
+    picked = _take(hidden, row * size + token % size)
+    return sum_over_tensor(jnp.where(own[..., None], picked, jnp.zeros_like(picked)))
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Gather [G, M, D] from x [B, T, D] by slots numbered within a block of B/G rows."""
+    rows = x.reshape(index.shape[0], -1, x.shape[-1])
+    # Every index is valid. JAX's default mode would compare each with the bounds, to fill the others with
+    # NaN.
+    return jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
+
+
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Compute the logits of hidden states, or this device's part of the logits.
 
@@ -162,6 +247,8 @@ def over_layers(
     params: Params,
     config: ModelConfig,
     adapter: Adapter | None,
+    *,
+    but_last: bool = False,
 ) -> tuple[Any, Any]:
     """Scan a function over all layers of a model.
 
@@ -171,22 +258,47 @@ def over_layers(
         params: weights, stacked by layer.
         config: the model's.
         adapter: low-rank updates, None for none.
+        but_last: whether the last layer is left out, for inference.
 
     Returns:
         The last carry, and the outputs stacked by layer.
     """
-    lora = {} if adapter is None else adapter.weights
-    # One window for all layers stays a Python number, which kernels need at compile time; windows that differ
-    # by layer are traced.
-    same = common_window(config)
-    windows = jnp.asarray(config.windows, jnp.int32)
+    # A scan compiles one layer instead of L copies of it: the time to compile does not grow with depth.
+    if but_last:
+        # By index: as inputs of the scan, the weights of the other layers would be copied.
+        numbers = jnp.arange(config.num_layers - 1)
+        return jax.lax.scan(lambda x, i: step(x, layer_at(params, config, adapter, i)), start, numbers)
 
     def body(carry: Any, inputs: tuple) -> tuple[Any, Any]:
         weights, lora, index = inputs
-        return step(carry, Layer(weights, lora, index, windows[index] if same is None else same))
+        return step(carry, Layer(weights, lora, index, _window(config, index)))
 
-    # A scan compiles one layer instead of L copies of it: the time to compile does not grow with depth.
+    lora = {} if adapter is None else adapter.weights
     return jax.lax.scan(body, start, (params.layers, lora, jnp.arange(config.num_layers)))
+
+
+def layer_at(params: Params, config: ModelConfig, adapter: Adapter | None, index: jax.Array | int) -> Layer:
+    """Return one layer of a model.
+
+    Args:
+        params: weights, stacked by layer.
+        config: the model's.
+        adapter: low-rank updates, None for none.
+        index: number of the layer, from 0 on.
+    """
+    lora = {} if adapter is None else adapter.weights
+    weights, lora = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), (params.layers, lora)
+    )
+    return Layer(weights, lora, jnp.asarray(index), _window(config, index))
+
+
+def _window(config: ModelConfig, index: jax.Array | int) -> jax.Array | int:
+    """Return a layer's attention window, 0 for none."""
+    # One window for all layers stays a Python number, which kernels need at compile time; windows that differ
+    # by layer are traced.
+    same = common_window(config)
+    return jnp.asarray(config.windows, jnp.int32)[index] if same is None else same
 
 
 class Projector(Protocol):
@@ -269,8 +381,29 @@ def decoder_layer(
         attend: attention function of rotated q, k and v, each [B, T, heads, H].
         split: whether the residual stream is split by tokens.
     """
-    weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
+    mixed = attention_heads(config, x, layer, project, rotary, attend=attend, split=split)
+    return finish_layer(config, x, mixed, layer, project, split=split)
+
+
+def attention_heads(
+    config: ModelConfig,
+    x: jax.Array,
+    layer: Layer,
+    project: Projector,
+    rotary: Rotary,
+    *,
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    split: bool,
+) -> jax.Array:
+    """Compute what the attention heads of a layer give, before the output projection.
+
+    Takes the arguments of `decoder_layer`.
+
+    Returns:
+        [B, T, N * H] for this device's N heads.
+    """
+    weights = layer.weights
     # The norm comes before the gather: each token is normalized on one device instead of on all.
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
@@ -294,7 +427,23 @@ def decoder_layer(
     k, v = own_kv_heads(config, k), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
     with jax.named_scope("attention"):
-        mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+        return attend(q, k, v).reshape(*y.shape[:2], -1)
+
+
+def finish_layer(
+    config: ModelConfig, x: jax.Array, mixed: jax.Array, layer: Layer, project: Projector, *, split: bool
+) -> jax.Array:
+    """Compute the rest of a layer after its attention heads: the output projection and the MLP.
+
+    Args:
+        config: the model's.
+        x: the residual stream before the layer [..., D].
+        mixed: result of `attention_heads` at the positions of x [..., N * H].
+        layer: the layer's weights.
+        project: the layer's projections.
+        split: whether the residual stream is split by tokens.
+    """
+    weights = layer.weights
     # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
     # its result are one collective.
     out = _with_bias(add_up(project("o_proj", mixed), split), weights.o_bias)

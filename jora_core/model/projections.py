@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jora_core.parallel.collectives import as_varying
+from jora_core.parallel.mesh import traced_platform
 from jora_core.parameters.quantization import dequantize
 from jora_core.parameters.trees import QuantizedWeight
 
@@ -53,6 +55,27 @@ _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
 def rounds_products() -> bool:
     """Return whether the inputs of products are rounded to bfloat16, by JAX's default of the precision."""
     return getattr(jax.config, "jax_default_matmul_precision") == "bfloat16"  # noqa: B009 - unknown to pyright
+
+
+def emulated_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return a sentence where products are rounded to bfloat16 on a processor that cannot multiply it.
+
+    Args:
+        cpuinfo: Linux' description of the processor; where it is missing, nothing is known or said.
+    """
+    if not rounds_products() or traced_platform() != "cpu" or not cpuinfo.is_file():
+        return None
+    # "flags" on x86, "Features" on Arm.
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    flags = next(
+        (set(text.split()) for name, _, text in lines if name.strip() in ("flags", "Features")), None
+    )
+    if flags is None or flags & {"amx_bf16", "avx512_bf16", "bf16"}:
+        return None
+    return (
+        "model.matmul_precision is bfloat16, which this processor emulates (it has neither AMX nor "
+        "AVX512-BF16): without the setting, training is faster"
+    )
 
 
 def frozen_type(dtype: Any, *, exact: bool = False) -> Any:

@@ -20,7 +20,7 @@ from jora_core.data.batches import BatchStream
 from jora_core.data.examples import TrainData, load_groups
 from jora_core.data.tokenizer import load_tokenizer
 from jora_core.model.blockwise_attention import fitting_block
-from jora_core.model.projections import frozen_type
+from jora_core.model.projections import emulated_products, frozen_type
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_quantization, param_shardings
 from jora_core.parallel.processes import (
@@ -80,7 +80,8 @@ def train(spec: TrainSpec, verbose: bool = True) -> dict[str, Any]:
     check_whole(mesh)
     tokenizer = load_tokenizer(spec.model, config.vocab_size)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
-        lines: list[str] = []
+        emulated = emulated_products()
+        lines = [] if emulated is None else [emulated]
         # The first process fills the token cache; the others read it instead of doing the same work.
         with first_before_others("records"):
             data = load_groups(spec.data, tokenizer, spec.seed, lines.append, spec.mesh.data)

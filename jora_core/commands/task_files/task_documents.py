@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jora_core.generation.choice_scores import Question
+from jora_core.generation.choice_trees import Question
 
 #: Tokens at the end of a prompt before which a cut is looked for.
 MAX_END_TOKENS = 64

@@ -117,7 +117,8 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
     from jora_core.architecture.model_config import ModelConfig
     from jora_core.data.row_packing import ROW_STEP
-    from jora_core.generation.choice_scores import group_choices, score_choices
+    from jora_core.generation.choice_scores import score_choices
+    from jora_core.generation.choice_trees import group_choices
     from jora_core.parallel.mesh import make_mesh
     from jora_core.weights.load_params import load_params
 
@@ -173,7 +174,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def questions(vocabulary: int, settings: dict[str, Any]) -> list[Any]:
     """Make the questions of all threads, from random tokens."""
-    from jora_core.generation.choice_scores import Question
+    from jora_core.generation.choice_trees import Question
 
     rng = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.generation.generate import GenerationSettings, generate
-from jora_core.model.decoder import forward, unembed
+from jora_core.model.decoder import forward, forward_at, pick_positions, unembed
 from jora_core.parameters.trees import Params
 from jora_core.weights.checkpoint_folder import save_params
 from jora_core.weights.load_params import load_params
@@ -80,6 +80,20 @@ def test_same_logits_as_transformers(saved: Any, tokens: np.ndarray, case: str) 
     assert config == ModelConfig.from_fields(CASES[case])  # transformers 5 wrote the folder's config.json
     expected = their_logits(theirs, tokens)
     assert_close(our_logits(load_params(folder, config), config, tokens), expected)
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_some_positions_are_those_of_all(saved: Any, tokens: np.ndarray, case: str) -> None:
+    """The end of the last layer at given slots only, beside the same slots of the whole computation."""
+    folder, _ = saved(case)
+    config = ModelConfig.from_hf(folder)
+    params = load_params(folder, config)
+    slots = rows(*map(plain, tokens))
+    places = {name: slots[..., i] for i, name in enumerate(("tokens", "positions", "until"))}
+    index = np.asarray([[0, 5, LENGTH - 1, LENGTH, 2 * LENGTH - 2]], np.int32)
+    found = jax.jit(partial(forward_at, config=config))(params, **places, index=index)
+    whole = jax.jit(partial(forward, config=config))(params, **places)
+    assert_close(np.asarray(found), np.asarray(pick_positions(whole, index, LENGTH)))
 
 
 @pytest.mark.parametrize("case", FAMILY_CASES)

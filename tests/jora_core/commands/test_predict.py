@@ -20,8 +20,8 @@ from jora_core.base.errors import InputError
 from jora_core.commands.predict import make_questions, predict
 from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import end_tokens, load_tokenizer
-from jora_core.generation import choice_scores
-from jora_core.generation.choice_scores import Question, score_choices
+from jora_core.generation.choice_scores import score_choices
+from jora_core.generation.choice_trees import Question, group_choices
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.answers import PredictSpec
@@ -130,7 +130,7 @@ def test_questions_of_one_context_share_it() -> None:
         for number, own in enumerate(owns)
     ]
     questions = [Question(str(n), prompt, names, choices, str(n % 2)) for n, prompt in enumerate(prompts)]
-    owners, groups = choice_scores.group_choices(questions, 1024, True)
+    owners, groups = group_choices(questions, 1024, True)
     assert owners == [(q, c) for q in range(6) for c in range(3)]
     assert sorted(int(id) for group in groups for id in group.ids) == list(range(18)) and len(groups) == 2
     for group in groups:
@@ -138,11 +138,10 @@ def test_questions_of_one_context_share_it() -> None:
             question, choice = owners[int(id)]
             whole = np.concatenate([questions[question].prompt, choices[choice]])
             np.testing.assert_array_equal(chain.tokens, whole)
-            assert np.flatnonzero(chain.weights)[0] == len(questions[question].prompt)
-    # Of each choice one slot more than its question's, and the last prompt token for each but the first.
-    assert sum(group.slots for group in groups) == 2 * 200 + sum(owns) + 6 * (3 + 2)
-    apart = choice_scores.group_choices(questions, 1024, False)[1]
-    assert sum(group.slots for group in apart) == sum(len(q.prompt) + 5 for q in questions)
+    # One slot of each choice: its end is only predicted.
+    assert sum(group.slots for group in groups) == 2 * 200 + sum(owns) + 6 * 3
+    apart = group_choices(questions, 1024, False)[1]
+    assert sum(group.slots for group in apart) == sum(len(q.prompt) + 3 for q in questions)
 
 
 def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.commands.predict import predict
 from jora_core.generation import choice_scores
-from jora_core.generation.choice_scores import Question, score_choices
+from jora_core.generation.choice_scores import score_choices
+from jora_core.generation.choice_trees import Question
 from jora_core.specs.answers import PredictSpec
 from jora_core.weights.load_params import load_params
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jora_core.model.projections import frozen_type, linear
+from jora_core.model.projections import emulated_products, frozen_type, linear
 
 
 @pytest.fixture
@@ -79,3 +81,26 @@ def test_exact_products_and_exact_readers_keep_all_bits():
     with jax.default_matmul_precision("bfloat16"):
         assert frozen_type(jnp.float32, exact=True) == jnp.float32
         assert frozen_type(jnp.float16) == jnp.float16
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulates"),
+    [
+        ("flags\t\t: fpu avx2 avx512f", True),
+        ("flags\t\t: fpu avx512_bf16", False),
+        ("flags\t\t: fpu amx_tile amx_bf16", False),
+        ("Features\t: fp asimd", True),
+        ("Features\t: fp asimd bf16", False),
+        ("model name\t: unknown", False),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_named(flags: str, emulates: bool, tmp_path: Path) -> None:
+    """Only where the setting is on, and only where the processor is known."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{flags}\n")
+    assert emulated_products(cpuinfo) is None
+    with jax.default_matmul_precision("bfloat16"):
+        assert emulated_products(tmp_path / "missing") is None
+        found = emulated_products(cpuinfo)
+    assert (found is not None) == emulates
+    assert found is None or "matmul_precision is bfloat16" in found

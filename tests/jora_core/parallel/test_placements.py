@@ -23,6 +23,7 @@ import pytest
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.model_tensors import model_projections
 from jora_core.base.errors import InputError
+from jora_core.generation.choice_scores import _token_logprobs
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.parallel.mesh import make_mesh
 from jora_core.parallel.placements import adapter_shardings, check_mesh, param_shardings
@@ -107,7 +108,7 @@ def make_batch(vocabulary: int, data: int) -> dict[str, np.ndarray]:
 def compute(
     folder: Path, config: ModelConfig, changes: dict[str, Any], data: int, tensor: int
 ) -> dict[str, Any]:
-    """Loss, squared norms of all gradients, and for some models greedy tokens, on one mesh."""
+    """Losses, squared norms of all gradients, and for some models greedy tokens, on one mesh."""
     lora = {"r": 4, "lora_dropout": 0.1, "target_modules": list(model_projections(config))} | changes.get(
         "lora", {}
     )
@@ -132,6 +133,10 @@ def compute(
         batch = make_batch(config.vocab_size, data)
         sums = step.accumulate(step.zero(state), state, params, batch, 0)
         still = step.evaluate(state, params, batch)[0]
+        arrays = {name: batch[name] for name in ("tokens", "positions", "until", "index", "targets")}
+        logprobs = _token_logprobs(
+            params, adapter, arrays, config, mesh, attention="auto", attention_block=None
+        )
         limits = GenerationSettings(eos_ids=(), max_new_tokens=5)
         prompts = [batch["tokens"][row, :length] for row, length in enumerate((3, 9, 5, LENGTH))]
         answers = (
@@ -140,6 +145,7 @@ def compute(
     return {
         "loss": float(sums.loss),
         "loss without dropout": float(still),
+        "loss of the last layer's part": -float((np.asarray(logprobs) * batch["weights"]).sum()),
         "norms": [float((x**2).sum()) for x in jax.tree.leaves(sums.grads)],
         "tokens": [answer.tolist() for answer in answers],
         "shards": [
@@ -204,6 +210,11 @@ def check_meshes(results: Sequence[dict[str, Any]]) -> None:
     """Compare what each mesh computes with what the first one does."""
     one, *others = results
     assert one["loss"] != one["loss without dropout"]
+    for found in results:
+        # Choices compute the end of the last layer at the picked positions only, the loss everywhere.
+        assert found["loss of the last layer's part"] == pytest.approx(
+            found["loss without dropout"], rel=1e-5
+        )
     for found in others:
         for loss in ("loss", "loss without dropout"):
             assert found[loss] == pytest.approx(one[loss], rel=1e-5)
