@@ -39,7 +39,7 @@ def serve(
     if not check:
         serve_pipeline.serve(settings, port, print_status)
         return
-    words = [str(path) for path in configs or []]
+    words = [*map(str, configs or []), *(["--port", str(port)] if port else [])]
     parts = status.check(settings, shlex.join(["jora", "serve", *words]), port)
     print_pipeline.print_findings(
         [print_pipeline.Finding(part.name, part.state, part.detail) for part in parts]

@@ -50,6 +50,7 @@ FOLDER = "JORA_FOLDER"
 # training; Prefect gives up after 20 s.
 STARTUP_SECONDS = 300
 LINE_SECONDS = 10.0  # between lines about a start that takes long
+DEFAULT_PORT = 4200  # Prefect's own
 PROBE_SECONDS = 3.0
 _BODY_BYTES = 1000  # that are read of an answer; Prefect's are shorter
 STOP_SECONDS = 10.0
@@ -84,6 +85,23 @@ def answers(api_url: str, seconds: float = PROBE_SECONDS) -> bool:
     # 401 and 403 come from a Prefect server that requires credentials. 404 or 502 come from another program,
     # and so does a page of HTML, such as that of a proxy where users sign in.
     return status in (401, 403) or (status == 200 and _is_json(body))
+
+
+def require_free(port: int) -> None:
+    """Refuse a port on which another program listens, before a server takes long to find it out.
+
+    Raises:
+        InputError: the port cannot be used.
+    """
+    with socket.socket() as probe:
+        # As the server does, so that connections that were closed a moment ago are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} cannot be used ({error.strerror}); give another one with --port"
+            ) from error
 
 
 def check_access(api_url: str, seconds: float = PROBE_SECONDS) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,12 +24,14 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.errors import StageFailed
 from flows.engine.shared.shared_store import open_store
 from flows.orchestration.prefect_server import (
+    DEFAULT_PORT,
     PATIENCE,
     answers,
     check_access,
     known_urls,
     local_url,
     prepare_environment,
+    require_free,
     running_server,
     served_url_file,
 )
@@ -38,11 +39,9 @@ from flows.orchestration.server.serve_lock import only_one
 from flows.orchestration.serving.deployments import deployments, served
 from flows.orchestration.serving.report_server import report_server
 from flows.orchestration.serving.worker import WorkerOrder
-from jora_core.base.errors import InputError
 
 __all__ = ["deployments", "serve"]
 
-DEFAULT_PORT = 4200
 WORKER_GRACE_SECONDS = 60.0  # time for the checkpoints of the runs that are ended
 POLL_SECONDS = 0.2
 # Pauses before a worker is started again. A worker that has lived for an hour begins with the first one.
@@ -86,7 +85,7 @@ def serve(
         )
         stack.enter_context(_noted(api_url))
         stores = [open_store(config).root for config in many]
-        reports = stack.enter_context(report_server(stores, (port or DEFAULT_PORT) + 1))
+        reports = stack.enter_context(report_server(stores, (port or DEFAULT_PORT) + 1, say))
         say("starting the worker …")
         worker = stack.enter_context(_worker(WorkerOrder(many, reports), api_url, say))
         # Polled, because one wait for several processes and signals would need an event loop.
@@ -110,7 +109,7 @@ def _server(
             say(f"using the Prefect server at {url}")
             yield url, None
             return
-    _require_free(port)
+    require_free(port)
     say("starting a Prefect server …")
     command = supervised_process.python_module(
         "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
@@ -190,19 +189,6 @@ def _worker(order: WorkerOrder, api_url: str, say: Callable[[str], None]) -> Ite
         yield worker
     finally:
         worker.end()
-
-
-def _require_free(port: int) -> None:
-    """Refuse a port on which another program listens, before a server takes long to find it out."""
-    with socket.socket() as probe:
-        # As the server does, so that connections that were closed a moment ago are no obstacle.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} cannot be used ({error.strerror}); give another one with --port"
-            ) from error
 
 
 @contextmanager

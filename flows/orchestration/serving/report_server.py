@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,12 +50,13 @@ def report_page(address: str, stores: Iterable[Path]) -> Path | None:
 
 
 @contextmanager
-def report_server(stores: Iterable[Path], port: int) -> Iterator[dict[str, str]]:
+def report_server(stores: Iterable[Path], port: int, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
     """Serve the reports of stores during the block; yield the address of each store.
 
     Args:
         stores: folders of the stores. They need not exist yet.
-        port: port on this machine; another free one is taken if a program already uses it.
+        port: port on this machine; another free one is taken, and said, if a program already uses it.
+        say: called with each line for the user.
     """
     roots = list(dict.fromkeys(stores))
 
@@ -82,6 +83,7 @@ def report_server(stores: Iterable[Path], port: int) -> Iterator[dict[str, str]]
         server = ThreadingHTTPServer((HOST, port), Handler)
     except OSError:
         server = ThreadingHTTPServer((HOST, 0), Handler)
+        say(f"port {port} is taken, so reports are served on port {server.server_port}")
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

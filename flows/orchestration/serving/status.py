@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.configuration.schema import PipelineConfig
 from flows.orchestration.prefect_server import (
+    DEFAULT_PORT,
     answers,
     check_access,
     known_urls,
     local_url,
     prepare_environment,
+    require_free,
 )
 from flows.orchestration.server.serve_lock import serving_process
 from flows.orchestration.serving.deployments import PIPELINE, Served, served
@@ -51,7 +53,14 @@ def check(configs: Sequence[PipelineConfig], command: str, port: int | None = No
     url = next(filter(answers, urls), None)
     if url is None:
         tried = f"at {', '.join(urls)}" if urls else "(no address is known)"
-        return [_absent("server", f"none answers {tried}", command)]
+        found = [_absent("server", f"none answers {tried}", command)]
+        # A server that starts has its port already.
+        if serving_process() is None:
+            try:
+                require_free(port or DEFAULT_PORT)
+            except InputError as error:
+                found.append(Part("port", "fail", str(error)))
+        return found
     try:
         check_access(url)
     except InputError as error:

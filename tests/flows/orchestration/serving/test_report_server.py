@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Path:
 def test_reports_are_served(store: Path) -> None:
     other = store.parent / "not-yet"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with report_server([store, other], 0) as addresses:
+    with report_server([store, other], 0, print) as addresses:
         base = addresses[str(store)]
         assert base.startswith("http://127.0.0.1:") and set(addresses) == {str(store), str(other)}
         with opener.open(f"{base}/reports/{NAME}.html") as answer:
@@ -62,7 +63,10 @@ def test_no_other_file_is_reached(store: Path) -> None:
 
 
 def test_a_port_in_use_is_replaced(store: Path) -> None:
-    with report_server([store], 0) as first:
-        port = int(first[str(store)].split(":")[2].split("/")[0])
-        with report_server([store], port) as second:
-            assert second != first
+    said: list[str] = []
+    with report_server([store], 0, said.append) as first:
+        port = urlsplit(first[str(store)]).port
+        assert port is not None and not said
+        with report_server([store], port, said.append) as second:
+            new = urlsplit(second[str(store)]).port
+            assert new != port and said == [f"port {port} is taken, so reports are served on port {new}"]
