@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from flows.configuration.load import load_config
 from flows.configuration.requirements import require
 from flows.configuration.sample import CONFIG_NAME, SAMPLE_CONFIG, default_config
 from flows.configuration.schema import PipelineConfig
+from jora_core.base.errors import InputError
 
 # Types of parameters, so that an option has one name, one help text and one meaning in all commands.
 Config = Annotated[
@@ -63,3 +65,34 @@ def print_json(value: object) -> None:
     """Print a result as JSON on stdout, for another program."""
     # Text of any language stays readable.
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def require_utf8(texts: Mapping[str, object]) -> None:
+    """Refuse texts and paths of the command line that are not UTF-8, such as words in Latin-1.
+
+    Python keeps their bytes as halves of surrogate pairs, which no file in JSON may hold.
+
+    Args:
+        texts: the values by the name of their option; None is left out.
+
+    Raises:
+        InputError: a value is not UTF-8.
+    """
+    for name, value in texts.items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            advice = "rename what it names" if isinstance(value, Path) else "write it as UTF-8"
+            raise InputError(f"{name} {str(value)!a:.80}: is not UTF-8; {advice}") from None
+
+
+def read_stdin() -> str:
+    """Return the text of standard input.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error.reason}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import typer
 
 from flows.children.ask_corpus_spec import AskSpec
 from flows.children.run_child import run_child
-from flows.commands.common_options import Set, load, print_json, print_status
+from flows.commands.common_options import Set, load, print_json, print_status, read_stdin, require_utf8
 from flows.configuration.gates import BASE
 from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
@@ -36,6 +35,9 @@ from retrieval.settings.task_registry import TASKS
 # Longer texts are cut in the printed list; --json has them whole.
 _SHOWN = 90
 
+#: Author of a new post without one.
+GUEST = "Guest"
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -46,7 +48,7 @@ class Asking:
         task: the task that is asked; None chooses by `about`, else the first of the configuration.
         thread: id of the thread of new posts.
         table: id of the table that questions are about; None lets the retriever find it.
-        author: who writes the posts.
+        author: who writes the posts; None is a guest.
         top: number of texts in a prompt; None takes that of the training.
         base: whether the base model answers, without an adapter.
         max_new_tokens: largest number of tokens in an answer; None takes that of the evaluation.
@@ -56,7 +58,7 @@ class Asking:
     task: str | None = None
     thread: str | None = None
     table: str | None = None
-    author: str = "Guest"
+    author: str | None = None
     top: int | None = None
     base: bool = False
     max_new_tokens: int | None = None
@@ -71,7 +73,7 @@ def ask(
     task: Annotated[str | None, typer.Option("--task")] = None,
     thread: Annotated[str | None, typer.Option("--thread", metavar="ID")] = None,
     table: Annotated[str | None, typer.Option("--table", metavar="ID")] = None,
-    author: Annotated[str, typer.Option("--author")] = "Guest",
+    author: Annotated[str | None, typer.Option("--author")] = None,
     top: Annotated[int | None, typer.Option("--top", min=1)] = None,
     base: Annotated[bool, typer.Option("--base")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
@@ -98,12 +100,13 @@ def ask(
         task: Which corpus of CONFIG: qa, tables or threads; else told by --thread and --table.
         thread: The thread that a new post belongs to.
         table: The table that the question is about; else the retriever finds it.
-        author: Who writes the new post.
+        author: Who writes the new post of a thread; else Guest.
         top: Number of texts to read; else as many as in the training.
         base: Let the base model answer, without the training.
         max_new_tokens: Largest number of tokens in an answer; else as in the evaluation.
         as_json: Print the answers, the texts that were read and the quotations as JSON.
     """
+    require_utf8({"QUESTION": question, "--thread": thread, "--table": table, "--author": author})
     settings = load(config, overrides)
     texts = read_questions(question, file)
     asking = Asking(texts, task, thread, table, author, top, base, max_new_tokens)
@@ -125,11 +128,12 @@ def read_questions(question: str, file: Path | None) -> list[str]:
     if file is None and question != "-":
         return [question]
     try:
-        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
+        text = read_stdin() if file is None else file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"--file {file}: {(error.strerror or 'unreadable').lower()}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{file or 'standard input'} is not UTF-8 text: {error.reason}") from None
+        raise InputError(f"{file} is not UTF-8 text: {error.reason}") from None
+    require_utf8({str(file or "standard input"): text})
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{file or 'standard input'} holds no question; expected one a line")
@@ -173,7 +177,7 @@ def ask_questions(
                 task=task,
                 texts=list(asking.texts),
                 about=asking.thread or asking.table or "",
-                author=asking.author,
+                author=asking.author or GUEST,
                 top=asking.top,
                 # By task and project: another configuration has a folder of its own.
                 work_dir=store.cache_dir / "corpora" / f"{config.project or 'config'}-{task}",
@@ -242,9 +246,12 @@ def _task(config: PipelineConfig, asking: Asking) -> str:
         # A post needs its thread, so a corpus that takes questions comes first.
         wanted = next((name for name in ("qa", "tables") if name in names), names[0])
     if wanted not in names:
-        raise InputError(f"--task {wanted}: the configuration has {', '.join(names)}")
+        told_by = f"--task {wanted}" if asking.task else {"threads": "--thread", "tables": "--table"}[wanted]
+        raise InputError(f"{told_by}: the configuration has {', '.join(names)}")
     if any(name != wanted for name in by_option):
         raise InputError(f"--thread is for threads and --table for tables; this asks {wanted}")
+    if asking.author is not None and wanted != "threads":
+        raise InputError(f"--author is for threads; this asks {wanted}")
     return wanted
 
 

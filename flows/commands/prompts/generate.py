@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from flows.children.run_child import run_child
-from flows.commands.common_options import Set, load, print_json, print_status
+from flows.commands.common_options import Set, load, print_json, print_status, read_stdin, require_utf8
 from flows.configuration.fetched_models import MODELS
 from flows.configuration.hub_models import fetched_folder, models_cache
 from flows.configuration.prompts import prompt_spec
@@ -105,13 +104,22 @@ def generate(
         stream: Print the text while it is written, or at its end.
         as_json: Print the text, the reason of its end and token counts as JSON.
     """
+    require_utf8({"--instruction": instruction, "--model": model, "--adapter": adapter})
+    for one in stop or []:
+        require_utf8({"--stop": one})
     options = answer_options(temperature, top_k, top_p, seed, stop or [], max_new_tokens)
     settings = load(config, overrides)
     # After the check of the options, so that a wrong option fails before the user types a long text.
-    source = sys.stdin.read() if text == "-" else text
+    source = read_stdin() if text == "-" else text
+    require_utf8({"--input": source})
     prompt = Prompt(instruction, source, model, adapter, options)
     shown = stream and not as_json
     result = generate_answer(settings, prompt, _print_piece if shown else None)
+    if result["context_shortened"]:
+        print_status(
+            f"note: the input was shortened to fit {settings.evaluate.max_seq_len} tokens with the answer "
+            "(evaluate.max_seq_len)"
+        )
     if as_json:
         print_json(result)
     else:

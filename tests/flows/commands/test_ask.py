@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.commands.prompts.ask import Asking, ask_questions, describe, read_questions
+from flows.commands.prompts.ask import Asking, ask, ask_questions, describe, read_questions
 from flows.commands.prompts.ask import _answer as answer_of
 from flows.configuration.load import load_config
 from flows.configuration.sample import SAMPLE_CONFIG
@@ -30,11 +31,23 @@ def test_where_questions_come_from(tmp_path: Path) -> None:
             read_questions(question, path)
 
 
+def test_a_question_in_another_encoding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Python reads bytes that are not UTF-8: strictly, or as halves of surrogate pairs in a plain locale.
+    for errors in ("strict", "surrogateescape"):
+        stream = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(InputError, match=r"standard input.* is not UTF-8"):
+            read_questions("-", None)
+    with pytest.raises(InputError, match=r"^QUESTION 'caf.udce9': is not UTF-8; write it as UTF-8$"):
+        ask(question="caf\udce9")
+
+
 @pytest.mark.parametrize(
     ("asking", "said"),
     [
         (Asking(["Who?"], task="songs"), "--task songs: the configuration has"),
         (Asking(["Who?"], task="qa", thread="1"), "--thread is for threads"),
+        (Asking(["Who?"], task="qa", author="Ann"), "--author is for threads"),
         (Asking(["Who?"]), "no finished training of this project; run `jora run"),
     ],
 )

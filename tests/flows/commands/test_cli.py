@@ -190,6 +190,9 @@ def test_run_with_nothing_to_do(jora: Jora, project: Project, monkeypatch: pytes
         (("generate", "-i", "x", "--top-k", "-3"), "--top-k -3: expected 0 (all tokens) or a greater"),
         (("generate", "-i", "x", "--seed", "-1"), "--seed -1: expected a whole number from 0"),
         (("generate", "-i", "x", "--stop", "a", "--stop", ""), "--stop '': expected at least one character"),
+        (("generate", "-i", "x", "--stop", "\udce9"), "--stop '\\udce9': is not UTF-8; write it as UTF-8"),
+        (("generate", "-i", "x", "-t", "\udce9"), "--input '\\udce9': is not UTF-8; write it as UTF-8"),
+        (("generate", "-i", "x", "--model", "\udce9"), "--model '\\udce9': is not UTF-8; rename what it"),
         (("generate", "-i", "x", "--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 or a greater"),
         (("generate", "-i", "x", "-c", "pipeline.yaml"), "generate reads the artifact of finetune-task"),
         (("merge", "model", "adapter", "tables"), "tables exists already; give a new folder"),
@@ -293,7 +296,8 @@ def test_generate_asks_the_core_for_one_answer(
         specs.append(spec)
         for piece in (spec.instruction, "|", spec.input):
             on_output(json.dumps({"text": piece}))
-        return {"text": f"{spec.instruction}|{spec.input}", "finish_reason": "end"}
+        shortened = spec.max_new_tokens == 7
+        return {"text": f"{spec.instruction}|{spec.input}", "context_shortened": shortened}
 
     monkeypatch.setattr(generate, "run_child", child)
     for command in ("context", "convert", "train"):
@@ -301,6 +305,7 @@ def test_generate_asks_the_core_for_one_answer(
     ask = ("generate", "-c", "pipeline.yaml", "-i", "Answer.", "-t", "a\nb")
     said = jora(*ask, "--max-new-tokens", "7")
     assert (said.status, said.out) == (0, "Answer.|a\nb\n")
+    assert "note: the input was shortened to fit" in said.err and "evaluate.max_seq_len" in said.err
     (spec,) = specs
     assert (spec.model.name, spec.adapter) == ("model", project.artifact("finetune-task"))
     assert (spec.max_new_tokens, spec.stop, spec.stream) == (7, [], True)
@@ -311,7 +316,8 @@ def test_generate_asks_the_core_for_one_answer(
     assert specs[1].sampling.model_dump() == {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 3}
     assert (specs[1].stop, specs[1].stream) == (["\n\n", "END"], False)
     said = jora(*ask, "--json", "--model", "model")
-    assert json.loads(said.out) == {"text": "Answer.|a\nb", "finish_reason": "end"}
+    assert json.loads(said.out) == {"text": "Answer.|a\nb", "context_shortened": False}
+    assert "shortened" not in said.err
     assert (specs[2].model, specs[2].adapter, specs[2].stream) == (Path("model"), None, False)
 
 
