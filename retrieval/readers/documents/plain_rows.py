@@ -3,7 +3,7 @@
 A document is `{"id", "title"?, "text", "time"?}`, a question is `{"id", "document_id", "question", "answers",
 "time"?}`. `answers` is a list of accepted answers, of which the first is taught. An empty list or null means
 that the document does not answer the question. `document_id` may be a list of documents that only together
-hold the answer. A `time` is a number of seconds since 1970 or ISO 8601 text.
+hold the answer. A `time` is a number of seconds since 1970 or a date, as in conversations.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion
+from retrieval.readers.files.fields import moment_of
 from retrieval.readers.files.rows import rows, text_of, text_or_empty, texts_of
 from retrieval.text.normalize import fold, keep_lines, one_paragraph
-from retrieval.text.times import parse_time
 from retrieval.text.values import is_empty
 
 DOCUMENT_FIELDS = ("id", "text")
@@ -39,7 +39,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
         title = "" if is_empty(title) else text_of(title, "title", where)
         text = text_or_empty(value["text"], "text", where)
         key = fold(text_of(value["id"], "id", where))
-        since = parse_time(value.get("time"), "time", where)
+        since = moment_of(value.get("time"), "time", where)
         document = Document(key, fold(title), keep_lines(text), file.name, row, since)
         yield FoundDocument(where, document, text)
 
@@ -61,7 +61,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
             raise InputError(f"{where}: field answers is missing; expected {expected}, or null for no answer")
         answers = texts_of(value["answers"], f"answers of question {key!r}", where)
         text = one_paragraph(text_of(value["question"], "question", where))
-        time = parse_time(value.get("time"), "time", where)
+        time = moment_of(value.get("time"), "time", where)
         oracles = named if more else ()
         question = Question(key, first, text, answers, file.name, row, oracles, time)
         yield FoundQuestion(where, question, "" if answers else UNANSWERABLE)

@@ -38,6 +38,8 @@ _TARGET = re.compile(r"#p([0-9]{1,19})$")
 _PLAIN_LINK = re.compile(r">>+(?:/\w+/)?\d*(?:\s*\((?:OP|You|Dead|Cross-thread)\))?")
 _DIGITS = re.compile(r"[0-9]{1,19}$")
 _LINE_BREAKERS = frozenset({"br", "p", "div", "li", "tr", "pre", "table", "blockquote"})
+# Classes in which mail programs put what a mail answers, and the line before it.
+_QUOTING = re.compile(r"\b(?:gmail_quote|gmail_attr|moz-cite-prefix|yahoo_quoted|protonmail_quote)\b")
 _UNSEEN = frozenset({"script", "style", "template", "noscript", "head", "title"})
 
 
@@ -57,12 +59,17 @@ class Comment(NamedTuple):
     dead: int = 0
 
 
-def parse_comment(html: str, thread_no: str) -> Comment:
+def parse_comment(html: str, thread_no: str, is_reply: bool = False) -> Comment:
     """Parse the HTML of one `com` into the text without quotelinks and quoted lines, and the links.
 
     A link is read from its target (`#p123`, or a path whose thread is `thread_no`), never from its text,
     which `<wbr>` may split. Dead links are spans. Neither dead links nor links to other
     threads name a parent.
+
+    Args:
+        html: the text of a post.
+        thread_no: number of its thread.
+        is_reply: whether to leave out `blockquote` and the like, in which a reply repeats what it answers.
     """
     # A text without markup needs no parser.
     if "<" not in html and "&" not in html:
@@ -118,6 +125,8 @@ def parse_comment(html: str, thread_no: str) -> Comment:
             # Quoted text (`>like this`) repeats the parent and would give the answer away.
             elif tag == "span" and "quote" in classes:
                 inner = True
+        if is_reply and (tag == "blockquote" or _QUOTING.search(node.attributes.get("class") or "")):
+            inner = True
         child = node.first_child
         if child is not None:
             stack.append((child, inner))

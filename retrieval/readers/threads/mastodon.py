@@ -89,5 +89,6 @@ def _author(value: Any, where: str) -> str:
 def _text(value: dict[str, Any], where: str) -> str:
     found = {name: content_of(value.get(name), name, where) for name in ("content", "spoiler_text")}
     # `content` is HTML with `<p>` and `<br>`, which 4chan's reader understands; `spoiler_text` is plain text.
-    text, warning = parse_comment(found["content"], "").text, fold(found["spoiler_text"])
+    is_reply = not is_missing(value.get("in_reply_to_id"))
+    text, warning = parse_comment(found["content"], "", is_reply).text, fold(found["spoiler_text"])
     return titled(warning, text) if text else warning

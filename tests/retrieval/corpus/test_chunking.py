@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_neighbours_overlap_by_whole_sentences() -> None:
         chunks = chunk_document(Document("d", "", text), text, load_chunker(TOKENIZER, 48, overlap))
         shared = [text[b.start : a.end] for a, b in itertools.pairwise(chunks)]
         assert all((count(part) > 0) == (overlap > 0) and count(part) <= overlap for part in shared)
+
+
+@pytest.mark.parametrize("unbroken", ["4f", "漢字"])
+def test_a_run_without_words_or_sentences_is_cut_in_bearable_time(unbroken: str) -> None:
+    # Such as a picture in base64. Without a limit, this takes the square of the length: hours.
+    text = "Before. " + unbroken * 50_000 + " After."
+    began = time.monotonic()
+    chunks = chunk_document(Document("d", "T", text, "f", 1), text, load_chunker(TOKENIZER, 100))
+    assert time.monotonic() - began < 60
+    assert "".join(text[chunk.start : chunk.end] for chunk in chunks).replace(" ", "") == text.replace(
+        " ", ""
+    )
+    count = load_counter(TOKENIZER).count
+    assert max(count(chunk.text) for chunk in chunks) <= 100
 
 
 def test_a_short_document_stays_whole() -> None:

@@ -77,7 +77,8 @@ def _message(where: str, row: int, value: dict[str, Any], file: SourceFile) -> M
     if isinstance(parent, list):
         parent = parent[0] if parent else None
     parent = parent.get("id") if isinstance(parent, dict) else parent
-    text = parse_comment(content_of(note.get("content"), "content", where), "").text
+    parent = reference_of(parent, "inReplyTo", where)
+    text = parse_comment(content_of(note.get("content"), "content", where), "", bool(parent)).text
     title = fold(content_of(note.get("summary", note.get("name")), "summary", where))
     return Message(
         where,
@@ -86,7 +87,7 @@ def _message(where: str, row: int, value: dict[str, Any], file: SourceFile) -> M
         titled(title, text) if text else title,
         file.name,
         row,
-        reference_of(parent, "inReplyTo", where),
+        parent,
         time=moment_of(note.get("published", value.get("published")), "published", where),
     )
 

@@ -2,7 +2,8 @@
 
 In an mbox file, a line `From …` starts a message. A mail answers the one that `In-Reply-To` names, else the
 last one of `References`. Mails that replies connect are a thread. The plain text is read, else the HTML.
-Quoted lines, the line before them (`On … wrote:`) and signatures are removed. Format: RFC 4155, RFC 5322
+Quoted lines, the line before them (`On … wrote:`), the mail that Outlook repeats below an answer, and
+signatures are removed. Format: RFC 4155, RFC 5322
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ _ID = re.compile(r"<([^<>\s]+)>")
 _WROTE = re.compile(
     r"^(?:On|Am|Le|El|Op)\b.{0,200}?(?:wrote|schrieb|écrit|escribió|schreef)[^\n]{0,80}:\s*$", re.M | re.S
 )
+#: What Outlook puts before the whole mail that is answered, which it does not mark line by line.
+_ORIGINAL = re.compile(
+    r"^[ \t]*-{2,} ?(?:Original Message|Original Appointment|Ursprüngliche Nachricht|Message d'origine"
+    r"|Mensaje original|Messaggio originale|Oorspronkelijk bericht) ?-{2,}[ \t]*$"
+    r"|^[ \t]*_{10,}\s+(?=(?:From|Von|De|Da|Van)\s?:)"
+    r"|^(?=\**(?:From|Von|De|Da|Van)\s?:.*\n\**(?:Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden)\s?:)",
+    re.M | re.I,
+)
+_ORIGINAL_HTML = re.compile(r"<div\b[^>]*\bid=[\"']?(?:x_)?(?:divRplyFwdMsg|appendonsend)\b", re.I)
 _SIGNATURE = re.compile(r"^-- ?$", re.M)
 _REPLY = re.compile(r"^(?:(?:re|aw|sv|fwd?)\s*:\s*|\[[^\]]*\]\s*)+", re.I)
 # Mailman writes `ann at example.org (Ann)` in place of the address.
@@ -118,7 +128,7 @@ def _message(mail: EmailMessage, where: str, row: int, file: SourceFile) -> Mess
     """
     own = _ID.search(_header(mail, "message-id"))
     answered = _ID.findall(_header(mail, "in-reply-to")) or _ID.findall(_header(mail, "references"))[-1:]
-    text = fold(_text(mail))
+    text = fold(_text(mail, bool(answered)))
     subject = _REPLY.sub("", _header(mail, "subject"))
     return Message(
         where,
@@ -160,7 +170,8 @@ def _time(value: str, where: str) -> float | None:
         return None
 
 
-def _text(mail: EmailMessage) -> str:
+def _text(mail: EmailMessage, is_reply: bool) -> str:
+    """Return the text of a mail, and of a reply without what it answers."""
     try:
         part = mail.get_body(("plain", "html"))
     except Exception:  # damaged structures of parts
@@ -176,6 +187,8 @@ def _text(mail: EmailMessage) -> str:
     except (UnicodeDecodeError, LookupError):
         text = raw.decode("latin-1")  # what old mails without a right charset mostly are
     if part.get_content_type() == "text/html":
-        return parse_comment(text, "").text
+        own = _ORIGINAL_HTML.split(text, maxsplit=1)[0] if is_reply else text
+        return parse_comment(own, "", is_reply).text
     text = _SIGNATURE.split(text.replace("\r\n", "\n"), maxsplit=1)[0]
-    return without_quotes(_WROTE.sub("", text))
+    text = without_quotes(_WROTE.sub("", text))
+    return _ORIGINAL.split(text, maxsplit=1)[0] if is_reply else text

@@ -81,7 +81,8 @@ def _post(
     key = id_of(row.get("Id"), "Id", where)
     if row.get("PostTypeId", _QUESTION) not in (_QUESTION, _ANSWER):
         return Message(where, key, "", "", file.name, number, scope=site, dropped="post_of_the_system")
-    text, title = parse_comment(row.get("Body", ""), "").text, fold(row.get("Title", ""))
+    parent = reference_of(row.get("ParentId"), "ParentId", where)
+    text, title = parse_comment(row.get("Body", ""), "", bool(parent)).text, fold(row.get("Title", ""))
     return Message(
         where,
         key,
@@ -89,7 +90,7 @@ def _post(
         titled(title, text) if text else title,
         file.name,
         number,
-        reference_of(row.get("ParentId"), "ParentId", where),
+        parent,
         time=moment_of(row.get("CreationDate"), "CreationDate", where),
         scope=site,
     )

@@ -145,6 +145,55 @@ def test_mail_with_references_charsets_and_damage(write: Write, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("html", "<p>Red.</p><blockquote><p>Which one?</p></blockquote>"),
+        (
+            "html",
+            '<div>Red.</div><div class="gmail_quote"><div class="gmail_attr">Ann wrote:</div>Which one?',
+        ),
+        ("html", '<p>Red.</p><div class="moz-cite-prefix">A schrieb:</div><blockquote>Which one?'),
+        ("html", '<p>Red.</p><hr><div id="divRplyFwdMsg"><b>From:</b> Ann</div><div>Which one?</div>'),
+        ("plain", "Red.\n\n-----Original Message-----\nFrom: Ann\nSent: Wed\n\nWhich one?\n"),
+        ("plain", "Red.\n\n________________________________\nVon: Ann\nGesendet: Mi\n\nWhich one?\n"),
+        ("plain", "Red.\n\nFrom: Ann <a@x.org>\nSent: Wednesday\nTo: Bob\n\nWhich one?\n"),
+    ],
+)
+def test_what_a_mail_answers_is_not_in_its_text(write: Write, kind: str, body: str) -> None:
+    start = "From a@x.org Wed May  1 00:00:00 2024\n"
+    first = f"{start}From: Ann <a@x.org>\nMessage-ID: <1@x>\n\nWhich one?\n\n"
+    answer = f"{start}From: Bob <b@x.org>\nIn-Reply-To: <1@x>\nContent-Type: text/{kind}\n\n{body}\n"
+    (thread,), _ = read(write("list.mbox", first + answer))
+    assert [post.text for post in thread.posts] == ["Which one?", "Red."]
+    # What answers nothing keeps what it quotes.
+    (thread,), _ = read(write("alone.mbox", answer.replace("In-Reply-To: <1@x>\n", "")))
+    assert "Which one?" in thread.posts[0].text
+
+
+def test_quotations_in_answers_of_sites_and_servers(write: Write) -> None:
+    body = "&lt;blockquote&gt;Which one?&lt;/blockquote&gt;&lt;p&gt;Red.&lt;/p&gt;"
+    posts = f'<posts><row Id="1" PostTypeId="1" Body="{body}" />'
+    posts += f'<row Id="2" PostTypeId="2" ParentId="1" Body="{body}" /></posts>'
+    (thread,), _ = read(write("Posts.xml", posts))
+    assert [post.text for post in thread.posts] == ["Which one? Red.", "Red."]
+    html = "<blockquote>Which one?</blockquote><p>Red.</p>"
+    notes = [
+        {"id": "1", "type": "Note", "published": "2024-05-01", "attributedTo": "a", "content": html},
+        {"id": "2", "type": "Note", "published": "2024-05-02", "attributedTo": "b", "content": html}
+        | {"inReplyTo": "1"},
+    ]
+    (thread,), _ = read(write("notes.jsonl", lines(*notes)), format="activitypub")
+    assert [post.text for post in thread.posts] == ["Which one? Red.", "Red."]
+    statuses = [
+        {"id": "1", "created_at": "2024-05-01", "account": {"acct": "a"}, "content": html},
+        {"id": "2", "created_at": "2024-05-02", "account": {"acct": "b"}, "content": html}
+        | {"in_reply_to_id": "1"},
+    ]
+    (thread,), _ = read(write("statuses.jsonl", lines(*statuses)), format="mastodon")
+    assert [post.text for post in thread.posts] == ["Which one? Red.", "Red."]
+
+
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("a.csv", '"AuthorID","Author","Date","Content","Attachments"\n', "DiscordChatExporter.*-f Json"),
