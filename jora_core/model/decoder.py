@@ -116,8 +116,8 @@ def forward_at(
 ) -> jax.Array:
     """Compute the hidden states of some positions after the final norm, for inference.
 
-    The last layer's output projection and MLP are computed at these positions only: no other position reads
-    them. This is a fifth of the work of a model of four layers. `forward` and `pick_positions` give the same.
+    The last layer's output projection and MLP are computed at these positions only, because no other one
+    reads them. `forward` and `pick_positions` give the same.
 
     Args:
         params: weights, or this device's part of them.
@@ -398,7 +398,14 @@ def attention_heads(
 ) -> jax.Array:
     """Compute what the attention heads of a layer give, before the output projection.
 
-    Takes the arguments of `decoder_layer`.
+    Args:
+        config: the model's.
+        x: the residual stream [B, T, D], or [B, T/N, D] where it is split by tokens.
+        layer: the layer's weights.
+        project: the layer's projections.
+        rotary: rotary tables of the batch's positions.
+        attend: attention function of rotated q, k and v, each [B, T, heads, H].
+        split: whether the residual stream is split by tokens.
 
     Returns:
         [B, T, N * H] for this device's N heads.

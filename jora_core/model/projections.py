@@ -45,7 +45,10 @@ def _quantized_linear_forward(x: jax.Array, weight: QuantizedWeight) -> tuple[ja
 def _quantized_linear_backward(weight: QuantizedWeight, grad: jax.Array) -> tuple[jax.Array, None]:
     if weight.kind == "int8":
         scaled = (grad.astype(jnp.float32) * weight.scale).astype(grad.dtype)
-        return scaled @ weight.codes.astype(grad.dtype), None
+        # XLA would compute the widened codes once, for this product and for the repeated one of the forward
+        # pass, and keep them in memory between. Behind a barrier each product widens what it reads.
+        codes = jax.lax.optimization_barrier(weight.codes)
+        return scaled @ codes.astype(grad.dtype), None
     return grad @ dequantize(weight, grad.dtype), None
 
 

@@ -29,8 +29,6 @@ from tests.flows.teachers.project import ROOT, command, raw_config, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 CHUNKS, KILLS = 200, 10
-#: Of our own generation: on one core a minute and more is one batch, and a kill loses it.
-LOCAL_CHUNKS, LOCAL_KILLS = 48, 2
 SETTINGS: dict[str, Any] = {
     "questions_per_chunk": 1,
     "qa": {"source": str(ROOT / "docs" / "*.md"), "chunk_tokens": 64},
@@ -144,16 +142,14 @@ def test_by_our_own_generation(tmp_path: Path) -> None:
         "kind": "local", "base_url": None, "model": None, "model_folder": str(real_model()),
         "max_answer_tokens": _ANSWER_TOKENS, "temperature": 0.0,
     }  # fmt: skip
-    path = write_config(
-        tmp_path, raw_config(tmp_path, "", max_chunks=LOCAL_CHUNKS, teacher=teacher, **SETTINGS)
-    )
-    lines = list(run_with_kills(path, LOCAL_KILLS, LOCAL_CHUNKS // 4, lambda: len(stored(tmp_path))))
+    path = write_config(tmp_path, raw_config(tmp_path, "", max_chunks=CHUNKS, teacher=teacher, **SETTINGS))
+    lines = list(run_with_kills(path, KILLS, CHUNKS // KILLS, lambda: len(stored(tmp_path))))
     found = metrics_of(tmp_path)
-    accounted(found, LOCAL_CHUNKS)
+    accounted(found, CHUNKS)
     # Each request was computed and stored once, whatever was killed.
     with sqlite3.connect(tmp_path / "runs" / ".cache" / "teachers" / FILE) as database:
         (spent,) = database.execute("SELECT count(*) FROM spent").fetchone()
-    assert spent == LOCAL_CHUNKS and 0 < found["asked"]["asked"] < LOCAL_CHUNKS
-    assert "tokens/s" in lines[-1] and f"ask the teacher: {LOCAL_CHUNKS} of {LOCAL_CHUNKS}" in lines[-1]
+    assert spent == CHUNKS and 0 < found["asked"]["asked"] < CHUNKS
+    assert "tokens/s" in lines[-1] and f"ask the teacher: {CHUNKS} of {CHUNKS}" in lines[-1]
     print(lines[-1])
     print(json.dumps(found, indent=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -158,6 +159,7 @@ STEPS = [
     (LLAMA, {}),
     (LLAMA, {"remat": "none"}),
     (LLAMA, {"quantization": "int8"}),
+    (LLAMA, {"quantization": "int8", "remat": "none"}),
     (LLAMA, {"quantization": "nf4"}),
     (LLAMA, {"trainable": "all"}),
     (LLAMA, {"dtype": "float32", "remat": "dots"}),
@@ -197,3 +199,10 @@ def test_no_step_holds_scores(config: dict[str, Any], settings: dict[str, Any], 
         layers = config["num_hidden_layers"]
         stacks = [b for b in step.heap.buffers if len(b.shape) == 3 and b.shape[0] == layers]
         assert [b for b in stacks if min(b.shape[1:]) >= 128 and b.shape[1] < LENGTH] == []
+    if settings.get("quantization") == "int8":
+        # Nor one: the products widen the codes as they read them.
+        width, hidden = config["hidden_size"], config["intermediate_size"]
+        sizes = {(hidden, width), (width, hidden), (width, width), (width // 2, width)}
+        whole = [b for b in step.heap.buffers if b.shape[-2:] in sizes and math.prod(b.shape[:-2]) == 1]
+        assert whole, "the codes of a layer are seen by these shapes"
+        assert {b.dtype for b in whole} == {"s8"}
