@@ -101,7 +101,12 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         reason = getattr(error, "strerror", None) or str(error)
         # A damaged gzip file is an OSError too, but none of the system.
         kind = InputError if getattr(error, "errno", None) is not None else UnreadableFile
-        raise kind(f"{path}: cannot be read ({reason}); check the file and its permissions") from error
+        how = (
+            "check the file and its permissions"
+            if kind is InputError
+            else "the file is cut short or damaged; pack it or download it again"
+        )
+        raise kind(f"{path}: cannot be read ({reason}); {how}") from error
 
 
 def read_whole(path: Path) -> bytes:
@@ -149,7 +154,9 @@ def _packing(path: Path, head: bytes) -> str | None:
         raise UnreadableFile(f"{path}: cannot be read (not a {named} file); check the file")
     for magic, what in _FOREIGN:
         if head.startswith(magic):
-            raise UnreadableFile(f"{path}: is {what}", "of_another_kind_than_its_name")
+            encoded = what.startswith("UTF-")
+            reason = "of_another_encoding" if encoded else "of_another_kind_than_its_name"
+            raise UnreadableFile(f"{path}: is {what}", reason)
     return None
 
 

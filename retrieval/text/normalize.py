@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from textwrap import dedent
@@ -42,6 +43,14 @@ def fold(text: str) -> str:
         return text.strip(" ")
     folded = " ".join(text.split())
     return folded if folded.isprintable() else " ".join(_NOISE.sub("", text).split())
+
+
+def composed(name: str) -> str:
+    """Return a name whose accents are part of their letters (NFC), as keyboards and most systems write them.
+
+    macOS gives names of files with the accents apart (NFD), which look the same.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def keep_lines(text: str) -> str:

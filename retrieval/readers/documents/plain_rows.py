@@ -16,7 +16,7 @@ from retrieval.corpus.types import Document, Question, Tally
 from retrieval.readers.documents.layout_types import UNANSWERABLE, FoundDocument, FoundQuestion
 from retrieval.readers.files.fields import moment_of
 from retrieval.readers.files.rows import rows, text_of, text_or_empty, texts_of
-from retrieval.text.normalize import fold, keep_lines, one_paragraph
+from retrieval.text.normalize import composed, fold, keep_lines, one_paragraph
 from retrieval.text.values import is_empty
 
 DOCUMENT_FIELDS = ("id", "text")
@@ -38,7 +38,7 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
         # A numeric title (a year) is common where rows were exported from a table.
         title = "" if is_empty(title) else text_of(title, "title", where)
         text = text_or_empty(value["text"], "text", where)
-        key = fold(text_of(value["id"], "id", where))
+        key = composed(fold(text_of(value["id"], "id", where)))
         since = moment_of(value.get("time"), "time", where)
         document = Document(key, fold(title), keep_lines(text), file.name, row, since)
         yield FoundDocument(where, document, text)
@@ -70,7 +70,7 @@ def read_questions(file: SourceFile) -> Iterator[FoundQuestion]:
 def _document_ids(value: object, where: str) -> tuple[str, ...]:
     """Return the ids of the documents that a question names, without repeats."""
     if not isinstance(value, list):
-        return (fold(text_of(value, "document_id", where)),)
+        return (composed(fold(text_of(value, "document_id", where))),)
     if not value:
         raise InputError(f"{where}: field document_id is an empty list; name at least one document")
-    return tuple(dict.fromkeys(fold(text_of(item, "document_id", where)) for item in value))
+    return tuple(dict.fromkeys(composed(fold(text_of(item, "document_id", where))) for item in value))

@@ -1,6 +1,7 @@
 """Read files that are one document each: text, Markdown, source code, HTML, PDF, DOCX, EPUB.
 
-The id of a document is the path of its file below the source. `TEXT_KINDS` names the reader of each ending.
+The id of a document is the path of its file below the source, with composed accents. `TEXT_KINDS` names the
+reader of each ending.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from retrieval.corpus.unpacking import UnreadableFile
 from retrieval.readers.documents.kinds.kind_reader import FileText, KindReader
 from retrieval.readers.documents.layout_types import FoundDocument, FoundQuestion
 from retrieval.settings.document_layouts import CODE_SUFFIXES, TEXT_KINDS
-from retrieval.text.normalize import keep_lines
+from retrieval.text.normalize import composed, keep_lines
 
 
 def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
@@ -29,10 +30,10 @@ def read_documents(file: SourceFile, tally: Tally) -> Iterator[FoundDocument]:
     try:
         found = read_text_file(file, tally)
     except UnreadableFile as error:
-        nothing = Document(file.name, "", "", file.name, 1)
+        nothing = Document(composed(file.name), "", "", file.name, 1)
         yield FoundDocument(str(file.path), nothing, "", dropped=f"document_{error.reason}", why=str(error))
         return
-    document = Document(file.name, found.title, keep_lines(found.text), file.name, 1)
+    document = Document(composed(file.name), found.title, keep_lines(found.text), file.name, 1)
     yield FoundDocument(str(file.path), document, found.text)
 
 

@@ -87,6 +87,29 @@ def mapped_rows(file: SourceFile, columns: Columns, field: str, required: Sequen
             )
 
 
+def unmapped(file: SourceFile, fields: Sequence[str]) -> str:
+    """Return the end of an error about fields that a row lacks: the columns that the mapping names for them.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    columns = file.columns
+    assert columns is not None
+    names = column_names(file.path, columns=columns)
+    said = []
+    for field in fields:
+        source = columns.fields.get(field)
+        if source is None:
+            said.append(f"{file.columns_field}.{field} is not set; name the column")
+        elif source in names or _EXPRESSION in source:
+            said.append(f"{file.columns_field}.{field}: {source!r} is empty there; fill it in")
+        else:
+            said.append(
+                f"{file.columns_field}.{field}: there is no column {source!r}{_nearest(source, names)}"
+            )
+    return "; ".join(said)
+
+
 def _rows(path: Path, delimiter: str | None = None, sheet: str | None = None) -> Iterator[Row]:
     """Read the rows of a file of any kind. A row that is no object has one field, `value`."""
     contents = Contents(keys=_LISTS, delimiter=delimiter, sheet=sheet)
@@ -97,7 +120,9 @@ def _rows(path: Path, delimiter: str | None = None, sheet: str | None = None) ->
 def _nearest(source: str, names: Sequence[str]) -> str:
     if source in names:
         return ""
-    near = difflib.get_close_matches(source, names, 1)
+    # Names that differ in capitals are the nearest.
+    near = [name for name in names if name.casefold() == source.casefold()][:1]
+    near = near or difflib.get_close_matches(source, names, 1)
     listed = ", ".join(names)[:200]
     return f"; did you mean {near[0]}? The file has {listed}" if near else f"; the file has {listed}"
 
@@ -228,14 +253,20 @@ def kind_of(names: Sequence[str]) -> str:
     return "threads" if "parent" in guess(names, "threads") else "documents"
 
 
-def column_names(path: Path, most: int = 20) -> list[str]:
-    """Return the columns of a file and the paths one level deeper, as its first `most` rows have them.
+def column_names(path: Path, most: int = 20, columns: Columns | None = None) -> list[str]:
+    """Return the columns of a file and the paths one level deeper.
+
+    Args:
+        path: the file.
+        most: number of rows to look at, from the first.
+        columns: the mapping, which names the delimiter and the sheet.
 
     Raises:
         InputError: the file is broken.
     """
     found: dict[str, None] = {}
-    for _, _, row in islice(_rows(path), most):
+    dialect = (columns.delimiter, columns.sheet) if columns is not None else ()
+    for _, _, row in islice(_rows(path, *dialect), most):
         # An object is named by its parts.
         found.update(dict.fromkeys(path for path in _paths(row) if not isinstance(row.get(path), dict)))
     return list(found)

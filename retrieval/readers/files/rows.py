@@ -11,7 +11,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from retrieval.corpus.source_files import SourceFile, unpacked_name
-from retrieval.readers.files.columns import advice, column_names, mapped_rows
+from retrieval.readers.files.columns import advice, column_names, mapped_rows, unmapped
 from retrieval.readers.files.json_stream import first_fields
 from retrieval.readers.files.tables import BATCH_ROWS, TABLES, Contents, Row, any_rows, numbered_rows
 from retrieval.text.normalize import answer_text
@@ -49,11 +49,14 @@ def rows(
         _check_columns(file.path, fields, settings)
     for where, row, value in _values(file, fields, optional, expected, keys, header):
         if not isinstance(value, dict):
-            raise InputError(f"{where}: found {type(value).__name__}, expected {expected}")
+            found = "null" if value is None else type(value).__name__
+            raise InputError(f"{where}: found {found}, expected {expected}")
         # Other fields with null count as missing, because Parquet has no other way to leave one out.
         missing = [
             name for name in fields if value.get(name) is None and (name not in nullable or name not in value)
         ]
+        if missing and file.columns is not None:
+            raise InputError(f"{where}: {unmapped(file, missing)}")
         if missing:
             how = advice(file.path, settings) if row == 1 and settings else ""
             raise InputError(f"{where}: field {', '.join(missing)} is missing; expected {expected}{how}")

@@ -156,7 +156,11 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
             others = ", ".join(other.title for other in book.worksheets[1:])
             notice(f"{path}: the sheet {page.title} is read; left out: {others:.300} (`sheet` names one)")
         header: list[str] = []
-        for number, cells in enumerate(page.iter_rows(values_only=True), start=1):
+        errors = 0
+        for number, row in enumerate(page.iter_rows(), start=1):
+            # `#DIV/0!` is what a formula failed with, and no value. As a text it would be taught.
+            errors += sum(cell.data_type == "e" for cell in row)
+            cells = [None if cell.data_type == "e" else cell.value for cell in row]
             if all(cell is None or cell == "" for cell in cells):
                 continue
             where = f"{path}: row {number}"
@@ -165,6 +169,8 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[Row]:
             else:
                 yield where, number, dict(zip(header, cells, strict=False))
         book.close()
+        if errors:
+            notice(f"{path}: {errors} cells with an error of a formula, such as #DIV/0!, are read as empty")
     except InputError:
         raise
     except Exception as error:  # a broken workbook gives any exception, from deep within the library

@@ -48,6 +48,7 @@ from retrieval.tasks.threads.record import ThreadRecordBuilder
 from retrieval.tasks.threads.store import Reply, ReplyRow, ThreadStore, store_threads
 from retrieval.tasks.threads.vectors import ThreadVectors
 from retrieval.tasks.threads.window import window_start
+from retrieval.text.left_out import counted_reasons
 from retrieval.text.normalize import duplicate_key
 
 
@@ -82,8 +83,10 @@ def prepare(
     replies = Items(folder / "all-replies.arrow", ReplyRow)
     kept, left_out = _kept(config, task, threads, replies, content, report.tally)
     if not kept:
+        why = counted_reasons(+report.tally.dropped)
         raise InputError(
-            "threads: no post replies to an earlier post; expected threads with quotelinks or annotations"
+            "threads: no post replies to an earlier post; expected posts that name what they answer"
+            + (f" (left out: {why})" if why else "")
         )
     replies = write_items(folder / "replies.arrow", ReplyRow, (replies[number] for number in kept))
     (folder / "all-replies.arrow").unlink()

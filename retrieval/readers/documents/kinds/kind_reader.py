@@ -17,6 +17,8 @@ from retrieval.corpus.unpacking import UnreadableFile
 LARGEST_UNPACKED = 1 << 28
 # A page names its encoding in its first bytes, which are ASCII up to there.
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
+# XHTML may name it in its XML declaration instead.
+_DECLARED = re.compile(rb"\s*<\?xml[^>]{0,200}encoding\s*=\s*[\"']([\w-]+)")
 
 
 class FileText(NamedTuple):
@@ -67,7 +69,7 @@ def packed_document(file: SourceFile) -> Iterator[zipfile.ZipFile]:
 
 
 def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
-    """Decode a file: UTF-8, or what its meta element names (in HTML).
+    """Decode a file: UTF-8, or what its meta element or XML declaration names (in HTML).
 
     Args:
         raw: the bytes of the file.
@@ -77,7 +79,7 @@ def decoded(raw: bytes, file: SourceFile, html: bool = False) -> str:
     Raises:
         UnreadableFile: the bytes have another encoding.
     """
-    named = _CHARSET.search(raw[:2048]) if html else None
+    named = (_CHARSET.search(raw[:2048]) or _DECLARED.match(raw)) if html else None
     encoding = named[1].decode("ascii") if named else "utf-8"
     try:
         return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Document, Tally
 from retrieval.readers.documents.kinds.html import html_text
 from retrieval.readers.documents.kinds.pdf import whole_words
-from tests.retrieval.read_all import read_documents
+from tests.retrieval.read_all import read_documents, read_questions
 
 Write = Callable[[str, str], Path]
 
@@ -64,6 +66,9 @@ def test_html_names_its_encoding(tmp_path: Path) -> None:
     path = tmp_path / "a.HTML"
     path.write_bytes('<meta charset="iso-8859-1"><p>Käse</p>'.encode("latin-1"))
     assert read(path)[0].text == "Käse"
+    declared = '<?xml version="1.0" encoding="windows-1252"?><html><body><p>Käse’s</p></body></html>'
+    path.write_bytes(declared.encode("cp1252"))
+    assert read(path)[0].text == "Käse’s"
     path.write_bytes("<p>Käse</p>".encode("latin-1"))
     with pytest.raises(InputError, match=r"a\.HTML:1: not UTF-8; save the file as UTF-8"):
         read(path)
@@ -100,12 +105,17 @@ def test_docx_has_paragraphs_and_tables(tmp_path: Path) -> None:
     assert not tally.dropped
 
 
-def test_epub_pages_come_in_reading_order(tmp_path: Path) -> None:
-    path = tmp_path / "book.epub"
+ENCRYPTED = "<e><d><CipherReference URI='in/{}%20page.xhtml'/></d></e>"
+
+
+def epub(path: Path, held: str = "abc", encrypted: str = "") -> Path:
+    """Write a book of the pages b and a, with c beside the text; `held` has the pages that are there."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(
             "META-INF/container.xml", '<c><rootfiles><rootfile full-path="in/b.opf"/></rootfiles></c>'
         )
+        if encrypted:
+            archive.writestr("META-INF/encryption.xml", ENCRYPTED.format(encrypted))
         items = "".join(f'<item id="{name}" href="{name}%20page.xhtml"/>' for name in "abc")
         spine = '<itemref idref="b"/><itemref idref="a"/><itemref idref="c" linear="no"/>'
         archive.writestr(
@@ -113,13 +123,32 @@ def test_epub_pages_come_in_reading_order(tmp_path: Path) -> None:
             '<package xmlns:dc="d"><metadata><dc:title>The book</dc:title></metadata>'
             f"<manifest>{items}</manifest><spine>{spine}</spine></package>",
         )
-        for name in "abc":
+        for name in held:
             archive.writestr(
                 f"in/{name} page.xhtml", f"<html><body><h1>Ch {name}</h1><p>Text {name}.</p></body></html>"
             )
-    document, tally = read(path)
+    return path
+
+
+def test_epub_pages_come_in_reading_order(tmp_path: Path) -> None:
+    document, tally = read(epub(tmp_path / "book.epub"))
     assert (document.title, document.text) == ("The book", "# Ch b\n\nText b.\n\n# Ch a\n\nText a.")
-    assert tally.read["pages"] == 2
+    assert +tally.read == {"documents": 1, "pages": 2}
+
+
+def test_a_book_that_lacks_a_page_is_read_without_it(tmp_path: Path) -> None:
+    document, tally = read(epub(tmp_path / "book.epub", held="a"))
+    assert document.text == "# Ch a\n\nText a."
+    assert +tally.read == {"documents": 1, "pages": 1, "pages_that_are_not_in_the_book": 1}
+    with pytest.raises(InputError, match=r"book\.epub: not a readable EPUB book .*none of its 2 pages"):
+        read(epub(tmp_path / "book.epub", held=""))
+
+
+def test_a_book_with_encrypted_pages_is_named_so(tmp_path: Path) -> None:
+    # Fonts that are encrypted leave the book readable.
+    assert read(epub(tmp_path / "book.epub", encrypted="font"))[0].text.startswith("# Ch b")
+    with pytest.raises(InputError, match=r"book\.epub: its pages are encrypted \(DRM\)"):
+        read(epub(tmp_path / "book.epub", encrypted="a"))
 
 
 BROKEN = [
@@ -129,7 +158,8 @@ BROKEN = [
     ("a.pdf", b"no PDF", "document_not_a_pdf"),
     ("a.pdf", b"%PDF-1.4\n1 0 obj\n<< /Type", "document_not_a_pdf"),
     ("a.txt", b"Caf\xe9", "document_of_another_encoding"),
-    ("a.txt", "Café".encode("utf-16"), "document_of_another_kind_than_its_name"),
+    ("a.txt", "Café".encode("utf-16"), "document_of_another_encoding"),
+    ("a.html", "<p>Café".encode("utf-32"), "document_of_another_encoding"),
     ("a.py", b"\x89PNG\r\n", "document_of_another_kind_than_its_name"),
     ("a.md", b"\x1f\x8bcut", "document_damaged"),
     ("a.md", b"PK\x03\x04cut", "document_damaged"),
@@ -148,6 +178,19 @@ def test_files_that_cannot_be_read_are_counted_beside_others(
     files = [SourceFile(bad, name), SourceFile(good, "b.md")]
     assert list(read_documents(files, tally)) == ["b.md"]
     assert tally.as_dict() == {"read": {"documents": 2}, "dropped": {reason: 1}}
+
+
+def test_accents_may_be_apart_from_their_letters(write: Write) -> None:
+    # macOS names files so; what is typed has the accents in the letters.
+    apart = unicodedata.normalize("NFD", "café.md")
+    files = [SourceFile(write(apart, "# Café\nIt is open."), apart)]
+    question = {"id": "q", "document_id": "café.md", "question": "Open?", "answers": ["open"]}
+    for name in ("café.md", apart):
+        asked = write("q.jsonl", json.dumps({**question, "document_id": name}, ensure_ascii=False))
+        documents = read_documents(files, Tally())
+        assert list(documents) == ["café.md"]
+        (found,) = read_questions([SourceFile(asked, "q.jsonl")], documents, Tally())
+        assert found.context_id == "café.md"
 
 
 @pytest.mark.parametrize(("name", "data", "reason"), BROKEN)

@@ -15,13 +15,16 @@ from openpyxl import Workbook
 from jora_core.base.errors import InputError
 from retrieval.build.build import build_record_files
 from retrieval.build.record_files import read_records
+from retrieval.corpus.source_files import SourceFile
 from retrieval.corpus.types import Tally, Thread
 from retrieval.readers.files.columns import guess, kind_of
+from retrieval.readers.files.tables import any_rows
 from retrieval.readers.preview import preview
 from retrieval.readers.threads.registry import read_threads
-from retrieval.settings.columns import ThreadColumns
+from retrieval.settings.columns import QuestionColumns, ThreadColumns
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import QaTask, ThreadsTask
+from tests.retrieval.read_all import read_questions
 
 ROWS: list[dict[str, Any]] = [
     {"nr": 1, "who": "ann", "what": "Which one, please?", "to": None, "at": "2024-05-01 00:00:00"},
@@ -99,6 +102,37 @@ def test_sheets_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.Captu
     book.save(tmp_path / "book.xlsx")
     read(tmp_path / "book.xlsx", MAPPING)
     assert "the sheet Sheet is read; left out: prices, old (`sheet` names one)" in capsys.readouterr().err
+
+
+def test_errors_of_formulas_are_empty_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = Workbook()
+    for row in (["Ask", "Right"], ["Share?", "#DIV/0!"], ["Error?", "see #DIV/0!"], ["#N/A", "#REF!"]):
+        book.active.append(row)
+    book.save(tmp_path / "book.xlsx")
+    rows = [row for _, _, row in any_rows(tmp_path / "book.xlsx")]
+    assert rows == [{"Ask": "Share?", "Right": None}, {"Ask": "Error?", "Right": "see #DIV/0!"}]
+    assert "book.xlsx: 3 cells with an error of a formula" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "page;ask;right\n1;Who?;Ann\n",
+            r"faq\.csv:2: qa\.question_columns\.document_id: there is no column",
+        ),
+        ("page;ask;right\n1;Who?;Ann\n", r"no column 'Page'; did you mean page\? The file has page, ask"),
+        ("My questions;and;answers\nPage;ask;right\n", r"no column 'Page'; the file has My questions, and"),
+        ('{"Page": null, "ask": "Who?", "right": "Ann"}', r"document_id: 'Page' is empty there; fill it in"),
+    ],
+)
+def test_a_column_that_questions_lack_is_named(tmp_path: Path, text: str, said: str) -> None:
+    name = "faq.jsonl" if text.startswith("{") else "faq.csv"
+    (tmp_path / name).write_text(text)
+    columns = QuestionColumns(question="ask", answers="right", document_id="Page", delimiter=";")
+    file = SourceFile(tmp_path / name, name, columns=columns, columns_field="qa.question_columns")
+    with pytest.raises(InputError, match=said):
+        read_questions([file], ["1"], Tally())
 
 
 def test_paths_and_expressions(tmp_path: Path) -> None:
