@@ -131,6 +131,10 @@ class ModelConfig(DecoderParts):
             InputError: folder or file missing, broken JSON, an architecture or field value not supported.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise InputError(
+                f"model folder {folder} is a file; give its folder, {folder.parent}, or a .gguf file"
+            )
         if not folder.is_dir():
             raise InputError(f"model folder {folder} does not exist; give a folder in Hugging Face layout")
         path = folder / "config.json"

@@ -43,6 +43,8 @@ _CHUNK = 4096
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
 _MERGE = re.compile(rb"\[\s*+" + _TEXT + rb"\s*+,\s*+" + _TEXT + rb"\s*+\]|" + _TEXT, re.DOTALL)
 _MERGES = re.compile(rb'(?P<key>"merges"\s*+:\s*+\[)(?:(?:' + _MERGE.pattern + rb")|[\s,]++)*+\]", re.DOTALL)
+# A line of a file of tiktoken, such as that of Llama 3: a token in base64, and its rank.
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 # What decides the tokens of a text.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
@@ -261,7 +263,26 @@ def _without_merges(raw: bytes) -> bytes:
     return raw if found is None else raw[: found.end("key")] + raw[found.end() - 1 :]
 
 
+def _require_sentencepiece(path: Path) -> None:
+    """Refuse a file that is neither a model of SentencePiece nor the ranks of tiktoken."""
+    from sentencepiece import SentencePieceProcessor
+
+    raw = path.read_bytes()
+    refuse_lfs_pointer(path, raw)
+    if _TIKTOKEN.match(raw):
+        return
+    try:
+        # An empty text loads as no model at all, and fails only when it is used.
+        known = SentencePieceProcessor(model_proto=raw).GetPieceSize() if raw else 0
+    except RuntimeError:
+        known = 0
+    if not known:
+        raise InputError(f"{path} is truncated or no SentencePiece model; fetch it again") from None
+
+
 def _load_sentencepiece(folder: Path) -> Tokenizer:
+    # Before transformers, which takes any file that it cannot read for one of tiktoken's.
+    _require_sentencepiece(folder / "tokenizer.model")
     from transformers import AutoTokenizer
 
     try:

@@ -238,6 +238,8 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json"):
         ModelConfig.from_hf(tmp_path)
     (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is a file; give its folder"):
+        ModelConfig.from_hf(tmp_path / "config.json")
     with pytest.raises(InputError, match="not valid JSON"):
         ModelConfig.from_hf(tmp_path)
     (tmp_path / "config.json").write_text("[]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from jora_core.base.errors import InputError
 from jora_core.data.tokenizer import load_tokenizer
@@ -273,3 +275,23 @@ def test_files_with_a_byte_order_mark(tmp_path: Path) -> None:
     found = load_tokenizer(folder, 3072)
     assert (found.bos_id, found.eos_id) == (expected.bos_id, expected.eos_id)
     assert found.encode(TEXTS[0]).tolist() == expected.encode(TEXTS[0]).tolist()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_a_damaged_sentencepiece_model_is_named(tmp_path: Path, cut: int) -> None:
+    # transformers takes such a file for tiktoken's, and asks to install that library.
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the lamp takes a bulb", "the radio runs for hours"] * 20),
+        model_writer=model,
+        vocab_size=24,
+        minloglevel=2,
+    )
+    whole = model.getvalue()
+    (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
+    (tmp_path / "tokenizer.model").write_bytes((b"", b"garbage", whole[: len(whole) // 3 * 2 + 1])[cut])
+    with pytest.raises(InputError, match=r"tokenizer\.model is truncated or no SentencePiece model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match="Git-LFS pointer"):
+        load_tokenizer(tmp_path)
