@@ -10,6 +10,7 @@ import json
 import random
 import signal
 import sqlite3
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -53,14 +54,15 @@ def stored(folder: Path) -> set[str]:
         return {row[0] for row in database.execute("SELECT request FROM answers")} if names else set()
 
 
-def run_with_kills(path: Path, kills: int, most: int, reached: Callable[[], int]) -> Iterator[str]:
+def run_with_kills(
+    path: Path, kills: int, wait: Callable[[subprocess.Popen[str], random.Random], None]
+) -> Iterator[str]:
     """Run `jora questions`, kill it at random points, and let the last run end.
 
     Args:
         path: configuration file.
         kills: how often it is killed.
-        most: the largest number of requests between two kills.
-        reached: returns the number of requests so far.
+        wait: returns when a process is to be killed; draws the moment.
 
     Yields:
         The standard error after each kill, and of the last run.
@@ -68,11 +70,7 @@ def run_with_kills(path: Path, kills: int, most: int, reached: Callable[[], int]
     draws = random.Random(5)
     for kill in range(kills):
         process = command("questions", str(path))
-        target = reached() + draws.randint(1, most)
-        deadline = time.monotonic() + 1800
-        while reached() < target and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(draws.random())
+        wait(process, draws)
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, f"run {kill} ended before it was killed: {err}"
@@ -81,6 +79,43 @@ def run_with_kills(path: Path, kills: int, most: int, reached: Callable[[], int]
     _, err = last.communicate(timeout=3600)
     assert last.returncode == 0, err
     yield err
+
+
+def after_requests(
+    reached: Callable[[], int], most: int
+) -> Callable[[subprocess.Popen[str], random.Random], None]:
+    """Wait for a random number of requests, and less than a second more.
+
+    Args:
+        reached: returns the number of requests so far.
+        most: the largest number to wait for.
+    """
+
+    def wait(process: subprocess.Popen[str], draws: random.Random) -> None:
+        target = reached() + draws.randint(1, most)
+        deadline = time.monotonic() + 1800
+        while reached() < target and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(draws.random())
+
+    return wait
+
+
+def anywhere(folder: Path) -> Callable[[subprocess.Popen[str], random.Random], None]:
+    """Wait for some seconds, or for the next stored answer: our own generation answers whole batches.
+
+    Args:
+        folder: folder of the project.
+    """
+    next_answer = after_requests(lambda: len(stored(folder)), 1)
+
+    def wait(process: subprocess.Popen[str], draws: random.Random) -> None:
+        if draws.random() < 0.5:
+            next_answer(process, draws)
+        else:
+            time.sleep(draws.uniform(2, 16))
+
+    return wait
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -116,7 +151,7 @@ def test_behind_llama_cpps_server(tmp_path: Path) -> None:
             tmp_path, raw_config(tmp_path, counted.url, max_chunks=CHUNKS, teacher=teacher, **SETTINGS)
         )
         kept: list[tuple[set[str], Counter[str]]] = []
-        for _ in run_with_kills(path, KILLS, CHUNKS // KILLS, counted.requests.total):
+        for _ in run_with_kills(path, KILLS, after_requests(counted.requests.total, CHUNKS // KILLS)):
             # Of requests that are stored at a kill, none may come again.
             kept.append((stored(tmp_path), counted.requests.copy()))
         for finished, asked in kept:
@@ -143,7 +178,7 @@ def test_by_our_own_generation(tmp_path: Path) -> None:
         "max_answer_tokens": _ANSWER_TOKENS, "temperature": 0.0,
     }  # fmt: skip
     path = write_config(tmp_path, raw_config(tmp_path, "", max_chunks=CHUNKS, teacher=teacher, **SETTINGS))
-    lines = list(run_with_kills(path, KILLS, CHUNKS // KILLS, lambda: len(stored(tmp_path))))
+    lines = list(run_with_kills(path, KILLS, anywhere(tmp_path)))
     found = metrics_of(tmp_path)
     accounted(found, CHUNKS)
     # Each request was computed and stored once, whatever was killed.
