@@ -11,6 +11,7 @@ files differ, for example on other hardware, the run finds the difference and ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -89,7 +90,8 @@ def make_plan(
         for upstream in identity.upstream if reason else ():
             # Refuse now, before an earlier stage of the selection has worked for hours.
             if upstream not in selected and not checks[upstream].whole:
-                raise missing_upstream(name, upstream, checks, config)
+                others = other_settings(identities[upstream], store)
+                raise missing_upstream(name, upstream, checks, config, others)
         plan.append(
             PlannedStage(
                 name, "run" if reason else "cached", reason or _why_current(identity, running), identity.key
@@ -169,7 +171,7 @@ def _why_current(identity: Identity, running: set[str]) -> str:
 
 
 def missing_upstream(
-    stage: str, upstream: str, checks: Mapping[str, Check], config: PipelineConfig
+    stage: str, upstream: str, checks: Mapping[str, Check], config: PipelineConfig, others: str = ""
 ) -> InputError:
     """Return the error for a selected stage whose upstream artifact is missing or damaged.
 
@@ -178,6 +180,7 @@ def missing_upstream(
         upstream: name of the stage that writes the missing artifact.
         checks: results of the checks of artifacts by stage name, in the order in which the stages run.
         config: configuration of the pipeline, for the command that the error names.
+        others: `other_settings` of the missing artifact.
     """
     damage = checks[upstream].damage
     state = f"is damaged ({damage})" if damage else "does not exist for this configuration"
@@ -185,11 +188,30 @@ def missing_upstream(
     before = takewhile(lambda name: name != stage, checks)
     missing = [name for name in before if not checks[name].whole]
     first = missing[0] if missing else upstream
-    others = f" (missing: {', '.join(missing)})" if len(missing) > 1 else ""
+    more = f" (missing: {', '.join(missing)})" if len(missing) > 1 else ""
+    again = f"{others}: give the changes of its run again, or " if others and not damage else ""
     return InputError(
-        f"{stage} reads the artifact of {upstream}, which {state}{others}; run "
+        f"{stage} reads the artifact of {upstream}, which {state}{more}; {again}run "
         f"`{config.command('run', '--from', first)}`"
     )
+
+
+def other_settings(identity: Identity, store: Store) -> str:
+    """Return how the settings of a stage differ from those of its nearest artifact; "" without such.
+
+    A run with changes (`--set`, the form) makes artifacts that a run without them does not find.
+
+    Args:
+        identity: parts of the stage's key.
+        store: the store.
+    """
+    last = nearest(identity, store)
+    if last is None:
+        return ""
+    changed = _changed_settings(identity, last)
+    if not changed:
+        return ""
+    return f"the last one was made with other settings ({_some_of(changed, 'settings', MOST_NAMED)})"
 
 
 def _why_absent(identity: Identity, last: Manifest | None, running: set[str] | frozenset[str]) -> str:
@@ -215,7 +237,7 @@ def changes(
     """
     # Most specific first: settings, then input files, then code, and last the changes of upstream stages.
     # One line for any number of changes of a kind, so that each kind is seen.
-    values = _changed_values(dict(flatten(last["config"])), dict(flatten(identity.config)))
+    values = _changed_settings(identity, last)
     lines = _counted("config changed: ", values, "settings", most)
     lines += _counted("input changed: ", _changed_inputs(last["inputs"], identity), "files", most)
     if last["version"] != identity.version:
@@ -304,6 +326,12 @@ class _Comparison:
         found += len(_changed_upstream(row.upstream, self._identity, frozenset()))
         found += len(self._identity.inputs) - len(self._same_files.intersection(row.inputs))
         return found + len(self._gone.intersection(row.inputs))
+
+
+def _changed_settings(identity: Identity, last: Manifest) -> list[str]:
+    """Return the settings that differ from those of an artifact. A phase is named by its stage."""
+    lines = _changed_values(dict(flatten(last["config"])), dict(flatten(identity.config)))
+    return [re.sub(r"^phases\.\d+\.", f"phases.{identity.stage}.", line) for line in lines]
 
 
 def _counted(kind: str, changed: Sequence[str], noun: str, most: int) -> list[str]:

@@ -151,7 +151,7 @@ CHANGES = [
         set("phases", 1, "optim", "learning_rate", value=2e-4),
         SECOND_PHASE_ON,
         "finetune-task",
-        "config changed: phases.1.optim.learning_rate 0.0001 → 0.0002",
+        "config changed: phases.finetune-task.optim.learning_rate 0.0001 → 0.0002",
     ),
     Change(
         "the first phase's steps",

@@ -20,7 +20,7 @@ from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
-from flows.engine.plan import missing_upstream
+from flows.engine.plan import missing_upstream, other_settings
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
 from flows.stages.converted_model import converted
@@ -234,11 +234,12 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     """Return the base model and the last phase's adapter of a trained configuration."""
     stage = config.phases[-1].stage
     # Under the current key, because an adapter of older settings or data must not answer unnoticed.
-    key = identify(config, STAGES, until=stage)[stage].key
+    identity = identify(config, STAGES, until=stage)[stage]
+    key = identity.key
     store.fetch(stage, key)
     check = store.check(stage, key)
     if not check.whole:
-        raise missing_upstream("generate", stage, {stage: check}, config)
+        raise missing_upstream("generate", stage, {stage: check}, config, other_settings(identity, store))
     return Path(converted(config, store, STAGES).model.path), store.path(stage, key)
 
 

@@ -114,6 +114,20 @@ def test_selection_without_what_it_reads(project: Project, options: dict[str, st
             attempt(project, **options)
 
 
+def test_selection_after_a_run_with_changes(project: Project) -> None:
+    """The artifacts of a run with `--set` are others: the settings of the last one are named."""
+    project.raw["phases"][1]["max_steps"] = 2
+    _run(project)
+    project.raw["phases"][1]["max_steps"] = 7
+    for attempt in (_plan, _run):
+        with pytest.raises(
+            InputError,
+            match=r"finetune-task, which does not exist for this configuration; the last one was made with "
+            r"other settings \(phases\.finetune-task\.max_steps 2 → 7\): give the changes of its run ",
+        ):
+            attempt(project, only="evaluate")
+
+
 def test_selection_on_a_damaged_artifact(project: Project) -> None:
     _run(project)
     flip("finetune-task", "adapter_model.safetensors")(project)
