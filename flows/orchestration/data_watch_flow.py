@@ -42,7 +42,7 @@ def data_watch(*, configuration: str | None = None, changes: list[str] | None = 
 
     Args:
         configuration: Which configuration's sources to look at.
-        changes: Lines like seed=1. Each changes one value for this look.
+        changes: Items like seed=1. Each changes one value for this look.
     """
     flow_run = deployed_run()
     if flow_run is not None and (skipped := begin(flow_run)):

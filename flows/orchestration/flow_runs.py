@@ -175,9 +175,9 @@ def _nothing_to_run(config: PipelineConfig, plan: Sequence[PlannedStage]) -> Sta
 
 
 def _place(config: PipelineConfig, whole: Sequence[ArtifactRef] | None) -> str:
-    """Say where the report of these artifacts is, for the state of a run; nothing where one is missing."""
+    """Say where the report of these artifacts is, for the state of a run, or why there is none."""
     if whole is None:
-        return ""
+        return "; no report: not every stage has an artifact for these settings and data"
     store = open_store(config)
     # `report_of` has written it. Not the copy, which later runs replace.
     page = report_page(store, {reference.stage: reference.key for reference in whole})

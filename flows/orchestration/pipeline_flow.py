@@ -58,7 +58,7 @@ def raft_pipeline(
         from_stage: Run this stage and those after it.
         force: Run the selected stages even where their artifacts are current.
         dry_run: Only say what would run, and why.
-        changes: Lines like seed=1 or phases.finetune-task.max_steps=500. Each changes one value for this run.
+        changes: Items like seed=1 or phases.finetune-task.max_steps=500. Each changes one value for this run.
         config: Configuration of the pipeline.
     """
     request = RunRequest(configuration, changes, config, force, dry_run)
@@ -104,7 +104,7 @@ def stage_flow(name: str) -> Flow[..., Any]:
         stages: What the run includes. The stages that this stage needs run only if they are not up to date.
         force: Run even where the artifacts are current.
         dry_run: Only say what would run, and why.
-        changes: Lines like seed=1 or phases.finetune-task.max_steps=500. Each changes one value for this run.
+        changes: Items like seed=1 or phases.finetune-task.max_steps=500. Each changes one value for this run.
         config: Configuration of the pipeline.
     """
     return flow(name=stage.name, persist_result=False)(run_one)

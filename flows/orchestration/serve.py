@@ -88,12 +88,17 @@ def serve(
         reports = stack.enter_context(report_server(stores, (port or DEFAULT_PORT) + 1, say))
         say("starting the worker …")
         worker = stack.enter_context(_worker(WorkerOrder(many, reports), api_url, say))
-        # Polled, because one wait for several processes and signals would need an event loop.
-        while True:
-            time.sleep(POLL_SECONDS)
-            worker.keep_running()
-            if server is not None and server.ended():
-                raise StageFailed("the server ended by itself; its last lines stand above")
+        try:
+            # Polled, because one wait for several processes and signals would need an event loop.
+            while True:
+                time.sleep(POLL_SECONDS)
+                worker.keep_running()
+                if server is not None and server.ended():
+                    raise StageFailed("the server ended by itself; its last lines stand above")
+        except KeyboardInterrupt:
+            say("stopping; a run in training writes a checkpoint first and counts as cancelled …")
+            raise
+    say("stopped")
 
 
 @contextmanager

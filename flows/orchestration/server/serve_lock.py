@@ -28,7 +28,7 @@ def only_one() -> Iterator[None]:
         if not _lock(descriptor):
             raise InputError(
                 f"`jora serve` runs already (process {_written(descriptor)}); end it and name all "
-                "configurations in one call, or give each call a PREFECT_HOME of its own; "
+                "configurations in one call, or give each call a PREFECT_HOME and a --port of its own; "
                 "`jora serve --check` says what is up"
             )
         os.truncate(descriptor, 0)

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,6 +50,32 @@ def report_page(address: str, stores: Iterable[Path]) -> Path | None:
     return page if page.is_file() and page.resolve().is_relative_to(root.resolve()) else None
 
 
+def index_page(address: str, stores: Iterable[Path]) -> bytes | None:
+    """Return the page with the links to all reports; None if the address is not the beginning of one.
+
+    Args:
+        address: path of the URL, as the browser sends it.
+        stores: folders of the stores.
+    """
+    names = {store_name(root): root for root in stores}
+    wanted = address.partition("?")[0].strip("/")
+    chosen = names if not wanted else {wanted: names[wanted]} if wanted in names else {}
+    if not chosen:
+        return None
+    found = [
+        (page.stat().st_mtime, f"/{name}/reports/{page.name}")
+        for name, root in chosen.items()
+        for page in (root / "reports").glob("*.html")
+        if report_page(f"/{name}/reports/{page.name}", [root])
+    ]
+    items = "".join(
+        f'<li><a href="{link}">{datetime.fromtimestamp(time):%Y-%m-%d %H:%M}</a></li>'
+        for time, link in sorted(found, reverse=True)
+    )
+    body = f"<ul>{items}</ul>" if items else "<p>No report yet: a finished run writes one.</p>"
+    return f"<!doctype html><title>JORA-RAFT: reports</title><h1>Reports</h1>{body}".encode()
+
+
 @contextmanager
 def report_server(stores: Iterable[Path], port: int, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
     """Serve the reports of stores during the block; yield the address of each store.
@@ -66,10 +93,10 @@ def report_server(stores: Iterable[Path], port: int, say: Callable[[str], None])
         def do_GET(self) -> None:
             """Send a report page."""
             page = report_page(self.path, roots)
-            if page is None:
-                self.send_error(HTTPStatus.NOT_FOUND, "no such report")
+            content = index_page(self.path, roots) if page is None else page.read_bytes()
+            if content is None:
+                self.send_error(HTTPStatus.NOT_FOUND, "no such report", "A finished run writes its report.")
                 return
-            content = page.read_bytes()
             self.send_response(HTTPStatus.OK)
             for name, value in {**HEADERS, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)

@@ -88,7 +88,7 @@ def _deployments(client: SyncPrefectClient, items: Sequence[Served], command: st
     )
     missing = [item.name for item in items if item.name not in offered]
     found = [
-        Part("deployments", "fail", f"{', '.join(missing)} is not served; run `{command}`")
+        Part("deployments", "fail", _not_served(missing, offered, command))
         if missing
         else Part("deployments", "ok", f"{PIPELINE} offers {', '.join(offered)}")
     ]
@@ -100,6 +100,17 @@ def _deployments(client: SyncPrefectClient, items: Sequence[Served], command: st
     else:
         found.append(Part("worker", "ok", f"asked for runs {(now - polled).seconds} s ago"))
     return [*found, *_schedules(pipeline, items, command), *_runs(client, pipeline)]
+
+
+def _not_served(missing: Sequence[str], offered: Sequence[str], command: str) -> str:
+    """Say that configurations are not served, which ones are, and what to do."""
+    said = f"{', '.join(missing)} is not served"
+    if not offered:
+        return f"{said}; run `{command}`"
+    return (
+        f"{said}, but {', '.join(offered)} is: look at it with `jora serve --check {offered[0]}`; to serve "
+        "both, end `jora serve` and name all configurations"
+    )
 
 
 def _absent(name: str, detail: str, command: str) -> Part:

@@ -36,6 +36,12 @@ def test_reports_are_served(store: Path) -> None:
             assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
         with opener.open(f"{base}/report.html?again") as answer:
             assert answer.read() == b"the newest"
+        for place in (base, base.rpartition("/")[0] + "/"):
+            with opener.open(place) as answer:
+                text = answer.read().decode()
+            assert f"/reports/{NAME}.html" in text and "secret" not in text
+        with opener.open(addresses[str(other)]) as answer:
+            assert b"No report yet" in answer.read()
         for address in (f"{addresses[str(other)]}/report.html", f"{base}/secret.html"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 opener.open(address)
