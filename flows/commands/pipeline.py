@@ -279,12 +279,12 @@ def push(
         run_stages_here([NAME], settings, force, as_json)
         return
     store = open_store(settings)
-    key = identify(settings, STAGES, until=EXPORT)[EXPORT].key
-    store.fetch(EXPORT, key)
-    check = store.check(EXPORT, key)
+    identity = identify(settings, STAGES, until=EXPORT)[EXPORT]
+    store.fetch(EXPORT, identity.key)
+    check = store.check(EXPORT, identity.key)
     if not check.whole:
-        raise missing_upstream("push", EXPORT, {EXPORT: check}, settings)
-    found = uploads(store.path(EXPORT, key), target)
+        raise missing_upstream("push", identity, {EXPORT: check}, settings, store)
+    found = uploads(store.path(EXPORT, identity.key), target)
     if as_json:
         print_json({"repository": target, "files": {each.name: each.size for each in found}})
         return

@@ -90,8 +90,7 @@ def make_plan(
         for upstream in identity.upstream if reason else ():
             # Refuse now, before an earlier stage of the selection has worked for hours.
             if upstream not in selected and not checks[upstream].whole:
-                others = other_settings(identities[upstream], store)
-                raise missing_upstream(name, upstream, checks, config, others)
+                raise missing_upstream(name, identities[upstream], checks, config, store)
         plan.append(
             PlannedStage(
                 name, "run" if reason else "cached", reason or _why_current(identity, running), identity.key
@@ -171,17 +170,18 @@ def _why_current(identity: Identity, running: set[str]) -> str:
 
 
 def missing_upstream(
-    stage: str, upstream: str, checks: Mapping[str, Check], config: PipelineConfig, others: str = ""
+    stage: str, missed: Identity, checks: Mapping[str, Check], config: PipelineConfig, store: Store
 ) -> InputError:
     """Return the error for a selected stage whose upstream artifact is missing or damaged.
 
     Args:
         stage: name of the selected stage.
-        upstream: name of the stage that writes the missing artifact.
+        missed: identity of the stage that writes the missing artifact.
         checks: results of the checks of artifacts by stage name, in the order in which the stages run.
         config: configuration of the pipeline, for the command that the error names.
-        others: `other_settings` of the missing artifact.
+        store: store with older artifacts of that stage, whose settings the error compares.
     """
+    upstream = missed.stage
     damage = checks[upstream].damage
     state = f"is damaged ({damage})" if damage else "does not exist for this configuration"
     # The first one, because a run from there makes the others too.
@@ -189,21 +189,18 @@ def missing_upstream(
     missing = [name for name in before if not checks[name].whole]
     first = missing[0] if missing else upstream
     more = f" (missing: {', '.join(missing)})" if len(missing) > 1 else ""
-    again = f"{others}: give the changes of its run again, or " if others and not damage else ""
+    others = "" if damage else _other_settings(missed, store)
+    again = f"{others}: give the changes of its run again, or " if others else ""
     return InputError(
         f"{stage} reads the artifact of {upstream}, which {state}{more}; {again}run "
         f"`{config.command('run', '--from', first)}`"
     )
 
 
-def other_settings(identity: Identity, store: Store) -> str:
+def _other_settings(identity: Identity, store: Store) -> str:
     """Return how the settings of a stage differ from those of its nearest artifact; "" without such.
 
     A run with changes (`--set`, the form) makes artifacts that a run without them does not find.
-
-    Args:
-        identity: parts of the stage's key.
-        store: the store.
     """
     last = nearest(identity, store)
     if last is None:

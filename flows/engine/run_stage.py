@@ -18,7 +18,7 @@ from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Check, Store
 from flows.engine.errors import DISK_FULL, StageFailed, one_line_os_errors
 from flows.engine.keys import Identity, digest_inputs, digest_reads, identify
-from flows.engine.plan import assess, missing_upstream, other_settings
+from flows.engine.plan import assess, missing_upstream
 from flows.engine.run_records import recorded_run
 from flows.engine.stage import CHECKPOINTS, BuildRecords, Registry, Stage, StageContext, stage_named
 from jora_core.base.errors import InputError
@@ -79,8 +79,7 @@ def execute_stage(
         reason = assess(identity, checks, store) or ("forced" if force else "")
         for upstream in identity.upstream if reason else ():
             if not checks[upstream].whole:
-                others = other_settings(identities[upstream], store)
-                raise missing_upstream(name, upstream, checks, config, others)
+                raise missing_upstream(name, identities[upstream], checks, config, store)
         return checks, reason
 
     _, reason = look()  # needs neither a lock nor the right to write

@@ -24,7 +24,7 @@ from jora_core.data.batches import Batch, BatchStream, RowPlan
 from jora_core.generation.choice_trees import Edges, GroupedChoices, Question, find_edges, group_choices
 from jora_core.model.answer_loss import target_logprobs
 from jora_core.model.blockwise_attention import fitting_block
-from jora_core.model.decoder import forward_at
+from jora_core.model.decoder import forward
 from jora_core.parallel.collectives import per_device
 from jora_core.parallel.mesh import current_mesh
 from jora_core.parallel.placements import batch_sharding, model_shardings
@@ -164,14 +164,14 @@ def _token_logprobs(
 
     def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
         places = (batch["tokens"], batch["positions"], batch["until"])
-        picked = forward_at(
+        picked = forward(
             params,
             config,
             *places,
-            batch["index"],
             adapter=adapter,
             attention=attention,
             attention_block=attention_block,
+            index=batch["index"],
         )
         return target_logprobs(params, config, picked, batch["targets"])
 

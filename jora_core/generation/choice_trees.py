@@ -125,19 +125,20 @@ def _edges_of_blocks(
                 question, choice = grouped.owners[example]
                 tokens = questions[question].choice_tokens[choice]
                 first = len(questions[question].prompt) - 1
-                uses[row // height].append((example, path[first : first + len(tokens)], tokens))
+                # A copy: the next example overwrites the path.
+                uses[row // height].append((example, path[first : first + len(tokens)].copy(), tokens))
             slot += group.slots
     return [_distinct(of_block) for of_block in uses]
 
 
 def _paths(group: Group, slot: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the number of each example of a group, and the slots of its tokens, of a group from `slot` on."""
+    """Yield each example of a group from `slot` on: its number, and an array of the slots of its tokens."""
     path = np.zeros(max(start + len(piece) for start, piece in group.branches), np.int64)
     for id, (start, piece) in zip(group.ids, group.branches, strict=True):
         own = len(piece) - 1
         path[start : start + own] = np.arange(slot, slot + own)
         slot += own
-        yield int(id), path[: start + own].copy()
+        yield int(id), path
 
 
 def _distinct(uses: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> _BlockEdges:

@@ -98,7 +98,7 @@ def prefill(
             keys_and_values.extend((k, v))
             return over_rows(q, k, v, layer.window)
 
-        project = projector(layer, adapter, None, split)
+        project = projector(layer, adapter, None)
         x = decoder_layer(config, x, layer, project, rotary, attend=attend, split=split)
         keys, values = keys_and_values
         return x, (of_prompts(keys), of_prompts(values))

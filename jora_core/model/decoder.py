@@ -64,6 +64,7 @@ def forward(
     remat: Remat = "none",
     attention: KernelChoice = "auto",
     attention_block: int | None = None,
+    index: jax.Array | None = None,
 ) -> jax.Array:
     """Compute the model's hidden states after the final norm.
 
@@ -79,10 +80,12 @@ def forward(
         remat: rematerialization policy, see `jora_core.model.rematerialization`.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
         attention_block: slots of a block of blockwise attention; chosen by platform if None.
+        index: int32 [G, M], slots as `pick_positions` takes them: only their hidden states are computed to
+            the end of the last layer, for inference. None for all.
 
     Returns:
         Hidden states [B, T, D] in the type of the weights; under `per_device` this device's tokens
-        [B, T/N, D] where `tokens_split(T)`.
+        [B, T/N, D] where `tokens_split(T)`. With `index` what `pick_positions` returns of them, [G, M, D].
     """
     split = tokens_split(tokens.shape[1])
     slots = Slots(until, positions)
@@ -90,69 +93,21 @@ def forward(
     # Outside of the scan: all layers have the same positions, so the tables are computed once.
     rotary = rotary_tables(config, positions)
 
-    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        project = projector(layer, adapter, dropout_key, split)
+    def through(x: jax.Array, layer: Layer, at: jax.Array | None = None) -> jax.Array:
+        project = projector(layer, adapter, dropout_key)
         attend_here = partial(attend, layer_window=layer.window)
-        return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split), None
+        return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split, at=at)
+
+    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+        return through(x, layer), None
 
     x = embed(params, config, tokens)
     if noise is not None:
         x = x + embedding_noise(x, noise[0], tokens.shape[1], noise[1])
-    x = over_layers(recomputed(step, remat), x, params, config, adapter)[0]
-    return rms_norm(x, params.final_norm, config)
-
-
-def forward_at(
-    params: Params,
-    config: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    until: jax.Array,
-    index: jax.Array,
-    *,
-    adapter: Adapter | None = None,
-    attention: KernelChoice = "auto",
-    attention_block: int | None = None,
-) -> jax.Array:
-    """Compute the hidden states of some positions after the final norm, for inference.
-
-    The last layer's output projection and MLP are computed at these positions only, because no other one
-    reads them. `forward` and `pick_positions` give the same.
-
-    Args:
-        params: weights, or this device's part of them.
-        config: the model's.
-        tokens: int32 [B, T].
-        positions: int32 [B, T], position of each token within its own example.
-        until: int32 [B, T], the attention mask; see `jora_core.model.attention_slots.Slots`.
-        index: int32 [G, M], the slots, as `pick_positions` takes them.
-        adapter: low-rank updates to add.
-        attention: kernel choice, see `jora_core.model.cudnn_attention`.
-        attention_block: slots of a block of blockwise attention; chosen by platform if None.
-
-    Returns:
-        Hidden states [G, M, D] in the type of the weights, the same on every device of the tensor axis.
-    """
-    length = tokens.shape[1]
-    split = tokens_split(length)
-    slots = Slots(until, positions)
-    attend = model_attention(config, slots, attention, params.embedding.dtype, attention_block)
-    rotary = rotary_tables(config, positions)
-
-    def heads(x: jax.Array, layer: Layer) -> jax.Array:
-        project = projector(layer, adapter, None, split)
-        attend_here = partial(attend, layer_window=layer.window)
-        return attention_heads(config, x, layer, project, rotary, attend=attend_here, split=split)
-
-    def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        project = projector(layer, adapter, None, split)
-        return finish_layer(config, x, heads(x, layer), layer, project, split=split), None
-
-    x = over_layers(step, embed(params, config, tokens), params, config, adapter, but_last=True)[0]
-    last = layer_at(params, config, adapter, config.num_layers - 1)
-    mixed = _take(heads(x, last), index)
-    x = pick_positions(x, index, length)
-    x = finish_layer(config, x, mixed, last, projector(last, adapter, None), split=False)
+    whole = index is None
+    x = over_layers(recomputed(step, remat), x, params, config, adapter, but_last=not whole)[0]
+    if not whole:
+        x = through(x, layer_at(params, config, adapter, config.num_layers - 1), index)
     return rms_norm(x, params.final_norm, config)
 
 
@@ -315,9 +270,7 @@ class Projector(Protocol):
         ...
 
 
-def projector(
-    layer: Layer, adapter: Adapter | None, dropout_key: jax.Array | None, split: bool = False
-) -> Projector:
+def projector(layer: Layer, adapter: Adapter | None, dropout_key: jax.Array | None) -> Projector:
     """Return the projections of one layer.
 
     Under `per_device` the results of o_proj and down_proj are partial sums, which the caller adds up. With
@@ -328,7 +281,6 @@ def projector(
         layer: weights, adapter weights and index.
         adapter: the adapter, for scale and dropout rate; None for the base model.
         dropout_key: random key of the step, None for no dropout.
-        split: whether the residual stream is split by tokens.
     """
     # `fold_in` gives a mask that follows from the number of the layer, not from the keys drawn before.
     key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer.index)
@@ -341,10 +293,11 @@ def projector(
             out = linear(x.reshape(-1, x.shape[-1]), weight)
         if adapter is not None and name in layer.lora:
             pair, y = layer.lora[name], x if own is None else own
-            row = splits_inputs(name)
+            # Where tokens are split, a device's own ones are fewer.
+            row, split = splits_inputs(name), y.shape[1] < x.shape[1]
             if key is not None and adapter.dropout > 0:
                 target = jax.random.fold_in(key, _NUMBERS[name])
-                y = dropout(y, adapter.dropout, target, by_inputs=row, by_tokens=split and not row)
+                y = dropout(y, adapter.dropout, target, by_inputs=row, by_tokens=split)
             with jax.named_scope("lora"):
                 low = low_rank(y, pair) if row else gather_tokens(low_rank(y, pair), split)
                 low = low.reshape(-1, low.shape[-1])
@@ -369,6 +322,7 @@ def decoder_layer(
     *,
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     split: bool,
+    at: jax.Array | None = None,
 ) -> jax.Array:
     """Compute one decoder layer: attention and MLP, each added to the residual stream.
 
@@ -380,37 +334,11 @@ def decoder_layer(
         rotary: rotary tables of the batch's positions.
         attend: attention function of rotated q, k and v, each [B, T, heads, H].
         split: whether the residual stream is split by tokens.
-    """
-    x = checkpoint_name(x, KEPT_INPUT)
-    mixed = attention_heads(config, x, layer, project, rotary, attend=attend, split=split)
-    return finish_layer(config, x, mixed, layer, project, split=split)
-
-
-def attention_heads(
-    config: ModelConfig,
-    x: jax.Array,
-    layer: Layer,
-    project: Projector,
-    rotary: Rotary,
-    *,
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    split: bool,
-) -> jax.Array:
-    """Compute what the attention heads of a layer give, before the output projection.
-
-    Args:
-        config: the model's.
-        x: the residual stream [B, T, D], or [B, T/N, D] where it is split by tokens.
-        layer: the layer's weights.
-        project: the layer's projections.
-        rotary: rotary tables of the batch's positions.
-        attend: attention function of rotated q, k and v, each [B, T, heads, H].
-        split: whether the residual stream is split by tokens.
-
-    Returns:
-        [B, T, N * H] for this device's N heads.
+        at: int32 [G, M], slots as `pick_positions` takes them: after attention only these are computed, and
+            the result is [G, M, D] of them. None for all.
     """
     weights = layer.weights
+    x = checkpoint_name(x, KEPT_INPUT)
     # The norm comes before the gather: each token is normalized on one device instead of on all.
     own = _norm_if_any(x, weights.attention_norm, config)
     y = gather_tokens(own, split)
@@ -434,23 +362,10 @@ def attention_heads(
     k, v = own_kv_heads(config, k), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
     with jax.named_scope("attention"):
-        return attend(q, k, v).reshape(*y.shape[:2], -1)
-
-
-def finish_layer(
-    config: ModelConfig, x: jax.Array, mixed: jax.Array, layer: Layer, project: Projector, *, split: bool
-) -> jax.Array:
-    """Compute the rest of a layer after its attention heads: the output projection and the MLP.
-
-    Args:
-        config: the model's.
-        x: the residual stream before the layer [..., D].
-        mixed: result of `attention_heads` at the positions of x [..., N * H].
-        layer: the layer's weights.
-        project: the layer's projections.
-        split: whether the residual stream is split by tokens.
-    """
-    weights = layer.weights
+        mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+    if at is not None:
+        # No layer reads the other positions of the last one.
+        x, mixed, split = pick_positions(x, at, y.shape[1]), _take(mixed, at), False
     # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
     # its result are one collective.
     out = _with_bias(add_up(project("o_proj", mixed), split), weights.o_bias)

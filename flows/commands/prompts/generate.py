@@ -20,7 +20,7 @@ from flows.configuration.prompts import prompt_spec
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import Store
 from flows.engine.keys import identify
-from flows.engine.plan import missing_upstream, other_settings
+from flows.engine.plan import missing_upstream
 from flows.engine.shared.shared_store import open_store
 from flows.stages import STAGES
 from flows.stages.converted_model import converted
@@ -235,12 +235,11 @@ def _trained(config: PipelineConfig, store: Store) -> tuple[Path, Path]:
     stage = config.phases[-1].stage
     # Under the current key, because an adapter of older settings or data must not answer unnoticed.
     identity = identify(config, STAGES, until=stage)[stage]
-    key = identity.key
-    store.fetch(stage, key)
-    check = store.check(stage, key)
+    store.fetch(stage, identity.key)
+    check = store.check(stage, identity.key)
     if not check.whole:
-        raise missing_upstream("generate", stage, {stage: check}, config, other_settings(identity, store))
-    return Path(converted(config, store, STAGES).model.path), store.path(stage, key)
+        raise missing_upstream("generate", identity, {stage: check}, config, store)
+    return Path(converted(config, store, STAGES).model.path), store.path(stage, identity.key)
 
 
 def _print_piece(text: str) -> None:

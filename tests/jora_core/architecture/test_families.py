@@ -15,7 +15,7 @@ import pytest
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.generation.generate import GenerationSettings, generate
-from jora_core.model.decoder import forward, forward_at, pick_positions, unembed
+from jora_core.model.decoder import forward, pick_positions, unembed
 from jora_core.parameters.trees import Params
 from jora_core.weights.checkpoint_folder import save_params
 from jora_core.weights.load_params import load_params
@@ -91,7 +91,7 @@ def test_some_positions_are_those_of_all(saved: Any, tokens: np.ndarray, case: s
     slots = rows(*map(plain, tokens))
     places = {name: slots[..., i] for i, name in enumerate(("tokens", "positions", "until"))}
     index = np.asarray([[0, 5, LENGTH - 1, LENGTH, 2 * LENGTH - 2]], np.int32)
-    found = jax.jit(partial(forward_at, config=config))(params, **places, index=index)
+    found = jax.jit(partial(forward, config=config))(params, **places, index=index)
     whole = jax.jit(partial(forward, config=config))(params, **places)
     assert_close(np.asarray(found), np.asarray(pick_positions(whole, index, LENGTH)))
 
