@@ -38,7 +38,7 @@ from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
 from jora_core.data.prompts.shortening import shorten_prompt
 from jora_core.data.tokenizer import TextTokenizer, end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import score_choices
-from jora_core.generation.choice_trees import GroupedChoices, Question, group_choices
+from jora_core.generation.choice_trees import ChoicePlan, Question, plan_choices
 from jora_core.generation.generate import GenerationSettings, generate
 from jora_core.generation.text_stream import TextStream
 from jora_core.model.projections import frozen_type
@@ -218,9 +218,10 @@ class Work:
     ends: tuple[int, ...]
 
     @functools.cached_property
-    def _grouped(self) -> GroupedChoices:
-        """The choices in groups, which are the same for all systems."""
-        return group_choices(self.questions, self.spec.tokens_per_batch, self._share)
+    def _plan(self) -> ChoicePlan | None:
+        """How the choices are computed, which is the same for all systems; None without any choice."""
+        blocks, share = self.spec.mesh.data, self._share
+        return plan_choices(self.questions, self.spec.tokens_per_batch, blocks=blocks, share=share)
 
     @property
     def _share(self) -> bool:
@@ -233,19 +234,17 @@ class Work:
 
         They are "", None and empty without choices.
         """
-        if self.spec.mode == "generate":
+        plan = None if self.spec.mode == "generate" else self._plan
+        if plan is None:
             n = len(self.questions)
             return [""] * n, [None] * n, [[] for _ in range(n)]
         scores = score_choices(
             self.params,
             self.config,
-            self.questions,
-            tokens_per_batch=self.spec.tokens_per_batch,
-            blocks=self.spec.mesh.data,
+            plan,
             adapter=adapter,
             attention=self.spec.attention,
             label=f"choose, {system}",
-            grouped=self._grouped,
         )
         # Of equal scores the first choice wins; a record without choices has none.
         best = [int(np.argmax(values)) if len(values) else None for values in scores]

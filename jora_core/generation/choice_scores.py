@@ -9,7 +9,7 @@ always score higher than "12", which begins with "1".
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -20,10 +20,9 @@ from jax.sharding import Mesh
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.base.progress import progress
-from jora_core.data.batches import Batch, BatchStream, RowPlan
-from jora_core.generation.choice_trees import Edges, GroupedChoices, Question, find_edges, group_choices
+from jora_core.data.batches import Batch, RowPlan
+from jora_core.generation.choice_trees import ChoicePlan, Edges
 from jora_core.model.answer_loss import target_logprobs
-from jora_core.model.blockwise_attention import fitting_block
 from jora_core.model.decoder import forward
 from jora_core.parallel.collectives import per_device
 from jora_core.parallel.mesh import current_mesh
@@ -41,80 +40,72 @@ _Result = TypeVar("_Result")
 def score_choices(
     params: Params,
     config: ModelConfig,
-    questions: Sequence[Question],
+    plan: ChoicePlan,
     *,
-    tokens_per_batch: int,
-    blocks: int = 1,
     adapter: Adapter | None = None,
     attention: AttentionChoice = "auto",
     label: str = "choose",
-    share: bool = True,
-    grouped: GroupedChoices | None = None,
 ) -> list[np.ndarray]:
     """Compute the log-likelihood of every choice of every question, end-of-sequence token included.
 
     Args:
         params: weights, placed on the current mesh.
         config: the model's.
-        questions: the questions with their choices.
-        tokens_per_batch: token slots of a batch.
-        blocks: size of the mesh's data axis.
+        plan: `plan_choices` of the questions.
         adapter: low-rank updates, None for the base model.
         attention: kernel choice, see `jora_core.model.cudnn_attention`.
         label: title of the progress bar.
-        share: whether questions of one context share one pass over it.
-        grouped: `group_choices` of the same questions, for a caller that scores them with several models.
 
     Returns:
         float64 [choices] for each question.
     """
-    grouped = grouped or group_choices(questions, tokens_per_batch, share)
-    if not grouped.groups:
-        return [np.zeros(0) for _ in questions]
-    stream = BatchStream(grouped.groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
-    plans = stream.plan(0)
-    edges_of = dict(zip(plans, find_edges(plans, grouped, questions, blocks, tokens_per_batch), strict=True))
-    heights = _heights(plans) if blocks == 1 else {}
     mesh = current_mesh()
-    block = fitting_block(stream.sample_of_until())
     precision = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 - unknown to pyright
 
-    def compute(plan: RowPlan) -> tuple[Edges, np.ndarray]:
-        edges = edges_of[plan]
-        arrays = _device_arrays(stream.build(plan), edges, heights.get(plan.length))
+    def compute(batch: tuple[RowPlan, Edges]) -> tuple[Edges, np.ndarray]:
+        rows, edges = batch
+        arrays = _device_arrays(plan.stream.build(rows), edges, plan.heights.get(rows.length))
         # JAX's settings belong to a thread.
         with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
             found = _token_logprobs(
-                params, adapter, arrays, config, mesh, attention=attention, attention_block=block
+                params,
+                adapter,
+                arrays,
+                config,
+                mesh,
+                attention=attention,
+                attention_block=plan.attention_block,
             )
             return edges, np.asarray(found)
 
     # In float64: with float32 sums, two close choices could change places with the batch.
-    scores = np.zeros(len(grouped.owners))
+    scores = np.zeros(sum(plan.sizes))
     # Two programs with collectives could wait for each other's devices.
     at_once = _BATCHES_AT_ONCE if mesh.size == 1 else 1
-    with progress(label, len(plans)) as bar, ThreadPoolExecutor(at_once) as pool:
-        for future in _delayed(_started(pool, compute, plans), at_once):
+    with progress(label, len(plan.batches)) as bar, ThreadPoolExecutor(at_once) as pool:
+        for future in _delayed(_started(pool, compute, plan.batches), at_once):
             edges, found = future.result()
             np.add.at(scores, edges.examples, found.ravel()[edges.places])
             bar.advance()
-    ends = np.cumsum([len(question.choice_tokens) for question in questions])
-    return np.split(scores, ends[:-1])
+    return np.split(scores, np.cumsum(plan.sizes)[:-1])
 
 
 def _started(
-    pool: ThreadPoolExecutor, compute: Callable[[RowPlan], _Result], plans: Iterable[RowPlan]
+    pool: ThreadPoolExecutor,
+    compute: Callable[[tuple[RowPlan, Edges]], _Result],
+    batches: Iterable[tuple[RowPlan, Edges]],
 ) -> Iterator[Future[_Result]]:
-    """Start the computation of each plan in the pool, but the first of each row length here."""
+    """Start the computation of each batch in the pool, but the first of each row length here."""
     compiled: set[int] = set()
-    for plan in plans:
-        if plan.length in compiled:
-            yield pool.submit(compute, plan)
+    for batch in batches:
+        length = batch[0].length
+        if length in compiled:
+            yield pool.submit(compute, batch)
         else:
             # It compiles the program of this length, which two threads would do twice.
-            compiled.add(plan.length)
+            compiled.add(length)
             first: Future[_Result] = Future()
-            first.set_result(compute(plan))
+            first.set_result(compute(batch))
             yield first
 
 
@@ -128,23 +119,11 @@ def _delayed(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     yield from kept
 
 
-def _heights(plans: Sequence[RowPlan]) -> dict[int, int]:
-    """Return the most rows in use of the batches of each row length.
-
-    A stream pads every batch to its token budget, so that training has few programs. Here all batches are
-    known: a few questions of one thread, which fill one row, must not pay for three empty ones.
-    """
-    found: dict[int, int] = {}
-    for plan in plans:
-        found[plan.length] = max(found.get(plan.length, 0), len(plan.rows))
-    return found
-
-
 def _device_arrays(batch: Batch, edges: Edges, height: int | None) -> dict[str, np.ndarray]:
     """Return the arrays of a batch, without the rows after the first `height`; None keeps all rows."""
     # Rows in use come first, and `index` counts slots row by row, so empty rows at the end may be cut off.
     rows = {name: getattr(batch, name)[:height] for name in ("tokens", "positions", "until")}
-    return {**rows, "index": edges.index, "targets": edges.targets}
+    return {**rows, "index": edges.index, "at": edges.at, "targets": edges.targets}
 
 
 # At module level, so that jit keeps the programs over all calls. Weights are arguments: captured by a
@@ -160,7 +139,7 @@ def _token_logprobs(
     attention: AttentionChoice,
     attention_block: int | None,
 ) -> jax.Array:
-    """Compute the log-probability of each gathered position's target, float32 [G, M]."""
+    """Compute the log-probability of each edge's token, float32 [G, M]."""
 
     def logprobs(params: Params, adapter: Adapter | None, batch: dict[str, jax.Array]) -> jax.Array:
         places = (batch["tokens"], batch["positions"], batch["until"])
@@ -173,7 +152,7 @@ def _token_logprobs(
             attention_block=attention_block,
             index=batch["index"],
         )
-        return target_logprobs(params, config, picked, batch["targets"])
+        return target_logprobs(params, config, picked, batch["at"], batch["targets"])
 
     rows = batch_sharding(mesh)
     places = (*model_shardings(config, params, adapter, mesh), dict.fromkeys(batch, rows))

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jora_core.data.batches import RowPlan
+from jora_core.data.batches import BatchStream, RowPlan
 from jora_core.data.row_packing import batch_rows
 from jora_core.data.shared_context import Example, Group, share_contexts
+from jora_core.model.blockwise_attention import fitting_block
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,79 @@ class Edges(NamedTuple):
     """The edges of a batch's trees, and which edges make up each choice.
 
     Attributes:
-        index: int32 [G, M], the slot of each edge, numbered within its block of B/G rows; 0 in padding.
+        index: int32 [G, P], the slots where tokens are predicted, in ascending order, numbered within their
+            block of B/G rows. Padding repeats the last one.
+        at: int32 [G, M], number in `index` of each edge's slot; 0 in padding.
         targets: int32 [G, M], the token to predict there.
-        places: int [U], number of an edge in `index`, flattened.
+        places: int [U], number of an edge in `targets`, flattened.
         examples: int [U], number of an example with this edge.
     """
 
     index: np.ndarray
+    at: np.ndarray
     targets: np.ndarray
     places: np.ndarray
     examples: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChoicePlan:
+    """How the choices of questions are computed; it is the same for all models.
+
+    Attributes:
+        sizes: number of choices of each question.
+        stream: the groups in batches.
+        batches: plan and edges of each batch.
+        heights: rows of the batches of each row length; without one, as many as the token budget allows.
+        attention_block: slots of a block of blockwise attention, None to choose it by platform.
+    """
+
+    sizes: list[int]
+    stream: BatchStream
+    batches: list[tuple[RowPlan, Edges]]
+    heights: dict[int, int]
+    attention_block: int | None
+
+
+def plan_choices(
+    questions: Sequence[Question], tokens_per_batch: int, *, blocks: int = 1, share: bool = True
+) -> ChoicePlan | None:
+    """Plan the computation of the choices of questions.
+
+    Args:
+        questions: the questions with their choices.
+        tokens_per_batch: token slots of a batch.
+        blocks: size of the mesh's data axis.
+        share: whether questions of one context share one pass over it.
+
+    Returns:
+        The plan, or None without any choice.
+    """
+    grouped = group_choices(questions, tokens_per_batch, share)
+    if not grouped.groups:
+        return None
+    stream = BatchStream(grouped.groups, tokens_per_batch, seed=0, blocks=blocks, shuffle=False)
+    plans = stream.plan(0)
+    edges = find_edges(plans, grouped, questions, blocks, tokens_per_batch)
+    return ChoicePlan(
+        [len(question.choice_tokens) for question in questions],
+        stream,
+        list(zip(plans, edges, strict=True)),
+        _heights(plans) if blocks == 1 else {},
+        fitting_block(stream.sample_of_until()),
+    )
+
+
+def _heights(plans: Sequence[RowPlan]) -> dict[int, int]:
+    """Return the most rows in use of the batches of each row length.
+
+    A stream pads every batch to its token budget, so that training has few programs. Here all batches are
+    known: a few questions of one thread, which fill one row, must not pay for three empty ones.
+    """
+    found: dict[int, int] = {}
+    for plan in plans:
+        found[plan.length] = max(found.get(plan.length, 0), len(plan.rows))
+    return found
 
 
 def group_choices(questions: Sequence[Question], most_slots: int, share: bool = True) -> GroupedChoices:
@@ -79,7 +143,7 @@ def group_choices(questions: Sequence[Question], most_slots: int, share: bool = 
 def find_edges(
     plans: Sequence[RowPlan], grouped: GroupedChoices, questions: Sequence[Question], blocks: int, budget: int
 ) -> list[Edges]:
-    """Return the edges of each batch; batches of one row length have the same number, with padding.
+    """Return the edges of each batch; batches of one row length have equal shapes, with padding.
 
     Args:
         plans: the rows of each batch.
@@ -89,12 +153,13 @@ def find_edges(
         budget: token slots of a batch.
     """
     found = [_edges_of_blocks(plan, grouped, questions, blocks, budget) for plan in plans]
-    most: dict[int, int] = {}
+    most = {plan.length: np.zeros(2, np.int64) for plan in plans}
     for plan, of_blocks in zip(plans, found, strict=True):
-        most[plan.length] = max(most.get(plan.length, 0), *(len(block.slots) for block in of_blocks))
-    return [
-        _padded(of_blocks, _rounded(most[plan.length])) for plan, of_blocks in zip(plans, found, strict=True)
-    ]
+        for block in of_blocks:
+            sizes = len(block.slots), len(block.targets)
+            most[plan.length] = np.maximum(most[plan.length], sizes)
+    sizes = {length: [_rounded(int(size)) for size in pair] for length, pair in most.items()}
+    return [_padded(of_blocks, *sizes[plan.length]) for plan, of_blocks in zip(plans, found, strict=True)]
 
 
 def _rounded(count: int) -> int:
@@ -104,9 +169,18 @@ def _rounded(count: int) -> int:
 
 
 class _BlockEdges(NamedTuple):
-    """The edges of one block of rows: slots and targets [M'], and the edge and example of each use [U']."""
+    """The edges of one block of rows.
+
+    Attributes:
+        slots: int [P'], slots where tokens are predicted, in ascending order.
+        at: int [M'], number of each edge's slot.
+        targets: int [M'], the token of each edge.
+        places: int [U'], the edge of each use.
+        examples: int [U'], the example of each use.
+    """
 
     slots: np.ndarray
+    at: np.ndarray
     targets: np.ndarray
     places: np.ndarray
     examples: np.ndarray
@@ -148,13 +222,18 @@ def _distinct(uses: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> _BlockEdges
     pairs = np.stack([np.concatenate([slots for _, slots, _ in uses]), np.concatenate([t for *_, t in uses])])
     edges, places = np.unique(pairs, axis=1, return_inverse=True)
     examples = np.repeat([example for example, *_ in uses], [len(tokens) for *_, tokens in uses])
-    return _BlockEdges(edges[0], edges[1], places.reshape(-1), examples)
+    slots, at = np.unique(edges[0], return_inverse=True)
+    return _BlockEdges(slots, at.reshape(-1), edges[1], places.reshape(-1), examples)
 
 
-def _padded(of_blocks: Sequence[_BlockEdges], size: int) -> Edges:
-    index, targets = np.zeros((2, len(of_blocks), size), np.int32)
+def _padded(of_blocks: Sequence[_BlockEdges], most_slots: int, most_edges: int) -> Edges:
+    index = np.zeros((len(of_blocks), most_slots), np.int32)
+    at, targets = np.zeros((2, len(of_blocks), most_edges), np.int32)
     for number, block in enumerate(of_blocks):
         index[number, : len(block.slots)] = block.slots
+        # Attention computes adjacent slots together: slot 0 at the end would make it visit all keys.
+        index[number, len(block.slots) :] = block.slots[-1] if len(block.slots) else 0
+        at[number, : len(block.at)] = block.at
         targets[number, : len(block.targets)] = block.targets
-    places = np.concatenate([number * size + block.places for number, block in enumerate(of_blocks)])
-    return Edges(index, targets, places, np.concatenate([block.examples for block in of_blocks]))
+    places = np.concatenate([number * most_edges + block.places for number, block in enumerate(of_blocks)])
+    return Edges(index, at, targets, places, np.concatenate([block.examples for block in of_blocks]))

@@ -35,6 +35,7 @@ from jora_core.model.decoder import (
 from jora_core.model.dense_attention import attention
 from jora_core.model.rotary import rotary_tables
 from jora_core.parallel.collectives import tokens_split
+from jora_core.parallel.mesh import traced_platform
 from jora_core.parameters.trees import Adapter, Params
 from jora_core.specs.common import AttentionChoice
 
@@ -80,7 +81,9 @@ def prefill(
     """
     length = prompts.tokens.shape[1]
     slots = Slots(prompts.until, prompts.positions)
-    over_rows = model_attention(config, slots, choice, params.embedding.dtype)
+    # On a CPU the first token would wait for the kernels to be loaded, longer than they save.
+    loops = choice == "auto" and traced_platform() == "cpu"
+    over_rows = model_attention(config, slots, "blockwise" if loops else choice, params.embedding.dtype)
     rotary = rotary_tables(config, prompts.positions)
     split = tokens_split(length)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jora_core.architecture.model_config import ModelConfig
+from jora_core.model.attention_slots import take_slots
 from jora_core.model.cudnn_attention import KernelChoice
 from jora_core.model.decoder import forward, output_head, pick_positions
 from jora_core.model.rematerialization import Remat
@@ -83,27 +84,41 @@ def batch_loss(
     return sum_over_batch(loss)
 
 
-def target_logprobs(params: Params, config: ModelConfig, picked: jax.Array, targets: jax.Array) -> jax.Array:
-    """Compute the log-probability of each target token.
+def target_logprobs(
+    params: Params, config: ModelConfig, hidden: jax.Array, at: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """Compute the log-probability of each target token. Targets at one position share its softmax.
 
     Args:
         params: weights, or this device's part of them.
         config: the model's.
-        picked: hidden states [..., M, D].
-        targets: int [..., M].
+        hidden: hidden states [G, P, D] of some positions.
+        at: int32 [G, M], number of each target's position.
+        targets: int32 [G, M], token ids.
 
     Returns:
-        float32 [..., M].
+        float32 [G, M].
     """
     head = output_head(params)
+    split = head.shape[0] != config.vocab_size
 
-    def logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        total, chosen, _, _ = _chunk_terms(*chunk, head, config)
-        return chosen - total
+    def log_total(chunk: tuple[jax.Array]) -> jax.Array:
+        logits = _logits(*chunk, head, config)
+        top = logits.max(axis=-1)
+        top = max_over_tensor(top) if split else top
+        total = jnp.exp(logits - top[:, None]).sum(axis=-1)
+        return top + jnp.log(sum_over_tensor(total) if split else total)
 
-    hidden = picked.reshape(-1, picked.shape[-1])
-    parts, count = _chunks((hidden, targets.reshape(-1)), head.shape[0])
-    return jax.lax.map(logprobs, parts).reshape(-1)[:count].reshape(targets.shape)
+    chunks, count = _chunks((hidden.reshape(-1, hidden.shape[-1]),), head.shape[0])
+    totals = jax.lax.map(log_total, chunks).reshape(-1)[:count].reshape(hidden.shape[:2])
+    own = targets - (tensor_index() * head.shape[0] if split else 0)
+    # Clipped, so that every row exists. Another device has the targets that are outside of this one's part.
+    rows = head[jnp.clip(own, 0, head.shape[0] - 1)]
+    chosen = jnp.einsum("gmd,gmd->gm", take_slots(hidden, at), rows, preferred_element_type=jnp.float32)
+    chosen = _capped(chosen, config)
+    if split:
+        chosen = sum_over_tensor(jnp.where((own >= 0) & (own < head.shape[0]), chosen, 0.0))
+    return chosen - take_slots(totals, at)
 
 
 def cross_entropy(
@@ -211,9 +226,7 @@ def _chunk_terms(
         The log-sum-exp of the logits [M], the logit of the target [M], this device's part of the logits
         [M, V/N], and a mask of the target in that part, bool [M, V/N].
     """
-    logits = jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32)
-    if config.logit_softcap is not None:
-        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    logits = _logits(hidden, head, config)
     # The maximum is subtracted first, because `exp` overflows float32 above 88.
     top = logits.max(axis=-1)
     split = head.shape[0] != config.vocab_size
@@ -230,6 +243,15 @@ def _chunk_terms(
         jnp.stack([jnp.exp(logits - top[:, None]).sum(axis=-1), jnp.where(hit, logits, 0.0).sum(axis=-1)])
     )
     return top + jnp.log(total), chosen, logits, hit
+
+
+def _logits(hidden: jax.Array, head: jax.Array, config: ModelConfig) -> jax.Array:
+    return _capped(jnp.einsum("md,vd->mv", hidden, head, preferred_element_type=jnp.float32), config)
+
+
+def _capped(logits: jax.Array, config: ModelConfig) -> jax.Array:
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _chunks(arrays: tuple[jax.Array, ...], vocabulary: int) -> tuple[tuple[jax.Array, ...], int]:

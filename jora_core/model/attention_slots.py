@@ -34,6 +34,16 @@ class Slots:
         """Return the `size` slots of each row from slot `start` on."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), self)
 
+    def joined(self, blocks: int) -> Slots:
+        """Return the slots [G, B/G T] of each of G blocks of B/G rows as one long row.
+
+        A slot's bound ends in its own row, so no slot attends to one of another row.
+        """
+        rows, length = self.until.shape
+        start = length * (jnp.arange(rows) % (rows // blocks))[:, None]
+        until = jnp.where(self.until > 0, self.until + start, 0)
+        return jax.tree.map(lambda x: x.reshape(blocks, -1), Slots(until, self.positions))
+
 
 def allowed(
     queries: jax.Array,
@@ -45,7 +55,7 @@ def allowed(
     """Compute the attention mask of given queries and keys.
 
     Args:
-        queries: int [Tq], slots of the queries.
+        queries: int [Tq], [1, Tq] or [B, Tq], slots of the queries.
         query_positions: int32 [B, Tq], positions of the queries within their examples.
         keys: int [Tk], slots of the keys.
         key_slots: bounds and positions [B, Tk] of the keys.
@@ -55,8 +65,8 @@ def allowed(
         bool [B, Tq, Tk].
     """
     # By slot and not by position: tokens of two branches have equal positions, but one order of slots.
-    causal = keys[None, :] <= queries[:, None]
-    on_path = queries[:, None] < key_slots.until[:, None, :]
+    causal = keys <= queries[..., None]
+    on_path = queries[..., None] < key_slots.until[:, None, :]
     in_window = query_positions[:, :, None] - key_slots.positions[:, None, :] < reach(window)
     return on_path & in_window & causal
 
@@ -67,3 +77,10 @@ def reach(window: jax.Array | int) -> jax.Array:
     # distance reaches.
     window = jnp.asarray(window, jnp.int32)
     return jnp.where(window > 0, window, jnp.iinfo(jnp.int32).max)
+
+
+def take_slots(x: jax.Array, at: jax.Array) -> jax.Array:
+    """Gather [G, M, ...] from x [B, T, ...] at slots int32 [G, M], numbered within blocks of B/G rows."""
+    rows = x.reshape(at.shape[0], -1, *x.shape[2:])
+    # Every slot is valid. The default mode would compare each with the bounds, to fill the others with NaN.
+    return jnp.take_along_axis(rows, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1, mode="clip")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jora_core.model.attention_slots import MASKED, Slots, allowed, reach
+from jora_core.model.attention_slots import MASKED, Slots, allowed, reach, take_slots
 from jora_core.model.rematerialization import KEPT_ATTENTION
 from jora_core.parallel.mesh import traced_platform
 
@@ -43,6 +43,7 @@ def blockwise_attention(
     softcap: float | None = None,
     window: jax.Array | int = 0,
     block: int | None = None,
+    at: jax.Array | None = None,
 ) -> jax.Array:
     """Compute softmax attention of N query heads over K key/value heads, in blocks.
 
@@ -57,14 +58,25 @@ def blockwise_attention(
         softcap: bound c of the scores, which become c·tanh(scores / c), as in Gemma 2; None for no bound.
         window: attention window in positions, a scalar that may differ by layer; 0 for none.
         block: slots of a block; chosen by platform if None.
+        at: int32 [G, M], the only queries, as slots numbered within a block of B/G rows, for inference. The
+            closer together the slots of adjacent queries are, the less is computed. None for all.
 
     Returns:
-        [B, T, N, H] in the type of `q`. The values of padding are finite and without meaning.
+        [B, T, N, H] in the type of `q`, or [G, M, N, H] with `at`. The values of padding are finite and
+        without meaning.
     """
-    length, block = q.shape[1], _block(q.shape[1], block)
+    if at is not None:
+        q = take_slots(q, at)
+        k, v = (x.reshape(len(at), -1, *x.shape[2:]) for x in (k, v))
+        slots = slots.joined(len(at))
+    length, block = q.shape[1], _block(k.shape[1], block)
     grouped = _grouped(q, k, v, scale, block)
     slots, limit = _filled(slots, block), reach(window)
     kernel = _Kernel(softcap, block)
+    if at is not None:
+        # Filled with the last one: a slot far from the others would make its block visit more keys.
+        at = jnp.pad(at, ((0, 0), (0, -length % block)), mode="edge")
+        return _flat(_all_queries(kernel, *grouped, _Mask(slots, limit, at))[0], length)
     # On a CPU one row at a time: scores of a row fit into the cache, those of a batch do not. A block is
     # skipped only if no row of the call needs it, so a single row skips the most.
     if traced_platform() == "cpu" and q.shape[0] > 1:
@@ -119,10 +131,25 @@ class _Kernel(NamedTuple):
 
 
 class _Mask(NamedTuple):
-    """The attention mask: slots [B, T'], and the limit of the distance between query and key."""
+    """The attention mask.
+
+    Attributes:
+        slots: bounds and positions [B, T'] of all slots.
+        limit: limit of the distance between query and key.
+        at: int32 [B, Q'], slots of the queries; None where all slots are queries.
+    """
 
     slots: Slots
     limit: jax.Array
+    at: jax.Array | None = None
+
+    def queries(self, start: jax.Array | int = 0, size: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """Return the slots int32 [1, size] or [B, size], and the positions int32 [B, size], of queries."""
+        if self.at is None:
+            size = size or self.slots.until.shape[1]
+            return (start + jnp.arange(size))[None], self.slots.part(start, size).positions
+        at = self.at if size is None else jax.lax.dynamic_slice_in_dim(self.at, start, size, 1)
+        return at, jnp.take_along_axis(self.slots.positions, at, axis=1, mode="clip")
 
 
 # What the backward pass needs: q, k, v, the mask, the output and the log-sum-exp of the scores.
@@ -211,7 +238,7 @@ def _all_queries(
         # over the same mesh axes as its result.
         zeros = jnp.zeros_like(q_i, jnp.float32) + 0 * v[:, :, None, :1, :1].astype(jnp.float32)
         start = (zeros[..., 0] + MASKED, zeros[..., 0], zeros)
-        if count == 1:
+        if needed.size == 1:
             top, total, out = visit(i, start)
         else:
             top, total, out = jax.lax.fori_loop(0, visits[i], lambda n, s: visit(visited[i, n], s), start)
@@ -295,9 +322,8 @@ def _scores(
     if softcap is not None:
         bounded = jnp.tanh(scores / softcap)
         scores, slope = softcap * bounded, 1 - bounded * bounded
-    queries, keys = (n * block + jnp.arange(block) for n in (i, j))
-    query_slots, key_slots = (mask.slots.part(n * block, block) for n in (i, j))
-    visible = allowed(queries, query_slots.positions, keys, key_slots, mask.limit)
+    keys, key_slots = j * block + jnp.arange(block), mask.slots.part(j * block, block)
+    visible = allowed(*mask.queries(i * block, block), keys, key_slots, mask.limit)
     return jnp.where(visible[:, None, None], scores, MASKED), slope
 
 
@@ -307,12 +333,13 @@ def _needed(mask: _Mask, block: int) -> jax.Array:
     Only the smallest and largest values of each block are compared. So a pair without an allowed pair of
     slots may count as needed, but a needed pair is never missed.
     """
-    until, positions = (x.reshape(x.shape[0], -1, block) for x in (mask.slots.until, mask.slots.positions))
+    arrays = (*mask.queries(), mask.slots.until, mask.slots.positions)
+    queries, query_positions, until, positions = (x.reshape(x.shape[0], -1, block) for x in arrays)
     starts = block * jnp.arange(until.shape[1])
-    on_path = starts[:, None] < until.max(axis=2)[:, None, :]
-    in_window = positions.min(axis=2)[:, :, None] - positions.max(axis=2)[:, None, :] < mask.limit
-    # Blocks after the query's are the future.
-    return jnp.tril((on_path & in_window).any(axis=0))
+    past = starts <= queries.max(axis=2)[:, :, None]
+    on_path = queries.min(axis=2)[:, :, None] < until.max(axis=2)[:, None, :]
+    in_window = query_positions.min(axis=2)[:, :, None] - positions.max(axis=2)[:, None, :] < mask.limit
+    return (past & on_path & in_window).any(axis=0)
 
 
 def _visited(needed: jax.Array) -> tuple[jax.Array, jax.Array]:

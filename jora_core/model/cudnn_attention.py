@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jora_core.model.attention_slots import Slots
+from jora_core.model.attention_slots import Slots, take_slots
 from jora_core.model.blockwise_attention import blockwise_attention
 from jora_core.model.kernels.tree_attention import (
     MOST_WIDTH,
@@ -32,6 +32,7 @@ from jora_core.model.kernels.tree_attention import (
     tree_forward,
 )
 from jora_core.model.rematerialization import KEPT_ATTENTION
+from jora_core.parallel.mesh import traced_platform
 from jora_core.specs.common import AttentionChoice
 
 # cuDNN has flash attention for 16-bit types only.
@@ -50,7 +51,14 @@ KernelChoice = AttentionChoice | Literal["trees"]
 class SelfAttention(Protocol):
     """Attention function of one layer over whole rows."""
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        layer_window: jax.Array | int,
+        at: jax.Array | None = None,
+    ) -> jax.Array:
         """Compute attention of q over k and v.
 
         Args:
@@ -58,9 +66,10 @@ class SelfAttention(Protocol):
             k: [B, T, K, H].
             v: [B, T, K, H].
             layer_window: attention window of this layer in positions, 0 for none.
+            at: int32 [G, M], slots as `take_slots` takes them, the only queries; None for all.
 
         Returns:
-            [B, T, N, H] in the type of `q`.
+            [B, T, N, H] in the type of `q`, or [G, M, N, H] with `at`.
         """
         ...
 
@@ -90,13 +99,24 @@ def self_attention(
     """
     capability = cuda_capability() if choice == "auto" else None
     if width > MOST_WIDTH or not (choice == "trees" or (capability or (0, 0)) >= _FIRST_CAPABILITY):
-        return partial(_blockwise, slots=slots, scale=scale, softcap=softcap, block=block)
+        exact = dtype == jnp.float32 and cpu_kernels_apply(choice, softcap)
+        how: dict[str, Any] = {"scale": scale, "softcap": softcap, "block": block}
+        return partial(_without_gpu, slots=slots, kernels=exact, **how)
     # Once, not in every layer.
     plan = plan_trees(slots, width, dtype, windows)
     plain = None if capability is None else plain_rows(slots)
     window = windows[0] if len(windows) == 1 else None
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
+    def attend(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        layer_window: jax.Array | int,
+        at: jax.Array | None = None,
+    ) -> jax.Array:
+        if at is not None:
+            # The kernels take whole rows.
+            return take_slots(attend(q, k, v, layer_window), at)
         applies = flash_applies(
             q.shape, k.shape, q.dtype, softcap=softcap, window=window, capability=capability
         )
@@ -107,10 +127,41 @@ def self_attention(
     return attend
 
 
-def _blockwise(
-    q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int, *, slots: Slots, **scores: Any
+def cpu_kernels_apply(choice: KernelChoice, softcap: float | None) -> bool:
+    """Return whether there are kernels for a CPU here, which compute in float32 alone.
+
+    Args:
+        choice: see `self_attention`.
+        softcap: bound of the scores, None for none.
+    """
+    if choice != "auto" or softcap is not None or traced_platform() != "cpu" or cuda_capability() is not None:
+        return False
+    # Here, because numba takes half a second to import.
+    from jora_core.model.kernels.cpu_kernels import usable
+
+    return usable()
+
+
+def _without_gpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    layer_window: jax.Array | int,
+    at: jax.Array | None = None,
+    *,
+    slots: Slots,
+    kernels: bool,
+    scale: float,
+    softcap: float | None,
+    block: int | None,
 ) -> jax.Array:
-    return blockwise_attention(q, k, v, slots, window=layer_window, **scores)
+    """Compute attention by the kernels for a CPU or by blockwise attention; see `SelfAttention`."""
+    if kernels:
+        from jora_core.model.kernels.cpu_attention import cpu_attention
+
+        return cpu_attention(q, k, v, slots, scale=scale, window=layer_window, at=at)
+    how: dict[str, Any] = {"scale": scale, "softcap": softcap, "block": block}
+    return blockwise_attention(q, k, v, slots, window=layer_window, at=at, **how)
 
 
 def flash_applies(

@@ -25,8 +25,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import PROJECTIONS
-from jora_core.model.attention_slots import Slots
-from jora_core.model.cudnn_attention import KernelChoice, SelfAttention, self_attention
+from jora_core.model.attention_slots import Slots, take_slots
+from jora_core.model.cudnn_attention import KernelChoice, SelfAttention, cpu_kernels_apply, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.embedding_noise import embedding_noise
 from jora_core.model.projections import linear, rounds_products
@@ -95,7 +95,7 @@ def forward(
 
     def through(x: jax.Array, layer: Layer, at: jax.Array | None = None) -> jax.Array:
         project = projector(layer, adapter, dropout_key)
-        attend_here = partial(attend, layer_window=layer.window)
+        attend_here = partial(attend, layer_window=layer.window, at=at)
         return decoder_layer(config, x, layer, project, rotary, attend=attend_here, split=split, at=at)
 
     def step(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
@@ -124,22 +124,14 @@ def pick_positions(hidden: jax.Array, index: jax.Array, length: int) -> jax.Arra
         [G, M, D], the same on every device of the tensor axis.
     """
     if not tokens_split(length):
-        return _take(hidden, index)
+        return take_slots(hidden, index)
     # Each device has the hidden states of its own tokens only: it puts zeros for the others, and a sum over
     # the tensor axis puts the parts together.
     size = length // tensor_shards()
     row, token = index // length, index % length
     own = token // size == tensor_index()
-    picked = _take(hidden, row * size + token % size)
+    picked = take_slots(hidden, row * size + token % size)
     return sum_over_tensor(jnp.where(own[..., None], picked, jnp.zeros_like(picked)))
-
-
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Gather [G, M, D] from x [B, T, D] by slots numbered within a block of B/G rows."""
-    rows = x.reshape(index.shape[0], -1, x.shape[-1])
-    # Every index is valid. JAX's default mode would compare each with the bounds, to fill the others with
-    # NaN.
-    return jnp.take_along_axis(rows, index[..., None], axis=1, mode="clip")
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -332,10 +324,11 @@ def decoder_layer(
         layer: the layer's weights.
         project: the layer's projections.
         rotary: rotary tables of the batch's positions.
-        attend: attention function of rotated q, k and v, each [B, T, heads, H].
+        attend: attention function of rotated q, k and v, each [B, T, heads, H]. With `at` it returns the
+            values of these slots alone.
         split: whether the residual stream is split by tokens.
-        at: int32 [G, M], slots as `pick_positions` takes them: after attention only these are computed, and
-            the result is [G, M, D] of them. None for all.
+        at: int32 [G, M], slots as `pick_positions` takes them: only these are computed to the end, and the
+            result is [G, M, D] of them. None for all.
     """
     weights = layer.weights
     x = checkpoint_name(x, KEPT_INPUT)
@@ -362,10 +355,11 @@ def decoder_layer(
     k, v = own_kv_heads(config, k), own_kv_heads(config, v)
     q, k, v = (checkpoint_name(part, KEPT_QKV) for part in (q, k, v))
     with jax.named_scope("attention"):
-        mixed = attend(q, k, v).reshape(*y.shape[:2], -1)
+        mixed = attend(q, k, v)
+    mixed = mixed.reshape(*mixed.shape[:2], -1)
     if at is not None:
         # No layer reads the other positions of the last one.
-        x, mixed, split = pick_positions(x, at, y.shape[1]), _take(mixed, at), False
+        x, split = pick_positions(x, at, y.shape[1]), False
     # Each device has summed over its own heads. Where tokens are split, the sum over devices and the split of
     # its result are one collective.
     out = _with_bias(add_up(project("o_proj", mixed), split), weights.o_bias)
@@ -413,10 +407,12 @@ def model_attention(
         block: slots of a block of blockwise attention; chosen by platform if None.
     """
     scale, softcap = attention_scale(config), config.attention_softcap
+    # The kernels for a CPU are faster in float32 than XLA's loops are in bfloat16.
+    narrow = rounds_products() and not cpu_kernels_apply(choice, softcap)
     kernel = self_attention(
         slots,
         width=config.head_dim,
-        dtype=jnp.bfloat16 if rounds_products() else dtype,
+        dtype=jnp.bfloat16 if narrow else dtype,
         scale=scale,
         softcap=softcap,
         windows=tuple(sorted(set(config.windows) or {0})),
@@ -424,12 +420,18 @@ def model_attention(
         block=block,
     )
 
-    if not rounds_products():
+    if not narrow:
         return kernel
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int) -> jax.Array:
-        narrow = (x.astype(jnp.bfloat16) for x in (q, k, v))
-        return kernel(*narrow, layer_window=layer_window).astype(q.dtype)
+    def attend(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        layer_window: jax.Array | int,
+        at: jax.Array | None = None,
+    ) -> jax.Array:
+        rounded = (x.astype(jnp.bfloat16) for x in (q, k, v))
+        return kernel(*rounded, layer_window=layer_window, at=at).astype(q.dtype)
 
     return attend
 

@@ -102,7 +102,7 @@ class ComputeSettings(WeightSettings):
     attention: AttentionChoice = Field(
         default="auto",
         title="Attention",
-        description="auto: on NVIDIA GPUs cuDNN's or our kernel, else XLA's blocks; blockwise: always these",
+        description="auto: the device's kernel, else XLA's blocks; blockwise: always these",
     )
     matmul_precision: MatmulPrecision = Field(
         default="default",

@@ -12,6 +12,7 @@ are the table of docs/reliability.md. Ends with 1 if a damage was not noticed or
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import random
@@ -25,6 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from flows.configuration.load import load_config
 from flows.configuration.schema import PipelineConfig
@@ -57,8 +62,10 @@ SETTINGS = (
     f"phases.0.max_steps={STEPS}",
     f"phases.0.checkpoint_every={EVERY}",
 )
-# Times and paths, which differ from run to run.
-UNLIKE = {"manifest.json", "result.json", "metrics.jsonl"}
+# Times and paths, which differ from run to run, and a list of all files with their digests.
+UNLIKE = {"manifest.json", "result.json", "metrics.jsonl", "lineage.json"}
+# Orbax gives the files of a checkpoint random names, so its arrays are compared.
+CHECKPOINT = "state"
 
 
 @dataclass(frozen=True)
@@ -175,14 +182,29 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def results(store: Store) -> dict[str, str]:
-    """Return the digest of each file that must not change, by its path without the key."""
+    """Return the digest of each file and checkpoint that must not change, by its path without the key."""
     found = {}
     for stage in STAGES:
         for path in files_of(store.root / stage):
-            if path.name not in UNLIKE:
-                below = path.relative_to(store.root / stage)
-                found[f"{stage}/{'/'.join(below.parts[1:])}"] = file_digest(path)
+            below = path.relative_to(store.root / stage).parts[1:]
+            if "steps" not in below:
+                if path.name not in UNLIKE:
+                    found[f"{stage}/{'/'.join(below)}"] = file_digest(path)
+            elif path.parent.name == CHECKPOINT and path.name == "manifest.ocdbt":
+                found[f"{stage}/{'/'.join(below[:-1])}"] = digest_of_arrays(path.parent)
     return found
+
+
+def digest_of_arrays(checkpoint: Path) -> str:
+    """Return a digest of the names, types, shapes and bits of a checkpoint's arrays."""
+    found = hashlib.sha256()
+    with ocp.StandardCheckpointer() as reader:
+        leaves = jax.tree_util.tree_leaves_with_path(reader.restore(checkpoint))
+    for name, leaf in leaves:
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def run(config: PipelineConfig, store: Store) -> dict[str, str]:

@@ -134,6 +134,23 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 
 
 @pytest.mark.slow
+def test_all_sides_compute_the_same_attention(tmp_path: Path) -> None:
+    to = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "training" / "cpu_attention.py"), "--rounds", "1", "--json", str(to)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = {(result["slots"], result["side"]) for result in json.loads(to.read_text())["results"]}
+    slots = {name for name, _ in measured}
+    ours = {(name, side) for name in slots for side in ("kernels", "XLA's loops")}
+    assert measured == ours | {(name, "PyTorch") for name in slots if name.startswith("4 rows")}
+
+
+@pytest.mark.slow
 def test_raft_epoch_compares_the_same_records(tmp_path: Path, shared: Path) -> None:
     """Questions over tables and a tiny model: every side has the same loss of the same records."""
     to = tmp_path / "out.json"

@@ -118,7 +118,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     from jora_core.architecture.model_config import ModelConfig
     from jora_core.data.row_packing import ROW_STEP
     from jora_core.generation.choice_scores import score_choices
-    from jora_core.generation.choice_trees import group_choices
+    from jora_core.generation.choice_trees import Question, group_choices, plan_choices
     from jora_core.parallel.mesh import make_mesh
     from jora_core.weights.load_params import load_params
 
@@ -128,8 +128,12 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     with jax.set_mesh(make_mesh(1, 1)):
         params = load_params(folder, config)
 
+        def scores_of(some: list[Question], most: int, share: bool = True) -> list[np.ndarray]:
+            plan = plan_choices(some, most, share=share)
+            return [] if plan is None else score_choices(params, config, plan)
+
         def scores(share: bool) -> list[np.ndarray]:
-            return score_choices(params, config, asked, tokens_per_batch=budget, share=share)
+            return scores_of(asked, budget, share)
 
         # Room for one question and no more: a batch is padded to its budget, which would be counted against
         # this side.
@@ -137,7 +141,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         own = -(-longest // ROW_STEP) * ROW_STEP
 
         def one_by_one() -> list[np.ndarray]:
-            return [score_choices(params, config, [question], tokens_per_batch=own)[0] for question in asked]
+            return [scores_of([question], own)[0] for question in asked]
 
         sides: dict[str, Callable[[], list[np.ndarray]]] = {
             "shared": lambda: scores(True),

@@ -21,7 +21,7 @@ from jora_core.commands.predict import make_questions, predict
 from jora_core.data.prompts.prompt_template import load_template
 from jora_core.data.tokenizer import end_tokens, load_tokenizer
 from jora_core.generation.choice_scores import score_choices
-from jora_core.generation.choice_trees import Question, group_choices
+from jora_core.generation.choice_trees import Question, group_choices, plan_choices
 from jora_core.model.decoder import forward, unembed
 from jora_core.parameters.trees import Adapter
 from jora_core.specs.answers import PredictSpec
@@ -110,9 +110,9 @@ def test_choices_together_equal_choices_apart(
     params = load_params(tiny_weights, config)
     # The second budget cuts a question's choices into several groups.
     for budget, share in ((512, True), (512, False), (max(len(q.prompt) for q in questions) + 8, True)):
-        scores = score_choices(
-            params, config, questions, tokens_per_batch=budget, adapter=adapter[0], share=share
-        )
+        plan = plan_choices(questions, budget, share=share)
+        assert plan is not None
+        scores = score_choices(params, config, plan, adapter=adapter[0])
         assert [len(s) for s in scores] == [len(row["choices"]) for row in rows]
         for got, want in zip(scores, expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,8 @@ from jora_core.architecture.model_config import ModelConfig
 from jora_core.commands.predict import predict
 from jora_core.generation import choice_scores
 from jora_core.generation.choice_scores import score_choices
-from jora_core.generation.choice_trees import Question
+from jora_core.generation.choice_trees import Question, plan_choices
+from jora_core.parameters.trees import Params
 from jora_core.specs.answers import PredictSpec
 from jora_core.weights.load_params import load_params
 
@@ -70,14 +71,20 @@ def of_transformers(folder: Path, asked: list[Question]) -> list[list[float]]:
     return scores
 
 
+def scores_of(
+    params: Params, config: ModelConfig, asked: list[Question], tokens_per_batch: int, share: bool = True
+) -> list[np.ndarray]:
+    plan = plan_choices(asked, tokens_per_batch, share=share)
+    assert plan is not None
+    return score_choices(params, config, plan)
+
+
 def check(folder: Path, asked: list[Question]) -> None:
     config = ModelConfig.from_hf(folder)
     params = load_params(folder, config)
-    shared, apart = (
-        score_choices(params, config, asked, tokens_per_batch=1024, share=share) for share in (True, False)
-    )
+    shared, apart = (scores_of(params, config, asked, 1024, share=share) for share in (True, False))
     # And each question alone, without a neighbour in its batch.
-    alone = [score_choices(params, config, [q], tokens_per_batch=1024)[0] for q in asked[:5]]
+    alone = [scores_of(params, config, [q], 1024)[0] for q in asked[:5]]
     expected = of_transformers(folder, asked)
     assert len(expected) == QUESTIONS
     for number, want in enumerate(expected):
@@ -111,7 +118,7 @@ def test_a_question_without_choices_has_no_scores(tiny_weights: Path) -> None:
     config = ModelConfig.from_hf(tiny_weights)
     asked = questions(config.vocab_size, longest=20)[:3]
     asked[1] = replace(asked[1], choices=(), choice_tokens=())
-    scores = score_choices(load_params(tiny_weights, config), config, asked, tokens_per_batch=256)
+    scores = scores_of(load_params(tiny_weights, config), config, asked, 256)
     assert [len(mine) for mine in scores] == [len(q.choices) for q in asked]
     assert not len(scores[1]) and all((mine < 0).all() for mine in scores)
 
@@ -171,10 +178,10 @@ def test_questions_of_one_row_do_not_pay_for_empty_rows(
         return computed(params, adapter, batch, *rest, **named)
 
     monkeypatch.setattr(choice_scores, "_token_logprobs", watched)
-    alone = score_choices(params, config, asked[:1], tokens_per_batch=4096)[0]
+    alone = scores_of(params, config, asked[:1], 4096)[0]
     assert rows == [1]
     rows.clear()
-    many = score_choices(params, config, asked, tokens_per_batch=512, share=False)
+    many = scores_of(params, config, asked, 512, share=False)
     assert len(rows) > 1 and max(rows) > 1
     np.testing.assert_allclose(alone, many[0], rtol=0, atol=1e-5)
 
@@ -191,8 +198,8 @@ def test_batches_at_once_give_the_scores_of_one_after_another(
     for at_once in (1, 2):
         monkeypatch.setattr(choice_scores, "_BATCHES_AT_ONCE", at_once)
         with jax.default_matmul_precision(precision):
-            found.append(score_choices(params, config, asked, tokens_per_batch=256, share=False))
-    exact = score_choices(params, config, asked, tokens_per_batch=256, share=False)
+            found.append(scores_of(params, config, asked, 256, share=False))
+    exact = scores_of(params, config, asked, 256, share=False)
     for one, two, same in zip(*found, exact, strict=True):
         np.testing.assert_array_equal(one, two)
         assert (precision == "default") == np.array_equal(one, same)

@@ -46,11 +46,14 @@ def test_the_edges_of_a_choice_are_its_tokens(blocks: int, share: bool) -> None:
     seen = []
     for plan, edges in zip(plans, find_edges(plans, grouped, questions, blocks, BUDGET), strict=True):
         batch = stream.build(plan)
-        size = edges.index.shape[1]
+        size = edges.targets.shape[1]
         tokens, positions, until = (
             x.reshape(blocks, -1) for x in (batch.tokens, batch.positions, batch.until)
         )
-        pairs = np.stack([np.repeat(np.arange(blocks), size), edges.index.ravel(), edges.targets.ravel()], 1)
+        # Adjacent slots are computed together.
+        assert (np.diff(edges.index, axis=1) >= 0).all()
+        at = np.take_along_axis(edges.index, edges.at, axis=1)
+        pairs = np.stack([np.repeat(np.arange(blocks), size), at.ravel(), edges.targets.ravel()], 1)
         used = np.unique(edges.places)
         assert len(np.unique(pairs[used], axis=0)) == len(used)
         for example in np.unique(edges.examples):
@@ -81,6 +84,8 @@ def test_what_choices_have_in_common_has_one_slot() -> None:
     assert group.slots == len(question.prompt) + 1 + 3 + 2
     plans = BatchStream(grouped.groups, BUDGET, seed=0, shuffle=False).plan(0)
     (edges,) = find_edges(plans, grouped, [question], 1, BUDGET)
+    # Behind the prompt, 3, 4, 7 and 8, and 5 and 7.
+    assert len(np.unique(edges.index)) == 1 + 1 + 3 + 2
     # To each of these tokens, and to the end of each choice.
     assert len(np.unique(edges.places)) == 6 + 3 and len(edges.places) == 3 * 4
 

@@ -55,9 +55,11 @@ def test_cross_entropy_and_its_gradients_equal_optax(monkeypatch, softcap, chunk
     np.testing.assert_allclose(frozen, grads[0], rtol=1e-5, atol=1e-6)
 
     params = dataclasses.replace(init_params(config, jax.random.key(0)), head=head)
-    found = target_logprobs(params, config, hidden.reshape(2, 7, 16), targets.reshape(2, 7))
-    every = jax.nn.log_softmax(logits(hidden, head))
-    np.testing.assert_allclose(found.ravel(), every[np.arange(14), targets], rtol=1e-5, atol=1e-6)
+    # Several targets at a position, and none at others.
+    at, wanted = (jax.random.randint(keys[2], (2, 9), 0, n) for n in (7, len(head)))
+    found = target_logprobs(params, config, hidden.reshape(2, 7, 16), at, wanted)
+    every = jax.nn.log_softmax(logits(hidden, head)).reshape(2, 7, -1)
+    np.testing.assert_allclose(found, every[np.arange(2)[:, None], at, wanted], rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

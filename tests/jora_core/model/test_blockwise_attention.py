@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jora_core.model.attention_slots import Slots
+from jora_core.model.attention_slots import Slots, take_slots
 from jora_core.model.blockwise_attention import blockwise_attention, fitting_block, visited_slots
 from jora_core.model.dense_attention import attention, example_mask
 from tests.jora_core.trees import until_of
@@ -100,6 +101,29 @@ def test_values_and_gradients(groups: int, window: int, softcap: float | None, b
         np.testing.assert_allclose(got, expected, atol=5e-5)
     dense = jnp.where(real, attention(q, k, v, mask, **how), 0.0)
     np.testing.assert_allclose(dense, both(q, k, v, jnp.int32(window))[1][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "window", "softcap", "block"),
+    [(1, 0, None, 16), (2, 30, 3.0, 8), (3, 9, None, 70), (2, 0, None, None)],
+)
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_some_queries_are_those_of_all(
+    groups: int, window: int, softcap: float | None, block: int | None, blocks: int
+) -> None:
+    """Queries in any order, some of them twice, over one or several rows."""
+    length, keys = 70, iter(jax.random.split(jax.random.key(0), 4))
+    q, k, v = (2 * jax.random.normal(next(keys), (4, length, n, 8)) for n in (6, groups, groups))
+    slots = make_slots(length)
+    real = np.asarray(slots.until).reshape(blocks, -1) > 0
+    rng = np.random.default_rng(0)
+    at = np.stack([rng.choice(np.flatnonzero(row), 37) for row in real]).astype(np.int32)
+    # One block's queries as `find_edges` gives them.
+    at[0] = np.sort(at[0])
+    how: dict[str, Any] = {"scale": 0.3, "softcap": softcap, "block": block}
+    found = jax.jit(partial(blockwise_attention, **how))(q, k, v, slots, window=window, at=at)
+    whole = blockwise_attention(q, k, v, slots, window=window, **how)
+    np.testing.assert_allclose(found, take_slots(whole, jnp.asarray(at)), atol=1e-5)
 
 
 def test_no_array_holds_all_scores() -> None:

@@ -134,6 +134,8 @@ def compute(
         sums = step.accumulate(step.zero(state), state, params, batch, 0)
         still = step.evaluate(state, params, batch)[0]
         arrays = {name: batch[name] for name in ("tokens", "positions", "until", "index", "targets")}
+        # One target at each position.
+        arrays["at"] = np.tile(np.arange(batch["index"].shape[1], dtype=np.int32), (len(batch["index"]), 1))
         logprobs = _token_logprobs(
             params, adapter, arrays, config, mesh, attention="auto", attention_block=None
         )
