@@ -57,16 +57,9 @@ _TYPE, _METADATA, _MAJOR, _MINOR = 8, 24, 24, 28
 _METADATA_TYPE = 1
 _VERSION = (0, 3)
 
-
 _array: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    return numba.njit(error_model="numpy", nogil=True, fastmath=_FASTMATH, **options)
-
-
-def _instruction(make: Callable[..., Any]) -> Any:
-    return intrinsic(make)
+_compiled: Any = numba.njit(error_model="numpy", nogil=True, fastmath=_FASTMATH)
+_instruction: Any = intrinsic
 
 
 @_instruction
@@ -166,25 +159,25 @@ _free = types.ExternalFunction("free", types.void(types.uintp))
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-@_compiled()
+@_compiled
 def _word(address):  # noqa: ANN001, ANN202
     """Read 8 bytes."""
     return _array(_pointer(address), 1, np.uint64)[0]
 
 
-@_compiled()
+@_compiled
 def _shape(buffer, axis):  # noqa: ANN001, ANN202
     return np.int64(_word(_word(buffer + np.uint64(_SHAPE)) + np.uint64(8 * axis)))
 
 
-@_compiled()
+@_compiled
 def _numbers(frame, place, type):  # noqa: ANN001, ANN202
     """Return an argument with one axis."""
     buffer = _word(_word(frame + np.uint64(_ARGUMENTS)) + np.uint64(8 * place))
     return _array(_pointer(_word(buffer + np.uint64(_DATA))), _shape(buffer, 0), type)
 
 
-@_compiled()
+@_compiled
 def _bounds(frame, place):  # noqa: ANN001, ANN202
     """Return an argument int32 with two axes."""
     buffer = _word(_word(frame + np.uint64(_ARGUMENTS)) + np.uint64(8 * place))
@@ -192,7 +185,7 @@ def _bounds(frame, place):  # noqa: ANN001, ANN202
     return _array(_pointer(_word(buffer + np.uint64(_DATA))), shape, np.int32)
 
 
-@_compiled()
+@_compiled
 def _heads(frame, list, place):  # noqa: ANN001, ANN202
     """Return an argument or a result float32 with four axes."""
     buffer = _word(_word(frame + np.uint64(list)) + np.uint64(8 * place))
@@ -200,14 +193,14 @@ def _heads(frame, list, place):  # noqa: ANN001, ANN202
     return _array(_pointer(_word(buffer + np.uint64(_DATA))), shape, np.float32)
 
 
-@_compiled()
+@_compiled
 def _address(x, a, b, c):  # noqa: ANN001, ANN202
     """Return the address of x[a, b, c, 0] in an array without gaps."""
     place = ((a * x.shape[1] + b) * x.shape[2] + c) * x.shape[3]
     return np.uint64(x.ctypes.data) + np.uint64(4 * place)
 
 
-@_compiled()
+@_compiled
 def _exponentials(scores, shifts, rows, columns, powers):  # noqa: ANN001, ANN202
     """Replace scores[:rows, :columns] by exp(score - shift of the row), for differences of at most 0.
 
@@ -235,7 +228,7 @@ def _exponentials(scores, shifts, rows, columns, powers):  # noqa: ANN001, ANN20
             scores[a, c] *= powers[c]
 
 
-@_compiled()
+@_compiled
 def _block_bounds(until, positions, block):  # noqa: ANN001, ANN202
     """Return the least and greatest bound and position of each block of keys, int32 [blocks, 4]."""
     count = (len(until) + block - 1) // block
@@ -247,7 +240,7 @@ def _block_bounds(until, positions, block):  # noqa: ANN001, ANN202
     return found
 
 
-@_compiled()
+@_compiled
 def _visible(queries, query_positions, keys, block, limit, kinds):  # noqa: ANN001, ANN202
     """Write, for each block of keys, whether none (0), some (1) or all (2) pairs with queries are allowed.
 
@@ -265,7 +258,7 @@ def _visible(queries, query_positions, keys, block, limit, kinds):  # noqa: ANN0
             kinds[j] = 1
 
 
-@_compiled()
+@_compiled
 def _mask(scores, queries, keys, start, limit):  # noqa: ANN001, ANN202
     """Mask the scores of keys that the queries may not attend to.
 
@@ -286,7 +279,7 @@ def _mask(scores, queries, keys, start, limit):  # noqa: ANN001, ANN202
             row[c] = _MASKED
 
 
-@_compiled()
+@_compiled
 def _maximum(row, columns, least, lanes):  # noqa: ANN001, ANN202
     """Return the maximum of row[:columns] and `least`.
 
@@ -308,7 +301,7 @@ def _maximum(row, columns, least, lanes):  # noqa: ANN001, ANN202
     return lanes[0]
 
 
-@_compiled()
+@_compiled
 def _scores(q, k, places, strides, scale, scores):  # noqa: ANN001, ANN202
     """Compute scores [rows, columns] = scale q kᵀ; places are rows, columns, and the width of a head."""
     rows, columns, width = places
@@ -321,7 +314,7 @@ def _scores(q, k, places, strides, scale, scores):  # noqa: ANN001, ANN202
     )
 
 
-@_compiled()
+@_compiled
 def _run_end(kinds, j, block):  # noqa: ANN001, ANN202
     """Return the end of the run of needed blocks from j on, of at most `_WIDEST` slots."""
     end = j + 1
@@ -330,7 +323,7 @@ def _run_end(kinds, j, block):  # noqa: ANN001, ANN202
     return end
 
 
-@_compiled()
+@_compiled
 def _masked_scores(heads, at, mask, scale, scores, run):  # noqa: ANN001, ANN202
     """Compute the masked scores of a block of queries and a run of blocks of keys.
 
@@ -358,7 +351,7 @@ def _masked_scores(heads, at, mask, scale, scores, run):  # noqa: ANN001, ANN202
             _mask(of_part, (queries, query_positions), (until[keys], positions[keys]), start, limit)
 
 
-@_compiled()
+@_compiled
 def _forward(heads, masks, settings, results, unit):  # noqa: ANN001, ANN202
     """Compute the output and the log-sum-exp of the scores for one row and head."""
     q, k, v = heads
@@ -421,7 +414,7 @@ def _forward(heads, masks, settings, results, unit):  # noqa: ANN001, ANN202
             log_total[b, n, i + a, 0] = top[a] + math.log(of_query)
 
 
-@_compiled()
+@_compiled
 def _backward(heads, masks, settings, saved, grads, unit):  # noqa: ANN001, ANN202
     """Compute the gradients of q, k and v for one row and key/value head."""
     q, k, v = heads
@@ -495,7 +488,7 @@ def _backward(heads, masks, settings, saved, grads, unit):  # noqa: ANN001, ANN2
                 j = end
 
 
-@_compiled()
+@_compiled
 def _answers_metadata(frame):  # noqa: ANN001, ANN202
     """Write the version of the interface if that is what XLA asks for, and return whether it does."""
     extension = _word(frame + np.uint64(_EXTENSION))
@@ -507,7 +500,7 @@ def _answers_metadata(frame):  # noqa: ANN001, ANN202
     return True
 
 
-@_compiled()
+@_compiled
 def _compute(frame, backward, unit):  # noqa: ANN001, ANN202
     """Compute one unit of a call."""
     heads = _heads(frame, _ARGUMENTS, 0), _heads(frame, _ARGUMENTS, 1), _heads(frame, _ARGUMENTS, 2)
@@ -545,13 +538,13 @@ def _work(state):  # noqa: ANN001, ANN202
     return np.uint64(0)
 
 
-@_compiled()
+@_compiled
 def _release(state):  # noqa: ANN001, ANN202
     if _add(state, _HOLDERS, -1) == 1:
         _free(state)
 
 
-@_compiled()
+@_compiled
 def _run(frame, backward):  # noqa: ANN001, ANN202
     """Compute all units of a call with the threads of XLA's pool and this one."""
     if _answers_metadata(frame):
