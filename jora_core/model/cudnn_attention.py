@@ -12,6 +12,7 @@ lengths and computes the padding too, because its kernels with lengths fail or g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -99,9 +100,9 @@ def self_attention(
     """
     capability = cuda_capability() if choice == "auto" else None
     if width > MOST_WIDTH or not (choice == "trees" or (capability or (0, 0)) >= _FIRST_CAPABILITY):
-        exact = dtype == jnp.float32 and cpu_kernels_apply(choice, softcap)
-        how: dict[str, Any] = {"scale": scale, "softcap": softcap, "block": block}
-        return partial(_without_gpu, slots=slots, kernels=exact, **how)
+        kernels = cpu_kernels(choice, softcap) if dtype == jnp.float32 else None
+        compute = kernels or partial(blockwise_attention, softcap=softcap, block=block)
+        return partial(_of_slots, compute=compute, slots=slots, scale=scale)
     # Once, not in every layer.
     plan = plan_trees(slots, width, dtype, windows)
     plain = None if capability is None else plain_rows(slots)
@@ -127,41 +128,27 @@ def self_attention(
     return attend
 
 
-def cpu_kernels_apply(choice: KernelChoice, softcap: float | None) -> bool:
-    """Return whether there are kernels for a CPU here, which compute in float32 alone.
+def cpu_kernels(choice: KernelChoice, softcap: float | None) -> Callable[..., jax.Array] | None:
+    """Return attention by the kernels for a CPU, which compute in float32 alone; None where there are none.
 
     Args:
         choice: see `self_attention`.
         softcap: bound of the scores, None for none.
     """
     if choice != "auto" or softcap is not None or traced_platform() != "cpu" or cuda_capability() is not None:
-        return False
+        return None
     # Here, because numba takes half a second to import.
-    from jora_core.model.kernels.cpu_kernels import usable
+    from jora_core.model.kernels.cpu_attention import cpu_attention, usable
 
-    return usable()
+    return cpu_attention if usable() else None
 
 
-def _without_gpu(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    layer_window: jax.Array | int,
-    at: jax.Array | None = None,
-    *,
-    slots: Slots,
-    kernels: bool,
-    scale: float,
-    softcap: float | None,
-    block: int | None,
-) -> jax.Array:
-    """Compute attention by the kernels for a CPU or by blockwise attention; see `SelfAttention`."""
-    if kernels:
-        from jora_core.model.kernels.cpu_attention import cpu_attention
-
-        return cpu_attention(q, k, v, slots, scale=scale, window=layer_window, at=at)
-    how: dict[str, Any] = {"scale": scale, "softcap": softcap, "block": block}
-    return blockwise_attention(q, k, v, slots, window=layer_window, at=at, **how)
+def _of_slots(
+    q: jax.Array, k: jax.Array, v: jax.Array, layer_window: jax.Array | int, at: jax.Array | None = None,
+    *, compute: Callable[..., jax.Array], slots: Slots, scale: float,
+) -> jax.Array:  # fmt: skip
+    """Compute attention without a GPU's kernels; see `SelfAttention`."""
+    return compute(q, k, v, slots, scale=scale, window=layer_window, at=at)
 
 
 def flash_applies(

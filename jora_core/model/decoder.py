@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.architecture.tensor_names import PROJECTIONS
 from jora_core.model.attention_slots import Slots, take_slots
-from jora_core.model.cudnn_attention import KernelChoice, SelfAttention, cpu_kernels_apply, self_attention
+from jora_core.model.cudnn_attention import KernelChoice, SelfAttention, cpu_kernels, self_attention
 from jora_core.model.dropout import dropout
 from jora_core.model.embedding_noise import embedding_noise
 from jora_core.model.projections import linear, rounds_products
@@ -408,7 +408,7 @@ def model_attention(
     """
     scale, softcap = attention_scale(config), config.attention_softcap
     # The kernels for a CPU are faster in float32 than XLA's loops are in bfloat16.
-    narrow = rounds_products() and not cpu_kernels_apply(choice, softcap)
+    narrow = rounds_products() and cpu_kernels(choice, softcap) is None
     kernel = self_attention(
         slots,
         width=config.head_dim,

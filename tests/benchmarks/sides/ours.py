@@ -100,6 +100,8 @@ def order(settings: dict[str, Any]) -> TrainSpec:
             "output_dir": settings["folder"],
             "checkpoint_dir": settings["folder"],
             **({"remat": settings["remat"]} if settings.get("remat") else {}),
+            # What `exchange` puts in place of XLA's loops, or of their blocks, is not used by kernels.
+            **({"attention": "blockwise"} if settings.get("attention") or settings.get("block") else {}),
         }
     )
 
@@ -140,7 +142,6 @@ def exchange(settings: dict[str, Any]) -> None:
     """Techniques that no order chooses, exchanged in this process before anything is compiled."""
     if settings.get("attention") == "plain":
         setattr(cudnn_attention, "blockwise_attention", plain_attention)  # noqa: B010 - seen by no type checker
-        setattr(cudnn_attention, "cuda_capability", lambda: None)  # noqa: B010
     if settings.get("block"):
         blockwise_attention.BLOCK_SLOTS[jax.default_backend()] = settings["block"]
 
