@@ -132,10 +132,12 @@ def all_logits(batch: Batch) -> Batch:
 
 
 def plain_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, *, window: int = 0, **scores: Any
+    q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots, *, scale: float, window: int = 0, **settings: Any
 ) -> jax.Array:
     """What stands in for blockwise attention to see what that gives: all scores in memory."""
-    return attention(q, k, v, example_mask(slots, window), **scores)
+    # Of the other settings, blocks mean nothing here, and training asks for all queries.
+    mask = example_mask(slots, window)
+    return attention(q, k, v, mask, scale=scale, softcap=settings["softcap"])
 
 
 def exchange(settings: dict[str, Any]) -> None:
