@@ -13,6 +13,9 @@ from jora_core.parallel.mesh import traced_platform
 from jora_core.parameters.quantization import dequantize
 from jora_core.parameters.trees import QuantizedWeight
 
+#: Numbers of an NF4 weight that are widened at a time at most: 16 MB in bfloat16, a third of an H100's cache.
+MOST_WIDENED = 1 << 23
+
 
 def linear(x: jax.Array, weight: jax.Array | QuantizedWeight) -> jax.Array:
     """Compute the projection x Wᵀ, from [..., in] to [..., out]. A quantized weight gets no gradient."""
@@ -35,7 +38,7 @@ def _quantized_linear(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
         # applied to the product, in float32, which is one pass over a smaller array than the weight.
         product = x @ weight.codes.astype(x.dtype).T
         return (product.astype(jnp.float32) * weight.scale).astype(x.dtype)
-    return x @ dequantize(weight, x.dtype).T
+    return _by_slices(x, weight)
 
 
 def _quantized_linear_forward(x: jax.Array, weight: QuantizedWeight) -> tuple[jax.Array, QuantizedWeight]:
@@ -49,10 +52,56 @@ def _quantized_linear_backward(weight: QuantizedWeight, grad: jax.Array) -> tupl
         # pass, and keep them in memory between. Behind a barrier each product widens what it reads.
         codes = jax.lax.optimization_barrier(weight.codes)
         return scaled @ codes.astype(grad.dtype), None
-    return grad @ dequantize(weight, grad.dtype), None
+    return _gradient_by_slices(grad, weight), None
 
 
 _quantized_linear.defvjp(_quantized_linear_forward, _quantized_linear_backward)
+
+
+def _by_slices(x: jax.Array, weight: QuantizedWeight) -> jax.Array:
+    """Compute x Wᵀ, widening a slice of the weight's outputs at a time.
+
+    Codes that were unpacked inside of a product would be unpacked again for every block of tokens. Unpacked
+    once and as a whole, they would be written to memory and read again. A slice stays in the cache between.
+    """
+    rows = slice_rows(*weight.shape[-2:])
+
+    def add(number: jax.Array, product: jax.Array) -> jax.Array:
+        part = x @ dequantize(_slice(weight, number * rows, rows), x.dtype).T
+        return jax.lax.dynamic_update_slice_in_dim(product, part, number * rows, axis=-1)
+
+    outputs = weight.shape[-2]
+    product = as_varying(jnp.zeros((*x.shape[:-1], outputs), x.dtype), x, weight.codes)
+    return jax.lax.fori_loop(0, outputs // rows, add, product)
+
+
+def _gradient_by_slices(grad: jax.Array, weight: QuantizedWeight) -> jax.Array:
+    """Compute grad W as `_by_slices` computes x Wᵀ, with sums in float32."""
+    rows = slice_rows(*weight.shape[-2:])
+
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(grad, number * rows, rows, axis=-1)
+        wide = dequantize(_slice(weight, number * rows, rows), grad.dtype)
+        return total + jnp.matmul(part, wide, preferred_element_type=jnp.float32)
+
+    outputs, inputs = weight.shape[-2:]
+    total = as_varying(jnp.zeros((*grad.shape[:-1], inputs), jnp.float32), grad, weight.codes)
+    return jax.lax.fori_loop(0, outputs // rows, add, total).astype(grad.dtype)
+
+
+def slice_rows(outputs: int, inputs: int) -> int:
+    """Return how many outputs of an NF4 weight are widened at a time: a divisor of all, and not all."""
+    most = min(MOST_WIDENED // inputs, outputs // 2)
+    return next((rows for rows in range(most, 0, -1) if outputs % rows == 0), 1)
+
+
+def _slice(weight: QuantizedWeight, start: jax.Array, rows: int) -> QuantizedWeight:
+    """Return some outputs of a quantized weight."""
+
+    def part(array: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(array, start, rows, axis=0)
+
+    return weight.replace(codes=part(weight.codes), scale=part(weight.scale))
 
 
 def rounds_products() -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jora_core.architecture.model_config import ModelConfig
 from jora_core.model.attention_slots import Slots
 from jora_core.model.kernels.tree_attention import plan_trees, tree_attention
+from jora_core.model.projections import slice_rows
+from jora_core.parameters.quantization import BLOCK
 from jora_core.planning.compile_step import StepMemory, compile_step
 from jora_core.planning.compile_target import (
     CUDA_OPTIONS,
@@ -140,8 +141,8 @@ def registers(dump: Path) -> dict[str, int]:
 
 
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 256,
-    "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 320,
+    "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
     "vocab_size": 1024, "max_position_embeddings": 4096, "head_dim": 64,
 }  # fmt: skip
 GEMMA2 = {
@@ -161,6 +162,7 @@ STEPS = [
     (LLAMA, {"quantization": "int8"}),
     (LLAMA, {"quantization": "int8", "remat": "none"}),
     (LLAMA, {"quantization": "nf4"}),
+    (LLAMA, {"quantization": "nf4", "remat": "none"}),
     (LLAMA, {"trainable": "all"}),
     (LLAMA, {"dtype": "float32", "remat": "dots"}),
     (LLAMA, {"mesh": {"tensor": 2}}),
@@ -179,10 +181,16 @@ def compiled_step(config: dict[str, Any], settings: dict[str, Any], folder: Path
     return compile_step(target, ModelConfig.from_hf(folder), spec, LENGTH)
 
 
+def matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A buffer's shape as that of a weight: without axes of one, and with the blocks of NF4 as one axis."""
+    axes = tuple(axis for axis in shape if axis > 1)
+    return (*axes[:-2], axes[-2] * axes[-1]) if len(axes) == 3 and axes[-1] == BLOCK else axes
+
+
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        pytest.param(c, s, marks=() if s.get("quantization") == "int8" else pytest.mark.slow,
+        pytest.param(c, s, marks=() if "quantization" in s else pytest.mark.slow,
                      id=f"{c['model_type']}-{'-'.join(map(str, s.values()))}")
         for c, s in STEPS
     ],
@@ -195,14 +203,19 @@ def test_no_step_holds_scores(config: dict[str, Any], settings: dict[str, Any], 
     wide = [b for b in step.heap.buffers if sum(axis >= LENGTH for axis in b.shape) > 1]
     assert wide == []
     if "quantization" in settings:
-        # Of the widened weights there is one projection of one layer at a time, never those of all layers.
+        # Never the widened weights of all layers.
         layers = config["num_hidden_layers"]
         stacks = [b for b in step.heap.buffers if len(b.shape) == 3 and b.shape[0] == layers]
         assert [b for b in stacks if min(b.shape[1:]) >= 128 and b.shape[1] < LENGTH] == []
-    if settings.get("quantization") == "int8":
-        # Nor one: the products widen the codes as they read them.
+        # Nor one projection: products widen codes of 8 bits as they read them, and slices of those of 4.
         width, hidden = config["hidden_size"], config["intermediate_size"]
-        sizes = {(hidden, width), (width, hidden), (width, width), (width // 2, width)}
-        whole = [b for b in step.heap.buffers if b.shape[-2:] in sizes and math.prod(b.shape[:-2]) == 1]
-        assert whole, "the codes of a layer are seen by these shapes"
-        assert {b.dtype for b in whole} == {"s8"}
+        heads, keys = (config[f"num_{of}_heads"] * config["head_dim"] for of in ("attention", "key_value"))
+        sizes = {(hidden, width), (width, hidden), (heads, width), (width, heads), (keys, width)}
+        found = {(b.dtype, matrix(b.shape)) for b in step.heap.buffers}
+        whole = {dtype for dtype, shape in found if shape in sizes}
+        if settings["quantization"] == "int8":
+            assert whole == {"s8"}, "the codes of a layer are seen by these shapes"
+        else:
+            slices = {(slice_rows(*size), size[1]) for size in sizes}
+            assert ("bf16", (hidden // 2, width)) in found, "a slice of a projection is seen by its shape"
+            assert not slices & sizes and not whole
