@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _slice(weight: QuantizedWeight, start: jax.Array, rows: int) -> QuantizedWei
     def part(array: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(array, start, rows, axis=0)
 
-    return weight.replace(codes=part(weight.codes), scale=part(weight.scale))
+    return dataclasses.replace(weight, codes=part(weight.codes), scale=part(weight.scale))
 
 
 def rounds_products() -> bool:
