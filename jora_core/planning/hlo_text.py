@@ -25,6 +25,9 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 # Behind the type of the result, which ends in a layout or, for a tuple, in a parenthesis: f32[8]{0} add( or
 # (f32[8]{0}, u32[]) all-gather-start(
 _OPCODE = re.compile(r"\}?\)? ([a-z][\w\-]*)\(")
+# The operands end before the first attribute, or with the line.
+_OPERANDS_END = re.compile(r"\)(?=, [\w\-]+=|\s*$)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"(?:calls|body|to_apply|condition)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 # Example: backend_config={"known_trip_count":{"n":"32"}}
@@ -62,6 +65,7 @@ class Instruction:
     Attributes:
         name: name, unique in the program.
         opcode: operation, such as ``fusion`` or ``all-reduce``.
+        operands: names of the operands.
         results: the arrays that the instruction makes.
         op_name: the JAX operation from which the instruction is compiled.
         calls: names of the called computations.
@@ -72,6 +76,7 @@ class Instruction:
 
     name: str
     opcode: str
+    operands: tuple[str, ...]
     results: tuple[Array, ...]
     op_name: str
     calls: tuple[str, ...]
@@ -162,8 +167,11 @@ def parse_program(text: str) -> Program:
 
 
 def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    opcode = _OPCODE.search(" " + rest if rest[:1] != "(" else rest)
-    results = rest[: opcode.start()] if opcode else rest
+    line = " " + rest if rest[:1] != "(" else rest
+    opcode = _OPCODE.search(line)
+    results = line[: opcode.start()] if opcode else line
+    end = _OPERANDS_END.search(line, opcode.end()) if opcode else None
+    operands = line[opcode.end() : end.start()] if opcode and end else ""
     calls = []
     for one, several in _CALLS.findall(rest):
         calls += [one] if one else [part.strip().lstrip("%") for part in several.split(",")]
@@ -176,6 +184,7 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
     return Instruction(
         name=name,
         opcode=opcode[1] if opcode else "",
+        operands=tuple(_OPERAND.findall(operands)),
         results=tuple(
             Array(dtype, tuple(int(n) for n in dims.split(",") if n))
             for dtype, dims in _ARRAY.findall(results)

@@ -1,4 +1,4 @@
-"""Launches of one layer's attention over trees, compiled for an H100 by description: nothing is run.
+"""Launches and bytes of a layer's attention over trees, compiled for an H100 by description: nothing is run.
 
     python tests/benchmarks/training/kernel_launches.py --json out.json    # needs jora-raft[gpu], but no GPU
 
@@ -6,6 +6,10 @@ Heads of Llama-2-7B in bfloat16 and rows of 8,192 slots: contexts of 2,000 token
 the same slots as one example. The kernel for trees stands beside blockwise attention. XLA lists what a
 program launches. Loops of blockwise attention are counted by the blocks that the row needs; for each decision
 of a loop or branch the host waits for the device.
+
+Bytes are those that both passes ask the memory for; a part of them the cache serves. A launch of XLA's reads
+its operands and writes its results once, by the compiled program. Our kernels load tiles again and again, so
+theirs are counted tile by tile.
 """
 
 from __future__ import annotations
@@ -28,10 +32,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jora_core.model import blockwise_attention as blockwise
 from jora_core.model.attention_slots import Slots
 from jora_core.model.blockwise_attention import blockwise_attention
-from jora_core.model.kernels.tree_attention import TreePlan, plan_trees, tilings_of, tree_attention
+from jora_core.model.kernels.tree_attention import (
+    Tilings,
+    TreePlan,
+    plan_trees,
+    tilings_of,
+    tree_attention,
+)
 from jora_core.model.kernels.visible_blocks import pair_kinds
 from jora_core.planning.compile_target import CUDA_OPTIONS, cuda_plugin, described_mesh
 from jora_core.planning.gpu_launches import Thunk, count_launches, kernels, read_thunks
+from jora_core.planning.hlo_text import Program, parse_program
+from jora_core.planning.moved_bytes import launch_bytes, moved_bytes
 
 SLOTS, HEADS, WIDTH, BLOCK = 8192, 32, 128, 512
 PREFIX, QUESTION = 2000, 40
@@ -56,7 +68,7 @@ def tree_row(questions: int) -> Slots:
 
 
 class Compiled:
-    """What a function compiles to for the card: its thunks and the bytes of its temporaries."""
+    """What a function compiles to for the card: thunks, instructions, bytes of the temporaries."""
 
     def __init__(self, function: Callable[..., Any], *shapes: Any) -> None:
         mesh = described_mesh("h100")
@@ -66,6 +78,7 @@ class Compiled:
             options = {**CUDA_OPTIONS, "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
             compiled = jax.jit(function).lower(*shapes).compile(compiler_options=options)
             self.thunks: list[Thunk] = read_thunks(Path(dump))
+        self.program: Program = parse_program(compiled.as_text())
         self.temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -82,11 +95,21 @@ def passes(attend: Callable[..., jax.Array], rows: Any) -> list[Compiled]:
 
 def loops_of_blocks(slots: Slots) -> Callable[[int], tuple[float, float]]:
     """How often blockwise attention's loops run on a row: over blocks, and over what each block visits."""
+    count = SLOTS // BLOCK
+    visited = needed_pairs(slots, BLOCK, BLOCK)
+    return lambda depth: (count if depth == 0 else visited / count, 1.0)
+
+
+def needed_pairs(slots: Slots, queries: int, keys: int) -> int:
+    """How many pairs of blocks hold an allowed pair of slots.
+
+    Args:
+        slots: the row.
+        queries: slots of a block of queries.
+        keys: slots of a block of keys.
+    """
     rows = jax.tree.map(jnp.asarray, slots)
-    needed = np.asarray(pair_kinds(rows, 0, BLOCK, BLOCK))[0] < 2
-    count = len(needed)
-    visited = sum(i + 1 - needed[i].argmax() for i in range(count) if needed[i].any())
-    return lambda depth: (count, 1.0) if depth == 0 else (visited / count, needed.sum() / visited)
+    return int((np.asarray(pair_kinds(rows, 0, queries, keys)) < 2).sum())
 
 
 def decisions(thunks: list[Thunk], loops: Callable[[int], tuple[float, float]], depth: int = 0) -> float:
@@ -109,12 +132,34 @@ def operations(slots: Slots, tilings: list[tuple[int, int, int]]) -> float:
         slots: the row.
         tilings: of each loop over blocks, their slots of queries and of keys, and its products.
     """
-    rows = jax.tree.map(jnp.asarray, slots)
-    total = 0.0
-    for queries, keys, products in tilings:
-        needed = (np.asarray(pair_kinds(rows, 0, queries, keys)) < 2).sum()
-        total += products * 2.0 * needed * queries * keys * WIDTH * HEADS
-    return total
+    return sum(
+        products * 2.0 * needed_pairs(slots, queries, keys) * queries * keys * WIDTH * HEADS
+        for queries, keys, products in tilings
+    )
+
+
+def tile_bytes(slots: Slots, tilings: Tilings) -> int:
+    """Bytes that the programs of the three kernels load and store, without lists and mask (below 1 %)."""
+    head, number = WIDTH * jnp.dtype(jnp.bfloat16).itemsize, 4  # of one slot: a vector, and a float32
+    # Of each kernel: bytes of a slot of the own blocks, results among them, then those of a visited block.
+    kernels_bytes = (
+        # q, output and logarithm; keys and values of the visited block.
+        (tilings.output, 2 * head + number, tilings.output.keys * 2 * head),
+        # q, its gradient, that of the output, logarithm and inner product; keys and values.
+        (tilings.d_q, 3 * head + 2 * number, tilings.d_q.keys * 2 * head),
+        # k, v and their gradients; q, the output's gradient, logarithm and inner product.
+        (tilings.d_kv, 4 * head, tilings.d_kv.queries * (2 * head + 2 * number)),
+    )
+    return HEADS * sum(
+        SLOTS * own + needed_pairs(slots, tiling.queries, tiling.keys) * visited
+        for tiling, own, visited in kernels_bytes
+    )
+
+
+def other_bytes(program: Program) -> float:
+    """Bytes of the launches of a program without loops that are not our kernels."""
+    launches = [instruction for instruction, _, _ in program.walk() if instruction.opcode != "custom-call"]
+    return sum(launch_bytes(program, instruction) for instruction in launches)
 
 
 def figures(name: str, found: list[Compiled], loops: Callable[[int], tuple[float, float]]) -> dict[str, Any]:
@@ -157,6 +202,8 @@ def main() -> int:
     kernel = passes(trees, jax.eval_shape(plan_of, rows))
     loops = passes(blocks, rows)
     batch = count_launches(Compiled(plan_of, rows).thunks, lambda _: (1, 1.0))
+    # What the kernels would move if the cache served all that is loaded again.
+    once = moved_bytes(kernel[1].program, lambda _: (1, 1.0))
     results, ratios = [], {}
     for questions in (0, 4, 16, 32):
         name = f"{questions} questions a context" if questions else "one example"
@@ -165,9 +212,12 @@ def main() -> int:
         # Scores and output forward; backward the scores again, and four gradients. The kernel computes scores
         # and their gradients twice, once for each of its two gradient kernels.
         pair[0]["operations"] = operations(tree_row(questions), [(BLOCK, BLOCK, 2 + 5)])
-        shapes = zip(tilings_of(WIDTH, jnp.bfloat16, SLOTS), (2, 3, 4), strict=True)
+        tilings = tilings_of(WIDTH, jnp.bfloat16, SLOTS)
+        shapes = zip(tilings, (2, 3, 4), strict=True)
         tiles = [(tiling.queries, tiling.keys, products) for tiling, products in shapes]
         pair[1]["operations"] = operations(tree_row(questions), tiles)
+        pair[0]["bytes"] = round(moved_bytes(loops[1].program, times))
+        pair[1]["bytes"] = round(tile_bytes(tree_row(questions), tilings) + other_bytes(kernel[1].program))
         results += [{"row": name, **side} for side in pair]
         ratios[f"launches/{name}"] = round(pair[0]["both"] / pair[1]["both"], 1)
     columns = ("row", "side", "forward", "backward", "both", "host_waits")
@@ -176,17 +226,19 @@ def main() -> int:
             {name: str(result[name]) for name in columns}
             | {
                 "TFLOP": f"{result['operations'] / 1e12:.2f}",
+                "GB": f"{result['bytes'] / 1e9:.1f}",
                 "temporary MiB": f"{result['temporary_bytes'] / MIB:.0f}",
             }
             for result in results
         ]
     )
     print(f"once a batch, for the kernel's lists of blocks: {batch:.0f} launches")
+    print(f"kernel with each array of a launch once: {once / 1e9:.1f} GB")
     for name, ratio in ratios.items():
         print(f"{name} {ratio}")
     print("compiled by description, not run on a GPU")
     settings = {"slots": SLOTS, "heads": HEADS, "width": WIDTH, "block": BLOCK, "card": "h100"}
-    settings |= {"launches_once_a_batch": batch}
+    settings |= {"launches_once_a_batch": batch, "kernel_bytes_once": round(once)}
     write_result(args.json, machine(), settings, results, ratios)
     return 0
 
