@@ -82,12 +82,14 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     if texts.prompts is not None:
         write_prompt_files(texts.prompts, written)
         result["prompts"] = texts.prompts.description
+    if "gguf" in spec.formats:
+        result["gguf"] = _write_gguf(spec, written, texts)
+    # The tokenizer's fields are in the file now; the comparison needs their memory.
+    del texts
+    _release_memory()
     # Before the digests and the card, which say that the files were compared.
     if spec.verify:
         result["largest_logit_difference"] = _verify(spec, config, adapters, dtype)
-    if "gguf" in spec.formats:
-        _release_memory()
-        result["gguf"] = _write_gguf(spec, written, texts)
     for kind, unwanted in (("hf", ["model"]), ("peft", names)):
         for name in unwanted if kind not in spec.formats else []:
             shutil.rmtree(spec.output_dir / name)
