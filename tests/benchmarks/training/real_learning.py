@@ -77,14 +77,14 @@ def run(side: str, args: argparse.Namespace, store: Path) -> dict[str, Any]:
         "evaluate.combine_records": "0",
         **changes,
     }
-    _jora("convert", settings)
-    _jora("context", settings)
+    run_jora("convert", settings)
+    run_jora("context", settings)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    trained = _folder(_jora("train", settings), "finetune-task")
+    trained = artifact_folder(run_jora("train", settings), "finetune-task")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = json.loads((trained / "result.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    scores = _jora("evaluate", settings)["evaluation"]["systems"]
+    scores = run_jora("evaluate", settings)["evaluation"]["systems"]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "side": side,
@@ -97,7 +97,7 @@ def run(side: str, args: argparse.Namespace, store: Path) -> dict[str, Any]:
     }
 
 
-def _jora(command: str, settings: Mapping[str, str]) -> dict[str, Any]:
+def run_jora(command: str, settings: Mapping[str, str]) -> dict[str, Any]:
     """Run one command on the recipe; return what it prints as JSON.
 
     Raises:
@@ -112,7 +112,8 @@ def _jora(command: str, settings: Mapping[str, str]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _folder(outcome: Mapping[str, Any], stage: str) -> Path:
+def artifact_folder(outcome: Mapping[str, Any], stage: str) -> Path:
+    """Return the folder of a stage's artifact, from what `run_jora` returned."""
     return next(Path(found["path"]) for found in outcome["stages"] if found["stage"] == stage)
 
 
