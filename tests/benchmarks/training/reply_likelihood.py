@@ -29,6 +29,7 @@ from harness import at_least_one, machine, print_table, write_result
 from training.real_learning import artifact_folder, run_jora
 
 from flows.children.run_child import run_child
+from flows.commands.models.fetch import fetch_model
 from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
 from jora_core.data.tokenizer import TextTokenizer, load_tokenizer
 from jora_core.specs.answers import PredictSpec
@@ -39,6 +40,7 @@ from retrieval.evaluation.combined_answers import Weights, fit_weights
 from retrieval.evaluation.context_bootstrap import ContextBootstrap
 
 Row = Mapping[str, Any]
+MODEL = "smollm2-135m"
 INSTRUCTION = "Write an answer to this message of a chat."
 RESAMPLES = 2000
 LEARNING = {
@@ -78,7 +80,8 @@ def main() -> int:
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Train, score and combine; return the results of fusion, base and tuned model."""
     settings = {"store": str(folder / "store")}
-    model = artifact_folder(run_jora("convert", settings), "convert-model")
+    model = fetch_model(MODEL)
+    run_jora("convert", settings)
     built = artifact_folder(run_jora("context", settings), "build-context")
     rows = pq.read_table(built / "records.parquet").to_pylist()
     draw = np.random.default_rng(0)
