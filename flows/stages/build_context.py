@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.children.build_records_spec import BuildContextSpec
 from flows.children.run_child import run_child
+from flows.configuration.hub_models import missing_model
 from flows.configuration.schema import PipelineConfig
 from flows.engine.code_files import stage_sources
 from flows.engine.stage import Part, Stage, StageContext, Upstream
@@ -44,6 +45,14 @@ def _settings(context: ContextConfig) -> dict[str, Any]:
             settings[field] = model
     tokenizer = context.tokenizer if context.counts_tokens else None
     return {"context": settings} | (conversion_settings(Path(tokenizer)) if tokenizer else {})
+
+
+def _inputs(config: PipelineConfig) -> dict[str, Path]:
+    context, model = config.context, Path(config.model.path)
+    # The tokenizer is the model's where no other one is given. A missing model is the better error.
+    if context.counts_tokens and context.tokenizer == str(model) and not model.exists():
+        raise missing_model(model, Path(config.root))
+    return dict(input_files(context))
 
 
 def _parts(config: PipelineConfig) -> dict[str, Part]:
@@ -152,7 +161,7 @@ BUILD_CONTEXT = Stage(
     description="Read the corpora, retrieve, and write the training and held-out records.",
     version=1,
     settings=lambda config: _settings(config.context),
-    inputs=lambda config: dict(input_files(config.context)),
+    inputs=_inputs,
     upstream=questions_upstream,
     # The tasks' builders are found by name in a registry and not imported by `retrieval.build`, so the
     # scanner of imports cannot reach them.

@@ -52,7 +52,8 @@ def expand_variables(text: str, missing: Callable[[str], Exception]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         found = os.environ.get(name)
-        if found is not None:
+        # As in a shell, the default of `:-` also stands in for an empty variable.
+        if found or (found is not None and match[3] is None):
             _note(found, f"${{{name}}}")
             return found
         if match[3] is None:

@@ -128,7 +128,10 @@ def survey_files(source: str, suffixes: Sequence[str], field: str, beside: Seque
         root = _fixed_root(path)
         found = _matched(root, path.relative_to(root).as_posix(), left_out)
     else:
-        raise InputError(f"{field}: {text} does not exist; expected a file, folder or glob")
+        raise InputError(
+            f"{field}: {text} does not exist; expected a file, folder or glob; correct the path, or a "
+            "variable in it"
+        )
     files = []
     for p in found:
         name = p.relative_to(root).as_posix()

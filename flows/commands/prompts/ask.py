@@ -123,8 +123,10 @@ def read_questions(question: str, file: Path | None) -> list[str]:
     Raises:
         InputError: none, two sources, or a file that cannot be read.
     """
-    if bool(question) == (file is not None):
+    if file is not None and question:
         raise InputError("expected one of: a QUESTION, `-` for standard input, or --file FILE")
+    if file is None and not question.strip():
+        raise InputError("the question is empty; expected a QUESTION, `-` for standard input, or --file FILE")
     if file is None and question != "-":
         return [question]
     try:

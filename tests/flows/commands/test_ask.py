@@ -22,7 +22,8 @@ def test_where_questions_come_from(tmp_path: Path) -> None:
     assert read_questions("", file) == ["Who?", "When?"]
     file.write_text("\n \n")
     for question, path, said in (
-        ("", None, "expected one of"),
+        ("", None, "the question is empty"),
+        (" \n", None, "the question is empty"),
         ("Who?", file, "expected one of"),
         ("", file, "holds no question"),
         ("", tmp_path / "nowhere", "no such file"),

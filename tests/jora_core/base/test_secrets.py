@@ -32,6 +32,12 @@ def filled(text: str) -> str:
     return expand_variables(text, lambda name: InputError(f"{name} is not set"))
 
 
+def test_an_empty_variable_takes_its_default_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY_VARIABLE", "")
+    assert filled("${EMPTY_VARIABLE:-x}/y") == "x/y"
+    assert filled("${EMPTY_VARIABLE}/y") == "/y"
+
+
 def test_value_is_filled_in_and_masked_in_every_form() -> None:
     assert filled("/a/${PLANTED}/b/$PLANTED") == f"/a/{SECRET}/b/{SECRET}"
     assert filled("${NOT_THERE_AT_ALL:-x}/y") == "x/y"
