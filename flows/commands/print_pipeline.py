@@ -153,7 +153,7 @@ def print_scores(scores: dict[str, Any]) -> None:
         for name, row in rows.items():
             table.add_row(name, points(row), probability(row["p_holm"]), verdict_text(row))
         console.print(table)
-        console.print("paired by record, over contexts; p corrected for all pairs (Holm)\n", style="dim")
+        console.print("paired by record, over contexts; p corrected for these rows (Holm)\n", style="dim")
     for origin, found in scores.get("question_origins", {}).items():
         # Alone, made questions are what the tables above are of.
         if len(scores["question_origins"]) > 1:

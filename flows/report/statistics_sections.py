@@ -9,6 +9,7 @@ from flows.report.blocks import Block, Columns, Figure, Prose, Table
 from flows.report.facts import TRAINED_FIRST, Row, RunFacts
 from flows.report.svg_charts import Series, line_chart
 from flows.report.wording import percent, points, probability, score_text, system_name, verdict_text
+from retrieval.evaluation.comparisons import holm, verdict
 
 # The measure by which systems are compared, of each kind of answers, with its name.
 HEADLINES = {
@@ -193,13 +194,21 @@ def combined_differences(evaluation: Mapping[str, Any]) -> dict[str, Row]:
 def against(rows: Sequence[Row], system: str | None) -> dict[str, Row]:
     """Return the comparisons of one system with the others, by the name of the other, seen from the system.
 
+    p is corrected for these comparisons, which are all that is shown, and not for every two systems: among
+    all pairs of ten systems, ten contexts could prove no difference at all.
+
     Args:
         rows: comparisons of every two systems by one measure (`retrieval.evaluation.comparisons`).
         system: name of the system.
     """
     mine = {row["other"]: row for row in rows if row["one"] == system}
     theirs = {row["one"]: _turned(row) for row in rows if row["other"] == system}
-    return {**mine, **theirs}
+    shown = {**mine, **theirs}
+    corrected = holm([row["p"] for row in shown.values()])
+    return {
+        name: row | {"p_holm": p, "verdict": verdict(row["value"], p)}
+        for (name, row), p in zip(shown.items(), corrected, strict=True)
+    }
 
 
 def _turned(row: Row) -> Row:
@@ -211,4 +220,4 @@ def _turned(row: Row) -> Row:
         turned |= {"low": -row["high"], "high": -row["low"]}
     if "only_one" in row:
         turned |= {"only_one": row["only_other"], "only_other": row["only_one"]}
-    return turned | {"verdict": {"better": "worse", "worse": "better"}.get(row["verdict"], row["verdict"])}
+    return turned

@@ -12,7 +12,6 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import bdtr
 
 from retrieval.evaluation.context_bootstrap import CONFIDENCE, ContextBootstrap
 
@@ -136,6 +135,9 @@ def discordant(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 def mcnemar(only_one: int, only_other: int) -> float:
     """Return the two-sided p of McNemar's test: the exact binomial test of the discordant records."""
+    # Here: a report, which only corrects p, need not load it.
+    from scipy.special import bdtr
+
     # Exact for every count: the usual chi-squared approximation is for tables on paper.
     n = only_one + only_other
     return min(1.0, 2 * float(bdtr(min(only_one, only_other), n, 0.5))) if n else 1.0

@@ -393,7 +393,7 @@ def test_tables_of_all_kinds_of_records(capsys: pytest.CaptureFixture[str]) -> N
     assert "both_phases, written freely" in first
     assert re.search(r"both_phases +0\.500 \[0\.500, 0\.500\]", second) and "n=77" in second
     second, third = second.split("both_phases against")
-    assert re.search(r"bm25 +\+2\.1 \(-1\.0 to \+5\.2\) +0\.220 +not separable, ± 3\.1 points", third)
+    assert re.search(r"bm25 +\+2\.1 \(-1\.0 to \+5\.2\) +0\.110 +not separable, ± 3\.1 points", third)
     assert "bm25" not in second and "exact_match" not in out
 
 

@@ -81,9 +81,10 @@ def score(value: float, n: int = 1200) -> dict[str, Any]:
 
 def comparison(one: str, other: str, verdict: str) -> dict[str, Any]:
     value = round(VALUES[one] - VALUES[other], 6)
+    p = 0.2 if verdict == "not separable" else 0.0001
     return {
         **{"one": one, "other": other, "value": value, "low": value - 0.03, "high": value + 0.03, "n": 1200},
-        **{"contexts": 140, "p": 0.0001, "p_holm": 0.0006, "mcnemar_p": 0.012, "verdict": verdict},
+        **{"contexts": 140, "p": p, "p_holm": 6 * p, "mcnemar_p": 0.012, "verdict": verdict},
         **{"only_one": 310, "only_other": 106},
     }
 

@@ -16,9 +16,11 @@ import pytest
 from flows.configuration.schema import PipelineConfig
 from flows.engine.artifact_store import ArtifactRef, Store
 from flows.report.page import markdown_sections, write_report
+from flows.report.statistics_sections import against
 from tests.flows.report.report_cases import (
     STAGES,
     commit,
+    comparison,
     key_of,
     score,
 )
@@ -110,6 +112,18 @@ def test_page_is_well_formed_and_needs_nothing_else(page: str, outline: Outline)
 def test_data_is_escaped(page: str) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_p_is_corrected_for_the_comparisons_that_are_shown() -> None:
+    """With ten contexts the least p is 2 / 1,024, too much for a correction for 45 pairs."""
+    rows = [comparison("phase1", rival, "not separable") for rival in ("random", "bm25", "base")]
+    rows.append(comparison("base", "bm25", "not separable"))
+    for row in rows:
+        row |= {"p": 2 / 1024, "p_holm": 90 / 1024}
+    found = against(rows, "base")
+    for row in found.values():
+        assert row["verdict"] == ("better" if row["value"] > 0 else "worse")
+    assert [row["p_holm"] for row in found.values()] == [4 / 1024] * 2
 
 
 def test_page_says_what_the_artifacts_say(outline: Outline) -> None:
