@@ -44,9 +44,9 @@ def near(slots: Slots, sees: np.ndarray, window: int) -> np.ndarray:
     return sees & ((window == 0) | (positions[:, :, None] - positions[:, None, :] < window))
 
 
-def assert_near(found: Any, expected: Any, context: object) -> None:
+def assert_near(found: Any, expected: Any, context: object, tolerance: float = TOLERANCE) -> None:
     gap = np.abs(np.asarray(found) - np.asarray(expected)).max()
-    assert gap <= TOLERANCE * max(1, np.abs(np.asarray(expected)).max()), context
+    assert gap <= tolerance * max(1, np.abs(np.asarray(expected)).max()), context
 
 
 def check(seed: int, heads: int, kv_heads: int, width: int, window: int, block: int) -> None:
@@ -111,7 +111,10 @@ def test_large_scores_and_many_slots() -> None:
         jax.jit(partial(compute, scale=1.0))(q, k, v, slots)
         for compute in (cpu_attention, blockwise_attention)
     )
-    assert_near(found, expected, "large")
+    # Scores reach ten thousand, where float32 has steps of a thousandth. They differ by such steps with the
+    # order of their sums, which BLAS chooses by the processor, and a weight differs by as large a share.
+    largest = float(jnp.abs(jnp.einsum("bqhd,bkhd->bhqk", q, k)).max())
+    assert_near(found, expected, "large", tolerance=largest * float(np.finfo(np.float32).eps))
 
 
 def test_many_programs_at_once_give_the_same_bits() -> None:
