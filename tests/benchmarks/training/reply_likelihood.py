@@ -1,7 +1,7 @@
 """Does a model help the learned fusion by how likely it writes a message as the answer to each candidate?
 
     jora fetch smollm2-135m
-    python tests/benchmarks/training/reply_likelihood.py --json out.json       # 25 minutes on two idle cores
+    python tests/benchmarks/training/reply_likelihood.py --json out.json       # not timed as a whole
 
 The tuned model of flows/configs/smollm2-irc.yaml names the answered message. Here the model is asked the
 other way around: the prompt has one candidate, and the score is the log-likelihood of the message that was
