@@ -122,7 +122,9 @@ def _row(result: Mapping[str, Any]) -> dict[str, str]:
 
     def score(name: str) -> str:
         value = result[name]
-        return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
+        # Comments of one log have no interval.
+        bounds = "one log" if value["low"] is None else f"{value['low']:.3f}-{value['high']:.3f}"
+        return f"{value['value']:.3f} ({bounds})"
 
     return {
         "Change": result["side"],
