@@ -9,7 +9,7 @@ from flows.report.blocks import Block, Columns, Figure, Prose, Table
 from flows.report.facts import TRAINED_FIRST, Row, RunFacts
 from flows.report.svg_charts import Series, line_chart
 from flows.report.wording import percent, points, probability, score_text, system_name, verdict_text
-from retrieval.evaluation.comparisons import holm, verdict
+from retrieval.evaluation.comparisons import judged
 
 # The measure by which systems are compared, of each kind of answers, with its name.
 HEADLINES = {
@@ -204,11 +204,7 @@ def against(rows: Sequence[Row], system: str | None) -> dict[str, Row]:
     mine = {row["other"]: row for row in rows if row["one"] == system}
     theirs = {row["one"]: _turned(row) for row in rows if row["other"] == system}
     shown = {**mine, **theirs}
-    corrected = holm([row["p"] for row in shown.values()])
-    return {
-        name: row | {"p_holm": p, "verdict": verdict(row["value"], p)}
-        for (name, row), p in zip(shown.items(), corrected, strict=True)
-    }
+    return dict(zip(shown, judged(list(shown.values())), strict=True))
 
 
 def _turned(row: Row) -> Row:

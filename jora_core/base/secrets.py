@@ -51,14 +51,14 @@ def expand_variables(text: str, missing: Callable[[str], Exception]) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
-        found = os.environ.get(name)
+        found, default = os.environ.get(name), match[3]
         # As in a shell, the default of `:-` also stands in for an empty variable.
-        if found or (found is not None and match[3] is None):
-            _note(found, f"${{{name}}}")
-            return found
-        if match[3] is None:
+        if not found and default is not None:
+            return default
+        if found is None:
             raise missing(name)
-        return match[3]
+        _note(found, f"${{{name}}}")
+        return found
 
     return _VARIABLE.sub(value, text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,7 @@ def slice_rows(outputs: int, inputs: int) -> int:
 
 def _slice(weight: QuantizedWeight, start: jax.Array, rows: int) -> QuantizedWeight:
     """Return some outputs of a quantized weight."""
-
-    def part(array: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(array, start, rows, axis=0)
-
-    return dataclasses.replace(weight, codes=part(weight.codes), scale=part(weight.scale))
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), weight)
 
 
 def rounds_products() -> bool:

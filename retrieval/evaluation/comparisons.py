@@ -75,7 +75,7 @@ def compare_seeds(
             for name, given in values.items()
             if shown in values and name != shown
         ]
-        found[measure] = {"systems": means, "comparisons": _judged(rows)}
+        found[measure] = {"systems": means, "comparisons": judged(rows)}
     return found
 
 
@@ -92,15 +92,16 @@ def _table(
         }
         for other, one in combinations(values, 2)
     ]
-    return _judged(rows)
+    return judged(rows)
 
 
-def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the corrected p and the verdict to each row."""
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = corrected
-        row["verdict"] = verdict(row["value"], corrected)
-    return rows
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with p corrected for all of them, and with the verdict."""
+    corrected = holm([row["p"] for row in rows])
+    return [
+        {**row, "p_holm": p, "verdict": verdict(row["value"], p)}
+        for row, p in zip(rows, corrected, strict=True)
+    ]
 
 
 def verdict(difference: float | None, p: float, confidence: float = CONFIDENCE) -> Verdict:

@@ -21,7 +21,7 @@ from flows.engine.artifact_store import Manifest, Store
 from flows.engine.manifest_index import flatten
 from flows.housekeeping.stored_runs import StoredRun
 from jora_core.base.errors import InputError
-from retrieval.evaluation.comparisons import compare_systems, holm, verdict
+from retrieval.evaluation.comparisons import compare_systems, judged
 from retrieval.settings.task_registry import TASKS
 
 Row = Mapping[str, Any]
@@ -370,16 +370,8 @@ class Comparison:
                 )["value"]
             rows.append((Difference(*what, name, first, other, None, len(shared)), row))
         # Corrected over the rows of one measure, which are read together.
-        corrected = iter(holm([row["p"] for _, row in rows if row is not None]))
-        return [
-            found
-            if row is None
-            else replace(
-                found,
-                paired={**row, "p_holm": (p := next(corrected)), "verdict": verdict(row["value"], p)},
-            )
-            for found, row in rows
-        ]
+        paired = iter(judged([row for _, row in rows if row is not None]))
+        return [found if row is None else replace(found, paired=next(paired)) for found, row in rows]
 
 
 def kinds_of(record: Row) -> list[str]:

@@ -204,20 +204,21 @@ def main() -> int:
     batch = count_launches(Compiled(plan_of, rows).thunks, lambda _: (1, 1.0))
     # What the kernels would move if the cache served all that is loaded again.
     once = moved_bytes(kernel[1].program, lambda _: (1, 1.0))
+    tilings = tilings_of(WIDTH, jnp.bfloat16, SLOTS)
     results, ratios = [], {}
     for questions in (0, 4, 16, 32):
+        row = tree_row(questions)
         name = f"{questions} questions a context" if questions else "one example"
-        times = loops_of_blocks(tree_row(questions))
+        times = loops_of_blocks(row)
         pair = [figures("blocks", loops, times), figures("kernel", kernel, times)]
         # Scores and output forward; backward the scores again, and four gradients. The kernel computes scores
         # and their gradients twice, once for each of its two gradient kernels.
-        pair[0]["operations"] = operations(tree_row(questions), [(BLOCK, BLOCK, 2 + 5)])
-        tilings = tilings_of(WIDTH, jnp.bfloat16, SLOTS)
+        pair[0]["operations"] = operations(row, [(BLOCK, BLOCK, 2 + 5)])
         shapes = zip(tilings, (2, 3, 4), strict=True)
         tiles = [(tiling.queries, tiling.keys, products) for tiling, products in shapes]
-        pair[1]["operations"] = operations(tree_row(questions), tiles)
+        pair[1]["operations"] = operations(row, tiles)
         pair[0]["bytes"] = round(moved_bytes(loops[1].program, times))
-        pair[1]["bytes"] = round(tile_bytes(tree_row(questions), tilings) + other_bytes(kernel[1].program))
+        pair[1]["bytes"] = round(tile_bytes(row, tilings) + other_bytes(kernel[1].program))
         results += [{"row": name, **side} for side in pair]
         ratios[f"launches/{name}"] = round(pair[0]["both"] / pair[1]["both"], 1)
     columns = ("row", "side", "forward", "backward", "both", "host_waits")

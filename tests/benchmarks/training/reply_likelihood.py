@@ -23,14 +23,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import at_least_one, machine, print_table, write_result
 from training.real_learning import artifact_folder, run_jora
 
 from flows.children.run_child import run_child
 from flows.commands.models.fetch import fetch_model
-from jora_core.base.record_columns import RECORD_COLUMNS, arrow_schema
+from flows.stages.evaluate import write_drawn
 from jora_core.data.tokenizer import TextTokenizer, load_tokenizer
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.data import DataSpec
@@ -81,7 +80,6 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Train, score and combine; return the results of fusion, base and tuned model."""
     settings = {"store": str(folder / "store")}
     model = fetch_model(MODEL)
-    run_jora("convert", settings)
     built = artifact_folder(run_jora("context", settings), "build-context")
     rows = pq.read_table(built / "records.parquet").to_pylist()
     draw = np.random.default_rng(0)
@@ -189,7 +187,7 @@ def write_records(rows: Sequence[Row], folder: Path) -> Path:
     """Write records for a child process, and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "records.parquet"
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(RECORD_COLUMNS)), path)
+    write_drawn(rows, path)
     return path
 
 
