@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jora_core.base import progress
 from retrieval.evaluation.drawn_records import few_contexts
 from retrieval.settings.legs import LEGS
 
@@ -58,15 +59,8 @@ def short_number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours, with units."""
-    if seconds < 60:
-        text = f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
-    else:
-        minutes, rest = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-    # A no-break space keeps number and unit in one line.
-    return text.replace(" ", "\u00a0")
+    """Return a time in seconds, minutes or hours, with a no-break space before each unit."""
+    return progress.duration(seconds).replace(" ", "\u00a0")
 
 
 def byte_size(count: float) -> str:

@@ -186,8 +186,20 @@ def _line(step: str, done: int, total: int, seconds: float, here: int) -> str:
     if seconds <= 0 or here <= 0:
         return text
     rate = here / seconds
-    left = f", {(total - done) / rate:.0f} s left" if done < total else f", {seconds:.1f} s"
+    if done >= total:
+        return f"{text} ({_rate(rate)}, {seconds:.1f} s)"
+    # The first items take longer, such as a step that is compiled first: by them, hours would be left.
+    left = f", {duration(round((total - done) / rate))} left" if here > 2 else ""
     return f"{text} ({_rate(rate)}{left})"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours, such as `7.5 s`, `3 min 05 s` or `1 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _rate(each_second: float) -> str:

@@ -11,13 +11,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jora_core.base.errors import InputError
+from jora_core.parallel.peer_watch import PeerWatch
 from jora_core.specs.common import DistributedSpec
 
 _VARIABLES = {
@@ -26,13 +28,15 @@ _VARIABLES = {
     "process_id": "JORA_PROCESS_ID",
 }
 
-# Seconds without a sign of life after which a process counts as lost. A host that lost its power or network
-# closes no connection, so nothing else ends the others.
-_HEARTBEAT_TIMEOUT = 40
+# Seconds without a sign of life after which JAX ends all processes, with a stack trace. `PeerWatch` needs
+# half of them.
+_HEARTBEAT_TIMEOUT = 60
 # What the collectives' libraries and JAX's coordination service say of a peer that is gone.
 _LOST = re.compile(
     r"Gloo .*failed|NCCL .*(remote|connection)|heartbeat timeout|Connection (reset|closed)", re.I
 )
+# Of this process, once it has joined others.
+_watch: PeerWatch | None = None
 
 
 def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -69,6 +73,9 @@ def join_processes(spec: DistributedSpec | None, environment: Mapping[str, str] 
             f"distributed: process {spec.process_id} of {spec.num_processes} cannot join at "
             f"{spec.coordinator_address}: {line}; start all processes, the first at that address"
         ) from None
+    if spec.num_processes > 1:
+        global _watch
+        _watch = PeerWatch(spec, partial(_end_with_peers, spec))
 
 
 def _from_environment(environment: Mapping[str, str]) -> DistributedSpec | None:
@@ -110,21 +117,27 @@ def _from_slurm(environment: Mapping[str, str]) -> DistributedSpec | None:
 def ending_with_peers() -> Iterator[None]:
     """Run the block, and end this process with one line where another process of the mesh is gone.
 
-    The process ends at once, with status 1. An ordinary end would wait for the lost process.
+    The process ends at once, with status 1. An ordinary end would wait for the lost process. Where the block
+    fails for another reason, the other processes are told that this one ends.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as err:
-        if jax.process_count() == 1 or not _LOST.search(str(err)):
-            raise
-        reason = " ".join(str(err).split())
-        print(
-            f"error: process {jax.process_index()} of {jax.process_count()} lost another one, which ended or "
-            f"cannot be reached; start all of them again, they go on from the last checkpoint ({reason})",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
+    except BaseException as err:
+        if _watch is not None:
+            if isinstance(err, jax.errors.JaxRuntimeError) and _LOST.search(str(err)):
+                _end_with_peers(_watch.place, " ".join(str(err).split()))
+            _watch.leave()
+        raise
+
+
+def _end_with_peers(place: DistributedSpec, reason: str) -> NoReturn:
+    print(
+        f"error: process {place.process_id} of {place.num_processes} lost another one, which ended or "
+        f"cannot be reached; start all of them again, they go on from the last checkpoint ({reason})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def is_first() -> bool:

@@ -21,6 +21,7 @@ from flows.housekeeping.stored_runs import StoredRun, find_run, main_measures, r
 from flows.housekeeping.stored_runs import pin as pin_run
 from flows.stages import STAGES
 from jora_core.base.errors import InputError
+from jora_core.base.progress import duration
 
 SHOWN_RUNS = 20
 MOST_NAMED = 20  # changes of a kind, of `why`
@@ -276,11 +277,7 @@ def _duration(run: StoredRun) -> str:
     if not run.record.ended:
         return "-"
     begun, ended = (datetime.fromisoformat(text) for text in (run.record.started, run.record.ended))
-    seconds = int((ended - begun).total_seconds())
-    minutes, hours = seconds // 60, seconds // 3600
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+    return duration(round((ended - begun).total_seconds()))
 
 
 def _bytes(size: int) -> str:

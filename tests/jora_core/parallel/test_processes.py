@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_others_with_one_line(order, tmp_path, killed)
     started = start(order, tmp_path, 2, 2)
     until_steps(started[0], order, 2)
     started[killed].kill()
-    # The wait ends by the closed connection, long before the timeout of a silent peer.
+    # The wait ends by a closed connection, of Gloo or of the watch.
     said = started[1 - killed].communicate(timeout=60)[1]
     if killed == 0 and "error:" not in said:
         # The first process is also the coordinator: JAX's client may notice its end first, and aborts.
