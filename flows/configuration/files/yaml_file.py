@@ -260,8 +260,12 @@ def _index(items: list[Any], key: str, override: str) -> int:
         return stages.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    names = [str(position) for position in range(len(items))] + [str(stage) for stage in stages if stage]
-    raise InputError(f"--set {override}: no item {key} in the list; there are {', '.join(names)}")
+    named = [str(stage) for stage in stages if stage]
+    near = near_name(key, named)
+    expected = (
+        f"did you mean {near}?" if near else f"there are {', '.join([*map(str, range(len(items))), *named])}"
+    )
+    raise InputError(f"--set {override}: no item {key} in the list; {expected}")
 
 
 def _copy(value: Any) -> Any:

@@ -195,6 +195,7 @@ def test_targets_are_names_or_a_pattern(project: Project) -> None:
         ("context.threads=null", "phases.1.tasks names threads, but context.threads is not given"),
         ("phases.0.stage=finetune-task", "phases must be finetune-structure then finetune-task"),
         ("phases.9.max_steps=1", "no item 9 in the list; there are 0, 1, finetune-structure, finetune-task"),
+        ("phases.finetune-taks.max_steps=1", "item finetune-taks in the list; did you mean finetune-task?"),
         ("seed.x=1", "seed is a plain value (0), it has no keys"),
         ("seed", "--set seed: expected key.path=value"),
         ("context.near_duplicates=2", "context.near_duplicates: expected at most 1 or 'off', got 2"),
