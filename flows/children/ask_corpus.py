@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from flows.children.ask_corpus_spec import AskSpec
 from jora_core.base.progress import ProgressBars
-from jora_core.base.record_columns import arrow_schema
+from jora_core.base.record_columns import CHANNEL_RECORD_COLUMNS, arrow_schema, is_channel
 from jora_core.base.spec_command import run_spec_command
 from jora_core.specs.read_spec import read_spec
 from retrieval.build.ask import ask_corpus
@@ -25,6 +25,7 @@ _COLUMNS = {
     **dict.fromkeys(("id", "instruction", "input", "split", "task", "context_id"), "str"),
     **dict.fromkeys(("context_ids", "choices"), "list"),
 }
+_CHANNEL_COLUMNS = {"output": "str", **CHANNEL_RECORD_COLUMNS}
 
 
 def main(spec: AskSpec) -> None:
@@ -35,7 +36,8 @@ def main(spec: AskSpec) -> None:
     with ProgressBars() as bars:
         found = ask_corpus(spec.context, spec.task, inquiries, spec.work_dir, spec.top, bars.show)
     rows = [one.record for one in found]
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(_COLUMNS)), spec.records)
+    columns = _COLUMNS | (_CHANNEL_COLUMNS if any(map(is_channel, rows)) else {})
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)), spec.records)
     result = {"asked": [{**asdict(one), "record": one.record} for one in found]}
     (spec.output_dir / "result.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
 

@@ -437,6 +437,24 @@ class PipelineConfig(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _channel_is_scored(self) -> PipelineConfig:
+        threads, wanted = self.context.threads, self.evaluate
+        if threads is None or threads.direction != "channel" or wanted.max_records == 0:
+            return self
+        if wanted.mode != "choice":
+            raise ValueError(
+                f"context.threads.direction: channel scores each post by the comment and writes no answer: "
+                f"set evaluate.mode to choice (now {wanted.mode})"
+            )
+        variants = [name for name in VARIANTS if name in wanted.systems]
+        if variants:
+            raise ValueError(
+                f"evaluate.systems: {variants[0]} changes the posts of a prompt, and with "
+                "context.threads.direction: channel a prompt has one post: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_are_other_trainings(self) -> PipelineConfig:
         twice = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
         if twice is not None:

@@ -14,10 +14,12 @@ from typing import Any
 from flows.engine.code_files import reachable_sources
 from jora_core.base.digests import file_digest, file_digests, json_digest, sealed_path, whole
 from jora_core.base.record_columns import (
+    ANSWERING_CHANNEL_COLUMNS,
     ANSWERING_COLUMNS,
     ANSWERING_OPTIONAL_COLUMNS,
     CHOICES_COLUMN,
     answer_schema,
+    is_channel,
 )
 from jora_core.specs.answers import PredictSpec
 
@@ -41,13 +43,11 @@ class AnswerCache:
         """
         self._folder = folder
         self._systems = spec.systems
-        # Only the columns that are read for an answer: the accepted answers, for example, decide only scores.
-        columns = (*ANSWERING_COLUMNS, *ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN)
         sources = reachable_sources(("jora_core.commands.predict",), ("jora_core",))
         self._shared = {
             "model": model,
             "settings": spec.model_dump(mode="json", exclude=_PLACES),
-            "records": json_digest([[row[name] for name in columns] for row in records]),
+            "records": json_digest([_read_values(row) for row in records]),
             "code": json_digest(dict(zip(sources, file_digests(list(sources.values())), strict=True))),
         }
 
@@ -81,3 +81,9 @@ class AnswerCache:
         # By content: an adapter that is trained again to the same bits has the same answers.
         files = {} if adapter is None else {p.name: file_digest(p) for p in sorted(adapter.glob("adapter_*"))}
         return self._folder / f"{json_digest({**self._shared, 'system': system, 'adapter': files})}.parquet"
+
+
+def _read_values(row: Row) -> list[Any]:
+    """Return what is read for an answer. The accepted answers, for example, decide only scores."""
+    channel = ANSWERING_CHANNEL_COLUMNS if is_channel(row) else ()
+    return [row[name] for name in (*ANSWERING_COLUMNS, *ANSWERING_OPTIONAL_COLUMNS, CHOICES_COLUMN, *channel)]

@@ -33,7 +33,13 @@ from flows.engine.stage import ADAPTER, Stage, StageContext, Upstream
 from flows.stages import build_context, convert_model
 from flows.stages.answer_cache import AnswerCache
 from jora_core.base.errors import InputError
-from jora_core.base.record_columns import RECORD_COLUMNS, answer_schema, arrow_schema
+from jora_core.base.record_columns import (
+    CHANNEL_RECORD_COLUMNS,
+    RECORD_COLUMNS,
+    answer_schema,
+    arrow_schema,
+    is_channel,
+)
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
 from retrieval.build.record_files import read_links, read_rankings, read_records
@@ -268,7 +274,9 @@ def write_drawn(records: Sequence[Row], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(list(records), schema=arrow_schema(RECORD_COLUMNS)), path)
+    channel = CHANNEL_RECORD_COLUMNS if any(map(is_channel, records)) else {}
+    schema = arrow_schema(RECORD_COLUMNS | channel)
+    pq.write_table(pa.Table.from_pylist(list(records), schema=schema), path)
 
 
 def question_settings(config: PipelineConfig, part: Part, model: Path, records: Path) -> dict[str, Any]:

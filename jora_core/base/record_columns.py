@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,11 @@ RECORD_COLUMNS: dict[str, str] = {
 #: They are empty for records without such a retriever.
 LEARNED_RECORD_COLUMNS: dict[str, str] = {"choice_scores": "floats"}
 
+#: Columns of channel records (Min et al. 2022, arXiv:2108.04106): what the model writes is the same for all
+#: choices, `output`, and each of `choices` has an `input` of its own, before which `output` is more or less
+#: likely. Empty for records whose answer names the choice.
+CHANNEL_RECORD_COLUMNS: dict[str, str] = {"choice_inputs": "list"}
+
 #: Columns that only some measures read, empty where the source does not have what they hold. `canonical` is
 #: the canonical form of each of `gold` (tables). `facts` are supporting facts and `sentences` the numbered
 #: sentences of the prompt with their places in `input` (documents), each as a JSON list.
@@ -48,11 +53,17 @@ TRAINED_RECORDS = "trained_records.parquet"
 TRAINING_COLUMNS = ("id", "instruction", "input", "output", "task", "split", "context_id")
 TRAINING_OPTIONAL_COLUMNS = ("context_ids", "oracle_ids")
 
-#: Columns that answering records needs, the one that choosing among answers needs beside them, and those that
-#: are used to find shared contexts where they are there.
+#: Columns that answering records needs, the one that choosing among answers needs beside them, those that are
+#: used to find shared contexts where they are there, and those that channel records have.
 ANSWERING_COLUMNS = ("id", "instruction", "input", "split", "task")
 CHOICES_COLUMN = "choices"
 ANSWERING_OPTIONAL_COLUMNS = ("context_id", "context_ids")
+ANSWERING_CHANNEL_COLUMNS = ("output", *CHANNEL_RECORD_COLUMNS)
+
+
+def is_channel(row: Mapping[str, Any]) -> bool:
+    """Return whether a record is a channel record, see `CHANNEL_RECORD_COLUMNS`."""
+    return bool(row.get("choice_inputs"))
 
 
 def arrow_schema(columns: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> pa.Schema:

@@ -28,10 +28,12 @@ from jora_core.base.atomic_files import atomic_path, write_json
 from jora_core.base.errors import InputError
 from jora_core.base.progress import progress
 from jora_core.base.record_columns import (
+    ANSWERING_CHANNEL_COLUMNS,
     ANSWERING_COLUMNS,
     ANSWERING_OPTIONAL_COLUMNS,
     CHOICES_COLUMN,
     answer_schema,
+    is_channel,
 )
 from jora_core.commands.run_command import run_command
 from jora_core.data.prompts.prompt_template import PromptTemplate, load_template
@@ -70,7 +72,8 @@ def predict(spec: PredictSpec, on_answer: Callable[[dict[str, Any]], None] | Non
     # Records, prompts and adapters come before the base: errors in them show before the long load.
     rows = read_rows(spec)
     template = load_template(spec.prompt, tokenizer)
-    questions, shortened = make_questions(rows, spec, tokenizer, template)
+    asked = [part for row in rows for part in scored_parts(row)]
+    questions, shortened = make_questions(asked, spec, tokenizer, template)
     mesh = mesh_of_one_process(spec.mesh.data, spec.mesh.tensor)
     with jax.set_mesh(mesh), jax.default_matmul_precision(spec.matmul_precision):
         adapters = {name: read_adapter(folder, config, mesh) for name, folder in spec.systems.items()}
@@ -82,17 +85,21 @@ def predict(spec: PredictSpec, on_answer: Callable[[dict[str, Any]], None] | Non
         ends = end_tokens(spec.model, config, tokenizer, template.end_id)
         work = Work(spec, config, params, questions, tokenizer, ends)
         for system, adapter in adapters.items():
-            choices, best, logprobs = work.choose(system, adapter)
-            table["id"] += [question.id for question in questions]
-            table["system"] += [system] * len(questions)
-            table["choice"] += choices
-            table["choice_logprob"] += best
+            logprobs = by_record(rows, questions, work.score(system, adapter))
+            # Of equal scores the first choice wins; a record without choices has none.
+            best = [int(np.argmax(values)) if values else None for values in logprobs]
+            table["id"] += [row["id"] for row in rows]
+            table["system"] += [system] * len(rows)
+            for row, values, number in zip(rows, logprobs, best, strict=True):
+                table["choice"].append("" if number is None else row["choices"][number])
+                table["choice_logprob"].append(None if number is None else values[number])
             table["choice_logprobs"] += logprobs
-            table["text"] += work.write(system, adapter, on_answer)
+            written = spec.mode != "choice"
+            table["text"] += work.write(system, adapter, on_answer) if written else [""] * len(rows)
     # The table comes first: a result.json says that the table beside it is whole.
     _write_table(spec.output_dir / "predictions.parquet", table)
     result = {
-        "records": len(questions),
+        "records": len(rows),
         "systems": list(spec.systems),
         "shortened": shortened,
         "prompt_template": template.name,
@@ -124,7 +131,8 @@ def read_rows(spec: QuestionSpec) -> list[dict[str, Any]]:
             raise InputError(
                 f"{spec.records}: column {missing[0]!r} is missing; expected {', '.join(wanted)}"
             )
-        optional = [name for name in ANSWERING_OPTIONAL_COLUMNS if name in names]
+        channel = ANSWERING_CHANNEL_COLUMNS if set(ANSWERING_CHANNEL_COLUMNS) <= set(names) else ()
+        optional = [name for name in (*ANSWERING_OPTIONAL_COLUMNS, *channel) if name in names]
         rows = pq.read_table(spec.records, columns=[*wanted, *optional]).to_pylist()
     except FileNotFoundError:
         raise InputError(f"records file {spec.records} does not exist; build the context first") from None
@@ -145,10 +153,52 @@ def read_rows(spec: QuestionSpec) -> list[dict[str, Any]]:
             raise InputError(
                 f"{spec.records}: {name} is null in selected record {bad}; every record needs one"
             )
+    if spec.mode != "choice" and any(map(is_channel, rows)):
+        raise InputError(
+            f"{spec.records}: channel records are scored and not answered in words; use mode=choice"
+        )
     # In mode "both" a file of open questions is fine: such records are generated only.
     if spec.mode == "choice" and not any(row["choices"] for row in rows):
         raise InputError(f"{spec.records}: no record has choices; use mode=generate for open questions")
     return rows
+
+
+def scored_parts(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records by which one is scored: itself, or one for each choice of a channel record.
+
+    The only choice of such a part is the text that all of them have.
+    """
+    if not is_channel(row):
+        return [row]
+    posts = row.get("context_ids") or [""] * len(row["choice_inputs"])
+    return [
+        row | {"input": text, "choices": [row["output"]], "context_ids": [post]}
+        for text, post in zip(row["choice_inputs"], posts, strict=True)
+    ]
+
+
+def by_record(
+    rows: Sequence[dict[str, Any]], questions: Sequence[Question], scores: Sequence[np.ndarray]
+) -> list[list[float]]:
+    """Return the log-likelihood of each record's choices from those of its parts, see `scored_parts`.
+
+    Those of a channel record are means over the tokens of its text. Sums overstate what is known: a long text
+    has many tokens that depend on one another.
+
+    Args:
+        rows: the records.
+        questions: the questions of all parts.
+        scores: float64 [choices] of each question.
+    """
+    parts = iter(zip(questions, scores, strict=True))
+    found = []
+    for row in rows:
+        if is_channel(row):
+            own = [next(parts) for _ in row["choice_inputs"]]
+            found.append([float(values[0]) / len(question.choice_tokens[0]) for question, values in own])
+        else:
+            found.append(next(parts)[1].tolist())
+    return found
 
 
 def make_questions(
@@ -227,18 +277,12 @@ class Work:
     def _share(self) -> bool:
         return self.spec.sharing == "auto"
 
-    def choose(
-        self, system: str, adapter: Adapter | None
-    ) -> tuple[list[str], list[float | None], list[list[float]]]:
-        """Return each question's likeliest choice, its log-likelihood, and those of all choices.
-
-        They are "", None and empty without choices.
-        """
+    def score(self, system: str, adapter: Adapter | None) -> list[np.ndarray]:
+        """Return the log-likelihoods float64 [choices] of each question's choices, in mode generate none."""
         plan = None if self.spec.mode == "generate" else self._plan
         if plan is None:
-            n = len(self.questions)
-            return [""] * n, [None] * n, [[] for _ in range(n)]
-        scores = score_choices(
+            return [np.zeros(0)] * len(self.questions)
+        return score_choices(
             self.params,
             self.config,
             plan,
@@ -246,11 +290,6 @@ class Work:
             attention=self.spec.attention,
             label=f"choose, {system}",
         )
-        # Of equal scores the first choice wins; a record without choices has none.
-        best = [int(np.argmax(values)) if len(values) else None for values in scores]
-        choices = ["" if b is None else q.choices[b] for q, b in zip(self.questions, best, strict=True)]
-        logprobs = [None if b is None else float(s[b]) for s, b in zip(scores, best, strict=True)]
-        return choices, logprobs, [values.tolist() for values in scores]
 
     def write(
         self,
@@ -258,7 +297,7 @@ class Work:
         adapter: Adapter | None,
         on_answer: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[str]:
-        """Return the generated answer to each question; "" where only choices are scored.
+        """Return the generated answer to each question.
 
         A record's random draws depend on its id alone, so its answer does not depend on the other records.
 
@@ -267,8 +306,6 @@ class Work:
             adapter: the adapter, None for the base model.
             on_answer: called with each answer and its tokens when its batch ends.
         """
-        if self.spec.mode == "choice":
-            return [""] * len(self.questions)
         streams = [TextStream(self.tokenizer, self.spec.stop) for _ in self.questions]
         texts = [""] * len(self.questions)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jora_core.base.errors import InputError
 from jora_core.base.record_columns import (
+    CHANNEL_RECORD_COLUMNS,
     EVIDENCE_RECORD_COLUMNS,
     LEARNED_RECORD_COLUMNS,
     RECORD_COLUMNS,
@@ -53,8 +54,14 @@ LEARNED_RANKING_COLUMNS: dict[str, str] = {"learned": "list", "learned_scores": 
 def record_columns(config: ContextConfig) -> dict[str, str]:
     """Return the columns of the `records.parquet` of a configuration."""
     made = config.qa is not None and config.qa.has_made_questions
-    learned = LEARNED_RECORD_COLUMNS if config.learns_fusion else {}
-    return RECORD_COLUMNS | EVIDENCE_RECORD_COLUMNS | (SYNTHETIC_RECORD_COLUMNS if made else {}) | learned
+    channel = config.threads is not None and config.threads.direction == "channel"
+    return (
+        RECORD_COLUMNS
+        | EVIDENCE_RECORD_COLUMNS
+        | (SYNTHETIC_RECORD_COLUMNS if made else {})
+        | (LEARNED_RECORD_COLUMNS if config.learns_fusion else {})
+        | (CHANNEL_RECORD_COLUMNS if channel else {})
+    )
 
 
 def ranking_columns(config: ContextConfig) -> dict[str, str]:
@@ -67,7 +74,12 @@ def row_values(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Any,
 
     A column that is not of the row's task is empty, and a row without `synthetic` is not.
     """
-    lists = (*LEARNED_RECORD_COLUMNS, *LEARNED_RANKING_COLUMNS, *EVIDENCE_RECORD_COLUMNS)
+    lists = (
+        *CHANNEL_RECORD_COLUMNS,
+        *EVIDENCE_RECORD_COLUMNS,
+        *LEARNED_RECORD_COLUMNS,
+        *LEARNED_RANKING_COLUMNS,
+    )
     absent: dict[str, Any] = {name: [] for name in lists}
     absent |= dict.fromkeys(SYNTHETIC_RECORD_COLUMNS, False)
     return tuple(row.get(name, absent[name]) if name in absent else row[name] for name in columns)
@@ -113,7 +125,12 @@ def read_records(path: Path, task: str | None = None, split: str | None = None) 
     Raises:
         InputError: the file is missing, is no Parquet, or lacks a column.
     """
-    optional = [*EVIDENCE_RECORD_COLUMNS, *SYNTHETIC_RECORD_COLUMNS, *LEARNED_RECORD_COLUMNS]
+    optional = [
+        *CHANNEL_RECORD_COLUMNS,
+        *EVIDENCE_RECORD_COLUMNS,
+        *LEARNED_RECORD_COLUMNS,
+        *SYNTHETIC_RECORD_COLUMNS,
+    ]
     return _select(read_rows(path, list(RECORD_COLUMNS), optional), task, split)
 
 

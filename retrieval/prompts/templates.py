@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from retrieval.text.labels import NO_TEXT, titled
 
 THREADS_INSTRUCTION = "Read the posts and say which post the comment replies to."
+CHANNEL_INSTRUCTION = "Write the comment that replies to the post."
 TABLES_INSTRUCTION = "Answer the question from the table."
 QA_INSTRUCTION = "Answer the question from the documents."
 #: Additions to an instruction, and the answers that abstain, by task.
@@ -57,6 +58,11 @@ def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -
     """
     signed = [f"{text or NO_TEXT}\n{label}" for label, text in posts]
     return "\n\n".join([*signed, f"Comment by {author}: {comment}"])
+
+
+def channel_input(post_author: str, post: str, author: str) -> str:
+    """Return the prompt body of a channel example: a post, after which `author` writes a comment."""
+    return f"{post_author}: {post or NO_TEXT}\n\nComment by {author}:"
 
 
 def table_block(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:

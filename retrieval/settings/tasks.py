@@ -379,6 +379,13 @@ class ThreadsTask(TaskSettings):
         description="The posts of a prompt stand in the order of time. Their numbers follow it, or are the "
         "retriever's ranks among them (rank), so that the model sees what the retriever thinks.",
     )
+    direction: Literal["direct", "channel"] = Field(
+        default="direct",
+        title="Direction",
+        description="direct: the prompt holds the posts and the comment, and the answer names a post. "
+        "channel: the prompt holds one post and the answer is the comment; the post after which the comment "
+        "is likeliest is the named one.",
+    )
     oracle_share: float = Field(
         default=1.0,
         ge=0,
@@ -450,6 +457,15 @@ class ThreadsTask(TaskSettings):
             )
         if self.starts and not self.abstain:
             raise ValueError("starts needs abstain: a message that starts a conversation has no other answer")
+        return self
+
+    @model_validator(mode="after")
+    def _channel_names_a_post(self) -> ThreadsTask:
+        if self.direction == "channel" and self.abstain:
+            raise ValueError(
+                "direction: channel scores a comment after each post, and abstain has no post: leave it out, "
+                "or set direction to direct"
+            )
         return self
 
     @model_validator(mode="after")

@@ -53,6 +53,12 @@ def choice_parts(config: PipelineConfig) -> list[Part]:
     Raises:
         InputError: the configuration has none.
     """
+    threads = config.context.threads
+    if threads is not None and threads.direction == "channel":
+        raise InputError(
+            "--export-task: lm-eval has no task in which each choice has a prompt of its own, as with "
+            "context.threads.direction: channel"
+        )
     found = [part for part in evaluated_parts(config) if part.mode != "generate"]
     if not found:
         raise InputError(

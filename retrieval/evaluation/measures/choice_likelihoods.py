@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jora_core.base.record_columns import is_channel
+
 Row = Mapping[str, Any]
 
 
@@ -27,13 +29,14 @@ def with_normalised_choices(rows: Iterable[Row], records: Sequence[Row]) -> list
 
     Args:
         rows: answers, with the `id` of a record and `choice_logprobs`, those of its choices.
-        records: the records, with their `choices`.
+        records: the records, with their `choices`. Channel records have no such choice: their likelihoods
+            are of another text than the choices.
     """
-    choices = {record["id"]: record["choices"] for record in records}
+    choices = {record["id"]: record["choices"] for record in records if not is_channel(record)}
     found = []
     for row in rows:
         best = None
-        if row.get("choice_logprobs"):
+        if row.get("choice_logprobs") and row["id"] in choices:
             values = normalised_likelihoods(choices[row["id"]], row["choice_logprobs"])
             # Of equal ones the first, as of the sums.
             best = choices[row["id"]][values.index(max(values))]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jora_core.base.errors import InputError
+from jora_core.base.record_columns import ANSWERING_CHANNEL_COLUMNS
 from retrieval.corpus.types import Post
 from retrieval.evaluation.task_report import TaskReport
 from retrieval.prompts import templates
@@ -85,6 +86,7 @@ def ask(
             for number, name in enumerate(record["context_ids"], 1)
         )
         kept = ("instruction", "input", "context_id", "context_ids", "choices")
+        kept += ANSWERING_CHANNEL_COLUMNS if task.direction == "channel" else ()
         found.append(Asked(asked_record("threads", inquiry, **{k: record[k] for k in kept}), texts))
     return found
 

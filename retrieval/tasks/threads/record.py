@@ -16,6 +16,7 @@ from retrieval.settings.tasks import ThreadsTask
 from retrieval.settings.thread_formats import THREAD_FORMATS
 from retrieval.tasks.threads.store import Reply
 from retrieval.tasks.threads.window import window_stride, within_budget
+from retrieval.text.labels import NO_TEXT
 from retrieval.text.normalize import seeded_hash, seeded_share
 
 
@@ -90,6 +91,19 @@ class ThreadRecordBuilder:
         if leak is not None:
             report.tally.dropped[leak] += 1
             return None
+        if task.direction == "channel":
+            inputs = [
+                templates.channel_input(post.author, texts[place], comment.author)
+                for place, post in zip(places, context, strict=True)
+            ]
+            # Held-out comments may have no right post in the prompt. Their `input` is not read.
+            right = labels.index(right_labels[0]) if right_labels else None
+            record |= {
+                "instruction": templates.CHANNEL_INSTRUCTION,
+                "input": "" if right is None else inputs[right],
+                "output": comment.text or NO_TEXT,
+                "choice_inputs": inputs,
+            }
         return record
 
     def _chosen(self, reply: Reply, wanted: Sequence[int], report: TaskReport) -> list[int]:
