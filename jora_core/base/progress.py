@@ -48,6 +48,7 @@ class ProgressBars:
         self._shown = shown
         self._started: dict[str, float] = {}
         self._before: dict[str, int] = {}
+        self._first: dict[str, tuple[float, int]] = {}
         self._last_line: dict[str, float] = {}
         self._display: Any = None
         self._bars: dict[str, Any] = {}
@@ -101,10 +102,17 @@ class ProgressBars:
         # prints one line, at its end.
         first = step not in self._last_line
         finished = total > 0 and done >= total
+        before = self._before.get(step, 0)
+        if done > before:
+            self._first.setdefault(step, (now, done))
         if first or finished or now - self._last_line[step] >= self._pause:
             self._last_line[step] = now
-            here = done - self._before.get(step, 0)
-            self.say(_line(step, done, total, now - started, here) + (f" {note}" if note else ""))
+            # By the time since the first items alone: these take longer, such as a step that is compiled
+            # first, and by them hours would be left.
+            since, count = self._first.get(step, (now, done))
+            left = (now - since) * (total - done) / (done - count) if done > count else None
+            line = _line(step, done, total, now - started, done - before, left)
+            self.say(line + (f" {note}" if note else ""))
 
     def start(self, step: str, total: int, done: int = 0) -> None:
         """Start a step: draw its empty bar, or wait for an interval before the first plain line.
@@ -177,7 +185,7 @@ def progress(
         yield Progress(bars, title, total, done)
 
 
-def _line(step: str, done: int, total: int, seconds: float, here: int) -> str:
+def _line(step: str, done: int, total: int, seconds: float, here: int, left: float | None) -> str:
     """Return `qa: records: 4000 of 10000 (812/s, 7 s left)`. The rate is that of the items done here."""
     if not done:
         return f"{step}: {f'{total} to do' if total else 'begins'}"
@@ -188,9 +196,7 @@ def _line(step: str, done: int, total: int, seconds: float, here: int) -> str:
     rate = here / seconds
     if done >= total:
         return f"{text} ({_rate(rate)}, {seconds:.1f} s)"
-    # The first items take longer, such as a step that is compiled first: by them, hours would be left.
-    left = f", {duration(round((total - done) / rate))} left" if here > 2 else ""
-    return f"{text} ({_rate(rate)}{left})"
+    return f"{text} ({_rate(rate)}{'' if left is None else f', {duration(round(left))} left'})"
 
 
 def duration(seconds: float) -> str:

@@ -170,10 +170,10 @@ def scored_parts(row: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if not is_channel(row):
         return [row]
-    posts = row.get("context_ids") or [""] * len(row["choice_inputs"])
+    # One retrieved text each.
+    one = (row.get("context_ids") or [])[:1]
     return [
-        row | {"input": text, "choices": [row["output"]], "context_ids": [post]}
-        for text, post in zip(row["choice_inputs"], posts, strict=True)
+        row | {"input": text, "choices": [row["output"]], "context_ids": one} for text in row["choice_inputs"]
     ]
 
 

@@ -162,6 +162,33 @@ def test_two_systems_and_both_modes(order: dict[str, Any], tmp_path: Path) -> No
     assert result["records"] == 9 and result["peak_memory_bytes"] > 0
 
 
+def test_channel_records_are_scored_by_one_text_after_each_choice(
+    order: dict[str, Any], records: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    row = next(row for row in pq.read_table(records).to_pylist() if len(row["choices"]) == 3)
+    text, inputs = "line 12 and more", [row["input"], "another\n\nquestion", "line 1\n\nquestion"]
+    channel = row | {"id": "channel", "output": text, "choice_inputs": inputs, "choices": ["a", "b", "c"]}
+    plain = [
+        row | {"id": f"part {n}", "input": given, "choices": [text], "choice_inputs": []}
+        for n, given in enumerate(inputs)
+    ]
+    path = write_rows(tmp_path / "records.parquet", [plain[0], channel, *plain[1:]])
+    result = predict(PredictSpec.model_validate(order | {"records": str(path), "mode": "choice"}))
+    assert result["records"] == 4
+    found = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [one["id"] for one in found[:4]] == ["part 0", "channel", "part 1", "part 2"]
+    tokens = len(load_tokenizer(Path(order["model"])).encode(text)) + 1  # with the end token
+    for system in ("base", "tuned"):
+        rows = {one["id"]: one for one in found if one["system"] == system}
+        apart = [rows[f"part {n}"]["choice_logprob"] / tokens for n in range(3)]
+        assert rows["channel"]["choice_logprobs"] == pytest.approx(apart, abs=1e-5)
+        best = int(np.argmax(rows["channel"]["choice_logprobs"]))
+        assert rows["channel"]["choice"] == "abc"[best] and rows["channel"]["text"] == ""
+        assert rows["channel"]["choice_logprob"] == rows["channel"]["choice_logprobs"][best]
+    with pytest.raises(InputError, match="channel records are scored and not answered in words"):
+        predict(PredictSpec.model_validate(order | {"records": str(path), "mode": "both"}))
+
+
 def test_drawn_texts_follow_from_the_record(order: dict[str, Any], tmp_path: Path) -> None:
     def texts(**changes: Any) -> dict[tuple[str, str], str]:
         predict(PredictSpec.model_validate(order | {"mode": "generate", "max_new_tokens": 10} | changes))
