@@ -96,14 +96,15 @@ class ThreadRecordBuilder:
                 templates.channel_input(post.author, texts[place], comment.author)
                 for place, post in zip(places, context, strict=True)
             ]
-            # Held-out comments may have no right post in the prompt. Their `input` is not read.
-            right = labels.index(right_labels[0]) if right_labels else None
             record |= {
                 "instruction": templates.CHANNEL_INSTRUCTION,
-                "input": "" if right is None else inputs[right],
                 "output": comment.text or NO_TEXT,
                 "choice_inputs": inputs,
             }
+            # Held-out comments may have no right post in the prompt. Their `input`, which has all posts, is
+            # for people to read.
+            if training:
+                record["input"] = inputs[labels.index(right_labels[0])]
         return record
 
     def _chosen(self, reply: Reply, wanted: Sequence[int], report: TaskReport) -> list[int]:
