@@ -131,3 +131,21 @@ def test_without_unseen_comments_nothing_is_combined(
 def test_settings_that_cannot_combine_are_refused(project: Project, override: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         _config(project, 0.1, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("evaluate.mode=both", "set evaluate.mode to choice"),
+        ("evaluate.systems=[base, shuffled]", "shuffled changes the posts of a prompt"),
+        ("context.threads.abstain=true", "abstain has no post"),
+    ],
+)
+def test_settings_that_have_no_channel_are_refused(project: Project, override: str, problem: str) -> None:
+    channel = "context.threads.direction=channel"
+    project.config(channel, "evaluate.mode=choice")
+    with pytest.raises(InputError, match=problem):
+        project.config(channel, "evaluate.mode=choice", override)
+    # Nothing of it is scored.
+    if not override.startswith("context"):
+        project.config(channel, override, "evaluate.max_records=0")
