@@ -187,6 +187,8 @@ def ask_questions(
                 output_dir=folder / "prompts",
             ),
             folder,
+            # The first question prepares the corpus, which may take minutes.
+            on_line=say,
         )["asked"]
         evaluation = config.evaluate
         spec = PredictSpec(

@@ -85,7 +85,9 @@ def test_quotations_are_held_against_what_was_read() -> None:
 def test_the_base_model_answers_from_the_sample(tmp_path: Path) -> None:
     questions = ["what is the pride of the tiny comic school?", "who founded the fragile mitten course?"]
     config = load_config(SAMPLE_CONFIG, [f"store={tmp_path}"])
-    first, second = ask_questions(config, Asking(questions, base=True, max_new_tokens=8))
+    said: list[str] = []
+    first, second = ask_questions(config, Asking(questions, base=True, max_new_tokens=8), said.append)
+    assert any(line.startswith("qa: ") for line in said), "preparing the corpus shows its progress"
     assert "comic school" in " ".join(text["label"] for text in first["texts"])
     assert "mitten course" in " ".join(text["label"] for text in second["texts"])
     assert first["written"] and second["model"] == "base"
