@@ -132,6 +132,14 @@ def test_real_models(name: str, kind: GgufType, tmp_path: Path) -> None:
             answers.append([llama.greedy(ids, 40) for ids in prompts])
     assert answers[0] == answers[1]
     params = load_params(tmp_path / "again", config)
-    for found, ours in zip(answers[0], greedy(params, config, prompts, 40), strict=True):
+    for prompt, found, ours in zip(prompts, answers[0], greedy(params, config, prompts, 40), strict=True):
         assert len(found) > 1
-        assert found == ours[: len(found)]
+        same = next((n for n, pair in enumerate(zip(found, ours, strict=False)) if pair[0] != pair[1]), None)
+        if same is None:
+            continue
+        # llama.cpp rounds the inputs of Q8_0 matrices to 8 bits, so of two tokens that are nearly as likely it
+        # may take the other one.
+        assert kind == "q8_0", (found, ours)
+        ahead = np.concatenate([prompt, np.asarray(ours[:same], np.int32)])
+        values = log_probabilities(params, config, [ahead])[0]
+        assert values[ours[same]] - values[found[same]] < TOLERANCES[kind], (same, found, ours)
