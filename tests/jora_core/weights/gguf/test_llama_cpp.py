@@ -137,8 +137,8 @@ def test_real_models(name: str, kind: GgufType, tmp_path: Path) -> None:
         same = next((n for n, pair in enumerate(zip(found, ours, strict=False)) if pair[0] != pair[1]), None)
         if same is None:
             continue
-        # llama.cpp rounds the inputs of Q8_0 matrices to 8 bits. Of two tokens that are nearly as likely it may
-        # take the other one.
+        # llama.cpp rounds the inputs of Q8_0 matrices to 8 bits. Of two nearly equal tokens it may take the
+        # other one.
         assert kind == "q8_0", (found, ours)
         ahead = np.concatenate([prompt, np.asarray(ours[:same], np.int32)])
         values = log_probabilities(params, config, [ahead])[0]
