@@ -246,18 +246,51 @@ def fit_ranker(
     models = fit_perceptrons(data, seed, training, data.fold_numbers, on_model)
     rows = _measured(len(data.lists))
     targets = data.lists.targets[rows]
-    threshold, links = second_parent_threshold(held_back(data, models, rows), targets)
+    offsets = data.lists.offsets[rows]
+    log_p = held_back(data, models, rows)
+    temperature = fit_temperature(log_p, offsets, targets)
+    threshold, links = second_parent_threshold(tempered(log_p, offsets, temperature), targets)
+
+    def without(group: str) -> dict[str, Any]:
+        found = held_back(data, models, rows, (space, group))
+        return link_measures(tempered(found, offsets, temperature), targets, threshold)
+
     measures = {
         "messages": len(data.folds),
         "folds": len(models),
         "second_parent": threshold,
+        "temperature": temperature,
         **links,
-        "without": {
-            group: link_measures(held_back(data, models, rows, (space, group)), targets, threshold)
-            for group in dict.fromkeys(space.pair_groups.values())
-        },
+        "without": {group: without(group) for group in dict.fromkeys(space.pair_groups.values())},
     }
-    return ReplyRanker(space, data.scale, tuple(models.values()), threshold), measures
+    return ReplyRanker(space, data.scale, tuple(models.values()), threshold, temperature), measures
+
+
+def fit_temperature(log_p: np.ndarray, offsets: np.ndarray, targets: np.ndarray) -> float:
+    """Return the temperature with which held-back messages have the greatest likelihood.
+
+    Args:
+        log_p: float64[M, K], what `held_back` returns.
+        offsets: float32[M, K], log of the number of candidates that each stands for.
+        targets: float32[M, K], the share of each candidate in what is right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    right = targets > 0
+
+    def loss(log_temperature: float) -> float:
+        found = tempered(log_p, offsets, float(np.exp(log_temperature)))
+        return -float((targets[right] * found[right]).sum())
+
+    # Rounded, since the last bits of the sums depend on the number of cores.
+    best = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded").x
+    return round(float(np.exp(best)), 3)
+
+
+def tempered(log_p: np.ndarray, offsets: np.ndarray, temperature: float) -> np.ndarray:
+    """Return log-probabilities [M, K] of scores that are divided by a temperature, see `fit_temperature`."""
+    present = log_p > -np.inf
+    return log_softmax(np.where(present, log_p / temperature, 0) + offsets, present) - offsets
 
 
 def held_back(

@@ -4,6 +4,9 @@ A ranker is a few perceptrons (`listwise_mlp`) over the features of a message an
 One more candidate stands for "answers nothing, starts a conversation". Each perceptron is fitted on all
 training threads but one fold of them. A thread of that fold is ranked by this perceptron alone, which has not
 seen it; any other thread by the mean of all.
+
+One perceptron is too sure, and the mean of several is not. So the scores of one alone are divided by a
+temperature (Guo et al. 2017, arXiv:1706.04599), and the probabilities of both kinds mean the same.
 """
 
 from __future__ import annotations
@@ -64,12 +67,14 @@ class ReplyRanker:
         scale: their means and deviations on the training split.
         models: the perceptron of each fold.
         second_parent: probability from which a second message counts as answered too.
+        temperature: divides the scores of one perceptron alone.
     """
 
     space: FeatureSpace
     scale: Scale
     models: tuple[Weights, ...]
     second_parent: float
+    temperature: float
 
     def log_probabilities(self, features: Features, fold: int = UNSEEN) -> np.ndarray:
         """Return float64[1 + N]: the log-probability of the start of a conversation, then of each candidate.
@@ -83,8 +88,11 @@ class ReplyRanker:
         pairs = np.concatenate([self.scale.start()[None], pairs])[None]
         messages = self.scale.messages(features.messages.astype(np.float64))
         present = np.ones(pairs.shape[:2], dtype=bool)
-        chosen = self.models if fold == UNSEEN else (self.models[fold],)
-        logs = [log_softmax(_scores_in_parts(model, pairs, messages), present)[0] for model in chosen]
+        chosen, temperature = (
+            (self.models, 1.0) if fold == UNSEEN else ((self.models[fold],), self.temperature)
+        )
+        scores = [_scores_in_parts(model, pairs, messages) / temperature for model in chosen]
+        logs = [log_softmax(found, present)[0] for found in scores]
         mean = np.log(np.maximum(np.exp(logs).mean(axis=0), np.exp(LEAST_LOG)))
         return np.round(mean, DECIMALS)
 
@@ -131,6 +139,7 @@ def save_ranker(ranker: ReplyRanker, folder: Path, measures: Mapping[str, Any]) 
     about = {
         "models": len(ranker.models),
         "second_parent": ranker.second_parent,
+        "temperature": ranker.temperature,
         "legs": list(ranker.space.legs),
         "cues": list(ranker.space.cues),
         "pair_features": list(ranker.space.pair_groups),
@@ -155,4 +164,5 @@ def load_ranker(folder: Path) -> ReplyRanker:
         Scale(**part("scale.")),
         tuple(Weights(**part(f"model.{number}.")) for number in range(about["models"])),
         about["second_parent"],
+        about["temperature"],
     )

@@ -38,9 +38,11 @@ from retrieval.search.learned.fit_ranker import (
     FOLDS,
     ScaledExamples,
     fit_perceptrons,
+    fit_temperature,
     held_back,
     scaled_examples,
     second_parent_threshold,
+    tempered,
 )
 from retrieval.search.learned.listwise_mlp import Training
 from retrieval.search.learned.reply_ranker import ReplyRanker
@@ -136,8 +138,11 @@ def trial_of(corpus: Corpus, training: Training, seeds: Sequence[int], n_folds: 
         wall, cpu = time.perf_counter(), time.process_time()
         models = fit_perceptrons(corpus.data, seed, training, folds)
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        threshold, found = second_parent_threshold(held_back(corpus.data, models, rows), targets)
-        ranker = ReplyRanker(corpus.space, corpus.data.scale, tuple(models.values()), threshold)
+        offsets = corpus.data.lists.offsets[rows]
+        log_p = held_back(corpus.data, models, rows)
+        temperature = fit_temperature(log_p, offsets, targets)
+        threshold, found = second_parent_threshold(tempered(log_p, offsets, temperature), targets)
+        ranker = ReplyRanker(corpus.space, corpus.data.scale, tuple(models.values()), threshold, temperature)
         dev = held_out_measures(corpus.chosen, [ranker.log_probabilities(f) for f in corpus.held_out], ranker)
         run = {"seed": seed, "threshold": threshold, "training": found, "dev": dev, **seconds}
         print(dataclasses.asdict(training), run, flush=True)

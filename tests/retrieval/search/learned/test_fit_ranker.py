@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from retrieval.search.learned.fit_ranker import (
     Examples,
     draw_candidates,
     fit_ranker,
+    fit_temperature,
     link_measures,
     second_parent_threshold,
+    tempered,
 )
 from retrieval.search.learned.listwise_mlp import Training
 from retrieval.search.learned.reply_ranker import ABOUT, WEIGHTS, ReplyRanker, load_ranker, save_ranker
@@ -82,6 +85,26 @@ def test_links_are_counted_pair_by_pair() -> None:
     assert best["link_f1"] == max(every) == link_measures(np.log(p), targets, threshold)["link_f1"]
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_the_temperature_of_scores_that_are_too_sure_is_found(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    scores, offsets = rng.normal(size=(4000, 5)) * 2, np.zeros((4000, 5), np.float32)
+    # The last candidate stands for three, and some messages have four candidates.
+    offsets[:, 4] = np.log(3)
+    scores[::7, 4] = -np.inf
+    right = np.exp(scores + offsets)
+    right /= right.sum(axis=1, keepdims=True)
+    drawn = (rng.random((4000, 1)) < right.cumsum(axis=1)).argmax(axis=1)
+    targets = np.eye(5, dtype=np.float32)[drawn]
+    sure = np.log(right) - offsets
+    sure = tempered(sure, offsets, 1 / temperature)
+    found = fit_temperature(sure, offsets, targets)
+    assert found == pytest.approx(temperature, rel=0.06)
+    again = tempered(sure, offsets, found)
+    sums = np.where(np.isfinite(again), np.exp(again + offsets), 0).sum(axis=1)
+    assert sums == pytest.approx(np.ones(4000)) and np.array_equal(np.isinf(again), np.isinf(scores))
+
+
 def test_a_fitted_ranker_ranks_and_repeats_whatever_the_threads(tmp_path: Path) -> None:
     ranker, measures = fit(1)
     again, _ = fit(4)
@@ -107,7 +130,8 @@ def test_a_fitted_ranker_ranks_and_repeats_whatever_the_threads(tmp_path: Path) 
 def test_a_thread_is_ranked_by_the_perceptron_that_has_not_seen_it() -> None:
     ranker, _ = fit_ranker(examples_of(120), QUICK, lambda done, total: None)
     features, _ = message(np.random.default_rng(1), 8)
-    each = [ranker.log_probabilities(features, fold) for fold in range(3)]
+    apart = replace(ranker, temperature=1.0)
+    each = [apart.log_probabilities(features, fold) for fold in range(3)]
     mean = np.log(np.exp(each).mean(axis=0))
     assert ranker.log_probabilities(features) == pytest.approx(mean, abs=1e-4)
     # Other answers in fold 1 change all perceptrons but that of fold 1.
