@@ -169,6 +169,9 @@ def print_scores(scores: dict[str, Any]) -> None:
     for name, found in combined_differences(scores).items():
         line = f"reply@1 of {TOGETHER} minus {name}: {_interval(found)}"
         console.print(f"{line}, right alone {found['only_one']} and {found['only_other']}", style="dim")
+    if brier := scores.get("combined", {}).get("brier"):
+        line = f"Brier score of {TOGETHER} minus learned: {_interval(brier['difference'])}, less is better"
+        console.print(line, style="dim")
 
 
 def print_seeds(found: dict[str, Any]) -> None:

@@ -240,12 +240,21 @@ def _combined_note(facts: RunFacts) -> list[Block]:
         f"together answer rightly, {found['only_other']:,} that only the other does"
         for name, found in combined_differences(facts.evaluation).items()
     ]
+    # Reports of older evaluations have none.
+    brier, sure = combined.get("brier"), ""
+    if brier and brier["together"] is not None:
+        sure = (
+            " The Brier score of their probabilities, on the comments whose post is in the prompt, is "
+            f"{100 * brier['together']:.1f} points, and {100 * brier['learned']:.1f} without the model: a "
+            f"difference of {points(brier['difference'])} points; less is better."
+        )
     return [
         Prose(
             f"Model and learned fusion: {short_number(weights['model'])} · log-probability of the model + "
             f"{short_number(weights['learned'])} · that of the fusion, weighed on {weights['fitted_on']:,} "
             "training comments that the model has not seen."
             + (f" The right post, on the same comments: {'; '.join(differences)}." if differences else "")
+            + sure
         )
     ]
 

@@ -14,7 +14,8 @@ from retrieval.evaluation.answer_scores import (
     thread_values,
 )
 from retrieval.evaluation.calibration import calibrations
-from retrieval.evaluation.combined_answers import combine, fit_weights
+from retrieval.evaluation.combined_answers import brier_scores, combine, fit_learned_alone, fit_weights
+from retrieval.evaluation.context_bootstrap import ContextBootstrap
 from retrieval.evaluation.threads.answer_links import answer_links, second_parent_threshold, second_parents
 from retrieval.evaluation.threads.invalid_answers import invalid_answers
 from retrieval.evaluation.threads.link_rows import LEARNED, RULES, links_in
@@ -263,5 +264,14 @@ def _combined(answers: Answers, predictions: Mapping[str, Mapping[str, Predictio
     rows = [row for row in answers.rows if row["system"] == system]
     rankings = _rankings(answers)
     together = combine(answers.records, rows, rankings, weights)
-    # How both together compare with each alone is among the comparisons of all systems.
-    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights)})
+    # How often both together are right, beside each alone, is among the comparisons of all systems. How sure
+    # they are shows more, since every comment counts and not only those with another answer.
+    alone = fit_learned_alone(answers.unseen_records, answers.unseen_rows)
+    known = [record for record in answers.records if set(record["gold"]) & set(record["choices"])]
+    bootstrap = ContextBootstrap.over(
+        [record["context_id"] for record in known], answers.seed, answers.resamples
+    )
+    one, other = (brier_scores(known, rows, given) for given in (weights, alone))
+    means = [round(float(found.mean()), 6) if known else None for found in (one, other)]
+    brier = {"together": means[0], "learned": means[1], "difference": bootstrap.difference(one, other)}
+    return _Together({COMBINED: together}, {"system": system, "weights": asdict(weights), "brier": brier})

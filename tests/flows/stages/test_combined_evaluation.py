@@ -102,7 +102,11 @@ def test_both_together_are_better_than_each(project: Project, monkeypatch: pytes
     combined = scores["combined"]
     assert combined["system"] == "both_phases" and combined["weights"]["fitted_on"] == len(unseen)
     assert combined["weights"]["model"] > 0 and combined["weights"]["learned"] > 0
-    assert set(combined) == {"system", "weights"}
+    assert set(combined) == {"system", "weights", "brier"}
+    # Right in all comments in place of half of them.
+    brier = combined["brier"]
+    assert 0 < brier["together"] < brier["learned"] < 1 and brier["difference"]["high"] < 0
+    assert brier["difference"]["value"] == pytest.approx(brier["together"] - brier["learned"], abs=2e-6)
     differences = combined_differences(scores)
     assert list(differences) == ["both_phases", "learned"]
     for difference in differences.values():

@@ -10,7 +10,13 @@ from scipy.optimize import minimize
 
 from jora_core.base.errors import InputError
 from retrieval.evaluation.answer_scores import Prediction
-from retrieval.evaluation.combined_answers import Weights, combine, fit_weights
+from retrieval.evaluation.combined_answers import (
+    Weights,
+    brier_scores,
+    combine,
+    fit_learned_alone,
+    fit_weights,
+)
 
 CHOICES = [f"#{n} Ann" for n in range(1, 5)]
 Case = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -59,6 +65,39 @@ def test_comments_without_their_parent_in_the_prompt_are_left_out() -> None:
     assert fit_weights(records + lost, rows + more) == fit_weights(records, rows)
     with pytest.raises(InputError, match="combine_records"):
         fit_weights(lost, more)
+
+
+def test_the_weight_of_the_fusion_alone_and_brier_scores() -> None:
+    # The fusion is twice as sure as it should be, and the model tells nothing.
+    records, rows = comments(400, 0.0, 0.5)
+    alone = fit_learned_alone(records, rows)
+    assert alone.model == 0 and alone.learned == pytest.approx(0.5, abs=0.1) and alone.fitted_on == 400
+    assert alone.learned == pytest.approx(fit_weights(records, rows).learned, abs=0.05)
+    found = brier_scores(records, rows, alone)
+    for record, score in list(zip(records, found, strict=True))[:20]:
+        p = np.exp(alone.learned * np.array(record["choice_scores"]))
+        right = np.array([choice in record["gold"] for choice in CHOICES])
+        assert score == pytest.approx(((p / p.sum() - right / right.sum()) ** 2).sum() / 2)
+    # The fitted weight scores better than one that is too sure.
+    assert found.mean() < brier_scores(records, rows, Weights(0.0, 1.0, 0)).mean()
+
+
+def test_channel_scores_of_a_comment_have_one_spread() -> None:
+    records, rows = comments(200, 0.5, 1.0)
+    channel = [record | {"choice_inputs": ["x"] * len(CHOICES)} for record in records]
+    # Short comments have wide spreads: other factors and other means change nothing.
+    rng = np.random.default_rng(1)
+    wide = [
+        {**row, "choice_logprobs": (np.array(row["choice_logprobs"]) * rng.uniform(0.2, 5) - 9).tolist()}
+        for row in rows
+    ]
+    found, again = fit_weights(channel, rows), fit_weights(channel, wide)
+    assert (found.model, found.learned) == pytest.approx((again.model, again.learned), abs=1e-5)
+    assert found.model != pytest.approx(fit_weights(records, rows).model, abs=0.05)
+    assert brier_scores(channel, wide, found) == pytest.approx(brier_scores(channel, rows, found))
+    # Equal scores of all posts tell nothing.
+    flat = [{**row, "choice_logprobs": [-3.0] * len(CHOICES)} for row in rows]
+    assert fit_weights(channel, flat).model == 0
 
 
 def test_both_decide_and_posts_outside_the_prompt_stay() -> None:
