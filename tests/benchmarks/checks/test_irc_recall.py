@@ -6,12 +6,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from scipy import stats
-
-from retrieval.evaluation.combined_answers import Weights
-from retrieval.prompts import templates
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 
@@ -54,36 +50,6 @@ def test_links_are_counted_with_starts_and_lines_of_the_system(script: ModuleTyp
     assert one == pytest.approx({"precision": 3 / 4, "recall": 3 / 5, "f1": 6 / 9})
     two = script.link_scores(tmp_path, predicted, 2)
     assert two == pytest.approx({"precision": 4 / 6, "recall": 4 / 5, "f1": 8 / 11})
-
-
-def test_a_record_is_asked_the_other_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt with each candidate, and scores that may overrule the fusion where they say enough."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    likelihood = importlib.import_module("training.reply_likelihood")
-    labels = [templates.post_label("ann", 1), templates.post_label("bob", 2)]
-    shown = zip(labels, ("is it up?\n\n#1 on the list", "which port?"), strict=True)
-    row = {
-        "id": "log:9",
-        "input": templates.threads_input(list(shown), "cat", "ann: yes: since noon"),
-        "choices": labels,
-        "gold": labels[:1],
-        "context_id": "log",
-        "choice_scores": [-1.0, -0.5],
-    }
-    pairs = likelihood.pairs_of(row, "test")
-    assert [pair["input"] for pair in pairs] == [
-        "ann: is it up?\n\n#1 on the list\n\nAnswer by cat:",
-        "bob: which port?\n\nAnswer by cat:",
-    ]
-    assert {pair["output"] for pair in pairs} == {"ann: yes: since noon"}
-    rows = [row, {**row, "id": "log:10", "context_id": "other"}]
-    found = {"log:9": [-2.0, -9.0], "log:10": [-5.0, -5.1]}
-    result = likelihood.compared("both", rows, found, Weights(0.1, 1.0, 2))
-    assert (result["reply@1"]["value"], result["difference"]["value"]) == (0.5, 0.5)
-    assert result["right_alone"] == [1, 0]
-    alone = likelihood.compared("alone", rows, None, Weights(0.0, 1.0, 0))
-    assert alone["difference"]["value"] == alone["log_loss_difference"][0] == 0
-    assert alone["log_loss"] == pytest.approx(np.log(1 + np.exp(0.5)))
 
 
 @pytest.mark.slow
