@@ -207,6 +207,9 @@ def _run(context: StageContext) -> dict[str, Any]:
 def _unseen_records(context: StageContext, part: Part) -> list[Row]:
     """Return training records that no phase has trained on, as many as `evaluate.combine_records` says.
 
+    They are those whose prompts are as of held-out records. Where a right post was put into a prompt that the
+    retriever had left it out of, the fusion looks surer than it is, and would weigh too little.
+
     Raises:
         InputError: all training records are of contexts that were trained on.
     """
@@ -215,11 +218,12 @@ def _unseen_records(context: StageContext, part: Part) -> list[Row]:
     if part.task != "threads" or not most:
         return []
     phases = [phase for phase in config.phases if part.task in phase.tasks]
-    path = context.upstream[build_context.NAME] / build_context.RECORDS
+    built = context.upstream[build_context.NAME]
+    rankings = {row["id"]: row for row in read_rankings(built / build_context.RANKINGS, part.task, "train")}
     rows = [
         # They are answered as held-out records are.
         row | {"split": "test"}
-        for row in read_records(path, part.task, "train")
+        for row in read_records(built / build_context.RECORDS, part.task, "train")
         if all(phase.validates(row["context_id"], config.training_seed) for phase in phases)
     ]
     if not rows:
@@ -227,7 +231,23 @@ def _unseen_records(context: StageContext, part: Part) -> list[Row]:
             "evaluate.combine_records: no training thread is kept for validation; raise the phases' "
             "validation_share"
         )
-    return draw_records(rows, most, config.seed)
+    natural = [row for row in rows if _as_held_out(config, row, rankings[row["id"]])]
+    if not natural:
+        raise InputError(
+            "evaluate.combine_records: the retriever finds the right post of no training comment that is left "
+            "for it; raise context.threads.n_contexts or the phases' validation_share"
+        )
+    return draw_records(natural, most, config.seed)
+
+
+def _as_held_out(config: PipelineConfig, record: Row, ranking: Row) -> bool:
+    """Return whether a training record's prompt has the posts that it would have if it were held out."""
+    threads = config.context.threads
+    assert threads is not None
+    if threads.contexts == "window":
+        return True
+    best = ranking.get("reranked") or ranking.get("learned") or ranking["fused"]
+    return set(record["context_ids"]) <= set(best[: threads.n_contexts])
 
 
 def _predict(
@@ -376,7 +396,9 @@ def _upstream(config: PipelineConfig) -> tuple[Upstream, ...]:
     tasks = tuple(part.task for part in evaluated_parts(config))
     # And the training records to weigh the model on.
     unseen = (
-        build_context.part_names(["threads"], "train", "records") if config.evaluate.combine_records else ()
+        build_context.part_names(["threads"], "train", "records", "rankings")
+        if config.evaluate.combine_records
+        else ()
     )
     return (
         Upstream(

@@ -61,7 +61,13 @@ def threads_input(posts: Sequence[tuple[str, str]], author: str, comment: str) -
 
 
 def channel_input(post_author: str, post: str, author: str) -> str:
-    """Return the prompt body of a channel example: a post, after which `author` writes a comment."""
+    """Return the prompt body of a channel example: a post, after which the model writes a comment.
+
+    Args:
+        post_author: the post's author.
+        post: the post's text.
+        author: the comment's author.
+    """
     return f"{post_author}: {post or NO_TEXT}\n\nComment by {author}:"
 
 

@@ -288,7 +288,13 @@ def fit_temperature(log_p: np.ndarray, offsets: np.ndarray, targets: np.ndarray)
 
 
 def tempered(log_p: np.ndarray, offsets: np.ndarray, temperature: float) -> np.ndarray:
-    """Return log-probabilities [M, K] of scores that are divided by a temperature, see `fit_temperature`."""
+    """Return log-probabilities [M, K] of scores that are divided by a temperature, see `fit_temperature`.
+
+    Args:
+        log_p: float64[M, K], what `held_back` returns.
+        offsets: float32[M, K], log of the number of candidates that each stands for.
+        temperature: the divisor.
+    """
     present = log_p > -np.inf
     return log_softmax(np.where(present, log_p / temperature, 0) + offsets, present) - offsets
 

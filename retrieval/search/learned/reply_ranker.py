@@ -5,8 +5,8 @@ One more candidate stands for "answers nothing, starts a conversation". Each per
 training threads but one fold of them. A thread of that fold is ranked by this perceptron alone, which has not
 seen it; any other thread by the mean of all.
 
-One perceptron is too sure, and the mean of several is not. So the scores of one alone are divided by a
-temperature (Guo et al. 2017, arXiv:1706.04599), and the probabilities of both kinds mean the same.
+One perceptron is a little too sure, and the mean of several is not. So the scores of one alone are divided by
+a temperature (Guo et al. 2017, arXiv:1706.04599), and the probabilities of both kinds mean the same.
 """
 
 from __future__ import annotations

@@ -123,6 +123,25 @@ def test_without_unseen_comments_nothing_is_combined(
     assert "combined" not in scores and "model_and_learned" not in scores["systems"] and len(asked) == 1
 
 
+def test_prompts_that_a_right_post_was_put_into_weigh_nothing(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fusion would look surer than it is: it had left the right post out."""
+    config = _config(project, 0.7)
+    before = _evaluate(project, config, monkeypatch)[1][-1][1]
+    monkeypatch.setattr(evaluate, "_as_held_out", lambda config, row, ranking: row["id"] != before[0])
+    assert _evaluate(project, config, monkeypatch)[1][-1][1] == before[1:]
+    monkeypatch.undo()
+    row, n = {"context_ids": ["b", "a"]}, config.context.threads.n_contexts
+    rest = [f"c{number}" for number in range(n)]
+    assert evaluate._as_held_out(config, row, {"fused": ["a", "b", *rest]})
+    assert not evaluate._as_held_out(config, row, {"fused": ["a", *rest, "b"]})
+    # The ranking that chooses the posts decides.
+    both = {"fused": ["a", "b", *rest], "learned": ["a", *rest, "b"]}
+    assert not evaluate._as_held_out(config, row, both)
+    assert evaluate._as_held_out(config, row, both | {"reranked": ["b", "a"]})
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
