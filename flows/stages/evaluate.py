@@ -234,8 +234,8 @@ def _unseen_records(context: StageContext, part: Part) -> list[Row]:
     natural = [row for row in rows if _as_held_out(config, row, rankings[row["id"]])]
     if not natural:
         raise InputError(
-            "evaluate.combine_records: the retriever finds the right post of no training comment that is kept; "
-            "raise context.threads.n_contexts or the phases' validation_share"
+            "evaluate.combine_records: the retriever finds the right post of no training comment that is "
+            "kept; raise context.threads.n_contexts or the phases' validation_share"
         )
     return draw_records(natural, most, config.seed)
 
