@@ -42,11 +42,12 @@ from jora_core.base.record_columns import (
 )
 from jora_core.specs.answers import PredictSpec
 from jora_core.specs.common import ComputeSettings, values_of
-from retrieval.build.record_files import read_links, read_rankings, read_records
+from retrieval.build.record_files import read_links, read_rankings, read_records, read_rows
 from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.evaluation.measures.choice_likelihoods import with_normalised_choices
 from retrieval.evaluation.threads.annotation_files import ANNOTATED, write_links
 from retrieval.prompts.context_variants import with_context
+from retrieval.settings.legs import CHOOSING_RANKINGS
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (
     Answers,
@@ -219,7 +220,11 @@ def _unseen_records(context: StageContext, part: Part) -> list[Row]:
         return []
     phases = [phase for phase in config.phases if part.task in phase.tasks]
     built = context.upstream[build_context.NAME]
-    rankings = {row["id"]: row for row in read_rankings(built / build_context.RANKINGS, part.task, "train")}
+    # Not the whole rows: those of all training comments, with their candidates, would take much memory.
+    rankings = {
+        row["id"]: row
+        for row in read_rows(built / build_context.RANKINGS, ["id"], optional=CHOOSING_RANKINGS)
+    }
     rows = [
         # They are answered as held-out records are.
         row | {"split": "test"}
@@ -246,7 +251,7 @@ def _as_held_out(config: PipelineConfig, record: Row, ranking: Row) -> bool:
     assert threads is not None
     if threads.contexts == "window":
         return True
-    best = ranking.get("reranked") or ranking.get("learned") or ranking["fused"]
+    best = next(ranking[name] for name in CHOOSING_RANKINGS if ranking.get(name))
     return set(record["context_ids"]) <= set(best[: threads.n_contexts])
 
 

@@ -53,3 +53,7 @@ def leg_modules() -> tuple[str, ...]:
     them.
     """
     return tuple(leg.module for leg in LEGS.values())
+
+
+#: Rankings of which the first that a task has chooses the posts of its prompts.
+CHOOSING_RANKINGS = ("reranked", "learned", "fused")
