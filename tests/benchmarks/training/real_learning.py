@@ -97,13 +97,18 @@ def run(side: str, args: argparse.Namespace, store: Path) -> dict[str, Any]:
     }
 
 
-def run_jora(command: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Run one command on the recipe; return what it prints as JSON.
+def run_jora(command: str, settings: Mapping[str, str], recipe: Path = RECIPE) -> dict[str, Any]:
+    """Run one command on a recipe; return what it prints as JSON.
+
+    Args:
+        command: such as `train`.
+        settings: values by their dotted names.
+        recipe: the configuration.
 
     Raises:
         SystemExit: the command failed.
     """
-    words = [sys.executable, "-m", "flows.cli", command, str(RECIPE), "--json"]
+    words = [sys.executable, "-m", "flows.cli", command, str(recipe), "--json"]
     words += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
