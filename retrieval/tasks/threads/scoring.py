@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jora_core.base.record_columns import is_channel
 from retrieval.evaluation.answer_scores import (
     Prediction,
     baseline_predictions,
@@ -104,13 +105,17 @@ def _normalised_predictions(answers: Answers) -> dict[str, dict[str, Prediction]
 def _calibrations(
     answers: Answers, predictions: Mapping[str, Mapping[str, Prediction]], rankings: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return how well each system's probabilities of its choices tell whether it names the right post."""
+    """Return how well each system's probabilities of its choices tell whether it names the right post.
+
+    A channel model has none: its log-probabilities are of the comment, and not of a choice.
+    """
     ids = [row["id"] for row in rankings]
     right = {
         system: dict(zip(ids, thread_values(given, rankings)["reply@1"], strict=True))
         for system, given in predictions.items()
     }
-    return calibrations(answers.rows, right)
+    channel = {record["id"] for record in answers.records if is_channel(record)}
+    return calibrations([row for row in answers.rows if row["id"] not in channel], right)
 
 
 def _invalid(answers: Answers) -> dict[str, Any]:

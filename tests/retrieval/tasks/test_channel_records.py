@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from retrieval.build.build import build_record_files
-from retrieval.build.record_files import read_records
+from retrieval.build.record_files import read_rankings, read_records
 from retrieval.evaluation.measures.choice_likelihoods import with_normalised_choices
 from retrieval.settings.context import ContextConfig
 from retrieval.settings.tasks import ThreadsTask
+from retrieval.tasks.answers import Answers, score_answers
 from tests.retrieval.tasks.test_rank_numbers import chat
 
 
@@ -75,6 +77,28 @@ def test_no_choice_is_normalised_by_the_length_of_its_label(
         rows = [{"id": row["id"], "choice_logprobs": [-1.0] * len(row["choices"])} for row in records]
         found = with_normalised_choices(rows, records)
         assert all((row["normalised_choice"] is None) == missing for row in found)
+
+
+def test_the_likelihood_of_a_comment_is_no_probability_of_a_choice(
+    built: dict[str, dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    for direction, systems in (("direct", {"base"}), ("channel", set())):
+        records = [row for row in built[direction].values() if row["split"] == "test"]
+        rows = [
+            {
+                "id": row["id"],
+                "system": "base",
+                "choice": row["choices"][0],
+                "text": None,
+                "choice_logprobs": [-1.0] * len(row["choices"]),
+            }
+            for row in records
+        ]
+        path = tmp_path / direction / "rankings.parquet"
+        answers = Answers(
+            records, rows, partial(read_rankings, path, "threads", "test"), "choice", seed=0, resamples=20
+        )
+        assert set(score_answers("threads", answers)["calibration"]) == systems
 
 
 def test_abstaining_has_no_post() -> None:
