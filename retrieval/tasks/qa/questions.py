@@ -30,7 +30,7 @@ from retrieval.search.fusion import Fusion, fuse
 from retrieval.search.legs.leg import LegRanking
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.legs import LEGS
+from retrieval.settings.legs import CHOOSING_RANKINGS, LEGS
 from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa.corpus import (
     HELD_OUT,
@@ -235,8 +235,8 @@ class QaWork:
                 by_leg["reranked"] = self.reranker.rerank(
                     question.text, by_leg["fused"], self.corpus.text, self.task.rerank_depth
                 )
-            # The reranked order is what prompts are made of; both are kept for the report.
-            best = by_leg.get("reranked", by_leg["fused"])
+            # The others are kept for the report.
+            best = next(by_leg[name] for name in CHOOSING_RANKINGS if name in by_leg)
             found.append(RankedQuestion(question, split, oracles, best.tolist()))
         return found, rankings
 
