@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -11,9 +13,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+# The parser of `re` has no public name.
+sre_parse: Any = importlib.import_module("re._parser")
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("flows", "jora_core", "retrieval")
 HEAVY = {
@@ -135,6 +140,37 @@ def test_recipes_begin_with_their_command() -> None:
     for path in recipes:
         header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
         assert header and f"jora run flows/configs/{path.name}" in header[0], path
+
+
+def _possessive(source: str) -> list[int]:
+    """Lines of the patterns in a source that repeat possessively: constants in calls of `re`, and bytes."""
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    in_calls = [part for call in calls if ast.unparse(call.func).startswith("re.") for part in ast.walk(call)]
+    found: set[int] = set()
+    for node in [*in_calls, *ast.walk(tree)]:
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str | bytes):
+            continue
+        if isinstance(node.value, str) and node not in in_calls:
+            continue
+        try:
+            parsed = repr(sre_parse.parse(node.value, re.VERBOSE | re.DOTALL))
+        except re.error:  # a piece of a pattern
+            continue
+        if "POSSESSIVE_REPEAT" in parsed or "ATOMIC_GROUP" in parsed:
+            found.add(node.lineno)
+    return sorted(found)
+
+
+def test_no_possessive_repetitions() -> None:
+    """Python before 3.11.5, such as Debian 12's, finds too little with them (python/cpython#106052)."""
+    assert _possessive("import re\nre.compile(r'(?:a|b)*+c')\nre.search('a++', x)\nB = rb'(?>a)'\n") == [
+        2,
+        3,
+        4,
+    ]
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert {path: lines for path in files if (lines := _possessive(path.read_text(encoding="utf-8")))} == {}
 
 
 def test_no_path_of_one_machine() -> None:

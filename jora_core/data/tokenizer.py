@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 PRIVATE = "\U0010fffe\U0010ffff"
 # Texts in one call of the library: its results hold much beside the ids, so they must not pile up.
 _CHUNK = 4096
-# A text of JSON, a merge, and all merges of a file. The name with a list behind it stands nowhere else: in
-# the vocabulary a number follows it. Possessive, because half a million repetitions must not be remembered.
-_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
-_MERGE = re.compile(rb"\[\s*+" + _TEXT + rb"\s*+,\s*+" + _TEXT + rb"\s*+\]|" + _TEXT, re.DOTALL)
-_MERGES = re.compile(rb'(?P<key>"merges"\s*+:\s*+\[)(?:(?:' + _MERGE.pattern + rb")|[\s,]++)*+\]", re.DOTALL)
+# A text of JSON, the key of a file's merges, some thousands of them, and the end of their list. The key with
+# a list behind it stands nowhere else: in the vocabulary a number follows it. No more at once, because each
+# repetition is remembered. Possessive repetitions would not be, but they find too little before Python 3.11.5
+# (https://github.com/python/cpython/issues/106052).
+_TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_MERGE = rb"(?:\[\s*" + _TEXT + rb"\s*,\s*" + _TEXT + rb"\s*\]|" + _TEXT + rb")"
+_MERGES_BEGIN = re.compile(rb'"merges"\s*:\s*\[')
+_MERGES_PART = re.compile(rb"(?:[\s,]*" + _MERGE + rb"){1,%d}" % _CHUNK, re.DOTALL)
+_MERGES_END = re.compile(rb"\s*\]")
 # A line of a file of tiktoken, such as that of Llama 3: a token in base64, and its rank.
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 # What decides the tokens of a text.
@@ -190,16 +194,20 @@ def read_merges(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the pairs of a folder's byte-pair tokenizer, by rank, some thousands at a time."""
     path = folder / "tokenizer.json"
     raw = path.read_bytes() if path.is_file() else open_tokenizer(folder).to_str().encode()
-    found = _MERGES.search(raw)
-    if found is None:
-        return
-    begin = end = found.end("key")
-    for number, item in enumerate(_MERGE.finditer(raw, begin, found.end()), start=1):
-        end = item.end()
-        if number % _CHUNK == 0:
-            yield from _pairs(raw[begin:end])
-            begin = end
-    yield from _pairs(raw[begin:end])
+    for begin, end in _merge_parts(raw):
+        yield from _pairs(raw[begin:end])
+
+
+def _merge_parts(raw: bytes) -> list[tuple[int, int]]:
+    """Return (begin, end) of the parts of a ``tokenizer.json`` that are merges, one behind the other."""
+    key = _MERGES_BEGIN.search(raw)
+    if key is None:
+        return []
+    parts, end = [], key.end()
+    while part := _MERGES_PART.match(raw, end):
+        parts.append(part.span())
+        end = part.end()
+    return parts if _MERGES_END.match(raw, end) else []
 
 
 def _pairs(part: bytes) -> Iterator[tuple[str, str]]:
@@ -259,8 +267,8 @@ def _load_fast(path: Path, merges: bool) -> Tokenizer:
 def _without_merges(raw: bytes) -> bytes:
     """Return a ``tokenizer.json`` with an empty list of merges."""
     # As bytes, without parsing: what the file becomes in Python is as large as what the library makes of it.
-    found = _MERGES.search(raw)
-    return raw if found is None else raw[: found.end("key")] + raw[found.end() - 1 :]
+    parts = _merge_parts(raw)
+    return raw[: parts[0][0]] + raw[parts[-1][1] :] if parts else raw
 
 
 def _require_sentencepiece(path: Path) -> None:
