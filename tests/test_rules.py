@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -142,17 +142,19 @@ def test_recipes_begin_with_their_command() -> None:
         assert header and f"jora run flows/configs/{path.name}" in header[0], path
 
 
+def _holds(node: ast.AST, kind: type) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, kind)
+
+
 def _possessive(source: str) -> list[int]:
     """Lines of the patterns in a source that repeat possessively: constants in calls of `re`, and bytes."""
-    tree = ast.parse(source)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    in_calls = [part for call in calls if ast.unparse(call.func).startswith("re.") for part in ast.walk(call)]
+    nodes = list(ast.walk(ast.parse(source)))
+    calls = [
+        node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.")
+    ]
+    texts = [part for call in calls for part in ast.walk(call) if _holds(part, str)]
     found: set[int] = set()
-    for node in [*in_calls, *ast.walk(tree)]:
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str | bytes):
-            continue
-        if isinstance(node.value, str) and node not in in_calls:
-            continue
+    for node in texts + [node for node in nodes if _holds(node, bytes)]:
         try:
             parsed = repr(sre_parse.parse(node.value, re.VERBOSE | re.DOTALL))
         except re.error:  # a piece of a pattern
@@ -164,11 +166,8 @@ def _possessive(source: str) -> list[int]:
 
 def test_no_possessive_repetitions() -> None:
     """Python before 3.11.5, such as Debian 12's, finds too little with them (python/cpython#106052)."""
-    assert _possessive("import re\nre.compile(r'(?:a|b)*+c')\nre.search('a++', x)\nB = rb'(?>a)'\n") == [
-        2,
-        3,
-        4,
-    ]
+    planted = "import re\nre.compile(r'(?:a|b)*+c')\nre.search('a++', x)\nB = rb'(?>a)'\n"
+    assert _possessive(planted) == [2, 3, 4]
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     assert {path: lines for path in files if (lines := _possessive(path.read_text(encoding="utf-8")))} == {}
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from flows.children import supervised_process
@@ -54,7 +55,7 @@ REPORT_SERVERS = "JORA_REPORT_SERVERS"
 def serve(
     configs: PipelineConfig | Sequence[PipelineConfig],
     port: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = partial(print, flush=True),
 ) -> None:
     """Serve the pipelines of one or several configurations until SIGTERM, SIGHUP or Ctrl-C.
 

@@ -47,7 +47,7 @@ from retrieval.evaluation.drawn_records import draw_counts, draw_records
 from retrieval.evaluation.measures.choice_likelihoods import with_normalised_choices
 from retrieval.evaluation.threads.annotation_files import ANNOTATED, write_links
 from retrieval.prompts.context_variants import with_context
-from retrieval.settings.legs import CHOOSING_RANKINGS
+from retrieval.settings.legs import CHOOSING_RANKINGS, choosing_ranking
 from retrieval.settings.task_registry import TASKS, scoring_modules
 from retrieval.tasks.answers import (
     Answers,
@@ -251,7 +251,7 @@ def _as_held_out(config: PipelineConfig, record: Row, ranking: Row) -> bool:
     assert threads is not None
     if threads.contexts == "window":
         return True
-    best = next(ranking[name] for name in CHOOSING_RANKINGS if ranking.get(name))
+    best = ranking[choosing_ranking([name for name, ids in ranking.items() if ids])]
     return set(record["context_ids"]) <= set(best[: threads.n_contexts])
 
 

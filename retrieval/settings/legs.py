@@ -10,6 +10,7 @@ This module needs the standard library only, because `jora plan` loads it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 #: Package of the modules that rank.
@@ -55,5 +56,10 @@ def leg_modules() -> tuple[str, ...]:
     return tuple(leg.module for leg in LEGS.values())
 
 
-#: Rankings of which the first that a task has chooses the posts of its prompts.
+#: Rankings of which the first that a task has chooses the contexts of its prompts.
 CHOOSING_RANKINGS = ("reranked", "learned", "fused")
+
+
+def choosing_ranking(names: Collection[str]) -> str:
+    """Return which of some rankings chooses the contexts of a prompt, by name."""
+    return next(name for name in CHOOSING_RANKINGS if name in names)

@@ -30,7 +30,7 @@ from retrieval.search.fusion import Fusion, fuse
 from retrieval.search.legs.leg import LegRanking
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.legs import CHOOSING_RANKINGS, LEGS
+from retrieval.settings.legs import LEGS, choosing_ranking
 from retrieval.settings.tasks import QaTask
 from retrieval.tasks.qa.corpus import (
     HELD_OUT,
@@ -236,7 +236,7 @@ class QaWork:
                     question.text, by_leg["fused"], self.corpus.text, self.task.rerank_depth
                 )
             # The others are kept for the report.
-            best = next(by_leg[name] for name in CHOOSING_RANKINGS if name in by_leg)
+            best = by_leg[choosing_ranking(by_leg)]
             found.append(RankedQuestion(question, split, oracles, best.tolist()))
         return found, rankings
 

@@ -26,7 +26,7 @@ from retrieval.search.legs.leg import LegQuery, LegRanking
 from retrieval.search.legs.rank_legs import rank_legs
 from retrieval.search.reranker import Reranker, load_reranker
 from retrieval.settings.context import ContextConfig
-from retrieval.settings.legs import CHOOSING_RANKINGS, LEGS
+from retrieval.settings.legs import LEGS, choosing_ranking
 from retrieval.settings.tasks import ThreadsTask
 from retrieval.tasks.task_index import RANKING_DEPTH, index_texts, open_index
 from retrieval.tasks.task_protocol import Example, Task
@@ -335,7 +335,7 @@ def _build(work: ThreadsWork, number: int, row: ReplyRow, report: TaskReport) ->
 
 def _best(rankings: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the ranking that chooses the posts of a prompt."""
-    return next(rankings[name] for name in CHOOSING_RANKINGS if name in rankings)
+    return rankings[choosing_ranking(rankings)]
 
 
 def _wanted(reply: Reply, rankings: Mapping[str, np.ndarray], task: ThreadsTask) -> list[int]:

@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,13 +237,14 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     """The cells of a result of `measure`."""
     cells = {key: value for key, value in result.items() if isinstance(value, dict)}
     return {"Leg": result["leg"], "n": f"{result['n']:,}"} | {
-        key: f"{cell['value']:.3f} ({_bounds(cell)})" for key, cell in cells.items()
+        key: interval_cell(cell) for key, cell in cells.items()
     }
 
 
-def _bounds(cell: dict[str, Any]) -> str:
-    """The interval of a cell; replies of one log have none."""
-    return "one log" if cell["low"] is None else f"{cell['low']:.3f}–{cell['high']:.3f}"
+def interval_cell(cell: Mapping[str, Any]) -> str:
+    """A score with its interval; replies of one log have none."""
+    bounds = "one log" if cell["low"] is None else f"{cell['low']:.3f}–{cell['high']:.3f}"
+    return f"{cell['value']:.3f} ({bounds})"
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of ha
 
 import pyarrow.parquet as pq
 from harness import ROOT, at_least_one, machine, print_table, write_result
-from search.irc_recall import data_folder
+from search.irc_recall import data_folder, interval_cell
 from training.real_learning import PHASE, THREADS, artifact_folder, run_jora
 
+from flows.report.statistics_sections import TOGETHER, combined_differences
+
 RECIPE = ROOT / "flows" / "configs" / "smollm2-irc-channel.yaml"
-TOGETHER, ALONE = "model_and_learned", "learned"
-SYSTEMS = ("previous_post", "bm25", "fused", ALONE, "phase1", TOGETHER)
+SYSTEMS = ("previous_post", "bm25", "fused", "learned", "phase1")
 ENDING = ".ascii.txt"
 
 
@@ -69,14 +70,14 @@ def main() -> int:
             f"{PHASE}.evaluate_every": "1",
             f"{PHASE}.optim.learning_rate": "1e-12",
             "evaluate.max_records": str(args.replies),
-            "evaluate.systems": "[previous_post,bm25,fused,learned,phase1]",
+            "evaluate.systems": f"[{','.join(SYSTEMS)}]",
         }
         for stage in ("convert", "context", "train"):
             run_jora(stage, settings, RECIPE)
         found = artifact_folder(run_jora("evaluate", settings, RECIPE), "evaluate")
     scores = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
-    results = [scored(scores, system) for system in SYSTEMS]
-    compared = comparison(scores["comparisons"]["threads"]["reply@1"])
+    results = [scored(scores, system) for system in (*SYSTEMS, TOGETHER)]
+    compared = combined_differences(scores)["learned"]
     print_table([row(result) for result in results])
     print(f"\nreply@1 of both minus that of the fusion: {compared}")
     print(f"Brier scores and their difference: {scores['combined']['brier']}")
@@ -110,16 +111,6 @@ def copy_logs(logs: Path, folder: Path, drawn: Sequence[str]) -> None:
         shutil.copy(path, folder / ("test" if name in drawn else "train"))
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the comparison of both together with the fusion alone, in this direction."""
-    found = next(dict(row) for row in rows if {row["one"], row["other"]} == {TOGETHER, ALONE})
-    if found["one"] == ALONE:
-        found |= {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
-        found |= {"only_one": found["only_other"], "only_other": found["only_one"]}
-        found |= {"one": TOGETHER, "other": ALONE}
-    return found
-
-
 def scored(scores: Mapping[str, Any], system: str) -> dict[str, Any]:
     """Return the reply@1 and target@1 of a system."""
     found = scores["systems"][system]
@@ -128,9 +119,8 @@ def scored(scores: Mapping[str, Any], system: str) -> dict[str, Any]:
 
 def row(result: Mapping[str, Any]) -> dict[str, str]:
     """One row of the table."""
-    cells = {name: result[name] for name in ("reply@1", "target@1")}
     return {"System": result["system"]} | {
-        name: f"{cell['value']:.3f} ({cell['low']:.3f}-{cell['high']:.3f})" for name, cell in cells.items()
+        name: interval_cell(result[name]) for name in ("reply@1", "target@1")
     }
 
 

@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of harness and sides
 
 from harness import ROOT, at_least_one, machine, print_table, write_result
+from search.irc_recall import interval_cell
 
 RECIPE = ROOT / "flows" / "configs" / "smollm2-irc.yaml"
 THREADS, PHASE = "context.threads", "phases.finetune-task"
@@ -125,12 +126,6 @@ def artifact_folder(outcome: Mapping[str, Any], stage: str) -> Path:
 def _row(result: Mapping[str, Any]) -> dict[str, str]:
     """One row of the table in docs/learning.md."""
 
-    def score(name: str) -> str:
-        value = result[name]
-        # Comments of one log have no interval.
-        bounds = "one log" if value["low"] is None else f"{value['low']:.3f}-{value['high']:.3f}"
-        return f"{value['value']:.3f} ({bounds})"
-
     return {
         "Change": result["side"],
         "Steps": str(result["steps"]),
@@ -139,9 +134,9 @@ def _row(result: Mapping[str, Any]) -> dict[str, str]:
         "CPU s": f"{result['cpu_seconds']:.0f}",
         "Tokens a CPU s": f"{result['tokens'] / result['cpu_seconds']:.0f}",
         "Loss": f"{result['loss']:.3f}",
-        "Base": score("base"),
-        "Tuned": score("phase1"),
-        "Learned fusion": score("learned"),
+        "Base": interval_cell(result["base"]),
+        "Tuned": interval_cell(result["phase1"]),
+        "Learned fusion": interval_cell(result["learned"]),
     }
 
 

@@ -31,12 +31,11 @@ ROOT = Path(__file__).resolve().parents[3]
 SERVE = """
 import sys
 from pathlib import Path
-from flows.commands.common_options import print_status
 from flows.orchestration.serve import serve
 from tests.flows.toy_pipeline import toy_config
 schedule = {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "watch_minutes": 600, "settle_seconds": 1}
 port = int(sys.argv[2]) if len(sys.argv) > 2 else None
-serve(toy_config(Path(sys.argv[1]), schedule=schedule), port, print_status)
+serve(toy_config(Path(sys.argv[1]), schedule=schedule), port)
 """
 pytest_plugins = ["tests.flows.prefect_session"]
 # A busy machine takes minutes to start a server.
